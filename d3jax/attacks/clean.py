@@ -1,0 +1,25 @@
+"""No attack: the control that a study compares its backdoored models with."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from ..base import Attack, DataInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class CleanConfig:
+    """Nothing to set: nothing is poisoned, and ASR, RA and DER are undefined."""
+
+
+def clean(config: CleanConfig, info: DataInfo) -> Attack:
+    """The identity attack: selects no row, stamps nothing, wants every image in its own class."""
+    return Attack(
+        init=lambda key: {},
+        stamp=lambda trigger, images: images,
+        select=lambda key, labels: jnp.zeros(len(labels), bool),
+        relabel=lambda labels: labels,
+        poison=lambda trigger, key, batch: batch,
+    )

@@ -1,0 +1,146 @@
+"""The contracts every piece of d3jax is written against: what a model, an attack, a defence and a data set are.
+
+Shapes use `B` images of `H`×`W`×`C` in `K` classes; `N` is the size of a data set. Images rest as uint8 NHWC and are
+float32 in [0, 1] inside functions; models normalise for themselves, so triggers live in pixel space.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from .errors import DataError as DataError
+
+Params = Any
+"""A nested dict of arrays."""
+
+Metrics = dict[str, jax.Array]
+
+
+class Variables(NamedTuple):
+    """What a model is: trainable `params` and running `batch_stats` (an empty dict where there are none)."""
+
+    params: Params
+    batch_stats: Params
+
+
+class Outputs(NamedTuple):
+    """What a model says of `B` images: `logits [B, K]`, named `features`, and the updated `batch_stats`.
+
+    `features["penultimate"]` is what the classifier sees; others are named by the architecture (`block1`, …).
+    """
+
+    logits: jax.Array
+    features: dict[str, jax.Array]
+    batch_stats: Params
+
+
+class Model(NamedTuple):
+    """A network as two functions. Any framework's net fits by writing these.
+
+    `init(key) -> Variables`; `apply(variables, images, *, train) -> Outputs` with float32 images [B, H, W, C] in [0, 1].
+    """
+
+    init: Callable[[jax.Array], Variables]
+    apply: Callable[..., Outputs]
+
+
+class Batch(NamedTuple):
+    """`images [B, H, W, C]` float32 in [0, 1], `labels [B]` int32, `poisoned [B]` bool: the rows the attacker owns."""
+
+    images: jax.Array
+    labels: jax.Array
+    poisoned: jax.Array
+
+
+class Split(NamedTuple):
+    """Labelled images at rest: `images [N, H, W, C]` uint8, `labels [N]` int32."""
+
+    images: np.ndarray | jax.Array
+    labels: np.ndarray | jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class DataInfo:
+    """What code must know of a data set without its pixels.
+
+    `mean` and `std` are per channel, in [0, 1] units; `crop` is the padding in pixels of the random crop that suits the
+    images (0: none) and `flip` says whether a mirrored image keeps its class.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop: int = 0
+    flip: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+
+class Dataset(NamedTuple):
+    """A training set, a test set and what is known of them."""
+
+    train: Split
+    test: Split
+    info: DataInfo
+
+
+class Attack(NamedTuple):
+    """A backdoor attack as pure functions; `trigger` is a pytree made once by `init`.
+
+    `init(key) -> trigger`; `stamp(trigger, images) -> images` is what the attacker does at test time (batch-wise,
+    range-keeping); `select(key, labels [N]) -> bool [N]` draws the training rows to poison; `relabel(labels) -> labels`
+    is the label the attacker wants for each true label; `poison(trigger, key, batch) -> Batch` is what training sees.
+    """
+
+    init: Callable[[jax.Array], Any]
+    stamp: Callable[[Any, jax.Array], jax.Array]
+    select: Callable[[jax.Array, jax.Array], jax.Array]
+    relabel: Callable[[jax.Array], jax.Array]
+    poison: Callable[[Any, jax.Array, Batch], Batch]
+
+
+class Repaired(NamedTuple):
+    """What a repair returns: the new `variables` and a `trace` of arrays over logged steps, for plots."""
+
+    variables: Variables
+    trace: dict[str, np.ndarray]
+
+
+class Defense(NamedTuple):
+    """A post-training repair and what it must check before any work starts.
+
+    `repair(key, model, variables, reserved, session=Session()) -> Repaired` with `reserved` a clean `Split`;
+    `check(params, size)` raises `ConfigError` where the repair cannot run on such parameters (shapes suffice) or with that
+    many reserved images.
+    """
+
+    repair: Callable[..., Repaired]
+    check: Callable[[Params, int], None] = lambda params, size: None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything an optimiser loop carries. `step` (int32 []) is the only cursor: batches follow from (key, step)."""
+
+    step: jax.Array
+    variables: Variables
+    opt_state: optax.OptState
+    key: jax.Array
+
+
+def stream(key: jax.Array, name: str) -> jax.Array:
+    """The random stream called `name` under `key`; naming a new stream never moves the others."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))

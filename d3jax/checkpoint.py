@@ -1,0 +1,140 @@
+"""Checkpoints: pytrees of arrays on disk, through Orbax (the only file that imports it).
+
+A tree is stored flat, as {"params.stem.kernel": array}, with a checksum, so that a damaged file and a checkpoint of another
+model are told apart and reported by name. Orbax writes beside the final name and renames, so a kill leaves no half one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from .errors import CheckpointError, DamagedError
+
+Tree = TypeVar("Tree")
+
+
+def save(path: Path, tree: Any, metadata: dict | None = None) -> None:
+    """Writes `tree` (arrays, random keys included) and JSON-able `metadata` to the folder `path`, replacing what is there."""
+    flat = flatten(tree)
+    note = {"checksum": _checksum(flat), "metadata": metadata or {}}
+    ocp.save(Path(path).absolute(), flat, overwrite=True, custom_metadata=note)
+
+
+def load(path: Path, like: Tree) -> tuple[Tree, dict]:
+    """The tree saved at `path`, with the structure, shapes and dtypes of `like` (arrays or shapes), and its metadata.
+
+    Raises `CheckpointError` if there is nothing at `path` or it holds other tensors (naming them), `DamagedError` if it
+    cannot be read or its checksum is wrong.
+    """
+    path = Path(path).absolute()
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no checkpoint here")
+    want = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _describe(like).items()}
+    note = _read(path, ocp.metadata)
+    _check_same(path, want, {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in note.metadata.items()})
+    flat = _read(path, lambda path: ocp.load(path, want))
+    if _checksum(flat) != note.custom_metadata["checksum"]:
+        raise DamagedError(f"{path}: the contents do not match their checksum")
+    return unflatten(flat, like), note.custom_metadata["metadata"]
+
+
+def flatten(tree: Any) -> dict[str, jax.Array]:
+    """{"dotted.name": array} of every leaf; random keys become their data."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf) for path, leaf in leaves}
+
+
+def unflatten(flat: dict[str, jax.Array], like: Tree) -> Tree:
+    """The inverse of `flatten`, in the structure of `like`."""
+
+    def leaf(path, example):
+        value = flat[_name(path)]
+        return jax.random.wrap_key_data(value, impl=jax.random.key_impl(example)) if _is_key(example) else value
+
+    return jax.tree_util.tree_map_with_path(leaf, like)
+
+
+class Rolling:
+    """The newest `keep` checkpoints of a running loop, as folders named by their step."""
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self.folder, self.keep = Path(folder), keep
+
+    def steps(self) -> list[int]:
+        """The steps there are, oldest first."""
+        return sorted(int(path.name) for path in self.folder.glob("*") if re.fullmatch(r"\d+", path.name))
+
+    def save(self, step: int, tree: Any, metadata: dict) -> None:
+        """Adds a checkpoint, then deletes what is too old."""
+        save(self.folder / str(step), tree, metadata)
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(self.folder / str(old))
+
+    def restore(self, like: Tree) -> tuple[Tree, dict] | None:
+        """The newest checkpoint that can be read, or None; damaged ones are reported as warnings and removed.
+
+        Raises `CheckpointError` where a checkpoint holds another model.
+        """
+        for step in reversed(self.steps()):
+            try:
+                return load(self.folder / str(step), like)
+            except DamagedError as error:
+                warnings.warn(f"{error}; going back to an earlier one", stacklevel=2)
+                shutil.rmtree(self.folder / str(step))
+        return None
+
+    def clear(self) -> None:
+        """Deletes them all, once the loop's result is saved elsewhere."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _read(path: Path, reader: Any) -> Any:
+    try:
+        return reader(path)
+    except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files; all mean the same here
+        raise DamagedError(f"{path}: cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:200]})") from error
+
+
+def _describe(tree: Any) -> dict[str, Any]:
+    """Names to shapes and dtypes of what `flatten` would give, without computing it."""
+    return jax.eval_shape(flatten, tree)
+
+
+def _check_same(path: Path, want: dict, found: dict) -> None:
+    missing = [name for name in want if name not in found]
+    extra = [name for name in found if name not in want]
+    other = [
+        f"{name} is {found[name].dtype}{list(found[name].shape)}, not {want[name].dtype}{list(want[name].shape)}"
+        for name in want
+        if name in found and (found[name].shape, found[name].dtype) != (want[name].shape, want[name].dtype)
+    ]
+    problems = [f"{label} {', '.join(names[:3])}{' …' * (len(names) > 3)}"
+                for label, names in (("it lacks", missing), ("it also has", extra), ("", other)) if names]  # fmt: skip
+    if problems:
+        raise CheckpointError(f"{path}: a checkpoint of another model: {'; '.join(problems).strip()}")
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _checksum(flat: dict[str, jax.Array]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(flat):
+        array = np.asarray(flat[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

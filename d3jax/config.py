@@ -1,0 +1,191 @@
+"""Configuration as frozen dataclasses whose defaults are the papers' recipes. No jax in here.
+
+A value outside its declared range or choices raises `ConfigError` when the dataclass is made, from YAML or by hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from .errors import ConfigError
+
+
+def option(default: Any, doc: str, *, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
+    """A config field with its meaning and its allowed range: low ≤ value ≤ high, value > above."""
+    bounds = {name: bound for name, bound in (("low", low), ("high", high), ("above", above)) if bound is not None}
+    metadata = {"doc": doc, **bounds}
+    if default is dataclasses.MISSING:
+        return dataclasses.field(metadata=metadata)
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def section(registry: str, default: Any, doc: str) -> Any:
+    """A config field filled with `Choice`s from the registry of that name; `default` names what stands when it is absent."""
+    return dataclasses.field(metadata={"registry": registry, "default": default, "doc": doc})
+
+
+def check_fields(config: Any) -> None:
+    """Raises `ConfigError` when a field of `config` leaves the range or the choices its declaration gives it."""
+    hints = hints_of(type(config))
+    for field in dataclasses.fields(config):
+        value, bounds = getattr(config, field.name), field.metadata
+        choices = literals_of(hints[field.name])
+        if choices and value not in choices:
+            raise ConfigError(f"{field.name}: {value!r} is not one of {names(choices)}{did_you_mean(value, choices)}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, (int, float)) or isinstance(number, bool):
+                continue
+            if (
+                not number >= bounds.get("low", number)
+                or not number <= bounds.get("high", number)
+                or ("above" in bounds and not number > bounds["above"])
+            ):
+                raise ConfigError(f"{field.name}: {number!r} is out of range, want {_range(bounds)}")
+
+
+def fill_preset(config: Any, presets: Mapping[str, Mapping[str, Any]]) -> None:
+    """Fills the fields of a frozen `config` that are None from the preset it names."""
+    for name, value in presets[config.preset].items():
+        if getattr(config, name) is None:
+            object.__setattr__(config, name, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One entry of a registry with its settings: `name` in the registry, `label` in the results, `config`."""
+
+    name: str
+    label: str
+    config: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser and its learning-rate schedule. Weight decay is coupled L2, as PyTorch's SGD and Adam have it."""
+
+    name: Literal["sgd", "adam", "adamw"] = option("sgd", "optimiser")
+    lr: float = option(0.01, "learning rate (the peak of a schedule)", above=0)
+    momentum: float = option(0.9, "SGD momentum", low=0, high=1)
+    nesterov: bool = option(False, "Nesterov momentum")
+    weight_decay: float = option(5e-4, "weight decay: coupled L2 (sgd, adam), decoupled (adamw)", low=0)
+    schedule: Literal["constant", "cosine", "cosine_epoch", "onecycle"] = option(
+        "cosine_epoch", "cosine_epoch: to 0, constant within an epoch, as the field's PyTorch recipes step it; cosine: per step"
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Training of the (backdoored) model. Defaults: the recipe most published numbers rest on (BackdoorBench's)."""
+
+    epochs: int = option(100, "passes over the training set", low=1)
+    steps: int = option(0, "length in steps instead of epochs (0: use epochs)", low=0)
+    batch_size: int = option(128, "images a step; the last short batch is dropped", low=1)
+    augment: Literal["auto", "none"] = option("auto", "auto: the crop and flip that the data set allows")
+    optimizer: OptimConfig = option(OptimConfig, "optimiser and schedule")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReservedConfig:
+    """The clean images a post-training defence may use, drawn from the clean training set by the seed."""
+
+    fraction: float = option(0.05, "share of the training set", above=0, high=1)
+    count: int = option(0, "number of images instead of a share (0: use fraction)", low=0)
+    stratified: bool = option(False, "the same share of every class")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How optimiser loops run; none of it changes a result."""
+
+    log_every: int = option(50, "steps between lines of metrics.jsonl", low=1)
+    save_every: int = option(200, "steps between training checkpoints", low=1)
+    steps_per_call: int = option(0, "steps in one compiled call (0: 1 on CPU, a long scan on accelerators)", low=0)
+    watch_every: int = option(0, "steps between ACC/ASR measurements during repairs (0: none); for plots only", low=0)
+    eval_batch: int = option(500, "images a call in evaluation", low=1)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """A study: every attack × every defence × every seed on one data set and one model."""
+
+    dataset: Choice = section("datasets", "digits", "the images")
+    model: Choice = section("models", "preact_resnet18", "the architecture")
+    attacks: tuple[Choice, ...] = section("attacks", ("badnets",), "the attacks")
+    defenses: tuple[Choice, ...] = section("defenses", ("finetune", "d3"), "the defences tried on every attack")
+    train: TrainConfig = option(TrainConfig, "training of the backdoored model")
+    reserved: ReservedConfig = option(ReservedConfig, "the defender's clean images")
+    seeds: tuple[int, ...] = option((0,), "one run of everything per seed", low=0)
+    attack_seed: int | None = option(None, "train one backdoored model with this seed for all seeds", low=0)
+    precision: Literal["auto", "float32", "bfloat16"] = option("auto", "compute type; auto: bfloat16 on GPU and TPU")
+    loop: LoopConfig = option(LoopConfig, "logging, checkpoints, steps per call")
+    cache: str = option("", "folder for backdoored models shared between studies (empty: inside the run folder)")
+    published: dict[str, str] = option(dict, "the published number beside a row, by 'attack/defense'")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name, values in (("attacks", self.attacks), ("seeds", self.seeds)):
+            if not values:
+                raise ConfigError(f"{name}: is empty, a study needs at least one")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError(f"seeds: {list(self.seeds)} names a seed twice")
+        for name in ("attacks", "defenses"):
+            labels = [choice.label for choice in getattr(self, name)]
+            twice = sorted({label for label in labels if labels.count(label) > 1})
+            if twice:
+                raise ConfigError(f"{name}: {names(twice)} stands twice; give each its own `label:`")
+        if any(choice.label == "none" for choice in self.defenses):
+            raise ConfigError("defenses: the label 'none' is kept for the backdoored model itself")
+        cells = [f"{a.label}/{d}" for a in self.attacks for d in ("none", *(d.label for d in self.defenses))]
+        for cell in self.published:
+            if cell not in cells:
+                raise ConfigError(f"published.{cell}: no such row; rows are {names(cells)}{did_you_mean(cell, cells)}")
+
+
+@functools.cache
+def hints_of(cls: type) -> dict[str, Any]:
+    """The resolved type of every field."""
+    return typing.get_type_hints(cls)
+
+
+def literals_of(hint: Any) -> tuple:
+    """The choices of a `Literal` (or optional `Literal`) hint; () for others."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        inner = [literals_of(arg) for arg in typing.get_args(hint)]
+        return (*sum(inner, ()), None) if any(inner) else ()
+    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+
+
+def names(items: Iterable[Any]) -> str:
+    """Names in a row, for a message."""
+    return ", ".join(map(str, items))
+
+
+def did_you_mean(name: Any, known: Iterable[Any]) -> str:
+    """A hint at the nearest known name, or nothing."""
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _range(bounds: Mapping[str, Any]) -> str:
+    parts = [f"{symbol} {bounds[name]:g}" for name, symbol in (("above", ">"), ("low", "≥"), ("high", "≤")) if name in bounds]
+    return " and ".join(parts)

@@ -1,0 +1,136 @@
+"""Arrays in, a checked `Dataset` out. Every source ends here, so every data set has passed the same checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ..base import DataInfo, Dataset, Split
+from ..errors import DataError
+
+Arrays = tuple[np.ndarray | jax.Array, np.ndarray | jax.Array]
+"""Images and labels not checked yet."""
+
+NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+def from_arrays(
+    train: Arrays,
+    test: Arrays,
+    *,
+    name: str = "arrays",
+    source: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    crop: int = 0,
+    flip: bool = False,
+) -> Dataset:
+    """A `Dataset` of `(images [N, H, W, C] uint8, labels [N] integer)` pairs.
+
+    Without `classes` they are "0", "1", … up to the largest training label; without `mean` or `std` (per channel, in
+    [0, 1] units) the training images are measured. `source` is what errors name (default: `name`), `crop` and `flip` are
+    as in `DataInfo`. Raises `DataError` when the arrays are no data set: see `check_split`.
+    """
+    source = str(source or name)
+    # Unnamed classes are counted by the labels; a label beyond the number of images is a mistake, not a class.
+    train = check_split(source, "train", *train, len(classes) if classes is not None else len(train[1]))
+    if classes is None:
+        classes = [str(label) for label in range(int(train.labels.max()) + 1)]
+    if len(classes) < 2:
+        raise DataError(f"{source}: only {len(classes)} class, want at least 2")
+    test = check_split(source, "test", *test, len(classes))
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise DataError(f"{source}: test images are {_shape(test.images[0])}, want {_shape(train.images[0])} as in training")
+    if mean is None or std is None:
+        measured = measure(train.images)
+        mean, std = mean or measured[0], std or measured[1]
+    shape = train.images.shape[1:]
+    for field, values in (("mean", mean), ("std", std)):
+        if len(values) != shape[2]:
+            raise DataError(f"{source}: {field} {list(values)} has {len(values)} values, want {shape[2]}, one per channel")
+    return Dataset(train, test, DataInfo(name, shape, tuple(classes), tuple(mean), tuple(std), crop, flip))
+
+
+def check_split(source: str, part: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> Split:
+    """The split as contract wants it: images [N, H, W, C] uint8, labels [N] int32 within 0..num_classes-1, N > 0.
+
+    Raises `DataError`, one line that names `source`, the offending array of `part` ("train" or "test"), and what is wanted.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    where = f"{source}: {part}_"
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise DataError(f"{where}images is {images.dtype} {_shape(images)}, want uint8 [N, H, W, C]")
+    if images.size == 0:
+        raise DataError(f"{where}images is empty, {_shape(images)}, want at least one image")
+    if images.shape[1] in (1, 3) and images.shape[3] > 4:
+        raise DataError(f"{where}images is {_shape(images)}, which looks like [N, C, H, W], want [N, H, W, C]")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+        raise DataError(f"{where}labels is {labels.dtype} {_shape(labels)}, want integers [N]")
+    if len(images) != len(labels):
+        raise DataError(f"{where}labels has {len(labels)} rows for {len(images)} images, want as many")
+    outside = (labels < 0) | (labels >= num_classes)
+    if outside.any():
+        row = int(outside.argmax())
+        raise DataError(f"{where}labels[{row}] is {labels[row]}, want 0..{num_classes - 1}")
+    return Split(images, labels.astype(np.int32))
+
+
+def measure(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of `images [N, H, W, C]` uint8, in [0, 1] units, to 4 decimals.
+
+    A constant channel gets 1/255, the smallest step there is, so that models can divide by it.
+    """
+    # Sums of integers are exact, and in blocks small: np.std would hold a float64 copy of everything (1.2 GB for CIFAR-10).
+    total, squares = np.zeros((2, images[0].size), np.int64)
+    for start in range(0, len(images), 1000):  # 1000 × 255² fits uint32
+        pixels = images[start : start + 1000].reshape(-1, images[0].size).astype(np.uint32)
+        total += pixels.sum(0, dtype=np.uint32)
+        squares += (pixels * pixels).sum(0, dtype=np.uint32)
+    count, channels = images[..., 0].size, images.shape[3]
+    mean = total.reshape(-1, channels).sum(0) / count
+    variance = squares.reshape(-1, channels).sum(0) / count - mean**2
+    std = np.maximum(np.sqrt(np.maximum(variance, 0)), 1)
+    return tuple(np.round(mean / 255, 4).tolist()), tuple(np.round(std / 255, 4).tolist())
+
+
+def read_npz(path: Path, keys: Sequence[str] = NPZ_KEYS) -> dict[str, np.ndarray]:
+    """The arrays `keys` of an .npz file. Nothing is ever unpickled. Raises `DataError` naming the file and what is wrong."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file, want an .npz with {', '.join(keys)}")
+    arrays, key = {}, "it"
+    try:
+        # Not np.load: given something else than a zip it goes on to read .npy and suggests unpickling.
+        with zipfile.ZipFile(path) as archive:
+            present = [name.removesuffix(".npy") for name in archive.namelist()]
+            missing = [name for name in keys if name not in present]
+            if missing:
+                raise DataError(f"{path}: no array {', '.join(missing)}; it has {present}")
+            for key in keys:
+                with archive.open(f"{key}.npy") as file:
+                    arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        # In order: unreadable, bad header or objects, no .npy, cut short, encrypted or unknown compression, absurd shape, …
+        raise DataError(f"{path} ({path.stat().st_size} bytes): {key} cannot be read as .npz: {error}") from error
+    return arrays
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """16 hex digits that change with any pixel, label, shape, type or field of `info`."""
+    digest = hashlib.sha256(repr(dataclasses.astuple(dataset.info)).encode())
+    for array in (*dataset.train, *dataset.test):
+        array = np.ascontiguousarray(array)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array)
+    return digest.hexdigest()[:16]
+
+
+def _shape(array: np.ndarray) -> str:
+    return str(list(array.shape))

@@ -1,0 +1,33 @@
+"""FT: vanilla fine-tuning on the reserved images, the baseline of every repair."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from ..base import DataInfo, Defense, Model, Repaired, Split, Variables
+from ..config import check_fields, option
+from ..training.loop import Session
+from ..training.step import classification_loss
+from .repair import ScheduleConfig, run_repair
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """Default: the recipe behind the published FT columns: SGD 0.01/0.9/5e-4, cosine, 100 epochs, batch 256."""
+
+    schedule: ScheduleConfig = option(ScheduleConfig, "length, batch, optimiser")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def finetune(config: FinetuneConfig, info: DataInfo) -> Defense:
+    """Cross-entropy on the reserved images, all parameters, BatchNorm in train mode."""
+
+    def repair(key: jax.Array, model: Model, variables: Variables, reserved: Split, session: Session = Session()) -> Repaired:
+        loss = classification_loss(model)
+        return run_repair(key, variables, reserved, loss=loss, schedule=config.schedule, info=info, session=session)
+
+    return Defense(repair)

@@ -1,0 +1,56 @@
+"""What post-training repairs share: the reserved images as training data, one optimiser loop, a `Repaired` out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from ..base import DataInfo, Params, Repaired, Split, Variables
+from ..config import OptimConfig, check_fields, option
+from ..data.augment import make_augment
+from ..data.batching import epoch_plan
+from ..training.loop import Session, fit, trace_of
+from ..training.optim import make_optimizer
+from ..training.step import Loss, TrainData, init_state, make_batches, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """How long and with what a repair runs on the reserved images."""
+
+    epochs: int = option(100, "passes over the reserved images", low=1)
+    steps: int = option(0, "length in steps instead of epochs (0: use epochs)", low=0)
+    batch_size: int = option(256, "images a step; an epoch is cut into equal batches of at most this", low=1)
+    augment: Literal["auto", "none"] = option("auto", "auto: the crop and flip that the data set allows")
+    optimizer: OptimConfig = option(OptimConfig, "optimiser and schedule")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def run_repair(
+    key: jax.Array,
+    variables: Variables,
+    reserved: Split,
+    *,
+    loss: Loss,
+    schedule: ScheduleConfig,
+    info: DataInfo,
+    session: Session,
+    project: Callable[[Params], Params] = lambda params: params,
+) -> Repaired:
+    """Minimises `loss` on the reserved images from `variables`, projecting the parameters after every step."""
+    size = len(reserved.labels)
+    steps_per_epoch, batch_size = epoch_plan(size, schedule.batch_size, drop_last=False)
+    steps = schedule.steps or schedule.epochs * steps_per_epoch
+    tx = make_optimizer(schedule.optimizer, steps=steps, steps_per_epoch=steps_per_epoch)
+    augment = make_augment(info, schedule.augment)
+    batches = make_batches(size=size, steps_per_epoch=steps_per_epoch, batch_size=batch_size, augment=augment)
+    step = make_train_step(tx, loss=loss, batches=batches, project=project)
+    data = TrainData(Split(*map(jnp.asarray, reserved)), jnp.zeros(size, bool), {})
+    state, lines = fit(step, init_state(variables, tx, key), data, steps=steps, session=session)
+    return Repaired(state.variables, trace_of(lines))

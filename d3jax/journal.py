@@ -1,0 +1,79 @@
+"""What a run says while it runs: lines in metrics.jsonl, and progress on the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class Journal:
+    """metrics.jsonl: one JSON object a logged line, with the `stage` it belongs to."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def write(self, stage: str, line: dict[str, float]) -> None:
+        """Appends one line."""
+        with self.path.open("a", encoding="utf8") as file:
+            file.write(_text(stage, line))
+
+    def reset(self, stage: str, lines: list[dict[str, float]]) -> None:
+        """Makes `lines` all there is of `stage`: a resumed stage takes back what it wrote after its checkpoint."""
+        texts = self.path.read_text(encoding="utf8").splitlines(keepends=True) if self.path.exists() else []
+        kept = [text for text in texts if _stage(text) not in (stage, None)]
+        beside = self.path.with_suffix(".tmp")
+        beside.write_text("".join(kept) + "".join(_text(stage, line) for line in lines), encoding="utf8")
+        os.replace(beside, self.path)
+
+
+def _text(stage: str, line: dict[str, float]) -> str:
+    return json.dumps({"stage": stage, **line}) + "\n"
+
+
+def _stage(text: str) -> str | None:
+    """The stage of a line; None for one that a kill cut short."""
+    try:
+        return json.loads(text)["stage"]
+    except json.JSONDecodeError:
+        return None
+
+
+class Progress:
+    """One stage at a time: a rich bar on a terminal, one line a stage elsewhere."""
+
+    def __init__(self, quiet: bool = False):
+        self.quiet, self.bar, self.task = quiet, None, None
+
+    def say(self, text: str) -> None:
+        """Prints one line."""
+        if not self.quiet:
+            print(text, flush=True)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Shows `name` while the block runs."""
+        self.say(f"{name} …")
+        if self.quiet or not sys.stdout.isatty():
+            yield
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+        with Bar(*columns, transient=True) as self.bar:
+            self.task = self.bar.add_task("compiling", total=None)
+            try:
+                yield
+            finally:
+                self.bar = None
+
+    def update(self, line: dict[str, float], steps: int) -> None:
+        """Moves the bar to a logged line of a stage of `steps` steps."""
+        if self.bar is not None:
+            rate = line["step"] / max(line["seconds"], 1e-9)
+            text = f"loss {line['loss']:.4f}  {rate:.1f} steps/s"
+            self.bar.update(self.task, completed=line["step"], total=steps, description=text)

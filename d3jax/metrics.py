@@ -1,0 +1,97 @@
+"""ACC, ASR, RA and DER by the field's conventions, from exact counts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .base import Attack, Model, Split, Variables
+
+
+class Counts(NamedTuple):
+    """Per true class [K], int32: test images and those classified right; triggered images, those that reached the
+    attacker's class, and those still classified as their true class."""
+
+    clean: np.ndarray
+    correct: np.ndarray
+    triggered: np.ndarray
+    reached: np.ndarray
+    recovered: np.ndarray
+
+    @property
+    def acc(self) -> float:
+        """ACC: the share of all clean test images classified right."""
+        return _share(self.correct, self.clean)
+
+    @property
+    def asr(self) -> float:
+        """ASR: the share of triggered images, true class not the target, classified as the target; NaN without a trigger."""
+        return _share(self.reached, self.triggered)
+
+    @property
+    def ra(self) -> float:
+        """RA: the share of the same images classified as their true class."""
+        return _share(self.recovered, self.triggered)
+
+    def per_class(self) -> dict[str, np.ndarray]:
+        """`acc`, `asr` and `ra` [K] by true class, NaN where a class has no image."""
+        with np.errstate(invalid="ignore"):
+            return {
+                "acc": self.correct / self.clean,
+                "asr": self.reached / self.triggered,
+                "ra": self.recovered / self.triggered,
+            }
+
+
+def der(before: Counts, after: Counts) -> float:
+    """Defence effectiveness rating [max(0, ΔASR) − max(0, ΔACC) + 1] / 2 with Δ = before − after (Zhu et al. 2023)."""
+    return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2 if before.triggered.sum() else np.nan
+
+
+def make_evaluate(model: Model, attack: Attack, num_classes: int, batch_size: int = 500) -> Callable[..., Counts]:
+    """Builds `evaluate(variables, trigger, test) -> Counts`, exact for any number of test images.
+
+    A triggered image counts when the attacker wants another class for it than its own: for all-to-one that leaves the
+    target's images out, for all-to-all none.
+    """
+
+    @jax.jit
+    def counts_of(variables: Variables, trigger: Any, images: jax.Array, labels: jax.Array, valid: jax.Array) -> Counts:
+        clean = images.astype(jnp.float32) / 255
+        predict = lambda x: model.apply(variables, x, train=False).logits.argmax(-1)
+        wanted = attack.relabel(labels)
+        counted = valid & (wanted != labels)
+        predicted, triggered = predict(clean), predict(attack.stamp(trigger, clean))
+        by_class = jax.nn.one_hot(labels, num_classes, dtype=jnp.int32)
+        masks = (valid, valid & (predicted == labels), counted, counted & (triggered == wanted), counted & (triggered == labels))
+        return Counts(*(mask.astype(jnp.int32) @ by_class for mask in masks))
+
+    def evaluate(variables: Variables, trigger: Any, test: Split) -> Counts:
+        batches = [counts_of(variables, trigger, *batch) for batch in _padded(test, batch_size)]
+        return Counts(*(np.sum(parts, axis=0) for parts in zip(*jax.device_get(batches), strict=True)))
+
+    return evaluate
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predict(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
+    """The class [B] of each uint8 image."""
+    return model.apply(variables, images.astype(jnp.float32) / 255, train=False).logits.argmax(-1)
+
+
+def _padded(split: Split, batch_size: int):
+    """Batches of one shape: (images, labels, valid), the last one filled up with rows that do not count."""
+    size = len(split.labels)
+    batch_size = min(batch_size, size)
+    for start in range(0, size, batch_size):
+        rows = np.minimum(np.arange(start, start + batch_size), size - 1)
+        yield split.images[rows], split.labels[rows], np.arange(start, start + batch_size) < size
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> float:
+    return int(part.sum()) / int(whole.sum()) if whole.sum() else float("nan")

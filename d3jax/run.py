@@ -1,0 +1,94 @@
+"""The command line: `python -m d3jax.run --config experiments/quickstart.yaml [--section.key value …]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .config import StudyConfig
+from .config_file import describe, load
+from .errors import ConfigError, D3JaxError
+
+USAGE = "python -m d3jax.run --config FILE [--workdir DIR] [--section.key VALUE …]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one study; returns the exit code: 0 done, 2 a mistake in the config or the data, 1 anything else that failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m d3jax.run", usage=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        description="Plants a backdoor, repairs the model, reports. A rerun continues where the last one stopped.", epilog=_settings(),
+    )  # fmt: skip
+    parser.add_argument("--config", metavar="FILE", help="the study, in YAML (see experiments/)")
+    parser.add_argument("--workdir", metavar="DIR", help="the run folder (default: runs/<name of the config file>)")
+    parser.add_argument("--list", action="store_true", help="all data sets, models, attacks and defences with their settings")
+    parser.add_argument("--check", action="store_true", help="read the config, print it in full and stop")
+    options, rest = parser.parse_known_args(argv)
+    try:
+        return _run(options, _overrides(rest))
+    except D3JaxError as error:
+        print(f"d3jax: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("d3jax: interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    if not options.config and not options.list:
+        raise ConfigError(f"no --config given; usage: {USAGE}")
+    from . import study  # imports jax: after the command line has been understood
+
+    if options.list:
+        for registry, entries in study.REGISTRIES.items():
+            for name, cls in entries.items():
+                print(f"{registry}: {name}\n" + _table(describe(cls), "    "))
+        return 0
+    config = load(options.config, overrides, registries=study.REGISTRIES)
+    if options.check:
+        from .config_file import dumps
+
+        print(dumps(config), end="")
+        return 0
+    _cache_compilations()
+    study.run_study(config, options.workdir or Path("runs") / Path(options.config).stem)
+    return 0
+
+
+def _overrides(words: Sequence[str]) -> list[tuple[str, str]]:
+    """`--a.b value` and `--a.b=value` as (key, value) pairs. Raises `ConfigError` for anything else."""
+    pairs, queue = [], list(words)
+    while queue:
+        word = queue.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not key:
+            raise ConfigError(f"{word!r} is not a setting; usage: {USAGE}")
+        if not equals:
+            if not queue:
+                raise ConfigError(f"{word} has no value; usage: {USAGE}")
+            value = queue.pop(0)
+        pairs.append((key, value))
+    return pairs
+
+
+def _cache_compilations() -> None:
+    """Keeps compiled programs between runs, so that a rerun starts at once."""
+    import jax
+
+    home = Path(os.environ.get("D3JAX_CACHE", Path.home() / ".cache" / "d3jax"))
+    jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _settings() -> str:
+    return "settings (dotted, with their defaults; --list shows those of every component):\n" + _table(describe(StudyConfig), "  ")
+
+
+def _table(rows: Sequence[tuple[str, str, str]], indent: str) -> str:
+    return "\n".join(f"{indent}--{key} {default}\n{indent}      {doc}" for key, default, doc in rows) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

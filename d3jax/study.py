@@ -1,0 +1,246 @@
+"""A study from config to report: poison, train, repair, evaluate, report.
+
+Every model is a stage in a folder named by the hash of all that made it, so a rerun takes finished ones as they are,
+continues the one that was cut off, and lets many defences share one attack.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .attacks import ATTACKS
+from .base import Attack, Dataset, Defense, Model, Split, Variables, stream
+from .config import Choice, StudyConfig
+from .config_file import dumps, to_mapping
+from .data import DATASETS, fingerprint, reserve
+from .data.augment import make_augment
+from .data.batching import epoch_plan
+from .defenses import DEFENSES
+from .environment import environment
+from .journal import Journal, Progress
+from .metrics import der, make_evaluate, predict
+from .models import MODELS
+from .report import Samples, print_table, write_csv, write_report
+from .stages import Recorder, Stage, recipe_hash, run_stage
+from .training import TrainData, classification_loss, fit, init_state, make_batches, make_optimizer, make_train_step
+from .training.loop import lines_of
+
+FORMAT = 1
+"""Part of every hash; counted up when the same config would compute other numbers."""
+
+REGISTRIES = {
+    name: {key: cls for key, (cls, _) in registry.items()}
+    for name, registry in (("datasets", DATASETS), ("models", MODELS), ("attacks", ATTACKS), ("defenses", DEFENSES))
+}
+
+SHOWN = 8
+"""Test images in the report's grid."""
+
+
+class Victim(NamedTuple):
+    """A backdoored model and its trigger."""
+
+    variables: Variables
+    trigger: Any
+
+
+class Case(NamedTuple):
+    """One attack under one seed; `attack_seed` makes the victim, `seed` the repairs."""
+
+    label: str
+    choice: Choice
+    attack: Attack
+    seed: int
+    attack_seed: int
+
+
+class Lab(NamedTuple):
+    """What all cells of a study share."""
+
+    config: StudyConfig
+    dataset: Dataset
+    data_hash: str
+    model: Model
+    precision: str
+    workdir: Path
+    recorder: Recorder
+
+
+def run_study(config: StudyConfig, workdir: str | Path, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Runs `config` in the folder `workdir` (made if need be) and returns the rows of its results.csv.
+
+    Raises `D3JaxError`: before any work where the config cannot be run on this data, later where a loss diverges.
+    """
+    lab = open_lab(config, Path(workdir), progress or Progress())
+    attacks = [(choice, construct(ATTACKS, choice, lab)) for choice in config.attacks]
+    defenses = [(choice, construct(DEFENSES, choice, lab)) for choice in config.defenses]
+    check(lab, attacks, defenses)
+    rows, samples = [], []
+    for choice, attack in attacks:
+        for seed in config.seeds:
+            case = Case(choice.label, choice, attack, seed, seed if config.attack_seed is None else config.attack_seed)
+            stages = {"none": train_victim(lab, case)}
+            for defense_choice, defense in defenses:
+                stages[defense_choice.label] = repair_victim(lab, case, stages["none"], defense_choice, defense)
+            rows += [row(lab, case, label, stages) for label in stages]
+            write_csv(lab.workdir / "results.csv", rows)
+            if seed == config.seeds[0]:
+                samples.append(sample(lab, case, stages))
+    page = write_report(lab.workdir, rows, samples, lab.workdir.name)
+    print_table(rows)
+    lab.recorder.progress.say(f"report: {page}")
+    return rows
+
+
+def open_lab(config: StudyConfig, workdir: Path, progress: Progress) -> Lab:
+    """Loads the data, builds the model, and writes config.yaml and environment.json into `workdir`."""
+    dataset = DATASETS[config.dataset.name][1](config.dataset.config)
+    precision = config.precision
+    if precision == "auto":
+        precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    model = MODELS[config.model.name][1](config.model.config, dataset.info, jnp.dtype(precision))
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.yaml").write_text(dumps(config), encoding="utf8")
+    (workdir / "environment.json").write_text(json.dumps(environment() | {"precision": precision}, indent=1), encoding="utf8")
+    recorder = Recorder(config.loop, Journal(workdir / "metrics.jsonl"), progress)
+    data_hash = fingerprint(dataset)
+    train, test = (Split(*map(jnp.asarray, split)) for split in dataset[:2])
+    return Lab(config, Dataset(train, test, dataset.info), data_hash, model, precision, workdir, recorder)
+
+
+def construct(registry: dict, choice: Choice, lab: Lab) -> Any:
+    """The attack or defence of `choice` for this data set."""
+    return registry[choice.name][1](choice.config, lab.dataset.info)
+
+
+def check(lab: Lab, attacks: list[tuple[Choice, Attack]], defenses: list[tuple[Choice, Defense]]) -> None:
+    """Raises what would go wrong later: an attack that this data set refuses, a defence that this model does not suit."""
+    params = jax.eval_shape(lab.model.init, jax.random.key(0)).params
+    size = len(reserved_split(lab, lab.config.seeds[0]).labels)
+    for _, attack in attacks:
+        attack.select(jax.random.key(0), lab.dataset.train.labels)
+    for _, defense in defenses:
+        defense.check(params, size)
+
+
+def train_victim(lab: Lab, case: Case) -> Stage:
+    """The backdoored model: trained on the set that the attack poisons, or taken from the cache."""
+    config, (train, test, info) = lab.config.train, lab.dataset
+    attack, root = case.attack, jax.random.key(case.attack_seed)
+    steps_per_epoch, batch_size = epoch_plan(len(train.labels), config.batch_size, drop_last=True)
+    steps = config.steps or config.epochs * steps_per_epoch
+
+    def work(session):
+        trigger = attack.init(stream(root, "trigger"))
+        poisoned = attack.select(stream(root, "select"), train.labels)
+        tx = make_optimizer(config.optimizer, steps=steps, steps_per_epoch=steps_per_epoch)
+        batches = make_batches(
+            size=len(train.labels), steps_per_epoch=steps_per_epoch, batch_size=batch_size,
+            augment=make_augment(info, config.augment), attack=attack,
+        )  # fmt: skip
+        step = make_train_step(tx, loss=classification_loss(lab.model), batches=batches)
+        state = init_state(lab.model.init(stream(root, "init")), tx, stream(root, "train"))
+        state, lines = fit(step, state, TrainData(train, poisoned, trigger), steps=steps, session=session)
+        return Victim(state.variables, trigger), lines
+
+    evaluate = make_evaluate(lab.model, attack, info.num_classes, lab.config.loop.eval_batch)
+    cache = Path(lab.config.cache).expanduser() if lab.config.cache else lab.workdir / "checkpoints"
+    return run_stage(
+        f"{case.label}/seed{case.seed}/train",
+        cache / f"{info.name}-{lab.config.model.name}-{case.label}-{recipe_hash(victim_recipe(lab, case))}",
+        like=jax.eval_shape(lambda: Victim(lab.model.init(root), attack.init(root))),
+        work=work,
+        evaluate=lambda victim: evaluate(victim.variables, victim.trigger, test),
+        recorder=lab.recorder,
+    )
+
+
+def repair_victim(lab: Lab, case: Case, victim: Stage, choice: Choice, defense: Defense) -> Stage:
+    """What `defense` makes of the victim with the reserved images of the case's seed, counted under the same trigger."""
+    variables, trigger = victim.tree
+    counts_of = make_evaluate(lab.model, case.attack, lab.dataset.info.num_classes, lab.config.loop.eval_batch)
+    evaluate = lambda variables: counts_of(variables, trigger, lab.dataset.test)
+
+    def work(session):
+        key = stream(jax.random.key(case.seed), "repair")
+        repaired = defense.repair(key, lab.model, variables, reserved_split(lab, case.seed), session)
+        return repaired.variables, lines_of(repaired.trace)
+
+    def watch(variables):
+        counts = evaluate(variables)
+        return {"watch_acc": counts.acc} | ({"watch_asr": counts.asr} if counts.triggered.sum() else {})
+
+    recipe = {
+        "victim": victim_recipe(lab, case), "defense": choice.name, "settings": to_mapping(choice.config),
+        "seed": case.seed, "reserved": to_mapping(lab.config.reserved),
+    }  # fmt: skip
+    return run_stage(
+        f"{case.label}/seed{case.seed}/{choice.label}",
+        lab.workdir / "checkpoints" / f"{case.label}-{choice.label}-seed{case.seed}-{recipe_hash(recipe)}",
+        like=variables,
+        work=work,
+        evaluate=evaluate,
+        recorder=lab.recorder,
+        watch=watch,
+        watch_every=lab.config.loop.watch_every,
+    )
+
+
+def reserved_split(lab: Lab, seed: int) -> Split:
+    """The defender's clean images of `seed`."""
+    train, _, info = lab.dataset
+    rows = reserve(train, lab.config.reserved, seed, info.num_classes)
+    return Split(train.images[rows], train.labels[rows])
+
+
+def victim_recipe(lab: Lab, case: Case) -> dict[str, Any]:
+    """All that made a backdoored model; its hash is the model's name."""
+    return {
+        "format": FORMAT, "data": lab.data_hash, "model": lab.config.model.name, "net": to_mapping(lab.config.model.config),
+        "attack": case.choice.name, "settings": to_mapping(case.choice.config), "train": to_mapping(lab.config.train),
+        "precision": lab.precision, "seed": case.attack_seed,
+    }  # fmt: skip
+
+
+def row(lab: Lab, case: Case, label: str, stages: dict[str, Stage]) -> dict[str, Any]:
+    """The line of results.csv for one defence (or "none") of a case."""
+    config, stage, before = lab.config, stages[label], stages["none"].counts
+    poisoned = case.attack.select(stream(jax.random.key(case.attack_seed), "select"), lab.dataset.train.labels)
+    last = stage.lines[-1] if stage.lines else {}
+    net = to_mapping(config.model.config)
+    values = {
+        "dataset": lab.dataset.info.name, "model": config.model.name, "attack": case.label,
+        "poison_rate": float(np.mean(poisoned)), "defense": label, "seed": case.seed,
+        "acc": stage.counts.acc, "asr": stage.counts.asr, "ra": stage.counts.ra,
+        "der": math.nan if label == "none" else der(before, stage.counts),
+        "n_clean": int(stage.counts.clean.sum()), "n_triggered": int(stage.counts.triggered.sum()), "seconds": stage.seconds,
+        "attack_seed": case.attack_seed, "net": " ".join(f"{key}={value}" for key, value in net.items()),
+        "cosine": last.get("cosine"), "distance_ratio": last.get("distance_ratio"),
+        "published": config.published.get(f"{case.label}/{label}", "none"),
+    }  # fmt: skip
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
+
+
+def sample(lab: Lab, case: Case, stages: dict[str, Stage]) -> Samples:
+    """A few triggered test images, and what every model says of them, for the report."""
+    attack, trigger, (images, labels) = case.attack, stages["none"].tree.trigger, lab.dataset.test
+    wanted = attack.relabel(labels)
+    candidates = np.flatnonzero(np.asarray(wanted != labels))
+    rows = (candidates if candidates.size else np.arange(len(labels)))[:SHOWN]
+    clean, labels = images[rows], labels[rows]
+    triggered = jnp.round(attack.stamp(trigger, clean.astype(jnp.float32) / 255) * 255).astype(jnp.uint8)
+    variables = {label: stage.tree.variables if label == "none" else stage.tree for label, stage in stages.items()}
+    say = lambda v: tuple(np.asarray(predict(lab.model, v, x)) for x in (clean, triggered))
+    return Samples(
+        case.label, case.seed, *map(np.asarray, (clean, triggered, labels)), lab.dataset.info.classes,
+        predictions={label: say(v) for label, v in variables.items()},
+        per_class={label: stage.counts.per_class() for label, stage in stages.items()},
+        targets=np.asarray(wanted[rows]),
+    )  # fmt: skip

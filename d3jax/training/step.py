@@ -1,0 +1,97 @@
+"""One optimiser step, and the parts that training and every repair share: a loss, a source of batches, a projection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..base import Attack, Batch, Metrics, Model, Params, Split, TrainState, Variables, stream
+from ..data.batching import batch_rows
+
+Loss = Callable[[Params, Params, Batch, jax.Array], tuple[jax.Array, tuple[Params, Metrics]]]
+"""`loss(params, batch_stats, batch, key) -> (value, (new batch_stats, metrics))`."""
+
+Batches = Callable[[jax.Array, jax.Array, Any], Batch]
+"""`batches(key, step, data) -> Batch`: what a step sees, drawn and prepared inside it."""
+
+Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+class TrainData(NamedTuple):
+    """What a step draws from, kept on the device: `split`, `poisoned [N]` bool, and the attack's `trigger`."""
+
+    split: Split
+    poisoned: jax.Array
+    trigger: Any
+
+
+def init_state(variables: Variables, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    """A state at step 0."""
+    return TrainState(jnp.zeros((), jnp.int32), variables, tx.init(variables.params), key)
+
+
+def make_train_step(
+    tx: optax.GradientTransformation,
+    *,
+    loss: Loss,
+    batches: Batches,
+    project: Callable[[Params], Params] = lambda params: params,
+) -> Step:
+    """Builds `step(state, data) -> (state, metrics)`, un-jitted: the caller jits, vmaps, scans, shards or donates it.
+
+    Randomness follows from (state.key, state.step) alone. `project` maps the updated parameters back into their set.
+    `metrics` holds float32 scalars: `loss` and what the loss function reports.
+    """
+
+    def step(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(stream(state.key, "loss"), state.step)
+        batch = batches(state.key, state.step, data)
+        (value, (batch_stats, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(
+            state.variables.params, state.variables.batch_stats, batch, key
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.variables.params)
+        params = project(optax.apply_updates(state.variables.params, updates))
+        return TrainState(state.step + 1, Variables(params, batch_stats), opt_state, state.key), {"loss": value, **metrics}
+
+    return step
+
+
+def make_batches(
+    *, size: int, steps_per_epoch: int, batch_size: int, augment: Callable, attack: Attack | None = None
+) -> Batches:
+    """Draws a batch from `TrainData`, poisons it, then augments it: the trigger moves with the image."""
+
+    def batches(key: jax.Array, step: jax.Array, data: TrainData) -> Batch:
+        rows = batch_rows(stream(key, "rows"), step, size=size, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
+        images = data.split.images[rows].astype(jnp.float32) / 255
+        batch = Batch(images, data.split.labels[rows], data.poisoned[rows])
+        if attack is not None:
+            batch = attack.poison(data.trigger, jax.random.fold_in(stream(key, "poison"), step), batch)
+        return batch._replace(images=augment(jax.random.fold_in(stream(key, "augment"), step), batch.images))
+
+    return batches
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy of every row [B], in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def classification_loss(model: Model) -> Loss:
+    """Mean cross-entropy in train mode; reports the batch's `accuracy`."""
+
+    def loss(params: Params, batch_stats: Params, batch: Batch, key: jax.Array):
+        outputs = model.apply(Variables(params, batch_stats), batch.images, train=True)
+        value = cross_entropy(outputs.logits, batch.labels).mean()
+        return value, (outputs.batch_stats, {"accuracy": accuracy(outputs.logits, batch.labels)})
+
+    return loss
+
+
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The share of rows classified as labelled."""
+    return (logits.argmax(-1) == labels).mean(dtype=jnp.float32)
