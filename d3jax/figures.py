@@ -25,6 +25,7 @@ PALE = "#cfd4d9"
 INK = "#2a3138"
 WIDTH = 9.6  # inches; at DPI this is what the page shows at 960 css pixels, sharp on a doubled screen
 DPI = 160
+NAMED = 20  # so many classes still have room for their names under the bars
 STYLE = {
     "text.parse_math": False,  # class and attack names are the user's: "$x$" in them is no formula
     "font.size": 9,
@@ -141,10 +142,11 @@ def save_classes(
     if not kinds:
         return None
     before = per_class.get("none", {})
-    size = (WIDTH, 1.25 * len(names) + 0.95)
+    foot = 0.95 if len(classes) <= NAMED else 0.5  # inches, for the class names
+    size = (WIDTH, 1.25 * len(names) + foot)
     with _figure(path, size, layout="none") as figure:
         axes = figure.subplots(len(names), len(kinds), squeeze=False, sharex=True, sharey=True)
-        figure.subplots_adjust(left=0.06, right=0.99, top=1 - 0.3 / size[1], bottom=0.95 / size[1], hspace=0.5, wspace=0.04)
+        figure.subplots_adjust(left=0.06, right=0.99, top=1 - 0.3 / size[1], bottom=foot / size[1], hspace=0.5, wspace=0.04)
         for line, name in zip(axes, names, strict=True):
             for axis, kind in zip(line, kinds, strict=True):
                 after = {} if name == "none" else per_class[name]
@@ -161,7 +163,7 @@ def save_classes(
 
 
 def save_samples(path: Path, clean: np.ndarray, triggered: np.ndarray, *, label_share: float) -> Path:
-    """Images in columns: clean, triggered and their difference ×10; pixels stay pixels.
+    """Images in columns: clean, triggered and ten times their absolute difference; pixels stay pixels.
 
     The row labels fill the left `label_share` of the width and the columns share the rest equally, so that a table of the same
     proportions can stand beneath.
@@ -173,9 +175,11 @@ def save_samples(path: Path, clean: np.ndarray, triggered: np.ndarray, *, label_
     """
     residual = np.clip(10 * np.abs(triggered.astype(np.int16) - clean.astype(np.int16)), 0, 255).astype(np.uint8)
     rows = {"clean": clean, "triggered": triggered, "residual ×10": residual}
-    count, height, width = clean.shape[:3]
+    zoom = max(1, 160 // clean.shape[1])  # so that the white between images is finer than their pixels
+    lines = [images.repeat(zoom, axis=1).repeat(zoom, axis=2) for images in rows.values()]
+    count, height, width = lines[0].shape[:3]
     gap = max(1, round(0.04 * height))
-    lines = [np.pad(images, ((0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=255) for images in rows.values()]
+    lines = [np.pad(images, ((0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=255) for images in lines]
     picture = np.concatenate([np.concatenate(list(line), axis=1) for line in lines])
     cell = 1.05  # inches
     size = (count * cell / (1 - label_share), len(rows) * cell * (height + 2 * gap) / (width + 2 * gap))
@@ -258,8 +262,8 @@ def _add_legend(figure: Any, names: Sequence[str], colours: Mapping[str, tuple[s
 
 
 def _name_classes(axis: Any, classes: Sequence[str]) -> None:
-    """Class names under the bars while they can be read, every so many class numbers beyond 20."""
-    if len(classes) <= 20:
+    """Class names under the bars while they can be read, some of their numbers where there are too many."""
+    if len(classes) <= NAMED:
         names = [_short(name, 14) for name in classes]
         axis.set_xticks(range(len(classes)), names, rotation=40, ha="right", rotation_mode="anchor")
         axis.set_xlabel("true class")

@@ -183,7 +183,7 @@ def verdict(row: Row) -> str:
         words = f"keeps the backdoor{kept}"
     else:
         words = "removed" if row["asr_worst"] < GONE else "weakened"
-    if row["acc_change"] is not None and row["acc_change"] <= -COSTLY:
+    if row["acc_change"] is not None and round(row["acc_change"], 6) <= -COSTLY:  # 0.8 − 0.9 is a hair above −0.1
         words += ", heavy ACC cost"
     return ", ".join(filter(None, (words, failed)))
 
@@ -192,7 +192,7 @@ def headline(group: Sequence[Row]) -> str:
     """One sentence on one attack from its rows of `summarise`: what the best defence reached, what the worst left behind."""
     before = next((row for row in group if row["defense"] == "none"), None)
     tried = [row for row in group if row["defense"] != "none"]
-    ranked = sorted((row for row in tried if row["asr"] is not None and row["acc"] is not None), key=_score, reverse=True)
+    ranked = _ranked([row for row in tried if row["asr"] is not None and row["acc"] is not None])
     if before and before["n"] and before["asr"] is None:
         return f"ACC {_percent(before['acc'])}; no trigger, so no ASR."
     start = f"ASR {_percent(before['asr'])}" if before and before["n"] else ""
@@ -216,9 +216,11 @@ def headline(group: Sequence[Row]) -> str:
     return "; ".join(parts) + "." if parts else ""
 
 
-def _score(row: Row) -> float:
-    """DER's order, also where no DER could be had: both gain by half a point from a point of ASR less or of ACC more."""
-    return row["der"] if row["der"] is not None else (row["acc"] - row["asr"]) / 2
+def _ranked(rows: Sequence[Row]) -> list[Row]:
+    """Best first by DER; where one has none, all by ACC − ASR, which weighs a point of either as DER does."""
+    if any(row["der"] is None for row in rows):
+        return sorted(rows, key=lambda row: row["acc"] - row["asr"], reverse=True)
+    return sorted(rows, key=lambda row: row["der"], reverse=True)
 
 
 def _cost(row: Row) -> str:
@@ -250,10 +252,11 @@ def _spread(row: Row, rate: str) -> str:
 def terminal_table(rows: Sequence[Row]) -> str:
     """The study in plain text, 100 columns or as many as it needs: a line for each (attack, defense), in percent."""
     from rich.console import Console
+    from rich.measure import Measurement
 
     table = _table(summarise(rows))
-    width = max(100, table.__rich_measure__(Console(width=10_000), Console(width=10_000).options).maximum)
-    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, force_jupyter=False)
+    console = Console(file=io.StringIO(), width=10_000, color_system=None, force_terminal=False, force_jupyter=False)
+    console.width = max(100, Measurement.get(console, console.options, table).maximum)
     console.print(table)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
@@ -261,13 +264,14 @@ def terminal_table(rows: Sequence[Row]) -> str:
 def print_table(rows: Sequence[Row], file: Any = None) -> None:
     """Prints the table: in colour to a terminal, as `terminal_table` anywhere else."""
     from rich.console import Console
+    from rich.measure import Measurement
 
     console = Console(file=file, highlight=False)
     if not console.is_terminal:
         print(terminal_table(rows), file=file)
         return
     table = _table(summarise(rows))
-    needed = table.__rich_measure__(console, console.options.update(max_width=10_000)).minimum
+    needed = Measurement.get(console, console.options.update(max_width=10_000), table).minimum
     console.width = max(console.width, needed)  # a line that the terminal wraps is better than digits cut off
     console.print(table)
 
@@ -386,7 +390,11 @@ def _table_html(head: Sequence[str], bodies: Sequence[Sequence[str]], kind: str 
 
 def _headlines(groups: Groups) -> str:
     lines = [f"<li><b>{_label(key, groups)}</b>: {_e(text)}</li>" for key, group in groups.items() if (text := headline(group))]
-    return f"<section><h2>What came out</h2><ul class=lead>{''.join(lines)}</ul></section>" if lines else ""
+    means = any(row["n"] > 1 for group in groups.values() for row in group)
+    ranked = any(sum(row["defense"] != "none" for row in group) > 1 for group in groups.values())
+    notes = (["Means over the seeds."] if means else []) + (["Best and worst by DER."] if ranked else [])
+    note = f"<p class=note>{' '.join(notes)}</p>" if notes else ""
+    return f"<section><h2>What came out</h2><ul class=lead>{''.join(lines)}</ul>{note}</section>" if lines else ""
 
 
 def _glance(groups: Groups, looks: Looks) -> str:
@@ -554,7 +562,7 @@ PAGE = """<!doctype html>
 {body}
 </body></html>
 """
-GLOSSARY = """<section><h2>How to read it</h2><dl>
+GLOSSARY = f"""<section><h2>How to read it</h2><dl>
 <dt>ACC</dt><dd>Accuracy: the share of clean test images classified as their true class.</dd>
 <dt>ASR</dt><dd>Attack success rate: of the triggered test images whose true class is not the target, the share classified as the
 target.</dd>
@@ -562,8 +570,8 @@ target.</dd>
 from the target to other wrong classes has a low ASR and a low RA.</dd>
 <dt>DER</dt><dd>Defence effectiveness rating: <span class=formula>(max(0, ΔASR) − max(0, ΔACC) + 1) / 2</span>, with ΔASR and ΔACC
 the drops from before to after. 100 % is the whole backdoor gone for nothing, 50 % is no effect.</dd>
-<dt>Outcome</dt><dd><b>removed</b>: ASR below 10 % on every seed. <b>keeps the backdoor</b>: ASR of 50 % or more.
-<b>weakened</b>: between them. <b>heavy ACC cost</b>: 10 points of ACC or more.</dd>
+<dt>Outcome</dt><dd><b>removed</b>: ASR below {100 * GONE:.0f} % on every seed. <b>keeps the backdoor</b>: ASR of
+{100 * KEEPS:.0f} % or more. <b>weakened</b>: between them. <b>heavy ACC cost</b>: {100 * COSTLY:.0f} points of ACC or more.</dd>
 </dl></section>"""
 CSS = """
 :root{color-scheme:light dark;--bg:#fbfbfa;--card:#fff;--ink:#1d2329;--soft:#5a646e;--line:#e1e5e8;--group:#f1f3f5;
@@ -581,15 +589,16 @@ h2{font-size:1.15rem;margin:2.75rem 0 .75rem;overflow-wrap:anywhere}
 nav{margin:1.25rem 0 0;font-size:.9rem;color:var(--soft);line-height:1.9}nav a{margin-right:.6rem}a{color:var(--good)}
 .wide{overflow-x:auto;width:fit-content;max-width:100%;border:1px solid var(--line);border-radius:8px;background:var(--card)}
 table{border-collapse:separate;border-spacing:0;font-size:.875rem;line-height:1.35}
-.study{width:100%}th,td{padding:.45rem .7rem;text-align:left;vertical-align:top;border-top:1px solid var(--line)}
+.study{width:100%}th,td{padding:.45rem var(--pad,.7rem);text-align:left;vertical-align:top;border-top:1px solid var(--line)}
 thead th{border-top:0;vertical-align:bottom;font-weight:600}thead small,small{font-weight:400;color:var(--soft)}
 tbody th{font-weight:500}td small,th.n small{display:block;font-size:.78rem}
 .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}.study th,.glance th{white-space:nowrap}
 .study th:first-child,.glance th:first-child{position:sticky;left:0;background:var(--card);z-index:1}
 .group th{background:var(--group)!important;font-weight:600}.group span{position:sticky;left:.7rem}
 .before th,.before td{color:var(--soft)}td.text{min-width:9.5rem}
-.bar{background:linear-gradient(90deg,var(--tint) calc(var(--v)*1%),var(--line) 0) left bottom/100% 3px no-repeat}
-.acc{--tint:var(--acc)}.asr{--tint:var(--asr)}
+.bar{background:linear-gradient(90deg,var(--tint) calc(var(--v)*1%),var(--line) 0) no-repeat;
+background-position:var(--pad,.7rem) 100%;background-size:calc(100% - 2*var(--pad,.7rem)) 3px}
+.glance{--pad:.45rem;font-size:.83rem}.acc{--tint:var(--acc)}.asr{--tint:var(--asr)}
 .swatch{display:inline-block;width:.65rem;height:.65rem;border-radius:2px;margin-right:.45rem}
 .good,.better{color:var(--good)}.bad,small.worse{color:var(--bad)}.fair{color:var(--fair)}td small.better{color:var(--good)}
 .mark.bad{font-weight:600}.mark.before{color:var(--soft)}

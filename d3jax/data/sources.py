@@ -209,10 +209,7 @@ def _read_image(file: Path, config: FolderConfig) -> np.ndarray:
 
 
 def _split(images: np.ndarray, labels: np.ndarray, num_classes: int, *, fraction: float, seed: int) -> tuple[Arrays, Arrays]:
-    """Shuffles, then takes `fraction` of each class as the test set."""
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(labels))
-    images, labels = images[order], labels[order]
+    """Draws `fraction` of each class as the test set; the rest, in the old order, is the training set."""
     test = np.zeros(len(labels), bool)
-    test[draw_stratified(labels, round(fraction * len(labels)), num_classes, rng)] = True
+    test[draw_stratified(labels, round(fraction * len(labels)), num_classes, np.random.default_rng(seed))] = True
     return (images[~test], labels[~test]), (images[test], labels[test])

@@ -82,13 +82,13 @@ def _prepare(config: TfdsConfig) -> dict[str, np.ndarray]:
         import tensorflow_datasets
 
         builder = tensorflow_datasets.builder(config.dataset, data_dir=config.data_dir or None)
-        features = builder.info.features
-        _check_features(source, features)
+        _check_features(source, builder.info.features)
         if importlib.util.find_spec("tensorflow") is None and not builder.is_prepared():
             raise ImportError("No module named 'tensorflow'")  # it would say so after the download
         # Of its formats only array_record is read without TensorFlow.
         builder.download_and_prepare(file_format="array_record")
         train, test = (_read(builder.as_data_source(split=split)) for split in ("train", "test"))
+        classes = builder.info.features["label"].names  # some sets know them only now
     except DataError:
         raise
     except ImportError as error:
@@ -96,7 +96,7 @@ def _prepare(config: TfdsConfig) -> dict[str, np.ndarray]:
     except Exception as error:
         raise DataError(f"{source}: tensorflow_datasets cannot prepare it: {type(error).__name__}: {_short(error)}") from error
     # Checked before it is cached, so that a set that is no use leaves no file behind.
-    dataset = from_arrays(train, test, source=source, classes=features["label"].names)
+    dataset = from_arrays(train, test, source=source, classes=classes)
     return dict(zip(NPZ_KEYS, (*dataset.train, *dataset.test), strict=True)) | {"class_names": np.array(dataset.info.classes)}
 
 

@@ -77,15 +77,20 @@ class Repeat(NamedTuple):
 def make_repeat(step: Step, *, steps_per_call: int = 0) -> Repeat:
     """Compiles `step` to run several times a call: once on CPU, in a scan of 25 on accelerators, unless told otherwise.
 
-    XLA:CPU runs the backward pass of a convolution 10–65× slower inside a rolled loop, so there a call is one step, or
-    `steps_per_call` unrolled ones.
+    XLA:CPU runs the backward pass of a convolution 10–65× slower inside any loop (a scan of one unrolled step included:
+    3× here), so there a call is one step, or `steps_per_call` of them written out.
     """
     on_cpu = jax.default_backend() == "cpu"
-    unroll = True if on_cpu else 1
 
     @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
     def call(state, data, n):
-        return jax.lax.scan(lambda state, _: step(state, data), state, None, length=n, unroll=unroll)
+        if not on_cpu:
+            return jax.lax.scan(lambda state, _: step(state, data), state, None, length=n)
+        metrics = []
+        for _ in range(n):
+            state, reported = step(state, data)
+            metrics.append(reported)
+        return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
 
     return Repeat(call, steps_per_call or (1 if on_cpu else 25))
 
