@@ -66,9 +66,7 @@ def describe(cls: type, prefix: str = "") -> list[tuple[str, str, str]]:
     """(dotted key, default, meaning) for every field of a config dataclass, nested sections included."""
     rows = []
     for field in dataclasses.fields(cls):
-        default = field.metadata.get("default", field.default)
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
+        default = field.metadata.get("default", _default(field))
         if dataclasses.is_dataclass(default):
             rows += describe(type(default), f"{prefix}{field.name}.")
             continue
@@ -140,7 +138,8 @@ class _Reader:
         prefix = f"{path}: " if path and source != f"--{path}" else ""
         raise ConfigError(f"{source}: {prefix}{message}")
 
-    def dataclass(self, cls: type, mapping: Any, path: str) -> Any:
+    def dataclass(self, cls: type, mapping: Any, path: str, base: Any = None) -> Any:
+        """A `cls` from `mapping`; what it leaves out is as in `base`, or else as `cls` declares."""
         if not isinstance(mapping, dict):
             self.fail(path, f"want a mapping, got {mapping!r}")
         fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -152,8 +151,13 @@ class _Reader:
             inside = _join(path, name)
             if "registry" in field.metadata:
                 values[name] = self.choices(hints[name], field.metadata["registry"], mapping.get(name, field.metadata["default"]), inside)
+            elif name in mapping and dataclasses.is_dataclass(hints[name]):
+                default = getattr(base, name) if base is not None else _default(field)
+                values[name] = self.dataclass(hints[name], mapping[name], inside, base=default)
             elif name in mapping:
                 values[name] = self.value(hints[name], mapping[name], inside)
+            elif base is not None:
+                values[name] = getattr(base, name)
             elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 self.fail(inside, f"is missing: {field.metadata.get('doc', 'required')}")
         try:
@@ -203,8 +207,6 @@ class _Reader:
             if not isinstance(value, dict):
                 self.fail(path, f"want a mapping, got {value!r}")
             return {self.value(args[0], key, path): self.value(args[1], item, _join(path, str(key))) for key, item in value.items()}
-        if dataclasses.is_dataclass(hint):
-            return self.dataclass(hint, value, path)
         if origin is Literal:
             return value  # check_fields names the choices
         if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -215,6 +217,10 @@ class _Reader:
 
 
 _TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _join(path: str, name: str) -> str:
