@@ -1,0 +1,36 @@
+"""d3jax: backdoor attacks, defences and their analysis for image classifiers, as pure JAX functions.
+
+The public names are imported when first used, so that `import d3jax` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "base": "Attack Batch DataInfo Dataset Defense Model Outputs Repaired Split Variables stream",
+    "config": "OptimConfig ReservedConfig StudyConfig TrainConfig",
+    "errors": "AttackError CheckpointError ConfigError D3JaxError DataError DivergedError",
+    "data": "DATASETS DigitsConfig FolderConfig NpzConfig SyntheticConfig TfdsConfig digits folder from_arrays npz reserve synthetic tfds",
+    "models": "MODELS PreActResNet18Config count_parameters preact_resnet18",
+    "attacks": "ATTACKS BadNetsConfig BlendedConfig CleanConfig SIGConfig badnets blended clean sig",
+    "training": "Backdoored Session train_backdoored",
+    "defenses": "DEFENSES D3Config FinetuneConfig ScheduleConfig d3 finetune",
+    "metrics": "Counts der make_evaluate",
+    "study": "run_study",
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'd3jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

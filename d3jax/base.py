@@ -15,8 +15,6 @@ import jax
 import numpy as np
 import optax
 
-from .errors import DataError as DataError
-
 Params = Any
 """A nested dict of arrays."""
 

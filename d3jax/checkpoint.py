@@ -31,7 +31,8 @@ def save(path: Path, tree: Any, metadata: dict | None = None) -> None:
 
 
 def load(path: Path, like: Tree) -> tuple[Tree, dict]:
-    """The tree saved at `path`, with the structure, shapes and dtypes of `like` (arrays or shapes), and its metadata.
+    """The tree saved at `path`, with the structure, shapes and dtypes of `like` (arrays, or shapes where they are no
+    random keys), and its metadata.
 
     Raises `CheckpointError` if there is nothing at `path` or it holds other tensors (naming them), `DamagedError` if it
     cannot be read or its checksum is wrong.
@@ -39,9 +40,12 @@ def load(path: Path, like: Tree) -> tuple[Tree, dict]:
     path = Path(path).absolute()
     if not path.is_dir():
         raise CheckpointError(f"{path}: no checkpoint here")
-    want = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _describe(like).items()}
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    want = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in _describe(like).items()}
     note = _read(path, ocp.metadata)
-    _check_same(path, want, {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in note.metadata.items()})
+    if not note.metadata or not note.custom_metadata:  # what Orbax makes of a broken metadata file
+        raise DamagedError(f"{path}: cannot be read (its metadata are broken)")
+    _check_same(path, want, note.metadata)
     flat = _read(path, lambda path: ocp.load(path, want))
     if _checksum(flat) != note.custom_metadata["checksum"]:
         raise DamagedError(f"{path}: the contents do not match their checksum")
@@ -114,14 +118,14 @@ def _check_same(path: Path, want: dict, found: dict) -> None:
     missing = [name for name in want if name not in found]
     extra = [name for name in found if name not in want]
     other = [
-        f"{name} is {found[name].dtype}{list(found[name].shape)}, not {want[name].dtype}{list(want[name].shape)}"
+        f"{name} is {jnp.dtype(found[name].dtype)}{list(found[name].shape)}, not {want[name].dtype}{list(want[name].shape)}"
         for name in want
-        if name in found and (found[name].shape, found[name].dtype) != (want[name].shape, want[name].dtype)
+        if name in found and (tuple(found[name].shape), jnp.dtype(found[name].dtype)) != (want[name].shape, want[name].dtype)
     ]
-    problems = [f"{label} {', '.join(names[:3])}{' …' * (len(names) > 3)}"
-                for label, names in (("it lacks", missing), ("it also has", extra), ("", other)) if names]  # fmt: skip
+    kinds = (("it lacks ", missing), ("it also has ", extra), ("", other))
+    problems = [kind + ", ".join(which[:3]) + " …" * (len(which) > 3) for kind, which in kinds if which]
     if problems:
-        raise CheckpointError(f"{path}: a checkpoint of another model: {'; '.join(problems).strip()}")
+        raise CheckpointError(f"{path}: a checkpoint of another model: {'; '.join(problems)}")
 
 
 def _name(path: tuple) -> str:

@@ -72,7 +72,11 @@ def describe(cls: type, prefix: str = "") -> list[tuple[str, str, str]]:
             continue
         choices = literals_of(hints_of(cls)[field.name])
         doc = field.metadata.get("doc", "") + (f" [{', '.join(map(str, choices))}]" if choices else "")
-        shown = "required" if default is dataclasses.MISSING else yaml.safe_dump(to_mapping(default), default_flow_style=True, allow_unicode=True)
+        shown = (
+            "required"
+            if default is dataclasses.MISSING
+            else yaml.safe_dump(to_mapping(default), default_flow_style=True, allow_unicode=True)
+        )
         rows.append((prefix + field.name, shown.removesuffix("\n").removesuffix("\n..."), doc))
     return rows
 
@@ -89,7 +93,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def _parse(text: str, origin: str) -> Any:
@@ -150,7 +156,9 @@ class _Reader:
         for name, field in fields.items():
             inside = _join(path, name)
             if "registry" in field.metadata:
-                values[name] = self.choices(hints[name], field.metadata["registry"], mapping.get(name, field.metadata["default"]), inside)
+                values[name] = self.choices(
+                    hints[name], field.metadata["registry"], mapping.get(name, field.metadata["default"]), inside
+                )
             elif name in mapping and dataclasses.is_dataclass(hints[name]):
                 default = getattr(base, name) if base is not None else _default(field)
                 values[name] = self.dataclass(hints[name], mapping[name], inside, base=default)
@@ -206,7 +214,9 @@ class _Reader:
         if origin is dict:
             if not isinstance(value, dict):
                 self.fail(path, f"want a mapping, got {value!r}")
-            return {self.value(args[0], key, path): self.value(args[1], item, _join(path, str(key))) for key, item in value.items()}
+            return {
+                self.value(args[0], key, path): self.value(args[1], item, _join(path, str(key))) for key, item in value.items()
+            }
         if origin is Literal:
             return value  # check_fields names the choices
         if hint is float and isinstance(value, int) and not isinstance(value, bool):

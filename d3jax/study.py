@@ -20,16 +20,15 @@ from .base import Attack, Dataset, Defense, Model, Split, Variables, stream
 from .config import Choice, StudyConfig
 from .config_file import dumps, to_mapping
 from .data import DATASETS, fingerprint, reserve
-from .data.augment import make_augment
-from .data.batching import epoch_plan
 from .defenses import DEFENSES
 from .environment import environment
 from .journal import Journal, Progress
 from .metrics import der, make_evaluate, predict
 from .models import MODELS
-from .report import Samples, print_table, write_csv, write_report
+from .page import Samples, write_report
+from .report import print_table, write_csv
 from .stages import Recorder, Stage, recipe_hash, run_stage
-from .training import TrainData, classification_loss, fit, init_state, make_batches, make_optimizer, make_train_step
+from .training.backdoor import poisoned_rows, train_backdoored
 from .training.loop import lines_of
 
 FORMAT = 1
@@ -132,23 +131,11 @@ def check(lab: Lab, attacks: list[tuple[Choice, Attack]], defenses: list[tuple[C
 
 def train_victim(lab: Lab, case: Case) -> Stage:
     """The backdoored model: trained on the set that the attack poisons, or taken from the cache."""
-    config, (train, test, info) = lab.config.train, lab.dataset
-    attack, root = case.attack, jax.random.key(case.attack_seed)
-    steps_per_epoch, batch_size = epoch_plan(len(train.labels), config.batch_size, drop_last=True)
-    steps = config.steps or config.epochs * steps_per_epoch
+    attack, info, root = case.attack, lab.dataset.info, jax.random.key(case.attack_seed)
 
     def work(session):
-        trigger = attack.init(stream(root, "trigger"))
-        poisoned = attack.select(stream(root, "select"), train.labels)
-        tx = make_optimizer(config.optimizer, steps=steps, steps_per_epoch=steps_per_epoch)
-        batches = make_batches(
-            size=len(train.labels), steps_per_epoch=steps_per_epoch, batch_size=batch_size,
-            augment=make_augment(info, config.augment), attack=attack,
-        )  # fmt: skip
-        step = make_train_step(tx, loss=classification_loss(lab.model), batches=batches)
-        state = init_state(lab.model.init(stream(root, "init")), tx, stream(root, "train"))
-        state, lines = fit(step, state, TrainData(train, poisoned, trigger), steps=steps, session=session)
-        return Victim(state.variables, trigger), lines
+        trained = train_backdoored(root, lab.model, lab.dataset, attack, lab.config.train, session)
+        return Victim(trained.variables, trained.trigger), lines_of(trained.trace)
 
     evaluate = make_evaluate(lab.model, attack, info.num_classes, lab.config.loop.eval_batch)
     cache = Path(lab.config.cache).expanduser() if lab.config.cache else lab.workdir / "checkpoints"
@@ -157,7 +144,7 @@ def train_victim(lab: Lab, case: Case) -> Stage:
         cache / f"{info.name}-{lab.config.model.name}-{case.label}-{recipe_hash(victim_recipe(lab, case))}",
         like=jax.eval_shape(lambda: Victim(lab.model.init(root), attack.init(root))),
         work=work,
-        evaluate=lambda victim: evaluate(victim.variables, victim.trigger, test),
+        evaluate=lambda victim: evaluate(victim.variables, victim.trigger, lab.dataset.test),
         recorder=lab.recorder,
     )
 
@@ -212,7 +199,7 @@ def victim_recipe(lab: Lab, case: Case) -> dict[str, Any]:
 def row(lab: Lab, case: Case, label: str, stages: dict[str, Stage]) -> dict[str, Any]:
     """The line of results.csv for one defence (or "none") of a case."""
     config, stage, before = lab.config, stages[label], stages["none"].counts
-    poisoned = case.attack.select(stream(jax.random.key(case.attack_seed), "select"), lab.dataset.train.labels)
+    poisoned = poisoned_rows(jax.random.key(case.attack_seed), case.attack, lab.dataset.train.labels)
     last = stage.lines[-1] if stage.lines else {}
     net = to_mapping(config.model.config)
     values = {

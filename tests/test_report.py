@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from d3jax import figures, report
+from d3jax import page as html_page
 
 CLASSES = ("cat", "dog", "<i>$\\cow$</i>")  # neither HTML nor TeX
 
@@ -34,7 +35,9 @@ def sample(attack="badnets", seed=0, targets=None):
         "ft": {"acc": np.array([0.6, 1.0, nan]), "asr": np.array([nan, 0.1, 0.0])},
     }
     none, ft = (np.array([1, 2]), np.array([0, 0])), (np.array([1, 1]), np.array([1, 1]))
-    return report.Samples(attack, seed, clean, triggered, np.array([1, 2]), CLASSES, {"none": none, "ft": ft}, per_class, targets)
+    return html_page.Samples(
+        attack, seed, clean, triggered, np.array([1, 2]), CLASSES, {"none": none, "ft": ft}, per_class, targets
+    )
 
 
 def curve(stage, **more):
@@ -218,7 +221,7 @@ def test_sample_picture_shows_ten_times_the_difference(tmp_path):
 def test_class_rates_are_means_over_the_seeds_that_have_them():
     first, second = sample(), sample(seed=1)
     second.per_class["ft"]["acc"] = np.array([0.2, math.nan, math.nan])
-    mean = report._mean_per_class([first, second])
+    mean = html_page._mean_per_class([first, second])
     np.testing.assert_allclose(mean["ft"]["acc"], [0.4, 1.0, math.nan])
 
 
@@ -263,7 +266,7 @@ def full(tmp_path_factory):
     (folder / "config.yaml").write_text("name: <img src=http://evil.example>\n")
     (folder / "environment.json").write_text(json.dumps({"device": "<GPU> & co", "jax": "0.10"}))
     samples = [sample(), sample(seed=1), sample(evil, targets=np.array([0, 1]))]
-    return folder, Page(report.write_report(folder, rows, samples, "A <title> & more"))
+    return folder, Page(html_page.write_report(folder, rows, samples, "A <title> & more"))
 
 
 def test_page_needs_no_other_file_and_embeds_every_picture(full):
@@ -303,14 +306,14 @@ def test_page_shows_numbers_changes_and_predictions_in_text(full):
 
 
 def test_page_leaves_out_what_is_missing(tmp_path):
-    bare = Page(report.write_report(tmp_path / "bare", [row(), row("ft", asr=0.1)], [], "bare"))
+    bare = Page(html_page.write_report(tmp_path / "bare", [row(), row("ft", asr=0.1)], [], "bare"))
     assert bare.headings == ["What came out", "Before and after", "How to read it"]
     assert "img" not in bare.tags and "figure" not in bare.tags and not (tmp_path / "bare" / "figures").exists()
-    assert Page(report.write_report(tmp_path / "empty", [], [], "empty")).headings == []
+    assert Page(html_page.write_report(tmp_path / "empty", [], [], "empty")).headings == []
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "environment.json").write_text('{"jax": "0.')
     (tmp_path / "half" / "metrics.jsonl").write_text(curve("badnets/seed0/train"))
-    assert Page(report.write_report(tmp_path / "half", [], [], "half")).headings == ["badnets in detail"]
+    assert Page(html_page.write_report(tmp_path / "half", [], [], "half")).headings == ["badnets in detail"]
 
 
 def test_many_attacks_get_an_overview_and_files_of_their_own(tmp_path):
@@ -318,7 +321,7 @@ def test_many_attacks_get_an_overview_and_files_of_their_own(tmp_path):
     rows = [row(defense, attack=attack, asr=asr) for attack in ("a/b", "a b") for defense, asr in asrs.items()]
     rows[-1] |= {"acc": None, "asr": None, "status": "failed: nan"}
     (tmp_path / "metrics.jsonl").write_text(curve("a/b/seed0/train") + curve("a b/seed0/train"))
-    page = Page(report.write_report(tmp_path, rows, [], "two"))
+    page = Page(html_page.write_report(tmp_path, rows, [], "two"))
     assert page.headings[:2] == ["What came out", "At a glance"] and "np ✗ 70.0 90.0 (0.0) ! failed" in page.text
     assert len(list((tmp_path / "figures").iterdir())) == 2
 

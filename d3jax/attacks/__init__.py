@@ -13,5 +13,13 @@ ATTACKS = {
 }
 
 __all__ = [
-    "ATTACKS", "BadNetsConfig", "BlendedConfig", "CleanConfig", "SIGConfig", "badnets", "blended", "clean", "sig",
+    "ATTACKS",
+    "BadNetsConfig",
+    "BlendedConfig",
+    "CleanConfig",
+    "SIGConfig",
+    "badnets",
+    "blended",
+    "clean",
+    "sig",
 ]

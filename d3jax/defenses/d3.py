@@ -50,9 +50,7 @@ class D3Config:
     p: float = option(2.0, "p of the p-norm distance", low=1)
     tensors: str = option("head/kernel", "glob of parameter paths that make θ_s; 'linear': every 2-D kernel")
     batch_norm: Literal["train", "fixed"] = option("train", "batch statistics and updated running ones, or the stored ones")
-    schedule: ScheduleConfig = option(
-        lambda: ScheduleConfig(optimizer=OptimConfig(weight_decay=0.0)), "length, batch, optimiser"
-    )
+    schedule: ScheduleConfig = option(lambda: ScheduleConfig(optimizer=OptimConfig(weight_decay=0.0)), "length, batch, optimiser")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -77,7 +75,9 @@ def select(params: Params, tensors: str = "head/kernel") -> Selection:
 
     selection = jax.tree_util.tree_map_with_path(chosen, params)
     if not any(jax.tree.leaves(selection)):
-        known = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        known = [
+            jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(params)
+        ]
         raise ConfigError(
             f"tensors: {tensors!r} matches none of the {len(known)} parameters{did_you_mean(tensors, known)}; "
             f"the last ones are {names(known[-8:])}"

@@ -141,5 +141,7 @@ def _check_finite(loss: np.ndarray, first: int) -> None:
 
 
 def _line(stacked: dict[str, np.ndarray], done: int, seconds: float, session: Session, state: TrainState) -> Line:
-    line = {"step": done, "seconds": seconds} | {name: float(np.mean(values, dtype=np.float64)) for name, values in stacked.items()}
+    line = {"step": done, "seconds": seconds} | {
+        name: float(np.mean(values, dtype=np.float64)) for name, values in stacked.items()
+    }
     return line | (session.watch(state.variables) if _due(done, session.watch_every) else {})

@@ -60,9 +60,7 @@ def make_train_step(
     return step
 
 
-def make_batches(
-    *, size: int, steps_per_epoch: int, batch_size: int, augment: Callable, attack: Attack | None = None
-) -> Batches:
+def make_batches(*, size: int, steps_per_epoch: int, batch_size: int, augment: Callable, attack: Attack | None = None) -> Batches:
     """Draws a batch from `TrainData`, poisons it, then augments it: the trigger moves with the image."""
 
     def batches(key: jax.Array, step: jax.Array, data: TrainData) -> Batch:

@@ -1,0 +1,58 @@
+"""A backdoored model from a data set and an attack: the recipe that every study starts with."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..base import Attack, Dataset, Model, Split, Variables, stream
+from ..config import TrainConfig
+from ..data.augment import make_augment
+from ..data.batching import epoch_plan
+from .loop import Session, fit, trace_of
+from .optim import make_optimizer
+from .step import TrainData, classification_loss, init_state, make_batches, make_train_step
+
+
+class Backdoored(NamedTuple):
+    """A model trained on poisoned data, the `trigger` that its attack made, and the `trace` of its training."""
+
+    variables: Variables
+    trigger: Any
+    trace: dict[str, np.ndarray]
+
+
+def train_backdoored(
+    key: jax.Array,
+    model: Model,
+    dataset: Dataset,
+    attack: Attack,
+    config: TrainConfig = TrainConfig(),  # noqa: B008
+    session: Session = Session(),
+) -> Backdoored:
+    """Trains `model` from scratch on `dataset.train`, poisoned by `attack` inside every step; everything follows from `key`.
+
+    The last step's variables are kept, as the field does. Raises `AttackError` where the data have too few images for the
+    attack and `DivergedError` where the loss breaks.
+    """
+    train = Split(*map(jnp.asarray, dataset.train))
+    size = len(train.labels)
+    steps_per_epoch, batch_size = epoch_plan(size, config.batch_size, drop_last=True)
+    steps = config.steps or config.epochs * steps_per_epoch
+    tx = make_optimizer(config.optimizer, steps=steps, steps_per_epoch=steps_per_epoch)
+    augment = make_augment(dataset.info, config.augment)
+    batches = make_batches(size=size, steps_per_epoch=steps_per_epoch, batch_size=batch_size, augment=augment, attack=attack)
+    step = make_train_step(tx, loss=classification_loss(model), batches=batches)
+    trigger = attack.init(stream(key, "trigger"))
+    data = TrainData(train, poisoned_rows(key, attack, train.labels), trigger)
+    state = init_state(model.init(stream(key, "init")), tx, stream(key, "train"))
+    state, lines = fit(step, state, data, steps=steps, session=session)
+    return Backdoored(state.variables, trigger, trace_of(lines))
+
+
+def poisoned_rows(key: jax.Array, attack: Attack, labels: jax.Array) -> jax.Array:
+    """Which of the training rows [N] `train_backdoored` poisons under `key`."""
+    return attack.select(stream(key, "select"), labels)

@@ -1,0 +1,84 @@
+"""ACC, ASR, RA and DER against counts made by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d3jax.attacks import BadNetsConfig, CleanConfig, badnets, clean
+from d3jax.base import DataInfo, Model, Outputs, Split, Variables
+from d3jax.metrics import Counts, der, make_evaluate
+
+INFO = DataInfo("x", (4, 4, 1), ("a", "b", "c"), (0.5,), (0.5,))
+NOTHING = Variables({}, {})
+
+
+def model_that_says(table):
+    """Reads the true class off the first pixel and answers table[class, triggered]."""
+
+    def apply(variables, images, *, train):
+        truth = jnp.round(images[:, 0, 0, 0] * 255).astype(int)
+        triggered = (images[:, -1, -1, 0] == 1).astype(int)
+        return Outputs(jax.nn.one_hot(jnp.asarray(table)[truth, triggered], 3), {}, {})
+
+    return Model(lambda key: NOTHING, apply)
+
+
+def images_of(labels):
+    images = np.zeros((len(labels), 4, 4, 1), np.uint8)
+    images[:, 0, 0, 0] = labels
+    return Split(images, np.asarray(labels, np.int32))
+
+
+TEST = images_of([0] * 3 + [1] * 5 + [2] * 4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
+def test_counts_of_any_batch_size(batch_size):
+    # class 0 right, 1 right, 2 taken for 1; triggered: 0 → 0 (not counted), 1 → target 0, 2 → still 2
+    model = model_that_says([[0, 0], [1, 0], [1, 2]])
+    attack = badnets(BadNetsConfig(size=1), INFO)
+    counts = make_evaluate(model, attack, 3, batch_size)(NOTHING, attack.init(jax.random.key(0)), TEST)
+    assert counts.clean.tolist() == [3, 5, 4] and counts.correct.tolist() == [3, 5, 0]
+    assert counts.triggered.tolist() == [0, 5, 4] and counts.reached.tolist() == [0, 5, 0] and counts.recovered.tolist() == [0, 0, 4]
+    assert counts.acc == 8 / 12 and counts.asr == 5 / 9 and counts.ra == 4 / 9
+    per_class = counts.per_class()
+    assert per_class["acc"].tolist() == [1, 1, 0] and np.isnan(per_class["asr"][0]) and per_class["asr"][1:].tolist() == [1, 0]
+
+
+def test_the_target_class_is_never_counted_in_asr():
+    model = model_that_says([[0, 0], [0, 0], [0, 0]])
+    attack = badnets(BadNetsConfig(size=1, target=2), INFO)
+    counts = make_evaluate(model, attack, 3)(NOTHING, attack.init(jax.random.key(0)), TEST)
+    assert counts.triggered.tolist() == [3, 5, 0] and counts.asr == 0
+
+
+def test_all_to_all_counts_every_image():
+    model = model_that_says([[0, 1], [1, 2], [2, 1]])
+    attack = badnets(BadNetsConfig(size=1, mode="all_to_all"), INFO)
+    counts = make_evaluate(model, attack, 3)(NOTHING, attack.init(jax.random.key(0)), TEST)
+    assert counts.triggered.tolist() == [3, 5, 4] and counts.asr == 8 / 12
+
+
+def test_without_a_trigger_asr_is_undefined():
+    model, attack = model_that_says([[0, 0], [1, 1], [2, 2]]), clean(CleanConfig(), INFO)
+    counts = make_evaluate(model, attack, 3)(NOTHING, {}, TEST)
+    assert counts.acc == 1 and np.isnan(counts.asr) and np.isnan(counts.ra) and np.isnan(der(counts, counts))
+
+
+def counts_with(acc, asr):
+    whole = np.array([100])
+    return Counts(whole, np.array([acc]), whole, np.array([asr]), np.array([0]))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "value"),
+    [
+        ((90, 100), (88, 0), (1.0 - 0.02 + 1) / 2),
+        ((90, 100), (95, 0), 1.0),  # a gain in ACC earns nothing
+        ((90, 50), (90, 80), 0.5),  # a gain in ASR costs nothing
+        ((90, 50), (70, 80), 0.4),
+    ],
+)
+def test_der(before, after, value):
+    assert der(counts_with(*before), counts_with(*after)) == pytest.approx(value)

@@ -1,0 +1,94 @@
+"""The published architecture, exactly; and the fast convolution, equal to Linen's."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d3jax.base import DataInfo
+from d3jax.models import MODELS, PreActResNet18Config, count_parameters, preact_resnet18
+from d3jax.models.conv import Conv, conv3x3
+
+INFO = DataInfo("cifar10", (32, 32, 3), tuple("abcdefghij"), (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
+SMALL = DataInfo("small", (16, 16, 1), tuple("abcd"), (0.5,), (0.25,))
+
+
+def test_preact_resnet18_has_the_published_shape():
+    variables = jax.eval_shape(preact_resnet18(PreActResNet18Config(), INFO).init, jax.random.key(0))
+    assert count_parameters(variables.params) == 11_171_146
+    means = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables.batch_stats) if path[-1].key == "mean"]
+    assert len(means) == 16 and sum(leaf.size for leaf in means) == 3392
+    assert variables.params["head"]["kernel"].shape == (512, 10)
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    model = preact_resnet18(PreActResNet18Config(width=4), SMALL)
+    return model, model.init(jax.random.key(0)), jax.random.uniform(jax.random.key(1), (8, 16, 16, 1))
+
+
+def test_features_train_and_eval(narrow):
+    model, variables, images = narrow
+    out = jax.jit(lambda v, x: model.apply(v, x, train=True))(variables, images)
+    shapes = {name: feature.shape for name, feature in out.features.items()}
+    assert shapes == {
+        "block1": (8, 16, 16, 4), "block2": (8, 8, 8, 8), "block3": (8, 4, 4, 16), "block4": (8, 2, 2, 32), "penultimate": (8, 32),
+    }  # fmt: skip
+    assert out.logits.shape == (8, 4) and out.logits.dtype == jnp.float32
+    head = variables.params["head"]
+    np.testing.assert_allclose(out.logits, out.features["penultimate"] @ head["kernel"] + head["bias"], rtol=1e-5, atol=1e-5)
+    assert not jax.tree.all(jax.tree.map(jnp.array_equal, out.batch_stats, variables.batch_stats))
+    evaluate = jax.jit(lambda v, x: model.apply(v, x, train=False))
+    still = evaluate(variables, images)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, still.batch_stats, variables.batch_stats))
+    np.testing.assert_allclose(still.logits[:3], evaluate(variables, images.at[3:].set(0)).logits[:3], rtol=1e-5, atol=1e-5)
+
+
+def test_normalisation_is_inside(narrow):
+    model, variables, images = narrow
+    stem = variables.params["stem"]["kernel"]
+    by_hand = jax.lax.conv_general_dilated(
+        (images - 0.5) / 0.25, stem, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    zeroed = jax.tree.map(jnp.zeros_like, variables.params) | {"stem": variables.params["stem"]}
+    out = model.apply(variables._replace(params=zeroed), images, train=False)
+    np.testing.assert_allclose(out.features["block1"], by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_initialisation_is_pytorchs(narrow):
+    _, variables, _ = narrow
+    kernel = variables.params["block4_2"]["Conv_0"]["kernel"]  # [3, 3, 32, 32]
+    bound = (9 * 32) ** -0.5
+    assert abs(float(jnp.abs(kernel).max()) - bound) < 0.01 * bound
+    assert abs(float(kernel.std()) - bound / 3**0.5) < 0.05 * bound
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_computes_in_bfloat16_with_float32_parameters(name):
+    cls, construct = MODELS[name]
+    model = construct(cls(width=4), SMALL, jnp.bfloat16)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    out = jax.eval_shape(lambda v, x: model.apply(v, x, train=True), variables, jnp.zeros((2, 16, 16, 1)))
+    assert out.features["block2"].dtype == jnp.bfloat16
+    assert out.logits.dtype == jnp.float32 and {leaf.dtype for leaf in jax.tree.leaves(out.batch_stats)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8, 3, 8), (2, 7, 7, 8, 8), (2, 6, 10, 40, 40), (2, 4, 4, 96, 128), (5, 14, 14, 4, 8)])
+def test_fast_convolution_equals_linens(shape):
+    b, h, w, c, d = shape
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = jax.random.normal(keys[0], (b, h, w, c)), jax.random.normal(keys[1], (3, 3, c, d))
+    g = jax.random.normal(keys[2], (b, h, w, d))
+    linen = lambda x, kernel: nn.Conv(d, (3, 3), padding=1, use_bias=False).apply({"params": {"kernel": kernel}}, x)  # noqa: E731
+    both = jax.jit(lambda f, x, kernel, g: (f(x, kernel), *jax.vjp(f, x, kernel)[1](g)), static_argnums=0)
+    for mine, theirs in zip(both(conv3x3, x, kernel, g), both(linen, x, kernel, g), strict=True):
+        scale = float(jnp.abs(theirs).max())
+        np.testing.assert_allclose(mine / scale, theirs / scale, atol=1e-5)
+
+
+def test_strided_geometry_is_pytorchs():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    out = Conv(1, 3, 2).apply({"params": {"kernel": jnp.ones((3, 3, 1, 1))}}, x)
+    assert out[0, :, :, 0].tolist() == [[0 + 1 + 4 + 5, 1 + 2 + 3 + 5 + 6 + 7], [4 + 5 + 8 + 9 + 12 + 13, 5 + 6 + 7 + 9 + 10 + 11 + 13 + 14 + 15]]
