@@ -7,6 +7,8 @@ model are told apart and reported by name. Orbax writes beside the final name an
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import re
 import shutil
 import warnings
@@ -26,7 +28,7 @@ Tree = TypeVar("Tree")
 def save(path: Path, tree: Any, metadata: dict | None = None) -> None:
     """Writes `tree` (arrays, random keys included) and JSON-able `metadata` to the folder `path`, replacing what is there."""
     flat = flatten(tree)
-    note = {"checksum": _checksum(flat), "metadata": metadata or {}}
+    note = {"checksum": _checksum(flat, metadata or {}), "metadata": metadata or {}}
     ocp.save(Path(path).absolute(), flat, overwrite=True, custom_metadata=note)
 
 
@@ -47,7 +49,7 @@ def load(path: Path, like: Tree) -> tuple[Tree, dict]:
         raise DamagedError(f"{path}: cannot be read (its metadata are broken)")
     _check_same(path, want, note.metadata)
     flat = _read(path, lambda path: ocp.load(path, want))
-    if _checksum(flat) != note.custom_metadata["checksum"]:
+    if _checksum(flat, note.custom_metadata.get("metadata")) != note.custom_metadata.get("checksum"):
         raise DamagedError(f"{path}: the contents do not match their checksum")
     return unflatten(flat, like), note.custom_metadata["metadata"]
 
@@ -103,10 +105,15 @@ class Rolling:
 
 
 def _read(path: Path, reader: Any) -> Any:
+    logger = logging.getLogger("absl")  # where Orbax prints pages about a damaged file that our one line names
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         return reader(path)
     except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files; all mean the same here
         raise DamagedError(f"{path}: cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:200]})") from error
+    finally:
+        logger.setLevel(level)
 
 
 def _describe(tree: Any) -> dict[str, Any]:
@@ -136,8 +143,8 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _checksum(flat: dict[str, jax.Array]) -> str:
-    digest = hashlib.sha256()
+def _checksum(flat: dict[str, jax.Array], metadata: Any) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(flat):
         array = np.asarray(flat[name])
         digest.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())

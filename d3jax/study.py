@@ -204,7 +204,7 @@ def row(lab: Lab, case: Case, label: str, stages: dict[str, Stage]) -> dict[str,
     net = to_mapping(config.model.config)
     values = {
         "dataset": lab.dataset.info.name, "model": config.model.name, "attack": case.label,
-        "poison_rate": float(np.mean(poisoned)), "defense": label, "seed": case.seed,
+        "poison_rate": int(poisoned.sum()) / len(poisoned), "defense": label, "seed": case.seed,
         "acc": stage.counts.acc, "asr": stage.counts.asr, "ra": stage.counts.ra,
         "der": math.nan if label == "none" else der(before, stage.counts),
         "n_clean": int(stage.counts.clean.sum()), "n_triggered": int(stage.counts.triggered.sum()), "seconds": stage.seconds,

@@ -29,12 +29,16 @@ def test_round_trip_keeps_everything(tmp_path):
     checkpoint.save(tmp_path / "a", state, {"lines": [{"step": 1}]})
     back, note = checkpoint.load(tmp_path / "a", state_of(0))
     assert same(back, state) and note == {"lines": [{"step": 1}]}
-    assert jax.random.key_impl(back.key) == jax.random.key_impl(state.key) and jax.random.bits(back.key) == jax.random.bits(state.key)
+    assert jax.random.key_impl(back.key) == jax.random.key_impl(state.key) and jax.random.bits(back.key) == jax.random.bits(
+        state.key
+    )
 
 
 def test_another_models_checkpoint_names_the_tensors(tmp_path):
     checkpoint.save(tmp_path / "a", {"stem": jnp.ones(3), "old": jnp.ones(2)})
-    with pytest.raises(CheckpointError, match=r"another model: it lacks new; it also has old; stem is float32\[3\], not float32\[4\]"):
+    with pytest.raises(
+        CheckpointError, match=r"another model: it lacks new; it also has old; stem is float32\[3\], not float32\[4\]"
+    ):
         checkpoint.load(tmp_path / "a", {"stem": jnp.ones(4), "new": jnp.ones(2)})
 
 
@@ -47,6 +51,7 @@ def files_of(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's threads, when a read fails
 def test_every_truncated_or_altered_file_is_noticed_or_harmless(tmp_path):
     """Each file in turn cut in half, emptied, deleted, one byte flipped: either an error, or the very same arrays."""
     state, like = state_of(5), state_of(0)
@@ -69,6 +74,7 @@ def test_every_truncated_or_altered_file_is_noticed_or_harmless(tmp_path):
     assert same(checkpoint.load(tmp_path / "a", like)[0], state)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_rolling_keeps_the_newest_and_goes_back_past_damage(tmp_path):
     rolling = checkpoint.Rolling(tmp_path / "steps", keep=2)
     assert rolling.restore(state_of()) is None

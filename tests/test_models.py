@@ -81,7 +81,7 @@ def test_fast_convolution_equals_linens(shape):
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = jax.random.normal(keys[0], (b, h, w, c)), jax.random.normal(keys[1], (3, 3, c, d))
     g = jax.random.normal(keys[2], (b, h, w, d))
-    linen = lambda x, kernel: nn.Conv(d, (3, 3), padding=1, use_bias=False).apply({"params": {"kernel": kernel}}, x)  # noqa: E731
+    linen = lambda x, kernel: nn.Conv(d, (3, 3), padding=1, use_bias=False).apply({"params": {"kernel": kernel}}, x)
     both = jax.jit(lambda f, x, kernel, g: (f(x, kernel), *jax.vjp(f, x, kernel)[1](g)), static_argnums=0)
     for mine, theirs in zip(both(conv3x3, x, kernel, g), both(linen, x, kernel, g), strict=True):
         scale = float(jnp.abs(theirs).max())
@@ -91,4 +91,7 @@ def test_fast_convolution_equals_linens(shape):
 def test_strided_geometry_is_pytorchs():
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     out = Conv(1, 3, 2).apply({"params": {"kernel": jnp.ones((3, 3, 1, 1))}}, x)
-    assert out[0, :, :, 0].tolist() == [[0 + 1 + 4 + 5, 1 + 2 + 3 + 5 + 6 + 7], [4 + 5 + 8 + 9 + 12 + 13, 5 + 6 + 7 + 9 + 10 + 11 + 13 + 14 + 15]]
+    assert out[0, :, :, 0].tolist() == [
+        [0 + 1 + 4 + 5, 1 + 2 + 3 + 5 + 6 + 7],
+        [4 + 5 + 8 + 9 + 12 + 13, 5 + 6 + 7 + 9 + 10 + 11 + 13 + 14 + 15],
+    ]

@@ -4,7 +4,8 @@ A fine-tuned backdoored model stays where clean and backdoor loss are both low. 
 
     min_θ  λ · max(0, L_clean(θ) − ε) − ‖θ_s − θ_init,s‖   with θ_s kept on (or in) a sphere of radius ‖θ_init,s‖.
 
-`select`, `distance`, `project` and `penalty` work on any parameter pytree and any optax optimiser.
+`select`, `distance`, `project` and `penalty` work on any parameter pytree and any optax optimiser. Without the clean term,
+projected gradient descent ends at −θ_init,s; an optimiser that rescales coordinates ends elsewhere (Adam at cos∠ ≈ −0.8).
 """
 
 from __future__ import annotations

@@ -1,0 +1,81 @@
+"""Time per step and per epoch of the real training loop, and the share of it spent outside compiled code.
+
+Runs `fit` as a study does (logging every 50 steps, a checkpoint every 100) on generated 32×32×3 images, after a warm-up, and
+blocks on every compiled call: what is left of the wall time is Python, logging, fetching and saving. Nothing is compared.
+
+Command: GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/overhead.py [--width 8] [--batch 128] [--steps 100]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+
+from d3jax import checkpoint
+from d3jax.attacks import BadNetsConfig, badnets
+from d3jax.config import OptimConfig, TrainConfig
+from d3jax.data import SyntheticConfig, synthetic
+from d3jax.environment import environment
+from d3jax.models import PreActResNet18Config, preact_resnet18
+from d3jax.training import Session, loop, train_backdoored
+
+IMAGES_PER_EPOCH = 50_000
+"""CIFAR-10's training set."""
+
+
+def main() -> None:
+    """Measures, prints and writes one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    calls, original = [], loop.make_repeat
+
+    def timed_repeat(step, *, steps_per_call=0):
+        repeat = original(step, steps_per_call=steps_per_call)
+
+        def call(state, data, n):
+            began = time.perf_counter()
+            out = jax.block_until_ready(repeat.call(state, data, n))
+            calls.append((began, time.perf_counter(), n))
+            return out
+
+        return loop.Repeat(call, repeat.steps_per_call)
+
+    loop.make_repeat = timed_repeat
+    data = synthetic(SyntheticConfig(size=32, channels=3, train=5000, test=100))
+    model, attack = preact_resnet18(PreActResNet18Config(options.width), data.info), badnets(BadNetsConfig(), data.info)
+    config = TrainConfig(steps=options.steps + 10, batch_size=options.batch, optimizer=OptimConfig())
+    with tempfile.TemporaryDirectory() as folder:
+        rolling = checkpoint.Rolling(Path(folder))
+        save = lambda state, lines: rolling.save(int(state.step), state, {"lines": lines})
+        train_backdoored(jax.random.key(0), model, data, attack, config, Session(save=save, log_every=50, save_every=100))
+    steady = calls[10:]
+    wall = steady[-1][1] - steady[0][0]
+    inside = sum(end - began for began, end, _ in steady)
+    per_step = [(end - began) / n for began, end, n in steady]
+    result = {
+        "command": f"benchmarks/overhead.py --width {options.width} --batch {options.batch} --steps {options.steps}",
+        "steps": sum(n for _, _, n in steady),
+        "step_ms": {"min": 1e3 * min(per_step), "median": 1e3 * statistics.median(per_step), "max": 1e3 * max(per_step)},
+        "images_per_second": options.batch / statistics.median(per_step),
+        "epoch_of_50000_s": IMAGES_PER_EPOCH // options.batch * statistics.median(per_step),
+        "outside_compiled_code": 1 - inside / wall,
+        **environment(),
+    }
+    print(json.dumps(result, indent=1))
+    options.out.mkdir(parents=True, exist_ok=True)
+    name = f"overhead_{result['backend']}_w{options.width}_b{options.batch}.json"
+    (options.out / name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Configs: strict, helpful, and the same after a round trip."""
+
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from d3jax.config import OptimConfig, TrainConfig
+from d3jax.config_file import dumps, load, loads
+from d3jax.errors import ConfigError
+from d3jax.study import REGISTRIES
+
+EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.yaml"))
+
+
+def read(text, *overrides):
+    return loads(text, overrides, registries=REGISTRIES, origin="study.yaml")
+
+
+def test_defaults_are_the_published_recipe():
+    config = read("")
+    assert (config.dataset.name, config.model.name) == ("digits", "preact_resnet18")
+    assert config.train == TrainConfig(
+        epochs=100, batch_size=128, optimizer=OptimConfig("sgd", 0.01, 0.9, False, 5e-4, "cosine_epoch")
+    )
+    assert [choice.label for choice in config.defenses] == ["finetune", "d3-code"]
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_loads_and_round_trips(path):
+    config = load(path, registries=REGISTRIES)
+    assert read(dumps(config)) == config
+    header = [line for line in path.read_text(encoding="utf8").splitlines() if line.startswith("#")]
+    text = " ".join(header).lower()
+    assert "published" in text and "cost:" in text and f"--config experiments/{path.name}" in text
+
+
+def test_overrides():
+    text = "attacks: [badnets]\ntrain: {epochs: 3}"
+    config = read(text, ("attacks.0.rate", "5e-2"), ("train.optimizer.lr", "1"), ("seeds", "[1, 2]"), ("defenses", "[]"))
+    assert config.attacks[0].config.rate == 0.05 and config.train.optimizer.lr == 1.0 and config.train.epochs == 3
+    assert config.seeds == (1, 2) and config.defenses == ()
+
+
+def test_a_nested_section_overlays_its_fields_default():
+    config = read("defenses: [{name: d3, schedule: {steps: 7}}]").defenses[0].config
+    assert config.schedule.steps == 7 and config.schedule.optimizer.weight_decay == 0
+
+
+def test_tfds_shorthand():
+    config = read("dataset: tfds:cifar10")
+    assert config.dataset.config.dataset == "cifar10" and read(dumps(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "words"),
+    [
+        ("trian: {epochs: 3}", [], r"^study.yaml: trian: unknown key 'trian'; known keys: dataset, .*did you mean 'train'\?$"),
+        ("train: {epohcs: 3}", [], r"train.epohcs: unknown key 'epohcs'.*did you mean 'epochs'\?"),
+        ("train: {epochs: three}", [], r"train.epochs: want a whole number, got 'three'"),
+        ("train: {epochs: 0}", [], r"train.epochs: 0 is out of range, want ≥ 1"),
+        ("train: {epochs: true}", [], r"train.epochs: want a whole number, got True"),
+        ("train: {optimizer: {lr: .nan}}", [], r"train.optimizer.lr: nan is out of range"),
+        ("train: {optimizer: {name: sdg}}", [], r"'sdg' is not one of sgd, adam, adamw; did you mean 'sgd'\?"),
+        ("train: 3", [], r"train: want a mapping, got 3"),
+        ("attacks: badnets", [], r"attacks: want a list, got 'badnets'"),
+        ("attacks: []", [], r"attacks: is empty"),
+        ("attacks: [badnet]", [], r"attacks.0.name: 'badnet' is not in attacks: clean, badnets, .*did you mean 'badnets'\?"),
+        ("attacks: [{rate: 0.1}]", [], r"attacks.0: want a name or a mapping with `name`"),
+        ("attacks: [{name: badnets, rate: 2}]", [], r"attacks.0.rate: 2.0 is out of range, want ≥ 0 and ≤ 1"),
+        ("attacks: [badnets, badnets]", [], r"attacks: badnets stands twice; give each its own `label:`"),
+        ("attacks: [{name: badnets, label: 'a/b'}]", [], r"attacks.0.label: want a word"),
+        ("dataset: {name: npz}", [], r"dataset.path: is missing"),
+        ("dataset: digits:x", [], r"'digits:x' is not in datasets"),
+        ("seeds: [0, 0]", [], r"seeds: \[0, 0\] names a seed twice"),
+        ("published: {badnets/d3: x}", [], r"published.badnets/d3: no such row; .*did you mean 'badnets/d3-code'\?"),
+        ("train: {epochs: 3", [], r"^study.yaml:1: not YAML"),
+        ("train: {}\ntrain: {}", [], r"the key 'train' stands twice"),
+        ("- 1", [], r"want a mapping of sections, got list"),
+        ("", [("train.epohcs", "3")], r"^--train.epohcs: unknown key"),
+        ("", [("train.epochs", "x")], r"^--train.epochs: want a whole number"),
+        ("attacks: [badnets]", [("attacks.1.rate", "0.1")], r"--attacks.1.rate: attacks is a list, want an index from 0 to 0"),
+        ("train: {epochs: 3}", [("train.epochs.x", "3")], r"--train.epochs.x: train.epochs is 3, which has nothing inside"),
+    ],
+)
+def test_mistakes_get_one_clear_line(text, overrides, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        read(text, *overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_registered_config_is_frozen_documented_and_round_trips():
+    for registry in REGISTRIES.values():
+        for name, cls in registry.items():
+            assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen and cls.__doc__, name
+            assert all(field.metadata.get("doc") for field in dataclasses.fields(cls)), name
+
+
+def test_help_needs_no_jax_and_less_than_a_second():
+    began = time.monotonic()
+    code = (
+        "import sys; from d3jax import run\ntry: run.main(['--help'])\nexcept SystemExit: pass\nassert 'jax' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--train.epochs" in done.stdout and time.monotonic() - began < 1

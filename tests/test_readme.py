@@ -1,0 +1,46 @@
+"""The README tells the truth: its commands parse, its example runs and does what it says."""
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from d3jax import run
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf8")
+COMMANDS = re.findall(r"^python -m d3jax\.run (.*)$", TEXT, re.MULTILINE)
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) >= 5
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_every_command_is_understood(words, monkeypatch, capsys):
+    """As written, except that a study is read and checked, not run (`make demo` and CI run it)."""
+    monkeypatch.chdir(ROOT)
+    arguments = shlex.split(words, comments=True)
+    try:
+        assert run.main(arguments if "--list" in arguments else [*arguments, "--check"]) == 0
+    except SystemExit as done:  # --help
+        assert done.code == 0
+
+
+def test_the_make_targets_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^make ([\w-]+)", TEXT, re.MULTILINE)) <= targets
+
+
+def test_the_library_example_removes_the_backdoor():
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {})  # noqa: S102
+    (acc, asr), (acc_after, asr_after) = [
+        map(float, re.search(r"ACC (\S+)  ASR (\S+)", line).groups()) for line in printed.getvalue().splitlines()
+    ]
+    assert acc > 0.9 and asr > 0.9 and asr_after < 0.1 and acc_after > acc - 0.05

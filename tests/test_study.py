@@ -1,0 +1,253 @@
+"""The whole line from config to report on a tiny problem: rows, resume, kills, exit codes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from d3jax import run, study
+from d3jax.config_file import loads
+from d3jax.journal import Journal, Progress
+from d3jax.models import MODELS
+
+from .conftest import small_model
+
+TINY = """
+dataset: {name: synthetic, size: 12, classes: 4, train: 400, test: 130, noise: 0.15}
+model: small
+attacks: [{name: badnets, rate: 0.1}]
+train: {steps: 120, batch_size: 64, augment: none, optimizer: {lr: 0.05}}
+reserved: {count: 80}
+defenses:
+  - {name: finetune, schedule: {steps: 20}}
+  - {name: d3, schedule: {steps: 60, optimizer: {lr: 0.02}}}
+loop: {log_every: 10, save_every: 20}
+published: {badnets/d3-code: "90.77/0.74 on CIFAR-10"}
+"""
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """The two-convolution net under the name `small`, for studies in this process."""
+    config = MODELS["preact_resnet18"][0]
+    entry = (config, lambda config, info, dtype: small_model(info))
+    monkeypatch.setitem(MODELS, "small", entry)
+    monkeypatch.setitem(study.REGISTRIES["models"], "small", config)
+
+
+def read(text=TINY, *overrides):
+    return loads(text, overrides, registries=study.REGISTRIES)
+
+
+def numbers(rows):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One finished study: its folder and rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        config = MODELS["preact_resnet18"][0]
+        patch.setitem(MODELS, "small", (config, lambda config, info, dtype: small_model(info)))
+        patch.setitem(study.REGISTRIES["models"], "small", config)
+        folder = tmp_path_factory.mktemp("study") / "tiny"
+        return folder, study.run_study(read(), folder, Progress(quiet=True))
+
+
+def test_rows_and_files(finished):
+    folder, rows = finished
+    assert [row["defense"] for row in rows] == ["none", "finetune", "d3-code"]
+    none, _, d3 = rows
+    assert none["acc"] > 0.9 and none["asr"] > 0.9 and d3["asr"] < none["asr"] - 0.5 and none["der"] is None
+    assert (none["n_clean"], none["n_triggered"], none["poison_rate"]) == (130, 130 - 33, 0.1)
+    assert d3["published"].startswith("90.77") and none["published"] == "none" and d3["cosine"] < 0
+    with (folder / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0])[:13] == [
+        "dataset",
+        "model",
+        "attack",
+        "poison_rate",
+        "defense",
+        "seed",
+        "acc",
+        "asr",
+        "ra",
+        "der",
+        "n_clean",
+        "n_triggered",
+        "seconds",
+    ]
+    assert float(table[2]["asr"]) == d3["asr"] and table[0]["der"] == ""
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "report.html", "figures"):
+        assert (folder / name).exists(), name
+    assert read((folder / "config.yaml").read_text()) == read()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} == {f"badnets/seed0/{name}" for name in ("train", "finetune", "d3-code")}
+    assert not list(folder.glob("checkpoints/*/steps"))
+
+
+def test_a_rerun_takes_everything_as_it_is(finished, monkeypatch):
+    folder, rows = finished
+    monkeypatch.setattr(study, "train_backdoored", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(study, "make_evaluate", lambda *_: lambda *_: pytest.fail("evaluated again"))
+    again = study.run_study(read(), folder, Progress(quiet=True))
+    assert again == rows
+
+
+def test_a_new_defence_shares_the_victim(finished, monkeypatch):
+    folder, rows = finished
+    monkeypatch.setattr(study, "train_backdoored", lambda *_: pytest.fail("trained again"))
+    more = study.run_study(read(TINY, ("defenses.0.schedule.steps", "5")), folder, Progress(quiet=True))
+    assert numbers(more)[0] == numbers(rows)[0] and numbers(more)[2] == numbers(rows)[2] and numbers(more)[1] != numbers(rows)[1]
+
+
+def test_another_seed_or_attack_setting_is_another_victim(finished):
+    folder, _ = finished
+    lab = study.open_lab(read(), folder, Progress(quiet=True))
+    case = study.Case("badnets", lab.config.attacks[0], None, 0, 0)
+    first = study.victim_recipe(lab, case)
+    assert study.victim_recipe(lab, case._replace(attack_seed=1)) != first
+    other = read(TINY, ("attacks.0.size", "2")).attacks[0]
+    assert study.victim_recipe(lab, case._replace(choice=other)) != first
+
+
+@pytest.mark.parametrize("damage", ["model", "nothing finished"])
+def test_a_damaged_model_is_reported_and_made_again(finished, tmp_path, damage):
+    import shutil
+
+    folder, rows = finished
+    shutil.copytree(folder, tmp_path / "copy")
+    (model,) = (tmp_path / "copy" / "checkpoints").glob("*d3-code*/model")
+    if damage == "model":
+        for file in model.rglob("*"):
+            if file.is_file():
+                file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        with pytest.warns(UserWarning, match="computing it again"):
+            again = study.run_study(read(), tmp_path / "copy", Progress(quiet=True))
+    else:
+        shutil.rmtree(model)
+        again = study.run_study(read(), tmp_path / "copy", Progress(quiet=True))
+    assert numbers(again) == numbers(rows)
+
+
+def test_two_seeds_on_one_victim(tmp_path):
+    config = read(TINY, ("seeds", "[0, 1]"), ("attack_seed", "0"), ("defenses", "[{name: d3, schedule: {steps: 30}}]"))
+    rows = study.run_study(config, tmp_path, Progress(quiet=True))
+    assert [(row["seed"], row["defense"]) for row in rows] == [(0, "none"), (0, "d3-code"), (1, "none"), (1, "d3-code")]
+    assert rows[0]["acc"] == rows[2]["acc"] and rows[1]["cosine"] != rows[3]["cosine"]
+
+
+def test_no_attack_is_a_control(tmp_path):
+    config = read(TINY, ("attacks", "[clean]"), ("defenses", "[]"), ("published", "{}"), ("train.steps", "20"))
+    (row,) = study.run_study(config, tmp_path, Progress(quiet=True))
+    assert row["asr"] is None and row["poison_rate"] == 0 and row["n_triggered"] == 0 and row["acc"] > 0.3
+
+
+def test_journal_forgets_what_comes_after_a_checkpoint(tmp_path):
+    journal = Journal(tmp_path / "m.jsonl")
+    for stage, step in (("a", 1), ("b", 1), ("a", 2)):
+        journal.write(stage, {"step": step})
+    with (tmp_path / "m.jsonl").open("a") as file:
+        file.write('{"stage": "a", "st')
+    journal.reset("a", [{"step": 1}])
+    lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert lines == [{"stage": "b", "step": 1}, {"stage": "a", "step": 1}]
+
+
+CLI = """
+dataset: {name: synthetic, size: 8, classes: 3, train: 96, test: 30}
+model: {name: preact_resnet18, width: 1}
+train: {steps: 40, batch_size: 16}
+reserved: {count: 32}
+defenses: [{name: d3, schedule: {steps: 20, batch_size: 16}}]
+loop: {log_every: 2, save_every: 4}
+"""
+
+
+def command(tmp_path, *words):
+    return [sys.executable, "-m", "d3jax.run", "--config", str(tmp_path / "cli.yaml"), *words]
+
+
+@pytest.fixture
+def cli(tmp_path):
+    (tmp_path / "cli.yaml").write_text(CLI)
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    return tmp_path, environment | {"D3JAX_CACHE": os.environ.get("D3JAX_CACHE", str(tmp_path / "cache"))}
+
+
+def results(folder):
+    with (folder / "results.csv").open() as file:
+        return numbers(csv.DictReader(file))
+
+
+def test_killed_at_three_moments_and_rerun_gives_the_same_numbers(cli):
+    """SIGKILL as the first checkpoint is written, in training and in the repair; then a rerun, against an unbroken run."""
+    tmp_path, environment = cli
+    whole = subprocess.run(
+        command(tmp_path, "--workdir", str(tmp_path / "whole")), env=environment, capture_output=True, text=True, check=False
+    )
+    assert whole.returncode == 0, whole.stderr
+    killed = tmp_path / "killed"
+    logged = lambda text: (killed / "metrics.jsonl").exists() and text in (killed / "metrics.jsonl").read_text()
+    moments = [
+        lambda: list(killed.glob("checkpoints/*/steps/*")),
+        lambda: logged('"step": 26'),
+        lambda: logged('d3-code", "step": 10'),
+    ]
+    for moment in moments:
+        process = subprocess.Popen(
+            command(tmp_path, "--workdir", str(killed)), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while not moment() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    again = subprocess.run(
+        command(tmp_path, "--workdir", str(killed)), env=environment, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert "continues at step" in again.stdout
+    assert results(killed) == results(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--config", "experiments/none.yaml"], 2, "experiments/none.yaml: cannot be read"),
+        ([], 2, "no --config given"),
+        (["--config", "x.yaml", "stray"], 2, "'stray' is not a setting"),
+        (["--config", "x.yaml", "--train.epochs"], 2, "--train.epochs has no value"),
+        (["--config", "{tiny}", "--train.epohcs", "3"], 2, "--train.epohcs: unknown key"),
+        (["--config", "{tiny}", "--attacks.0.target", "9"], 2, "target: 9 is not a class of synthetic, want 0 to 3"),
+        (["--config", "{tiny}", "--attacks", "[{name: sig, rate: 0.9}]", "--published", "{}"], 2, "asks for 360 images"),
+        (["--config", "{tiny}", "--dataset", "{name: npz, path: /no/such.npz}"], 2, "/no/such.npz: no such file"),
+        (["--config", "{tiny}", "--defenses", "[{name: d3, tensors: nope}]"], 2, "'nope' matches none"),
+        (["--config", "{tiny}", "--reserved.count", "401"], 2, "401 images asked for, the training set has 400"),
+        (["--config", "{tiny}", "--train.optimizer.lr", "1e30"], 1, "the loss became"),
+    ],
+)
+def test_exit_codes(tmp_path, capsys, monkeypatch, words, code, message):
+    monkeypatch.setattr(run, "_cache_compilations", lambda: None)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    words = [word.replace("{tiny}", str(tmp_path / "tiny.yaml")) for word in words]
+    assert run.main([*words, "--workdir", str(tmp_path / "out")]) == code
+    errors = capsys.readouterr().err
+    assert message in errors and len(errors.strip().splitlines()) == 1 and errors.startswith("d3jax: ")
+    assert not Path(tmp_path, "out", "results.csv").exists()
+
+
+def test_list_and_check(tmp_path, capsys):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    assert run.main(["--list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"{registry}: {name}" in listed for registry, names in study.REGISTRIES.items() for name in names)
+    assert run.main(["--config", str(tmp_path / "tiny.yaml"), "--check", "--seeds=[4]"]) == 0
+    assert read(capsys.readouterr().out).seeds == (4,)

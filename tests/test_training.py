@@ -1,0 +1,167 @@
+"""The step, the loop, optimisers: closed forms, exact resume, a loss that breaks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from d3jax.base import Batch, TrainState, Variables
+from d3jax.config import OptimConfig, TrainConfig
+from d3jax.errors import DivergedError
+from d3jax.training import Session, fit, init_state, make_optimizer, make_repeat, make_schedule, make_train_step, train_backdoored
+from d3jax.training.backdoor import poisoned_rows
+from d3jax.training.loop import lines_of, trace_of
+
+
+def quadratic(params, batch_stats, batch, key):
+    """½‖w − mean of the batch‖², a little noise from the key, and the count of steps as statistics."""
+    noise = 0.01 * jax.random.normal(key, params["w"].shape)
+    loss = 0.5 * jnp.sum((params["w"] - batch.images.mean((0, 1, 2)) + noise) ** 2)
+    return loss, ({"seen": batch_stats["seen"] + 1}, {"size": jnp.sum(params["w"] ** 2)})
+
+
+def drawn(key, step, data):
+    rows = jax.random.randint(jax.random.fold_in(key, step), (4,), 0, len(data))
+    return Batch(data[rows], jnp.zeros(4, int), jnp.zeros(4, bool))
+
+
+DATA = jnp.asarray(np.random.default_rng(0).random((20, 2, 2, 3)), jnp.float32)
+
+
+def fresh(tx):
+    return init_state(Variables({"w": jnp.ones(3)}, {"seen": jnp.int32(0)}), tx, jax.random.key(7))
+
+
+def test_sgd_is_pytorchs_coupled_momentum():
+    """v ← 0.9 v + g + wd·w; w ← w − lr·v, twice, in NumPy."""
+    config = OptimConfig(lr=0.1, momentum=0.9, weight_decay=0.01, schedule="constant")
+    tx = make_optimizer(config, steps=10, steps_per_epoch=1)
+    w, v, params = np.array([1.0, -2.0]), np.zeros(2), {"w": jnp.array([1.0, -2.0])}
+    state = tx.init(params)
+    for g in (np.array([0.5, 0.25]), np.array([-1.0, 2.0])):
+        v = 0.9 * v + g + 0.01 * w
+        w = w - 0.1 * v
+        updates, state = tx.update({"w": jnp.asarray(g, jnp.float32)}, state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params["w"], w, rtol=1e-6)
+
+
+def test_schedules_closed_forms():
+    by_epoch = make_schedule(OptimConfig(lr=0.2, schedule="cosine_epoch"), steps=100, steps_per_epoch=10)
+    wanted = [0.1 * (1 + np.cos(np.pi * (step // 10) / 10)) for step in range(100)]
+    np.testing.assert_allclose([by_epoch(step) for step in range(100)], wanted, rtol=1e-5)
+    cosine = make_schedule(OptimConfig(lr=0.2, schedule="cosine"), steps=100, steps_per_epoch=10)
+    np.testing.assert_allclose([cosine(0), cosine(50), cosine(100)], [0.2, 0.1, 0.0], atol=1e-7)
+    assert make_schedule(OptimConfig(lr=0.2, schedule="constant"), steps=100, steps_per_epoch=10)(73) == 0.2
+    cycle = [float(make_schedule(OptimConfig(lr=0.2, schedule="onecycle"), steps=100, steps_per_epoch=10)(s)) for s in range(100)]
+    assert max(cycle) == pytest.approx(0.2, rel=1e-3) and cycle[0] < 0.01 and cycle[-1] < 0.001
+
+
+def test_the_projection_comes_after_the_update():
+    tx = optax.sgd(1.0)
+    step = make_train_step(
+        tx, loss=quadratic, batches=drawn, project=lambda params: jax.tree.map(lambda w: jnp.clip(w, 0.9), params)
+    )
+    state, metrics = jax.jit(step)(fresh(tx), DATA)
+    assert state.variables.params["w"].tolist() == pytest.approx([0.9, 0.9, 0.9])
+    assert int(state.step) == 1 and int(state.variables.batch_stats["seen"]) == 1 and set(metrics) == {"loss", "size"}
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 4])
+def test_resume_is_bitwise_wherever_it_was_cut(steps_per_call):
+    tx = optax.sgd(0.1, momentum=0.9)
+    step = make_train_step(tx, loss=quadratic, batches=drawn)
+    saved = []
+    session = Session(save=lambda s, lines: saved.append((jax.tree.map(jnp.copy, s), list(lines))), log_every=5, save_every=7)
+    session = session._replace(steps_per_call=steps_per_call)
+    whole, lines = fit(step, fresh(tx), DATA, steps=23, session=session)
+    assert [int(state.step) for state, _ in saved] == [7, 14, 21]
+    for state, before in saved:
+        again = session._replace(restore=lambda _, state=state, before=before: (state, list(before)), save=lambda *_: None)
+        resumed, more = fit(step, fresh(tx), DATA, steps=23, session=again)
+        for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+            assert jnp.array_equal(one, other) if one.dtype != whole.key.dtype else True
+        drop = lambda lines: [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+        assert drop(more) == drop(lines)
+    assert [line["step"] for line in lines] == [5, 7, 10, 14, 15, 20, 21, 23]
+
+
+def test_a_caller_keeps_its_arrays():
+    tx = optax.sgd(0.1)
+    state = fresh(tx)
+    fit(make_train_step(tx, loss=quadratic, batches=drawn), state, DATA, steps=2)
+    assert state.variables.params["w"].tolist() == [1, 1, 1]
+
+
+def test_a_loss_that_breaks_names_the_step_and_saves_nothing_after():
+    tx, saved = optax.sgd(0.1), []
+
+    def breaks(params, batch_stats, batch, key):
+        loss, aux = quadratic(params, batch_stats, batch, key)
+        return jnp.where(batch_stats["seen"] == 12, jnp.nan, loss), aux
+
+    session = Session(save=lambda state, lines: saved.append(int(state.step)), log_every=5, save_every=5)
+    with pytest.raises(DivergedError, match="became nan at step 13"):
+        fit(make_train_step(tx, loss=breaks, batches=drawn), fresh(tx), DATA, steps=40, session=session)
+    assert saved == [5, 10]
+
+
+def test_one_call_of_many_steps_is_many_calls():
+    tx = optax.sgd(0.1)
+    repeat = make_repeat(make_train_step(tx, loss=quadratic, batches=drawn), steps_per_call=3)
+    many, stacked = repeat(fresh(tx), DATA, 3)
+    one = fresh(tx)
+    losses = []
+    for _ in range(3):
+        one, metrics = repeat(one, DATA, 1)
+        losses.append(metrics["loss"][0])
+    np.testing.assert_allclose(stacked["loss"], losses, rtol=1e-6)
+    np.testing.assert_allclose(many.variables.params["w"], one.variables.params["w"], rtol=1e-6)
+
+
+def test_watch_is_measured_when_due():
+    tx = optax.sgd(0.1)
+    session = Session(watch=lambda variables: {"norm": float(variables.params["w"].sum())}, watch_every=4, log_every=3)
+    _, lines = fit(make_train_step(tx, loss=quadratic, batches=drawn), fresh(tx), DATA, steps=9, session=session)
+    assert [line["step"] for line in lines if "norm" in line] == [4, 8]
+    trace = trace_of(lines)
+    assert np.isnan(trace["norm"]).sum() == len(lines) - 2 and lines_of(trace) == lines
+
+
+def test_the_step_compiles_once():
+    tx, traces = optax.sgd(0.1), []
+
+    def counted(*args):
+        traces.append(1)
+        return quadratic(*args)
+
+    fit(make_train_step(tx, loss=counted, batches=drawn), fresh(tx), DATA, steps=12, session=Session(log_every=5))
+    assert len(traces) == 1
+
+
+def test_states_stack_into_members():
+    """A step is vmapped over members as it is: each member's numbers are its own."""
+    tx = optax.sgd(0.1)
+    step = make_train_step(tx, loss=quadratic, batches=drawn)
+    states = [TrainState(jnp.int32(0), fresh(tx).variables, fresh(tx).opt_state, jax.random.key(seed)) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    together, _ = jax.vmap(step, in_axes=(0, None))(stacked, DATA)
+    for i, state in enumerate(states):
+        alone, _ = step(state, DATA)
+        np.testing.assert_allclose(together.variables.params["w"][i], alone.variables.params["w"], rtol=1e-6)
+
+
+def test_the_backdoor_is_learned(victim, dataset, model, attack):
+    from d3jax.metrics import make_evaluate
+
+    counts = make_evaluate(model, attack, 4)(victim.variables, victim.trigger, dataset.test)
+    assert counts.acc >= 0.97 and counts.asr >= 0.95
+    assert int(poisoned_rows(jax.random.key(0), attack, dataset.train.labels).sum()) == 40
+
+
+def test_training_follows_from_the_key(dataset, model, attack):
+    config = TrainConfig(steps=12, batch_size=32, optimizer=OptimConfig(lr=0.05))
+    one, same = (train_backdoored(jax.random.key(1), model, dataset, attack, config).variables for _ in range(2))
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, one, same))
+    assert not jnp.array_equal(model.init(jax.random.key(1)).params["head"]["kernel"], one.params["head"]["kernel"])
