@@ -2,11 +2,6 @@
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +12,7 @@ from d3jax.journal import Journal, Progress
 from d3jax.models import MODELS
 
 from .conftest import small_model
+from .killing import kill_when, logged, numbers, results, unbroken
 
 TINY = """
 dataset: {name: synthetic, size: 12, classes: 4, train: 400, test: 130, noise: 0.15}
@@ -43,10 +39,6 @@ def small(monkeypatch):
 
 def read(text=TINY, *overrides):
     return loads(text, overrides, registries=study.REGISTRIES)
-
-
-def numbers(rows):
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -171,50 +163,22 @@ loop: {log_every: 2, save_every: 4}
 """
 
 
-def command(tmp_path, *words):
-    return [sys.executable, "-m", "d3jax.run", "--config", str(tmp_path / "cli.yaml"), *words]
-
-
-@pytest.fixture
-def cli(tmp_path):
-    (tmp_path / "cli.yaml").write_text(CLI)
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    return tmp_path, environment | {"D3JAX_CACHE": os.environ.get("D3JAX_CACHE", str(tmp_path / "cache"))}
-
-
-def results(folder):
-    with (folder / "results.csv").open() as file:
-        return numbers(csv.DictReader(file))
-
-
-def test_killed_at_three_moments_and_rerun_gives_the_same_numbers(cli):
+def test_killed_at_three_moments_and_rerun_gives_the_same_numbers(tmp_path):
     """SIGKILL as the first checkpoint is written, in training and in the repair; then a rerun, against an unbroken run."""
-    tmp_path, environment = cli
-    whole = subprocess.run(
-        command(tmp_path, "--workdir", str(tmp_path / "whole")), env=environment, capture_output=True, text=True, check=False
-    )
-    assert whole.returncode == 0, whole.stderr
+    config = tmp_path / "cli.yaml"
+    config.write_text(CLI)
+    environment = {"D3JAX_CACHE": str(tmp_path / "cache")}
+    unbroken(config, tmp_path / "whole", environment)
     killed = tmp_path / "killed"
-    logged = lambda text: (killed / "metrics.jsonl").exists() and text in (killed / "metrics.jsonl").read_text()
     moments = [
         lambda: list(killed.glob("checkpoints/*/steps/*")),
-        lambda: logged('"step": 26'),
-        lambda: logged('d3-code", "step": 10'),
+        lambda: logged(killed, '"step": 26'),
+        lambda: logged(killed, 'd3-code", "step": 10'),
     ]
     for moment in moments:
-        process = subprocess.Popen(
-            command(tmp_path, "--workdir", str(killed)), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 120
-        while not moment() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    again = subprocess.run(
-        command(tmp_path, "--workdir", str(killed)), env=environment, capture_output=True, text=True, check=False
-    )
-    assert again.returncode == 0, again.stderr
-    assert "continues at step" in again.stdout
+        kill_when(moment, config, killed, environment)
+    said = unbroken(config, killed, environment)
+    assert "continues at step" in said
     assert results(killed) == results(tmp_path / "whole")
 
 
