@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -44,7 +45,8 @@ def check_fields(config: Any) -> None:
             if not isinstance(number, (int, float)) or isinstance(number, bool):
                 continue
             if (
-                not number >= bounds.get("low", number)
+                not math.isfinite(number)
+                or not number >= bounds.get("low", number)
                 or not number <= bounds.get("high", number)
                 or ("above" in bounds and not number > bounds["above"])
             ):
@@ -52,7 +54,14 @@ def check_fields(config: Any) -> None:
 
 
 def fill_preset(config: Any, presets: Mapping[str, Mapping[str, Any]]) -> None:
-    """Fills the fields of a frozen `config` that are None from the preset it names."""
+    """Fills the fields of a frozen `config` that are None from the preset it names.
+
+    Raises `ConfigError` where all of them are given and are another preset's: a filled-in config whose preset was changed.
+    """
+    given = {name: getattr(config, name) for name in presets[config.preset]}
+    for other, values in presets.items():
+        if other != config.preset and given == values:
+            raise ConfigError(f"preset: {config.preset!r} stands beside all the values of {other!r}; leave those out")
     for name, value in presets[config.preset].items():
         if getattr(config, name) is None:
             object.__setattr__(config, name, value)
@@ -112,11 +121,13 @@ class ReservedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How optimiser loops run; none of it changes a result."""
+    """How optimiser loops run. Results agree to rounding whatever stands here, and to the bit where nothing here changes."""
 
     log_every: int = option(50, "steps between lines of metrics.jsonl", low=1)
     save_every: int = option(200, "steps between training checkpoints", low=1)
-    steps_per_call: int = option(0, "steps in one compiled call (0: 1 on CPU, a long scan on accelerators)", low=0)
+    steps_per_call: int = option(
+        0, "steps in one compiled call (0: 1 on CPU, 25 on accelerators; keep the periods above its multiples)", low=0
+    )
     watch_every: int = option(0, "steps between ACC/ASR measurements during repairs (0: none); for plots only", low=0)
     eval_batch: int = option(500, "images a call in evaluation", low=1)
 
@@ -134,8 +145,8 @@ class StudyConfig:
     defenses: tuple[Choice, ...] = section("defenses", ("finetune", "d3"), "the defences tried on every attack")
     train: TrainConfig = option(TrainConfig, "training of the backdoored model")
     reserved: ReservedConfig = option(ReservedConfig, "the defender's clean images")
-    seeds: tuple[int, ...] = option((0,), "one run of everything per seed", low=0)
-    attack_seed: int | None = option(None, "train one backdoored model with this seed for all seeds", low=0)
+    seeds: tuple[int, ...] = option((0,), "one run of everything per seed", low=0, high=2**32 - 1)
+    attack_seed: int | None = option(None, "train one backdoored model with this seed for all seeds", low=0, high=2**32 - 1)
     precision: Literal["auto", "float32", "bfloat16"] = option("auto", "compute type; auto: bfloat16 on GPU and TPU")
     loop: LoopConfig = option(LoopConfig, "logging, checkpoints, steps per call")
     cache: str = option("", "folder for backdoored models shared between studies (empty: inside the run folder)")
@@ -153,8 +164,9 @@ class StudyConfig:
             twice = sorted({label for label in labels if labels.count(label) > 1})
             if twice:
                 raise ConfigError(f"{name}: {names(twice)} stands twice; give each its own `label:`")
-        if any(choice.label == "none" for choice in self.defenses):
-            raise ConfigError("defenses: the label 'none' is kept for the backdoored model itself")
+        kept = {"none", "train"} & {choice.label for choice in self.defenses}
+        if kept:
+            raise ConfigError(f"defenses: the label {names(kept)} is kept for the backdoored model itself")
         cells = [f"{a.label}/{d}" for a in self.attacks for d in ("none", *(d.label for d in self.defenses))]
         for cell in self.published:
             if cell not in cells:

@@ -40,6 +40,10 @@ def loads(text: str, overrides: Sequence[tuple[str, str]] = (), *, registries: R
     mapping = {} if mapping is None else mapping
     if not isinstance(mapping, dict):
         raise ConfigError(f"{origin}: want a mapping of sections, got {type(mapping).__name__}")
+    for field in dataclasses.fields(StudyConfig):  # what an override may reach into, though the file leaves it out
+        if "registry" in field.metadata:
+            default = field.metadata["default"]
+            mapping.setdefault(field.name, list(default) if isinstance(default, tuple) else default)
     for key, value in overrides:
         _override(mapping, key, _parse(value, f"--{key}"))
     overridden = tuple(key for key, _ in overrides)
@@ -112,7 +116,7 @@ def _override(tree: Any, key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for depth, name in enumerate(parents):
         node = _child(tree, name, ".".join(parents[:depth]), key)
-        if isinstance(node, str) and depth == len(parents) - 1:
+        if isinstance(node, str):
             node = {"name": node}  # `attacks: [badnets]` is short for `attacks: [{name: badnets}]`
             tree[int(name) if isinstance(tree, list) else name] = node
         if not isinstance(node, (dict, list)):
@@ -159,9 +163,9 @@ class _Reader:
                 values[name] = self.choices(
                     hints[name], field.metadata["registry"], mapping.get(name, field.metadata["default"]), inside
                 )
-            elif name in mapping and dataclasses.is_dataclass(hints[name]):
+            elif name in mapping and (nested := _nested(hints[name])) and mapping[name] is not None:
                 default = getattr(base, name) if base is not None else _default(field)
-                values[name] = self.dataclass(hints[name], mapping[name], inside, base=default)
+                values[name] = self.dataclass(nested, mapping[name], inside, base=default)
             elif name in mapping:
                 values[name] = self.value(hints[name], mapping[name], inside)
             elif base is not None:
@@ -227,6 +231,11 @@ class _Reader:
 
 
 _TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def _nested(hint: Any) -> type | None:
+    """The dataclass of a field that is one, or may be."""
+    return next((arg for arg in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(arg)), None)
 
 
 def _default(field: dataclasses.Field) -> Any:

@@ -169,10 +169,12 @@ def save_samples(path: Path, clean: np.ndarray, triggered: np.ndarray, *, label_
     proportions can stand beneath.
 
     Args:
-        clean: uint8 [n, H, W, C] with C = 1 or 3.
+        clean: uint8 [n, H, W, C]; other than 1 or 3 channels are drawn as their mean.
         triggered: the same images, stamped.
         label_share: a fraction of the width in (0, 1).
     """
+    if clean.shape[3] not in (1, 3):
+        clean, triggered = (images.mean(-1, keepdims=True).astype(np.uint8) for images in (clean, triggered))
     residual = np.clip(10 * np.abs(triggered.astype(np.int16) - clean.astype(np.int16)), 0, 255).astype(np.uint8)
     rows = {"clean": clean, "triggered": triggered, "residual ×10": residual}
     zoom = max(1, 160 // clean.shape[1])  # so that the white between images is finer than their pixels

@@ -14,7 +14,7 @@ from d3jax.training.backdoor import poisoned_rows
 from d3jax.training.loop import lines_of, trace_of
 
 
-def quadratic(params, batch_stats, batch, key):
+def quadratic(params, batch_stats, batch, key, data):
     """½‖w − mean of the batch‖², a little noise from the key, and the count of steps as statistics."""
     noise = 0.01 * jax.random.normal(key, params["w"].shape)
     loss = 0.5 * jnp.sum((params["w"] - batch.images.mean((0, 1, 2)) + noise) ** 2)
@@ -61,7 +61,7 @@ def test_schedules_closed_forms():
 def test_the_projection_comes_after_the_update():
     tx = optax.sgd(1.0)
     step = make_train_step(
-        tx, loss=quadratic, batches=drawn, project=lambda params: jax.tree.map(lambda w: jnp.clip(w, 0.9), params)
+        tx, loss=quadratic, batches=drawn, project=lambda params, data: jax.tree.map(lambda w: jnp.clip(w, 0.9), params)
     )
     state, metrics = jax.jit(step)(fresh(tx), DATA)
     assert state.variables.params["w"].tolist() == pytest.approx([0.9, 0.9, 0.9])
@@ -97,8 +97,8 @@ def test_a_caller_keeps_its_arrays():
 def test_a_loss_that_breaks_names_the_step_and_saves_nothing_after():
     tx, saved = optax.sgd(0.1), []
 
-    def breaks(params, batch_stats, batch, key):
-        loss, aux = quadratic(params, batch_stats, batch, key)
+    def breaks(params, batch_stats, batch, key, data):
+        loss, aux = quadratic(params, batch_stats, batch, key, data)
         return jnp.where(batch_stats["seen"] == 12, jnp.nan, loss), aux
 
     session = Session(save=lambda state, lines: saved.append(int(state.step)), log_every=5, save_every=5)

@@ -1,7 +1,7 @@
 """Backdoor attacks: `ATTACKS[name] = (config class, constructor(config, info) -> Attack)`, one file per family."""
 
 from .blend import BlendedConfig, blended
-from .clean import CleanConfig, clean
+from .no_attack import CleanConfig, clean
 from .patch import BadNetsConfig, badnets
 from .sinusoid import SIGConfig, sig
 

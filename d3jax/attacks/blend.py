@@ -55,6 +55,8 @@ def _read(path: str, info: DataInfo) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     height, width, channels = info.shape
+    if channels not in (1, 3):
+        raise AttackError(f"image: {path!r} is grey or colour, the images of {info.name} have {channels} channels")
     try:
         with Image.open(Path(path).expanduser()) as image:
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L").resize((width, height), Image.Resampling.BILINEAR))

@@ -1,7 +1,7 @@
 """Defences: `DEFENSES[name] = (config class, constructor(config, info) -> Defense)`, one file per method."""
 
-from .d3 import D3Config, d3
-from .finetune import FinetuneConfig, finetune
+from .distance_driven import D3Config, d3
+from .fine_tuning import FinetuneConfig, finetune
 from .repair import ScheduleConfig
 
 DEFENSES = {

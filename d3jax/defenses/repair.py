@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -15,7 +14,7 @@ from ..data.augment import make_augment
 from ..data.batching import epoch_plan
 from ..training.loop import Session, fit, trace_of
 from ..training.optim import make_optimizer
-from ..training.step import Loss, TrainData, init_state, make_batches, make_train_step
+from ..training.step import Loss, Project, TrainData, init_state, make_batches, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +25,14 @@ class ScheduleConfig:
     steps: int = option(0, "length in steps instead of epochs (0: use epochs)", low=0)
     batch_size: int = option(256, "images a step; an epoch is cut into equal batches of at most this", low=1)
     augment: Literal["auto", "none"] = option("auto", "auto: the crop and flip that the data set allows")
-    optimizer: OptimConfig = option(OptimConfig, "optimiser and schedule")
+    optimizer: OptimConfig | None = option(None, "optimiser and schedule (null: the method's own)")
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def with_default(self, optimizer: OptimConfig) -> ScheduleConfig:
+        """This schedule with `optimizer` where none is given."""
+        return self if self.optimizer else dataclasses.replace(self, optimizer=optimizer)
 
 
 def run_repair(
@@ -41,9 +44,13 @@ def run_repair(
     schedule: ScheduleConfig,
     info: DataInfo,
     session: Session,
-    project: Callable[[Params], Params] = lambda params: params,
+    project: Project = lambda params, data: params,
+    anchor: Params | None = None,
 ) -> Repaired:
-    """Minimises `loss` on the reserved images from `variables`, projecting the parameters after every step."""
+    """Minimises `loss` on the reserved images from `variables`, projecting the parameters after every step.
+
+    `loss` and `project` see `anchor` in their `data`.
+    """
     size = len(reserved.labels)
     steps_per_epoch, batch_size = epoch_plan(size, schedule.batch_size, drop_last=False)
     steps = schedule.steps or schedule.epochs * steps_per_epoch
@@ -51,6 +58,6 @@ def run_repair(
     augment = make_augment(info, schedule.augment)
     batches = make_batches(size=size, steps_per_epoch=steps_per_epoch, batch_size=batch_size, augment=augment)
     step = make_train_step(tx, loss=loss, batches=batches, project=project)
-    data = TrainData(Split(*map(jnp.asarray, reserved)), jnp.zeros(size, bool), {})
+    data = TrainData(Split(*map(jnp.asarray, reserved)), jnp.zeros(size, bool), {}, anchor)
     state, lines = fit(step, init_state(variables, tx, key), data, steps=steps, session=session)
     return Repaired(state.variables, trace_of(lines))

@@ -16,7 +16,7 @@ def make_schedule(config: OptimConfig, *, steps: int, steps_per_epoch: int) -> o
         return optax.cosine_decay_schedule(config.lr, steps)
     if config.schedule == "onecycle":
         return optax.cosine_onecycle_schedule(steps, config.lr)
-    by_epoch = optax.cosine_decay_schedule(config.lr, max(1, round(steps / steps_per_epoch)))
+    by_epoch = optax.cosine_decay_schedule(config.lr, -(-steps // steps_per_epoch))
     return lambda step: by_epoch(jnp.asarray(step) // steps_per_epoch)
 
 

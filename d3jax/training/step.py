@@ -12,8 +12,15 @@ import optax
 from ..base import Attack, Batch, Metrics, Model, Params, Split, TrainState, Variables, stream
 from ..data.batching import batch_rows
 
-Loss = Callable[[Params, Params, Batch, jax.Array], tuple[jax.Array, tuple[Params, Metrics]]]
-"""`loss(params, batch_stats, batch, key) -> (value, (new batch_stats, metrics))`."""
+Loss = Callable[[Params, Params, Batch, jax.Array, Any], tuple[jax.Array, tuple[Params, Metrics]]]
+"""`loss(params, batch_stats, batch, key, data) -> (value, (new batch_stats, metrics))`.
+
+`data` is what the step was called with: arrays that a loss needs besides the batch (D3's initial weights, a frozen model)
+come in there and not in a closure, which would bake them into the compiled program.
+"""
+
+Project = Callable[[Params, Any], Params]
+"""`project(params, data) -> params`, applied after every update."""
 
 Batches = Callable[[jax.Array, jax.Array, Any], Batch]
 """`batches(key, step, data) -> Batch`: what a step sees, drawn and prepared inside it."""
@@ -22,11 +29,13 @@ Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 class TrainData(NamedTuple):
-    """What a step draws from, kept on the device: `split`, `poisoned [N]` bool, and the attack's `trigger`."""
+    """What a step needs, kept on the device: `split`, `poisoned [N]` bool, the attack's `trigger`, and the parameters
+    `anchor` that a repair measures itself against (None without one)."""
 
     split: Split
     poisoned: jax.Array
     trigger: Any
+    anchor: Params | None = None
 
 
 def init_state(variables: Variables, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
@@ -39,7 +48,7 @@ def make_train_step(
     *,
     loss: Loss,
     batches: Batches,
-    project: Callable[[Params], Params] = lambda params: params,
+    project: Project = lambda params, data: params,
 ) -> Step:
     """Builds `step(state, data) -> (state, metrics)`, un-jitted: the caller jits, vmaps, scans, shards or donates it.
 
@@ -51,10 +60,10 @@ def make_train_step(
         key = jax.random.fold_in(stream(state.key, "loss"), state.step)
         batch = batches(state.key, state.step, data)
         (value, (batch_stats, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.variables.params, state.variables.batch_stats, batch, key
+            state.variables.params, state.variables.batch_stats, batch, key, data
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.variables.params)
-        params = project(optax.apply_updates(state.variables.params, updates))
+        params = project(optax.apply_updates(state.variables.params, updates), data)
         return TrainState(state.step + 1, Variables(params, batch_stats), opt_state, state.key), {"loss": value, **metrics}
 
     return step
@@ -82,7 +91,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def classification_loss(model: Model) -> Loss:
     """Mean cross-entropy in train mode; reports the batch's `accuracy`."""
 
-    def loss(params: Params, batch_stats: Params, batch: Batch, key: jax.Array):
+    def loss(params: Params, batch_stats: Params, batch: Batch, key: jax.Array, data: Any):
         outputs = model.apply(Variables(params, batch_stats), batch.images, train=True)
         value = cross_entropy(outputs.logits, batch.labels).mean()
         return value, (outputs.batch_stats, {"accuracy": accuracy(outputs.logits, batch.labels)})

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 
 from ..base import DataInfo, Defense, Model, Repaired, Split, Variables
-from ..config import check_fields, option
+from ..config import OptimConfig, check_fields, option
 from ..training.loop import Session
 from ..training.step import classification_loss
 from .repair import ScheduleConfig, run_repair
@@ -21,6 +21,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        object.__setattr__(self, "schedule", self.schedule.with_default(OptimConfig()))
 
 
 def finetune(config: FinetuneConfig, info: DataInfo) -> Defense:

@@ -21,7 +21,7 @@ from ..base import DataInfo, Defense, Metrics, Model, Params, Repaired, Split, V
 from ..config import OptimConfig, check_fields, did_you_mean, fill_preset, names, option
 from ..errors import ConfigError
 from ..training.loop import Session
-from ..training.step import accuracy, cross_entropy
+from ..training.step import Loss, accuracy, cross_entropy
 from .repair import ScheduleConfig, run_repair
 
 PRESETS = {
@@ -51,11 +51,12 @@ class D3Config:
     p: float = option(2.0, "p of the p-norm distance", low=1)
     tensors: str = option("head/kernel", "glob of parameter paths that make θ_s; 'linear': every 2-D kernel")
     batch_norm: Literal["train", "fixed"] = option("train", "batch statistics and updated running ones, or the stored ones")
-    schedule: ScheduleConfig = option(lambda: ScheduleConfig(optimizer=OptimConfig(weight_decay=0.0)), "length, batch, optimiser")
+    schedule: ScheduleConfig = option(ScheduleConfig, "length, batch, optimiser (its own: SGD 0.01/0.9 without weight decay)")
 
     def __post_init__(self) -> None:
         check_fields(self)
         fill_preset(self, PRESETS)
+        object.__setattr__(self, "schedule", self.schedule.with_default(OptimConfig(weight_decay=0.0)))
 
 
 Selection = Any
@@ -87,17 +88,12 @@ def select(params: Params, tensors: str = "head/kernel") -> Selection:
 
 
 def norm(x: jax.Array, p: float = 2.0) -> jax.Array:
-    """‖x‖_p of the flattened array, with gradient 0 (not NaN) at x = 0."""
-    zero = jnp.all(x == 0)
-    safe = jnp.where(zero, jnp.ones_like(x), x)
-    value = jnp.sqrt(jnp.sum(safe * safe)) if p == 2 else _power_sum(safe, p) ** (1 / p)
-    return jnp.where(zero, 0.0, value)
-
-
-def _power_sum(x: jax.Array, p: float) -> jax.Array:
-    # |x|^p of single zeros inside a nonzero tensor has no gradient for p < 2: leave them out of the power
-    zero = x == 0
-    return jnp.sum(jnp.where(zero, 0.0, jnp.abs(jnp.where(zero, 1.0, x)) ** p))
+    """‖x‖_p of the flattened array, with gradient 0 (not NaN) at x = 0. Scaled by max|x|, so that no power over- or underflows."""
+    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
+    magnitude = jnp.abs(x) / jnp.where(scale > 0, scale, 1.0)
+    zero = magnitude == 0  # |x|^p has no gradient there for p < 2, and the root has none at 0
+    total = jnp.sum(jnp.where(zero, 0.0, jnp.where(zero, 1.0, magnitude) ** p))
+    return scale * jnp.where(total > 0, jnp.where(total > 0, total, 1.0) ** (1 / p), 0.0)
 
 
 def distance(params: Params, anchor: Params, selection: Selection, p: float = 2.0) -> jax.Array:
@@ -152,16 +148,16 @@ def geometry(params: Params, anchor: Params, selection: Selection) -> Metrics:
     return {"distance": gap, "distance_ratio": gap / (2 * norm(w0)), "cosine": cosine}
 
 
-def d3_loss(config: D3Config, model: Model, anchor: Params, selection: Selection):
-    """The loss of D3 as `Loss`: λ · penalty − distance, over (λ + 1) if scaled; reports `clean_loss` and the geometry."""
+def d3_loss(config: D3Config, model: Model, selection: Selection) -> Loss:
+    """The loss of D3, with θ_init in `data.anchor`: λ · penalty − distance, over (λ + 1) if scaled; reports `clean_loss` and the geometry."""
     divisor = config.lam + 1 if config.scale and config.lam > 1 else 1.0
 
-    def loss(params, batch_stats, batch, key):
+    def loss(params, batch_stats, batch, key, data):
         outputs = model.apply(Variables(params, batch_stats), batch.images, train=config.batch_norm == "train")
         ce = cross_entropy(outputs.logits, batch.labels)
-        value = config.lam * penalty(ce, config.eps, config.hinge) - distance(params, anchor, selection, config.p)
+        value = config.lam * penalty(ce, config.eps, config.hinge) - distance(params, data.anchor, selection, config.p)
         reported = {"clean_loss": ce.mean(), "accuracy": accuracy(outputs.logits, batch.labels)}
-        return value / divisor, (outputs.batch_stats, reported | geometry(params, anchor, selection))
+        return value / divisor, (outputs.batch_stats, reported | geometry(params, data.anchor, selection))
 
     return loss
 
@@ -178,8 +174,9 @@ def d3(config: D3Config, info: DataInfo) -> Defense:
         begin = variables._replace(params=start(stream(key, "start"), anchor, selection, config.start))
         return run_repair(
             stream(key, "steps"), begin, reserved,
-            loss=d3_loss(config, model, anchor, selection),
-            project=lambda params: project(params, anchor, selection, config.constraint),
+            loss=d3_loss(config, model, selection),
+            project=lambda params, data: project(params, data.anchor, selection, config.constraint),
+            anchor=anchor,
             schedule=config.schedule, info=info, session=session,
         )  # fmt: skip
 
