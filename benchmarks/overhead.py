@@ -22,6 +22,7 @@ from d3jax.attacks import BadNetsConfig, badnets
 from d3jax.config import OptimConfig, TrainConfig
 from d3jax.data import SyntheticConfig, synthetic
 from d3jax.environment import environment
+from d3jax.journal import Journal
 from d3jax.models import PreActResNet18Config, preact_resnet18
 from d3jax.training import Session, loop, train_backdoored
 
@@ -56,8 +57,14 @@ def main() -> None:
     config = TrainConfig(steps=options.steps + 10, batch_size=options.batch, optimizer=OptimConfig())
     with tempfile.TemporaryDirectory() as folder:
         rolling = checkpoint.Rolling(Path(folder))
-        save = lambda state, lines: rolling.save(int(state.step), state, {"lines": lines})
-        train_backdoored(jax.random.key(0), model, data, attack, config, Session(save=save, log_every=50, save_every=100))
+        journal = Journal(Path(folder) / "metrics.jsonl")
+        session = Session(
+            log=lambda line, steps: journal.write("train", line),
+            save=lambda state, lines: rolling.save(int(state.step), state, {"lines": lines}),
+            log_every=50,
+            save_every=100,
+        )
+        train_backdoored(jax.random.key(0), model, data, attack, config, session)
     steady = calls[10:]
     wall = steady[-1][1] - steady[0][0]
     inside = sum(end - began for began, end, _ in steady)

@@ -70,6 +70,18 @@ def unflatten(flat: dict[str, jax.Array], like: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(leaf, like)
 
 
+def set_aside(path: Path) -> None:
+    """Renames a damaged checkpoint to `<name>.damaged`, replacing one that was set aside before."""
+    aside = path.with_name(f"{path.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+
+
+def digest(tree: Any) -> str:
+    """Sixteen hex digits that name the contents of `tree`."""
+    return _checksum(flatten(tree), None)[:16]
+
+
 class Rolling:
     """The newest `keep` checkpoints of a running loop, as folders named by their step."""
 
@@ -87,7 +99,7 @@ class Rolling:
             shutil.rmtree(self.folder / str(old))
 
     def restore(self, like: Tree) -> tuple[Tree, dict] | None:
-        """The newest checkpoint that can be read, or None; damaged ones are reported as warnings and removed.
+        """The newest checkpoint that can be read, or None; damaged ones are reported as warnings and set aside.
 
         Raises `CheckpointError` where a checkpoint holds another model.
         """
@@ -96,7 +108,7 @@ class Rolling:
                 return load(self.folder / str(step), like)
             except DamagedError as error:
                 warnings.warn(f"{error}; going back to an earlier one", stacklevel=2)
-                shutil.rmtree(self.folder / str(step))
+                set_aside(self.folder / str(step))
         return None
 
     def clear(self) -> None:
@@ -111,6 +123,10 @@ def _read(path: Path, reader: Any) -> Any:
     try:
         return reader(path)
     except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files; all mean the same here
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise  # the disk's or the network's fault, not the file's
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise
         raise DamagedError(f"{path}: cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:200]})") from error
     finally:
         logger.setLevel(level)

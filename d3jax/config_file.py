@@ -160,9 +160,7 @@ class _Reader:
         for name, field in fields.items():
             inside = _join(path, name)
             if "registry" in field.metadata:
-                values[name] = self.choices(
-                    hints[name], field.metadata["registry"], mapping.get(name, field.metadata["default"]), inside
-                )
+                values[name] = self.choices(hints[name], field.metadata["registry"], mapping[name], inside)
             elif name in mapping and (nested := _nested(hints[name])) and mapping[name] is not None:
                 default = getattr(base, name) if base is not None else _default(field)
                 values[name] = self.dataclass(nested, mapping[name], inside, base=default)

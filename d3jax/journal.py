@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from .locks import locked
+from .report import write_whole
 
 
 class Journal:
@@ -18,16 +20,18 @@ class Journal:
 
     def write(self, stage: str, line: dict[str, float]) -> None:
         """Appends one line."""
-        with self.path.open("a", encoding="utf8") as file:
+        with self._locked(), self.path.open("a", encoding="utf8") as file:
             file.write(_text(stage, line))
 
     def reset(self, stage: str, lines: list[dict[str, float]]) -> None:
         """Makes `lines` all there is of `stage`: a resumed stage takes back what it wrote after its checkpoint."""
-        texts = self.path.read_text(encoding="utf8").splitlines(keepends=True) if self.path.exists() else []
-        kept = [text for text in texts if _stage(text) not in (stage, None)]
-        beside = self.path.with_suffix(".tmp")
-        beside.write_text("".join(kept) + "".join(_text(stage, line) for line in lines), encoding="utf8")
-        os.replace(beside, self.path)
+        with self._locked():
+            texts = self.path.read_text(encoding="utf8").splitlines(keepends=True) if self.path.exists() else []
+            kept = [text for text in texts if _stage(text) not in (stage, None)]
+            write_whole(self.path, "".join(kept) + "".join(_text(stage, line) for line in lines))
+
+    def _locked(self):
+        return locked(self.path.with_suffix(".lock"))
 
 
 def _text(stage: str, line: dict[str, float]) -> str:
@@ -60,18 +64,12 @@ class Progress:
         if self.quiet or not sys.stdout.isatty():
             yield
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bar
 
-        columns = (
-            TextColumn("  {task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
+        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn())
         with Bar(*columns, transient=True) as self.bar:
-            self.task = self.bar.add_task("compiling", total=None)
+            self.task = self.bar.add_task("compiling, first steps", total=None)
             try:
                 yield
             finally:
@@ -81,5 +79,6 @@ class Progress:
         """Moves the bar to a logged line of a stage of `steps` steps."""
         if self.bar is not None:
             rate = line["step"] / max(line["seconds"], 1e-9)
-            text = f"loss {line['loss']:.4f}  {rate:.1f} steps/s"
+            left = round((steps - line["step"]) / max(rate, 1e-9))  # rich's own estimate forgets what is over 30 s old
+            text = f"loss {line['loss']:.4f}  {rate:.1f} steps/s  {left // 60}:{left % 60:02d} left"
             self.bar.update(self.task, completed=line["step"], total=steps, description=text)

@@ -48,6 +48,11 @@ def write_report(workdir: str | Path, rows: Sequence[Row], samples: Sequence[Sam
     """
     folder = Path(workdir)
     metrics = figures.read_metrics(folder / "metrics.jsonl")
+    if rows:  # a run folder may hold stages of an earlier config
+        cells = {(row["attack"], row["defense"]) for row in rows} | {(row["attack"], "train") for row in rows}
+        metrics = {
+            attack: {run: lines for run, lines in runs.items() if (attack, run[0]) in cells} for attack, runs in metrics.items()
+        }
     groups: Groups = {}
     for row in summarise(rows):
         groups.setdefault(group_of(row), []).append(row)

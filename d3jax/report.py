@@ -18,8 +18,8 @@ from typing import Any
 
 Row = dict[str, Any]
 
-COLUMNS = ("dataset", "model", "attack", "poison_rate", "defense", "seed")
-COLUMNS += ("acc", "asr", "ra", "der", "n_clean", "n_triggered", "seconds")
+NUMBERS = ("acc", "asr", "ra", "der", "n_clean", "n_triggered", "seconds")
+COLUMNS = ("dataset", "model", "attack", "poison_rate", "defense", "seed", *NUMBERS)
 TEXT = {"dataset", "model", "attack", "defense", "published", "status"}
 RATES = ("acc", "asr", "ra", "der")
 KEEPS = 0.5  # an ASR from here on: the backdoor works
@@ -27,16 +27,16 @@ GONE = 0.1  # an ASR below: what a model of ten classes reaches by chance
 COSTLY = 0.1  # an ACC loss from here on is a price nobody pays unasked
 
 
-def write_csv(path: str | Path, rows: Sequence[Row]) -> None:
-    """Writes rows to `path` in one stroke: a reader sees the old file or the new one. None is an empty cell, floats are exact.
+def write_csv(path: str | Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
+    """Writes rows, `columns` first, to `path` in one stroke: a reader sees the old file or the new one. None is an empty cell, floats are exact.
 
     Raises:
-        ValueError: a row lacks one of `COLUMNS`.
+        ValueError: a row lacks one of `columns`.
     """
     for number, row in enumerate(rows):
-        if missing := [name for name in COLUMNS if name not in row]:
+        if missing := [name for name in columns if name not in row]:
             raise ValueError(f"row {number} of {path} lacks the columns {missing}; it has {list(row)}")
-    names = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
+    names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
@@ -95,10 +95,16 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
         `asr_worst` is the highest; `seconds` is a mean; `published` joins what the rows stand beside, None for nothing.
     """
     groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
+    for row in _distinct(rows):
         groups.setdefault((row["dataset"], row["model"], row["attack"], row["defense"]), []).append(row)
     before = {_run(row): row for row in rows if row["defense"] == "none"}
     return [_summary(key, group, before) for key, group in groups.items()]
+
+
+def _distinct(rows: Sequence[Row]) -> list[Row]:
+    """The rows, a backdoored model that several seeds share counted once."""
+    models = {(*_run(row)[:4], row.get("attack_seed", row["seed"])): row for row in reversed(rows) if row["defense"] == "none"}
+    return [row for row in rows if row["defense"] != "none" or row in models.values()]
 
 
 def _run(row: Row) -> tuple[Any, ...]:

@@ -53,8 +53,8 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
         print(dumps(config), end="")
         return 0
     _cache_compilations()
-    study.run_study(config, options.workdir or Path("runs") / Path(options.config).stem)
-    return 0
+    rows = study.run_study(config, options.workdir or Path("runs") / Path(options.config).stem)
+    return 0 if all(row["status"] == "ok" for row in rows) else 1
 
 
 def _overrides(words: Sequence[str]) -> list[tuple[str, str]]:

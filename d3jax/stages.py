@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -20,23 +19,27 @@ from . import checkpoint
 from .config import LoopConfig
 from .errors import DamagedError
 from .journal import Journal, Progress
+from .locks import locked
 from .metrics import Counts
 from .training.loop import Line, Session
 
 
 class Stage(NamedTuple):
-    """What a finished stage left: its arrays, its counts on the test set, its wall seconds and the lines it logged."""
+    """What a finished stage left: its arrays, its counts on the test set, its wall seconds (measurements along the way
+    included), the lines it logged, and the environment it was computed in."""
 
     tree: Any
     counts: Counts
     seconds: float
     lines: list[Line]
+    environment: dict[str, Any]
 
 
 class Recorder(NamedTuple):
-    """Where stages log and how often they save."""
+    """Where stages log, how often they save, and what computes them."""
 
     loop: LoopConfig
+    environment: dict[str, Any]
     journal: Journal
     progress: Progress
 
@@ -55,14 +58,21 @@ def run_stage(
     """The finished stage in `folder`, computed or continued if need be.
 
     `like` has the structure and shapes of the result; `work(session)` computes (result, logged lines); `evaluate(result)`
-    counts on the test set. Raises `CheckpointError` if the folder holds another model's arrays.
+    counts on the test set. Another process in the same folder is waited for. Raises `CheckpointError` if the folder holds
+    another model's arrays.
     """
+    with locked(folder / "lock", recorder.progress.say):
+        return _run(name, folder, like, work, evaluate, recorder, watch, watch_every)
+
+
+def _run(name, folder, like, work, evaluate, recorder, watch, watch_every) -> Stage:
+    rolling = checkpoint.Rolling(folder / "steps")
     finished = _finished(folder / "model", like)
     if finished is not None:
         recorder.progress.say(f"{name}: done before, taken from {folder.name}")
         recorder.journal.reset(name, finished.lines)
+        rolling.clear()
         return finished
-    rolling = checkpoint.Rolling(folder / "steps")
 
     def log(line: Line, steps: int) -> None:
         recorder.journal.write(name, line)
@@ -90,8 +100,9 @@ def run_stage(
         started = time.monotonic()
         tree, lines = work(session)
         seconds = max(time.monotonic() - started, lines[-1]["seconds"] if lines else 0.0)
-        stage = Stage(tree, evaluate(tree), seconds, lines)
-    note = {"counts": {key: value.tolist() for key, value in stage.counts._asdict().items()}, "seconds": seconds, "lines": lines}
+        stage = Stage(tree, evaluate(tree), seconds, lines, recorder.environment)
+    counts = {key: value.tolist() for key, value in stage.counts._asdict().items()}
+    note = {"counts": counts, "seconds": seconds, "lines": lines, "environment": recorder.environment}
     checkpoint.save(folder / "model", tree, note)
     rolling.clear()
     return stage
@@ -109,7 +120,7 @@ def _finished(path: Path, like: Any) -> Stage | None:
         tree, note = checkpoint.load(path, like)
     except DamagedError as error:
         warnings.warn(f"{error}; computing it again", stacklevel=3)
-        shutil.rmtree(path)
+        checkpoint.set_aside(path)
         return None
     counts = Counts(**{key: np.asarray(value) for key, value in note["counts"].items()})
-    return Stage(tree, counts, note["seconds"], note["lines"])
+    return Stage(tree, counts, note["seconds"], note["lines"], note["environment"])

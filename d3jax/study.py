@@ -17,16 +17,18 @@ import numpy as np
 
 from .attacks import ATTACKS
 from .base import Attack, Dataset, Defense, Model, Split, Variables, stream
+from .checkpoint import digest
 from .config import Choice, StudyConfig
 from .config_file import dumps, to_mapping
 from .data import DATASETS, fingerprint, reserve
 from .defenses import DEFENSES
 from .environment import environment
+from .errors import DivergedError
 from .journal import Journal, Progress
 from .metrics import der, make_evaluate, predict
 from .models import MODELS
 from .page import Samples, write_report
-from .report import print_table, write_csv
+from .report import NUMBERS, print_table, write_csv, write_whole
 from .stages import Recorder, Stage, recipe_hash, run_stage
 from .training.backdoor import poisoned_rows, train_backdoored
 from .training.loop import lines_of
@@ -51,13 +53,13 @@ class Victim(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One attack under one seed; `attack_seed` makes the victim, `seed` the repairs."""
+    """One attack under one seed; `attack_seed` makes the victim, `seed` the repairs. `recipe` is all that makes the victim."""
 
     label: str
-    choice: Choice
     attack: Attack
     seed: int
     attack_seed: int
+    recipe: dict[str, Any]
 
 
 class Lab(NamedTuple):
@@ -81,34 +83,39 @@ def run_study(config: StudyConfig, workdir: str | Path, progress: Progress | Non
     attacks = [(choice, construct(ATTACKS, choice, lab)) for choice in config.attacks]
     defenses = [(choice, construct(DEFENSES, choice, lab)) for choice in config.defenses]
     check(lab, attacks, defenses)
-    rows, samples = [], []
+    write_whole(lab.workdir / "config.yaml", dumps(config))
+    write_whole(lab.workdir / "environment.json", json.dumps(lab.recorder.environment, indent=1))
+    rows, counts, samples = [], [], []
     for choice, attack in attacks:
         for seed in config.seeds:
-            case = Case(choice.label, choice, attack, seed, seed if config.attack_seed is None else config.attack_seed)
-            stages = {"none": train_victim(lab, case)}
+            case = make_case(lab, choice, attack, seed)
+            victim = train_victim(lab, case)
+            stages: dict[str, Stage | DivergedError] = {"none": victim}
             for defense_choice, defense in defenses:
-                stages[defense_choice.label] = repair_victim(lab, case, stages["none"], defense_choice, defense)
-            rows += [row(lab, case, label, stages) for label in stages]
+                try:
+                    stages[defense_choice.label] = repair_victim(lab, case, victim, defense_choice, defense)
+                except DivergedError as error:  # one repair that breaks does not stop the study
+                    stages[defense_choice.label] = error
+            rows += [row(lab, case, label, stage, victim) for label, stage in stages.items()]
+            finished = {label: stage for label, stage in stages.items() if isinstance(stage, Stage)}
+            counts += [line for label, stage in finished.items() for line in class_rows(lab, case, label, stage)]
             write_csv(lab.workdir / "results.csv", rows)
+            write_csv(lab.workdir / "per_class.csv", counts, columns=())
             if seed == config.seeds[0]:
-                samples.append(sample(lab, case, stages))
-    page = write_report(lab.workdir, rows, samples, lab.workdir.name)
+                samples.append(sample(lab, case, finished))
     print_table(rows)
-    lab.recorder.progress.say(f"report: {page}")
+    lab.recorder.progress.say(f"report: {write_report(lab.workdir, rows, samples, lab.workdir.name)}")
     return rows
 
 
 def open_lab(config: StudyConfig, workdir: Path, progress: Progress) -> Lab:
-    """Loads the data, builds the model, and writes config.yaml and environment.json into `workdir`."""
+    """Loads the data and builds the model; writes nothing."""
     dataset = DATASETS[config.dataset.name][1](config.dataset.config)
     precision = config.precision
     if precision == "auto":
         precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     model = MODELS[config.model.name][1](config.model.config, dataset.info, jnp.dtype(precision))
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.yaml").write_text(dumps(config), encoding="utf8")
-    (workdir / "environment.json").write_text(json.dumps(environment() | {"precision": precision}, indent=1), encoding="utf8")
-    recorder = Recorder(config.loop, Journal(workdir / "metrics.jsonl"), progress)
+    recorder = Recorder(config.loop, environment() | {"precision": precision}, Journal(workdir / "metrics.jsonl"), progress)
     data_hash = fingerprint(dataset)
     train, test = (Split(*map(jnp.asarray, split)) for split in dataset[:2])
     return Lab(config, Dataset(train, test, dataset.info), data_hash, model, precision, workdir, recorder)
@@ -129,6 +136,19 @@ def check(lab: Lab, attacks: list[tuple[Choice, Attack]], defenses: list[tuple[C
         defense.check(params, size)
 
 
+def make_case(lab: Lab, choice: Choice, attack: Attack, seed: int) -> Case:
+    """The case of `attack` under `seed`. The recipe holds the trigger's contents too: a pattern may come from a file."""
+    config = lab.config
+    attack_seed = seed if config.attack_seed is None else config.attack_seed
+    recipe = {
+        "format": FORMAT, "data": lab.data_hash, "model": config.model.name, "net": to_mapping(config.model.config),
+        "attack": choice.name, "settings": to_mapping(choice.config), "train": to_mapping(config.train),
+        "trigger": digest(attack.init(stream(jax.random.key(attack_seed), "trigger"))),
+        "precision": lab.precision, "seed": attack_seed,
+    }  # fmt: skip
+    return Case(choice.label, attack, seed, attack_seed, recipe)
+
+
 def train_victim(lab: Lab, case: Case) -> Stage:
     """The backdoored model: trained on the set that the attack poisons, or taken from the cache."""
     attack, info, root = case.attack, lab.dataset.info, jax.random.key(case.attack_seed)
@@ -140,8 +160,8 @@ def train_victim(lab: Lab, case: Case) -> Stage:
     evaluate = make_evaluate(lab.model, attack, info.num_classes, lab.config.loop.eval_batch)
     cache = Path(lab.config.cache).expanduser() if lab.config.cache else lab.workdir / "checkpoints"
     return run_stage(
-        f"{case.label}/seed{case.seed}/train",
-        cache / f"{info.name}-{lab.config.model.name}-{case.label}-{recipe_hash(victim_recipe(lab, case))}",
+        f"{case.label}/seed{case.attack_seed}/train",
+        cache / f"{info.name}-{lab.config.model.name}-{case.label}-{recipe_hash(case.recipe)}",
         like=jax.eval_shape(lambda: Victim(lab.model.init(root), attack.init(root))),
         work=work,
         evaluate=lambda victim: evaluate(victim.variables, victim.trigger, lab.dataset.test),
@@ -165,7 +185,7 @@ def repair_victim(lab: Lab, case: Case, victim: Stage, choice: Choice, defense: 
         return {"watch_acc": counts.acc} | ({"watch_asr": counts.asr} if counts.triggered.sum() else {})
 
     recipe = {
-        "victim": victim_recipe(lab, case), "defense": choice.name, "settings": to_mapping(choice.config),
+        "victim": case.recipe, "defense": choice.name, "settings": to_mapping(choice.config),
         "seed": case.seed, "reserved": to_mapping(lab.config.reserved),
     }  # fmt: skip
     return run_stage(
@@ -187,32 +207,39 @@ def reserved_split(lab: Lab, seed: int) -> Split:
     return Split(train.images[rows], train.labels[rows])
 
 
-def victim_recipe(lab: Lab, case: Case) -> dict[str, Any]:
-    """All that made a backdoored model; its hash is the model's name."""
-    return {
-        "format": FORMAT, "data": lab.data_hash, "model": lab.config.model.name, "net": to_mapping(lab.config.model.config),
-        "attack": case.choice.name, "settings": to_mapping(case.choice.config), "train": to_mapping(lab.config.train),
-        "precision": lab.precision, "seed": case.attack_seed,
-    }  # fmt: skip
-
-
-def row(lab: Lab, case: Case, label: str, stages: dict[str, Stage]) -> dict[str, Any]:
-    """The line of results.csv for one defence (or "none") of a case."""
-    config, stage, before = lab.config, stages[label], stages["none"].counts
+def row(lab: Lab, case: Case, label: str, stage: Stage | DivergedError, victim: Stage) -> dict[str, Any]:
+    """The line of results.csv for one defence (or "none") of a case; numbers are None where it failed."""
+    config = lab.config
     poisoned = poisoned_rows(jax.random.key(case.attack_seed), case.attack, lab.dataset.train.labels)
-    last = stage.lines[-1] if stage.lines else {}
-    net = to_mapping(config.model.config)
-    values = {
+    values = dict.fromkeys(("dataset", "model", "attack", "poison_rate", "defense", "seed", *NUMBERS)) | {
         "dataset": lab.dataset.info.name, "model": config.model.name, "attack": case.label,
         "poison_rate": int(poisoned.sum()) / len(poisoned), "defense": label, "seed": case.seed,
-        "acc": stage.counts.acc, "asr": stage.counts.asr, "ra": stage.counts.ra,
-        "der": math.nan if label == "none" else der(before, stage.counts),
-        "n_clean": int(stage.counts.clean.sum()), "n_triggered": int(stage.counts.triggered.sum()), "seconds": stage.seconds,
-        "attack_seed": case.attack_seed, "net": " ".join(f"{key}={value}" for key, value in net.items()),
-        "cosine": last.get("cosine"), "distance_ratio": last.get("distance_ratio"),
-        "published": config.published.get(f"{case.label}/{label}", "none"),
     }  # fmt: skip
+    if isinstance(stage, Stage):
+        counts, last = stage.counts, stage.lines[-1] if stage.lines else {}
+        values |= {
+            "acc": counts.acc, "asr": counts.asr, "ra": counts.ra, "der": math.nan if label == "none" else der(victim.counts, counts),
+            "n_clean": int(counts.clean.sum()), "n_triggered": int(counts.triggered.sum()), "seconds": stage.seconds,
+            "cosine": last.get("cosine"), "distance_ratio": last.get("distance_ratio"),
+            "commit": stage.environment["commit"], "device": stage.environment["device"],
+        }  # fmt: skip
+    values |= {
+        "attack_seed": case.attack_seed,
+        "net": " ".join(f"{key}={value}" for key, value in to_mapping(config.model.config).items()),
+        "status": "ok" if isinstance(stage, Stage) else f"failed: {stage}",
+        "published": config.published.get(f"{case.label}/{label}", "none"),
+    }
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
+
+
+def class_rows(lab: Lab, case: Case, label: str, stage: Stage) -> list[dict[str, Any]]:
+    """The lines of per_class.csv: the counts of every true class."""
+    where = {"attack": case.label, "defense": label, "seed": case.seed}
+    counts = {key: values.tolist() for key, values in stage.counts._asdict().items()}
+    return [
+        where | {"class": name} | {key: values[i] for key, values in counts.items()}
+        for i, name in enumerate(lab.dataset.info.classes)
+    ]
 
 
 def sample(lab: Lab, case: Case, stages: dict[str, Stage]) -> Samples:

@@ -86,11 +86,25 @@ def test_rolling_keeps_the_newest_and_goes_back_past_damage(tmp_path):
     with pytest.warns(UserWarning, match="going back"):
         state, note = rolling.restore(state_of())
     assert same(state, state_of(20)) and note == {"lines": [20]}
-    assert rolling.steps() == [20]
+    assert rolling.steps() == [20] and (tmp_path / "steps" / "30.damaged").is_dir()
     with pytest.raises(CheckpointError, match="another model"):
         rolling.restore(state_of(width=4))
     rolling.clear()
     assert rolling.steps() == []
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), MemoryError(), ValueError("RESOURCE_EXHAUSTED: out")])
+def test_what_is_not_the_files_fault_leaves_it_alone(tmp_path, monkeypatch, error):
+    rolling = checkpoint.Rolling(tmp_path / "steps")
+    rolling.save(1, state_of(), {})
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(checkpoint.ocp, "load", fails)
+    with pytest.raises(type(error)):
+        rolling.restore(state_of())
+    assert rolling.steps() == [1]
 
 
 def test_saving_replaces(tmp_path):

@@ -75,6 +75,9 @@ def test_tfds_shorthand():
         ("attacks: [{name: badnets, label: 'a/b'}]", [], r"attacks.0.label: want a word"),
         ("dataset: {name: npz}", [], r"dataset.path: is missing"),
         ("dataset: digits:x", [], r"'digits:x' is not in datasets"),
+        ("train: {optimizer: {lr: .inf}}", [], r"train.optimizer.lr: inf is out of range"),
+        ("seeds: [4294967296]", [], r"seeds: 4294967296 is out of range"),
+        ("defenses: [{name: d3, label: train}]", [], r"the label train is kept"),
         ("seeds: [0, 0]", [], r"seeds: \[0, 0\] names a seed twice"),
         ("published: {badnets/d3: x}", [], r"published.badnets/d3: no such row; .*did you mean 'badnets/d3-code'\?"),
         ("train: {epochs: 3", [], r"^study.yaml:1: not YAML"),
@@ -92,11 +95,26 @@ def test_mistakes_get_one_clear_line(text, overrides, words):
     assert "\n" not in str(caught.value)
 
 
-def test_every_registered_config_is_frozen_documented_and_round_trips():
+def test_every_registered_config_is_frozen_and_documented():
     for registry in REGISTRIES.values():
         for name, cls in registry.items():
             assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen and cls.__doc__, name
             assert all(field.metadata.get("doc") for field in dataclasses.fields(cls)), name
+
+
+def test_a_filled_in_config_cannot_change_its_preset_in_name_only():
+    text = dumps(read("defenses: [{name: d3, preset: code}]"))
+    with pytest.raises(ConfigError, match="'paper' stands beside all the values of 'code'"):
+        read(text, ("defenses.0.preset", "paper"))
+
+
+def test_overrides_reach_what_the_file_leaves_out():
+    config = read("defenses: [d3]", ("defenses.0.schedule.steps", "5"), ("dataset.size", "24"), ("attacks.0.rate", "0.2"))
+    assert (
+        config.defenses[0].config.schedule.steps == 5
+        and config.dataset.config.size == 24
+        and config.attacks[0].config.rate == 0.2
+    )
 
 
 def test_help_needs_no_jax_and_less_than_a_second():

@@ -8,6 +8,7 @@ import pytest
 
 from d3jax import run, study
 from d3jax.config_file import loads
+from d3jax.errors import AttackError
 from d3jax.journal import Journal, Progress
 from d3jax.models import MODELS
 
@@ -83,6 +84,7 @@ def test_rows_and_files(finished):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in lines} == {f"badnets/seed0/{name}" for name in ("train", "finetune", "d3-code")}
     assert not list(folder.glob("checkpoints/*/steps"))
+    assert {row["status"] for row in rows} == {"ok"} and rows[0]["device"] == "cpu"
 
 
 def test_a_rerun_takes_everything_as_it_is(finished, monkeypatch):
@@ -100,14 +102,64 @@ def test_a_new_defence_shares_the_victim(finished, monkeypatch):
     assert numbers(more)[0] == numbers(rows)[0] and numbers(more)[2] == numbers(rows)[2] and numbers(more)[1] != numbers(rows)[1]
 
 
-def test_another_seed_or_attack_setting_is_another_victim(finished):
+def recipe_of(folder, *overrides):
+    lab = study.open_lab(read(TINY, *overrides), folder, Progress(quiet=True))
+    (choice,) = lab.config.attacks
+    return study.make_case(lab, choice, study.construct(study.ATTACKS, choice, lab), lab.config.seeds[0]).recipe
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        ("seeds", "[1]"), ("attack_seed", "3"), ("attacks.0.size", "2"), ("attacks.0.rate", "0.2"), ("model.width", "32"),
+        ("train.steps", "7"), ("train.optimizer.lr", "0.1"), ("dataset.noise", "0.2"), ("precision", "bfloat16"),
+    ],
+)  # fmt: skip
+def test_whatever_makes_a_victim_is_in_its_hash(tmp_path, override):
+    assert recipe_of(tmp_path, override) != recipe_of(tmp_path)
+    for neutral in (("loop.log_every", "3"), ("reserved.count", "70"), ("attacks.0.label", "other"), ("published", "{}")):
+        if neutral[0] != "attacks.0.label":
+            assert recipe_of(tmp_path, neutral) == recipe_of(tmp_path)
+
+
+def test_a_pattern_file_is_in_the_hash(tmp_path):
+    from PIL import Image
+
+    attacks = ("attacks", f"[{{name: blended, label: badnets, image: {tmp_path}/p.png}}]")
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "p.png")
+    red = recipe_of(tmp_path, attacks)
+    Image.new("RGB", (4, 4), "blue").save(tmp_path / "p.png")
+    assert recipe_of(tmp_path, attacks) != red
+
+
+def test_a_repair_that_diverges_is_a_row_and_does_not_stop_the_others(finished, tmp_path):
+    import shutil
+
+    folder, rows = finished
+    shutil.copytree(folder, tmp_path / "copy")
+    config = read(TINY, ("defenses.0.schedule.optimizer.lr", "1e30"))
+    none, broken, d3 = study.run_study(config, tmp_path / "copy", Progress(quiet=True))
+    assert broken["status"].startswith("failed: ") and broken["acc"] is None and broken["defense"] == "finetune"
+    assert numbers([none, d3]) == [numbers(rows)[0], numbers(rows)[2]]
+    assert "failed" in (tmp_path / "copy" / "report.html").read_text()
+
+
+def test_a_mistake_leaves_a_finished_study_alone(finished):
     folder, _ = finished
-    lab = study.open_lab(read(), folder, Progress(quiet=True))
-    case = study.Case("badnets", lab.config.attacks[0], None, 0, 0)
-    first = study.victim_recipe(lab, case)
-    assert study.victim_recipe(lab, case._replace(attack_seed=1)) != first
-    other = read(TINY, ("attacks.0.size", "2")).attacks[0]
-    assert study.victim_recipe(lab, case._replace(choice=other)) != first
+    before = (folder / "config.yaml").read_text()
+    with pytest.raises(AttackError):
+        study.run_study(read(TINY, ("attacks.0.target", "9")), folder, Progress(quiet=True))
+    assert (folder / "config.yaml").read_text() == before
+
+
+def test_counts_per_class(finished):
+    folder, rows = finished
+    with (folder / "per_class.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 3 * 4
+    mine = [row for row in table if row["defense"] == "d3-code"]
+    total = {name: sum(int(row[name]) for row in mine) for name in ("clean", "correct", "triggered", "reached")}
+    assert total["correct"] / total["clean"] == rows[2]["acc"] and total["reached"] / total["triggered"] == rows[2]["asr"]
 
 
 @pytest.mark.parametrize("damage", ["model", "nothing finished"])
@@ -133,6 +185,8 @@ def test_two_seeds_on_one_victim(tmp_path):
     config = read(TINY, ("seeds", "[0, 1]"), ("attack_seed", "0"), ("defenses", "[{name: d3, schedule: {steps: 30}}]"))
     rows = study.run_study(config, tmp_path, Progress(quiet=True))
     assert [(row["seed"], row["defense"]) for row in rows] == [(0, "none"), (0, "d3-code"), (1, "none"), (1, "d3-code")]
+    stages = {json.loads(line)["stage"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()}
+    assert stages == {"badnets/seed0/train", "badnets/seed0/d3-code", "badnets/seed1/d3-code"}
     assert rows[0]["acc"] == rows[2]["acc"] and rows[1]["cosine"] != rows[3]["cosine"]
 
 

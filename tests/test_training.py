@@ -51,6 +51,8 @@ def test_schedules_closed_forms():
     by_epoch = make_schedule(OptimConfig(lr=0.2, schedule="cosine_epoch"), steps=100, steps_per_epoch=10)
     wanted = [0.1 * (1 + np.cos(np.pi * (step // 10) / 10)) for step in range(100)]
     np.testing.assert_allclose([by_epoch(step) for step in range(100)], wanted, rtol=1e-5)
+    short = make_schedule(OptimConfig(lr=0.2, schedule="cosine_epoch"), steps=14, steps_per_epoch=10)
+    assert short(13) == pytest.approx(0.1)  # the second epoch of two, begun or not
     cosine = make_schedule(OptimConfig(lr=0.2, schedule="cosine"), steps=100, steps_per_epoch=10)
     np.testing.assert_allclose([cosine(0), cosine(50), cosine(100)], [0.2, 0.1, 0.0], atol=1e-7)
     assert make_schedule(OptimConfig(lr=0.2, schedule="constant"), steps=100, steps_per_epoch=10)(73) == 0.2
@@ -105,6 +107,23 @@ def test_a_loss_that_breaks_names_the_step_and_saves_nothing_after():
     with pytest.raises(DivergedError, match="became nan at step 13"):
         fit(make_train_step(tx, loss=breaks, batches=drawn), fresh(tx), DATA, steps=40, session=session)
     assert saved == [5, 10]
+
+
+def test_broken_parameters_under_a_finite_loss_are_not_kept():
+    tx, saved = optax.sgd(0.1), []
+    broken = lambda params, data: jax.tree.map(lambda w: jnp.where(w.mean() < 0.6, jnp.nan, w), params)
+
+    def finite(params, batch_stats, batch, key, data):
+        loss, aux = quadratic(params, batch_stats, batch, key, data)
+        return jnp.nan_to_num(loss), (aux[0], {})
+
+    step = make_train_step(tx, loss=finite, batches=drawn, project=broken)
+    session = Session(save=lambda state, _: saved.append(np.asarray(state.variables.params["w"])), save_every=1)
+    with pytest.raises(DivergedError, match="no longer finite after step"):
+        fit(step, fresh(tx), DATA, steps=60, session=session)
+    assert 0 < len(saved) < 60 and np.isfinite(saved).all()
+    with pytest.raises(DivergedError, match="after step 60"):
+        fit(step, fresh(tx), DATA, steps=60)
 
 
 def test_one_call_of_many_steps_is_many_calls():

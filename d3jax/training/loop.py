@@ -22,7 +22,7 @@ Line = dict[str, float]
 class Session(NamedTuple):
     """What surrounds a loop without changing its numbers. The default logs nothing and saves nothing.
 
-    `log(line)` is called every `log_every` steps; `save(state, lines)` every `save_every` steps and never with a broken
+    `log(line, steps)` is called every `log_every` steps and whenever something below is due; `save(state, lines)` every `save_every` steps and never with a broken
     state; `restore(state) -> (state, lines) | None` continues an earlier run; `watch(variables) -> metrics` is measured
     every `watch_every` steps (0: never) and added to the line, for plots only.
     """
@@ -40,7 +40,7 @@ class Session(NamedTuple):
 def fit(step: Step, state: TrainState, data: Any, *, steps: int, session: Session = Session()) -> tuple[TrainState, list[Line]]:
     """Runs `step` until the state has seen `steps` steps; returns it and the logged lines, those before a resume included.
 
-    Raises `DivergedError` at the first loss that is not finite. The caller's arrays stay valid: the state is copied once,
+    Raises `DivergedError` at the first loss that is not finite, or where a state to be kept is not. The caller's arrays stay valid: the state is copied once,
     then donated from call to call.
     """
     restored = session.restore(state)
@@ -55,10 +55,11 @@ def fit(step: Step, state: TrainState, data: Any, *, steps: int, session: Sessio
             done += count
         stacked = _fetch(pending)
         _check_finite(stacked["loss"], first)
-        if _due(done, session.save_every) or _due(done, session.log_every) or _due(done, session.watch_every) or done == steps:
-            lines.append(_line(stacked, done, time.monotonic() - started, session, state))
-            session.log(lines[-1], steps)
-            pending, first = [], done
+        lines.append(_line(stacked, done, time.monotonic() - started, session, state))
+        session.log(lines[-1], steps)
+        pending, first = [], done
+        if _due(done, session.save_every) or done == steps:
+            _check_state(state.variables, done)
         if _due(done, session.save_every) and done < steps:
             session.save(state, lines)
     return state, lines
@@ -137,6 +138,19 @@ def _check_finite(loss: np.ndarray, first: int) -> None:
         raise DivergedError(
             f"the loss became {loss[broken[0]]} at step {first + broken[0] + 1}: lower the learning rate, or look at the "
             "data; the last good checkpoint is kept"
+        )
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def _check_state(variables: Variables, done: int) -> None:
+    if not _all_finite(variables):
+        raise DivergedError(
+            f"a parameter or running statistic is no longer finite after step {done}, though the loss was: lower the "
+            "learning rate; the last good checkpoint is kept"
         )
 
 
