@@ -1,9 +1,9 @@
 """Time per step and per epoch of the real training loop, and the share of it spent outside compiled code.
 
-Runs `fit` as a study does (logging every 50 steps, a checkpoint every 100) on generated 32×32×3 images, after a warm-up, and
+Runs `fit` as a study does (its default logging and checkpoints) on generated 32×32×3 images, and after one period of checkpoints
 blocks on every compiled call: what is left of the wall time is Python, logging, fetching and saving. Nothing is compared.
 
-Command: GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/overhead.py [--width 8] [--batch 128] [--steps 100]
+Command: GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/overhead.py [--width 8] [--batch 128] [--steps 400]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax
 
 from d3jax import checkpoint
 from d3jax.attacks import BadNetsConfig, badnets
-from d3jax.config import OptimConfig, TrainConfig
+from d3jax.config import LoopConfig, OptimConfig, TrainConfig
 from d3jax.data import SyntheticConfig, synthetic
 from d3jax.environment import environment
 from d3jax.journal import Journal
@@ -35,10 +35,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    calls, original = [], loop.make_repeat
+    calls, original, defaults = [], loop.make_repeat, LoopConfig()
 
     def timed_repeat(step, *, steps_per_call=0):
         repeat = original(step, steps_per_call=steps_per_call)
@@ -54,18 +54,18 @@ def main() -> None:
     loop.make_repeat = timed_repeat
     data = synthetic(SyntheticConfig(size=32, channels=3, train=5000, test=100))
     model, attack = preact_resnet18(PreActResNet18Config(options.width), data.info), badnets(BadNetsConfig(), data.info)
-    config = TrainConfig(steps=options.steps + 10, batch_size=options.batch, optimizer=OptimConfig())
+    config = TrainConfig(steps=defaults.save_every + options.steps, batch_size=options.batch, optimizer=OptimConfig())
     with tempfile.TemporaryDirectory() as folder:
         rolling = checkpoint.Rolling(Path(folder))
         journal = Journal(Path(folder) / "metrics.jsonl")
         session = Session(
             log=lambda line, steps: journal.write("train", line),
             save=lambda state, lines: rolling.save(int(state.step), state, {"lines": lines}),
-            log_every=50,
-            save_every=100,
+            log_every=defaults.log_every,
+            save_every=defaults.save_every,
         )
         train_backdoored(jax.random.key(0), model, data, attack, config, session)
-    steady = calls[10:]
+    steady = calls[defaults.save_every :]
     wall = steady[-1][1] - steady[0][0]
     inside = sum(end - began for began, end, _ in steady)
     per_step = [(end - began) / n for began, end, n in steady]

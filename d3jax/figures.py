@@ -234,6 +234,7 @@ def _draw_curves(axis: Any, panel: Panel, lines: list[tuple[str, np.ndarray]], c
     every = np.concatenate([values[np.isfinite(values)] for _, (_, values) in lines])
     if panel.unit.startswith("loss") and every.min() > 0 and every.max() > 50 * every.min():
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # 10⁻² comes as a formula, which is off
     axis.set(title=panel.title, ylabel=panel.unit, xlabel="progress of each run (% of its steps)" if relative else "step")
     if panel.limits:
         axis.set_ylim(*panel.limits)
