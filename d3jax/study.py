@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from .defenses import DEFENSES
 from .environment import environment
 from .errors import DivergedError
 from .journal import Journal, Progress
-from .metrics import der, make_evaluate, predict
+from .metrics import Counts, der, make_evaluate, predict
 from .models import MODELS
 from .page import Samples, write_report
 from .report import NUMBERS, print_table, write_csv, write_whole
@@ -53,10 +54,12 @@ class Victim(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One attack under one seed; `attack_seed` makes the victim, `seed` the repairs. `recipe` is all that makes the victim."""
+    """One attack under one seed; `attack_seed` makes the victim, `seed` the repairs. `recipe` is all that makes the victim,
+    `evaluate(variables, trigger, test) -> Counts` is compiled once an attack."""
 
     label: str
     attack: Attack
+    evaluate: Callable[..., Counts]
     seed: int
     attack_seed: int
     recipe: dict[str, Any]
@@ -87,8 +90,9 @@ def run_study(config: StudyConfig, workdir: str | Path, progress: Progress | Non
     write_whole(lab.workdir / "environment.json", json.dumps(lab.recorder.environment, indent=1))
     rows, counts, samples = [], [], []
     for choice, attack in attacks:
+        evaluate = make_evaluate(lab.model, attack, lab.dataset.info.num_classes, config.loop.eval_batch)
         for seed in config.seeds:
-            case = make_case(lab, choice, attack, seed)
+            case = make_case(lab, choice, attack, evaluate, seed)
             victim = train_victim(lab, case)
             stages: dict[str, Stage | DivergedError] = {"none": victim}
             for defense_choice, defense in defenses:
@@ -136,7 +140,7 @@ def check(lab: Lab, attacks: list[tuple[Choice, Attack]], defenses: list[tuple[C
         defense.check(params, size)
 
 
-def make_case(lab: Lab, choice: Choice, attack: Attack, seed: int) -> Case:
+def make_case(lab: Lab, choice: Choice, attack: Attack, evaluate: Callable[..., Counts], seed: int) -> Case:
     """The case of `attack` under `seed`. The recipe holds the trigger's contents too: a pattern may come from a file."""
     config = lab.config
     attack_seed = seed if config.attack_seed is None else config.attack_seed
@@ -146,7 +150,7 @@ def make_case(lab: Lab, choice: Choice, attack: Attack, seed: int) -> Case:
         "trigger": digest(attack.init(stream(jax.random.key(attack_seed), "trigger"))),
         "precision": lab.precision, "seed": attack_seed,
     }  # fmt: skip
-    return Case(choice.label, attack, seed, attack_seed, recipe)
+    return Case(choice.label, attack, evaluate, seed, attack_seed, recipe)
 
 
 def train_victim(lab: Lab, case: Case) -> Stage:
@@ -157,14 +161,13 @@ def train_victim(lab: Lab, case: Case) -> Stage:
         trained = train_backdoored(root, lab.model, lab.dataset, attack, lab.config.train, session)
         return Victim(trained.variables, trained.trigger), lines_of(trained.trace)
 
-    evaluate = make_evaluate(lab.model, attack, info.num_classes, lab.config.loop.eval_batch)
     cache = Path(lab.config.cache).expanduser() if lab.config.cache else lab.workdir / "checkpoints"
     return run_stage(
         f"{case.label}/seed{case.attack_seed}/train",
         cache / f"{info.name}-{lab.config.model.name}-{case.label}-{recipe_hash(case.recipe)}",
         like=jax.eval_shape(lambda: Victim(lab.model.init(root), attack.init(root))),
         work=work,
-        evaluate=lambda victim: evaluate(victim.variables, victim.trigger, lab.dataset.test),
+        evaluate=lambda victim: case.evaluate(victim.variables, victim.trigger, lab.dataset.test),
         recorder=lab.recorder,
     )
 
@@ -172,8 +175,7 @@ def train_victim(lab: Lab, case: Case) -> Stage:
 def repair_victim(lab: Lab, case: Case, victim: Stage, choice: Choice, defense: Defense) -> Stage:
     """What `defense` makes of the victim with the reserved images of the case's seed, counted under the same trigger."""
     variables, trigger = victim.tree
-    counts_of = make_evaluate(lab.model, case.attack, lab.dataset.info.num_classes, lab.config.loop.eval_batch)
-    evaluate = lambda variables: counts_of(variables, trigger, lab.dataset.test)
+    evaluate = lambda variables: case.evaluate(variables, trigger, lab.dataset.test)
 
     def work(session):
         key = stream(jax.random.key(case.seed), "repair")

@@ -2,6 +2,7 @@
 
 import hashlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,8 +61,7 @@ def test_contract(name, info):
     cls, construct = ATTACKS[name]
     attack = construct(cls(), info)
     trigger = attack.init(jax.random.key(3))
-    for one, other in zip(jax.tree.leaves(trigger), jax.tree.leaves(attack.init(jax.random.key(3))), strict=True):
-        assert jnp.array_equal(one, other)
+    chex.assert_trees_all_equal(trigger, attack.init(jax.random.key(3)))
     images = jax.random.uniform(jax.random.key(1), (6, *info.shape))
     out = attack.stamp(trigger, images)
     assert out.shape == images.shape and out.dtype == jnp.float32

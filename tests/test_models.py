@@ -1,5 +1,6 @@
 """The published architecture, exactly; and the fast convolution, equal to Linen's."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ def test_features_train_and_eval(narrow):
     assert not jax.tree.all(jax.tree.map(jnp.array_equal, out.batch_stats, variables.batch_stats))
     evaluate = jax.jit(lambda v, x: model.apply(v, x, train=False))
     still = evaluate(variables, images)
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, still.batch_stats, variables.batch_stats))
+    chex.assert_trees_all_equal(still.batch_stats, variables.batch_stats)
     np.testing.assert_allclose(still.logits[:3], evaluate(variables, images.at[3:].set(0)).logits[:3], rtol=1e-5, atol=1e-5)
 
 

@@ -105,7 +105,7 @@ def test_a_new_defence_shares_the_victim(finished, monkeypatch):
 def recipe_of(folder, *overrides):
     lab = study.open_lab(read(TINY, *overrides), folder, Progress(quiet=True))
     (choice,) = lab.config.attacks
-    return study.make_case(lab, choice, study.construct(study.ATTACKS, choice, lab), lab.config.seeds[0]).recipe
+    return study.make_case(lab, choice, study.construct(study.ATTACKS, choice, lab), None, lab.config.seeds[0]).recipe
 
 
 @pytest.mark.parametrize(
