@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .base import Attack, Model, Split, Variables
+from .base import Attack, Model, Split, Variables, as_float
 
 
 class Counts(NamedTuple):
@@ -62,7 +62,7 @@ def make_evaluate(model: Model, attack: Attack, num_classes: int, batch_size: in
 
     @jax.jit
     def counts_of(variables: Variables, trigger: Any, images: jax.Array, labels: jax.Array, valid: jax.Array) -> Counts:
-        clean = images.astype(jnp.float32) / 255
+        clean = as_float(images)
         predict = lambda x: model.apply(variables, x, train=False).logits.argmax(-1)
         wanted = attack.relabel(labels)
         counted = valid & (wanted != labels)
@@ -81,7 +81,7 @@ def make_evaluate(model: Model, attack: Attack, num_classes: int, batch_size: in
 @functools.partial(jax.jit, static_argnums=0)
 def predict(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
     """The class [B] of each uint8 image."""
-    return model.apply(variables, images.astype(jnp.float32) / 255, train=False).logits.argmax(-1)
+    return model.apply(variables, as_float(images), train=False).logits.argmax(-1)
 
 
 def _padded(split: Split, batch_size: int):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .attacks import ATTACKS
-from .base import Attack, Dataset, Defense, Model, Split, Variables, stream
+from .base import Attack, Dataset, Defense, Model, Split, Variables, as_float, as_levels, stream
 from .checkpoint import digest
 from .config import Choice, StudyConfig
 from .config_file import dumps, to_mapping
@@ -251,7 +251,7 @@ def sample(lab: Lab, case: Case, stages: dict[str, Stage]) -> Samples:
     candidates = np.flatnonzero(np.asarray(wanted != labels))
     rows = (candidates if candidates.size else np.arange(len(labels)))[:SHOWN]
     clean, labels = images[rows], labels[rows]
-    triggered = jnp.round(attack.stamp(trigger, clean.astype(jnp.float32) / 255) * 255).astype(jnp.uint8)
+    triggered = as_levels(attack.stamp(trigger, as_float(clean))).astype(jnp.uint8)
     variables = {label: stage.tree.variables if label == "none" else stage.tree for label, stage in stages.items()}
     say = lambda v: tuple(np.asarray(predict(lab.model, v, x)) for x in (clean, triggered))
     return Samples(

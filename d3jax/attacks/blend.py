@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import Attack, DataInfo
+from ..base import Attack, DataInfo, as_float, as_levels
 from ..config import check_fields, option
 from ..errors import AttackError
-from .poisoning import Mode, dirty_label, from_levels, mode_option, rate_option, target_option, to_levels
+from .poisoning import Mode, dirty_label, mode_option, rate_option, target_option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,8 @@ def blended(config: BlendedConfig, info: DataInfo) -> Attack:
         return {"pattern": noise if from_file is None else jnp.asarray(from_file)}
 
     def stamp(trigger: dict[str, jax.Array], images: jax.Array) -> jax.Array:
-        mixed = (whole - share) * to_levels(images) + share * trigger["pattern"].astype(jnp.int32)
-        return from_levels(mixed // whole)
+        mixed = (whole - share) * as_levels(images) + share * trigger["pattern"].astype(jnp.int32)
+        return as_float(mixed // whole)
 
     return dirty_label(config, info, init=init, stamp=stamp)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import Attack, DataInfo
+from ..base import Attack, DataInfo, as_float
 from ..config import check_fields, option
 from ..errors import AttackError
 from .poisoning import Mode, dirty_label, mode_option, rate_option, target_option
@@ -46,11 +46,11 @@ def badnets(config: BadNetsConfig, info: DataInfo) -> Attack:
     patch = (slice(rows, rows + config.size), slice(cols, cols + config.size))
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
-        pattern = jnp.broadcast_to(jnp.asarray(config.colour, jnp.float32) / 255, info.shape)
+        pattern = jnp.broadcast_to(as_float(jnp.asarray(config.colour)), info.shape)
         if config.pattern == "checker":
             pattern = pattern * (np.indices((height, width)).sum(0) % 2 == (rows + cols) % 2)[..., None]
         elif config.pattern == "random":
-            pattern = jax.random.randint(key, info.shape, 0, 256) / jnp.float32(255)
+            pattern = as_float(jax.random.randint(key, info.shape, 0, 256))
         mask = np.zeros((height, width, 1), np.float32)
         mask[patch] = 1
         return {"mask": jnp.asarray(mask), "pattern": pattern * mask}

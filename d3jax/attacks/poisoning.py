@@ -97,16 +97,6 @@ def check_target(target: int, info: DataInfo) -> None:
         raise AttackError(f"target: {target} is not a class of {info.name}, want 0 to {info.num_classes - 1}")
 
 
-def to_levels(images: jax.Array) -> jax.Array:
-    """Images in [0, 1] as int32 8-bit levels: triggers that the field computes on 8-bit values stay exact under jit."""
-    return jnp.round(images * 255).astype(jnp.int32)
-
-
-def from_levels(levels: jax.Array) -> jax.Array:
-    """8-bit levels as float32 images in [0, 1]."""
-    return levels.astype(jnp.float32) / 255
-
-
 def _draw(key: jax.Array, candidates: np.ndarray, count: int) -> jax.Array:
     """A mask of `count` rows drawn without replacement from the candidates."""
     rows = jax.random.permutation(key, np.flatnonzero(candidates))[:count]

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import Attack, DataInfo
+from ..base import Attack, DataInfo, as_float, as_levels
 from ..config import check_fields, option
-from .poisoning import RateOf, clean_label, from_levels, rate_option, target_option, to_levels
+from .poisoning import RateOf, clean_label, rate_option, target_option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,6 @@ def sig(config: SIGConfig, info: DataInfo) -> Attack:
         return {"offset": jnp.asarray(offset)}
 
     def stamp(trigger: dict[str, jax.Array], images: jax.Array) -> jax.Array:
-        return from_levels(jnp.clip(to_levels(images) + trigger["offset"][:, None], 0, 255))
+        return as_float(jnp.clip(as_levels(images) + trigger["offset"][:, None], 0, 255))
 
     return clean_label(config, info, init=init, stamp=stamp)

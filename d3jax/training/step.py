@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..base import Attack, Batch, Metrics, Model, Params, Split, TrainState, Variables, stream
+from ..base import Attack, Batch, Metrics, Model, Params, Split, TrainState, Variables, as_float, stream
 from ..data.batching import batch_rows
 
 Loss = Callable[[Params, Params, Batch, jax.Array, Any], tuple[jax.Array, tuple[Params, Metrics]]]
@@ -74,7 +74,7 @@ def make_batches(*, size: int, steps_per_epoch: int, batch_size: int, augment: C
 
     def batches(key: jax.Array, step: jax.Array, data: TrainData) -> Batch:
         rows = batch_rows(stream(key, "rows"), step, size=size, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
-        images = data.split.images[rows].astype(jnp.float32) / 255
+        images = as_float(data.split.images[rows])
         batch = Batch(images, data.split.labels[rows], data.poisoned[rows])
         if attack is not None:
             batch = attack.poison(data.trigger, jax.random.fold_in(stream(key, "poison"), step), batch)
