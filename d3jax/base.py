@@ -122,11 +122,13 @@ class Defense(NamedTuple):
 
     `repair(key, model, variables, reserved, session=Session()) -> Repaired` with `reserved` a clean `Split`;
     `check(params, size)` raises `ConfigError` where the repair cannot run on such parameters (shapes suffice) or with that
-    many reserved images.
+    many reserved images. `job(key, model, variables, reserved) -> Job` is the loop of a repair that is nothing but one
+    (`defenses.repair.one_loop`): such repairs can run together, as members of one program.
     """
 
     repair: Callable[..., Repaired]
     check: Callable[[Params, int], None] = lambda params, size: None
+    job: Callable[..., Any] | None = None
 
 
 @jax.tree_util.register_dataclass

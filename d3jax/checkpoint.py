@@ -98,18 +98,18 @@ class Rolling:
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.folder / str(old))
 
-    def restore(self, like: Tree) -> tuple[Tree, dict] | None:
-        """The newest checkpoint that can be read, or None; damaged ones are reported as warnings and set aside.
+    def load(self, step: int, like: Tree) -> tuple[Tree, dict] | None:
+        """The checkpoint of `step`; None where it cannot be read, which is reported as a warning, and the checkpoint set aside.
 
-        Raises `CheckpointError` where a checkpoint holds another model.
+        Raises `CheckpointError` where it holds another model.
         """
-        for step in reversed(self.steps()):
-            try:
-                return load(self.folder / str(step), like)
-            except DamagedError as error:
-                warnings.warn(f"{error}; going back to an earlier one", stacklevel=2)
-                set_aside(self.folder / str(step))
-        return None
+        path = self.folder / str(step)
+        try:
+            return load(path, like)
+        except DamagedError as error:
+            warnings.warn(f"{error}; going back to an earlier one", stacklevel=2)
+            set_aside(path)
+            return None
 
     def clear(self) -> None:
         """Deletes them all, once the loop's result is saved elsewhere."""

@@ -17,10 +17,22 @@ from typing import Any, Literal
 from .errors import ConfigError
 
 
-def option(default: Any, doc: str, *, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
-    """A config field with its meaning and its allowed range: low ≤ value ≤ high, value > above."""
+def option(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    member: bool = False,
+) -> Any:
+    """A config field with its meaning and its allowed range: low ≤ value ≤ high, value > above.
+
+    `member` marks a number that reaches the compiled program as an array, so that runs which differ in it (but not in whether
+    it is 0) are members of one program.
+    """
     bounds = {name: bound for name, bound in (("low", low), ("high", high), ("above", above)) if bound is not None}
-    metadata = {"doc": doc, **bounds}
+    metadata = {"doc": doc, "member": member, **bounds}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
     if callable(default):
@@ -67,6 +79,14 @@ def fill_preset(config: Any, presets: Mapping[str, Mapping[str, Any]]) -> None:
             object.__setattr__(config, name, value)
 
 
+def program(config: Any) -> Any:
+    """What of a config is part of the compiled program, as hashable data: equal for configs that can run as members of one."""
+    if not dataclasses.is_dataclass(config):
+        return config
+    fields = [(field.name, getattr(config, field.name), field.metadata.get("member")) for field in dataclasses.fields(config)]
+    return tuple((name, bool(value) if member else program(value)) for name, value, member in fields)
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """One entry of a registry with its settings: `name` in the registry, `label` in the results, `config`."""
@@ -81,10 +101,10 @@ class OptimConfig:
     """The optimiser and its learning-rate schedule. Weight decay is coupled L2, as PyTorch's SGD and Adam have it."""
 
     name: Literal["sgd", "adam", "adamw"] = option("sgd", "optimiser")
-    lr: float = option(0.01, "learning rate (the peak of a schedule)", above=0)
-    momentum: float = option(0.9, "SGD momentum", low=0, high=1)
+    lr: float = option(0.01, "learning rate (the peak of a schedule)", above=0, member=True)
+    momentum: float = option(0.9, "SGD momentum", low=0, high=1, member=True)
     nesterov: bool = option(False, "Nesterov momentum")
-    weight_decay: float = option(5e-4, "weight decay: coupled L2 (sgd, adam), decoupled (adamw)", low=0)
+    weight_decay: float = option(5e-4, "weight decay: coupled L2 (sgd, adam), decoupled (adamw)", low=0, member=True)
     schedule: Literal["constant", "cosine", "cosine_epoch", "onecycle"] = option(
         "cosine_epoch", "cosine_epoch: to 0, constant within an epoch, as the field's PyTorch recipes step it; cosine: per step"
     )
@@ -125,9 +145,14 @@ class LoopConfig:
 
     log_every: int = option(50, "steps between lines of metrics.jsonl", low=1)
     save_every: int = option(200, "steps between training checkpoints", low=1)
+    save_seconds: float = option(20.0, "but at least so many seconds between them", low=0)
     steps_per_call: int = option(
         0, "steps in one compiled call (0: 1 on CPU, 25 on accelerators; keep the periods above its multiples)", low=0
     )
+    members: Literal["auto", "together", "apart"] = option(
+        "auto", "seeds and sweeps that share a program: in one call, or one after another; auto: together but on CPU"
+    )
+    devices: int = option(0, "how many devices share the work (0: all of them, but 1 on CPU)", low=0)
     watch_every: int = option(0, "steps between ACC/ASR measurements during repairs (0: none); for plots only", low=0)
     eval_batch: int = option(500, "images a call in evaluation", low=1)
 

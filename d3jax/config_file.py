@@ -5,7 +5,9 @@ The message names the path of the key, its value, where it came from and what is
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import itertools
 import re
 import types
 import typing
@@ -181,9 +183,30 @@ class _Reader:
             return self.choice(registry, value, path)
         if not isinstance(value, (list, tuple)):
             self.fail(path, f"want a list, got {value!r}")
-        return tuple(self.choice(registry, item, _join(path, str(i))) for i, item in enumerate(value))
+        return tuple(
+            self.choice(registry, entry, _join(path, str(i)), suffix)
+            for i, item in enumerate(value)
+            for entry, suffix in self.swept(item, _join(path, str(i)))
+        )
 
-    def choice(self, registry: str, value: Any, path: str) -> Choice:
+    def swept(self, item: Any, path: str) -> list[tuple[Any, str]]:
+        """The entries that one with `sweep: {key: [values]}` stands for, every combination, with what their labels end on."""
+        if not isinstance(item, dict) or "sweep" not in item:
+            return [(item, "")]
+        inside, sweep = _join(path, "sweep"), item["sweep"]
+        if not isinstance(sweep, dict) or not sweep or not all(isinstance(values, list) and values for values in sweep.values()):
+            self.fail(inside, f"want a mapping of settings to lists of values, got {sweep!r}")
+        plain = {key: value for key, value in item.items() if key != "sweep"}
+        entries = []
+        for values in itertools.product(*sweep.values()):
+            entry = copy.deepcopy(plain)
+            for key, value in zip(sweep, values, strict=True):
+                _override(entry, key, value)
+            words = (f"-{key.rpartition('.')[2]}{_word(value)}" for key, value in zip(sweep, values, strict=True))
+            entries.append((entry, "".join(words)))
+        return entries
+
+    def choice(self, registry: str, value: Any, path: str, suffix: str = "") -> Choice:
         known = self.registries[registry]
         mapping = {"name": value} if isinstance(value, str) else value
         if not isinstance(mapping, dict) or not isinstance(mapping.get("name"), str):
@@ -199,7 +222,7 @@ class _Reader:
         label = mapping.get("label", f"{name}-{preset}" if preset else name)
         if not isinstance(label, str) or not re.fullmatch(r"[\w.+-]+", label):
             self.fail(_join(path, "label"), f"want a word of letters, digits and . _ + -, got {label!r}")
-        return Choice(name, label, config)
+        return Choice(name, label + suffix, config)
 
     def value(self, hint: Any, value: Any, path: str) -> Any:
         origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -229,6 +252,11 @@ class _Reader:
 
 
 _TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def _word(value: Any) -> str:
+    """A swept value as part of a label."""
+    return re.sub(r"[^\w.+-]+", "_", f"{value:g}" if isinstance(value, float) else str(value))
 
 
 def _nested(hint: Any) -> type | None:

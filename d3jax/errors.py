@@ -35,3 +35,7 @@ class DamagedError(CheckpointError):
 
 class DivergedError(D3JaxError):
     """A loss became NaN or infinite; the last checkpoint before it is kept."""
+
+
+class OutOfMemoryError(D3JaxError):
+    """A program does not fit the device's memory."""

@@ -57,6 +57,10 @@ class Progress:
         if not self.quiet:
             print(text, flush=True)
 
+    def warn(self, text: str) -> None:
+        """Prints one line where errors go, even when quiet."""
+        print(f"d3jax: {text}", file=sys.stderr, flush=True)
+
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Shows `name` while the block runs."""

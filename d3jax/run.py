@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--config", metavar="FILE", help="the study, in YAML (see experiments/)")
     parser.add_argument("--workdir", metavar="DIR", help="the run folder (default: runs/<name of the config file>)")
+    parser.add_argument("--part", metavar="I/N", help="run the I-th of N shares of the study's cells (array jobs); no report")
+    parser.add_argument("--report", action="store_true", help="compute nothing: gather what is finished into tables and report")
+    parser.add_argument("--profile", metavar="DIR", default="", help="write a trace of each loop's second logged period there")
     parser.add_argument("--list", action="store_true", help="all data sets, models, attacks and defences with their settings")
     parser.add_argument("--check", action="store_true", help="read the config, print it in full and stop")
     options, rest = parser.parse_known_args(argv)
@@ -46,6 +50,9 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
             for name, cls in entries.items():
                 print(f"{registry}: {name}\n" + _table(describe(cls), "    "))
         return 0
+    part = _part(options.part)
+    if part and options.report:
+        raise ConfigError("--report gathers all parts: leave --part out")
     config = load(options.config, overrides, registries=study.REGISTRIES)
     if options.check:
         from .config_file import dumps
@@ -53,8 +60,24 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
         print(dumps(config), end="")
         return 0
     _cache_compilations()
-    rows = study.run_study(config, options.workdir or Path("runs") / Path(options.config).stem)
+    rows = study.run_study(
+        config,
+        options.workdir or Path("runs") / Path(options.config).stem,
+        part=part,
+        compute=not options.report,
+        profile=options.profile,
+    )
     return 0 if all(row["status"] == "ok" for row in rows) else 1
+
+
+def _part(text: str | None) -> tuple[int, int] | None:
+    """`3/8` as (3, 8). Raises `ConfigError` for anything else."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
+    if not match or int(match[1]) > int(match[2]):
+        raise ConfigError(f"--part: want I/N with I from 1 to N, such as 3/8, got {text!r}")
+    return int(match[1]), int(match[2])
 
 
 def _overrides(words: Sequence[str]) -> list[tuple[str, str]]:

@@ -1,111 +1,111 @@
 """A stage: a long computation with a folder of its own, taken up where it was left.
 
-The folder holds `model/` once the stage is finished, and `steps/` (rolling checkpoints of its loop) until then.
+The folder holds `model/` once the stage is finished, `steps/` (rolling checkpoints of its loop) until then, and `failed.json`
+where it broke. Stages whose loops share a program run together.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from . import checkpoint
+from .base import TrainState
 from .config import LoopConfig
-from .errors import DamagedError
+from .errors import D3JaxError, DamagedError
 from .journal import Journal, Progress
 from .locks import locked
 from .metrics import Counts
-from .training.loop import Line, Session
+from .report import write_whole
+from .training.loop import Job, Line, Session, fit_members
 
 
 class Stage(NamedTuple):
     """What a finished stage left: its arrays, its counts on the test set, its wall seconds (measurements along the way
-    included), the lines it logged, and the environment it was computed in."""
+    included), the lines it logged, the environment it was computed in, and how many stages it ran together with, itself
+    counted: their seconds are the same seconds."""
 
     tree: Any
     counts: Counts
     seconds: float
     lines: list[Line]
     environment: dict[str, Any]
+    members: int
+
+
+class Failure(NamedTuple):
+    """A stage that broke, or is not there: one line that says why."""
+
+    message: str
+
+
+Result = Stage | Failure
 
 
 class Recorder(NamedTuple):
-    """Where stages log, how often they save, and what computes them."""
+    """Where stages log, how often they save, what computes them, and where a profile goes ("": nowhere)."""
 
     loop: LoopConfig
     environment: dict[str, Any]
     journal: Journal
     progress: Progress
+    devices: Sequence[jax.Device]
+    profile: str = ""
 
 
-def run_stage(
-    name: str,
-    folder: Path,
-    *,
-    like: Any,
-    work: Callable[[Session], tuple[Any, list[Line]]],
-    evaluate: Callable[[Any], Counts],
-    recorder: Recorder,
-    watch: Callable[[Any], Line] = lambda variables: {},
-    watch_every: int = 0,
-) -> Stage:
-    """The finished stage in `folder`, computed or continued if need be.
+class Task(NamedTuple):
+    """What a stage computes: called `name`, kept in `folder`, a tree with the structure and shapes of `like`.
 
-    `like` has the structure and shapes of the result; `work(session)` computes (result, logged lines); `evaluate(result)`
-    counts on the test set. Another process in the same folder is waited for. Raises `CheckpointError` if the folder holds
-    another model's arrays.
+    `job()` is its loop and `result(job, state)` the tree it ends with; or, where it is more than one loop, `work(session)`
+    computes (tree, logged lines). `evaluate(tree)` counts on the test set.
     """
-    with locked(folder / "lock", recorder.progress.say):
-        return _run(name, folder, like, work, evaluate, recorder, watch, watch_every)
+
+    name: str
+    folder: Path
+    like: Any
+    evaluate: Callable[[Any], Counts]
+    job: Callable[[], Job] | None = None
+    result: Callable[[Job, TrainState], Any] = lambda job, state: state.variables
+    work: Callable[[Session], tuple[Any, list[Line]]] | None = None
+    watch: Callable[[Any], Line] = lambda variables: {}
+    watch_every: int = 0
 
 
-def _run(name, folder, like, work, evaluate, recorder, watch, watch_every) -> Stage:
-    rolling = checkpoint.Rolling(folder / "steps")
-    finished = _finished(folder / "model", like)
+def run_stages(tasks: Sequence[Task], recorder: Recorder) -> list[Result]:
+    """The stages of `tasks`, finished: those that are not are computed or continued, together where there are several.
+
+    Another process in one of the folders is waited for. What breaks is a `Failure` and kept as `failed.json`.
+    """
+    with contextlib.ExitStack() as held:
+        for folder in sorted({task.folder for task in tasks}):  # everywhere in one order, or two processes could wait in a circle
+            held.enter_context(locked(folder / "lock", recorder.progress.say))
+        found = {task.name: _finished(task, recorder) for task in tasks}
+        missing = [task for task in tasks if found[task.name] is None]
+        if missing:
+            found |= dict(zip((task.name for task in missing), _compute(missing, recorder), strict=True))
+        return [found[task.name] for task in tasks]
+
+
+def read_stage(task: Task, recorder: Recorder) -> Result:
+    """The stage as it is, nothing computed: `Failure` where it is not finished."""
+    note = task.folder / "failed.json"
+    try:
+        finished = _finished(task, recorder)
+    except D3JaxError as error:
+        return Failure(str(error))
     if finished is not None:
-        recorder.progress.say(f"{name}: done before, taken from {folder.name}")
-        recorder.journal.reset(name, finished.lines)
-        rolling.clear()
         return finished
-
-    def log(line: Line, steps: int) -> None:
-        recorder.journal.write(name, line)
-        recorder.progress.update(line, steps)
-
-    def restore(state: Any) -> tuple[Any, list[Line]] | None:
-        found = rolling.restore(state)
-        lines = found[1]["lines"] if found else []
-        recorder.journal.reset(name, lines)
-        if found:
-            recorder.progress.say(f"{name}: continues at step {int(found[0].step)}")
-        return (found[0], lines) if found else None
-
-    session = Session(
-        log=log,
-        save=lambda state, lines: rolling.save(int(state.step), state, {"lines": lines}),
-        restore=restore,
-        watch=watch,
-        log_every=recorder.loop.log_every,
-        save_every=recorder.loop.save_every,
-        watch_every=watch_every,
-        steps_per_call=recorder.loop.steps_per_call,
-    )
-    with recorder.progress.stage(name):
-        started = time.monotonic()
-        tree, lines = work(session)
-        seconds = max(time.monotonic() - started, lines[-1]["seconds"] if lines else 0.0)
-        stage = Stage(tree, evaluate(tree), seconds, lines, recorder.environment)
-    counts = {key: value.tolist() for key, value in stage.counts._asdict().items()}
-    note = {"counts": counts, "seconds": seconds, "lines": lines, "environment": recorder.environment}
-    checkpoint.save(folder / "model", tree, note)
-    rolling.clear()
-    return stage
+    return Failure(json.loads(note.read_text(encoding="utf8"))["error"] if note.exists() else "not finished yet")
 
 
 def recipe_hash(recipe: dict[str, Any]) -> str:
@@ -113,14 +113,104 @@ def recipe_hash(recipe: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _finished(path: Path, like: Any) -> Stage | None:
+def _finished(task: Task, recorder: Recorder) -> Stage | None:
+    path = task.folder / "model"
     if not path.is_dir():
         return None
     try:
-        tree, note = checkpoint.load(path, like)
+        tree, note = checkpoint.load(path, task.like)
     except DamagedError as error:
         warnings.warn(f"{error}; computing it again", stacklevel=3)
         checkpoint.set_aside(path)
         return None
     counts = Counts(**{key: np.asarray(value) for key, value in note["counts"].items()})
-    return Stage(tree, counts, note["seconds"], note["lines"], note["environment"])
+    stage = Stage(tree, counts, note["seconds"], note["lines"], note["environment"], note["members"])
+    recorder.progress.say(f"{task.name}: done before, taken from {task.folder.name}")
+    recorder.journal.reset(task.name, stage.lines)
+    checkpoint.Rolling(task.folder / "steps").clear()
+    return stage
+
+
+def _compute(tasks: Sequence[Task], recorder: Recorder) -> list[Result]:
+    name = tasks[0].name + (f" and {len(tasks) - 1} more together" if len(tasks) > 1 else "")
+    for task in tasks:
+        (task.folder / "failed.json").unlink(missing_ok=True)
+    with recorder.progress.stage(name):
+        started = time.monotonic()
+        try:
+            outcomes = _run(tasks, [_session(task, recorder) for task in tasks])
+        except Exception as error:  # noqa: BLE001 (whatever it is, a study's other stages do not depend on it)
+            return [_failed(task, error, recorder) for task in tasks]
+        elapsed = time.monotonic() - started
+        return [_finish(*pair, elapsed, len(tasks), recorder) for pair in zip(tasks, outcomes, strict=True)]
+
+
+def _run(tasks: Sequence[Task], sessions: Sequence[Session]) -> list[tuple[Any, list[Line]] | Exception]:
+    if tasks[0].job is None:
+        return [task.work(session) for task, session in zip(tasks, sessions, strict=True)]
+    jobs = [task.job() for task in tasks]
+    return [
+        outcome if isinstance(outcome, Exception) else (task.result(job, outcome[0]), outcome[1])
+        for task, job, outcome in zip(tasks, jobs, fit_members(jobs, sessions), strict=True)
+    ]
+
+
+def _finish(task: Task, outcome: Any, elapsed: float, members: int, recorder: Recorder) -> Result:
+    if isinstance(outcome, Exception):
+        return _failed(task, outcome, recorder)
+    tree, lines = outcome
+    seconds = max(elapsed, lines[-1]["seconds"] if lines else 0.0)
+    try:
+        stage = Stage(tree, task.evaluate(tree), seconds, lines, recorder.environment, members)
+        counts = {key: value.tolist() for key, value in stage.counts._asdict().items()}
+        note = {"counts": counts, "seconds": seconds, "lines": lines, "environment": recorder.environment, "members": members}
+        checkpoint.save(task.folder / "model", tree, note)
+    except Exception as error:  # noqa: BLE001 (likewise)
+        return _failed(task, error, recorder)
+    checkpoint.Rolling(task.folder / "steps").clear()
+    return stage
+
+
+def _failed(task: Task, error: Exception, recorder: Recorder) -> Failure:
+    known = isinstance(error, D3JaxError)
+    message = str(error) if known else f"{type(error).__name__}: {error}"
+    message = message.strip().splitlines()[0][:500]
+    trace = "".join(traceback.format_exception(error))
+    write_whole(task.folder / "failed.json", json.dumps({"error": message, "traceback": trace}, indent=1))
+    recorder.progress.warn(f"{task.name} failed: {message}" + ("" if known else f" (see {task.folder}/failed.json)"))
+    return Failure(message)
+
+
+def _session(task: Task, recorder: Recorder) -> Session:
+    """What surrounds the stage's loop: the journal, the terminal, and checkpoints in its folder."""
+    rolling, loop = checkpoint.Rolling(task.folder / "steps"), recorder.loop
+
+    def start(step: int, lines: list[Line]) -> None:
+        recorder.journal.reset(task.name, lines)
+        if step:
+            recorder.progress.say(f"{task.name}: continues at step {step}")
+
+    def log(line: Line, steps: int) -> None:
+        recorder.journal.write(task.name, line)
+        recorder.progress.update(line, steps)
+
+    def restore(state: TrainState, step: int) -> tuple[TrainState, list[Line]] | None:
+        found = rolling.load(step, state)
+        return found and (found[0], found[1]["lines"])
+
+    return Session(
+        start=start,
+        log=log,
+        save=lambda state, lines: rolling.save(int(state.step), state, {"lines": lines}),
+        saved=rolling.steps,
+        restore=restore,
+        watch=task.watch,
+        say=lambda text: recorder.progress.say(f"{task.name}: {text}"),
+        log_every=loop.log_every,
+        save_every=loop.save_every,
+        save_seconds=loop.save_seconds,
+        watch_every=task.watch_every,
+        steps_per_call=loop.steps_per_call,
+        devices=recorder.devices,
+        profile=recorder.profile,
+    )

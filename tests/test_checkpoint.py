@@ -77,18 +77,19 @@ def test_every_truncated_or_altered_file_is_noticed_or_harmless(tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_rolling_keeps_the_newest_and_goes_back_past_damage(tmp_path):
     rolling = checkpoint.Rolling(tmp_path / "steps", keep=2)
-    assert rolling.restore(state_of()) is None
+    assert rolling.steps() == []
     for step in (10, 20, 30):
         rolling.save(step, state_of(step), {"lines": [step]})
     assert rolling.steps() == [20, 30]
     for file in files_of(tmp_path / "steps" / "30"):
         file.write_bytes(file.read_bytes()[:10])
     with pytest.warns(UserWarning, match="going back"):
-        state, note = rolling.restore(state_of())
+        assert rolling.load(30, state_of()) is None
+    state, note = rolling.load(20, state_of())
     assert same(state, state_of(20)) and note == {"lines": [20]}
     assert rolling.steps() == [20] and (tmp_path / "steps" / "30.damaged").is_dir()
     with pytest.raises(CheckpointError, match="another model"):
-        rolling.restore(state_of(width=4))
+        rolling.load(20, state_of(width=4))
     rolling.clear()
     assert rolling.steps() == []
 
@@ -103,7 +104,7 @@ def test_what_is_not_the_files_fault_leaves_it_alone(tmp_path, monkeypatch, erro
 
     monkeypatch.setattr(checkpoint.ocp, "load", fails)
     with pytest.raises(type(error)):
-        rolling.restore(state_of())
+        rolling.load(1, state_of())
     assert rolling.steps() == [1]
 
 

@@ -10,7 +10,7 @@ from d3jax.base import Batch, Model, Outputs, Split, Variables
 from d3jax.config import OptimConfig, ReservedConfig
 from d3jax.data import reserve
 from d3jax.defenses import D3Config, FinetuneConfig, ScheduleConfig, d3, finetune
-from d3jax.defenses.distance_driven import d3_loss, distance, geometry, norm, penalty, project, select, start
+from d3jax.defenses.distance_driven import d3_loss, distance, geometry, hyper, norm, penalty, project, select, start
 from d3jax.errors import ConfigError
 from d3jax.metrics import make_evaluate
 from d3jax.training import TrainData
@@ -152,7 +152,7 @@ def test_loss_and_gradient_against_float64_numpy(preset, lam):
     value, d_kernel, d_bias = reference(kernel, bias)
     params = {**PARAMS, "head": {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}}
     loss = d3_loss(config, linear_model(), HEAD)
-    data = TrainData(None, None, {}, PARAMS)
+    data = TrainData(None, None, {}, PARAMS, hyper(config))
     batch = Batch(jnp.asarray(x, jnp.float32), jnp.asarray(y), jnp.zeros(6, bool))
     (ours, (_, reported)), grads = jax.value_and_grad(loss, has_aux=True)(params, {}, batch, jax.random.key(0), data)
     assert ours == pytest.approx(value, rel=1e-5)

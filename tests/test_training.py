@@ -7,12 +7,22 @@ import numpy as np
 import optax
 import pytest
 
-from d3jax.base import Batch, TrainState, Variables
+from d3jax.base import Batch, Variables
 from d3jax.config import OptimConfig, TrainConfig
 from d3jax.errors import DivergedError
-from d3jax.training import Session, fit, init_state, make_optimizer, make_repeat, make_schedule, make_train_step, train_backdoored
+from d3jax.training import (
+    Job,
+    Session,
+    fit,
+    init_state,
+    make_optimizer,
+    make_schedule,
+    make_train_step,
+    train_backdoored,
+)
 from d3jax.training.backdoor import poisoned_rows
 from d3jax.training.loop import lines_of, trace_of
+from d3jax.training.repeat import Repeat
 
 
 def quadratic(params, batch_stats, batch, key, data):
@@ -78,11 +88,12 @@ def test_resume_is_bitwise_wherever_it_was_cut(steps_per_call):
     saved = []
     session = Session(save=lambda s, lines: saved.append((jax.tree.map(jnp.copy, s), list(lines))), log_every=5, save_every=7)
     session = session._replace(steps_per_call=steps_per_call)
-    whole, lines = fit(step, fresh(tx), DATA, steps=23, session=session)
+    whole, lines = fit(Job(step, fresh(tx), DATA, 23), session=session)
     assert [int(state.step) for state, _ in saved] == [7, 14, 21]
     for state, before in saved:
-        again = session._replace(restore=lambda _, state=state, before=before: (state, list(before)), save=lambda *_: None)
-        resumed, more = fit(step, fresh(tx), DATA, steps=23, session=again)
+        restore = lambda _, step, state=state, before=before: (state, list(before)) if step == state.step else None
+        again = session._replace(saved=lambda state=state: [int(state.step)], restore=restore, save=lambda *_: None)
+        resumed, more = fit(Job(step, fresh(tx), DATA, 23), session=again)
         chex.assert_trees_all_equal((whole.variables, whole.opt_state), (resumed.variables, resumed.opt_state))
         drop = lambda lines: [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
         assert drop(more) == drop(lines)
@@ -92,7 +103,7 @@ def test_resume_is_bitwise_wherever_it_was_cut(steps_per_call):
 def test_a_caller_keeps_its_arrays():
     tx = optax.sgd(0.1)
     state = fresh(tx)
-    fit(make_train_step(tx, loss=quadratic, batches=drawn), state, DATA, steps=2)
+    fit(Job(make_train_step(tx, loss=quadratic, batches=drawn), state, DATA, 2))
     assert state.variables.params["w"].tolist() == [1, 1, 1]
 
 
@@ -105,7 +116,7 @@ def test_a_loss_that_breaks_names_the_step_and_saves_nothing_after():
 
     session = Session(save=lambda state, lines: saved.append(int(state.step)), log_every=5, save_every=5)
     with pytest.raises(DivergedError, match="became nan at step 13"):
-        fit(make_train_step(tx, loss=breaks, batches=drawn), fresh(tx), DATA, steps=40, session=session)
+        fit(Job(make_train_step(tx, loss=breaks, batches=drawn), fresh(tx), DATA, 40), session=session)
     assert saved == [5, 10]
 
 
@@ -120,15 +131,15 @@ def test_broken_parameters_under_a_finite_loss_are_not_kept():
     step = make_train_step(tx, loss=finite, batches=drawn, project=broken)
     session = Session(save=lambda state, _: saved.append(np.asarray(state.variables.params["w"])), save_every=1)
     with pytest.raises(DivergedError, match="no longer finite after step"):
-        fit(step, fresh(tx), DATA, steps=60, session=session)
+        fit(Job(step, fresh(tx), DATA, 60), session=session)
     assert 0 < len(saved) < 60 and np.isfinite(saved).all()
     with pytest.raises(DivergedError, match="after step 60"):
-        fit(step, fresh(tx), DATA, steps=60)
+        fit(Job(step, fresh(tx), DATA, 60))
 
 
 def test_one_call_of_many_steps_is_many_calls():
     tx = optax.sgd(0.1)
-    repeat = make_repeat(make_train_step(tx, loss=quadratic, batches=drawn), steps_per_call=3)
+    repeat = Repeat(make_train_step(tx, loss=quadratic, batches=drawn), steps_per_call=3)
     many, stacked = repeat(fresh(tx), DATA, 3)
     one = fresh(tx)
     losses = []
@@ -142,7 +153,7 @@ def test_one_call_of_many_steps_is_many_calls():
 def test_watch_is_measured_when_due():
     tx = optax.sgd(0.1)
     session = Session(watch=lambda variables: {"norm": float(variables.params["w"].sum())}, watch_every=4, log_every=3)
-    _, lines = fit(make_train_step(tx, loss=quadratic, batches=drawn), fresh(tx), DATA, steps=9, session=session)
+    _, lines = fit(Job(make_train_step(tx, loss=quadratic, batches=drawn), fresh(tx), DATA, 9), session=session)
     assert [line["step"] for line in lines if "norm" in line] == [4, 8]
     trace = trace_of(lines)
     assert np.isnan(trace["norm"]).sum() == len(lines) - 2 and lines_of(trace) == lines
@@ -155,20 +166,8 @@ def test_the_step_compiles_once():
         traces.append(1)
         return quadratic(*args)
 
-    fit(make_train_step(tx, loss=counted, batches=drawn), fresh(tx), DATA, steps=12, session=Session(log_every=5))
+    fit(Job(make_train_step(tx, loss=counted, batches=drawn), fresh(tx), DATA, 12), session=Session(log_every=5))
     assert len(traces) == 1
-
-
-def test_states_stack_into_members():
-    """A step is vmapped over members as it is: each member's numbers are its own."""
-    tx = optax.sgd(0.1)
-    step = make_train_step(tx, loss=quadratic, batches=drawn)
-    states = [TrainState(jnp.int32(0), fresh(tx).variables, fresh(tx).opt_state, jax.random.key(seed)) for seed in range(3)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    together, _ = jax.vmap(step, in_axes=(0, None))(stacked, DATA)
-    for i, state in enumerate(states):
-        alone, _ = step(state, DATA)
-        np.testing.assert_allclose(together.variables.params["w"][i], alone.variables.params["w"], rtol=1e-6)
 
 
 def test_the_backdoor_is_learned(victim, dataset, model, attack):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-_ROUNDS = 8
-
 
 def epoch_plan(size: int, batch_size: int, *, drop_last: bool) -> tuple[int, int]:
     """(steps an epoch, images a step) for `size` images and a wanted `batch_size`, with static shapes.
@@ -29,26 +27,22 @@ def batch_rows(key: jax.Array, step: jax.Array, *, size: int, steps_per_epoch: i
 def permute(key: jax.Array, positions: jax.Array, size: int) -> jax.Array:
     """Where a random permutation of `range(size)` sends `positions`, without building the permutation.
 
-    A Feistel network over the next power of four, walked until it lands inside (Black & Rogaway 2002). Shuffling 50,000
-    rows takes XLA:CPU 50 ms, a sixth of a small net's training step; this costs 0.1 ms for a batch.
+    A swap-or-not network (Hoang, Morris & Rogaway 2012): every round pairs x with pivot − x and swaps the pair or not by one
+    hashed bit, 6·log₂(size) times. Shuffling 50,000 rows takes XLA:CPU 50 ms, a sixth of a small net's training step; this
+    costs 0.1 ms for a batch, and no loop of unknown length, for which a GPU would wait on the host.
     """
-    half = max(1, -(-(size - 1).bit_length() // 2))
-    mask = jnp.uint32((1 << half) - 1)
-    round_keys = jax.random.bits(key, (_ROUNDS,), jnp.uint32)
+    rounds = 6 * size.bit_length()
+    key_pivots, key_hashes = jax.random.split(key)
+    pivots = jax.random.randint(key_pivots, (rounds,), 0, size).astype(jnp.uint32)
+    hashes = jax.random.bits(key_hashes, (rounds,), jnp.uint32)
 
-    def encrypt(value: jax.Array) -> jax.Array:
-        left, right = value >> half, value & mask
-        for i in range(_ROUNDS):
-            left, right = right, left ^ (_mix(right ^ round_keys[i]) & mask)
-        return (left << half) | right
+    def swap_or_not(i: jax.Array, x: jax.Array) -> jax.Array:
+        partner = jnp.where(x > pivots[i], pivots[i] + jnp.uint32(size) - x, pivots[i] - x)
+        return jnp.where(_mix(jnp.maximum(x, partner) ^ hashes[i]) & 1, partner, x)
 
-    def outside(value: jax.Array) -> jax.Array:
-        return jnp.any(value >= size)
-
-    def walk(value: jax.Array) -> jax.Array:
-        return jnp.where(value >= size, encrypt(value), value)
-
-    return jax.lax.while_loop(outside, walk, encrypt(positions.astype(jnp.uint32))).astype(jnp.int32)
+    # Written out it is one kernel on an accelerator, and a second of compilation too much on CPU.
+    unroll = jax.default_backend() != "cpu"
+    return jax.lax.fori_loop(0, rounds, swap_or_not, positions.astype(jnp.uint32), unroll=unroll).astype(jnp.int32)
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -17,12 +17,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from ..base import DataInfo, Defense, Metrics, Model, Params, Repaired, Split, Variables, stream
+from ..base import DataInfo, Defense, Metrics, Model, Params, Split, Variables, stream
 from ..config import OptimConfig, check_fields, did_you_mean, fill_preset, names, option
 from ..errors import ConfigError
-from ..training.loop import Session
+from ..training.loop import Job
 from ..training.step import Loss, accuracy, cross_entropy
-from .repair import ScheduleConfig, run_repair
+from .repair import ScheduleConfig, one_loop, repair_job
 
 PRESETS = {
     "paper": {"lam": 10.0, "hinge": "mean", "scale": False, "constraint": "ball", "start": "random"},
@@ -40,8 +40,8 @@ class D3Config:
     """
 
     preset: Literal["paper", "code"] = option("code", "where λ, hinge, scale, constraint and start come from unless given")
-    lam: float | None = option(None, "λ, the weight of the clean penalty", low=0)
-    eps: float = option(0.1, "ε, the clean loss (nats) that costs nothing", low=0)
+    lam: float | None = option(None, "λ, the weight of the clean penalty", low=0, member=True)
+    eps: float = option(0.1, "ε, the clean loss (nats) that costs nothing", low=0, member=True)
     hinge: Literal["mean", "sample"] | None = option(None, "max(0, mean CE − ε), or the mean of max(0, CE_i − ε)")
     scale: bool | None = option(None, "divide the loss by λ + 1 when λ > 1")
     constraint: Literal["sphere", "ball", "none"] | None = option(None, "‖W‖ = ‖W0‖, or ≤, per selected tensor, after every step")
@@ -149,17 +149,26 @@ def geometry(params: Params, anchor: Params, selection: Selection) -> Metrics:
 
 
 def d3_loss(config: D3Config, model: Model, selection: Selection) -> Loss:
-    """The loss of D3, with θ_init in `data.anchor`: λ · penalty − distance, over (λ + 1) if scaled; reports `clean_loss` and the geometry."""
-    divisor = config.lam + 1 if config.scale and config.lam > 1 else 1.0
+    """The loss of D3: λ · penalty − distance, over (λ + 1) if scaled; reports `clean_loss` and the geometry.
+
+    θ_init comes in `data.anchor`, the numbers in `data.hyper` (`hyper(config)`).
+    """
 
     def loss(params, batch_stats, batch, key, data):
         outputs = model.apply(Variables(params, batch_stats), batch.images, train=config.batch_norm == "train")
         ce = cross_entropy(outputs.logits, batch.labels)
-        value = config.lam * penalty(ce, config.eps, config.hinge) - distance(params, data.anchor, selection, config.p)
+        clean = data.hyper["lam"] * penalty(ce, data.hyper["eps"], config.hinge)
+        value = (clean - distance(params, data.anchor, selection, config.p)) / data.hyper["divisor"]
         reported = {"clean_loss": ce.mean(), "accuracy": accuracy(outputs.logits, batch.labels)}
-        return value / divisor, (outputs.batch_stats, reported | geometry(params, data.anchor, selection))
+        return value, (outputs.batch_stats, reported | geometry(params, data.anchor, selection))
 
     return loss
+
+
+def hyper(config: D3Config) -> dict[str, jax.Array]:
+    """The numbers of D3's loss, float32: `lam`, `eps`, and the `divisor` λ + 1 or 1."""
+    divisor = config.lam + 1 if config.scale and config.lam > 1 else 1.0
+    return {name: jnp.float32(value) for name, value in (("lam", config.lam), ("eps", config.eps), ("divisor", divisor))}
 
 
 def d3(config: D3Config, info: DataInfo) -> Defense:
@@ -168,16 +177,16 @@ def d3(config: D3Config, info: DataInfo) -> Defense:
     Deviation: an epoch is cut into equal batches (2,500 images: ten of 250), where the authors' code ends on a short one.
     """
 
-    def repair(key: jax.Array, model: Model, variables: Variables, reserved: Split, session: Session = Session()) -> Repaired:
+    def job(key: jax.Array, model: Model, variables: Variables, reserved: Split) -> Job:
         anchor = variables.params
         selection = select(anchor, config.tensors)
         begin = variables._replace(params=start(stream(key, "start"), anchor, selection, config.start))
-        return run_repair(
+        return repair_job(
             stream(key, "steps"), begin, reserved,
             loss=d3_loss(config, model, selection),
             project=lambda params, data: project(params, data.anchor, selection, config.constraint),
-            anchor=anchor,
-            schedule=config.schedule, info=info, session=session,
+            anchor=anchor, hyper=hyper(config),
+            schedule=config.schedule, info=info,
         )  # fmt: skip
 
-    return Defense(repair, check=lambda params, size: select(params, config.tensors) and None)
+    return one_loop(job, check=lambda params, size: select(params, config.tensors) and None)

@@ -6,11 +6,11 @@ import dataclasses
 
 import jax
 
-from ..base import DataInfo, Defense, Model, Repaired, Split, Variables
+from ..base import DataInfo, Defense, Model, Split, Variables
 from ..config import OptimConfig, check_fields, option
-from ..training.loop import Session
+from ..training.loop import Job
 from ..training.step import classification_loss
-from .repair import ScheduleConfig, run_repair
+from .repair import ScheduleConfig, one_loop, repair_job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +27,7 @@ class FinetuneConfig:
 def finetune(config: FinetuneConfig, info: DataInfo) -> Defense:
     """Cross-entropy on the reserved images, all parameters, BatchNorm in train mode."""
 
-    def repair(key: jax.Array, model: Model, variables: Variables, reserved: Split, session: Session = Session()) -> Repaired:
-        loss = classification_loss(model)
-        return run_repair(key, variables, reserved, loss=loss, schedule=config.schedule, info=info, session=session)
+    def job(key: jax.Array, model: Model, variables: Variables, reserved: Split) -> Job:
+        return repair_job(key, variables, reserved, loss=classification_loss(model), schedule=config.schedule, info=info)
 
-    return Defense(repair)
+    return one_loop(job)

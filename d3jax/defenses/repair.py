@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from ..base import DataInfo, Params, Repaired, Split, Variables
+from ..base import DataInfo, Defense, Model, Params, Repaired, Split, Variables
 from ..config import OptimConfig, check_fields, option
 from ..data.augment import make_augment
 from ..data.batching import epoch_plan
-from ..training.loop import Session, fit, trace_of
+from ..training.loop import Job, Session, fit, trace_of
 from ..training.optim import make_optimizer
 from ..training.step import Loss, Project, TrainData, init_state, make_batches, make_train_step
 
@@ -35,7 +36,17 @@ class ScheduleConfig:
         return self if self.optimizer else dataclasses.replace(self, optimizer=optimizer)
 
 
-def run_repair(
+def one_loop(job: Callable[..., Job], check: Callable[[Params, int], None] = lambda params, size: None) -> Defense:
+    """The defence whose repair is the loop `job(key, model, variables, reserved)`, its last state the result."""
+
+    def repair(key: jax.Array, model: Model, variables: Variables, reserved: Split, session: Session = Session()) -> Repaired:
+        state, lines = fit(job(key, model, variables, reserved), session)
+        return Repaired(state.variables, trace_of(lines))
+
+    return Defense(repair, check, job)
+
+
+def repair_job(
     key: jax.Array,
     variables: Variables,
     reserved: Split,
@@ -43,13 +54,13 @@ def run_repair(
     loss: Loss,
     schedule: ScheduleConfig,
     info: DataInfo,
-    session: Session,
     project: Project = lambda params, data: params,
     anchor: Params | None = None,
-) -> Repaired:
-    """Minimises `loss` on the reserved images from `variables`, projecting the parameters after every step.
+    hyper: Any = (),
+) -> Job:
+    """The loop that minimises `loss` on the reserved images from `variables`, projecting the parameters after every step.
 
-    `loss` and `project` see `anchor` in their `data`.
+    `loss` and `project` see `anchor` and `hyper` in their `data`.
     """
     size = len(reserved.labels)
     steps_per_epoch, batch_size = epoch_plan(size, schedule.batch_size, drop_last=False)
@@ -58,6 +69,5 @@ def run_repair(
     augment = make_augment(info, schedule.augment)
     batches = make_batches(size=size, steps_per_epoch=steps_per_epoch, batch_size=batch_size, augment=augment)
     step = make_train_step(tx, loss=loss, batches=batches, project=project)
-    data = TrainData(Split(*map(jnp.asarray, reserved)), jnp.zeros(size, bool), {}, anchor)
-    state, lines = fit(step, init_state(variables, tx, key), data, steps=steps, session=session)
-    return Repaired(state.variables, trace_of(lines))
+    data = TrainData(Split(*map(jnp.asarray, reserved)), jnp.zeros(size, bool), {}, anchor, hyper)
+    return Job(step, init_state(variables, tx, key), data, steps)

@@ -1,21 +1,23 @@
 """Training: the step, the loop, optimisers and schedules, and the recipe of a backdoored model."""
 
-from .backdoor import Backdoored, train_backdoored
-from .loop import Session, fit, make_repeat, trace_of
+from .backdoor import Backdoored, backdoor_job, train_backdoored
+from .loop import Job, Session, fit, fit_members, trace_of
 from .optim import make_optimizer, make_schedule
 from .step import TrainData, classification_loss, cross_entropy, init_state, make_batches, make_train_step
 
 __all__ = [
     "Backdoored",
+    "Job",
     "Session",
     "TrainData",
+    "backdoor_job",
     "classification_loss",
     "cross_entropy",
     "fit",
+    "fit_members",
     "init_state",
     "make_batches",
     "make_optimizer",
-    "make_repeat",
     "make_schedule",
     "make_train_step",
     "trace_of",

@@ -12,7 +12,7 @@ from ..base import Attack, Dataset, Model, Split, Variables, stream
 from ..config import TrainConfig
 from ..data.augment import make_augment
 from ..data.batching import epoch_plan
-from .loop import Session, fit, trace_of
+from .loop import Job, Session, fit, trace_of
 from .optim import make_optimizer
 from .step import TrainData, classification_loss, init_state, make_batches, make_train_step
 
@@ -38,6 +38,13 @@ def train_backdoored(
     The last step's variables are kept, as the field does. Raises `AttackError` where the data have too few images for the
     attack and `DivergedError` where the loss breaks.
     """
+    job = backdoor_job(key, model, dataset, attack, config)
+    state, lines = fit(job, session)
+    return Backdoored(state.variables, job.data.trigger, trace_of(lines))
+
+
+def backdoor_job(key: jax.Array, model: Model, dataset: Dataset, attack: Attack, config: TrainConfig) -> Job:
+    """The loop of `train_backdoored`. Jobs that differ in the key alone have one step in common."""
     train = Split(*map(jnp.asarray, dataset.train))
     size = len(train.labels)
     steps_per_epoch, batch_size = epoch_plan(size, config.batch_size, drop_last=True)
@@ -46,11 +53,8 @@ def train_backdoored(
     augment = make_augment(dataset.info, config.augment)
     batches = make_batches(size=size, steps_per_epoch=steps_per_epoch, batch_size=batch_size, augment=augment, attack=attack)
     step = make_train_step(tx, loss=classification_loss(model), batches=batches)
-    trigger = attack.init(stream(key, "trigger"))
-    data = TrainData(train, poisoned_rows(key, attack, train.labels), trigger)
-    state = init_state(model.init(stream(key, "init")), tx, stream(key, "train"))
-    state, lines = fit(step, state, data, steps=steps, session=session)
-    return Backdoored(state.variables, trigger, trace_of(lines))
+    data = TrainData(train, poisoned_rows(key, attack, train.labels), attack.init(stream(key, "trigger")))
+    return Job(step, init_state(model.init(stream(key, "init")), tx, stream(key, "train")), data, steps)
 
 
 def poisoned_rows(key: jax.Array, attack: Attack, labels: jax.Array) -> jax.Array:

@@ -1,10 +1,13 @@
-"""The one loop: repeat a step over a carried state, log, checkpoint, stop on a loss that is not finite."""
+"""The one loop: repeat a step over a carried state, log, checkpoint, stop on a loss that is not finite.
+
+A `Job` is such a loop as data. Jobs that differ in their arrays only run together, as members of one program (`fit_members`).
+"""
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,88 +15,180 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import Metrics, TrainState, Variables
-from ..errors import DivergedError
+from ..errors import DivergedError, OutOfMemoryError
+from ..sharding import COPIES, MEMBERS, local, make_mesh, place
+from .repeat import LOWER, Repeat, memory_needed, memory_there
 from .step import Step
 
 Line = dict[str, float]
 """One logged line: `step`, `seconds` since the loop began (resumes included), the mean of every metric since the last line."""
 
 
+class Job(NamedTuple):
+    """A loop ready to run: `step` from `state` until it has seen `steps` steps, called with `data`."""
+
+    step: Step
+    state: TrainState
+    data: Any
+    steps: int
+
+
 class Session(NamedTuple):
     """What surrounds a loop without changing its numbers. The default logs nothing and saves nothing.
 
-    `log(line, steps)` is called every `log_every` steps and whenever something below is due; `save(state, lines)` every `save_every` steps and never with a broken
-    state; `restore(state) -> (state, lines) | None` continues an earlier run; `watch(variables) -> metrics` is measured
-    every `watch_every` steps (0: never) and added to the line, for plots only.
+    `start(step, lines)` is called once, with where the loop begins; `log(line, steps)` every `log_every` steps and whenever
+    something below is due; `save(state, lines)` every `save_every` steps, but `save_seconds` apart, and never with a broken
+    state. `saved()` lists the steps of which there are checkpoints, oldest first, and `restore(state, step)` gives back
+    (state, lines) of one, or None where it turns out unreadable. `watch(variables) -> metrics` is measured every
+    `watch_every` steps (0: never) and added to the line, for plots only. `say` is told of sizes.
+
+    `steps_per_call` 0 suits the backend, `devices` share the work (none: the default device), and a profile of the
+    second logged period goes to the folder `profile`.
     """
 
+    start: Callable[[int, list[Line]], None] = lambda step, lines: None
     log: Callable[[Line, int], None] = lambda line, steps: None
     save: Callable[[TrainState, list[Line]], None] = lambda state, lines: None
-    restore: Callable[[TrainState], tuple[TrainState, list[Line]] | None] = lambda state: None
+    saved: Callable[[], list[int]] = list
+    restore: Callable[[TrainState, int], tuple[TrainState, list[Line]] | None] = lambda state, step: None
     watch: Callable[[Variables], Line] = lambda variables: {}
+    say: Callable[[str], None] = lambda text: None
     log_every: int = 25
     save_every: int = 0
+    save_seconds: float = 0.0
     watch_every: int = 0
     steps_per_call: int = 0
+    devices: Sequence[jax.Device] = ()
+    profile: str = ""
 
 
-def fit(step: Step, state: TrainState, data: Any, *, steps: int, session: Session = Session()) -> tuple[TrainState, list[Line]]:
-    """Runs `step` until the state has seen `steps` steps; returns it and the logged lines, those before a resume included.
+Outcome = tuple[TrainState, list[Line]] | DivergedError
+"""The last state and the logged lines of a job, those before a resume included; or what broke it."""
 
-    Raises `DivergedError` at the first loss that is not finite, or where a state to be kept is not. The caller's arrays stay valid: the state is copied once,
-    then donated from call to call.
+
+def fit(job: Job, session: Session = Session()) -> tuple[TrainState, list[Line]]:
+    """Runs `job`; returns the last state and the logged lines, those before a resume included.
+
+    Raises `DivergedError` at the first loss that is not finite, or where a state to be kept is not, and `OutOfMemoryError`.
+    The caller's arrays stay valid: the state is copied once, then donated from call to call.
     """
-    restored = session.restore(state)
-    state, lines = restored if restored else (jax.tree.map(jnp.copy, state), [])
-    started = time.monotonic() - (lines[-1]["seconds"] if lines else 0.0)
-    repeat = make_repeat(step, steps_per_call=session.steps_per_call)
-    done, pending, first = int(state.step), [], int(state.step)
+    (outcome,) = fit_members([job], [session])
+    if isinstance(outcome, DivergedError):
+        raise outcome
+    return outcome
+
+
+def fit_members(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcome]:
+    """Runs jobs together, vmapped into one program; each gets the numbers it would get alone, to rounding.
+
+    The jobs have one `step` function in common (the first one's is taken), states and data of the same shapes, and the same
+    number of steps; the sessions have the same periods. Arrays of `data` that all jobs share are kept once. A job that
+    diverges is out; the others go on. Raises `OutOfMemoryError`.
+    """
+    session, steps = sessions[0], jobs[0].steps
+    states, lines = _resume(jobs, sessions)
+    members = _Members(jobs, states, session)
+    state, done = members.state, int(states[0].step)
+    earlier = max((line[-1]["seconds"] for line in lines if line), default=0.0)
+    started = saved = time.monotonic()
+    broken: dict[int, DivergedError] = {}
     for until in _boundaries(done, steps, session):
-        for count in _chunks(until - done, repeat.steps_per_call):
-            state, metrics = repeat(state, data, count)
-            pending.append(metrics)
-            done += count
-        stacked = _fetch(pending)
-        _check_finite(stacked["loss"], first)
-        lines.append(_line(stacked, done, time.monotonic() - started, session, state))
-        session.log(lines[-1], steps)
-        pending, first = [], done
-        if _due(done, session.save_every) or done == steps:
-            _check_state(state.variables, done)
-        if _due(done, session.save_every) and done < steps:
-            session.save(state, lines)
-    return state, lines
+        first, pending = done, []
+        with _profile(session, profiled=first == session.log_every):
+            for count in _chunks(until - done, members.repeat.steps_per_call):
+                _check_memory(members.repeat, state, members.data, count, session)
+                state, metrics = members.repeat(state, members.data, count)
+                pending.append(metrics)
+                done += count
+            stacked = _fetch(pending)
+        now = time.monotonic()
+        saving = _due(done, session.save_every) and done < steps and now - saved >= session.save_seconds
+        saved = now if saving else saved
+        finite = members.finite(state) if saving or done == steps else None
+        for i in set(range(len(jobs))) - set(broken):
+            mine = members.metrics_of(stacked, i)
+            try:
+                _check_loss(mine["loss"], first)
+                _check_state(True if finite is None else finite[i], done)
+            except DivergedError as error:
+                broken[i] = error
+                continue
+            line = {"step": done, "seconds": earlier + now - started}
+            line |= {name: float(np.mean(values, dtype=np.float64)) for name, values in mine.items()}
+            if _due(done, session.watch_every):
+                line |= sessions[i].watch(members.state_of(state, i).variables)
+            lines[i].append(line)
+            sessions[i].log(line, steps)
+            if saving:
+                sessions[i].save(members.state_of(state, i), lines[i])
+        if len(broken) == len(jobs):
+            break
+    return [broken.get(i) or (members.state_of(state, i), lines[i]) for i in range(len(jobs))]
 
 
-class Repeat(NamedTuple):
-    """`repeat(state, data, n) -> (state, metrics stacked over n steps)`, compiled; `n` is 1 or `steps_per_call`."""
+class _Members:
+    """Jobs as one: their state and data, stacked where there are several, and what belongs to each of them."""
 
-    call: Callable[[TrainState, Any, int], tuple[TrainState, Metrics]]
-    steps_per_call: int
+    def __init__(self, jobs: Sequence[Job], states: Sequence[TrainState], session: Session):
+        self.several = len(jobs) > 1
+        self.mesh = make_mesh(len(jobs), session.devices)
+        step = jobs[0].step
+        if self.several:
+            self.state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+            self.data, axes = _stack_data([job.data for job in jobs])
+            step = jax.vmap(step, in_axes=(0, axes), spmd_axis_name="member" if self.mesh else None)
+            if self.mesh:
+                split = lambda axis, leaf: place(leaf, self.mesh, COPIES if axis is None else MEMBERS)
+                self.data = jax.tree.map(split, axes, self.data, is_leaf=lambda axis: axis is None)
+        else:
+            self.state, self.data = jax.tree.map(jnp.copy, states[0]), jobs[0].data
+            if self.mesh:
+                self.data = place(self.data, self.mesh, COPIES)
+        if self.mesh:
+            self.state = place(self.state, self.mesh, MEMBERS if self.several else COPIES)
+        elif session.devices:
+            self.state, self.data = jax.device_put((self.state, self.data), session.devices[0])
+        self.repeat = Repeat(step, steps_per_call=session.steps_per_call, mesh=self.mesh, members=self.several)
+        everywhere = jax.sharding.NamedSharding(self.mesh, COPIES) if self.mesh else None
+        self._pick = jax.jit(lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree), out_shardings=everywhere)
+        check = jax.vmap(_all_finite) if self.several else _all_finite
+        self._finite = jax.jit(check, out_shardings=everywhere)
 
-    def __call__(self, state: TrainState, data: Any, n: int) -> tuple[TrainState, Metrics]:
-        return self.call(state, data, n)
+    def state_of(self, state: TrainState, i: int) -> TrainState:
+        """The state of member `i`, on one device of this process."""
+        picked = self._pick(state, i) if self.several else state
+        return local(picked) if self.mesh else picked
+
+    def metrics_of(self, stacked: dict[str, np.ndarray], i: int) -> dict[str, np.ndarray]:
+        """What member `i` reported at each step."""
+        return {name: values[:, i] for name, values in stacked.items()} if self.several else stacked
+
+    def finite(self, state: TrainState) -> np.ndarray:
+        """For every member, whether all its variables are finite."""
+        return np.atleast_1d(jax.device_get(self._finite(state.variables)))
 
 
-def make_repeat(step: Step, *, steps_per_call: int = 0) -> Repeat:
-    """Compiles `step` to run several times a call: once on CPU, in a scan of 25 on accelerators, unless told otherwise.
+def _stack_data(datas: Sequence[Any]) -> tuple[Any, Any]:
+    """The members' data as one tree, and the axis of members in each of its arrays: None where all share one array."""
+    leaves, treedef = zip(*map(jax.tree.flatten, datas), strict=True)
+    columns = list(zip(*leaves, strict=True))
+    shared = [all(leaf is column[0] for leaf in column) for column in columns]
+    stacked = [column[0] if same else jnp.stack(column) for column, same in zip(columns, shared, strict=True)]
+    unflatten = treedef[0].unflatten
+    return unflatten(stacked), unflatten([None if same else 0 for same in shared])
 
-    XLA:CPU runs the backward pass of a convolution 10–65× slower inside any loop (a scan of one unrolled step included:
-    3× here), so there a call is one step, or `steps_per_call` of them written out.
-    """
-    on_cpu = jax.default_backend() == "cpu"
 
-    @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
-    def call(state, data, n):
-        if not on_cpu:
-            return jax.lax.scan(lambda state, _: step(state, data), state, None, length=n)
-        metrics = []
-        for _ in range(n):
-            state, reported = step(state, data)
-            metrics.append(reported)
-        return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
-
-    return Repeat(call, steps_per_call or (1 if on_cpu else 25))
+def _resume(jobs: Sequence[Job], sessions: Sequence[Session]) -> tuple[list[TrainState], list[list[Line]]]:
+    """States and lines to go on from: those of the newest step of which every job has a checkpoint that can be read."""
+    for step in sorted(set.intersection(*(set(session.saved()) for session in sessions)), reverse=True):
+        found = [session.restore(job.state, step) for job, session in zip(jobs, sessions, strict=True)]
+        if None not in found:
+            break
+    else:
+        step, found = int(jobs[0].state.step), [(job.state, []) for job in jobs]
+    for session, (_, lines) in zip(sessions, found, strict=True):
+        session.start(step, lines)
+    return [state for state, _ in found], [list(lines) for _, lines in found]
 
 
 def trace_of(lines: list[Line]) -> dict[str, np.ndarray]:
@@ -132,7 +227,7 @@ def _fetch(pending: list[Metrics]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([metrics[name] for metrics in fetched]) for name in fetched[0]}
 
 
-def _check_finite(loss: np.ndarray, first: int) -> None:
+def _check_loss(loss: np.ndarray, first: int) -> None:
     broken = np.flatnonzero(~np.isfinite(loss))
     if broken.size:
         raise DivergedError(
@@ -141,21 +236,39 @@ def _check_finite(loss: np.ndarray, first: int) -> None:
         )
 
 
-@jax.jit
 def _all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
-def _check_state(variables: Variables, done: int) -> None:
-    if not _all_finite(variables):
+def _check_state(finite: bool, done: int) -> None:
+    if not finite:
         raise DivergedError(
             f"a parameter or running statistic is no longer finite after step {done}, though the loss was: lower the "
             "learning rate; the last good checkpoint is kept"
         )
 
 
-def _line(stacked: dict[str, np.ndarray], done: int, seconds: float, session: Session, state: TrainState) -> Line:
-    line = {"step": done, "seconds": seconds} | {
-        name: float(np.mean(values, dtype=np.float64)) for name, values in stacked.items()
-    }
-    return line | (session.watch(state.variables) if _due(done, session.watch_every) else {})
+def _check_memory(repeat: Repeat, state: TrainState, data: Any, count: int, session: Session) -> None:
+    """Before the first call of a program: says what memory it takes, and raises where the device has less."""
+    if repeat.has(count):
+        return
+    needed = memory_needed(repeat.compiled(state, data, count))
+    device = session.devices[0] if session.devices else jax.devices()[0]
+    there = memory_there(device)
+    amount = f"{needed / 2**30:.2f} GiB"
+    if there is None:
+        session.say(f"needs {amount} of memory")
+        return
+    session.say(f"needs {amount} of the {there / 2**30:.1f} GiB on {device.device_kind}")
+    if needed > there:
+        raise OutOfMemoryError(f"a call of {count} steps needs {amount}, {device.device_kind} has {there / 2**30:.1f}: {LOWER}")
+
+
+@contextlib.contextmanager
+def _profile(session: Session, *, profiled: bool) -> Iterator[None]:
+    if not (session.profile and profiled):
+        yield
+        return
+    with jax.profiler.trace(session.profile):
+        yield
+    session.say(f"profile: {session.profile}")

@@ -11,6 +11,7 @@ import optax
 
 from ..base import Attack, Batch, Metrics, Model, Params, Split, TrainState, Variables, as_float, stream
 from ..data.batching import batch_rows
+from ..sharding import over_data
 
 Loss = Callable[[Params, Params, Batch, jax.Array, Any], tuple[jax.Array, tuple[Params, Metrics]]]
 """`loss(params, batch_stats, batch, key, data) -> (value, (new batch_stats, metrics))`.
@@ -29,13 +30,14 @@ Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 class TrainData(NamedTuple):
-    """What a step needs, kept on the device: `split`, `poisoned [N]` bool, the attack's `trigger`, and the parameters
-    `anchor` that a repair measures itself against (None without one)."""
+    """What a step needs, kept on the device: `split`, `poisoned [N]` bool, the attack's `trigger`, the parameters `anchor`
+    that a repair measures itself against (None without one), and numbers of its loss that members may differ in (`hyper`)."""
 
     split: Split
     poisoned: jax.Array
     trigger: Any
     anchor: Params | None = None
+    hyper: dict[str, jax.Array] | tuple[()] = ()
 
 
 def init_state(variables: Variables, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
@@ -74,6 +76,7 @@ def make_batches(*, size: int, steps_per_epoch: int, batch_size: int, augment: C
 
     def batches(key: jax.Array, step: jax.Array, data: TrainData) -> Batch:
         rows = batch_rows(stream(key, "rows"), step, size=size, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
+        rows = over_data(rows)  # drawn from data that every device holds: without this each would compute the whole batch
         images = as_float(data.split.images[rows])
         batch = Batch(images, data.split.labels[rows], data.poisoned[rows])
         if attack is not None:

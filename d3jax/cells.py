@@ -1,0 +1,218 @@
+"""The cells of a study, (attack, seed, defence), as tasks: what each computes, in which folder, and which run together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .attacks import ATTACKS
+from .base import Attack, Dataset, Defense, Model, Split, Variables, stream
+from .checkpoint import digest
+from .config import Choice, StudyConfig, program
+from .config_file import to_mapping
+from .data import DATASETS, fingerprint, reserve
+from .defenses import DEFENSES
+from .environment import environment
+from .errors import ConfigError
+from .journal import Journal, Progress
+from .metrics import Counts, make_evaluate
+from .models import MODELS
+from .stages import Recorder, Stage, Task, recipe_hash
+from .training.backdoor import backdoor_job
+from .training.loop import lines_of
+
+FORMAT = 2
+"""Part of every hash; counted up when the same config would compute other numbers."""
+
+
+class Victim(NamedTuple):
+    """A backdoored model and its trigger."""
+
+    variables: Variables
+    trigger: Any
+
+
+class Case(NamedTuple):
+    """One attack under one seed; `attack_seed` makes the victim, `seed` the repairs. `recipe` is all that makes the victim,
+    `evaluate(variables, trigger, test) -> Counts` is compiled once an attack."""
+
+    label: str
+    attack: Attack
+    evaluate: Callable[..., Counts]
+    seed: int
+    attack_seed: int
+    recipe: dict[str, Any]
+
+
+class Cell(NamedTuple):
+    """One row of the results: a case and a defence, or none for the backdoored model itself."""
+
+    case: Case
+    choice: Choice | None = None
+    defense: Defense | None = None
+
+    @property
+    def label(self) -> str:
+        """The defence's name in the results."""
+        return self.choice.label if self.choice else "none"
+
+    @property
+    def name(self) -> str:
+        """What names the cell's result: cells of one name, such as the victim that several seeds share, are one stage."""
+        seed = self.case.seed if self.choice else self.case.attack_seed
+        return f"{self.case.label}/seed{seed}/{self.choice.label if self.choice else 'train'}"
+
+
+class Lab(NamedTuple):
+    """What all cells of a study share."""
+
+    config: StudyConfig
+    dataset: Dataset
+    data_hash: str
+    model: Model
+    precision: str
+    workdir: Path
+    recorder: Recorder
+    together: bool
+
+
+def open_lab(config: StudyConfig, workdir: Path, progress: Progress, profile: str = "") -> Lab:
+    """Loads the data and builds the model; writes nothing."""
+    loop, on_cpu = config.loop, jax.default_backend() == "cpu"
+    if loop.devices > jax.device_count():
+        raise ConfigError(f"loop.devices: {loop.devices} asked for, there are {jax.device_count()}")
+    devices = tuple(jax.devices()[: loop.devices or (1 if on_cpu else None)])
+    dataset = DATASETS[config.dataset.name][1](config.dataset.config)
+    precision = config.precision
+    if precision == "auto":
+        precision = "float32" if on_cpu else "bfloat16"
+    model = MODELS[config.model.name][1](config.model.config, dataset.info, jnp.dtype(precision))
+    journal = Journal(workdir / "metrics.jsonl")
+    recorder = Recorder(loop, environment() | {"precision": precision}, journal, progress, devices, profile)
+    data_hash = fingerprint(dataset)
+    train, test = (Split(*map(jnp.asarray, split)) for split in dataset[:2])
+    together = loop.members == "together" or (loop.members == "auto" and not on_cpu)
+    return Lab(config, Dataset(train, test, dataset.info), data_hash, model, precision, workdir, recorder, together)
+
+
+def make_cells(lab: Lab) -> list[Cell]:
+    """Every cell in the order of the results: attack, seed, defence.
+
+    Raises what would go wrong later: an attack that this data set refuses, a defence that this model does not suit.
+    """
+    config, info = lab.config, lab.dataset.info
+    params = jax.eval_shape(lab.model.init, jax.random.key(0)).params
+    size = len(reserved_split(lab, config.seeds[0]).labels)
+    defenses = [(choice, DEFENSES[choice.name][1](choice.config, info)) for choice in config.defenses]
+    for _, defense in defenses:
+        defense.check(params, size)
+    cells = []
+    for choice in config.attacks:
+        attack = ATTACKS[choice.name][1](choice.config, info)
+        attack.select(jax.random.key(0), lab.dataset.train.labels)
+        evaluate = make_evaluate(lab.model, attack, info.num_classes, config.loop.eval_batch)
+        for seed in config.seeds:
+            case = make_case(lab, choice, attack, evaluate, seed)
+            cells += [Cell(case), *(Cell(case, *pair) for pair in defenses)]
+    return cells
+
+
+def make_case(lab: Lab, choice: Choice, attack: Attack, evaluate: Callable[..., Counts], seed: int) -> Case:
+    """The case of `attack` under `seed`. The recipe holds the trigger's contents too: a pattern may come from a file."""
+    config = lab.config
+    attack_seed = seed if config.attack_seed is None else config.attack_seed
+    recipe = {
+        "format": FORMAT, "data": lab.data_hash, "model": config.model.name, "net": to_mapping(config.model.config),
+        "attack": choice.name, "settings": to_mapping(choice.config), "train": to_mapping(config.train),
+        "trigger": digest(attack.init(stream(jax.random.key(attack_seed), "trigger"))),
+        "precision": lab.precision, "seed": attack_seed,
+    }  # fmt: skip
+    return Case(choice.label, attack, evaluate, seed, attack_seed, recipe)
+
+
+def part_of(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:
+    """Part 1 … `parts` of the cells: runs of neighbours, so that few parts need the same backdoored model."""
+    return list(cells[(part - 1) * len(cells) // parts : part * len(cells) // parts])
+
+
+def plan(cells: Sequence[Cell], together: bool) -> list[list[Cell]]:
+    """The cells to compute, in groups that run as one program, every victim before the repairs that need it.
+
+    Apart, each cell is a group, in order. Together, the victims of an attack are one group, and so are repairs whose configs
+    differ at most in numbers that programs take as arrays.
+    """
+    wanted: dict[str, Cell] = {}
+    for cell in cells:
+        victim = Cell(cell.case)
+        wanted.setdefault(victim.name, victim)
+        wanted.setdefault(cell.name, cell)
+    if not together:
+        return [[cell] for cell in wanted.values()]
+    groups: dict[Any, list[Cell]] = {}
+    for cell in sorted(wanted.values(), key=lambda cell: cell.choice is not None):  # a stable sort: victims first
+        key = cell.case.label if cell.choice is None else (cell.choice.name, program(cell.choice.config))
+        if cell.defense is not None and cell.defense.job is None:
+            key = cell.name  # more than one loop: alone
+        groups.setdefault((cell.choice is None, key), []).append(cell)
+    return list(groups.values())
+
+
+def task_of(lab: Lab, cell: Cell, victims: Mapping[str, Stage]) -> Task:
+    """What computes `cell`. A repair's loop needs its victim among the finished `victims`, its result's name only the case."""
+    return _repair_task(lab, cell, victims.get(Cell(cell.case).name)) if cell.choice else _victim_task(lab, cell)
+
+
+def _victim_task(lab: Lab, cell: Cell) -> Task:
+    """The backdoored model: trained on the set that the attack poisons, kept in the cache."""
+    case, info, root = cell.case, lab.dataset.info, jax.random.key(cell.case.attack_seed)
+    cache = Path(lab.config.cache).expanduser() if lab.config.cache else lab.workdir / "checkpoints"
+    return Task(
+        cell.name,
+        cache / f"{info.name}-{lab.config.model.name}-{case.label}-{recipe_hash(case.recipe)}",
+        like=jax.eval_shape(lambda: Victim(lab.model.init(root), case.attack.init(root))),
+        evaluate=lambda victim: case.evaluate(victim.variables, victim.trigger, lab.dataset.test),
+        job=lambda: backdoor_job(root, lab.model, lab.dataset, case.attack, lab.config.train),
+        result=lambda job, state: Victim(state.variables, job.data.trigger),
+    )
+
+
+def _repair_task(lab: Lab, cell: Cell, victim: Stage | None) -> Task:
+    """What the defence makes of the victim with the reserved images of the case's seed, counted under the same trigger."""
+    case, choice, defense = cell.case, cell.choice, cell.defense
+    key = stream(jax.random.key(case.seed), "repair")
+    evaluate = lambda variables: case.evaluate(variables, victim.tree.trigger, lab.dataset.test)
+    given = lambda: (key, lab.model, victim.tree.variables, reserved_split(lab, case.seed))
+
+    def work(session):
+        repaired = defense.repair(*given(), session)
+        return repaired.variables, lines_of(repaired.trace)
+
+    def watch(variables):
+        counts = evaluate(variables)
+        return {"watch_acc": counts.acc} | ({"watch_asr": counts.asr} if counts.triggered.sum() else {})
+
+    recipe = {
+        "victim": case.recipe, "defense": choice.name, "settings": to_mapping(choice.config),
+        "seed": case.seed, "reserved": to_mapping(lab.config.reserved),
+    }  # fmt: skip
+    return Task(
+        cell.name,
+        lab.workdir / "checkpoints" / f"{case.label}-{choice.label}-seed{case.seed}-{recipe_hash(recipe)}",
+        like=jax.eval_shape(lab.model.init, key),
+        evaluate=evaluate,
+        job=(lambda: defense.job(*given())) if defense.job else None,
+        work=work,
+        watch=watch,
+        watch_every=lab.config.loop.watch_every,
+    )
+
+
+def reserved_split(lab: Lab, seed: int) -> Split:
+    """The defender's clean images of `seed`."""
+    train, _, info = lab.dataset
+    rows = reserve(train, lab.config.reserved, seed, info.num_classes)
+    return Split(train.images[rows], train.labels[rows])
