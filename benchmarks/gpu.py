@@ -1,0 +1,184 @@
+"""What is to be measured on a GPU, in parts that each end within nine minutes and leave one JSON file.
+
+Needs jax, flax, optax, orbax, numpy and this folder; PyTorch for the comparison; no network. A part whose file exists is
+left alone, and a part that was cut off continues where its study stopped, if `--work` is still there.
+
+    python benchmarks/gpu.py [PART …] [--out OUT] [--work DIR] [--data cifar10.npz]
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import functools
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import jax
+import jax.numpy as jnp
+
+from d3jax.environment import environment
+
+BATCHES = (128, 256, 512, 1024)
+ATTACKS = ("badnets", "blended", "sig")
+
+
+def ceilings(options: argparse.Namespace) -> dict[str, Any]:
+    """The device's own rates: a large matrix product in bfloat16 and in float32, and a copy through memory."""
+    rates = {}
+    for name in ("bfloat16", "float32"):
+        n = options.size
+        a, b = (jax.random.normal(jax.random.key(i), (n, n), jnp.dtype(name)) for i in range(2))
+        rates[f"{name}_tflops"] = 2 * n**3 / _median_seconds(jax.jit(jnp.matmul), a, b) / 1e12
+    x = jax.random.normal(jax.random.key(0), (n * n,), jnp.float32)
+    rates["copy_gb_a_second"] = 2 * x.nbytes / _median_seconds(jax.jit(lambda x: x + 1), x) / 1e9
+    return rates
+
+
+def throughput(batch: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Our training step against PyTorch's at width 64 (benchmarks/train_step.py), and the rate of both in TFLOP/s."""
+    import train_step
+
+    settings = {"width": options.width, "batch": batch, "steps": options.steps, "rounds": 7, "images": 10_000}
+    result = train_step.measure(**settings, torch=sys.executable, ours=None, theirs=None)
+    rates = result["images_a_second"]
+    return result | {"tflops": {name: rate["median"] * result["flops_an_image"] / 1e12 for name, rate in rates.items()}}
+
+
+def profile(options: argparse.Namespace) -> dict[str, Any]:
+    """Where the time of our bfloat16 step goes: seconds by kernel over 50 steps of 512 images at width 64."""
+    import ours
+
+    run, about = ours.prepare(
+        {"name": "bfloat16", "width": options.width, "batch": 512, "images": 10_000, "steps": options.steps or 50}
+    )
+    folder = options.work / "profile"
+    with jax.profiler.trace(str(folder)):
+        seconds = run()
+    return {"seconds": seconds, "about": about, "kernels": kernels(folder)}
+
+
+def kernels(folder: Path, top: int = 60) -> dict[str, Any]:
+    """Milliseconds and calls by kernel in the newest trace under `folder`, the longest first, for every device line."""
+    newest = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    found = {}
+    for plane in jax.profiler.ProfileData.from_file(str(newest)).planes:
+        if plane.name.startswith("/device:"):
+            for line in plane.lines:
+                spent, calls = collections.Counter(), collections.Counter()
+                for event in line.events:
+                    spent[event.name] += event.duration_ns
+                    calls[event.name] += 1
+                longest = [{"name": name, "ms": ns / 1e6, "calls": calls[name]} for name, ns in spent.most_common(top)]
+                found[f"{plane.name} {line.name}"] = {"ms": sum(spent.values()) / 1e6, "longest": longest}
+    return found
+
+
+def members(options: argparse.Namespace) -> dict[str, Any]:
+    """Eight narrow models trained together against one of them alone, for several widths: seconds a step, batch 128."""
+    from d3jax.attacks import BadNetsConfig, badnets
+    from d3jax.config import TrainConfig
+    from d3jax.data import SyntheticConfig, synthetic
+    from d3jax.models import PreActResNet18Config, preact_resnet18
+    from d3jax.training import Session, backdoor_job, fit_members
+
+    data = synthetic(SyntheticConfig(size=32, channels=3, train=10_000, test=100))
+    data = data._replace(train=jax.tree.map(jnp.asarray, data.train))
+    attack, period = badnets(BadNetsConfig(), data.info), options.steps or 100
+    session, result = Session(log_every=period), {}
+
+    def seconds_a_step(jobs: list) -> float:
+        lines = fit_members(jobs, [session] * len(jobs))[0][1]  # the first period compiles
+        return statistics.median(b["seconds"] - a["seconds"] for a, b in itertools.pairwise(lines)) / period
+
+    for width in (8, 16, 32):
+        model = preact_resnet18(PreActResNet18Config(width), data.info, jnp.bfloat16)
+        config = TrainConfig(steps=6 * period)
+        jobs = [backdoor_job(jax.random.key(seed), model, data, attack, config) for seed in range(8)]
+        together, alone = seconds_a_step(jobs), seconds_a_step(jobs[:1])
+        result[f"width {width}"] = {"eight_together_s": together, "one_alone_s": alone, "speedup": 8 * alone / together}
+    return result
+
+
+def table(attack: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One attack of experiments/cifar10_d3.yaml at full width: training of 100 epochs, FT and both D3 presets, three seeds."""
+    from d3jax import study
+    from d3jax.config_file import load
+
+    overrides = [("dataset.path", str(options.data)), *(tuple(word.split("=", 1)) for word in options.set)]
+    config = load(HERE.parent / "experiments" / "cifar10_d3.yaml", overrides, registries=study.REGISTRIES)
+    only = tuple(choice for choice in config.attacks if choice.label == attack)
+    mine = {name: text for name, text in config.published.items() if name.startswith(f"{attack}/")}
+    began = time.perf_counter()
+    rows = study.run_study(dataclasses.replace(config, attacks=only, published=mine), options.work / f"table-{attack}")
+    return {"seconds": time.perf_counter() - began, "rows": rows}
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "ceilings": ceilings,
+    **{f"throughput-{batch}": functools.partial(throughput, batch) for batch in BATCHES},
+    "profile": profile,
+    "members": members,
+    **{f"table-{attack}": functools.partial(table, attack) for attack in ATTACKS},
+}
+
+
+def main() -> int:
+    """Runs the parts that are asked for, each in a process of its own; one that fails is said and leaves no file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: all of {', '.join(PARTS)}")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--work", type=Path, default=Path("runs/gpu"))
+    parser.add_argument("--data", type=Path, default=Path("cifar10.npz"))
+    parser.add_argument("--width", type=int, default=64, help="of throughput and profile (64: the published net)")
+    parser.add_argument("--size", type=int, default=8192, help="of the matrices in ceilings")
+    parser.add_argument("--steps", type=int, default=0, help="steps a round (0: as each part has it)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the table's study")
+    options = parser.parse_args()
+    if unknown := [name for name in options.parts if name not in PARTS]:
+        parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if len(options.parts) == 1:
+        return run_part(options.parts[0], options)
+    flags = [word for word in sys.argv[1:] if word not in options.parts]
+    codes = [subprocess.run([sys.executable, __file__, name, *flags], check=False).returncode for name in options.parts or PARTS]
+    return 1 if any(codes) else 0
+
+
+def run_part(name: str, options: argparse.Namespace) -> int:
+    """Runs one part and writes its file, unless there is one."""
+    for folder in (options.out, options.work):
+        folder.mkdir(parents=True, exist_ok=True)
+    about = environment()
+    path = options.out / f"{name}_{about['device'].replace(' ', '_').lower()}.json"
+    if path.exists():
+        print(f"{name}: done before, {path}")
+        return 0
+    began = time.perf_counter()
+    result = PARTS[name](options)
+    path.write_text(json.dumps({"part": name, **about, **result}, indent=1) + "\n", encoding="utf8")
+    print(f"{name}: {time.perf_counter() - began:.0f} s, {path}", flush=True)
+    return 0
+
+
+def _median_seconds(function: Callable, *arguments: jax.Array, repeats: int = 20) -> float:
+    seconds = []
+    for _ in range(repeats + 3):
+        began = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[3:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
