@@ -82,10 +82,11 @@ class Lab(NamedTuple):
 
 def open_lab(config: StudyConfig, workdir: Path, progress: Progress, profile: str = "") -> Lab:
     """Loads the data and builds the model; writes nothing."""
-    loop, on_cpu = config.loop, jax.default_backend() == "cpu"
-    if loop.devices > jax.device_count():
-        raise ConfigError(f"loop.devices: {loop.devices} asked for, there are {jax.device_count()}")
-    devices = tuple(jax.devices()[: loop.devices or (1 if on_cpu else None)])
+    loop, on_cpu, alone = config.loop, jax.default_backend() == "cpu", jax.process_count() == 1
+    if loop.devices > jax.device_count() or (loop.devices and not alone):
+        there = f"{jax.device_count()} here" if alone else "several processes, which share all theirs"
+        raise ConfigError(f"loop.devices: {loop.devices} asked for, there are {there}")
+    devices = tuple(jax.devices()[: loop.devices or (1 if on_cpu and alone else None)])
     dataset = DATASETS[config.dataset.name][1](config.dataset.config)
     precision = config.precision
     if precision == "auto":

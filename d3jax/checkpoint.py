@@ -1,7 +1,8 @@
 """Checkpoints: pytrees of arrays on disk, through Orbax (the only file that imports it).
 
 A tree is stored flat, as {"params.stem.kernel": array}, with a checksum, so that a damaged file and a checkpoint of another
-model are told apart and reported by name. Orbax writes beside the final name and renames, so a kill leaves no half one.
+model are told apart and reported by name. Orbax writes beside the final name and renames, so a kill leaves no half one. Where several
+processes run the study, all of them call these functions together; the first one's view of the disk counts.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from .errors import CheckpointError, DamagedError
+from .sharding import agree, copies, is_first
 
 Tree = TypeVar("Tree")
 
 
 def save(path: Path, tree: Any, metadata: dict | None = None) -> None:
     """Writes `tree` (arrays, random keys included) and JSON-able `metadata` to the folder `path`, replacing what is there."""
-    flat = flatten(tree)
+    flat = copies(flatten(tree))
     note = {"checksum": _checksum(flat, metadata or {}), "metadata": metadata or {}}
     ocp.save(Path(path).absolute(), flat, overwrite=True, custom_metadata=note)
 
@@ -42,7 +44,7 @@ def load(path: Path, like: Tree) -> tuple[Tree, dict]:
     path = Path(path).absolute()
     if not path.is_dir():
         raise CheckpointError(f"{path}: no checkpoint here")
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     want = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in _describe(like).items()}
     note = _read(path, ocp.metadata)
     if not note.metadata or not note.custom_metadata:  # what Orbax makes of a broken metadata file
@@ -70,11 +72,30 @@ def unflatten(flat: dict[str, jax.Array], like: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(leaf, like)
 
 
-def set_aside(path: Path) -> None:
-    """Renames a damaged checkpoint to `<name>.damaged`, replacing one that was set aside before."""
-    aside = path.with_name(f"{path.name}.damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    path.rename(aside)
+def exists(path: Path) -> bool:
+    """Whether there is a checkpoint at `path`, readable or not."""
+    return bool(agree([path.is_dir()])[0])
+
+
+def load_or_set_aside(path: Path, like: Tree, otherwise: str) -> tuple[Tree, dict] | None:
+    """As `load`, but a damaged checkpoint is None: renamed to `<name>.damaged`, replacing one that was set aside before.
+
+    A warning tells of it and of what happens `otherwise`. Raises `CheckpointError` where it holds another model.
+    """
+    try:
+        found, damage = load(path, like), None
+    except DamagedError as error:
+        found, damage = None, error
+    if agree([damage is None])[0]:
+        if damage is not None:
+            raise damage  # this process alone cannot read it: the others would wait for it forever
+        return found
+    if is_first():
+        warnings.warn(f"{damage}; {otherwise}", stacklevel=3)
+        aside = path.with_name(f"{path.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    return None
 
 
 def digest(tree: Any) -> str:
@@ -90,30 +111,26 @@ class Rolling:
 
     def steps(self) -> list[int]:
         """The steps there are, oldest first."""
-        return sorted(int(path.name) for path in self.folder.glob("*") if re.fullmatch(r"\d+", path.name))
+        return agree(sorted(int(path.name) for path in self.folder.glob("*") if re.fullmatch(r"\d+", path.name)))
 
     def save(self, step: int, tree: Any, metadata: dict) -> None:
         """Adds a checkpoint, then deletes what is too old."""
         save(self.folder / str(step), tree, metadata)
         for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self.folder / str(old))
+            if is_first():
+                shutil.rmtree(self.folder / str(old))
 
     def load(self, step: int, like: Tree) -> tuple[Tree, dict] | None:
         """The checkpoint of `step`; None where it cannot be read, which is reported as a warning, and the checkpoint set aside.
 
         Raises `CheckpointError` where it holds another model.
         """
-        path = self.folder / str(step)
-        try:
-            return load(path, like)
-        except DamagedError as error:
-            warnings.warn(f"{error}; going back to an earlier one", stacklevel=2)
-            set_aside(path)
-            return None
+        return load_or_set_aside(self.folder / str(step), like, "going back to an earlier one")
 
     def clear(self) -> None:
         """Deletes them all, once the loop's result is saved elsewhere."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if is_first():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _read(path: Path, reader: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a run says while it runs: lines in metrics.jsonl, and progress on the terminal."""
+"""What a run says while it runs: lines in metrics.jsonl, and progress on the terminal. Of several processes the first one speaks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .locks import locked
 from .report import write_whole
+from .sharding import is_first
 
 
 class Journal:
@@ -20,11 +21,15 @@ class Journal:
 
     def write(self, stage: str, line: dict[str, float]) -> None:
         """Appends one line."""
+        if not is_first():
+            return
         with self._locked(), self.path.open("a", encoding="utf8") as file:
             file.write(_text(stage, line))
 
     def reset(self, stage: str, lines: list[dict[str, float]]) -> None:
         """Makes `lines` all there is of `stage`: a resumed stage takes back what it wrote after its checkpoint."""
+        if not is_first():
+            return
         with self._locked():
             texts = self.path.read_text(encoding="utf8").splitlines(keepends=True) if self.path.exists() else []
             kept = [text for text in texts if _stage(text) not in (stage, None)]
@@ -50,7 +55,7 @@ class Progress:
     """One stage at a time: a rich bar on a terminal, one line a stage elsewhere."""
 
     def __init__(self, quiet: bool = False):
-        self.quiet, self.bar, self.task = quiet, None, None
+        self.quiet, self.bar, self.task = quiet or not is_first(), None, None
 
     def say(self, text: str) -> None:
         """Prints one line."""
@@ -59,7 +64,8 @@ class Progress:
 
     def warn(self, text: str) -> None:
         """Prints one line where errors go, even when quiet."""
-        print(f"d3jax: {text}", file=sys.stderr, flush=True)
+        if is_first():
+            print(f"d3jax: {text}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -26,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", metavar="DIR", help="the run folder (default: runs/<name of the config file>)")
     parser.add_argument("--part", metavar="I/N", help="run the I-th of N shares of the study's cells (array jobs); no report")
     parser.add_argument("--report", action="store_true", help="compute nothing: gather what is finished into tables and report")
+    parser.add_argument(
+        "--distributed", metavar="WHERE", help="one of several processes: auto (TPU pod, SLURM) or HOST:PORT,COUNT,INDEX"
+    )
     parser.add_argument("--profile", metavar="DIR", default="", help="write a trace of each loop's second logged period there")
     parser.add_argument("--list", action="store_true", help="all data sets, models, attacks and defences with their settings")
     parser.add_argument("--check", action="store_true", help="read the config, print it in full and stop")
@@ -53,6 +56,10 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     part = _part(options.part)
     if part and options.report:
         raise ConfigError("--report gathers all parts: leave --part out")
+    if options.distributed:
+        from .sharding import bring_up
+
+        bring_up(options.distributed)
     config = load(options.config, overrides, registries=study.REGISTRIES)
     if options.check:
         from .config_file import dumps

@@ -1,11 +1,14 @@
-"""Which device computes what: a mesh of ("member", "data") and the placement of arrays on it.
+"""Which device computes what: a mesh of ("member", "data"), the placement of arrays on it, and the processes behind it.
 
-Members are jobs of one program that share no numbers; the data axis splits every batch. XLA puts the sums in between.
+Members are jobs of one program that share no numbers; the data axis splits every batch. XLA puts the sums in between. Where
+several processes share the devices (a TPU pod, several GPU hosts), all of them run the same study in step; each has the whole
+data set, the first alone writes tables, and what to do next is what the first one sees.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from .errors import ConfigError
 
 MEMBERS = P("member")
 """Split over members, each on its share of the devices."""
@@ -68,3 +73,45 @@ def local(tree: Any) -> Any:
         return leaf.addressable_data(0)
 
     return jax.tree.map(one, tree)
+
+
+def bring_up(where: str) -> None:
+    """Joins this process to the others: `where` is "auto" (a TPU pod, SLURM, Open MPI) or "HOST:PORT,COUNT,INDEX".
+
+    To be called before anything touches a device. Raises `ConfigError` for anything else, and where nothing tells "auto".
+    """
+    explicit = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", where)
+    if where != "auto" and not (explicit and int(explicit[3]) < int(explicit[2])):
+        raise ConfigError(f"--distributed: want auto or HOST:PORT,COUNT,INDEX with INDEX below COUNT, got {where!r}")
+    try:
+        if explicit:
+            jax.distributed.initialize(explicit[1], int(explicit[2]), int(explicit[3]))
+        else:
+            jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"--distributed {where}: {str(error).splitlines()[0]}") from error
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes."""
+    return jax.process_index() == 0
+
+
+def agree(numbers: Sequence[int]) -> list[int]:
+    """The first process's whole numbers (at most 63), on every process. Call it everywhere or nowhere."""
+    if jax.process_count() == 1:
+        return list(numbers)
+    from jax.experimental import multihost_utils
+
+    box = np.zeros(64, np.int32)
+    box[0], box[1 : 1 + len(numbers)] = len(numbers), numbers
+    box = multihost_utils.broadcast_one_to_all(box)
+    return box[1 : 1 + int(box[0])].tolist()
+
+
+def copies(tree: Any) -> Any:
+    """Arrays that every process holds alike, as arrays of all of them, the form in which several processes save together."""
+    if jax.process_count() == 1:
+        return tree
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    return place(tree, mesh, COPIES)

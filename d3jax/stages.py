@@ -11,7 +11,6 @@ import hashlib
 import json
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +21,12 @@ import numpy as np
 from . import checkpoint
 from .base import TrainState
 from .config import LoopConfig
-from .errors import D3JaxError, DamagedError
+from .errors import D3JaxError
 from .journal import Journal, Progress
 from .locks import locked
 from .metrics import Counts
 from .report import write_whole
+from .sharding import is_first
 from .training.loop import Job, Line, Session, fit_members
 
 
@@ -87,7 +87,8 @@ def run_stages(tasks: Sequence[Task], recorder: Recorder) -> list[Result]:
     Another process in one of the folders is waited for. What breaks is a `Failure` and kept as `failed.json`.
     """
     with contextlib.ExitStack() as held:
-        for folder in sorted({task.folder for task in tasks}):  # everywhere in one order, or two processes could wait in a circle
+        # Everywhere in one order, or two studies could wait for each other in a circle.
+        for folder in sorted({task.folder for task in tasks}) if is_first() else ():
             held.enter_context(locked(folder / "lock", recorder.progress.say))
         found = {task.name: _finished(task, recorder) for task in tasks}
         missing = [task for task in tasks if found[task.name] is None]
@@ -115,14 +116,10 @@ def recipe_hash(recipe: dict[str, Any]) -> str:
 
 def _finished(task: Task, recorder: Recorder) -> Stage | None:
     path = task.folder / "model"
-    if not path.is_dir():
+    found = checkpoint.load_or_set_aside(path, task.like, "computing it again") if checkpoint.exists(path) else None
+    if found is None:
         return None
-    try:
-        tree, note = checkpoint.load(path, task.like)
-    except DamagedError as error:
-        warnings.warn(f"{error}; computing it again", stacklevel=3)
-        checkpoint.set_aside(path)
-        return None
+    tree, note = found
     counts = Counts(**{key: np.asarray(value) for key, value in note["counts"].items()})
     stage = Stage(tree, counts, note["seconds"], note["lines"], note["environment"], note["members"])
     recorder.progress.say(f"{task.name}: done before, taken from {task.folder.name}")
@@ -134,7 +131,8 @@ def _finished(task: Task, recorder: Recorder) -> Stage | None:
 def _compute(tasks: Sequence[Task], recorder: Recorder) -> list[Result]:
     name = tasks[0].name + (f" and {len(tasks) - 1} more together" if len(tasks) > 1 else "")
     for task in tasks:
-        (task.folder / "failed.json").unlink(missing_ok=True)
+        if is_first():
+            (task.folder / "failed.json").unlink(missing_ok=True)
     with recorder.progress.stage(name):
         started = time.monotonic()
         try:
@@ -176,7 +174,8 @@ def _failed(task: Task, error: Exception, recorder: Recorder) -> Failure:
     message = str(error) if known else f"{type(error).__name__}: {error}"
     message = message.strip().splitlines()[0][:500]
     trace = "".join(traceback.format_exception(error))
-    write_whole(task.folder / "failed.json", json.dumps({"error": message, "traceback": trace}, indent=1))
+    if is_first():
+        write_whole(task.folder / "failed.json", json.dumps({"error": message, "traceback": trace}, indent=1))
     recorder.progress.warn(f"{task.name} failed: {message}" + ("" if known else f" (see {task.folder}/failed.json)"))
     return Failure(message)
 

@@ -28,6 +28,7 @@ from .metrics import der, predict
 from .models import MODELS
 from .page import Samples, write_report
 from .report import NUMBERS, print_table, write_csv, write_whole
+from .sharding import is_first
 from .stages import Failure, Result, Stage, read_stage, run_stages
 from .training.backdoor import poisoned_rows
 
@@ -67,8 +68,9 @@ def run_study(
     lab = open_lab(config, Path(workdir), progress or Progress(), profile)
     everything = make_cells(lab)
     cells = part_of(everything, *part) if part else everything
-    write_whole(lab.workdir / "config.yaml", dumps(config))
-    write_whole(lab.workdir / "environment.json", json.dumps(lab.recorder.environment, indent=1))
+    if is_first():
+        write_whole(lab.workdir / "config.yaml", dumps(config))
+        write_whole(lab.workdir / "environment.json", json.dumps(lab.recorder.environment, indent=1))
     results: dict[str, Result] = {}
     victims: dict[str, Stage] = {}
     said: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -84,11 +86,12 @@ def run_study(
                 result = result._replace(tree=None)  # a study of many wide models would fill the device with them
             results[cell.name] = result
         rows = [row(lab, cell, results) for cell in cells if cell.name in results]
-        if not part:
+        if is_first() and not part:
             write_csv(lab.workdir / "results.csv", rows)
             write_csv(lab.workdir / "per_class.csv", class_rows(lab, cells, results), columns=())
-    print_table(rows)
-    if not part:
+    if is_first():
+        print_table(rows)
+    if is_first() and not part:
         samples = samples_of(lab, cells, results, victims, said)
         lab.recorder.progress.say(f"report: {write_report(lab.workdir, rows, samples, lab.workdir.name)}")
     return rows

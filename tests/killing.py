@@ -1,8 +1,9 @@
-"""Running a study in a process of its own, and killing it."""
+"""Running a study in processes of its own, and killing them. `tests.small` is the command line with a model that compiles fast."""
 
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,30 +28,43 @@ def logged(folder: Path, text: str) -> bool:
     return path.exists() and text in path.read_text()
 
 
-def unbroken(config: Path, workdir: Path, environment: dict[str, str]) -> str:
-    """Runs a study to its end and returns what it printed."""
-    done = subprocess.run(_command(config, workdir), env=_without_fakes(environment), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def unbroken(config: Path, workdir: Path, environment: dict[str, str], count: int = 1, program: str = "tests.small") -> str:
+    """Runs a study to its end, in `count` processes that work together, and returns what the first one printed."""
+    running = _start(program, config, workdir, environment, count, subprocess.PIPE)
+    printed = [process.communicate() for process in running]
+    assert [process.returncode for process in running] == [0] * count, printed
+    return printed[0][0]
 
 
 def kill_when(
-    moment: Callable[[], object], config: Path, workdir: Path, environment: dict[str, str], patience: float = 300
+    moment: Callable[[], object],
+    config: Path,
+    workdir: Path,
+    environment: dict[str, str],
+    count: int = 1,
+    program: str = "tests.small",
 ) -> None:
-    """Starts a study and kills it with SIGKILL as soon as `moment()` is true."""
-    process = subprocess.Popen(
-        _command(config, workdir), env=_without_fakes(environment), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + patience
-    while not moment() and process.poll() is None and time.monotonic() < deadline:
+    """Starts a study and kills it with SIGKILL, all its processes, as soon as `moment()` is true."""
+    running = _start(program, config, workdir, environment, count, subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not moment() and running[0].poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    for process in running:
+        process.send_signal(signal.SIGKILL)
+    assert [process.wait() for process in running] == [-signal.SIGKILL] * count, "it ended before it could be killed"
     assert moment(), "the moment never came"
 
 
-def _command(config: Path, workdir: Path) -> list[str]:
-    return [sys.executable, "-m", "d3jax.run", "--config", str(config), "--workdir", str(workdir)]
+def _start(
+    program: str, config: Path, workdir: Path, environment: dict[str, str], count: int, output: int
+) -> list[subprocess.Popen]:
+    command = [sys.executable, "-m", program, "--config", str(config), "--workdir", str(workdir)]
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    words = [["--distributed", f"localhost:{port},{count},{i}"] if count > 1 else [] for i in range(count)]
+    environment = _without_fakes(environment)
+    return [subprocess.Popen(command + more, env=environment, stdout=output, stderr=output, text=True) for more in words]
 
 
 def _without_fakes(extra: dict[str, str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ CONFIG = Path(__file__).parent.parent / "experiments" / "quickstart.yaml"
 def test_the_demo_keeps_its_promise_and_survives_sigkill(tmp_path):
     """ACC and ASR ≥ 95 % before, ASR < 5 % at an ACC loss under 3 points after D3; killed three times, the same numbers."""
     environment = {"D3JAX_CACHE": str(tmp_path / "cache")}
-    said = unbroken(CONFIG, tmp_path / "whole", environment)
+    said = unbroken(CONFIG, tmp_path / "whole", environment, program="d3jax.run")
     assert f"report: {tmp_path / 'whole' / 'report.html'}" in said
     rows = {row["defense"]: row for row in results(tmp_path / "whole")}
     before, after = rows["none"], rows["d3-code"]
@@ -21,11 +21,11 @@ def test_the_demo_keeps_its_promise_and_survives_sigkill(tmp_path):
     assert float(after["asr"]) < 0.05 and float(after["acc"]) > float(before["acc"]) - 0.03
     killed = tmp_path / "killed"
     moments = [
-        lambda: list(killed.glob("checkpoints/*/steps/200*")),  # while, or right after, a checkpoint is written
+        lambda: list(killed.glob("checkpoints/*/steps/*")),  # while, or right after, a checkpoint is written
         lambda: logged(killed, 'seed0/train", "step": 450'),
         lambda: logged(killed, 'd3-code", "step": 550'),
     ]
     for moment in moments:
-        kill_when(moment, CONFIG, killed, environment)
-    unbroken(CONFIG, killed, environment)
+        kill_when(moment, CONFIG, killed, environment, program="d3jax.run")
+    unbroken(CONFIG, killed, environment, program="d3jax.run")
     assert results(killed) == results(tmp_path / "whole")

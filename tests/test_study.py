@@ -11,10 +11,11 @@ from d3jax import cells, run, study
 from d3jax.config_file import loads
 from d3jax.errors import AttackError, ConfigError
 from d3jax.journal import Journal, Progress
-from d3jax.models import MODELS
 
-from .conftest import small_model
 from .killing import kill_when, logged, numbers, results, unbroken
+from .small import register
+
+register()
 
 TINY = """
 dataset: {name: synthetic, size: 12, classes: 4, train: 400, test: 130, noise: 0.15}
@@ -30,15 +31,6 @@ published: {badnets/d3-code: "90.77/0.74 on CIFAR-10"}
 """
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """The two-convolution net under the name `small`, for studies in this process."""
-    config = MODELS["preact_resnet18"][0]
-    entry = (config, lambda config, info, dtype: small_model(info))
-    monkeypatch.setitem(MODELS, "small", entry)
-    monkeypatch.setitem(study.REGISTRIES["models"], "small", config)
-
-
 def read(text=TINY, *overrides):
     return loads(text, overrides, registries=study.REGISTRIES)
 
@@ -46,12 +38,8 @@ def read(text=TINY, *overrides):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One finished study: its folder and rows."""
-    with pytest.MonkeyPatch.context() as patch:
-        config = MODELS["preact_resnet18"][0]
-        patch.setitem(MODELS, "small", (config, lambda config, info, dtype: small_model(info)))
-        patch.setitem(study.REGISTRIES["models"], "small", config)
-        folder = tmp_path_factory.mktemp("study") / "tiny"
-        return folder, study.run_study(read(), folder, Progress(quiet=True))
+    folder = tmp_path_factory.mktemp("study") / "tiny"
+    return folder, study.run_study(read(), folder, Progress(quiet=True))
 
 
 def test_rows_and_files(finished):
@@ -280,7 +268,7 @@ def test_journal_forgets_what_comes_after_a_checkpoint(tmp_path):
 
 CLI = """
 dataset: {name: synthetic, size: 8, classes: 3, train: 96, test: 30}
-model: {name: preact_resnet18, width: 1}
+model: small
 train: {steps: 40, batch_size: 16}
 reserved: {count: 32}
 defenses: [{name: d3, schedule: {steps: 20, batch_size: 16}}]

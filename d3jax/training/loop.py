@@ -16,7 +16,7 @@ import numpy as np
 
 from ..base import Metrics, TrainState, Variables
 from ..errors import DivergedError, OutOfMemoryError
-from ..sharding import COPIES, MEMBERS, local, make_mesh, place
+from ..sharding import COPIES, MEMBERS, agree, local, make_mesh, place
 from .repeat import LOWER, Repeat, memory_needed, memory_there
 from .step import Step
 
@@ -102,7 +102,7 @@ def fit_members(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcom
                 done += count
             stacked = _fetch(pending)
         now = time.monotonic()
-        saving = _due(done, session.save_every) and done < steps and now - saved >= session.save_seconds
+        saving = _due(done, session.save_every) and done < steps and bool(agree([now - saved >= session.save_seconds])[0])
         saved = now if saving else saved
         finite = members.finite(state) if saving or done == steps else None
         for i in set(range(len(jobs))) - set(broken):
@@ -253,7 +253,7 @@ def _check_memory(repeat: Repeat, state: TrainState, data: Any, count: int, sess
     if repeat.has(count):
         return
     needed = memory_needed(repeat.compiled(state, data, count))
-    device = session.devices[0] if session.devices else jax.devices()[0]
+    device = jax.local_devices()[0]
     there = memory_there(device)
     amount = f"{needed / 2**30:.2f} GiB"
     if there is None:

@@ -1,0 +1,41 @@
+"""A net that compiles in a second, and the command line with it: `python -m tests.small --config …` knows the model `small`."""
+
+import sys
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from d3jax import run, study
+from d3jax.base import DataInfo, Model
+from d3jax.models import MODELS, PreActResNet18Config
+from d3jax.models.linen import Head, batch_norm, model_of, normalise
+
+
+class _Small(nn.Module):
+    info: DataInfo
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = normalise(images, self.info)
+        for i in range(2):
+            x = nn.Conv(8 << i, (3, 3), 2, use_bias=False, name=f"conv{i}")(x)
+            x = batch_norm(train, jnp.float32)(x)
+            x = nn.relu(x) if i == 0 else x  # signed features, as PreActResNet18's
+        features = x.reshape(len(x), -1)
+        return Head(self.info.num_classes, name="head")(features), {"penultimate": features}
+
+
+def small_model(info: DataInfo) -> Model:
+    """Two strided convolutions and a linear layer."""
+    return model_of(_Small(info), info)
+
+
+def register() -> None:
+    """Adds `small` to the models that configs may name; its `width` changes nothing but its hash."""
+    MODELS["small"] = (PreActResNet18Config, lambda config, info, dtype: small_model(info))
+    study.REGISTRIES["models"]["small"] = PreActResNet18Config
+
+
+if __name__ == "__main__":
+    register()
+    sys.exit(run.main())

@@ -1,0 +1,49 @@
+"""Two real processes that train one model together, on loopback: the numbers of one, killed and resumed."""
+
+import json
+
+import pytest
+
+from d3jax.errors import ConfigError
+from d3jax.sharding import agree, bring_up, copies, is_first
+
+from .killing import kill_when, logged, results, unbroken
+
+CLI = """
+dataset: {name: synthetic, size: 8, classes: 3, train: 96, test: 30}
+model: small
+train: {steps: 20, batch_size: 16}
+reserved: {count: 32}
+defenses: [{name: d3, schedule: {steps: 10, batch_size: 16}}]
+loop: {log_every: 2, save_every: 4, save_seconds: 0}
+"""
+
+
+def test_two_processes_have_the_numbers_of_one_and_resume_together(tmp_path):
+    config = tmp_path / "cli.yaml"
+    config.write_text(CLI)
+    environment = {"D3JAX_CACHE": str(tmp_path / "cache")}
+    unbroken(config, tmp_path / "one", environment)
+    unbroken(config, tmp_path / "two", environment, count=2)
+    killed = tmp_path / "killed"
+    kill_when(lambda: logged(killed, '"step": 10'), config, killed, environment, count=2)
+    assert "continues at step" in unbroken(config, killed, environment, count=2)
+    assert results(killed) == results(tmp_path / "two")
+    for alone, together in zip(results(tmp_path / "one"), results(tmp_path / "two"), strict=True):
+        assert float(together["acc"]) == pytest.approx(float(alone["acc"]), abs=0.07)
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert losses[1][:5] == pytest.approx(losses[0][:5], rel=1e-4) and len(losses[0]) == len(losses[1])
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["devices"] == 2
+
+
+def test_alone_nothing_is_shared():
+    assert is_first() and agree([3, 1]) == [3, 1] and copies("anything") == "anything"
+
+
+@pytest.mark.parametrize("where", ["tpu", "localhost,2,0", "localhost:1,2,2"])
+def test_where_the_others_are_must_be_said_right(where):
+    with pytest.raises(ConfigError, match="want auto or HOST:PORT,COUNT,INDEX"):
+        bring_up(where)
