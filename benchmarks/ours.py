@@ -31,7 +31,7 @@ def prepare(settings: dict[str, Any]) -> tuple[Callable[[], float], dict[str, An
     n = repeat.steps_per_call
     calls = max(1, settings["steps"] // n)
     began = time.perf_counter()
-    program = repeat.compiled(job.state, job.data, n)
+    program = repeat.program(job.state, job.data, n)
     cost = program.cost_analysis() or {}
     about = {
         "compile_s": time.perf_counter() - began,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .attacks import ATTACKS
 from .base import Attack, Dataset, Defense, Model, Split, Variables, stream
 from .checkpoint import digest
-from .config import Choice, StudyConfig, program
+from .config import Choice, LoopConfig, StudyConfig, program
 from .config_file import to_mapping
 from .data import DATASETS, fingerprint, reserve
 from .defenses import DEFENSES
@@ -24,6 +24,7 @@ from .models import MODELS
 from .stages import Recorder, Stage, Task, recipe_hash
 from .training.backdoor import backdoor_job
 from .training.loop import lines_of
+from .training.repeat import memory_free
 
 FORMAT = 2
 """Part of every hash; counted up when the same config would compute other numbers."""
@@ -78,6 +79,7 @@ class Lab(NamedTuple):
     workdir: Path
     recorder: Recorder
     together: bool
+    streamed: bool
 
 
 def open_lab(config: StudyConfig, workdir: Path, progress: Progress, profile: str = "") -> Lab:
@@ -95,9 +97,22 @@ def open_lab(config: StudyConfig, workdir: Path, progress: Progress, profile: st
     journal = Journal(workdir / "metrics.jsonl")
     recorder = Recorder(loop, environment() | {"precision": precision}, journal, progress, devices, profile)
     data_hash = fingerprint(dataset)
-    train, test = (Split(*map(jnp.asarray, split)) for split in dataset[:2])
+    streamed = _is_streamed(loop, dataset, progress)
+    if not streamed:
+        dataset = Dataset(*(Split(*map(jnp.asarray, split)) for split in dataset[:2]), dataset.info)
     together = loop.members == "together" or (loop.members == "auto" and not on_cpu)
-    return Lab(config, Dataset(train, test, dataset.info), data_hash, model, precision, workdir, recorder, together)
+    return Lab(config, dataset, data_hash, model, precision, workdir, recorder, together, streamed)
+
+
+def _is_streamed(loop: LoopConfig, dataset: Dataset, progress: Progress) -> bool:
+    """Whether training images stay on the host. Says so where that was decided here."""
+    if loop.placement != "auto":
+        return loop.placement == "stream"
+    images, free = dataset.train.images.nbytes, memory_free()
+    streamed = free is not None and images > free / 2  # a CPU's memory is where the images are already
+    if streamed:
+        progress.say(f"streaming: {images / 2**30:.2f} GiB of training images, {free / 2**30:.2f} GiB of memory are free")
+    return streamed
 
 
 def make_cells(lab: Lab) -> list[Cell]:
@@ -140,7 +155,7 @@ def part_of(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:
     return list(cells[(part - 1) * len(cells) // parts : part * len(cells) // parts])
 
 
-def plan(cells: Sequence[Cell], together: bool) -> list[list[Cell]]:
+def plan(cells: Sequence[Cell], together: bool, streamed: bool = False) -> list[list[Cell]]:
     """The cells to compute, in groups that run as one program, every victim before the repairs that need it.
 
     Apart, each cell is a group, in order. Together, the victims of an attack are one group, and so are repairs whose configs
@@ -156,8 +171,8 @@ def plan(cells: Sequence[Cell], together: bool) -> list[list[Cell]]:
     groups: dict[Any, list[Cell]] = {}
     for cell in sorted(wanted.values(), key=lambda cell: cell.choice is not None):  # a stable sort: victims first
         key = cell.case.label if cell.choice is None else (cell.choice.name, program(cell.choice.config))
-        if cell.defense is not None and cell.defense.job is None:
-            key = cell.name  # more than one loop: alone
+        if (cell.defense.job is None) if cell.choice else streamed:
+            key = cell.name  # more than one loop, or one that is fed: alone
         groups.setdefault((cell.choice is None, key), []).append(cell)
     return list(groups.values())
 
@@ -176,7 +191,7 @@ def _victim_task(lab: Lab, cell: Cell) -> Task:
         cache / f"{info.name}-{lab.config.model.name}-{case.label}-{recipe_hash(case.recipe)}",
         like=jax.eval_shape(lambda: Victim(lab.model.init(root), case.attack.init(root))),
         evaluate=lambda victim: case.evaluate(victim.variables, victim.trigger, lab.dataset.test),
-        job=lambda: backdoor_job(root, lab.model, lab.dataset, case.attack, lab.config.train),
+        job=lambda: backdoor_job(root, lab.model, lab.dataset, case.attack, lab.config.train, streamed=lab.streamed),
         result=lambda job, state: Victim(state.variables, job.data.trigger),
     )
 

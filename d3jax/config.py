@@ -153,6 +153,9 @@ class LoopConfig:
         "auto", "seeds and sweeps that share a program: in one call, or one after another; auto: together but on CPU"
     )
     devices: int = option(0, "how many devices share the work (0: all of them, but 1 on CPU)", low=0)
+    placement: Literal["auto", "device", "stream"] = option(
+        "auto", "training images kept on the device, or brought batch by batch; auto: kept where they fill half of it at most"
+    )
     watch_every: int = option(0, "steps between ACC/ASR measurements during repairs (0: none); for plots only", low=0)
     eval_batch: int = option(500, "images a call in evaluation", low=1)
 

@@ -22,6 +22,8 @@ from .errors import ConfigError
 
 MEMBERS = P("member")
 """Split over members, each on its share of the devices."""
+BATCHES = P(None, "data")
+"""Batches of several steps: each split over the data axis."""
 COPIES = P()
 """A whole copy on every device."""
 

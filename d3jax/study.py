@@ -75,7 +75,7 @@ def run_study(
     victims: dict[str, Stage] = {}
     said: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     rows: list[dict[str, Any]] = []
-    for group in plan(cells, lab.together):
+    for group in plan(cells, lab.together, lab.streamed):
         done = run_group(lab, group, victims, compute)
         for cell, result in zip(group, done, strict=True):
             if isinstance(result, Stage):

@@ -60,7 +60,7 @@ def test_the_batch_is_split_over_the_data_axis():
     mesh = make_mesh(1, jax.devices())
     assert dict(mesh.shape) == {"member": 1, "data": 4} and dict(make_mesh(6, jax.devices()).shape) == {"member": 2, "data": 2}
     work = job(0)
-    program = Repeat(work.step, mesh=mesh).compiled(place(work.state, mesh, COPIES), place(work.data, mesh, COPIES), 1).as_text()
+    program = Repeat(work.step, mesh=mesh).program(place(work.state, mesh, COPIES), place(work.data, mesh, COPIES), 1).as_text()
     assert "all-reduce" in program and "f32[2,3]" in program and "f32[8," not in program  # two of the eight images a device
     apart = make_mesh(4, jax.devices())
     jobs = [job(i) for i in range(4)]
@@ -68,7 +68,7 @@ def test_the_batch_is_split_over_the_data_axis():
     data = {"target": place(jnp.arange(4.0), apart, MEMBERS)}
     data = {**place({"images": IMAGES, "limit": jnp.float32(9)}, apart, COPIES), **data}
     step = jax.vmap(work.step, in_axes=(0, {"images": None, "target": 0, "limit": None}), spmd_axis_name="member")
-    program = Repeat(step, mesh=apart, members=True).compiled(place(states, apart, MEMBERS), data, 1).as_text()
+    program = Repeat(step, mesh=apart, members=True).program(place(states, apart, MEMBERS), data, 1).as_text()
     assert "all-reduce" not in program and "num_partitions=4" in program
 
 

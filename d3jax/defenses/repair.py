@@ -15,7 +15,7 @@ from ..data.augment import make_augment
 from ..data.batching import epoch_plan
 from ..training.loop import Job, Session, fit, trace_of
 from ..training.optim import make_optimizer
-from ..training.step import Loss, Project, TrainData, init_state, make_batches, make_train_step
+from ..training.step import Loss, Project, TrainData, init_state, make_batches, make_rows, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,8 @@ def repair_job(
     steps = schedule.steps or schedule.epochs * steps_per_epoch
     tx = make_optimizer(schedule.optimizer, steps=steps, steps_per_epoch=steps_per_epoch)
     augment = make_augment(info, schedule.augment)
-    batches = make_batches(size=size, steps_per_epoch=steps_per_epoch, batch_size=batch_size, augment=augment)
+    rows = make_rows(size=size, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
+    batches = make_batches(rows=rows, augment=augment)
     step = make_train_step(tx, loss=loss, batches=batches, project=project)
     data = TrainData(Split(*map(jnp.asarray, reserved)), jnp.zeros(size, bool), {}, anchor, hyper)
     return Job(step, init_state(variables, tx, key), data, steps)

@@ -14,23 +14,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import Metrics, TrainState, Variables
+from ..base import Batch, Metrics, TrainState, Variables
 from ..errors import DivergedError, OutOfMemoryError
-from ..sharding import COPIES, MEMBERS, agree, local, make_mesh, place
+from ..sharding import BATCHES, COPIES, MEMBERS, agree, local, make_mesh, place
 from .repeat import LOWER, Repeat, memory_needed, memory_there
 from .step import Step
+from .streaming import Feed
 
 Line = dict[str, float]
 """One logged line: `step`, `seconds` since the loop began (resumes included), the mean of every metric since the last line."""
 
 
 class Job(NamedTuple):
-    """A loop ready to run: `step` from `state` until it has seen `steps` steps, called with `data`."""
+    """A loop ready to run: `step` from `state` until it has seen `steps` steps, called with `data`.
+
+    Where `feed` is given, `data.batch` is what it brings for each step; such a job runs alone.
+    """
 
     step: Step
     state: TrainState
     data: Any
     steps: int
+    feed: Feed | None = None
 
 
 class Session(NamedTuple):
@@ -89,6 +94,7 @@ def fit_members(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcom
     states, lines = _resume(jobs, sessions)
     members = _Members(jobs, states, session)
     state, done = members.state, int(states[0].step)
+    feed = jobs[0].feed and jobs[0].feed(done)
     earlier = max((line[-1]["seconds"] for line in lines if line), default=0.0)
     started = saved = time.monotonic()
     broken: dict[int, DivergedError] = {}
@@ -96,8 +102,9 @@ def fit_members(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcom
         first, pending = done, []
         with _profile(session, profiled=first == session.log_every):
             for count in _chunks(until - done, members.repeat.steps_per_call):
-                _check_memory(members.repeat, state, members.data, count, session)
-                state, metrics = members.repeat(state, members.data, count)
+                data = members.data if feed is None else members.fed([next(feed) for _ in range(count)])
+                _check_memory(members.repeat, state, data, count, session)
+                state, metrics = members.repeat(state, data, count)
                 pending.append(metrics)
                 done += count
             stacked = _fetch(pending)
@@ -132,6 +139,7 @@ class _Members:
     def __init__(self, jobs: Sequence[Job], states: Sequence[TrainState], session: Session):
         self.several = len(jobs) > 1
         self.mesh = make_mesh(len(jobs), session.devices)
+        self.device = session.devices[0] if session.devices else None
         step = jobs[0].step
         if self.several:
             self.state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
@@ -146,13 +154,21 @@ class _Members:
                 self.data = place(self.data, self.mesh, COPIES)
         if self.mesh:
             self.state = place(self.state, self.mesh, MEMBERS if self.several else COPIES)
-        elif session.devices:
-            self.state, self.data = jax.device_put((self.state, self.data), session.devices[0])
+        else:
+            self.state, self.data = jax.device_put((self.state, self.data), self.device)
         self.repeat = Repeat(step, steps_per_call=session.steps_per_call, mesh=self.mesh, members=self.several)
         everywhere = jax.sharding.NamedSharding(self.mesh, COPIES) if self.mesh else None
         self._pick = jax.jit(lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree), out_shardings=everywhere)
         check = jax.vmap(_all_finite) if self.several else _all_finite
         self._finite = jax.jit(check, out_shardings=everywhere)
+
+    def fed(self, batches: list[Batch]) -> Any:
+        """The data of a call whose steps see these batches; on a mesh each device gets its share of them only."""
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+        if not self.mesh:
+            return self.data._replace(batch=jax.device_put(stacked, self.device))
+        share = COPIES if len(batches[0].labels) % self.mesh.shape["data"] else BATCHES
+        return self.data._replace(batch=place(stacked, self.mesh, share))
 
     def state_of(self, state: TrainState, i: int) -> TrainState:
         """The state of member `i`, on one device of this process."""
@@ -252,16 +268,15 @@ def _check_memory(repeat: Repeat, state: TrainState, data: Any, count: int, sess
     """Before the first call of a program: says what memory it takes, and raises where the device has less."""
     if repeat.has(count):
         return
-    needed = memory_needed(repeat.compiled(state, data, count))
-    device = jax.local_devices()[0]
-    there = memory_there(device)
+    needed = memory_needed(repeat.program(state, data, count))
+    there, kind = memory_there(), jax.local_devices()[0].device_kind
     amount = f"{needed / 2**30:.2f} GiB"
     if there is None:
         session.say(f"needs {amount} of memory")
         return
-    session.say(f"needs {amount} of the {there / 2**30:.1f} GiB on {device.device_kind}")
+    session.say(f"needs {amount} of the {there / 2**30:.1f} GiB on {kind}")
     if needed > there:
-        raise OutOfMemoryError(f"a call of {count} steps needs {amount}, {device.device_kind} has {there / 2**30:.1f}: {LOWER}")
+        raise OutOfMemoryError(f"a call of {count} steps needs {amount}, {kind} has {there / 2**30:.1f}: {LOWER}")
 
 
 @contextlib.contextmanager

@@ -26,18 +26,25 @@ Project = Callable[[Params, Any], Params]
 Batches = Callable[[jax.Array, jax.Array, Any], Batch]
 """`batches(key, step, data) -> Batch`: what a step sees, drawn and prepared inside it."""
 
+Rows = Callable[[jax.Array, jax.Array], jax.Array]
+"""`rows(key, step) -> [B]`: which images of the set a step sees."""
+
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 class TrainData(NamedTuple):
     """What a step needs, kept on the device: `split`, `poisoned [N]` bool, the attack's `trigger`, the parameters `anchor`
-    that a repair measures itself against (None without one), and numbers of its loss that members may differ in (`hyper`)."""
+    that a repair measures itself against (None without one), and numbers of its loss that members may differ in (`hyper`).
 
-    split: Split
-    poisoned: jax.Array
+    Where the images do not fit the device `split` is None and `batch` is the step's own, brought to it: uint8 images, true
+    labels, and which rows are the attacker's."""
+
+    split: Split | None
+    poisoned: jax.Array | None
     trigger: Any
     anchor: Params | None = None
     hyper: dict[str, jax.Array] | tuple[()] = ()
+    batch: Batch | None = None
 
 
 def init_state(variables: Variables, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
@@ -71,19 +78,30 @@ def make_train_step(
     return step
 
 
-def make_batches(*, size: int, steps_per_epoch: int, batch_size: int, augment: Callable, attack: Attack | None = None) -> Batches:
+def make_batches(*, rows: Rows, augment: Callable, attack: Attack | None = None) -> Batches:
     """Draws a batch from `TrainData`, poisons it, then augments it: the trigger moves with the image."""
 
     def batches(key: jax.Array, step: jax.Array, data: TrainData) -> Batch:
-        rows = batch_rows(stream(key, "rows"), step, size=size, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
-        rows = over_data(rows)  # drawn from data that every device holds: without this each would compute the whole batch
-        images = as_float(data.split.images[rows])
-        batch = Batch(images, data.split.labels[rows], data.poisoned[rows])
+        batch = data.batch
+        if batch is None:
+            # Drawn from data that every device holds: unless the rows are split, each would compute the whole batch.
+            mine = over_data(rows(key, step))
+            batch = Batch(data.split.images[mine], data.split.labels[mine], data.poisoned[mine])
+        batch = batch._replace(images=as_float(batch.images))
         if attack is not None:
             batch = attack.poison(data.trigger, jax.random.fold_in(stream(key, "poison"), step), batch)
         return batch._replace(images=augment(jax.random.fold_in(stream(key, "augment"), step), batch.images))
 
     return batches
+
+
+def make_rows(*, size: int, steps_per_epoch: int, batch_size: int) -> Rows:
+    """Builds `rows(key, step) -> [batch_size]`: which images a step sees, every epoch a fresh shuffle."""
+
+    def rows(key: jax.Array, step: jax.Array) -> jax.Array:
+        return batch_rows(stream(key, "rows"), step, size=size, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
+
+    return rows
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
