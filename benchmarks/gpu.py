@@ -87,28 +87,54 @@ def kernels(folder: Path, top: int = 60) -> dict[str, Any]:
 
 def members(options: argparse.Namespace) -> dict[str, Any]:
     """Eight narrow models trained together against one of them alone, for several widths: seconds a step, batch 128."""
-    from d3jax.attacks import BadNetsConfig, badnets
-    from d3jax.config import TrainConfig
-    from d3jax.data import SyntheticConfig, synthetic
-    from d3jax.models import PreActResNet18Config, preact_resnet18
-    from d3jax.training import Session, backdoor_job, fit_members
-
-    data = synthetic(SyntheticConfig(size=32, channels=3, train=10_000, test=100))
-    data = data._replace(train=jax.tree.map(jnp.asarray, data.train))
-    attack, period = badnets(BadNetsConfig(), data.info), options.steps or 100
-    session, result = Session(log_every=period), {}
-
-    def seconds_a_step(jobs: list) -> float:
-        lines = fit_members(jobs, [session] * len(jobs))[0][1]  # the first period compiles
-        return statistics.median(b["seconds"] - a["seconds"] for a, b in itertools.pairwise(lines)) / period
-
+    result = {}
     for width in (8, 16, 32):
-        model = preact_resnet18(PreActResNet18Config(width), data.info, jnp.bfloat16)
-        config = TrainConfig(steps=6 * period)
-        jobs = [backdoor_job(jax.random.key(seed), model, data, attack, config) for seed in range(8)]
-        together, alone = seconds_a_step(jobs), seconds_a_step(jobs[:1])
+        jobs = [_job(options, width=width, batch=128, seed=seed) for seed in range(8)]
+        together, alone = _seconds_a_step(jobs), _seconds_a_step(jobs[:1])
         result[f"width {width}"] = {"eight_together_s": together, "one_alone_s": alone, "speedup": 8 * alone / together}
     return result
+
+
+def streaming(options: argparse.Namespace) -> dict[str, Any]:
+    """Images on the device against images brought batch by batch: seconds a step at width 64, batch 512."""
+    jobs = {name: _job(options, width=options.width, batch=512, streamed=name == "streamed") for name in ("resident", "streamed")}
+    seconds = {f"{name}_s": _seconds_a_step([job]) for name, job in jobs.items()}
+    return seconds | {"ratio": seconds["streamed_s"] / seconds["resident_s"]}
+
+
+def _job(options: argparse.Namespace, *, width: int, batch: int, seed: int = 0, streamed: bool = False) -> Any:
+    """BadNets training on 10,000 generated images, six periods long. Jobs of one width share their images."""
+    from d3jax.attacks import BadNetsConfig, badnets
+    from d3jax.config import TrainConfig
+    from d3jax.models import PreActResNet18Config, preact_resnet18
+    from d3jax.training import backdoor_job
+
+    data = _images()
+    model = preact_resnet18(PreActResNet18Config(width), data.info, jnp.bfloat16)
+    config = TrainConfig(steps=6 * _period(options), batch_size=batch)
+    if streamed:
+        data = data._replace(train=jax.device_get(data.train))
+    return backdoor_job(jax.random.key(seed), model, data, badnets(BadNetsConfig(), data.info), config, streamed=streamed)
+
+
+@functools.cache
+def _images() -> Any:
+    from d3jax.data import SyntheticConfig, synthetic
+
+    data = synthetic(SyntheticConfig(size=32, channels=3, train=10_000, test=100))
+    return data._replace(train=jax.tree.map(jnp.asarray, data.train))
+
+
+def _period(options: argparse.Namespace) -> int:
+    return options.steps or 100
+
+
+def _seconds_a_step(jobs: list) -> float:
+    from d3jax.training import Session, fit_members
+
+    period = jobs[0].steps // 6
+    lines = fit_members(jobs, [Session(log_every=period)] * len(jobs))[0][1]  # the first period compiles
+    return statistics.median(b["seconds"] - a["seconds"] for a, b in itertools.pairwise(lines)) / period
 
 
 def table(attack: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -130,6 +156,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     **{f"throughput-{batch}": functools.partial(throughput, batch) for batch in BATCHES},
     "profile": profile,
     "members": members,
+    "streaming": streaming,
     **{f"table-{attack}": functools.partial(table, attack) for attack in ATTACKS},
 }
 

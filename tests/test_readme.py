@@ -1,6 +1,7 @@
 """The README tells the truth: its commands parse, its example runs and does what it says."""
 
 import contextlib
+import inspect
 import io
 import re
 import shlex
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from d3jax import run
+from d3jax.config import StudyConfig
+from d3jax.config_file import describe, loads
+from d3jax.study import REGISTRIES
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf8")
@@ -28,6 +32,19 @@ def test_every_command_is_understood(words, monkeypatch, capsys):
         assert run.main(arguments if "--list" in arguments else [*arguments, "--check"]) == 0
     except SystemExit as done:  # --help
         assert done.code == 0
+
+
+def test_every_flag_exists():
+    """Flags named anywhere in the text are options of the command line or settings of a study."""
+    known = {name for name, _, _ in describe(StudyConfig)} | set(re.findall(r'"--(\w+)"', inspect.getsource(run))) | {"help"}
+    named = re.findall(r"(?<![\w-])--([a-z_][\w.]*)", TEXT)
+    assert {name.split(".0.")[0] for name in named} <= known
+
+
+def test_the_sweep_is_understood():
+    (snippet,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    config = loads(snippet, registries=REGISTRIES)
+    assert len(config.defenses) == 6 and config.defenses[0].label == "d3-code-lam0.1-lr0.003"
 
 
 def test_the_make_targets_exist():

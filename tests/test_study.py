@@ -174,27 +174,28 @@ def test_parts_of_a_study_make_the_whole(finished, tmp_path):
     assert numbers(whole) == numbers(rows) and (tmp_path / "report.html").exists()
 
 
-SWEEP = """[{name: finetune, schedule: {steps: 20}},
- {name: d3, sweep: {lam: [0.5, 2], schedule.optimizer.lr: [0.01, 0.02]}, schedule: {steps: 30, optimizer: {weight_decay: 0}}}]"""
+SWEEP = "[{name: d3, sweep: {lam: [0.5, 2], schedule.optimizer.lr: [0.01, 0.02]}, schedule: {steps: 12}}]"
 
 
 def test_a_sweep_runs_together_with_the_numbers_it_has_apart(tmp_path):
     """Two seeds by four settings of D3 are eight members of one program, the two backdoored models two of another."""
+    overrides = (("seeds", "[0, 1]"), ("defenses", SWEEP), ("published", "{}"), ("train.steps", "30"))
     rows = {}
     for members in ("together", "apart"):
-        config = read(TINY, ("seeds", "[0, 1]"), ("defenses", SWEEP), ("published", "{}"), ("loop.members", members))
+        config = read(TINY, *overrides, ("loop.members", members))
         rows[members] = study.run_study(config, tmp_path / members, Progress(quiet=True))
     labels = [f"d3-code-lam{lam}-lr{lr}" for lam in ("0.5", "2") for lr in ("0.01", "0.02")]
-    assert [row["defense"] for row in rows["apart"]] == 2 * ["none", "finetune", *labels]
-    assert [row["members"] for row in rows["together"]] == 2 * [2, 2, 8, 8, 8, 8]
+    assert [row["defense"] for row in rows["apart"]] == 2 * ["none", *labels]
+    assert [row["members"] for row in rows["together"]] == 2 * [2, 8, 8, 8, 8]
     assert {row["members"] for row in rows["apart"]} == {1}
     for one, other in zip(rows["together"], rows["apart"], strict=True):
         assert one["acc"] == pytest.approx(other["acc"], abs=0.02) and one["asr"] == pytest.approx(other["asr"], abs=0.05)
         if one["cosine"] is not None:
             assert one["cosine"] == pytest.approx(other["cosine"], abs=1e-3)
     # What ran together is found by a run apart: the folders are the same.
-    config = read(TINY, ("seeds", "[0, 1]"), ("defenses", SWEEP), ("published", "{}"))
-    assert numbers(study.run_study(config, tmp_path / "together", Progress(quiet=True))) == numbers(rows["together"])
+    assert numbers(study.run_study(read(TINY, *overrides), tmp_path / "together", Progress(quiet=True))) == numbers(
+        rows["together"]
+    )
 
 
 @pytest.mark.parametrize("sweep", ["[1]", "{}", "{lam: 3}", "{lam: []}"])
