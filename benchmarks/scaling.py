@@ -1,0 +1,126 @@
+"""The training step on 1, 2 and 4 fake CPU devices, and in two processes: are the numbers the same, and what crosses between?
+
+Fake devices share the same cores, so no speed is measured on them: for each the table has the largest difference of a parameter
+after `--steps` steps (relative to one device), the bytes that all-reduces move in a step and the FLOPs of one device, counted from
+the compiled program. The cost of several processes is a time: two processes of one device against one process of two.
+
+Command: python benchmarks/scaling.py [--width 8] [--batch 128] [--steps 10] [--out benchmarks/results]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+WIDTHS = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
+
+
+def main() -> None:
+    """Runs every case in processes of its own, prints the table and writes it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--case", nargs=3, metavar=("DEVICES", "WHERE", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+    if options.case:
+        run_case(options)
+        return
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        cases = {f"{n} devices": start(options, [(n, "")], Path(folder)) for n in (1, 2, 4)}
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        pair = [(1, f"localhost:{port},2,{i}") for i in range(2)]
+        cases["2 processes of 1 device"] = start(options, pair, Path(folder))
+    alone = cases["1 devices"].pop("parameters")
+    for case in cases.values():
+        mine = case.pop("parameters", alone)
+        scale = max(map(abs, alone))
+        case["largest_difference"] = max(abs(a - b) for a, b in zip(alone, mine, strict=True)) / scale
+    result = {"command": " ".join(map(os.path.basename, sys.argv)), "cases": cases}
+    print(json.dumps(result, indent=1))
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"scaling_cpu_w{options.width}_b{options.batch}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
+
+
+def start(options: argparse.Namespace, processes: list[tuple[int, str]], folder: Path) -> dict[str, Any]:
+    """What the first of the processes of one case reports."""
+    running, reports = [], []
+    for i, (devices, where) in enumerate(processes):
+        reports.append(folder / f"{devices}-{i}-{len(processes)}.json")
+        words = ["--width", options.width, "--batch", options.batch, "--steps", options.steps]
+        command = [sys.executable, __file__, *map(str, words), "--case", str(devices), where, str(reports[-1])]
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE.parent)}
+        running.append(subprocess.Popen(command, env=environment))
+    codes = [process.wait() for process in running]  # all of them: one that is left behind would keep the port
+    if any(codes):
+        raise SystemExit(f"a case failed: {processes}")
+    return json.loads(reports[0].read_text())
+
+
+def run_case(options: argparse.Namespace) -> None:
+    """Trains a little in this process and reports."""
+    _, where, file = options.case
+    import jax
+    import numpy as np
+
+    from d3jax.sharding import bring_up
+
+    if where:
+        bring_up(where)
+    from d3jax.attacks import BadNetsConfig, badnets
+    from d3jax.config import TrainConfig
+    from d3jax.data import SyntheticConfig, synthetic
+    from d3jax.environment import environment
+    from d3jax.models import PreActResNet18Config, preact_resnet18
+    from d3jax.training import Session, backdoor_job, fit
+    from d3jax.training.loop import _Members
+
+    data = synthetic(SyntheticConfig(size=32, channels=3, train=2000, test=100))
+    model = preact_resnet18(PreActResNet18Config(options.width), data.info)
+    config = TrainConfig(steps=options.steps, batch_size=options.batch)
+    job = backdoor_job(jax.random.key(0), model, data, badnets(BadNetsConfig(), data.info), config)
+    session = Session(log_every=1, devices=tuple(jax.devices()))
+    members = _Members([job], [job.state], session)
+    program = members.repeat.program(members.state, members.data, 1)
+    state, lines = fit(job, session)
+    seconds = [line["seconds"] for line in lines]
+    leaves = jax.tree.leaves(state.variables)
+    report = {
+        "step_ms": 1e3 * statistics.median(b - a for a, b in itertools.pairwise(seconds[1:])),
+        "all_reduce_bytes_a_step": reduced(program.as_text()),
+        "flops_a_device": (program.cost_analysis() or {}).get("flops"),
+        "parameters": np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves]).tolist(),
+        "environment": environment(),
+    }
+    Path(file).write_text(json.dumps(report))
+
+
+def reduced(program: str) -> int:
+    """Bytes that the all-reduces of a compiled program sum over devices."""
+    total = 0
+    for kinds in re.findall(r"= (.*?) all-reduce(?:-start)?\(", program):
+        for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", kinds):
+            total += WIDTHS.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n)
+    return total
+
+
+if __name__ == "__main__":
+    main()
