@@ -1,5 +1,7 @@
 """The published architecture, exactly; and the fast convolution, equal to Linen's."""
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
@@ -8,8 +10,8 @@ import numpy as np
 import pytest
 
 from d3jax.base import DataInfo
-from d3jax.models import MODELS, PreActResNet18Config, count_parameters, preact_resnet18
-from d3jax.models.conv import Conv, conv3x3
+from d3jax.models import MODELS, PreActResNet18Config, conv, count_parameters, preact_resnet18
+from d3jax.models.conv import Conv, convolve
 
 INFO = DataInfo("cifar10", (32, 32, 3), tuple("abcdefghij"), (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
 SMALL = DataInfo("small", (16, 16, 1), tuple("abcd"), (0.5,), (0.25,))
@@ -76,17 +78,34 @@ def test_every_model_computes_in_bfloat16_with_float32_parameters(name):
     assert out.logits.dtype == jnp.float32 and {leaf.dtype for leaf in jax.tree.leaves(out.batch_stats)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 8, 3, 8), (2, 7, 7, 8, 8), (2, 6, 10, 40, 40), (2, 4, 4, 96, 128), (5, 14, 14, 4, 8)])
-def test_fast_convolution_equals_linens(shape):
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2), (5, 1)])
+@pytest.mark.parametrize("shape", [(3, 8, 8, 3, 8), (2, 7, 7, 8, 8), (2, 6, 10, 40, 40), (4, 4, 4, 96, 128), (7, 14, 14, 4, 8)])
+def test_fast_convolution_equals_linens(shape, size, stride):
     b, h, w, c, d = shape
     keys = jax.random.split(jax.random.key(0), 3)
-    x, kernel = jax.random.normal(keys[0], (b, h, w, c)), jax.random.normal(keys[1], (3, 3, c, d))
-    g = jax.random.normal(keys[2], (b, h, w, d))
-    linen = lambda x, kernel: nn.Conv(d, (3, 3), padding=1, use_bias=False).apply({"params": {"kernel": kernel}}, x)
+    x, kernel = jax.random.normal(keys[0], (b, h, w, c)), jax.random.normal(keys[1], (size, size, c, d))
+    net = nn.Conv(d, (size, size), stride, padding=size // 2, use_bias=False)
+    linen = lambda x, kernel: net.apply({"params": {"kernel": kernel}}, x)
+    g = jax.random.normal(keys[2], linen(x, kernel).shape)
     both = jax.jit(lambda f, x, kernel, g: (f(x, kernel), *jax.vjp(f, x, kernel)[1](g)), static_argnums=0)
-    for mine, theirs in zip(both(conv3x3, x, kernel, g), both(linen, x, kernel, g), strict=True):
+    fast = functools.partial(convolve, stride=stride)
+    for mine, theirs in zip(both(fast, x, kernel, g), both(linen, x, kernel, g), strict=True):
         scale = float(jnp.abs(theirs).max())
         np.testing.assert_allclose(mine / scale, theirs / scale, atol=1e-5)
+
+
+def test_weight_gradient_is_summed_over_chunks(monkeypatch):
+    """Twelve images in chunks of one, of four and all at once; a prime batch is one chunk or as many as it has images."""
+    x, g = (jax.random.normal(jax.random.key(i), (12, 6, 6, 4)) for i in range(2))
+    found = []
+    for chunk in (1, 1 << 14, 1 << 30):
+        monkeypatch.setattr(conv, "_CHUNK", chunk)
+        found.append(conv.weight_gradient(x, g, size=3, stride=1))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found[0], found[2], rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(conv, "_CHUNK", 1000)
+    assert [conv._images_a_chunk(12, size, 36, 12) for size in (1, 250, 2000)] == [12, 4, 1]
+    assert conv._images_a_chunk(127, 100, 36, 12) == 1 and conv._images_a_chunk(12, 2000, 1, 18) == 6
 
 
 def test_strided_geometry_is_pytorchs():
