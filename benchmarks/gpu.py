@@ -35,7 +35,7 @@ ATTACKS = ("badnets", "blended", "sig")
 
 
 def ceilings(options: argparse.Namespace) -> dict[str, Any]:
-    """The device's own rates: a large matrix product in bfloat16 and in float32, and a copy through memory."""
+    """The device's own rates: a large matrix product in bfloat16 and in float32 (TF32 on NVIDIA), and a copy through memory."""
     rates = {}
     for name in ("bfloat16", "float32"):
         n = options.size
@@ -148,6 +148,8 @@ def table(attack: str, options: argparse.Namespace) -> dict[str, Any]:
     mine = {name: text for name, text in config.published.items() if name.startswith(f"{attack}/")}
     began = time.perf_counter()
     rows = study.run_study(dataclasses.replace(config, attacks=only, published=mine), options.work / f"table-{attack}")
+    if failed := [f"{row['defense']}: {row['status']}" for row in rows if row["status"] != "ok"]:
+        raise SystemExit("\n".join(failed))
     return {"seconds": time.perf_counter() - began, "rows": rows}
 
 

@@ -24,7 +24,8 @@ from d3jax.data import SyntheticConfig, synthetic
 from d3jax.environment import environment
 from d3jax.journal import Journal
 from d3jax.models import PreActResNet18Config, preact_resnet18
-from d3jax.training import Session, loop, train_backdoored
+from d3jax.training import Session, train_backdoored
+from d3jax.training.repeat import Repeat
 
 IMAGES_PER_EPOCH = 50_000
 """CIFAR-10's training set."""
@@ -38,20 +39,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    calls, original, defaults = [], loop.make_repeat, LoopConfig()
+    calls, original, defaults = [], Repeat.__call__, LoopConfig()
 
-    def timed_repeat(step, *, steps_per_call=0):
-        repeat = original(step, steps_per_call=steps_per_call)
+    def timed(repeat, state, data, n):
+        began = time.perf_counter()
+        out = jax.block_until_ready(original(repeat, state, data, n))
+        calls.append((began, time.perf_counter(), n))
+        return out
 
-        def call(state, data, n):
-            began = time.perf_counter()
-            out = jax.block_until_ready(repeat.call(state, data, n))
-            calls.append((began, time.perf_counter(), n))
-            return out
-
-        return loop.Repeat(call, repeat.steps_per_call)
-
-    loop.make_repeat = timed_repeat
+    Repeat.__call__ = timed
     data = synthetic(SyntheticConfig(size=32, channels=3, train=5000, test=100))
     model, attack = preact_resnet18(PreActResNet18Config(options.width), data.info), badnets(BadNetsConfig(), data.info)
     config = TrainConfig(steps=defaults.save_every + options.steps, batch_size=options.batch, optimizer=OptimConfig())

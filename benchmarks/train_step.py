@@ -62,7 +62,7 @@ def measure(
     """Prepares both sides, then runs `rounds` rounds; a variant that does not work is named under `failed`."""
     # As `python -m d3jax.run` sets it; the other side gets it too. Neither may take all of a GPU's memory.
     environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
-    environment["PYTHONPATH"] = str(HERE.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH"))))
     cpu = not Path("/dev/nvidiactl").exists() and not os.environ.get("TPU_NAME")
     settings = {"width": width, "batch": batch, "images": images, "steps": steps or (4 if cpu else 50)}
     wanted = {
@@ -85,7 +85,10 @@ def measure(
     for _ in range(rounds):
         for variant, seconds in times.items():
             side, name = variant.split("/")
-            seconds.append(workers[side].ask({"run": name})["seconds"] / result[side][name]["steps"])
+            answer = workers[side].ask({"run": name})
+            if "seconds" not in answer:
+                raise SystemExit(f"{variant}: {answer['error']}")
+            seconds.append(answer["seconds"] / result[side][name]["steps"])
     for worker in workers.values():
         worker.close()
     return result | {"seconds_a_step": times} | summary(times, batch)

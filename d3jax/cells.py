@@ -21,10 +21,12 @@ from .errors import ConfigError
 from .journal import Journal, Progress
 from .metrics import Counts, make_evaluate
 from .models import MODELS
+from .sharding import agree
 from .stages import Recorder, Stage, Task, recipe_hash
-from .training.backdoor import backdoor_job
+from .training.backdoor import backdoor_job, poisoned_rows
 from .training.loop import lines_of
 from .training.repeat import memory_free
+from .training.streaming import check_streaming
 
 FORMAT = 2
 """Part of every hash; counted up when the same config would compute other numbers."""
@@ -39,7 +41,7 @@ class Victim(NamedTuple):
 
 class Case(NamedTuple):
     """One attack under one seed; `attack_seed` makes the victim, `seed` the repairs. `recipe` is all that makes the victim,
-    `evaluate(variables, trigger, test) -> Counts` is compiled once an attack."""
+    `poison_rate` the share of the training set that it poisons, `evaluate(variables, trigger, test) -> Counts` is compiled once an attack."""
 
     label: str
     attack: Attack
@@ -47,6 +49,7 @@ class Case(NamedTuple):
     seed: int
     attack_seed: int
     recipe: dict[str, Any]
+    poison_rate: float
 
 
 class Cell(NamedTuple):
@@ -106,12 +109,14 @@ def open_lab(config: StudyConfig, workdir: Path, progress: Progress, profile: st
 
 def _is_streamed(loop: LoopConfig, dataset: Dataset, progress: Progress) -> bool:
     """Whether training images stay on the host. Says so where that was decided here."""
-    if loop.placement != "auto":
-        return loop.placement == "stream"
     images, free = dataset.train.images.nbytes, memory_free()
-    streamed = free is not None and images > free / 2  # a CPU's memory is where the images are already
+    streamed = loop.placement == "stream"
+    if loop.placement == "auto" and free is not None:  # a CPU's memory is where the images are already
+        streamed = bool(agree([images > free / 2])[0])
+        if streamed:
+            progress.say(f"streaming: {images / 2**30:.2f} GiB of training images, {free / 2**30:.2f} GiB of memory are free")
     if streamed:
-        progress.say(f"streaming: {images / 2**30:.2f} GiB of training images, {free / 2**30:.2f} GiB of memory are free")
+        check_streaming()
     return streamed
 
 
@@ -129,7 +134,6 @@ def make_cells(lab: Lab) -> list[Cell]:
     cells = []
     for choice in config.attacks:
         attack = ATTACKS[choice.name][1](choice.config, info)
-        attack.select(jax.random.key(0), lab.dataset.train.labels)
         evaluate = make_evaluate(lab.model, attack, info.num_classes, config.loop.eval_batch)
         for seed in config.seeds:
             case = make_case(lab, choice, attack, evaluate, seed)
@@ -147,7 +151,8 @@ def make_case(lab: Lab, choice: Choice, attack: Attack, evaluate: Callable[..., 
         "trigger": digest(attack.init(stream(jax.random.key(attack_seed), "trigger"))),
         "precision": lab.precision, "seed": attack_seed,
     }  # fmt: skip
-    return Case(choice.label, attack, evaluate, seed, attack_seed, recipe)
+    poisoned = poisoned_rows(jax.random.key(attack_seed), attack, lab.dataset.train.labels)
+    return Case(choice.label, attack, evaluate, seed, attack_seed, recipe, int(poisoned.sum()) / len(poisoned))
 
 
 def part_of(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:

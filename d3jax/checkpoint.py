@@ -82,13 +82,15 @@ def load_or_set_aside(path: Path, like: Tree, otherwise: str) -> tuple[Tree, dic
 
     A warning tells of it and of what happens `otherwise`. Raises `CheckpointError` where it holds another model.
     """
+    found, damage = None, None
     try:
-        found, damage = load(path, like), None
-    except DamagedError as error:
-        found, damage = None, error
-    if agree([damage is None])[0]:
-        if damage is not None:
-            raise damage  # this process alone cannot read it: the others would wait for it forever
+        found = load(path, like)
+    except Exception as error:  # noqa: BLE001 (whatever it is: the other processes wait to hear of it)
+        damage = error
+    damaged = bool(agree([isinstance(damage, DamagedError)])[0])
+    if damage is not None and not (damaged and isinstance(damage, DamagedError)):
+        raise damage
+    if not damaged:
         return found
     if is_first():
         warnings.warn(f"{damage}; {otherwise}", stacklevel=3)
@@ -114,11 +116,12 @@ class Rolling:
         return agree(sorted(int(path.name) for path in self.folder.glob("*") if re.fullmatch(r"\d+", path.name)))
 
     def save(self, step: int, tree: Any, metadata: dict) -> None:
-        """Adds a checkpoint, then deletes what is too old."""
+        """Adds a checkpoint, then deletes what is too old, and what an earlier run left beyond it."""
         save(self.folder / str(step), tree, metadata)
-        for old in self.steps()[: -self.keep]:
+        there = self.steps()
+        for other in [other for other in there if other > step] + [other for other in there if other <= step][: -self.keep]:
             if is_first():
-                shutil.rmtree(self.folder / str(old))
+                shutil.rmtree(self.folder / str(other))
 
     def load(self, step: int, like: Tree) -> tuple[Tree, dict] | None:
         """The checkpoint of `step`; None where it cannot be read, which is reported as a warning, and the checkpoint set aside.

@@ -141,20 +141,21 @@ class ReservedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How optimiser loops run. Results agree to rounding whatever stands here, and to the bit where nothing here changes."""
+    """How optimiser loops run. A step's numbers agree to rounding whatever stands here, and to the bit where nothing here changes."""
 
     log_every: int = option(50, "steps between lines of metrics.jsonl", low=1)
     save_every: int = option(200, "steps between training checkpoints", low=1)
     save_seconds: float = option(20.0, "but at least so many seconds between them", low=0)
     steps_per_call: int = option(
-        0, "steps in one compiled call (0: 1 on CPU, 25 on accelerators; keep the periods above its multiples)", low=0
+        0, "steps in one compiled call (0: 1 on CPU, 25 on accelerators); the periods are best multiples of it", low=0
     )
     members: Literal["auto", "together", "apart"] = option(
         "auto", "seeds and sweeps that share a program: in one call, or one after another; auto: together but on CPU"
     )
     devices: int = option(0, "how many devices share the work (0: all of them, but 1 on CPU)", low=0)
     placement: Literal["auto", "device", "stream"] = option(
-        "auto", "training images kept on the device, or brought batch by batch; auto: kept where they fill half of it at most"
+        "auto",
+        "training images kept on the device, or brought batch by batch; auto: kept where they fill at most half of its free memory",
     )
     watch_every: int = option(0, "steps between ACC/ASR measurements during repairs (0: none); for plots only", low=0)
     eval_batch: int = option(500, "images a call in evaluation", low=1)

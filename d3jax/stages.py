@@ -7,6 +7,7 @@ where it broke. Stages whose loops share a program run together.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import time
@@ -21,9 +22,9 @@ import numpy as np
 from . import checkpoint
 from .base import TrainState
 from .config import LoopConfig
-from .errors import D3JaxError
+from .errors import D3JaxError, DivergedError, OutOfMemoryError
 from .journal import Journal, Progress
-from .locks import locked
+from .locks import locked_by_all
 from .metrics import Counts
 from .report import write_whole
 from .sharding import is_first
@@ -50,6 +51,9 @@ class Failure(NamedTuple):
 
 
 Result = Stage | Failure
+
+Done = tuple[Any, list[Line], int]
+"""What a loop computed: its tree, the lines it logged, and how many members its program had."""
 
 
 class Recorder(NamedTuple):
@@ -88,9 +92,9 @@ def run_stages(tasks: Sequence[Task], recorder: Recorder) -> list[Result]:
     """
     with contextlib.ExitStack() as held:
         # Everywhere in one order, or two studies could wait for each other in a circle.
-        for folder in sorted({task.folder for task in tasks}) if is_first() else ():
-            held.enter_context(locked(folder / "lock", recorder.progress.say))
-        found = {task.name: _finished(task, recorder) for task in tasks}
+        for folder in sorted({task.folder for task in tasks}):
+            held.enter_context(locked_by_all(folder / "lock", recorder.progress.say))
+        found = {task.name: _contained(task, recorder, lambda task=task: _finished(task, recorder)) for task in tasks}
         missing = [task for task in tasks if found[task.name] is None]
         if missing:
             found |= dict(zip((task.name for task in missing), _compute(missing, recorder), strict=True))
@@ -98,15 +102,16 @@ def run_stages(tasks: Sequence[Task], recorder: Recorder) -> list[Result]:
 
 
 def read_stage(task: Task, recorder: Recorder) -> Result:
-    """The stage as it is, nothing computed: `Failure` where it is not finished."""
-    note = task.folder / "failed.json"
+    """The stage as it is, nothing computed, nothing moved: `Failure` where it is not finished or cannot be read."""
+    path, note = task.folder / "model", task.folder / "failed.json"
+    if not path.is_dir():
+        return Failure(json.loads(note.read_text(encoding="utf8"))["error"] if note.exists() else "not finished yet")
     try:
-        finished = _finished(task, recorder)
+        stage = _stage_of(*checkpoint.load(path, task.like))
     except D3JaxError as error:
         return Failure(str(error))
-    if finished is not None:
-        return finished
-    return Failure(json.loads(note.read_text(encoding="utf8"))["error"] if note.exists() else "not finished yet")
+    recorder.journal.reset(task.name, stage.lines)
+    return stage
 
 
 def recipe_hash(recipe: dict[str, Any]) -> str:
@@ -119,53 +124,90 @@ def _finished(task: Task, recorder: Recorder) -> Stage | None:
     found = checkpoint.load_or_set_aside(path, task.like, "computing it again") if checkpoint.exists(path) else None
     if found is None:
         return None
-    tree, note = found
-    counts = Counts(**{key: np.asarray(value) for key, value in note["counts"].items()})
-    stage = Stage(tree, counts, note["seconds"], note["lines"], note["environment"], note["members"])
+    stage = _stage_of(*found)
     recorder.progress.say(f"{task.name}: done before, taken from {task.folder.name}")
     recorder.journal.reset(task.name, stage.lines)
     checkpoint.Rolling(task.folder / "steps").clear()
     return stage
 
 
+def _stage_of(tree: Any, note: dict) -> Stage:
+    counts = Counts(**{key: np.asarray(value) for key, value in note["counts"].items()})
+    return Stage(tree, counts, note["seconds"], note["lines"], note["environment"], note["members"])
+
+
+def _contained(task: Task, recorder: Recorder, work: Callable[[], Any]) -> Any:
+    """What `work` returns, or the `Failure` that came of it: the other stages of a study do not depend on this one.
+
+    Of several processes one alone may have broken, while the rest wait for it: then it must end, and they with it.
+    """
+    try:
+        return work()
+    except Exception as error:
+        if jax.process_count() > 1 and not isinstance(error, DivergedError):
+            raise
+        return _failed(task, error, recorder)
+
+
 def _compute(tasks: Sequence[Task], recorder: Recorder) -> list[Result]:
-    name = tasks[0].name + (f" and {len(tasks) - 1} more together" if len(tasks) > 1 else "")
+    """The stages of unfinished tasks, those that are one loop in one program."""
     for task in tasks:
         if is_first():
             (task.folder / "failed.json").unlink(missing_ok=True)
-    with recorder.progress.stage(name):
+    with recorder.progress.stage(tasks[0].name + (f" and {len(tasks) - 1} more together" if len(tasks) > 1 else "")):
         started = time.monotonic()
-        try:
-            outcomes = _run(tasks, [_session(task, recorder) for task in tasks])
-        except Exception as error:  # noqa: BLE001 (whatever it is, a study's other stages do not depend on it)
-            return [_failed(task, error, recorder) for task in tasks]
+        results = _loops(tasks, recorder) if tasks[0].job else [_work(task, recorder) for task in tasks]
         elapsed = time.monotonic() - started
-        return [_finish(*pair, elapsed, len(tasks), recorder) for pair in zip(tasks, outcomes, strict=True)]
+        finish = functools.partial(_finish, elapsed=elapsed, recorder=recorder)
+        results = [
+            result if isinstance(result, Failure) else _contained(task, recorder, functools.partial(finish, task, *result))
+            for task, result in zip(tasks, results, strict=True)
+        ]
+    for task, result in zip(tasks, results, strict=True):
+        if isinstance(result, Stage):  # only now: a kill in between finds the whole group's checkpoints
+            checkpoint.Rolling(task.folder / "steps").clear()
+    return results
 
 
-def _run(tasks: Sequence[Task], sessions: Sequence[Session]) -> list[tuple[Any, list[Line]] | Exception]:
-    if tasks[0].job is None:
-        return [task.work(session) for task, session in zip(tasks, sessions, strict=True)]
-    jobs = [task.job() for task in tasks]
-    return [
-        outcome if isinstance(outcome, Exception) else (task.result(job, outcome[0]), outcome[1])
-        for task, job, outcome in zip(tasks, jobs, fit_members(jobs, sessions), strict=True)
-    ]
+def _work(task: Task, recorder: Recorder) -> Done | Failure:
+    return _contained(task, recorder, lambda: (*task.work(_session(task, recorder)), 1))
 
 
-def _finish(task: Task, outcome: Any, elapsed: float, members: int, recorder: Recorder) -> Result:
-    if isinstance(outcome, Exception):
-        return _failed(task, outcome, recorder)
-    tree, lines = outcome
+def _loops(tasks: Sequence[Task], recorder: Recorder) -> list[Done | Failure]:
+    """What each task's loop computed. Where they do not fit the memory together, half of them at a time."""
+    jobs = [_contained(task, recorder, task.job) for task in tasks]
+    ready = [(task, job) for task, job in zip(tasks, jobs, strict=True) if isinstance(job, Job)]
+    results = {task.name: job for task, job in zip(tasks, jobs, strict=True) if isinstance(job, Failure)}
+    queue = [ready] if ready else []
+    while queue:
+        group = queue.pop(0)
+        sessions = [_session(task, recorder) for task, _ in group]
+        try:
+            outcomes = fit_members([job for _, job in group], sessions)
+        except OutOfMemoryError as error:
+            if len(group) > 1:
+                recorder.progress.say(f"{len(group)} together: {error}; trying half of them at a time")
+                queue[:0] = [group[: len(group) // 2], group[len(group) // 2 :]]
+                continue
+            outcomes = [error]
+        except Exception as error:
+            if jax.process_count() > 1:
+                raise
+            outcomes = [error] * len(group)
+        for (task, job), outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                results[task.name] = _failed(task, outcome, recorder)
+            else:
+                results[task.name] = (task.result(job, outcome[0]), outcome[1], len(group))
+    return [results[task.name] for task in tasks]
+
+
+def _finish(task: Task, tree: Any, lines: list[Line], members: int, *, elapsed: float, recorder: Recorder) -> Stage:
     seconds = max(elapsed, lines[-1]["seconds"] if lines else 0.0)
-    try:
-        stage = Stage(tree, task.evaluate(tree), seconds, lines, recorder.environment, members)
-        counts = {key: value.tolist() for key, value in stage.counts._asdict().items()}
-        note = {"counts": counts, "seconds": seconds, "lines": lines, "environment": recorder.environment, "members": members}
-        checkpoint.save(task.folder / "model", tree, note)
-    except Exception as error:  # noqa: BLE001 (likewise)
-        return _failed(task, error, recorder)
-    checkpoint.Rolling(task.folder / "steps").clear()
+    stage = Stage(tree, task.evaluate(tree), seconds, lines, recorder.environment, members)
+    counts = {key: value.tolist() for key, value in stage.counts._asdict().items()}
+    note = {"counts": counts, "seconds": seconds, "lines": lines, "environment": recorder.environment, "members": members}
+    checkpoint.save(task.folder / "model", tree, note)
     return stage
 
 

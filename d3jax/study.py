@@ -30,7 +30,6 @@ from .page import Samples, write_report
 from .report import NUMBERS, print_table, write_csv, write_whole
 from .sharding import is_first
 from .stages import Failure, Result, Stage, read_stage, run_stages
-from .training.backdoor import poisoned_rows
 
 REGISTRIES = {
     name: {key: cls for key, (cls, _) in registry.items()}
@@ -106,16 +105,16 @@ def run_group(lab: Lab, group: Sequence[Cell], victims: dict[str, Stage], comput
     else:
         done = [read_stage(task, lab.recorder) for task in tasks]
     results = dict(zip((task.name for task in tasks), done, strict=True))
-    return [results.get(cell.name, Failure("there is no backdoored model to repair")) for cell in group]
+    why = "there is no backdoored model to repair" + ("" if compute else " yet")
+    return [results.get(cell.name, Failure(why)) for cell in group]
 
 
 def row(lab: Lab, cell: Cell, results: dict[str, Result]) -> dict[str, Any]:
     """The line of results.csv for one cell; numbers are None where it failed."""
     config, case, result = lab.config, cell.case, results[cell.name]
-    poisoned = poisoned_rows(jax.random.key(case.attack_seed), case.attack, lab.dataset.train.labels)
     values = dict.fromkeys(("dataset", "model", "attack", "poison_rate", "defense", "seed", *NUMBERS)) | {
         "dataset": lab.dataset.info.name, "model": config.model.name, "attack": case.label,
-        "poison_rate": int(poisoned.sum()) / len(poisoned), "defense": cell.label, "seed": case.seed,
+        "poison_rate": case.poison_rate, "defense": cell.label, "seed": case.seed,
     }  # fmt: skip
     if isinstance(result, Stage):
         counts, last = result.counts, result.lines[-1] if result.lines else {}

@@ -90,6 +90,9 @@ def test_rolling_keeps_the_newest_and_goes_back_past_damage(tmp_path):
     assert rolling.steps() == [20] and (tmp_path / "steps" / "30.damaged").is_dir()
     with pytest.raises(CheckpointError, match="another model"):
         rolling.load(20, state_of(width=4))
+    for step in (40, 50, 30):  # a run that was begun again below what an earlier one left
+        rolling.save(step, state_of(step), {"lines": [step]})
+    assert rolling.steps() == [30]
     rolling.clear()
     assert rolling.steps() == []
 

@@ -102,6 +102,14 @@ def test_every_registered_config_is_frozen_and_documented():
             assert all(field.metadata.get("doc") for field in dataclasses.fields(cls)), name
 
 
+def test_a_methods_own_optimiser_is_kept_where_a_part_of_it_is_given():
+    d3, tuned, fine = read(
+        "defenses: [d3, {name: d3, label: tuned, schedule: {optimizer: {lr: 0.003}}}, {name: finetune, schedule: {steps: 3}}]"
+    ).defenses
+    assert d3.config.schedule.optimizer.weight_decay == tuned.config.schedule.optimizer.weight_decay == 0
+    assert (tuned.config.schedule.optimizer.lr, fine.config.schedule.optimizer.weight_decay) == (0.003, 5e-4)
+
+
 def test_a_filled_in_config_cannot_change_its_preset_in_name_only():
     text = dumps(read("defenses: [{name: d3, preset: code}]"))
     with pytest.raises(ConfigError, match="'paper' stands beside all the values of 'code'"):

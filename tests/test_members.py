@@ -7,7 +7,7 @@ import pytest
 
 from d3jax.base import Batch, Variables
 from d3jax.config import OptimConfig
-from d3jax.errors import DivergedError
+from d3jax.errors import DivergedError, OutOfMemoryError
 from d3jax.sharding import COPIES, MEMBERS, make_mesh, over_data, place
 from d3jax.training import Job, Session, fit, fit_members, init_state, make_optimizer, make_train_step
 from d3jax.training.repeat import Repeat
@@ -135,3 +135,39 @@ def test_memory_is_told_and_a_profile_written(tmp_path):
     fit(job(0), Session(say=said.append, log_every=3, profile=str(tmp_path / "trace")))
     assert said[0].startswith("needs 0.00 GiB of memory") and said[1].startswith("profile: ")
     assert list(tmp_path.glob("trace/**/*.xplane.pb"))
+
+
+def test_members_left_at_different_steps_go_on_in_groups():
+    """Two of three have checkpoints of step 8 only, one of step 4 only, as a member leaves behind that had diverged."""
+    kept, begun = [{}, {}, {}], []
+
+    def session(i, steps):
+        return Session(
+            save=lambda state, lines: kept[i].update({int(state.step): (state, list(lines))}),
+            saved=lambda: [step for step in kept[i] if step in steps],
+            restore=lambda state, step: kept[i][step],
+            start=lambda step, lines: begun.append((i, step)),
+            save_every=4,
+        )
+
+    jobs = [job(i) for i in range(3)]
+    whole = fit_members(jobs, [session(i, ()) for i in range(3)])
+    begun.clear()
+    again = fit_members(jobs, [session(0, (8,)), session(1, (4,)), session(2, (8,))])
+    assert begun == [(0, 8), (2, 8), (1, 4)]
+    for (one, _), (other, _) in zip(whole, again, strict=True):
+        same(one, other)
+
+
+def test_a_fed_job_runs_alone():
+    with pytest.raises(ValueError, match="runs alone"):
+        fit_members([job(0), job(1)._replace(feed=lambda first: iter(()))], [Session()] * 2)
+
+
+def test_the_backends_error_names_what_to_lower(monkeypatch):
+    def full(self, state, data, n):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+
+    monkeypatch.setattr(Repeat, "__call__", full)
+    with pytest.raises(OutOfMemoryError, match="lower the batch size"):
+        fit(job(0))

@@ -1,7 +1,5 @@
 """Images that stay on the host: the rows and the numbers of images on the device."""
 
-import sys
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,7 @@ from d3jax.base import Dataset, Split
 from d3jax.config import LoopConfig, OptimConfig, TrainConfig
 from d3jax.errors import ConfigError
 from d3jax.journal import Progress
-from d3jax.training import Session, backdoor_job, fit
+from d3jax.training import Session, backdoor_job, fit, streaming
 
 CONFIG = TrainConfig(steps=30, batch_size=32, optimizer=OptimConfig(lr=0.05))
 
@@ -64,7 +62,7 @@ def test_where_images_go_follows_from_their_size(dataset, monkeypatch, capsys):
 
 
 def test_without_grain_there_is_one_clear_error(dataset, model, attack, monkeypatch):
-    monkeypatch.setitem(sys.modules, "grain", None)
+    monkeypatch.setattr(streaming.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install d3jax\[stream\]"):
         backdoor_job(jax.random.key(3), model, dataset, attack, CONFIG, streamed=True)
     assert isinstance(dataset.train, Split)

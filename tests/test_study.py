@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from d3jax import cells, run, study
+from d3jax import cells, run, stages, study
 from d3jax.config_file import loads
-from d3jax.errors import AttackError, ConfigError
+from d3jax.errors import AttackError, ConfigError, OutOfMemoryError
 from d3jax.journal import Journal, Progress
+from d3jax.training import fit_members
 
 from .killing import kill_when, logged, numbers, results, unbroken
 from .small import register
@@ -172,6 +173,47 @@ def test_parts_of_a_study_make_the_whole(finished, tmp_path):
     assert [row["defense"] for row in share(2)] == ["finetune", "d3-code"]
     whole = study.run_study(read(), tmp_path, Progress(quiet=True), compute=False)
     assert numbers(whole) == numbers(rows) and (tmp_path / "report.html").exists()
+
+
+def test_a_member_that_cannot_begin_does_not_stop_its_group(tmp_path, monkeypatch):
+    """One of two settings has no loop; the group does not fit the memory together, and halves of it do."""
+    from d3jax.defenses import DEFENSES
+    from d3jax.defenses.repair import one_loop
+
+    make, together = DEFENSES["d3"][1], []
+
+    def broken(config, info):
+        def job(*words):
+            if config.lam == 3:
+                raise TypeError("not this one")
+            return make(config, info).job(*words)
+
+        return one_loop(job)
+
+    def small_memory(jobs, sessions):
+        together.append(len(jobs))
+        if len(jobs) > 1:
+            raise OutOfMemoryError("too many")
+        return fit_members(jobs, sessions)
+
+    monkeypatch.setitem(DEFENSES, "d3", (DEFENSES["d3"][0], broken))
+    monkeypatch.setattr(stages, "fit_members", small_memory)
+    overrides = (("defenses", "[{name: d3, sweep: {lam: [1, 2, 3]}, schedule: {steps: 4}}]"), ("train.steps", "8"))
+    rows = study.run_study(
+        read(TINY, ("published", "{}"), ("loop.members", "together"), *overrides), tmp_path, Progress(quiet=True)
+    )
+    assert [row["status"] for row in rows] == ["ok", "ok", "ok", "failed: TypeError: not this one"]
+    assert together == [1, 2, 1, 1] and {row["members"] for row in rows[:3]} == {1}
+
+
+def test_a_report_moves_nothing(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "copy")
+    (model,) = (tmp_path / "copy" / "checkpoints").glob("*d3-code*/model")
+    for file in model.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
+    rows = study.run_study(read(), tmp_path / "copy", Progress(quiet=True), compute=False)
+    assert "cannot be read" in rows[2]["status"] and model.is_dir() and not list(model.parent.glob("*.damaged"))
 
 
 SWEEP = "[{name: d3, sweep: {lam: [0.5, 2], schedule.optimizer.lr: [0.01, 0.02]}, schedule: {steps: 12}}]"

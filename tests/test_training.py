@@ -59,16 +59,16 @@ def test_sgd_is_pytorchs_coupled_momentum():
 
 
 def test_schedules_closed_forms():
-    by_epoch = make_schedule(OptimConfig(lr=0.2, schedule="cosine_epoch"), steps=100, steps_per_epoch=10)
-    wanted = [0.1 * (1 + np.cos(np.pi * (step // 10) / 10)) for step in range(100)]
+    by_epoch = make_schedule("cosine_epoch", steps=100, steps_per_epoch=10)
+    wanted = [0.5 * (1 + np.cos(np.pi * (step // 10) / 10)) for step in range(100)]
     np.testing.assert_allclose([by_epoch(step) for step in range(100)], wanted, rtol=1e-5)
-    short = make_schedule(OptimConfig(lr=0.2, schedule="cosine_epoch"), steps=14, steps_per_epoch=10)
-    assert short(13) == pytest.approx(0.1)  # the second epoch of two, begun or not
-    cosine = make_schedule(OptimConfig(lr=0.2, schedule="cosine"), steps=100, steps_per_epoch=10)
-    np.testing.assert_allclose([cosine(0), cosine(50), cosine(100)], [0.2, 0.1, 0.0], atol=1e-7)
-    assert make_schedule(OptimConfig(lr=0.2, schedule="constant"), steps=100, steps_per_epoch=10)(73) == 0.2
-    cycle = [float(make_schedule(OptimConfig(lr=0.2, schedule="onecycle"), steps=100, steps_per_epoch=10)(s)) for s in range(100)]
-    assert max(cycle) == pytest.approx(0.2, rel=1e-3) and cycle[0] < 0.01 and cycle[-1] < 0.001
+    short = make_schedule("cosine_epoch", steps=14, steps_per_epoch=10)
+    assert short(13) == pytest.approx(0.5)  # the second epoch of two, begun or not
+    cosine = make_schedule("cosine", steps=100, steps_per_epoch=10)
+    np.testing.assert_allclose([cosine(0), cosine(50), cosine(100)], [1, 0.5, 0], atol=1e-7)
+    assert make_schedule("constant", steps=100, steps_per_epoch=10)(73) == 1
+    cycle = [float(make_schedule("onecycle", steps=100, steps_per_epoch=10)(step)) for step in range(100)]
+    assert max(cycle) == pytest.approx(1, rel=1e-3) and cycle[0] < 0.05 and cycle[-1] < 0.005
 
 
 def test_the_projection_comes_after_the_update():

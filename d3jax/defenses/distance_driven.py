@@ -30,6 +30,9 @@ PRESETS = {
 }
 
 
+OWN = OptimConfig(weight_decay=0.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class D3Config:
     """A preset and what departs from it; what neither paper nor code states is as in the code.
@@ -51,12 +54,14 @@ class D3Config:
     p: float = option(2.0, "p of the p-norm distance", low=1)
     tensors: str = option("head/kernel", "glob of parameter paths that make θ_s; 'linear': every 2-D kernel")
     batch_norm: Literal["train", "fixed"] = option("train", "batch statistics and updated running ones, or the stored ones")
-    schedule: ScheduleConfig = option(ScheduleConfig, "length, batch, optimiser (its own: SGD 0.01/0.9 without weight decay)")
+    schedule: ScheduleConfig = option(
+        lambda: ScheduleConfig(optimizer=OWN), "length, batch, optimiser (its own: SGD 0.01/0.9 without weight decay)"
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
         fill_preset(self, PRESETS)
-        object.__setattr__(self, "schedule", self.schedule.with_default(OptimConfig(weight_decay=0.0)))
+        object.__setattr__(self, "schedule", self.schedule.with_default(OWN))
 
 
 Selection = Any

@@ -17,7 +17,7 @@ from .repair import ScheduleConfig, one_loop, repair_job
 class FinetuneConfig:
     """Default: the recipe behind the published FT columns: SGD 0.01/0.9/5e-4, cosine, 100 epochs, batch 256."""
 
-    schedule: ScheduleConfig = option(ScheduleConfig, "length, batch, optimiser")
+    schedule: ScheduleConfig = option(lambda: ScheduleConfig(optimizer=OptimConfig()), "length, batch, optimiser")
 
     def __post_init__(self) -> None:
         check_fields(self)

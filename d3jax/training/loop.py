@@ -17,7 +17,7 @@ import numpy as np
 from ..base import Batch, Metrics, TrainState, Variables
 from ..errors import DivergedError, OutOfMemoryError
 from ..sharding import BATCHES, COPIES, MEMBERS, agree, local, make_mesh, place
-from .repeat import LOWER, Repeat, memory_needed, memory_there
+from .repeat import LOWER, Repeat, memory_needed, memory_there, out_of_memory_named
 from .step import Step
 from .streaming import Feed
 
@@ -88,8 +88,21 @@ def fit_members(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcom
 
     The jobs have one `step` function in common (the first one's is taken), states and data of the same shapes, and the same
     number of steps; the sessions have the same periods. Arrays of `data` that all jobs share are kept once. A job that
-    diverges is out; the others go on. Raises `OutOfMemoryError`.
+    diverges is out; the others go on. Jobs that were left at different steps, with no checkpoint of the same, go on in groups
+    of those that were left at the same. Raises `OutOfMemoryError`, and `ValueError` for several jobs of which one is fed.
     """
+    if len(jobs) > 1 and any(job.feed for job in jobs):
+        raise ValueError("a job with a feed runs alone")
+    outcomes: list[Outcome | None] = [None] * len(jobs)
+    for group in _groups(sessions):
+        with out_of_memory_named():
+            found = _fit([jobs[i] for i in group], [sessions[i] for i in group])
+        for i, outcome in zip(group, found, strict=True):
+            outcomes[i] = outcome
+    return outcomes
+
+
+def _fit(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcome]:
     session, steps = sessions[0], jobs[0].steps
     states, lines = _resume(jobs, sessions)
     members = _Members(jobs, states, session)
@@ -97,10 +110,11 @@ def fit_members(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcom
     feed = jobs[0].feed and jobs[0].feed(done)
     earlier = max((line[-1]["seconds"] for line in lines if line), default=0.0)
     started = saved = time.monotonic()
+    profiled = min(done + 2 * session.log_every, steps)  # where the second logged period ends
     broken: dict[int, DivergedError] = {}
     for until in _boundaries(done, steps, session):
         first, pending = done, []
-        with _profile(session, profiled=first == session.log_every):
+        with _profile(session, profiled=until == profiled or first < profiled - session.log_every < until):
             for count in _chunks(until - done, members.repeat.steps_per_call):
                 data = members.data if feed is None else members.fed([next(feed) for _ in range(count)])
                 _check_memory(members.repeat, state, data, count, session)
@@ -110,7 +124,6 @@ def fit_members(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcom
             stacked = _fetch(pending)
         now = time.monotonic()
         saving = _due(done, session.save_every) and done < steps and bool(agree([now - saved >= session.save_seconds])[0])
-        saved = now if saving else saved
         finite = members.finite(state) if saving or done == steps else None
         for i in set(range(len(jobs))) - set(broken):
             mine = members.metrics_of(stacked, i)
@@ -128,6 +141,8 @@ def fit_members(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcom
             sessions[i].log(line, steps)
             if saving:
                 sessions[i].save(members.state_of(state, i), lines[i])
+        if saving:
+            saved = time.monotonic()
         if len(broken) == len(jobs):
             break
     return [broken.get(i) or (members.state_of(state, i), lines[i]) for i in range(len(jobs))]
@@ -192,6 +207,18 @@ def _stack_data(datas: Sequence[Any]) -> tuple[Any, Any]:
     stacked = [column[0] if same else jnp.stack(column) for column, same in zip(columns, shared, strict=True)]
     unflatten = treedef[0].unflatten
     return unflatten(stacked), unflatten([None if same else 0 for same in shared])
+
+
+def _groups(sessions: Sequence[Session]) -> list[list[int]]:
+    """Which jobs go on together: all, if there is a step of which each has a checkpoint, or none has any; else those whose
+    newest is the same."""
+    steps = [session.saved() for session in sessions]
+    if set.intersection(*map(set, steps)) or not any(steps):
+        return [list(range(len(sessions)))]
+    groups: dict[int, list[int]] = {}
+    for i, mine in enumerate(steps):
+        groups.setdefault(max(mine, default=0), []).append(i)
+    return list(groups.values())
 
 
 def _resume(jobs: Sequence[Job], sessions: Sequence[Session]) -> tuple[list[TrainState], list[list[Line]]]:
@@ -269,13 +296,15 @@ def _check_memory(repeat: Repeat, state: TrainState, data: Any, count: int, sess
     if repeat.has(count):
         return
     needed = memory_needed(repeat.program(state, data, count))
+    if needed is None:
+        return
     there, kind = memory_there(), jax.local_devices()[0].device_kind
     amount = f"{needed / 2**30:.2f} GiB"
     if there is None:
         session.say(f"needs {amount} of memory")
         return
     session.say(f"needs {amount} of the {there / 2**30:.1f} GiB on {kind}")
-    if needed > there:
+    if agree([needed > there])[0]:
         raise OutOfMemoryError(f"a call of {count} steps needs {amount}, {kind} has {there / 2**30:.1f}: {LOWER}")
 
 

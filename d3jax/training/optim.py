@@ -8,34 +8,28 @@ import optax
 from ..config import OptimConfig
 
 
-def make_schedule(config: OptimConfig, *, steps: int, steps_per_epoch: int) -> optax.Schedule:
-    """The learning rate at each of `steps` steps. `cosine_epoch` falls to 0 over the epochs and is constant within one."""
-    shape = _shape(config.schedule, steps, steps_per_epoch)
-    return lambda step: config.lr * shape(step)
-
-
 def make_optimizer(config: OptimConfig, *, steps: int, steps_per_epoch: int) -> optax.GradientTransformation:
     """The optimiser of `config`. Weight decay of sgd and adam is coupled L2, added to the gradient before momentum.
 
     Learning rate, momentum and weight decay are arrays of its state and not constants of the program, so that loops that
     differ in them alone can run as members of one program.
     """
-    shape = _shape(config.schedule, steps, steps_per_epoch)
+    schedule = make_schedule(config.schedule, steps=steps, steps_per_epoch=steps_per_epoch)
 
     def build(lr, weight_decay, momentum):
-        schedule = lambda step: lr * shape(step)
+        rate = lambda step: lr * schedule(step)
         if config.name == "adamw":
-            return optax.adamw(schedule, weight_decay=weight_decay)
-        rule = optax.adam(schedule)
+            return optax.adamw(rate, weight_decay=weight_decay)
+        rule = optax.adam(rate)
         if config.name == "sgd":
-            rule = optax.sgd(schedule, momentum=momentum if config.momentum else None, nesterov=config.nesterov)
+            rule = optax.sgd(rate, momentum=momentum if config.momentum else None, nesterov=config.nesterov)
         return optax.chain(optax.add_decayed_weights(weight_decay), rule) if config.weight_decay else rule
 
     return optax.inject_hyperparams(build)(config.lr, config.weight_decay, config.momentum)
 
 
-def _shape(name: str, steps: int, steps_per_epoch: int) -> optax.Schedule:
-    """A schedule as a factor of the learning rate."""
+def make_schedule(name: str, *, steps: int, steps_per_epoch: int) -> optax.Schedule:
+    """The factor of the learning rate at each of `steps` steps. `cosine_epoch` falls to 0 over the epochs, constant within one."""
     if name == "constant":
         return optax.constant_schedule(1.0)
     if name == "cosine":

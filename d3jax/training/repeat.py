@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -35,13 +36,8 @@ class Repeat:
         self._out = None if mesh is None else (NamedSharding(mesh, MEMBERS if members else COPIES), NamedSharding(mesh, COPIES))
 
     def __call__(self, state: TrainState, data: Any, n: int) -> tuple[TrainState, Metrics]:
-        """Runs `n` steps. Raises `OutOfMemoryError` where the device's memory does not suffice."""
-        try:
-            return self.program(state, data, n)(state, data)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise OutOfMemoryError(f"the device ran out of memory ({str(error).splitlines()[0][:120]}): {LOWER}") from error
+        """Runs `n` steps."""
+        return self.program(state, data, n)(state, data)
 
     def has(self, n: int) -> bool:
         """Whether the program of `n` steps is compiled."""
@@ -70,9 +66,23 @@ class Repeat:
 LOWER = "lower the batch size, the model's width or loop.steps_per_call, or run members apart (loop.members)"
 
 
-def memory_needed(program: jax.stages.Compiled) -> int:
-    """Bytes on each device that `program` holds at once: arguments, results that reuse none of them, and scratch."""
+@contextlib.contextmanager
+def out_of_memory_named() -> Iterator[None]:
+    """Turns the backend's error for a device out of memory into `OutOfMemoryError`, which says what to lower."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemoryError(f"the device ran out of memory ({str(error).splitlines()[0][:120]}): {LOWER}") from error
+
+
+def memory_needed(program: jax.stages.Compiled) -> int | None:
+    """Bytes on each device that `program` holds at once: arguments, results that reuse none of them, and scratch. None where
+    the backend does not say."""
     used = program.memory_analysis()
+    if used is None:
+        return None
     return used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes + used.temp_size_in_bytes
 
 

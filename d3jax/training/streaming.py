@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 
 import jax
@@ -19,15 +20,24 @@ AHEAD = 8
 THREADS = 4
 
 
+def check_streaming() -> None:
+    """Raises `ConfigError` where grain is not installed, or no CPU backend is there to draw rows on."""
+    if importlib.util.find_spec("grain") is None:
+        raise ConfigError("loop.placement: streaming takes one more package, pip install d3jax[stream]")
+    try:
+        jax.local_devices(backend="cpu")
+    except RuntimeError as error:
+        raise ConfigError("loop.placement: streaming draws rows on the CPU backend, which JAX_PLATFORMS leaves out") from error
+
+
 def make_feed(split: Split, poisoned: np.ndarray, rows: Rows, key: jax.Array, steps: int) -> Feed:
     """Builds the feed of a loop of `steps` steps over `split`; `rows(key, step)` says which images a step sees.
 
-    Reading ahead and its threads are grain's. `split` may be memory-mapped. Raises `ConfigError` where grain is not installed.
+    Reading ahead and its threads are grain's. `split` may be memory-mapped. Raises `ConfigError` as `check_streaming`.
     """
-    try:
-        import grain
-    except ImportError as error:
-        raise ConfigError("loop.placement: streaming takes one more package, pip install d3jax[stream]") from error
+    check_streaming()
+    import grain
+
     cpu = jax.local_devices(backend="cpu")[0]  # on an accelerator the draw would wait behind the step that is running there
     draw, key = jax.jit(rows), jax.device_put(key, cpu)
 
