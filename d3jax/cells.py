@@ -96,7 +96,8 @@ def open_lab(config: StudyConfig, workdir: Path, progress: Progress, profile: st
     precision = config.precision
     if precision == "auto":
         precision = "float32" if on_cpu else "bfloat16"
-    model = MODELS[config.model.name][1](config.model.config, dataset.info, jnp.dtype(precision))
+    dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
+    model = MODELS[config.model.name][1](config.model.config, dataset.info, dtype)
     journal = Journal(workdir / "metrics.jsonl")
     recorder = Recorder(loop, environment() | {"precision": precision}, journal, progress, devices, profile)
     data_hash = fingerprint(dataset)

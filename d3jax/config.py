@@ -176,7 +176,10 @@ class StudyConfig:
     reserved: ReservedConfig = option(ReservedConfig, "the defender's clean images")
     seeds: tuple[int, ...] = option((0,), "one run of everything per seed", low=0, high=2**32 - 1)
     attack_seed: int | None = option(None, "train one backdoored model with this seed for all seeds", low=0, high=2**32 - 1)
-    precision: Literal["auto", "float32", "bfloat16"] = option("auto", "compute type; auto: bfloat16 on GPU and TPU")
+    precision: Literal["auto", "float32", "tensorfloat32", "bfloat16"] = option(
+        "auto",
+        "of convolutions and products; auto: bfloat16 on GPU and TPU, float32 on CPU; tensorfloat32: NVIDIA's, float32 elsewhere",
+    )
     loop: LoopConfig = option(LoopConfig, "logging, checkpoints, steps per call")
     cache: str = option("", "folder for backdoored models shared between studies (empty: inside the run folder)")
     published: dict[str, str] = option(dict, "the published number beside a row, by 'attack/defense'")
