@@ -1,12 +1,21 @@
 """Four fake CPU devices, a model small enough to compile in a second, and data that it learns."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import pytest
+
+# Compiled programs are shared between tests, as they are between runs: studies here compile the same few steps over and over.
+CACHE = tempfile.mkdtemp(prefix="d3jax-tests-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 from d3jax.attacks import BadNetsConfig, badnets
 from d3jax.config import OptimConfig, TrainConfig

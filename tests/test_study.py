@@ -136,7 +136,9 @@ def test_a_model_that_diverges_fails_its_repairs_and_nothing_else(tmp_path, caps
     config = read(TINY, ("attacks", attacks), ("defenses", "[{name: d3, schedule: {steps: 5}}]"), ("train.optimizer.lr", "1e30"))
     rows = study.run_study(config, tmp_path, Progress(quiet=True))
     assert [row["status"].partition(" ")[0] for row in rows] == ["failed:"] * 4
-    assert "the loss became" in rows[0]["status"] and rows[1]["status"] == "failed: its backdoored model failed or is not finished"
+    assert (
+        "the loss became" in rows[0]["status"] and rows[1]["status"] == "failed: its backdoored model failed or is not finished"
+    )
     assert capsys.readouterr().err.count("d3jax: badnets/seed0/train failed: the loss became") == 1
     (note,) = tmp_path.glob("checkpoints/*badnets*/failed.json")
     assert "DivergedError" in json.loads(note.read_text())["traceback"]
