@@ -10,6 +10,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+CLI = """
+dataset: {name: synthetic, size: 8, classes: 3, train: 96, test: 30}
+model: small
+train: {steps: 40, batch_size: 16}
+reserved: {count: 32}
+defenses: [{name: d3, schedule: {steps: 20, batch_size: 16}}]
+loop: {log_every: 2, save_every: 4, save_seconds: 0}
+"""
+
 
 def numbers(rows):
     """Rows without what differs from run to run."""

@@ -7,16 +7,7 @@ import pytest
 from d3jax.errors import ConfigError
 from d3jax.sharding import agree, bring_up, copies, is_first
 
-from .killing import kill_when, logged, results, unbroken
-
-CLI = """
-dataset: {name: synthetic, size: 8, classes: 3, train: 96, test: 30}
-model: small
-train: {steps: 20, batch_size: 16}
-reserved: {count: 32}
-defenses: [{name: d3, schedule: {steps: 10, batch_size: 16}}]
-loop: {log_every: 2, save_every: 4, save_seconds: 0}
-"""
+from .killing import CLI, kill_when, logged, results, unbroken
 
 
 def test_two_processes_have_the_numbers_of_one_and_resume_together(tmp_path):

@@ -13,7 +13,7 @@ from d3jax.errors import AttackError, ConfigError, OutOfMemoryError
 from d3jax.journal import Journal, Progress
 from d3jax.training import fit_members
 
-from .killing import kill_when, logged, numbers, results, unbroken
+from .killing import CLI, kill_when, logged, numbers, results, unbroken
 from .small import register
 
 register()
@@ -309,16 +309,6 @@ def test_journal_forgets_what_comes_after_a_checkpoint(tmp_path):
     journal.reset("a", [{"step": 1}])
     lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
     assert lines == [{"stage": "b", "step": 1}, {"stage": "a", "step": 1}]
-
-
-CLI = """
-dataset: {name: synthetic, size: 8, classes: 3, train: 96, test: 30}
-model: small
-train: {steps: 40, batch_size: 16}
-reserved: {count: 32}
-defenses: [{name: d3, schedule: {steps: 20, batch_size: 16}}]
-loop: {log_every: 2, save_every: 4, save_seconds: 0}
-"""
 
 
 def test_killed_at_three_moments_and_rerun_gives_the_same_numbers(tmp_path):
