@@ -3,7 +3,7 @@
 Runs `fit` as a study does (its default logging and checkpoints) on generated 32×32×3 images, and after one period of checkpoints
 blocks on every compiled call: what is left of the wall time is Python, logging, fetching and saving. Nothing is compared.
 
-Command: GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/overhead.py [--width 8] [--batch 128] [--steps 400]
+Command: python benchmarks/overhead.py [--width 8] [--batch 128] [--steps 400]
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import jax
 
-from d3jax import checkpoint
+from d3jax import checkpoint, cpu
 from d3jax.attacks import BadNetsConfig, badnets
 from d3jax.config import LoopConfig, OptimConfig, TrainConfig
 from d3jax.data import SyntheticConfig, synthetic
@@ -81,4 +82,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    cpu.start_again(sys.argv)
     main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -24,6 +25,7 @@ def environment() -> dict[str, str | int]:
         "device": devices[0].device_kind,
         "devices": len(devices),
         "machine": platform.machine(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
 

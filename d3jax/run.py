@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import cpu
 from .config import StudyConfig
 from .config_file import describe, load
 from .errors import ConfigError, D3JaxError
@@ -122,16 +123,6 @@ def _table(rows: Sequence[tuple[str, str, str]], indent: str) -> str:
     return "\n".join(f"{indent}--{key} {default}\n{indent}      {doc}" for key, default, doc in rows) + "\n"
 
 
-def _use_huge_pages() -> None:
-    """Starts this process again with huge pages for malloc, where glibc can.
-
-    XLA:CPU takes hundreds of MB afresh for every step; at 4 KiB a page that cost 22 % of a training step (289 → 226 ms).
-    """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, "-m", "d3jax.run", *sys.argv[1:]])
-
-
 if __name__ == "__main__":
-    _use_huge_pages()
+    cpu.start_again(["-m", "d3jax.run", *sys.argv[1:]])
     sys.exit(main())

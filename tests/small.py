@@ -3,12 +3,12 @@
 import sys
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from d3jax import run, study
 from d3jax.base import DataInfo, Model
 from d3jax.models import MODELS, PreActResNet18Config
-from d3jax.models.linen import Head, batch_norm, model_of, normalise
+from d3jax.models.linen import Head, model_of, normalise
+from d3jax.models.norm import BatchNorm
 
 
 class _Small(nn.Module):
@@ -19,7 +19,7 @@ class _Small(nn.Module):
         x = normalise(images, self.info)
         for i in range(2):
             x = nn.Conv(8 << i, (3, 3), 2, use_bias=False, name=f"conv{i}")(x)
-            x = batch_norm(train, jnp.float32)(x)
+            x = BatchNorm(train)(x)
             x = nn.relu(x) if i == 0 else x  # signed features, as PreActResNet18's
         features = x.reshape(len(x), -1)
         return Head(self.info.num_classes, name="head")(features), {"penultimate": features}

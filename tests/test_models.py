@@ -1,4 +1,4 @@
-"""The published architecture, exactly; and the fast convolution, equal to Linen's."""
+"""The published architecture, exactly; the fast convolution and batch normalisation, equal to Linen's."""
 
 import functools
 
@@ -12,6 +12,7 @@ import pytest
 from d3jax.base import DataInfo
 from d3jax.models import MODELS, PreActResNet18Config, conv, count_parameters, preact_resnet18
 from d3jax.models.conv import Conv, convolve
+from d3jax.models.norm import EPSILON, MOMENTUM, BatchNorm, normalise_batch
 
 INFO = DataInfo("cifar10", (32, 32, 3), tuple("abcdefghij"), (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
 SMALL = DataInfo("small", (16, 16, 1), tuple("abcd"), (0.5,), (0.25,))
@@ -106,6 +107,41 @@ def test_weight_gradient_is_summed_over_chunks(monkeypatch):
     monkeypatch.setattr(conv, "_CHUNK", 1000)
     assert [conv._images_a_chunk(12, size, 36, 12) for size in (1, 250, 2000)] == [12, 4, 1]
     assert conv._images_a_chunk(127, 100, 36, 12) == 1 and conv._images_a_chunk(12, 2000, 1, 18) == 6
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_fast_batch_norm_equals_linens(dtype):
+    """Output, running statistics, every gradient, and evaluation from those statistics; the inputs have means far from 0."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = (3 + 2 * jax.random.normal(keys[0], (4, 5, 6, 7)) * jnp.arange(1, 8)).astype(dtype)
+    params = {"scale": jax.random.normal(keys[1], (7,)), "bias": jax.random.normal(keys[2], (7,))}
+    g = jax.random.normal(keys[3], x.shape)
+
+    def run(make, params, x):
+        start = {"params": params, "batch_stats": {"mean": jnp.full(7, 0.5), "var": jnp.full(7, 2.0)}}
+        y, new = make(True).apply(start, x, mutable=["batch_stats"])
+        return (y.astype(jnp.float32) * g).sum(), (y, new, make(False).apply(start | new, x))
+
+    mine, theirs = (
+        jax.value_and_grad(functools.partial(run, make), argnums=(0, 1), has_aux=True)(params, x)
+        for make in (
+            functools.partial(BatchNorm, dtype=dtype),
+            lambda train: nn.BatchNorm(not train, momentum=MOMENTUM, epsilon=EPSILON, dtype=dtype),
+        )
+    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(mine, theirs)
+    chex.assert_trees_all_close(
+        mine, theirs, rtol=1e-4 if dtype == jnp.float32 else 0.05, atol=1e-4 if dtype == jnp.float32 else 0.1
+    )
+
+
+def test_batch_statistics_have_gradients():
+    """Mean and variance are outputs too: a loss of them alone moves the input as the formulas of mean and variance do."""
+    x, weights = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(6, 3, 3, 4), (2, 4)]))
+    loss = lambda mean, var: (weights[0] * mean + weights[1] * var**2).sum()
+    mine = jax.grad(lambda x: loss(*normalise_batch(x, jnp.ones(4), jnp.zeros(4))[1:]))(x)
+    plain = jax.grad(lambda x: loss(x.mean((0, 1, 2)), x.var((0, 1, 2))))(x)
+    np.testing.assert_allclose(mine, plain, rtol=1e-4, atol=1e-6)
 
 
 def test_strided_geometry_is_pytorchs():

@@ -1,4 +1,4 @@
-"""What every Linen architecture here shares: normalisation, BatchNorm, the classifier, and the bridge to `Model`."""
+"""What every Linen architecture here shares: normalisation of images, the classifier, and the bridge to `Model`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,6 @@ from .conv import torch_uniform
 def normalise(images: jax.Array, info: DataInfo) -> jax.Array:
     """Images in [0, 1] to the channel means and spreads of the data set."""
     return (images - jnp.asarray(info.mean, jnp.float32)) / jnp.asarray(info.std, jnp.float32)
-
-
-def batch_norm(train: bool, dtype: jnp.dtype) -> nn.BatchNorm:
-    """BatchNorm at PyTorch's defaults (running momentum 0.1 there is 0.9 here); statistics in float32."""
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)
 
 
 class Head(nn.Module):

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from ..base import DataInfo, Model
 from ..config import check_fields, option
 from .conv import Conv
-from .linen import Head, batch_norm, model_of, normalise
+from .linen import Head, model_of, normalise
+from .norm import BatchNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +32,12 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        activated = nn.relu(batch_norm(train, self.dtype)(x))
+        activated = nn.relu(BatchNorm(train, self.dtype)(x))
         shortcut = x
         if self.stride != 1 or x.shape[-1] != self.channels:
             shortcut = Conv(self.channels, 1, self.stride, self.dtype, name="shortcut")(activated)
         y = Conv(self.channels, 3, self.stride, self.dtype)(activated)
-        y = Conv(self.channels, 3, 1, self.dtype)(nn.relu(batch_norm(train, self.dtype)(y)))
+        y = Conv(self.channels, 3, 1, self.dtype)(nn.relu(BatchNorm(train, self.dtype)(y)))
         return y + shortcut
 
 
