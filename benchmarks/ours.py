@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from worker import serve
 
-from d3jax import cpu
 from d3jax.attacks import BadNetsConfig, badnets
 from d3jax.config import OptimConfig, TrainConfig
 from d3jax.data import SyntheticConfig, synthetic
@@ -58,5 +56,4 @@ def prepare(settings: dict[str, Any]) -> tuple[Callable[[], float], dict[str, An
 
 
 if __name__ == "__main__":
-    cpu.start_again(sys.argv)
     serve(prepare)

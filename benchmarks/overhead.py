@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jax
 
-from d3jax import checkpoint, cpu
+from d3jax import checkpoint, huge_pages
 from d3jax.attacks import BadNetsConfig, badnets
 from d3jax.config import LoopConfig, OptimConfig, TrainConfig
 from d3jax.data import SyntheticConfig, synthetic
@@ -82,5 +82,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cpu.start_again(sys.argv)
+    huge_pages.start_again(sys.argv)
     main()

@@ -78,9 +78,9 @@ def start(options: argparse.Namespace, processes: list[tuple[int, str]], folder:
 def run_case(options: argparse.Namespace) -> None:
     """Trains a little in this process and reports."""
     _, where, file = options.case
-    from d3jax import cpu
+    from d3jax import huge_pages
 
-    cpu.start_again(sys.argv)
+    huge_pages.start_again(sys.argv)
     import jax
     import numpy as np
 

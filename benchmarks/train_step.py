@@ -60,7 +60,7 @@ def measure(
     width: int, batch: int, steps: int, rounds: int, images: int, torch: str, ours: list[str] | None, theirs: list[str] | None
 ) -> dict[str, Any]:
     """Prepares both sides, then runs `rounds` rounds; a variant that does not work is named under `failed`."""
-    # The first as d3jax/cpu.py sets it for ours; the other side gets it too. Neither may take all of a GPU's memory.
+    # The first as `python -m d3jax.run` sets it; the other side gets it too. Neither may take all of a GPU's memory.
     environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH"))))
     cpu = not Path("/dev/nvidiactl").exists() and not os.environ.get("TPU_NAME")

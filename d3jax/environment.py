@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import subprocess
 from pathlib import Path
 
 import jax
+
+from .compiling import uses_onednn
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -25,7 +26,7 @@ def environment() -> dict[str, str | int]:
         "device": devices[0].device_kind,
         "devices": len(devices),
         "machine": platform.machine(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "onednn": uses_onednn(),
     }
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import cpu
+from . import huge_pages
 from .config import StudyConfig
 from .config_file import describe, load
 from .errors import ConfigError, D3JaxError
@@ -124,5 +124,5 @@ def _table(rows: Sequence[tuple[str, str, str]], indent: str) -> str:
 
 
 if __name__ == "__main__":
-    cpu.start_again(["-m", "d3jax.run", *sys.argv[1:]])
+    huge_pages.start_again(["-m", "d3jax.run", *sys.argv[1:]])
     sys.exit(main())

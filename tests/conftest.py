@@ -8,10 +8,6 @@ import tempfile
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-from d3jax import cpu
-
-os.environ |= cpu.settings(os.environ)  # as `python -m d3jax.run` starts
-
 import jax
 import pytest
 

@@ -80,7 +80,18 @@ def test_every_model_computes_in_bfloat16_with_float32_parameters(name):
 
 
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2), (5, 1)])
-@pytest.mark.parametrize("shape", [(3, 8, 8, 3, 8), (2, 7, 7, 8, 8), (2, 6, 10, 40, 40), (4, 4, 4, 96, 128), (7, 14, 14, 4, 8)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (3, 8, 8, 3, 8),
+        (2, 7, 7, 8, 8),
+        (3, 1, 2, 4, 8),
+        (2, 4, 32, 6, 8),
+        (2, 6, 10, 40, 40),
+        (4, 4, 4, 96, 128),
+        (7, 14, 14, 4, 8),
+    ],
+)
 def test_fast_convolution_equals_linens(shape, size, stride):
     b, h, w, c, d = shape
     keys = jax.random.split(jax.random.key(0), 3)

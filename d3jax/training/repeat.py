@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from ..base import Metrics, TrainState
+from ..compiling import compiled
 from ..errors import OutOfMemoryError
 from ..sharding import COPIES, MEMBERS
 from .step import Step
@@ -48,7 +49,7 @@ class Repeat:
         if n not in self._programs:
             steps = jax.jit(functools.partial(self._steps, n), donate_argnums=0, out_shardings=self._out)
             with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
-                self._programs[n] = steps.lower(state, data).compile()
+                self._programs[n] = compiled(steps.lower(state, data))
         return self._programs[n]
 
     def _steps(self, n: int, state: TrainState, data: Any) -> tuple[TrainState, Metrics]:

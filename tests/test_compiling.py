@@ -1,0 +1,37 @@
+"""oneDNN: used where jaxlib carries it, and with the numbers that XLA's own kernels give."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d3jax import compiling
+from d3jax.models.conv import convolve
+
+
+@pytest.mark.parametrize("release", ["0.10.2", "0.11.0", "0.11.2", "0.12.0"])
+def test_only_where_it_was_tried(release, monkeypatch):
+    monkeypatch.setattr(compiling.importlib.metadata, "version", lambda name: release)
+    monkeypatch.setattr(compiling.platform, "machine", lambda: "x86_64")
+    assert compiling.uses_onednn() == release.startswith("0.11.")
+    monkeypatch.setenv("D3JAX_ONEDNN", "0")
+    assert not compiling.uses_onednn()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_same_numbers_and_nothing_in_the_cache_that_cannot_be_read(stride, tmp_path):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = jax.random.normal(keys[0], (16, 32, 32, 16)), jax.random.normal(keys[1], (3, 3, 16, 32))
+    g = jax.random.normal(keys[2], (16, 32 // stride, 32 // stride, 32))
+
+    def both(x, kernel, g):
+        y, back = jax.vjp(lambda x, kernel: convolve(x, kernel, stride), x, kernel)
+        return y, *back(g)
+
+    lowered = jax.jit(both).lower(x, kernel, g)
+    program = compiling.compiled(lowered)
+    assert ("onednn" in program.as_text()) == compiling.uses_onednn()
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.1  # conftest's
+    for mine, plain in zip(program(x, kernel, g), lowered.compile()(x, kernel, g), strict=True):
+        scale = float(jnp.abs(plain).max())
+        np.testing.assert_allclose(mine / scale, plain / scale, atol=1e-5)
