@@ -1,9 +1,10 @@
 """Convolutions as this package's models use them: same numbers as `flax.linen.Conv`, faster backward pass on CPU.
 
 XLA:CPU computes the weight gradient of a convolution as a convolution with an image-sized kernel, at 3–60 GFLOP/s where the
-forward pass runs at 80–180. Here it is a matrix product for a few images at a time, so that what it multiplies stays in cache.
-Measured at batch 128 on two cores (ms, native → here): 32×32×8 13.5 → 4.6, 32×32×16 29 → 9.6, 32×32×64 596 → 100, 16×16×128 229 → 67,
-8×8×256 162 → 59, 4×4×512 68 → 55; 3×3 of stride 2 at 32×32×64 179 → 50, the 1×1 shortcut there 77 → 7.
+forward pass runs at 80–180 (150–265 with oneDNN, see `compiling`). Here it is a matrix product for a few images at a time, so that
+what it multiplies stays in cache. Measured at batch 128 on two cores (ms, native → here, jax 0.10.2): 32×32×8 13.5 → 4.6, 32×32×16
+29 → 9.6, 32×32×64 596 → 100, 16×16×128 229 → 67, 8×8×256 162 → 59, 4×4×512 68 → 55; 3×3 of stride 2 at 32×32×64 179 → 50, the 1×1
+shortcut there 77 → 7. With jax 0.11.2 and oneDNN 32×32×16 26 → 7.4, 32×32×64 80, 16×16×128 55.
 """
 
 from __future__ import annotations
