@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +16,10 @@ from .checkpoint import digest
 from .config import Choice, LoopConfig, StudyConfig, program
 from .config_file import to_mapping
 from .data import DATASETS, fingerprint, reserve
+from .data.batching import epoch_plan
 from .defenses import DEFENSES
 from .environment import environment
-from .errors import ConfigError
+from .errors import ConfigError, D3JaxError
 from .journal import Journal, Progress
 from .metrics import Counts, make_evaluate
 from .models import MODELS
@@ -129,17 +131,30 @@ def make_cells(lab: Lab) -> list[Cell]:
     config, info = lab.config, lab.dataset.info
     params = jax.eval_shape(lab.model.init, jax.random.key(0)).params
     size = len(reserved_split(lab, config.seeds[0]).labels)
-    defenses = [(choice, DEFENSES[choice.name][1](choice.config, info)) for choice in config.defenses]
-    for _, defense in defenses:
-        defense.check(params, size)
+    epoch_plan(len(lab.dataset.train.labels), config.train.batch_size, drop_last=True)
+    defenses = []
+    for choice in config.defenses:
+        with _named(f"defenses: {choice.label}"):
+            defenses.append((choice, DEFENSES[choice.name][1](choice.config, info)))
+            defenses[-1][1].check(params, size)
     cells = []
     for choice in config.attacks:
-        attack = ATTACKS[choice.name][1](choice.config, info)
+        with _named(f"attacks: {choice.label}"):
+            attack = ATTACKS[choice.name][1](choice.config, info)
         evaluate = make_evaluate(lab.model, attack, info.num_classes, config.loop.eval_batch)
         for seed in config.seeds:
             case = make_case(lab, choice, attack, evaluate, seed)
             cells += [Cell(case), *(Cell(case, *pair) for pair in defenses)]
     return cells
+
+
+@contextlib.contextmanager
+def _named(component: str) -> Iterator[None]:
+    """Puts in front of an error which entry of the config it is about."""
+    try:
+        yield
+    except D3JaxError as error:
+        raise type(error)(f"{component}: {error}") from error
 
 
 def make_case(lab: Lab, choice: Choice, attack: Attack, evaluate: Callable[..., Counts], seed: int) -> Case:

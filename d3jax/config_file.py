@@ -32,7 +32,7 @@ def load(path: str | Path, overrides: Sequence[tuple[str, str]] = (), *, registr
     try:
         text = Path(path).read_text(encoding="utf8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
+        raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     return loads(text, overrides, registries=registries, origin=str(path))
 
 
@@ -77,7 +77,9 @@ def describe(cls: type, prefix: str = "") -> list[tuple[str, str, str]]:
             rows += describe(type(default), f"{prefix}{field.name}.")
             continue
         choices = literals_of(hints_of(cls)[field.name])
-        doc = field.metadata.get("doc", "") + (f" [{', '.join(map(str, choices))}]" if choices else "")
+        doc = field.metadata.get("doc", "") + (
+            f" [{', '.join('null' if word is None else str(word) for word in choices)}]" if choices else ""
+        )
         shown = (
             "required"
             if default is dataclasses.MISSING
@@ -150,6 +152,10 @@ class _Reader:
         prefix = f"{path}: " if path and source != f"--{path}" else ""
         raise ConfigError(f"{source}: {prefix}{message}")
 
+    def longest(self, path: str) -> str:
+        """The override that brought `path`, where the file did not."""
+        return next((key for key in self.overridden if key.startswith(f"{path}.")), path)
+
     def dataclass(self, cls: type, mapping: Any, path: str, base: Any = None) -> Any:
         """A `cls` from `mapping`; what it leaves out is as in `base`, or else as `cls` declares."""
         if not isinstance(mapping, dict):
@@ -157,7 +163,9 @@ class _Reader:
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for key in mapping:
             if key not in fields:
-                self.fail(_join(path, key), f"unknown key {key!r}; known keys: {names(fields)}{did_you_mean(key, fields)}")
+                self.fail(
+                    self.longest(_join(path, key)), f"unknown key {key!r}; known keys: {names(fields)}{did_you_mean(key, fields)}"
+                )
         hints, values = hints_of(cls), {}
         for name, field in fields.items():
             inside = _join(path, name)

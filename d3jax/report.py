@@ -140,7 +140,8 @@ def _finite(values: Any) -> list[float]:
 
 def verdict(row: Row) -> str:
     """What became of the backdoor, in words, for one row of `summarise`; "" where ASR is undefined."""
-    failed = f"failed on {row['failed']} of {row['failed'] + row['n']} seeds" if row["failed"] else ""
+    what = "not finished" if row["status"].startswith("not finished") else "failed"
+    failed = f"{what} on {row['failed']} of {row['failed'] + row['n']} seeds" if row["failed"] else ""
     if not row["n"]:
         return row["status"] if row["failed"] else ""
     if row["asr"] is None:

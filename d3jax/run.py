@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import huge_pages
 from .config import StudyConfig
-from .config_file import describe, load
+from .config_file import describe, dumps, load
 from .errors import ConfigError, D3JaxError
 
 USAGE = "python -m d3jax.run --config FILE [--workdir DIR] [--section.key VALUE …]"
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--profile", metavar="DIR", default="", help="write a trace of each loop's second logged period there")
     parser.add_argument("--list", action="store_true", help="all data sets, models, attacks and defences with their settings")
-    parser.add_argument("--check", action="store_true", help="read the config, print it in full and stop")
+    parser.add_argument("--check", action="store_true", help="read config and data, print the config in full and stop")
     options, rest = parser.parse_known_args(argv)
     try:
         return _run(options, _overrides(rest))
@@ -62,15 +62,15 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
 
         bring_up(options.distributed)
     config = load(options.config, overrides, registries=study.REGISTRIES)
+    workdir = options.workdir or Path("runs") / Path(options.config).stem
     if options.check:
-        from .config_file import dumps
-
-        print(dumps(config), end="")
+        cells = study.check_study(config, workdir)
+        print(f"{dumps(config)}# nothing wrong found; {cells} cells")
         return 0
     _cache_compilations()
     rows = study.run_study(
         config,
-        options.workdir or Path("runs") / Path(options.config).stem,
+        workdir,
         part=part,
         compute=not options.report,
         profile=options.profile,

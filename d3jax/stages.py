@@ -45,9 +45,15 @@ class Stage(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A stage that broke, or is not there: one line that says why."""
+    """A stage that broke: one line that says why. Or one that is `unfinished`."""
 
     message: str
+    unfinished: bool = False
+
+    @property
+    def status(self) -> str:
+        """The line for a table."""
+        return f"{'not finished' if self.unfinished else 'failed'}: {self.message}"
 
 
 Result = Stage | Failure
@@ -105,7 +111,9 @@ def read_stage(task: Task, recorder: Recorder) -> Result:
     """The stage as it is, nothing computed, nothing moved: `Failure` where it is not finished or cannot be read."""
     path, note = task.folder / "model", task.folder / "failed.json"
     if not path.is_dir():
-        return Failure(json.loads(note.read_text(encoding="utf8"))["error"] if note.exists() else "not finished yet")
+        if note.exists():
+            return Failure(json.loads(note.read_text(encoding="utf8"))["error"])
+        return Failure("no model yet", unfinished=True)
     try:
         stage = _stage_of(*checkpoint.load(path, task.like))
     except D3JaxError as error:

@@ -23,6 +23,7 @@ from .config import StudyConfig
 from .config_file import dumps, to_mapping
 from .data import DATASETS
 from .defenses import DEFENSES
+from .errors import ConfigError
 from .journal import Progress
 from .metrics import der, predict
 from .models import MODELS
@@ -72,11 +73,20 @@ def run_study(
         return _run_study(lab, part, compute)
 
 
+def check_study(config: StudyConfig, workdir: str | Path) -> int:
+    """The number of cells of `config`, nothing computed or written. Raises whatever `run_study` would raise before any work."""
+    return len(make_cells(open_lab(config, Path(workdir), Progress())))
+
+
 def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[dict[str, Any]]:
     config = lab.config
     everything = make_cells(lab)
     cells = part_of(everything, *part) if part else everything
     if is_first():
+        try:
+            lab.workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--workdir: {lab.workdir} cannot be made ({error.strerror})") from error
         write_whole(lab.workdir / "config.yaml", dumps(config))
         write_whole(lab.workdir / "environment.json", json.dumps(lab.recorder.environment, indent=1))
     results: dict[str, Result] = {}
@@ -99,6 +109,9 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
             write_csv(lab.workdir / "per_class.csv", class_rows(lab, cells, results), columns=())
     if is_first():
         print_table(rows)
+    if is_first() and part:
+        share = f"part {part[0]} of {part[1]}: {len(cells)} of {len(everything)} cells"
+        lab.recorder.progress.say(f"{share}; when all are done, --report gathers them")
     if is_first() and not part:
         samples = samples_of(lab, cells, results, victims, said)
         lab.recorder.progress.say(f"report: {write_report(lab.workdir, rows, samples, lab.workdir.name)}")
@@ -114,7 +127,8 @@ def run_group(lab: Lab, group: Sequence[Cell], victims: dict[str, Stage], comput
     else:
         done = [read_stage(task, lab.recorder) for task in tasks]
     results = dict(zip((task.name for task in tasks), done, strict=True))
-    return [results.get(cell.name, Failure("its backdoored model failed or is not finished")) for cell in group]
+    orphan = Failure("its backdoored model failed") if compute else Failure("its backdoored model is missing", unfinished=True)
+    return [results.get(cell.name, orphan) for cell in group]
 
 
 def row(lab: Lab, cell: Cell, results: dict[str, Result]) -> dict[str, Any]:
@@ -136,7 +150,7 @@ def row(lab: Lab, cell: Cell, results: dict[str, Result]) -> dict[str, Any]:
     values |= {
         "attack_seed": case.attack_seed,
         "net": " ".join(f"{key}={value}" for key, value in to_mapping(config.model.config).items()),
-        "status": "ok" if isinstance(result, Stage) else f"failed: {result.message}",
+        "status": "ok" if isinstance(result, Stage) else result.status,
         "published": config.published.get(f"{case.label}/{cell.label}", "none"),
     }
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from d3jax.base import DataInfo
 from d3jax.data.augment import make_augment, random_crop, random_flip
 from d3jax.data.batching import batch_rows, epoch_plan, permute
+from d3jax.errors import ConfigError
 
 
 @settings(deadline=None, max_examples=12)
@@ -39,10 +40,15 @@ def test_an_epoch_visits_every_row_once_and_the_next_in_another_order():
 
 @pytest.mark.parametrize(
     ("size", "batch", "drop_last", "plan"),
-    [(50000, 128, True, (390, 128)), (2500, 256, False, (10, 250)), (144, 256, False, (1, 144)), (100, 256, True, (1, 100))],
+    [(50000, 128, True, (390, 128)), (2500, 256, False, (10, 250)), (144, 256, False, (1, 144)), (100, 100, True, (1, 100))],
 )
 def test_epoch_plan(size, batch, drop_last, plan):
     assert epoch_plan(size, batch, drop_last=drop_last) == plan
+
+
+def test_a_training_batch_is_not_larger_than_the_set():
+    with pytest.raises(ConfigError, match="train.batch_size: 101 is more than the 100 training images"):
+        epoch_plan(100, 101, drop_last=True)
 
 
 def test_crop_shifts_each_image_alone_and_fills_with_black():

@@ -41,9 +41,10 @@ def test_every_flag_exists():
     assert {name.split(".0.")[0] for name in named} <= known
 
 
-def test_the_sweep_is_understood():
-    (snippet,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
-    config = loads(snippet, registries=REGISTRIES)
+def test_the_configs_are_understood():
+    whole, sweep = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    assert loads(whole, registries=REGISTRIES).defenses[1].label == "d3-code"
+    config = loads(sweep, registries=REGISTRIES)
     assert len(config.defenses) == 6 and config.defenses[0].label == "d3-code-lam0.1-lr0.003"
 
 

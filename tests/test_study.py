@@ -136,9 +136,7 @@ def test_a_model_that_diverges_fails_its_repairs_and_nothing_else(tmp_path, caps
     config = read(TINY, ("attacks", attacks), ("defenses", "[{name: d3, schedule: {steps: 5}}]"), ("train.optimizer.lr", "1e30"))
     rows = study.run_study(config, tmp_path, Progress(quiet=True))
     assert [row["status"].partition(" ")[0] for row in rows] == ["failed:"] * 4
-    assert (
-        "the loss became" in rows[0]["status"] and rows[1]["status"] == "failed: its backdoored model failed or is not finished"
-    )
+    assert "the loss became" in rows[0]["status"] and rows[1]["status"] == "failed: its backdoored model failed"
     assert capsys.readouterr().err.count("d3jax: badnets/seed0/train failed: the loss became") == 1
     (note,) = tmp_path.glob("checkpoints/*badnets*/failed.json")
     assert "DivergedError" in json.loads(note.read_text())["traceback"]
@@ -171,7 +169,7 @@ def test_parts_of_a_study_make_the_whole(finished, tmp_path):
     assert [row["defense"] for row in share(1)] == ["none"]
     assert not (tmp_path / "results.csv").exists()
     early = study.run_study(read(), tmp_path, Progress(quiet=True), compute=False)
-    assert [row["status"] for row in early] == ["ok", "failed: not finished yet", "failed: not finished yet"]
+    assert [row["status"] for row in early] == ["ok", "not finished: no model yet", "not finished: no model yet"]
     assert [row["defense"] for row in share(2)] == ["finetune", "d3-code"]
     whole = study.run_study(read(), tmp_path, Progress(quiet=True), compute=False)
     assert numbers(whole) == numbers(rows) and (tmp_path / "report.html").exists()
@@ -338,7 +336,15 @@ def test_killed_at_three_moments_and_rerun_gives_the_same_numbers(tmp_path):
         (["--config", "x.yaml", "stray"], 2, "'stray' is not a setting"),
         (["--config", "x.yaml", "--train.epochs"], 2, "--train.epochs has no value"),
         (["--config", "{tiny}", "--train.epohcs", "3"], 2, "--train.epohcs: unknown key"),
-        (["--config", "{tiny}", "--attacks.0.target", "9"], 2, "target: 9 is not a class of synthetic, want 0 to 3"),
+        (["--config", "{tiny}", "--trian.epochs", "3"], 2, "--trian.epochs: unknown key 'trian'"),
+        (
+            ["--config", "{tiny}", "--attacks.0.target", "9"],
+            2,
+            "attacks: badnets: target: 9 is not a class of synthetic, want 0 to 3",
+        ),
+        (["--config", "{tiny}", "--attacks.0.target", "9", "--check"], 2, "target: 9 is not a class of synthetic, want 0 to 3"),
+        (["--config", "{tiny}", "--train.batch_size", "401"], 2, "train.batch_size: 401 is more than the 400 training images"),
+        (["--config", "{tiny}", "--workdir", "/proc/x"], 2, "--workdir: /proc/x cannot be made"),
         (["--config", "{tiny}", "--attacks", "[{name: sig, rate: 0.9}]", "--published", "{}"], 2, "asks for 360 images"),
         (["--config", "{tiny}", "--dataset", "{name: npz, path: /no/such.npz}"], 2, "/no/such.npz: no such file"),
         (["--config", "{tiny}", "--defenses", "[{name: d3, tensors: nope}]"], 2, "'nope' matches none"),
@@ -353,7 +359,7 @@ def test_exit_codes(tmp_path, capsys, monkeypatch, words, code, message):
     monkeypatch.setattr(run, "_cache_compilations", lambda: None)
     (tmp_path / "tiny.yaml").write_text(TINY)
     words = [word.replace("{tiny}", str(tmp_path / "tiny.yaml")) for word in words]
-    assert run.main([*words, "--workdir", str(tmp_path / "out")]) == code
+    assert run.main(["--workdir", str(tmp_path / "out"), *words]) == code
     errors = capsys.readouterr().err
     if message:
         assert message in errors and len(errors.strip().splitlines()) == 1 and errors.startswith("d3jax: ")

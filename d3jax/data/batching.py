@@ -5,14 +5,18 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from ..errors import ConfigError
+
 
 def epoch_plan(size: int, batch_size: int, *, drop_last: bool) -> tuple[int, int]:
     """(steps an epoch, images a step) for `size` images and a wanted `batch_size`, with static shapes.
 
     `drop_last` leaves the short batch out, as training recipes do. Otherwise an epoch has ⌈size / batch_size⌉ equal
-    batches: 2,500 images at 256 become ten of 250, where PyTorch has nine of 256 and one of 196. A set smaller than a
-    batch is one batch.
+    batches: 2,500 images at 256 become ten of 250, where PyTorch has nine of 256 and one of 196; a set smaller than a
+    batch is one batch. Raises `ConfigError` where `drop_last` leaves nothing.
     """
+    if drop_last and batch_size > size:
+        raise ConfigError(f"train.batch_size: {batch_size} is more than the {size} training images")
     batch_size = min(batch_size, size)
     steps = size // batch_size if drop_last else -(-size // batch_size)
     return steps, batch_size if drop_last else size // steps
