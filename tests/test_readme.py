@@ -42,7 +42,7 @@ def test_every_flag_exists():
 
 
 def test_the_configs_are_understood():
-    whole, sweep = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    sweep, whole = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
     assert loads(whole, registries=REGISTRIES).defenses[1].label == "d3-code"
     config = loads(sweep, registries=REGISTRIES)
     assert len(config.defenses) == 6 and config.defenses[0].label == "d3-code-lam0.1-lr0.003"
