@@ -94,7 +94,7 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
     said: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     rows: list[dict[str, Any]] = []
     for group in plan(cells, lab.together, lab.streamed):
-        done = run_group(lab, group, victims, compute)
+        done = run_group(lab, group, victims, results, compute)
         for cell, result in zip(group, done, strict=True):
             if isinstance(result, Stage):
                 victims |= {cell.name: result} if cell.choice is None else {}
@@ -118,8 +118,10 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
     return rows
 
 
-def run_group(lab: Lab, group: Sequence[Cell], victims: dict[str, Stage], compute: bool) -> list[Result]:
-    """The results of cells that run together; those without a backdoored model fail for that reason."""
+def run_group(
+    lab: Lab, group: Sequence[Cell], victims: dict[str, Stage], earlier: dict[str, Result], compute: bool
+) -> list[Result]:
+    """The results of cells that run together; one whose backdoored model failed or is unfinished is so too."""
     orphans = {cell.name for cell in group if cell.choice and Cell(cell.case).name not in victims}
     tasks = [task_of(lab, cell, victims) for cell in group if cell.name not in orphans]
     if compute:
@@ -127,8 +129,11 @@ def run_group(lab: Lab, group: Sequence[Cell], victims: dict[str, Stage], comput
     else:
         done = [read_stage(task, lab.recorder) for task in tasks]
     results = dict(zip((task.name for task in tasks), done, strict=True))
-    orphan = Failure("its backdoored model failed") if compute else Failure("its backdoored model is missing", unfinished=True)
-    return [results.get(cell.name, orphan) for cell in group]
+    for cell in group:
+        if cell.name in orphans:
+            unfinished = earlier[Cell(cell.case).name].unfinished
+            results[cell.name] = Failure(f"its backdoored model {'is not finished' if unfinished else 'failed'}", unfinished)
+    return [results[cell.name] for cell in group]
 
 
 def row(lab: Lab, cell: Cell, results: dict[str, Result]) -> dict[str, Any]:
