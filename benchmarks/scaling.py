@@ -24,7 +24,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 COMPARED = 2
-"""Steps after which parameters are compared: each step multiplies a difference in rounding, by 100 in ten steps."""
+"""Steps after which parameters are compared: training multiplies a difference in rounding from step to step."""
 WIDTHS = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
 
 
