@@ -1,4 +1,4 @@
-# make demo: everything from a fresh machine (python3 and make) to a report. make test: the default suite. make test-all: the slow ones too.
+# make demo: everything from a fresh machine (python3 and make) to a report. make test: the default suite. make test-all: the slow ones too, one after another.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/python -m d3jax.run --config experiments/quickstart.yaml
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow"
 
 test-all: $(READY) lint
 	$(BIN)/python -m pytest

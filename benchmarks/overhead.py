@@ -1,9 +1,10 @@
 """Time per step and per epoch of the real training loop, and the share of it spent outside compiled code.
 
 Runs `fit` as a study does (its default logging and checkpoints) on generated 32×32×3 images, and after one period of checkpoints
-blocks on every compiled call: what is left of the wall time is Python, logging, fetching and saving. Nothing is compared.
+blocks on every compiled call: what is left of the wall time is Python, logging, fetching, saving and, with `--placement stream`,
+waiting for batches. Nothing is compared.
 
-Command: python benchmarks/overhead.py [--width 8] [--batch 128] [--steps 400]
+Command: python benchmarks/overhead.py [--width 8] [--batch 128] [--steps 400] [--placement stream]
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from d3jax.data import SyntheticConfig, synthetic
 from d3jax.environment import environment
 from d3jax.journal import Journal
 from d3jax.models import PreActResNet18Config, preact_resnet18
-from d3jax.training import Session, train_backdoored
+from d3jax.training import Session, backdoor_job, fit
 from d3jax.training.repeat import Repeat
 
 IMAGES_PER_EPOCH = 50_000
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--placement", choices=["device", "stream"], default="device", help="where the images are")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     calls, original, defaults = [], Repeat.__call__, LoopConfig()
@@ -61,23 +63,25 @@ def main() -> None:
             log_every=defaults.log_every,
             save_every=defaults.save_every,
         )
-        train_backdoored(jax.random.key(0), model, data, attack, config, session)
+        fit(backdoor_job(jax.random.key(0), model, data, attack, config, streamed=options.placement == "stream"), session)
     steady = calls[defaults.save_every :]
     wall = steady[-1][1] - steady[0][0]
-    inside = sum(end - began for began, end, _ in steady)
+    inside, steps = sum(end - began for began, end, _ in steady), sum(n for _, _, n in steady)
     per_step = [(end - began) / n for began, end, n in steady]
     result = {
-        "command": f"benchmarks/overhead.py --width {options.width} --batch {options.batch} --steps {options.steps}",
-        "steps": sum(n for _, _, n in steady),
+        "command": " ".join(["benchmarks/overhead.py", *sys.argv[1:]]),
+        "steps": steps,
         "step_ms": {"min": 1e3 * min(per_step), "median": 1e3 * statistics.median(per_step), "max": 1e3 * max(per_step)},
         "images_per_second": options.batch / statistics.median(per_step),
         "epoch_of_50000_s": IMAGES_PER_EPOCH // options.batch * statistics.median(per_step),
+        "wall_images_per_second": options.batch * steps / wall,
         "outside_compiled_code": 1 - inside / wall,
         **environment(),
     }
     print(json.dumps(result, indent=1))
     options.out.mkdir(parents=True, exist_ok=True)
-    name = f"overhead_{result['backend']}_w{options.width}_b{options.batch}.json"
+    streamed = "_streamed" if options.placement == "stream" else ""
+    name = f"overhead_{result['backend']}_w{options.width}_b{options.batch}{streamed}.json"
     (options.out / name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
 
 

@@ -10,7 +10,6 @@ Command: python benchmarks/scaling.py [--width 8] [--batch 128] [--steps 10] [--
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import os
@@ -19,6 +18,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,24 +95,24 @@ def run_case(options: argparse.Namespace) -> None:
     from d3jax.data import SyntheticConfig, synthetic
     from d3jax.environment import environment
     from d3jax.models import PreActResNet18Config, preact_resnet18
-    from d3jax.training import Session, backdoor_job, fit
-    from d3jax.training.loop import _Members
+    from d3jax.training import Session, backdoor_job
+    from d3jax.training.loop import Members
 
     data = synthetic(SyntheticConfig(size=32, channels=3, train=2000, test=100))
     model = preact_resnet18(PreActResNet18Config(options.width), data.info)
-    job, short = (
-        backdoor_job(
-            jax.random.key(0), model, data, badnets(BadNetsConfig(), data.info), TrainConfig(steps=n, batch_size=options.batch)
-        )
-        for n in (options.steps, COMPARED)
-    )
-    session = Session(log_every=1, devices=tuple(jax.devices()))
-    members = _Members([job], [job.state], session)
+    config = TrainConfig(steps=options.steps, batch_size=options.batch)
+    job = backdoor_job(jax.random.key(0), model, data, badnets(BadNetsConfig(), data.info), config)
+    members = Members([job], [job.state], Session(devices=tuple(jax.devices())))
     program = members.repeat.program(members.state, members.data, 1)
-    seconds = [line["seconds"] for line in fit(job, session)[1]]
-    leaves = jax.tree.leaves(fit(short, session)[0].variables)
+    state, seconds = members.state, []
+    for step in range(1, options.steps + 1):
+        started = time.perf_counter()
+        state, _ = jax.block_until_ready(program(state, members.data))
+        seconds.append(time.perf_counter() - started)
+        if step == COMPARED:
+            leaves = jax.tree.leaves(members.state_of(state, 0).variables)
     report = {
-        "step_ms": 1e3 * statistics.median(b - a for a, b in itertools.pairwise(seconds[1:])),
+        "step_ms": 1e3 * statistics.median(seconds[COMPARED:]),
         "all_reduce_bytes_a_step": reduced(program.as_text()),
         "flops_a_device": (program.cost_analysis() or {}).get("flops"),
         "parameters": np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves]).tolist(),

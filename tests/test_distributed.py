@@ -10,6 +10,7 @@ from d3jax.sharding import agree, bring_up, copies, is_first
 from .killing import CLI, kill_when, logged, results, unbroken
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_numbers_of_one_and_resume_together(tmp_path):
     config = tmp_path / "cli.yaml"
     config.write_text(CLI)

@@ -79,17 +79,24 @@ def test_every_model_computes_in_bfloat16_with_float32_parameters(name):
     assert out.logits.dtype == jnp.float32 and {leaf.dtype for leaf in jax.tree.leaves(out.batch_stats)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2), (5, 1)])
+SHAPES = [
+    (3, 8, 8, 3, 8),
+    (2, 7, 7, 8, 8),
+    (3, 1, 2, 4, 8),
+    (2, 4, 32, 6, 8),
+    (2, 6, 10, 40, 40),
+    (4, 4, 4, 96, 128),
+    (7, 14, 14, 4, 8),
+]
+
+
 @pytest.mark.parametrize(
-    "shape",
+    ("shape", "size", "stride"),
     [
-        (3, 8, 8, 3, 8),
-        (2, 7, 7, 8, 8),
-        (3, 1, 2, 4, 8),
-        (2, 4, 32, 6, 8),
-        (2, 6, 10, 40, 40),
-        (4, 4, 4, 96, 128),
-        (7, 14, 14, 4, 8),
+        *((shape, 3, 1) for shape in SHAPES),
+        *((shape, 3, 2) for shape in SHAPES[:4]),  # even and odd sides, one pixel high, and wide enough for phases
+        *((SHAPES[1], size, stride) for size, stride in [(1, 1), (1, 2), (5, 1)]),
+        (SHAPES[0], 1, 2),
     ],
 )
 def test_fast_convolution_equals_linens(shape, size, stride):

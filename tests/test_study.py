@@ -309,6 +309,7 @@ def test_journal_forgets_what_comes_after_a_checkpoint(tmp_path):
     assert lines == [{"stage": "b", "step": 1}, {"stage": "a", "step": 1}]
 
 
+@pytest.mark.slow
 def test_killed_at_three_moments_and_rerun_gives_the_same_numbers(tmp_path):
     """SIGKILL as the first checkpoint is written, in training and in the repair; then a rerun, against an unbroken run."""
     config = tmp_path / "cli.yaml"

@@ -105,7 +105,7 @@ def fit_members(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcom
 def _fit(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcome]:
     session, steps = sessions[0], jobs[0].steps
     states, lines = _resume(jobs, sessions)
-    members = _Members(jobs, states, session)
+    members = Members(jobs, states, session)
     state, done = members.state, int(states[0].step)
     feed = jobs[0].feed and jobs[0].feed(done)
     earlier = max((line[-1]["seconds"] for line in lines if line), default=0.0)
@@ -148,7 +148,7 @@ def _fit(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcome]:
     return [broken.get(i) or (members.state_of(state, i), lines[i]) for i in range(len(jobs))]
 
 
-class _Members:
+class Members:
     """Jobs as one: their state and data, stacked where there are several, and what belongs to each of them."""
 
     def __init__(self, jobs: Sequence[Job], states: Sequence[TrainState], session: Session):
