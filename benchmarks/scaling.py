@@ -1,8 +1,9 @@
 """The training step on 1, 2 and 4 fake CPU devices, and in two processes: are the numbers the same, and what crosses between?
 
 Fake devices share the same cores, so no speed is measured on them: for each the table has the largest difference of a parameter
-after two steps (relative to the largest parameter), the bytes that all-reduces move in a step and the FLOPs of one device, counted from
-the compiled program. The cost of several processes is a time: two processes of one device against one process of two.
+after two steps (relative to the largest parameter), the all-reduces of a step and their bytes, counted from the compiled program, and the
+FLOPs of one device: forward pass, input and weight gradients of its share of the batch. The cost of several processes is a time:
+two processes of one device against one process of two.
 
 Command: python benchmarks/scaling.py [--width 8] [--batch 128] [--steps 10] [--out benchmarks/results]
 """
@@ -85,6 +86,7 @@ def run_case(options: argparse.Namespace) -> None:
     huge_pages.start_again(sys.argv)
     import jax
     import numpy as np
+    from train_step import macs
 
     from d3jax.sharding import bring_up
 
@@ -113,21 +115,20 @@ def run_case(options: argparse.Namespace) -> None:
             leaves = jax.device_get(jax.tree.leaves(members.state_of(state, 0).variables))  # before they are donated
     report = {
         "step_ms": 1e3 * statistics.median(seconds[COMPARED:]),
-        "all_reduce_bytes_a_step": reduced(program.as_text()),
-        "flops_a_device": (program.cost_analysis() or {}).get("flops"),
+        **reduced(program.as_text()),
+        "flops_a_device": 6 * macs(options.width) * options.batch // jax.device_count(),
         "parameters": np.concatenate([leaf.ravel() for leaf in leaves]).astype(np.float64).tolist(),
         "environment": environment(),
     }
     Path(file).write_text(json.dumps(report))
 
 
-def reduced(program: str) -> int:
-    """Bytes that the all-reduces of a compiled program sum over devices."""
-    total = 0
-    for kinds in re.findall(r"= (.*?) all-reduce(?:-start)?\(", program):
-        for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", kinds):
-            total += WIDTHS.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n)
-    return total
+def reduced(program: str) -> dict[str, int]:
+    """How many all-reduces a compiled program has, and how many bytes they sum over devices."""
+    found = re.findall(r"= (.*?) all-reduce(?:-start)?\(", program)
+    shapes = [shape for kinds in found for shape in re.findall(r"(\w+)\[([\d,]*)\]", kinds)]
+    size = sum(WIDTHS.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n) for kind, shape in shapes)
+    return {"all_reduces_a_step": len(found), "all_reduce_bytes_a_step": size}
 
 
 if __name__ == "__main__":

@@ -39,15 +39,19 @@ def make_mesh(members: int, devices: Sequence[jax.Device]) -> Mesh | None:
 
 
 def over_data(tree: Any) -> Any:
-    """Inside a program: splits the leading axis of every array over the mesh's data axis.
+    """Inside a program: splits the leading axis of every array over the mesh's data axis, as far as `shares` says."""
+    split = lambda x: jax.lax.with_sharding_constraint(x, P("data")) if shares(x.shape[0]) > 1 else x
+    return jax.tree.map(split, tree)
 
-    Without a mesh, or where the axis does not divide the rows, every device computes all of them: the same numbers, no gain.
+
+def shares(rows: int) -> int:
+    """Inside a program: over how many devices a batch of so many rows is split.
+
+    Without a mesh, or where its data axis does not divide the rows, every device computes all of them: the same numbers, no gain.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return tree
-    split = lambda x: x if x.shape[0] % mesh.shape["data"] else jax.lax.with_sharding_constraint(x, P("data"))
-    return jax.tree.map(split, tree)
+    size = 1 if mesh.empty else mesh.shape["data"]
+    return 1 if rows % size else size
 
 
 def place(tree: Any, mesh: Mesh, spec: P) -> Any:

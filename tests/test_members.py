@@ -1,5 +1,7 @@
 """Jobs as members of one program: the same numbers as alone, on one device and on a mesh, resumed together, failing alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from d3jax.base import Batch, Variables
 from d3jax.config import OptimConfig
 from d3jax.errors import DivergedError, OutOfMemoryError
+from d3jax.models.conv import weight_gradient
 from d3jax.sharding import COPIES, MEMBERS, make_mesh, over_data, place
 from d3jax.training import Job, Session, fit, fit_members, init_state, make_optimizer, make_train_step
 from d3jax.training.repeat import Repeat
@@ -171,3 +174,17 @@ def test_the_backends_error_names_what_to_lower(monkeypatch):
     monkeypatch.setattr(Repeat, "__call__", full)
     with pytest.raises(OutOfMemoryError, match="lower the batch size"):
         fit(job(0))
+
+
+def test_a_split_batch_is_not_gathered_for_a_weight_gradient():
+    """On a mesh each device takes the products of its own images; only their sum crosses."""
+    mesh = make_mesh(1, jax.devices())
+    x, g = (jax.random.normal(jax.random.key(i), (8, 6, 6, 5)) for i in range(2))
+    alone = weight_gradient(x, g, size=3, stride=1)
+    with jax.set_mesh(mesh):
+        program = jax.jit(functools.partial(weight_gradient, size=3, stride=1))
+        split = [place(array, mesh, jax.sharding.PartitionSpec("data")) for array in (x, g)]
+        compiled = program.lower(*split).compile()
+        together = compiled(*split)
+    assert "all-gather" not in compiled.as_text() and "all-reduce" in compiled.as_text()
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..compiling import uses_onednn
+from ..sharding import shares
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _PHASES = 16
@@ -33,18 +35,20 @@ def torch_uniform(fan_in: int):
 
 
 class Conv(nn.Module):
-    """A square convolution without bias: `channels` out, odd `size`, padding size // 2 on every side (PyTorch's geometry)."""
+    """A square convolution: `channels` out, odd `size`, padding size // 2 on every side (PyTorch's geometry)."""
 
     channels: int
     size: int = 3
     stride: int = 1
     dtype: jnp.dtype = jnp.float32
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.size, self.size, x.shape[-1], self.channels)
-        kernel = self.param("kernel", torch_uniform(self.size**2 * x.shape[-1]), shape)
-        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        init = torch_uniform(self.size**2 * x.shape[-1])
+        kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.channels))
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        return y + self.param("bias", init, (self.channels,)).astype(self.dtype) if self.bias else y
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -93,9 +97,21 @@ def input_gradient_by_phases(kernel: jax.Array, g: jax.Array) -> jax.Array:
 
 def weight_gradient(x: jax.Array, g: jax.Array, *, size: int, stride: int) -> jax.Array:
     """The kernel gradient [size, size, C, D] from x [B, H, W, C] and g [B, H', W', D]: a sum over chunks of images."""
-    b, c, d = len(x), x.shape[3], g.shape[3]
+    n, c, d = shares(len(x)), x.shape[3], g.shape[3]
     operands = _shifted if (size, stride) == (3, 1) else functools.partial(_patches, size=size, stride=stride)
-    left, right = jax.eval_shape(operands, x[:1], g[:1])
+    if n == 1:
+        total = _chunked_product(operands, x, g)
+    else:  # each device its own images: sliced in a loop, a split batch would be gathered whole on every one
+        share = lambda array: array.reshape(n, -1, *array.shape[1:])
+        total = jax.vmap(functools.partial(_chunked_product, operands))(share(x), share(g)).sum(0)
+    if operands is _shifted:
+        total = total.reshape(3, c, 3, d).transpose(2, 0, 1, 3)
+    return total.reshape(size, size, c, d).astype(x.dtype)
+
+
+def _chunked_product(operands: Callable, x: jax.Array, g: jax.Array) -> jax.Array:
+    """Σ leftᵀ right over chunks of the images, with (left, right) = operands(x, g) of a chunk."""
+    b, (left, right) = len(x), jax.eval_shape(operands, x[:1], g[:1])
     n = _images_a_chunk(b, x.dtype.itemsize * (left.size + right.size), len(left), max(left.shape[1], right.shape[1]))
 
     def add(i, total):
@@ -103,10 +119,7 @@ def weight_gradient(x: jax.Array, g: jax.Array, *, size: int, stride: int) -> ja
         left, right = operands(*(lax.dynamic_slice_in_dim(array, i * n, n) for array in (x, g)))
         return total + lax.dot_general(left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
-    total = lax.fori_loop(0, b // n, add, jnp.zeros((left.shape[1], right.shape[1]), jnp.float32))
-    if operands is _shifted:
-        total = total.reshape(3, c, 3, d).transpose(2, 0, 1, 3)
-    return total.reshape(size, size, c, d).astype(x.dtype)
+    return lax.fori_loop(0, b // n, add, jnp.zeros((left.shape[1], right.shape[1]), jnp.float32))
 
 
 def _shifted(x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
