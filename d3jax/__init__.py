@@ -9,12 +9,15 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "base": "Attack Batch DataInfo Dataset Defense Model Outputs Repaired Split Variables as_float as_levels stream",
+    "base": "Attack Batch DataInfo Dataset Defense Joint Model Outputs Preparation Prepared Repaired Split Variables as_float as_levels stream",
     "config": "OptimConfig ReservedConfig StudyConfig TrainConfig",
     "errors": "AttackError CheckpointError ConfigError D3JaxError DataError DivergedError",
     "data": "DATASETS DigitsConfig FolderConfig NpzConfig SyntheticConfig TfdsConfig digits folder from_arrays npz reserve synthetic tfds",
-    "models": "MODELS PreActResNet18Config count_parameters preact_resnet18",
-    "attacks": "ATTACKS BadNetsConfig BlendedConfig CleanConfig SIGConfig badnets blended clean sig",
+    "models": "MODELS ConvNeXtConfig PreActResNet18Config VGG19BNConfig ViTConfig WideResNetConfig convnext count_parameters "
+    "preact_resnet18 vgg19_bn vit wide_resnet",
+    "attacks": "ATTACKS BPPConfig BadNetsConfig BlendedConfig CleanConfig InputAwareConfig LCConfig LFConfig SIGConfig SSBAConfig "
+    "TrojanNNConfig WaNetConfig badnets blended bpp clean input_aware lc lf sig ssba trojannn wanet",
+    "similarity": "largest psnr ssim",
     "training": "Backdoored Session train_backdoored",
     "defenses": "DEFENSES D3Config FinetuneConfig ScheduleConfig d3 finetune",
     "metrics": "Counts der make_evaluate",

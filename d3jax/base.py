@@ -51,11 +51,22 @@ class Model(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """`images [B, H, W, C]` float32 in [0, 1], `labels [B]` int32, `poisoned [B]` bool: the rows the attacker owns."""
+    """`images [B, H, W, C]` float32 in [0, 1], `labels [B]` int32, `poisoned [B]` bool: the rows the attacker owns.
+
+    `joint` is what the poisoning by a trigger adds that is trained with the model: a `Joint`, else None.
+    """
 
     images: jax.Array
     labels: jax.Array
     poisoned: jax.Array
+    joint: Any = None
+
+
+class Joint(NamedTuple):
+    """`penalty` float32 [], added to the model's loss, and the `trigger` with its running statistics moved on."""
+
+    penalty: jax.Array
+    trigger: Any
 
 
 class Split(NamedTuple):
@@ -95,12 +106,36 @@ class Dataset(NamedTuple):
     info: DataInfo
 
 
+class Prepared(NamedTuple):
+    """What an attack computed before the training: its `trigger`, and `images` [n, H, W, C] uint8 that take the places of the
+    n poisoned training images (None: they stay)."""
+
+    trigger: Any
+    images: jax.Array | None = None
+
+
+class Preparation(NamedTuple):
+    """Work that an attack does before the training.
+
+    `run(key, model, clean, dataset, poisoned, session) -> (Prepared, lines)` with `poisoned [N]` bool; `clean` are the variables of
+    a model trained on the clean set where `surrogate` is true, else None. `replaces` says whether there will be images.
+    """
+
+    run: Callable[..., tuple[Prepared, list[Any]]]
+    surrogate: bool = False
+    replaces: bool = False
+
+
 class Attack(NamedTuple):
     """A backdoor attack as pure functions; `trigger` is a pytree made once by `init`.
 
     `init(key) -> trigger`; `stamp(trigger, images) -> images` is what the attacker does at test time (batch-wise,
     range-keeping); `select(key, labels [N]) -> bool [N]` draws the training rows to poison; `relabel(labels) -> labels`
     is the label the attacker wants for each true label; `poison(trigger, key, batch) -> Batch` is what training sees.
+
+    A trigger that is found before the training comes from a `preparation`; `init` then gives its structure. One that is trained
+    with the model has an `optimizer`: `poison` is differentiable in it and fills `Batch.joint`. `anew` is the share of every batch
+    that `poison` takes by position, drawn anew each epoch, instead of the rows of `select`.
     """
 
     init: Callable[[jax.Array], Any]
@@ -108,6 +143,9 @@ class Attack(NamedTuple):
     select: Callable[[jax.Array, jax.Array], jax.Array]
     relabel: Callable[[jax.Array], jax.Array]
     poison: Callable[[Any, jax.Array, Batch], Batch]
+    preparation: Preparation | None = None
+    optimizer: optax.GradientTransformation | None = None
+    anew: float | None = None
 
 
 class Repaired(NamedTuple):
@@ -134,12 +172,16 @@ class Defense(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything an optimiser loop carries. `step` (int32 []) is the only cursor: batches follow from (key, step)."""
+    """Everything an optimiser loop carries. `step` (int32 []) is the only cursor: batches follow from (key, step).
+
+    `trigger` is one that is trained with the model, else ().
+    """
 
     step: jax.Array
     variables: Variables
     opt_state: optax.OptState
     key: jax.Array
+    trigger: Any = ()
 
 
 def as_float(levels: jax.Array) -> jax.Array:

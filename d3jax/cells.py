@@ -1,4 +1,4 @@
-"""The cells of a study, (attack, seed, defence), as tasks: what each computes, in which folder, and which run together."""
+"""The cells of a study, (attack, seed, defence), as tasks: what each computes, in which folder, after which, and which run together."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from . import checkpoint
 from .attacks import ATTACKS
-from .base import Attack, Dataset, Defense, Model, Split, Variables, stream
+from .attacks.poisoning import poisoned_share
+from .base import Attack, Dataset, Defense, Model, Prepared, Split, Variables, stream
 from .checkpoint import digest
 from .config import Choice, LoopConfig, StudyConfig, program
 from .config_file import to_mapping
@@ -25,7 +28,7 @@ from .metrics import Counts, make_evaluate
 from .models import MODELS
 from .sharding import agree
 from .stages import Recorder, Stage, Task, recipe_hash
-from .training.backdoor import backdoor_job, poisoned_rows
+from .training.backdoor import backdoor_job, poisoned_rows, prepare, trigger_of
 from .training.loop import lines_of
 from .training.repeat import memory_free
 from .training.streaming import check_streaming
@@ -43,7 +46,9 @@ class Victim(NamedTuple):
 
 class Case(NamedTuple):
     """One attack under one seed; `attack_seed` makes the victim, `seed` the repairs. `recipe` is all that makes the victim,
-    `poison_rate` the share of the training set that it poisons, `evaluate(variables, trigger, test) -> Counts` is compiled once an attack."""
+    `poison_rate` the share of its training images that are poisoned, `poisoned` how many of the set stay so,
+    `evaluate(variables, trigger, test) -> Counts` is compiled once an attack. `surrogate` is the clean training whose model the
+    attack finds its trigger on."""
 
     label: str
     attack: Attack
@@ -52,14 +57,18 @@ class Case(NamedTuple):
     attack_seed: int
     recipe: dict[str, Any]
     poison_rate: float
+    poisoned: int
+    surrogate: Case | None = None
 
 
 class Cell(NamedTuple):
-    """One row of the results: a case and a defence, or none for the backdoored model itself."""
+    """One row of the results: a case and a defence, or none for the backdoored model itself. Or, with `prepares`, what its attack
+    computes before the training, which is no row."""
 
     case: Case
     choice: Choice | None = None
     defense: Defense | None = None
+    prepares: bool = False
 
     @property
     def label(self) -> str:
@@ -70,7 +79,22 @@ class Cell(NamedTuple):
     def name(self) -> str:
         """What names the cell's result: cells of one name, such as the victim that several seeds share, are one stage."""
         seed = self.case.seed if self.choice else self.case.attack_seed
-        return f"{self.case.label}/seed{seed}/{self.choice.label if self.choice else 'train'}"
+        what = self.choice.label if self.choice else "trigger" if self.prepares else "train"
+        return f"{self.case.label}/seed{seed}/{what}"
+
+    @property
+    def needs(self) -> Cell | None:
+        """The cell whose result this one begins with."""
+        if self.choice:
+            return Cell(self.case)
+        if self.prepares:
+            return self.case.surrogate and Cell(self.case.surrogate)
+        return Cell(self.case, prepares=True) if self.case.attack.preparation else None
+
+    @property
+    def depth(self) -> int:
+        """How many cells come before it."""
+        return 1 + self.needs.depth if self.needs else 0
 
 
 class Lab(NamedTuple):
@@ -137,15 +161,28 @@ def make_cells(lab: Lab) -> list[Cell]:
         with _named(f"defenses: {choice.label}"):
             defenses.append((choice, DEFENSES[choice.name][1](choice.config, info)))
             defenses[-1][1].check(params, size)
-    cells = []
+    cells, clean = [], None
     for choice in config.attacks:
         with _named(f"attacks: {choice.label}"):
             attack = ATTACKS[choice.name][1](choice.config, info)
-        evaluate = make_evaluate(lab.model, attack, info.num_classes, config.loop.eval_batch)
-        for seed in config.seeds:
-            case = make_case(lab, choice, attack, evaluate, seed)
-            cells += [Cell(case), *(Cell(case, *pair) for pair in defenses)]
+            evaluate = make_evaluate(lab.model, attack, info.num_classes, config.loop.eval_batch)
+            wanted = attack.preparation and attack.preparation.surrogate
+            clean = clean or (_clean_training(lab) if wanted else None)
+            for seed in config.seeds:
+                surrogate = make_case(lab, *clean, seed) if wanted else None
+                case = make_case(lab, choice, attack, evaluate, seed)._replace(surrogate=surrogate)
+                cells += [Cell(case), *(Cell(case, *pair) for pair in defenses)]
     return cells
+
+
+def _clean_training(lab: Lab) -> tuple[Choice, Attack, Callable[..., Counts]]:
+    """The control `clean`, as attacks use it that find their trigger on a clean model: the same stage where it stands in the study."""
+    if any(choice.label == "clean" and choice.name != "clean" for choice in lab.config.attacks):
+        raise ConfigError("its trigger is found on a model whose label is 'clean', which another attack has; rename that one")
+    config, construct = ATTACKS["clean"]
+    attack = construct(config(), lab.dataset.info)
+    evaluate = make_evaluate(lab.model, attack, lab.dataset.info.num_classes, lab.config.loop.eval_batch)
+    return Choice("clean", "clean", config()), attack, evaluate
 
 
 @contextlib.contextmanager
@@ -168,7 +205,8 @@ def make_case(lab: Lab, choice: Choice, attack: Attack, evaluate: Callable[..., 
         "precision": lab.precision, "seed": attack_seed,
     }  # fmt: skip
     poisoned = poisoned_rows(jax.random.key(attack_seed), attack, lab.dataset.train.labels)
-    return Case(choice.label, attack, evaluate, seed, attack_seed, recipe, int(poisoned.sum()) / len(poisoned))
+    share = poisoned_share(attack, poisoned, config.train.batch_size)
+    return Case(choice.label, attack, evaluate, seed, attack_seed, recipe, share, int(poisoned.sum()))
 
 
 def part_of(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:
@@ -176,44 +214,74 @@ def part_of(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:
     return list(cells[(part - 1) * len(cells) // parts : part * len(cells) // parts])
 
 
-def plan(cells: Sequence[Cell], together: bool, streamed: bool = False) -> list[list[Cell]]:
-    """The cells to compute, in groups that run as one program, every victim before the repairs that need it.
+def plan(lab: Lab, cells: Sequence[Cell], compute: bool) -> list[list[Cell]]:
+    """The cells to compute, in groups that run as one program, each after those that it needs; without `compute`, those to read.
 
     Apart, each cell is a group, in order. Together, the victims of an attack are one group, and so are repairs whose configs
     differ at most in numbers that programs take as arrays.
     """
     wanted: dict[str, Cell] = {}
     for cell in cells:
-        victim = Cell(cell.case)
-        wanted.setdefault(victim.name, victim)
-        wanted.setdefault(cell.name, cell)
-    if not together:
+        chain = [cell]
+        while (earlier := chain[-1].needs) and (chain[-1].choice or (compute and not _is_finished(lab, chain[-1]))):
+            chain.append(earlier)
+        for link in reversed(chain):
+            wanted.setdefault(link.name, link)
+    if not lab.together:
         return [[cell] for cell in wanted.values()]
     groups: dict[Any, list[Cell]] = {}
-    for cell in sorted(wanted.values(), key=lambda cell: cell.choice is not None):  # a stable sort: victims first
+    for cell in sorted(wanted.values(), key=lambda cell: cell.depth + 9 * bool(cell.choice)):  # a stable sort: repairs last
         key = cell.case.label if cell.choice is None else (cell.choice.name, program(cell.choice.config))
-        if (cell.defense.job is None) if cell.choice else streamed:
+        if cell.prepares or ((cell.defense.job is None) if cell.choice else lab.streamed):
             key = cell.name  # more than one loop, or one that is fed: alone
         groups.setdefault((cell.choice is None, key), []).append(cell)
     return list(groups.values())
 
 
-def task_of(lab: Lab, cell: Cell, victims: Mapping[str, Stage]) -> Task:
-    """What computes `cell`. A repair's loop needs its victim among the finished `victims`, its result's name only the case."""
-    return _repair_task(lab, cell, victims.get(Cell(cell.case).name)) if cell.choice else _victim_task(lab, cell)
+def _is_finished(lab: Lab, cell: Cell) -> bool:
+    return checkpoint.exists(task_of(lab, cell, {}).folder / "model")
 
 
-def _victim_task(lab: Lab, cell: Cell) -> Task:
-    """The backdoored model: trained on the set that the attack poisons, kept in the cache."""
+def task_of(lab: Lab, cell: Cell, earlier: Mapping[str, Stage]) -> Task:
+    """What computes `cell`. Its loop needs what the cell needs among the `earlier` finished stages, its result's name only the case."""
+    begins_with = earlier.get(cell.needs.name) if cell.needs else None
+    if cell.choice:
+        return _repair_task(lab, cell, begins_with)
+    return (_trigger_task if cell.prepares else _victim_task)(lab, cell, begins_with)
+
+
+def _cache(lab: Lab) -> Path:
+    return Path(lab.config.cache).expanduser() if lab.config.cache else lab.workdir / "checkpoints"
+
+
+def _trigger_task(lab: Lab, cell: Cell, surrogate: Stage | None) -> Task:
+    """What the attack computes before the training, kept in the cache. Where no clean model is used, any architecture shares it."""
     case, info, root = cell.case, lab.dataset.info, jax.random.key(cell.case.attack_seed)
-    cache = Path(lab.config.cache).expanduser() if lab.config.cache else lab.workdir / "checkpoints"
+    preparation = case.attack.preparation
+    unused = () if preparation.surrogate else ("model", "net", "train")
+    recipe = {key: value for key, value in case.recipe.items() if key not in unused}
+    images = jax.ShapeDtypeStruct((case.poisoned, *info.shape), jnp.uint8) if preparation.replaces else None
+    clean = lambda: surrogate.tree.variables if preparation.surrogate else None
     return Task(
         cell.name,
-        cache / f"{info.name}-{lab.config.model.name}-{case.label}-{recipe_hash(case.recipe)}",
+        _cache(lab) / f"{info.name}-{case.label}-trigger-{recipe_hash(recipe)}",
+        like=Prepared(jax.eval_shape(case.attack.init, root), images),
+        evaluate=lambda prepared: Counts(*([np.zeros(0, np.int32)] * 5)),
+        work=lambda session: prepare(root, lab.model, clean(), lab.dataset, case.attack, session),
+    )
+
+
+def _victim_task(lab: Lab, cell: Cell, prepared: Stage | None) -> Task:
+    """The backdoored model: trained on the set that the attack poisons, kept in the cache."""
+    case, info, root = cell.case, lab.dataset.info, jax.random.key(cell.case.attack_seed)
+    given = prepared and prepared.tree
+    return Task(
+        cell.name,
+        _cache(lab) / f"{info.name}-{lab.config.model.name}-{case.label}-{recipe_hash(case.recipe)}",
         like=jax.eval_shape(lambda: Victim(lab.model.init(root), case.attack.init(root))),
         evaluate=lambda victim: case.evaluate(victim.variables, victim.trigger, lab.dataset.test),
-        job=lambda: backdoor_job(root, lab.model, lab.dataset, case.attack, lab.config.train, streamed=lab.streamed),
-        result=lambda job, state: Victim(state.variables, job.data.trigger),
+        job=lambda: backdoor_job(root, lab.model, lab.dataset, case.attack, lab.config.train, given, streamed=lab.streamed),
+        result=lambda job, state: Victim(state.variables, trigger_of(job, state)),
     )
 
 

@@ -27,7 +27,8 @@ class Samples(NamedTuple):
     `clean` and `triggered` are uint8 [n, H, W, C], `labels` int [n] the true classes. `predictions[defense]` holds the classes
     [n] predicted for the clean and for the triggered images, `per_class[defense]` the fractions [K] "acc" and "asr" by true
     class, nan where undefined; "none" is the backdoored model in both. `targets` int [n] is the class the attacker wants for
-    each image; without it the one class that has no ASR under "none" is taken for the target of all.
+    each image; without it the one class that has no ASR under "none" is taken for the target of all. `likeness` has the trigger's
+    `psnr` (dB), `ssim` and `largest` change (8-bit levels).
     """
 
     attack: str
@@ -39,6 +40,7 @@ class Samples(NamedTuple):
     predictions: dict[str, tuple[np.ndarray, np.ndarray]]
     per_class: dict[str, dict[str, np.ndarray]]
     targets: np.ndarray | None = None
+    likeness: dict[str, float] | None = None
 
 
 def write_report(workdir: str | Path, rows: Sequence[Row], samples: Sequence[Samples], title: str) -> Path:
@@ -243,6 +245,9 @@ def _sample_table(path: Path, sample: Samples, looks: Looks) -> str:
             body.append(f"<tr class={kind}>{first}{''.join(cells)}</tr>")
     columns = f"table-layout:fixed;width:{104 * (1.4 + count):.0f}px;--first:{100 * share:.3f}%"
     text = f"The first {count} samples of seed {sample.seed} and the class each model sees in them; none is the backdoored model."
+    if sample.likeness and np.isfinite(sample.likeness["psnr"]):
+        found = sample.likeness
+        text += f" The trigger changes an image by PSNR {found['psnr']:.1f} dB, SSIM {found['ssim']:.3f}, L∞ {found['largest']:.0f} of 255."
     return f"<figure>{_table_html(head, [body], 'samples', columns)}<figcaption>{_e(text)}</figcaption></figure>"
 
 

@@ -30,6 +30,7 @@ from .models import MODELS
 from .page import Samples, write_report
 from .report import NUMBERS, print_table, write_csv, write_whole
 from .sharding import is_first
+from .similarity import likeness
 from .stages import Failure, Result, Stage, read_stage, run_stages
 
 REGISTRIES = {
@@ -40,8 +41,8 @@ REGISTRIES = {
 PRODUCTS = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": "default"}
 """jax's name for each precision. Its default for float32 on NVIDIA cards is TF32, which would be another result of one name."""
 
-SHOWN = 8
-"""Test images in the report's grid."""
+SHOWN, COMPARED = 8, 500
+"""Test images in the report's grid, and behind its PSNR and SSIM."""
 
 
 class Shown(NamedTuple):
@@ -90,17 +91,17 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
         write_whole(lab.workdir / "config.yaml", dumps(config))
         write_whole(lab.workdir / "environment.json", json.dumps(lab.recorder.environment, indent=1))
     results: dict[str, Result] = {}
-    victims: dict[str, Stage] = {}
+    earlier: dict[str, Stage] = {}
     said: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     rows: list[dict[str, Any]] = []
-    for group in plan(cells, lab.together, lab.streamed):
-        done = run_group(lab, group, victims, results, compute)
+    for group in plan(lab, cells, compute):
+        done = run_group(lab, group, earlier, results, compute)
         for cell, result in zip(group, done, strict=True):
             if isinstance(result, Stage):
-                victims |= {cell.name: result} if cell.choice is None else {}
-                variables = result.tree.variables if cell.choice is None else result.tree
-                if cell.case.seed == config.seeds[0]:
-                    said[cell.name] = say(lab, shown(lab, cell, victims), variables)
+                earlier |= {cell.name: result} if cell.choice is None else {}
+                if cell.case.seed == config.seeds[0] and not cell.prepares:
+                    variables = result.tree.variables if cell.choice is None else result.tree
+                    said[cell.name] = say(lab, shown(lab, cell, earlier), variables)
                 result = result._replace(tree=None)  # a study of many wide models would fill the device with them
             results[cell.name] = result
         rows = [row(lab, cell, results) for cell in cells if cell.name in results]
@@ -113,27 +114,27 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
         share = f"part {part[0]} of {part[1]}: {len(cells)} of {len(everything)} cells"
         lab.recorder.progress.say(f"{share}; when all are done, --report gathers them")
     if is_first() and not part:
-        samples = samples_of(lab, cells, results, victims, said)
+        samples = samples_of(lab, cells, results, earlier, said)
         lab.recorder.progress.say(f"report: {write_report(lab.workdir, rows, samples, lab.workdir.name)}")
     return rows
 
 
 def run_group(
-    lab: Lab, group: Sequence[Cell], victims: dict[str, Stage], earlier: dict[str, Result], compute: bool
+    lab: Lab, group: Sequence[Cell], earlier: dict[str, Stage], results: dict[str, Result], compute: bool
 ) -> list[Result]:
-    """The results of cells that run together; one whose backdoored model failed or is unfinished is so too."""
-    orphans = {cell.name for cell in group if cell.choice and Cell(cell.case).name not in victims}
-    tasks = [task_of(lab, cell, victims) for cell in group if cell.name not in orphans]
+    """The results of cells that run together; one fails, or is unfinished, as what it needs did or is."""
+    orphans = {cell.name: cell.needs for cell in group if cell.needs and isinstance(results.get(cell.needs.name), Failure)}
+    tasks = [task_of(lab, cell, earlier) for cell in group if cell.name not in orphans]
     if compute:
         done = run_stages(tasks, lab.recorder)
     else:
         done = [read_stage(task, lab.recorder) for task in tasks]
-    results = dict(zip((task.name for task in tasks), done, strict=True))
-    for cell in group:
-        if cell.name in orphans:
-            unfinished = earlier[Cell(cell.case).name].unfinished
-            results[cell.name] = Failure(f"its backdoored model {'is not finished' if unfinished else 'failed'}", unfinished)
-    return [results[cell.name] for cell in group]
+    found: dict[str, Result] = dict(zip((task.name for task in tasks), done, strict=True))
+    for name, needed in orphans.items():
+        unfinished = results[needed.name].unfinished
+        kind = "trigger" if needed.prepares else "backdoored model" if needed.case.poison_rate else "clean model"
+        found[name] = Failure(f"its {kind} {'is not finished' if unfinished else 'failed'}", unfinished)
+    return [found[cell.name] for cell in group]
 
 
 def row(lab: Lab, cell: Cell, results: dict[str, Result]) -> dict[str, Any]:
@@ -174,12 +175,12 @@ def class_rows(lab: Lab, cells: Sequence[Cell], results: dict[str, Result]) -> l
     return rows
 
 
-def shown(lab: Lab, cell: Cell, victims: dict[str, Stage]) -> Shown:
-    """The first test images of which the attacker wants another class, clean and triggered."""
-    attack, trigger, (images, labels) = cell.case.attack, victims[Cell(cell.case).name].tree.trigger, lab.dataset.test
+def shown(lab: Lab, cell: Cell, earlier: dict[str, Stage], count: int = SHOWN) -> Shown:
+    """The first `count` test images of which the attacker wants another class, clean and triggered."""
+    attack, trigger, (images, labels) = cell.case.attack, earlier[Cell(cell.case).name].tree.trigger, lab.dataset.test
     wanted = attack.relabel(labels)
     candidates = np.flatnonzero(np.asarray(wanted != labels))
-    rows = (candidates if candidates.size else np.arange(len(labels)))[:SHOWN]
+    rows = (candidates if candidates.size else np.arange(len(labels)))[:count]
     triggered = as_levels(attack.stamp(trigger, as_float(images[rows]))).astype(jnp.uint8)
     return Shown(images[rows], triggered, labels[rows], wanted[rows])
 
@@ -189,17 +190,19 @@ def say(lab: Lab, pictures: Shown, variables: Any) -> tuple[np.ndarray, np.ndarr
     return tuple(np.asarray(predict(lab.model, variables, images)) for images in (pictures.clean, pictures.triggered))
 
 
-def samples_of(lab: Lab, cells: Sequence[Cell], results: dict[str, Result], victims: dict, said: dict) -> list[Samples]:
+def samples_of(lab: Lab, cells: Sequence[Cell], results: dict[str, Result], earlier: dict, said: dict) -> list[Samples]:
     """For every attack under the first seed: a few images, and what every model says of them, for the report."""
     samples = []
     for first in cells:
-        if first.choice is None and first.case.seed == lab.config.seeds[0] and first.name in victims:
+        if first.choice is None and first.case.seed == lab.config.seeds[0] and first.name in earlier:
             mine = [cell for cell in cells if cell.case is first.case and isinstance(results[cell.name], Stage)]
-            pictures = Shown(*map(np.asarray, shown(lab, first, victims)))
+            many = shown(lab, first, earlier, COMPARED)
+            pictures = Shown(*(np.asarray(part[:SHOWN]) for part in many))
             samples.append(Samples(
                 first.case.label, first.case.seed, *pictures[:3], lab.dataset.info.classes,
                 predictions={cell.label: said[cell.name] for cell in mine},
                 per_class={cell.label: results[cell.name].counts.per_class() for cell in mine},
                 targets=pictures.targets,
+                likeness=likeness(as_float(many.clean), as_float(many.triggered)),
             ))  # fmt: skip
     return samples

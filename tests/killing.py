@@ -55,7 +55,7 @@ def kill_when(
 ) -> None:
     """Starts a study and kills it with SIGKILL, all its processes, as soon as `moment()` is true."""
     running = _start(program, config, workdir, environment, count, subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not moment() and running[0].poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     for process in running:

@@ -7,7 +7,7 @@ import flax.linen as nn
 from d3jax import run, study
 from d3jax.base import DataInfo, Model
 from d3jax.models import MODELS, PreActResNet18Config
-from d3jax.models.linen import Head, model_of, normalise
+from d3jax.models.linen import Linear, model_of, normalise
 from d3jax.models.norm import BatchNorm
 
 
@@ -22,7 +22,7 @@ class _Small(nn.Module):
             x = BatchNorm(train)(x)
             x = nn.relu(x) if i == 0 else x  # signed features, as PreActResNet18's
         features = x.reshape(len(x), -1)
-        return Head(self.info.num_classes, name="head")(features), {"penultimate": features}
+        return Linear(self.info.num_classes, name="head")(features), {"penultimate": features}
 
 
 def small_model(info: DataInfo) -> Model:

@@ -1,5 +1,6 @@
 """The published architecture, exactly; the fast convolution and batch normalisation, equal to Linen's."""
 
+import dataclasses
 import functools
 
 import chex
@@ -9,10 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from d3jax.attacks import CleanConfig, clean
 from d3jax.base import DataInfo
+from d3jax.config import OptimConfig, TrainConfig
+from d3jax.data import DigitsConfig, digits
+from d3jax.errors import ConfigError
+from d3jax.metrics import make_evaluate
 from d3jax.models import MODELS, PreActResNet18Config, conv, count_parameters, preact_resnet18
 from d3jax.models.conv import Conv, convolve
 from d3jax.models.norm import EPSILON, MOMENTUM, BatchNorm, normalise_batch
+from d3jax.models.vgg import adaptive_mean
+from d3jax.training import backdoor_job, fit
 
 INFO = DataInfo("cifar10", (32, 32, 3), tuple("abcdefghij"), (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
 SMALL = DataInfo("small", (16, 16, 1), tuple("abcd"), (0.5,), (0.25,))
@@ -24,6 +32,94 @@ def test_preact_resnet18_has_the_published_shape():
     means = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables.batch_stats) if path[-1].key == "mean"]
     assert len(means) == 16 and sum(leaf.size for leaf in means) == 3392
     assert variables.params["head"]["kernel"].shape == (512, 10)
+
+
+def parameters(name, info=INFO, **settings):
+    cls, construct = MODELS[name]
+    return count_parameters(jax.eval_shape(construct(cls(**settings), info).init, jax.random.key(0)).params)
+
+
+IMAGENET = DataInfo("imagenet", (224, 224, 3), tuple(map(str, range(1000))), (0.5,) * 3, (0.25,) * 3)
+
+
+def test_parameter_counts_are_the_published_ones():
+    """Of torchvision's page for VGG19-BN, ViT-B/16 and ConvNeXt-T at 1,000 classes, of the field's CIFAR-10 nets, of WRN-d-k's code."""
+    assert parameters("vgg19_bn", IMAGENET) == 143_678_248 and parameters("vgg19_bn") == 139_622_218
+    assert parameters("vit", IMAGENET, preset="b16") == 86_567_656 and parameters("vit", preset="b16") == 85_806_346
+    assert parameters("convnext", IMAGENET, preset="tiny") == 28_589_128 and parameters("convnext", preset="tiny") == 27_827_818
+    nets = {(28, 10): 36_479_194, (40, 2): 2_243_546, (16, 4): 2_748_890, (16, 1): 175_066}
+    assert {net: parameters("wide_resnet", depth=net[0], width=net[1]) for net in nets} == nets
+
+
+TINY = {
+    "preact_resnet18": ({"width": 4}, 16),
+    "vgg19_bn": ({"width": 2}, 32),
+    "wide_resnet": ({"depth": 10}, 16),
+    "vit": ({"width": 12, "depth": 2, "heads": 2}, 16),
+    "convnext": ({"width": 4}, 16),
+}
+"""Of each architecture a small one, and the images it gets."""
+
+
+def tiny(name, dtype=jnp.float32):
+    settings, side = TINY[name]
+    cls, construct = MODELS[name]
+    info = SMALL if side == 16 else dataclasses.replace(SMALL, shape=(side, side, 1))
+    return construct(cls(**settings), info, dtype), info
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_keeps_the_contract(name):
+    """Shapes, named features, a classifier at head/kernel on `penultimate`, statistics that only training moves."""
+    model, info = tiny(name)
+    variables = model.init(jax.random.key(0))
+    images = jax.random.uniform(jax.random.key(1), (3, *info.shape))
+    out, trained = (jax.jit(functools.partial(model.apply, train=train))(variables, images) for train in (False, True))
+    head, features = variables.params["head"], out.features
+    assert out.logits.shape == (3, 4) and {"penultimate", "block1", "block2"} <= set(features)
+    np.testing.assert_allclose(out.logits, features["penultimate"] @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-5)
+    assert all(len(feature) == 3 and bool(jnp.isfinite(feature).all()) for feature in features.values())
+    chex.assert_trees_all_equal(out.batch_stats, variables.batch_stats)
+    assert jax.tree.structure(trained.batch_stats) == jax.tree.structure(variables.batch_stats)
+    assert bool(variables.batch_stats) == (name in ("preact_resnet18", "vgg19_bn", "wide_resnet"))
+    same = jax.tree.map(jnp.array_equal, trained.batch_stats, variables.batch_stats)
+    assert not any(jax.tree.leaves(same))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "lr"), [("preact_resnet18", 0.05), ("vgg19_bn", 0.02), ("wide_resnet", 0.1), ("vit", 2e-3), ("convnext", 4e-3)]
+)
+def test_every_model_learns_real_digits(name, lr):
+    settings, side = {"vgg19_bn": ({"width": 8}, 32), "vit": ({"width": 48, "depth": 3}, 16)}.get(name, ({}, 16))
+    settings = settings or {"preact_resnet18": {"width": 8}, "wide_resnet": {}, "convnext": {"width": 16}}[name]
+    data = digits(DigitsConfig(size=side))
+    cls, construct = MODELS[name]
+    model = construct(cls(**settings), data.info)
+    optimizer = OptimConfig("sgd" if lr > 0.01 else "adam", lr=lr, weight_decay=5e-4 if lr > 0.01 else 0.0)
+    job = backdoor_job(jax.random.key(0), model, data, None, TrainConfig(steps=250, batch_size=64, optimizer=optimizer))
+    state, _ = fit(job)
+    counts = make_evaluate(model, clean(CleanConfig(), data.info), 10)(state.variables, {}, data.test)
+    assert counts.acc > 0.9
+
+
+def test_what_an_architecture_cannot_take_is_refused():
+    for name, settings, words in [
+        ("vgg19_bn", {}, "halves images five times, those of small are 16×16; want 32 or more"),
+        ("vit", {"patch": 5}, "patches of 5 pixels do not tile images of 16×16"),
+        ("convnext", {"patch": 4}, "images of 16 pixels in patches of 4 cannot be halved three times; want 32"),
+        ("wide_resnet", {"depth": 17}, "depth: 17 is not 6n"),
+        ("vit", {"width": 10, "heads": 3}, "heads: 3 do not divide the width of 10"),
+    ]:
+        cls, construct = MODELS[name]
+        with pytest.raises(ConfigError, match=words):
+            construct(cls(**settings), SMALL)
+
+
+def test_adaptive_mean_is_pytorchs():
+    x = jnp.arange(9.0).reshape(1, 3, 3, 1)
+    assert adaptive_mean(x, 2)[0, :, :, 0].tolist() == [[2, 3], [5, 6]]
+    assert adaptive_mean(x[:, :1, :1], 7).shape == (1, 7, 7, 1)
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +166,12 @@ def test_initialisation_is_pytorchs(narrow):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_computes_in_bfloat16_with_float32_parameters(name):
-    cls, construct = MODELS[name]
-    model = construct(cls(width=4), SMALL, jnp.bfloat16)
+    model, info = tiny(name, jnp.bfloat16)
     variables = jax.eval_shape(model.init, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    out = jax.eval_shape(lambda v, x: model.apply(v, x, train=True), variables, jnp.zeros((2, 16, 16, 1)))
-    assert out.features["block2"].dtype == jnp.bfloat16
-    assert out.logits.dtype == jnp.float32 and {leaf.dtype for leaf in jax.tree.leaves(out.batch_stats)} == {jnp.dtype("float32")}
+    out = jax.eval_shape(lambda v, x: model.apply(v, x, train=True), variables, jnp.zeros((2, *info.shape)))
+    assert out.features["block2"].dtype == jnp.bfloat16 and out.features["penultimate"].dtype == jnp.float32
+    assert out.logits.dtype == jnp.float32 and {leaf.dtype for leaf in jax.tree.leaves(out.batch_stats)} <= {jnp.dtype("float32")}
 
 
 SHAPES = [

@@ -14,6 +14,8 @@ from ..config import check_fields, option
 from ..errors import AttackError
 from .poisoning import Mode, dirty_label, mode_option, rate_option, target_option
 
+Corner = Literal["bottom_right", "bottom_left", "top_right", "top_left", "center"]
+
 
 @dataclasses.dataclass(frozen=True)
 class BadNetsConfig:
@@ -23,7 +25,7 @@ class BadNetsConfig:
     target: int = target_option()
     mode: Mode = mode_option()
     size: int = option(3, "side of the patch in pixels", low=1)
-    position: Literal["bottom_right", "bottom_left", "top_right", "top_left", "center"] = option("bottom_right", "where it sits")
+    position: Corner = option("bottom_right", "where it sits")
     margin: int = option(0, "pixels between the patch and the border (ignored at the centre)", low=0)
     pattern: Literal["white", "checker", "random"] = option("white", "checker: colour and black in turn; random: seeded noise")
     colour: tuple[int, ...] = option((255,), "8-bit colour of the patch, one value for all channels or one each", low=0, high=255)
@@ -38,17 +40,14 @@ def badnets(config: BadNetsConfig, info: DataInfo) -> Attack:
     Raises `AttackError` when the patch does not fit or the colour's channels are not the image's.
     """
     height, width, channels = info.shape
-    rows, cols = _corner(config, height, width)
-    if min(rows, cols) < 0 or rows + config.size > height or cols + config.size > width:
-        raise AttackError(f"size: a patch of {config.size} with margin {config.margin} does not fit {height}×{width} images")
     if len(config.colour) not in (1, channels):
         raise AttackError(f"colour: {list(config.colour)} has {len(config.colour)} values, the images have {channels} channels")
-    patch = (slice(rows, rows + config.size), slice(cols, cols + config.size))
+    patch = corner(config.size, config.position, config.margin, info)
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         pattern = jnp.broadcast_to(as_float(jnp.asarray(config.colour)), info.shape)
         if config.pattern == "checker":
-            pattern = pattern * (np.indices((height, width)).sum(0) % 2 == (rows + cols) % 2)[..., None]
+            pattern = pattern * (np.indices((height, width)).sum(0) % 2 == (patch[0].start + patch[1].start) % 2)[..., None]
         elif config.pattern == "random":
             pattern = as_float(jax.random.randint(key, info.shape, 0, 256))
         mask = np.zeros((height, width, 1), np.float32)
@@ -61,9 +60,14 @@ def badnets(config: BadNetsConfig, info: DataInfo) -> Attack:
     return dirty_label(config, info, init=init, stamp=stamp)
 
 
-def _corner(config: BadNetsConfig, height: int, width: int) -> tuple[int, int]:
-    if config.position == "center":
-        return (height - config.size) // 2, (width - config.size) // 2
-    row = config.margin if config.position.startswith("top") else height - config.size - config.margin
-    col = config.margin if config.position.endswith("left") else width - config.size - config.margin
-    return row, col
+def corner(size: int, position: Corner, margin: int, info: DataInfo) -> tuple[slice, slice]:
+    """Rows and columns of a square patch. Raises `AttackError` where it does not fit the images."""
+    height, width = info.shape[:2]
+    if position == "center":
+        row, col = (height - size) // 2, (width - size) // 2
+    else:
+        row = margin if position.startswith("top") else height - size - margin
+        col = margin if position.endswith("left") else width - size - margin
+    if min(row, col) < 0 or row + size > height or col + size > width:
+        raise AttackError(f"size: a patch of {size} with margin {margin} does not fit {height}×{width} images")
+    return slice(row, row + size), slice(col, col + size)

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from ..base import DataInfo, Defense, Model, Params, Repaired, Split, Variables
 from ..config import OptimConfig, check_fields, option
 from ..data.augment import make_augment
 from ..data.batching import epoch_plan
 from ..training.loop import Job, Session, fit, trace_of
+from ..training.minimise import minimise_job
 from ..training.optim import make_optimizer
-from ..training.step import Loss, Project, TrainData, init_state, make_batches, make_rows, make_train_step
+from ..training.step import Loss, Project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,17 +58,13 @@ def repair_job(
     anchor: Params | None = None,
     hyper: Any = (),
 ) -> Job:
-    """The loop that minimises `loss` on the reserved images from `variables`, projecting the parameters after every step.
-
-    `loss` and `project` see `anchor` and `hyper` in their `data`.
-    """
-    size = len(reserved.labels)
-    steps_per_epoch, batch_size = epoch_plan(size, schedule.batch_size, drop_last=False)
+    """`minimise_job` on the reserved images by a `schedule`, with the augmentation that the data set allows."""
+    steps_per_epoch, batch_size = epoch_plan(len(reserved.labels), schedule.batch_size, drop_last=False)
     steps = schedule.steps or schedule.epochs * steps_per_epoch
-    tx = make_optimizer(schedule.optimizer, steps=steps, steps_per_epoch=steps_per_epoch)
-    augment = make_augment(info, schedule.augment)
-    rows = make_rows(size=size, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
-    batches = make_batches(rows=rows, augment=augment)
-    step = make_train_step(tx, loss=loss, batches=batches, project=project)
-    data = TrainData(Split(*map(jnp.asarray, reserved)), jnp.zeros(size, bool), {}, anchor, hyper)
-    return Job(step, init_state(variables, tx, key), data, steps)
+    return minimise_job(
+        key, variables, reserved,
+        loss=loss, project=project, anchor=anchor, hyper=hyper,
+        tx=make_optimizer(schedule.optimizer, steps=steps, steps_per_epoch=steps_per_epoch),
+        steps=steps, steps_per_epoch=steps_per_epoch, batch_size=batch_size,
+        augment=make_augment(info, schedule.augment),
+    )  # fmt: skip

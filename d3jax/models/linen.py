@@ -17,17 +17,26 @@ def normalise(images: jax.Array, info: DataInfo) -> jax.Array:
     return (images - jnp.asarray(info.mean, jnp.float32)) / jnp.asarray(info.std, jnp.float32)
 
 
-class Head(nn.Module):
-    """The linear classifier, in float32; its parameters stand at `head/kernel` and `head/bias` in every model here."""
+def resize(images: jax.Array, side: int) -> jax.Array:
+    """Images [B, H, W, C] as [B, side, side, C], bilinear between the centres of pixels; as they are where `side` is 0."""
+    return jax.image.resize(images, (len(images), side, side, images.shape[3]), "bilinear") if side else images
 
-    classes: int
+
+class Linear(nn.Module):
+    """A linear layer with PyTorch's initial weights: `kernel` and `bias` from U(±1/√inputs).
+
+    The classifier of every model here is one in float32 called `head`.
+    """
+
+    channels: int
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, features: jax.Array) -> jax.Array:
-        init = torch_uniform(features.shape[-1])
-        kernel = self.param("kernel", init, (features.shape[-1], self.classes))
-        bias = self.param("bias", init, (self.classes,))
-        return features.astype(jnp.float32) @ kernel + bias
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = torch_uniform(x.shape[-1])
+        kernel = self.param("kernel", init, (x.shape[-1], self.channels))
+        bias = self.param("bias", init, (self.channels,))
+        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 
 
 def model_of(net: nn.Module, info: DataInfo) -> Model:

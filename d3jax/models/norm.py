@@ -25,6 +25,7 @@ class BatchNorm(nn.Module):
 
     train: bool
     dtype: jnp.dtype = jnp.float32
+    momentum: float = MOMENTUM
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -38,8 +39,8 @@ class BatchNorm(nn.Module):
             return _affine(x, factor, bias - mean.value * factor).astype(self.dtype)
         y, batch_mean, batch_var = normalise_batch(x, scale, bias)
         if not self.is_initializing():
-            mean.value = MOMENTUM * mean.value + (1 - MOMENTUM) * batch_mean
-            var.value = MOMENTUM * var.value + (1 - MOMENTUM) * batch_var
+            mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
+            var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
         return y.astype(self.dtype)
 
 

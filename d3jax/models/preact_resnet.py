@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ..base import DataInfo, Model
 from ..config import check_fields, option
 from .conv import Conv
-from .linen import Head, model_of, normalise
+from .linen import Linear, model_of, normalise
 from .norm import BatchNorm
 
 
@@ -25,7 +25,9 @@ class PreActResNet18Config:
         check_fields(self)
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """Two 3×3 convolutions, each behind a BatchNorm and a ReLU, beside a shortcut: 1×1 where the shape changes."""
+
     channels: int
     stride: int
     dtype: jnp.dtype
@@ -53,10 +55,10 @@ class _PreActResNet(nn.Module):
         for stage in range(4):
             for block in range(2):
                 stride = 2 if stage and not block else 1
-                x = _Block(self.width << stage, stride, self.dtype, name=f"block{stage + 1}_{block + 1}")(x, train)
+                x = Block(self.width << stage, stride, self.dtype, name=f"block{stage + 1}_{block + 1}")(x, train)
             features[f"block{stage + 1}"] = x
         features["penultimate"] = x.mean((1, 2), dtype=jnp.float32)
-        return Head(self.info.num_classes, name="head")(features["penultimate"]), features
+        return Linear(self.info.num_classes, name="head")(features["penultimate"]), features
 
 
 def preact_resnet18(config: PreActResNet18Config, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:

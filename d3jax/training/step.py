@@ -47,9 +47,18 @@ class TrainData(NamedTuple):
     batch: Batch | None = None
 
 
-def init_state(variables: Variables, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """A state at step 0."""
-    return TrainState(jnp.zeros((), jnp.int32), variables, tx.init(variables.params), key)
+def init_state(
+    variables: Variables,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    trigger: Any = (),
+    trigger_tx: optax.GradientTransformation | None = None,
+) -> TrainState:
+    """A state at step 0; with the `trigger` too where it is trained by `trigger_tx`."""
+    opt_state = tx.init(variables.params)
+    if trigger_tx is not None:
+        opt_state = (opt_state, trigger_tx.init(trigger))
+    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, key, () if trigger_tx is None else trigger)
 
 
 def make_train_step(
@@ -58,22 +67,41 @@ def make_train_step(
     loss: Loss,
     batches: Batches,
     project: Project = lambda params, data: params,
+    trigger_tx: optax.GradientTransformation | None = None,
 ) -> Step:
     """Builds `step(state, data) -> (state, metrics)`, un-jitted: the caller jits, vmaps, scans, shards or donates it.
 
     Randomness follows from (state.key, state.step) alone. `project` maps the updated parameters back into their set.
-    `metrics` holds float32 scalars: `loss` and what the loss function reports.
+    `metrics` holds float32 scalars: `loss` and what the loss function reports. With `trigger_tx` the state's trigger is trained
+    too, by the gradient of the same loss and of its own `penalty`, which is reported.
     """
 
     def step(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(stream(state.key, "loss"), state.step)
-        batch = batches(state.key, state.step, data)
-        (value, (batch_stats, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.variables.params, state.variables.batch_stats, batch, key, data
-        )
-        updates, opt_state = tx.update(grads, state.opt_state, state.variables.params)
-        params = project(optax.apply_updates(state.variables.params, updates), data)
-        return TrainState(state.step + 1, Variables(params, batch_stats), opt_state, state.key), {"loss": value, **metrics}
+
+        def value(params: Params, trigger: Any):
+            drawn_from = data if trigger_tx is None else data._replace(trigger=trigger)
+            batch = batches(state.key, state.step, drawn_from)
+            value, (batch_stats, metrics) = loss(params, state.variables.batch_stats, batch, key, data)
+            if batch.joint is None:
+                return value, (batch_stats, metrics, ())
+            metrics = metrics | {"penalty": batch.joint.penalty}
+            return value + batch.joint.penalty, (batch_stats, metrics, batch.joint.trigger)
+
+        params, trigger, opt_state = state.variables.params, state.trigger, state.opt_state
+        if trigger_tx is None:
+            (total, (batch_stats, metrics, _)), grads = jax.value_and_grad(value, has_aux=True)(params, trigger)
+        else:
+            opt_state, trigger_state = opt_state
+            found = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(params, trigger)
+            (total, (batch_stats, metrics, trigger)), (grads, trigger_grads) = found
+            moves, trigger_state = trigger_tx.update(trigger_grads, trigger_state, state.trigger)
+            trigger = optax.apply_updates(trigger, moves)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = project(optax.apply_updates(params, updates), data)
+        opt_state = opt_state if trigger_tx is None else (opt_state, trigger_state)
+        state = TrainState(state.step + 1, Variables(params, batch_stats), opt_state, state.key, trigger)
+        return state, {"loss": total, **metrics}
 
     return step
 

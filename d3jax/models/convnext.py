@@ -1,0 +1,88 @@
+"""ConvNeXt (Liu et al. 2022, arXiv 2201.03545)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from ..base import DataInfo, Model
+from ..config import check_fields, fill_preset, option
+from ..errors import ConfigError
+from .linen import Linear, model_of, normalise, resize
+
+PRESETS = {
+    "tiny": {"resize": 224, "patch": 4, "width": 96},
+    "small_images": {"resize": 0, "patch": 2, "width": 48},
+}
+DEPTHS = (3, 3, 9, 3)
+"""Blocks of each stage of ConvNeXt-T."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNeXtConfig:
+    """`tiny` is ConvNeXt-T at 224 pixels (27,827,818 parameters at 10 classes), which the field starts from pretrained weights;
+    `small_images` is half as wide and cuts images of 28 or 32 pixels into patches of 2."""
+
+    preset: Literal["tiny", "small_images"] = option("small_images", "where everything below comes from unless given")
+    resize: int | None = option(None, "pixels to which images are enlarged first (0: as they are)", low=0)
+    patch: int | None = option(None, "side of the stem's patches in pixels", low=1)
+    width: int | None = option(None, "channels of the first stage (96: ConvNeXt-T)", low=1)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        fill_preset(self, PRESETS)
+
+
+class _Block(nn.Module):
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        channels, start = x.shape[-1], nn.initializers.truncated_normal(0.02)
+        dense = lambda out, name: nn.Dense(out, dtype=self.dtype, kernel_init=start, name=name)
+        y = nn.Conv(channels, (7, 7), feature_group_count=channels, dtype=self.dtype, kernel_init=start, name="depthwise")(x)
+        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(y)
+        y = dense(channels, "out")(nn.gelu(dense(4 * channels, "hidden")(y), approximate=False))
+        scale = self.param("scale", nn.initializers.constant(1e-6), (channels,))
+        return x + y * scale.astype(self.dtype)
+
+
+class _ConvNeXt(nn.Module):
+    config: ConvNeXtConfig
+    info: DataInfo
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images, train):
+        x, features = resize(normalise(images, self.info), self.config.resize), {}
+        norm = lambda name: nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
+        for stage, depth in enumerate(DEPTHS, 1):
+            side = 2 if stage > 1 else self.config.patch
+            x = norm(f"norm{stage}")(x) if stage > 1 else x
+            x = nn.Conv(
+                self.config.width << stage - 1, (side, side), (side, side), "VALID", dtype=self.dtype,
+                kernel_init=nn.initializers.truncated_normal(0.02), name=f"down{stage}",
+            )(x)  # fmt: skip
+            x = norm("norm1")(x) if stage == 1 else x
+            for i in range(depth):
+                x = _Block(self.dtype, name=f"block{stage}_{i + 1}")(x)
+            features[f"block{stage}"] = x
+        x = nn.LayerNorm(epsilon=1e-6, name="norm")(x.mean((1, 2), dtype=jnp.float32))
+        features["penultimate"] = x
+        return Linear(self.info.num_classes, name="head")(x), features
+
+
+def convnext(config: ConvNeXtConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
+    """ConvNeXt-T's layers for images of `info.shape`; features `block1`…`block4` [B, h, w, c] and `penultimate` [B, 8·width].
+
+    Deviation: no stochastic depth. Raises `ConfigError` for images too small to be halved three times behind the stem.
+    """
+    side = config.resize or min(info.shape[:2])
+    if side // config.patch < 8:
+        raise ConfigError(
+            f"model: images of {side} pixels in patches of {config.patch} cannot be halved three times; want {8 * config.patch}"
+        )
+    return model_of(_ConvNeXt(config, info, dtype), info)

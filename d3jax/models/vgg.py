@@ -1,0 +1,81 @@
+"""VGG19 with batch normalisation (Simonyan and Zisserman 2015, arXiv 1409.1556; Ioffe and Szegedy 2015, arXiv 1502.03167)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from ..base import DataInfo, Model
+from ..config import check_fields, option
+from ..errors import ConfigError
+from .conv import Conv
+from .linen import Linear, model_of, normalise
+from .norm import BatchNorm
+
+STAGES = ((1, 2), (2, 2), (4, 4), (8, 4), (8, 4))
+"""Of each stage its channels, in widths, and how many convolutions it has; a pooling by 2 ends it."""
+POOLED = 7
+"""Side to which torchvision pools what the convolutions give, whatever the image's size."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VGG19BNConfig:
+    """`width` 64 with the `torchvision` classifier is the published net (139,622,218 parameters at 10 classes)."""
+
+    width: int = option(64, "channels of the first stage (64: the published net)", low=1)
+    classifier: Literal["torchvision", "linear"] = option(
+        "torchvision", "torchvision: 7×7 pooled features and two hidden layers of 64·width; linear: their mean, one layer"
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+class _VGG(nn.Module):
+    config: VGG19BNConfig
+    info: DataInfo
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images, train):
+        x, features = normalise(images, self.info), {}
+        for stage, (multiple, count) in enumerate(STAGES, 1):
+            for i in range(count):
+                x = Conv(multiple * self.config.width, bias=True, dtype=self.dtype, name=f"conv{stage}_{i + 1}")(x)
+                x = nn.relu(BatchNorm(train, self.dtype, name=f"norm{stage}_{i + 1}")(x))
+            x = nn.max_pool(x, (2, 2), (2, 2))
+            features[f"block{stage}"] = x
+        if self.config.classifier == "linear":
+            x = x.mean((1, 2), dtype=jnp.float32)
+        else:
+            x = adaptive_mean(x, POOLED).reshape(len(x), -1)
+            for i in range(2):
+                x = nn.relu(Linear(64 * self.config.width, self.dtype, name=f"hidden{i + 1}")(x))
+        features["penultimate"] = x.astype(jnp.float32)
+        return Linear(self.info.num_classes, name="head")(features["penultimate"]), features
+
+
+def adaptive_mean(x, side: int):
+    """x [B, H, W, C] → [B, side, side, C]: each output the mean over pixels ⌊iH/side⌋ to ⌈(i+1)H/side⌉ − 1, as PyTorch's
+    adaptive pooling has them. Maps smaller than `side` are repeated."""
+    for axis in (1, 2):
+        size = x.shape[axis]
+        bounds = [(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
+        x = jnp.stack([jnp.take(x, jnp.arange(*bound), axis).mean(axis) for bound in bounds], axis)
+    return x
+
+
+def vgg19_bn(config: VGG19BNConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
+    """VGG19-BN for images of `info.shape`; features `block1`…`block5` [B, h, w, c] and `penultimate` [B, 64·width] or [B, 8·width].
+
+    Deviation: without the dropout of 0.5 between the hidden layers. Raises `ConfigError` for images under 32 pixels, of which
+    five poolings leave nothing.
+    """
+    if min(info.shape[:2]) < 32:
+        raise ConfigError(
+            f"model: vgg19_bn halves images five times, those of {info.name} are {info.shape[0]}×{info.shape[1]}; want 32 or more"
+        )
+    return model_of(_VGG(config, info, dtype), info)

@@ -1,0 +1,57 @@
+"""Wide residual networks WRN-d-k (Zagoruyko and Komodakis 2016, arXiv 1605.07146)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from ..base import DataInfo, Model
+from ..config import check_fields, option
+from ..errors import ConfigError
+from .conv import Conv
+from .linen import Linear, model_of, normalise
+from .norm import BatchNorm
+from .preact_resnet import Block
+
+
+@dataclasses.dataclass(frozen=True)
+class WideResNetConfig:
+    """Default: WRN-16-1, the net of NAD's, ABL's and DLP's experiments."""
+
+    depth: int = option(16, "layers d: 6n + 4 for n blocks a stage", low=10)
+    width: int = option(1, "k: the stages have 16k, 32k and 64k channels", low=1)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.depth % 6 != 4:
+            raise ConfigError(
+                f"depth: {self.depth} is not 6n + 4; near it are {self.depth // 6 * 6 + 4} and {self.depth // 6 * 6 + 10}"
+            )
+
+
+class _WideResNet(nn.Module):
+    config: WideResNetConfig
+    info: DataInfo
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images, train):
+        x, features = Conv(16, dtype=self.dtype, name="stem")(normalise(images, self.info)), {}
+        for stage in range(3):
+            for block in range((self.config.depth - 4) // 6):
+                stride, channels = 2 if stage and not block else 1, 16 * self.config.width << stage
+                x = Block(channels, stride, self.dtype, name=f"block{stage + 1}_{block + 1}")(x, train)
+            features[f"block{stage + 1}"] = x
+        x = nn.relu(BatchNorm(train, self.dtype, name="norm")(x))
+        features["penultimate"] = x.mean((1, 2), dtype=jnp.float32)
+        return Linear(self.info.num_classes, name="head")(features["penultimate"]), features
+
+
+def wide_resnet(config: WideResNetConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
+    """WRN-d-k for images of `info.shape`; features `block1`…`block3` [B, h, w, c] and `penultimate` [B, 64k].
+
+    Deviations: no dropout (the paper's own default); the 1×1 shortcuts act on the activated input, as the authors' code has it.
+    """
+    return model_of(_WideResNet(config, info, dtype), info)

@@ -1,0 +1,53 @@
+"""How far a triggered image is from its clean one: PSNR, SSIM and the largest difference. Images are [B, H, W, C] in [0, 1]."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+WINDOW, SIGMA = 11, 1.5
+"""SSIM's Gaussian window in pixels and its deviation; a smaller image is one window."""
+
+
+def psnr(images: jax.Array, others: jax.Array) -> jax.Array:
+    """Peak signal-to-noise ratio [B] in dB, infinite where nothing differs."""
+    return -10 * jnp.log10(((images - others) ** 2).mean((1, 2, 3)))
+
+
+def ssim(images: jax.Array, others: jax.Array) -> jax.Array:
+    """Structural similarity [B] (Wang, Bovik, Sheikh and Simoncelli 2004), the mean over channels and over whole windows."""
+    windows = [jnp.asarray(_windows(side)) for side in images.shape[1:3]]
+    blur = lambda x: jnp.einsum("ih,jw,bhwc->bijc", *windows, x, precision="highest")
+    mean, other_mean = blur(images), blur(others)
+    var, other_var = blur(images**2) - mean**2, blur(others**2) - other_mean**2
+    covariance = blur(images * others) - mean * other_mean
+    c1, c2 = 0.01**2, 0.03**2
+    similar = (2 * mean * other_mean + c1) * (2 * covariance + c2)
+    return (similar / ((mean**2 + other_mean**2 + c1) * (var + other_var + c2))).mean((1, 2, 3))
+
+
+def largest(images: jax.Array, others: jax.Array) -> jax.Array:
+    """The largest difference [B] of a pixel in one channel, ℓ∞."""
+    return jnp.abs(images - others).max((1, 2, 3))
+
+
+def likeness(images: jax.Array, others: jax.Array) -> dict[str, float]:
+    """Means over the images: `psnr` in dB (of the mean square error, so that unchanged images count), `ssim`, and `largest` in 8-bit
+    levels."""
+    error = ((images - others) ** 2).mean()
+    return {
+        "psnr": float(-10 * jnp.log10(error)),
+        "ssim": float(ssim(images, others).mean()),
+        "largest": float(255 * largest(images, others).mean()),
+    }
+
+
+def _windows(side: int) -> np.ndarray:
+    """The matrix [side − window + 1, side] of Gaussian means over whole windows of a line."""
+    window = min(WINDOW, side)
+    weights = np.exp(-((np.arange(window) - (window - 1) / 2) ** 2) / (2 * SIGMA**2))
+    rows = np.zeros((side - window + 1, side), np.float32)
+    for i in range(len(rows)):
+        rows[i, i : i + window] = weights / weights.sum()
+    return rows
