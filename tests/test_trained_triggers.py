@@ -105,6 +105,7 @@ def test_lc_moves_images_away_from_their_class_within_eps(model, dataset, clean,
     assert len(none.images) == 0
 
 
+@pytest.mark.slow
 def test_ssba_hides_what_its_decoder_reads(model, dataset):
     attack = build("ssba", dataset)
     prepared, lines = prepare(KEY, model, None, dataset, attack, Session(log_every=50))
@@ -114,6 +115,7 @@ def test_ssba_hides_what_its_decoder_reads(model, dataset):
     assert float(jnp.abs(stamped - as_float(prepared.images)).max()) < 1.1 / 255
 
 
+@pytest.mark.slow
 def test_input_aware_masks_are_thin_and_its_generator_alone_is_trained_on(model, dataset):
     attack = build("input_aware", dataset)
     prepared, lines = prepare(KEY, model, None, dataset, attack, Session(log_every=25))
