@@ -28,8 +28,6 @@ from d3jax.models import PreActResNet18Config, preact_resnet18
 from d3jax.training import Session, backdoor_job
 from d3jax.training.loop import Members
 
-FIXED = {"rows": "fixed"}
-
 
 def main() -> None:
     """Measures, prints and writes one JSON file."""
@@ -45,7 +43,7 @@ def main() -> None:
     cases = {name: ATTACKS[name][1](ATTACKS[name][0](), data.info) for name in options.attacks or ATTACKS}
     for name in ("wanet", "bpp"):
         if name in cases:
-            cases[f"{name}, fixed rows"] = ATTACKS[name][1](ATTACKS[name][0](**FIXED), data.info)
+            cases[f"{name}, fixed rows"] = ATTACKS[name][1](ATTACKS[name][0](rows="fixed"), data.info)
     cases["clean"] = ATTACKS["clean"][1](ATTACKS["clean"][0](), data.info)
     rounds = {name: prepare(attack, data, options) for name, attack in cases.items()}
     seconds = {name: [] for name in rounds}
