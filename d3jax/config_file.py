@@ -68,13 +68,16 @@ def dumps(config: Any) -> str:
     return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True, width=120)
 
 
-def describe(cls: type, prefix: str = "") -> list[tuple[str, str, str]]:
-    """(dotted key, default, meaning) for every field of a config dataclass, nested sections included."""
-    rows = []
+def describe(config: Any, prefix: str = "") -> list[tuple[str, str, str]]:
+    """(dotted key, default, meaning) for every field of a config dataclass, nested sections included.
+
+    The defaults are the class's own, or, of an instance, what stands in it.
+    """
+    cls, rows = config if isinstance(config, type) else type(config), []
     for field in dataclasses.fields(cls):
-        default = field.metadata.get("default", _default(field))
+        default = field.metadata.get("default", _default(field)) if config is cls else getattr(config, field.name)
         if dataclasses.is_dataclass(default):
-            rows += describe(type(default), f"{prefix}{field.name}.")
+            rows += describe(default, f"{prefix}{field.name}.")
             continue
         choices = literals_of(hints_of(cls)[field.name])
         doc = field.metadata.get("doc", "") + (
@@ -163,9 +166,8 @@ class _Reader:
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for key in mapping:
             if key not in fields:
-                self.fail(
-                    self.longest(_join(path, key)), f"unknown key {key!r}; known keys: {names(fields)}{did_you_mean(key, fields)}"
-                )
+                hint = "; a sweep stands in an entry of attacks or defenses" if key == "sweep" else did_you_mean(key, fields)
+                self.fail(self.longest(_join(path, key)), f"unknown key {key!r}; known keys: {names(fields)}{hint}")
         hints, values = hints_of(cls), {}
         for name, field in fields.items():
             inside = _join(path, name)
@@ -191,11 +193,16 @@ class _Reader:
             return self.choice(registry, value, path)
         if not isinstance(value, (list, tuple)):
             self.fail(path, f"want a list, got {value!r}")
-        return tuple(
-            self.choice(registry, entry, _join(path, str(i)), suffix)
-            for i, item in enumerate(value)
-            for entry, suffix in self.swept(item, _join(path, str(i)))
-        )
+        choices = []
+        for i, item in enumerate(value):
+            for entry, suffix in self.swept(item, _join(path, str(i))):
+                try:
+                    choices.append(self.choice(registry, entry, _join(path, str(i)), suffix))
+                except ConfigError as error:
+                    if not suffix:
+                        raise
+                    raise ConfigError(f"{error} (in its sweep: {item['sweep']})") from error
+        return tuple(choices)
 
     def swept(self, item: Any, path: str) -> list[tuple[Any, str]]:
         """The entries that one with `sweep: {key: [values]}` stands for, every combination, with what their labels end on."""

@@ -113,7 +113,8 @@ def _swatch(defense: str, looks: Looks) -> str:
 
 def _mark(words: str, short: bool = False) -> str:
     """A verdict, or with `short` only its sign; the sign is there so that colour is not all that carries it."""
-    kinds = {"removed": ("good", "✓"), "weakened": ("fair", "◐"), "keeps": ("bad", "✗"), "backdoor": ("before", "•")}
+    kinds = {"removed": ("good", "✓"), "weakened": ("fair", "◐"), "backdoor": ("before", "•"), "no": ("before", "•")}
+    kinds |= dict.fromkeys(("keeps", "not", "makes"), ("bad", "✗"))
     kind, sign = kinds.get(re.split("[ ,]", words)[0], ("bad", "!"))
     return f'<span class="mark {kind}">{sign}{"" if short else " " + _e(words)}</span>' if words else ""
 
@@ -145,7 +146,7 @@ def _glance(groups: Groups, looks: Looks) -> str:
         cells = [next((row for row in group if row["defense"] == defense), None) for group in groups.values()]
         body.append(f"<tr>{_swatch(defense, looks)}{''.join(map(_glance_cell, cells))}</tr>")
     note = "ASR in percent (lower is better), beneath it ACC and what the defence changed of it in points."
-    signs = "✓ removed, ◐ weakened, ✗ keeps the backdoor on some seed, ! failed or a heavy ACC cost."
+    signs = "✓ removed, ◐ weakened, ✗ keeps the backdoor on some seed or does not weaken it, • had none to remove, ! failed or a heavy ACC cost."
     return f"<section><h2>At a glance</h2>{_table_html(head, [body], 'glance')}<p class=note>{note} {signs}</p></section>"
 
 

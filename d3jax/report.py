@@ -91,8 +91,9 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
         Rows of those four names and, for each of acc, asr, ra, der, the mean (`acc`), the sample standard deviation (`acc_std`,
         None for a single seed) and, but for der, the mean change against the backdoored model of the same seed and poison rate
         (`acc_change`). Numbers that are None or not finite are left out. `n` counts the seeds with an ACC, `failed` those with
-        a `status` other than "ok", whose first is in `status`; `kept` counts the seeds whose ASR is 50 % or more and
-        `asr_worst` is the highest; `seconds` is a mean; `published` joins what the rows stand beside, None for nothing.
+        a `status` other than "ok", whose first is in `status`; `kept` counts the seeds whose ASR is 50 % or more, `worked` those
+        whose backdoored model's is (None where no such model is known), and `asr_worst` is the highest; `seconds` is a mean;
+        `published` joins what the rows stand beside, None for nothing.
     """
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in _distinct(rows):
@@ -122,12 +123,14 @@ def _summary(key: tuple[str, ...], group: list[Row], before: Mapping[tuple[Any, 
         summary[f"{rate}_change"] = statistics.fmean(changes) if changes else None
     failures = [row["status"] for row in group if row.get("status") not in (None, "ok")]
     rates, seconds = _finite(row["asr"] for row in group), _finite(row["seconds"] for row in group)
+    earlier = _finite(before.get(_run(row), {}).get("asr") for row in group)
     beside = dict.fromkeys(str(row["published"]) for row in group if row.get("published") not in (None, "none"))
     return summary | {
         "n": len(_finite(row["acc"] for row in group)),
         "failed": len(failures),
         "status": failures[0] if failures else "ok",
         "kept": sum(value >= KEEPS for value in rates),
+        "worked": sum(value >= KEEPS for value in earlier) if earlier else None,
         "asr_worst": max(rates, default=None),
         "seconds": statistics.fmean(seconds) if seconds else None,
         "published": " / ".join(beside) or None,
@@ -149,10 +152,14 @@ def verdict(row: Row) -> str:
     kept = "" if row["kept"] == row["n"] else f" on {row['kept']} of {row['n']} seeds"
     if row["defense"] == "none":
         words = f"backdoor works{kept}" if row["kept"] else "backdoor does not work"
+    elif row["worked"] == 0:
+        words = f"makes a backdoor{kept}" if row["kept"] else "no backdoor to remove"
     elif row["kept"]:
         words = f"keeps the backdoor{kept}"
+    elif row["asr_worst"] < GONE:
+        words = "removed"
     else:
-        words = "removed" if row["asr_worst"] < GONE else "weakened"
+        words = "not weakened" if row["asr_change"] is not None and row["asr_change"] >= 0 else "weakened"
     if row["acc_change"] is not None and round(row["acc_change"], 6) <= -COSTLY:  # 0.8 − 0.9 is a hair above −0.1
         words += ", heavy ACC cost"
     return ", ".join(filter(None, (words, failed)))
@@ -265,7 +272,9 @@ def _table(summaries: Sequence[Row]) -> Any:
             table.add_section()
         last = group
         numbers = [cell for rate in RATES[:3] for cell in (spread(row, rate), points(row[f"{rate}_change"], sign=True))]
-        style = {"keeps": "bold red", "removed": "green"}.get(verdict(row).split(" ")[0].strip(","), "")
+        style = {"keeps": "bold red", "not": "bold red", "makes": "bold red", "removed": "green"}.get(
+            verdict(row).split(" ")[0].strip(","), ""
+        )
         cells = [*(row[name] for name in where), row["attack"], row["defense"], *numbers, spread(row, "der"), str(row["n"])]
         outcome = Text(verdict(row), style=style)
         table.add_row(*map(Text, cells), outcome, *([Text(row["published"] or "none")] if published else []))

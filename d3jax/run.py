@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,12 +15,18 @@ from .config import StudyConfig
 from .config_file import describe, dumps, load
 from .errors import ConfigError, D3JaxError
 
+ENTRY = (
+    ("label", "null", "its name in the results (null: its own name, and its preset)"),
+    ("sweep", "null", "{setting: [values], …}: an entry for each combination, such as {schedule.optimizer.lr: [0.003, 0.01]}"),
+)
+"""What every entry of attacks and defenses takes besides its settings, as `describe` has them."""
+
 USAGE = "python -m d3jax.run --config FILE [--workdir DIR] [--section.key VALUE …]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one study; returns the exit code: 0 done, 2 a mistake in the config or the data, 1 anything else that failed."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m d3jax.run", usage=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         description="Plants a backdoor, repairs the model, reports. A rerun continues where the last one stopped.", epilog=_settings(),
     )  # fmt: skip
@@ -30,11 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--distributed", metavar="WHERE", help="one of several processes: auto (TPU pod, SLURM) or HOST:PORT,COUNT,INDEX"
     )
-    parser.add_argument("--profile", metavar="DIR", default="", help="write a trace of each loop's second logged period there")
+    parser.add_argument("--profile", metavar="DIR", help="write a trace of each loop's second logged period there")
     parser.add_argument("--list", action="store_true", help="all data sets, models, attacks and defences with their settings")
     parser.add_argument("--check", action="store_true", help="read config and data, print the config in full and stop")
-    options, rest = parser.parse_known_args(argv)
     try:
+        options, rest = parser.parse_known_args(argv)
         return _run(options, _overrides(rest))
     except D3JaxError as error:
         print(f"d3jax: {error}", file=sys.stderr)
@@ -44,6 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are one line, as all others."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise ConfigError(message)
+
+
 def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     if not options.config and not options.list:
         raise ConfigError(f"no --config given; usage: {USAGE}")
@@ -51,13 +65,15 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
 
     if options.list:
         for registry, entries in study.REGISTRIES.items():
+            if registry in ("attacks", "defenses"):
+                print(f"{registry}: each also takes\n{_table(ENTRY, '    ')}")
             for name, cls in entries.items():
                 print(f"{registry}: {name}\n" + _table(describe(cls), "    "))
         return 0
     part = _part(options.part)
     if part and options.report:
         raise ConfigError("--report gathers all parts: leave --part out")
-    if options.distributed:
+    if options.distributed is not None:
         from .sharding import bring_up
 
         bring_up(options.distributed)
@@ -73,7 +89,7 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
         workdir,
         part=part,
         compute=not options.report,
-        profile=options.profile,
+        profile=options.profile or "",
     )
     return 0 if all(row["status"] == "ok" for row in rows) else 1
 
@@ -110,7 +126,7 @@ def _cache_compilations() -> None:
 
     home = Path(os.environ.get("D3JAX_CACHE", Path.home() / ".cache" / "d3jax"))
     jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a study has 150 small ones, 7 s together
 
 
 def _settings() -> str:

@@ -7,8 +7,10 @@ data set, the first alone writes tables, and what to do next is what the first o
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +28,10 @@ BATCHES = P(None, "data")
 """Batches of several steps: each split over the data axis."""
 COPIES = P()
 """A whole copy on every device."""
+
+
+PATIENCE = 300
+"""Seconds that the first processes of a study wait for the last one."""
 
 
 def make_mesh(members: int, devices: Sequence[jax.Device]) -> Mesh | None:
@@ -89,13 +95,30 @@ def bring_up(where: str) -> None:
     explicit = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", where)
     if where != "auto" and not (explicit and int(explicit[3]) < int(explicit[2])):
         raise ConfigError(f"--distributed: want auto or HOST:PORT,COUNT,INDEX with INDEX below COUNT, got {where!r}")
+    print(f"d3jax: waiting for the other processes ({where}), at most {PATIENCE} s", file=sys.stderr, flush=True)
     try:
         if explicit:
-            jax.distributed.initialize(explicit[1], int(explicit[2]), int(explicit[3]))
+            jax.distributed.initialize(explicit[1], int(explicit[2]), int(explicit[3]), initialization_timeout=PATIENCE)
         else:
-            jax.distributed.initialize()
+            jax.distributed.initialize(initialization_timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"--distributed {where}: {str(error).splitlines()[0]}") from error
+        why = str(error).splitlines()[0]
+        if where == "auto" and isinstance(error, ValueError):
+            why = f"nothing here says which processes take part (no TPU pod, SLURM, Open MPI); give HOST:PORT,COUNT,INDEX ({why})"
+        raise ConfigError(f"--distributed {where}: {why}") from error
+
+
+def same_everywhere(text: str, what: str) -> None:
+    """Raises `ConfigError` on every process where they do not all hold the same `text`. Call it everywhere."""
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    mine = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.int32)
+    everyone = multihost_utils.process_allgather(mine)
+    other = [i for i, theirs in enumerate(everyone) if not np.array_equal(theirs, everyone[0])]
+    if other:
+        raise ConfigError(f"--distributed: the {what} of process {other[0]} are not those of process 0")
 
 
 def is_first() -> bool:

@@ -63,7 +63,7 @@ Done = tuple[Any, list[Line], int]
 
 
 class Recorder(NamedTuple):
-    """Where stages log, how often they save, what computes them, and where a profile goes ("": nowhere)."""
+    """Where stages log, how often they save, what computes them, and the folder of their profiles ("": none)."""
 
     loop: LoopConfig
     environment: dict[str, Any]
@@ -261,5 +261,5 @@ def _session(task: Task, recorder: Recorder) -> Session:
         watch_every=task.watch_every,
         steps_per_call=loop.steps_per_call,
         devices=recorder.devices,
-        profile=recorder.profile,
+        profile=recorder.profile and str(Path(recorder.profile) / task.name),
     )

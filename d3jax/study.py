@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import yaml
 
 from .attacks import ATTACKS
 from .base import as_float, as_levels
@@ -29,7 +30,7 @@ from .metrics import der, predict
 from .models import MODELS
 from .page import Samples, write_report
 from .report import NUMBERS, print_table, write_csv, write_whole
-from .sharding import is_first
+from .sharding import is_first, same_everywhere
 from .similarity import likeness
 from .stages import Failure, Result, Stage, read_stage, run_stages
 
@@ -83,11 +84,12 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
     config = lab.config
     everything = make_cells(lab)
     cells = part_of(everything, *part) if part else everything
+    same_everywhere(dumps(config), "settings")
     if is_first():
-        try:
-            lab.workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--workdir: {lab.workdir} cannot be made ({error.strerror})") from error
+        for setting, folder in (("--workdir", lab.workdir), ("--cache", config.cache), ("--profile", lab.recorder.profile)):
+            _make_folder(setting, folder)
+        if not compute:
+            _check_same_study(lab)
         write_whole(lab.workdir / "config.yaml", dumps(config))
         write_whole(lab.workdir / "environment.json", json.dumps(lab.recorder.environment, indent=1))
     results: dict[str, Result] = {}
@@ -109,7 +111,7 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
             write_csv(lab.workdir / "results.csv", rows)
             write_csv(lab.workdir / "per_class.csv", class_rows(lab, cells, results), columns=())
     if is_first():
-        print_table(rows)
+        print_table([row(lab, cell, results) for cell in _models_of_others(cells)] + rows)
     if is_first() and part:
         share = f"part {part[0]} of {part[1]}: {len(cells)} of {len(everything)} cells"
         lab.recorder.progress.say(f"{share}; when all are done, --report gathers them")
@@ -117,6 +119,43 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
         samples = samples_of(lab, cells, results, earlier, said)
         lab.recorder.progress.say(f"report: {write_report(lab.workdir, rows, samples, lab.workdir.name)}")
     return rows
+
+
+def _models_of_others(cells: Sequence[Cell]) -> list[Cell]:
+    """The backdoored models that repairs in `cells` began with and that are not among them, as in a part of a study."""
+    mine = {(cell.case.label, cell.case.seed) for cell in cells if cell.choice is None}
+    used = {(cell.case.label, cell.case.seed): Cell(cell.case) for cell in cells if cell.choice}
+    return [model for key, model in used.items() if key not in mine]
+
+
+def _make_folder(setting: str, folder: str | Path) -> None:
+    """Makes a folder that a setting names; "" is none."""
+    try:
+        if folder != "":
+            Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{setting}: {folder} cannot be made ({error.strerror})") from error
+
+
+def _check_same_study(lab: Lab) -> None:
+    """Raises `ConfigError` where the run folder's config.yaml is another study's: its tables would be lost, and nothing found."""
+    path = lab.workdir / "config.yaml"
+    if not path.exists():
+        return
+    there, here = (_settings(mapping) for mapping in (yaml.safe_load(path.read_text(encoding="utf8")), to_mapping(lab.config)))
+    for key in [*there, *here]:
+        if there.get(key) != here.get(key):
+            raise ConfigError(
+                f"--report: {key} is {here.get(key, 'missing')} here and {there.get(key, 'missing')} in {path}; "
+                f"report with the settings of the run, such as --config {path}"
+            )
+
+
+def _settings(mapping: dict[str, Any]) -> dict[str, Any]:
+    """A study's settings by their dotted keys, without those that no result depends on."""
+    kept = {key: value for key, value in mapping.items() if key not in ("loop", "published", "cache")}
+    leaves = jax.tree_util.tree_leaves_with_path(kept, is_leaf=lambda leaf: leaf is None)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def run_group(

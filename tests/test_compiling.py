@@ -31,7 +31,19 @@ def test_same_numbers_and_nothing_in_the_cache_that_cannot_be_read(stride, tmp_p
     lowered = jax.jit(both).lower(x, kernel, g)
     program = compiling.compiled(lowered)
     assert ("onednn" in program.as_text()) == compiling.uses_onednn()
-    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.1  # conftest's
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.0  # conftest's
     for mine, plain in zip(program(x, kernel, g), lowered.compile()(x, kernel, g), strict=True):
         scale = float(jnp.abs(plain).max())
         np.testing.assert_allclose(mine / scale, plain / scale, atol=1e-5)
+
+
+def test_a_program_that_was_compiled_is_kept():
+    lowered = lambda constant: jax.jit(lambda x: {"y": x + jnp.arange(100) * constant}).lower(jnp.zeros(100))
+    device = jax.devices()[:1]
+    program = compiling.compiled(lowered(2), device)
+    assert compiling.compiled(lowered(2), device) is program
+    assert compiling.compiled(lowered(3), device)(jnp.zeros(100))["y"][1] == 3
+    assert compiling.compiled(lowered(2), jax.devices()[1:2]) is not program
+    for constant in range(4, 5 + compiling.KEPT):
+        compiling.compiled(lowered(constant), device)
+    assert len(compiling._programs) == compiling.KEPT and compiling.compiled(lowered(2), device) is not program

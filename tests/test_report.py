@@ -130,6 +130,25 @@ def test_verdicts(asrs, acc, words):
     assert report.verdict(report.summarise(rows)[1]) == words
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (0.2, 0.0, "no backdoor to remove"),  # whatever made it 0: it never worked
+        (0.2, 0.6, "makes a backdoor"),
+        (0.6, 0.3, "weakened"),
+        (None, 0.3, "weakened"),
+        (0.6, 0.6, "keeps the backdoor"),
+    ],
+)
+def test_verdicts_look_at_what_there_was_to_remove(before, after, words):
+    assert report.verdict(report.summarise([row(asr=before), row("ft", asr=after)])[1]) == words
+
+
+def test_a_seed_made_worse_is_not_weakened():
+    rows = [row(seed=0, asr=0.6), row(seed=1, asr=0.1), row("ft", 0, asr=0.45), row("ft", 1, asr=0.35)]
+    assert report.verdict(report.summarise(rows)[1]) == "not weakened"
+
+
 def test_headline_names_best_worst_and_failed():
     rows = [
         row(acc=0.92, asr=0.994),

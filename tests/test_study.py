@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from d3jax import cells, run, stages, study
-from d3jax.config_file import loads
+from d3jax.config_file import dumps, loads
 from d3jax.errors import AttackError, ConfigError, OutOfMemoryError
 from d3jax.journal import Journal, Progress
+from d3jax.report import write_whole
 from d3jax.training import fit_members
 
 from .killing import CLI, kill_when, logged, numbers, results, unbroken
@@ -162,7 +163,7 @@ def test_whatever_breaks_a_cell_the_others_go_on(finished, tmp_path, monkeypatch
     assert "failed.json" in capsys.readouterr().err
 
 
-def test_parts_of_a_study_make_the_whole(finished, tmp_path):
+def test_parts_of_a_study_make_the_whole(finished, tmp_path, capsys):
     """Two shares in processes of their own, gathered by a third: before the second share, its cells are missing."""
     _, rows = finished
     share = lambda i: study.run_study(read(), tmp_path, Progress(quiet=True), part=(i, 2))
@@ -170,9 +171,24 @@ def test_parts_of_a_study_make_the_whole(finished, tmp_path):
     assert not (tmp_path / "results.csv").exists()
     early = study.run_study(read(), tmp_path, Progress(quiet=True), compute=False)
     assert [row["status"] for row in early] == ["ok", "not finished: no model yet", "not finished: no model yet"]
+    capsys.readouterr()
     assert [row["defense"] for row in share(2)] == ["finetune", "d3-code"]
+    assert "backdoor works" in capsys.readouterr().out  # the model of the other part, to which the changes refer
     whole = study.run_study(read(), tmp_path, Progress(quiet=True), compute=False)
     assert numbers(whole) == numbers(rows) and (tmp_path / "report.html").exists()
+
+
+def test_a_report_with_other_settings_loses_nothing(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "copy")
+    write_whole(tmp_path / "copy" / "config.yaml", dumps(read()))
+    before = (tmp_path / "copy" / "results.csv").read_text()
+    report = lambda *overrides: study.run_study(read(TINY, *overrides), tmp_path / "copy", Progress(quiet=True), compute=False)
+    with pytest.raises(ConfigError, match="--report: train.steps is 60 here and 120 in .*config.yaml"):
+        report(("train.steps", "60"))
+    with pytest.raises(ConfigError, match="--report: seeds.1 is 3 here and missing in"):
+        report(("seeds", "[0, 3]"))
+    assert (tmp_path / "copy" / "results.csv").read_text() == before
+    assert report(("loop.log_every", "7"))[0]["status"] == "ok"
 
 
 def test_a_member_that_cannot_begin_does_not_stop_its_group(tmp_path, monkeypatch):
@@ -208,6 +224,7 @@ def test_a_member_that_cannot_begin_does_not_stop_its_group(tmp_path, monkeypatc
 
 def test_a_report_moves_nothing(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "copy")
+    write_whole(tmp_path / "copy" / "config.yaml", dumps(read()))  # another test may have added to the study
     (model,) = (tmp_path / "copy" / "checkpoints").glob("*d3-code*/model")
     for file in model.rglob("*"):
         if file.is_file():
@@ -244,7 +261,7 @@ def test_a_sweep_runs_together_with_the_numbers_it_has_apart(tmp_path):
 def test_a_sweep_that_is_none(sweep):
     with pytest.raises(ConfigError, match="defenses.0.sweep: want a mapping of settings to lists"):
         read(TINY, ("defenses", f"[{{name: d3, sweep: {sweep}}}]"), ("published", "{}"))
-    with pytest.raises(ConfigError, match="unknown key 'lamm'.*did you mean 'lam'"):
+    with pytest.raises(ConfigError, match="unknown key 'lamm'.*did you mean 'lam'.*in its sweep"):
         read(TINY, ("defenses", "[{name: d3, sweep: {lamm: [1]}}]"), ("published", "{}"))
 
 
@@ -351,7 +368,12 @@ def test_killed_at_three_moments_and_rerun_gives_the_same_numbers(tmp_path):
         (["--config", "{tiny}", "--defenses", "[{name: d3, tensors: nope}]"], 2, "'nope' matches none"),
         (["--config", "{tiny}", "--reserved.count", "401"], 2, "401 images asked for, the training set has 400"),
         (["--config", "{tiny}", "--part", "3/2"], 2, "want I/N with I from 1 to N"),
+        (["--config", "{tiny}", "--part", "-1/2"], 2, "argument --part: expected one argument"),
         (["--config", "{tiny}", "--part", "1/2", "--report"], 2, "leave --part out"),
+        (["--config", "{tiny}", "--cache", "{tiny}"], 2, "tiny.yaml cannot be made (File exists)"),
+        (["--config", "{tiny}", "--profile", "{tiny}"], 2, "tiny.yaml cannot be made (File exists)"),
+        (["--config", "{tiny}", "--distributed", ""], 2, "want auto or HOST:PORT,COUNT,INDEX with INDEX below COUNT, got ''"),
+        (["--config", "{tiny}", "--train.sweep", "{epochs: [1]}"], 2, "a sweep stands in an entry of attacks or defenses"),
         (["--config", "{tiny}", "--loop.devices", "99"], 2, "99 asked for, there are 4"),
         (["--config", "{tiny}", "--report"], 1, ""),
     ],
@@ -372,5 +394,8 @@ def test_list_and_check(tmp_path, capsys):
     assert run.main(["--list"]) == 0
     listed = capsys.readouterr().out
     assert all(f"{registry}: {name}" in listed for registry, names in study.REGISTRIES.items() for name in names)
+    d3 = listed.partition("defenses: d3")[2]
+    assert "--schedule.optimizer.weight_decay 0.0\n" in d3 and "--schedule.optimizer.lr 0.01\n" in d3  # its own defaults
+    assert listed.count("--sweep ") == 2 and "--schedule.optimizer.weight_decay 0.0005" in listed
     assert run.main(["--config", str(tmp_path / "tiny.yaml"), "--check", "--seeds=[4]"]) == 0
     assert read(capsys.readouterr().out).seeds == (4,)

@@ -89,7 +89,7 @@ def synthetic(config: SyntheticConfig) -> Dataset:
 class NpzConfig:
     """A NumPy .npz file with train_images, train_labels, test_images, test_labels: uint8 [N, H, W(, C)], integers [N]."""
 
-    path: str = option(dataclasses.MISSING, "the file")
+    path: str = option(dataclasses.MISSING, "the file; a relative path is looked up from where the command is given")
     class_names: tuple[str, ...] | None = option(None, "names of the classes (null: 0, 1, … up to the largest label)")
     mean: tuple[float, ...] | None = option(None, "per channel, in [0, 1] (null: measured on the training images)", low=0, high=1)
     std: tuple[float, ...] | None = option(None, "per channel, in [0, 1] (null: measured)", above=0, high=1)
@@ -130,7 +130,7 @@ def npz(config: NpzConfig) -> Dataset:
 class FolderConfig:
     """Image files as path/train/<class>/* and path/test/<class>/*, or as path/<class>/*, split by the seed."""
 
-    path: str = option(dataclasses.MISSING, "the folder")
+    path: str = option(dataclasses.MISSING, "the folder; a relative path is looked up from where the command is given")
     size: int = option(32, "images are resized to size × size pixels", low=1)
     channels: Literal[1, 3] = option(3, "1: grey, 3: RGB")
     test_fraction: float = option(0.2, "share of each class to test, where there is no train/ and test/", above=0, high=0.9)

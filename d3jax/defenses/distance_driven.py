@@ -185,7 +185,8 @@ def d3(config: D3Config, info: DataInfo) -> Defense:
     def job(key: jax.Array, model: Model, variables: Variables, reserved: Split) -> Job:
         anchor = variables.params
         selection = select(anchor, config.tensors)
-        begin = variables._replace(params=start(stream(key, "start"), anchor, selection, config.start))
+        place = jax.jit(lambda key, anchor: start(key, anchor, selection, config.start))  # op by op it compiles for 2 s
+        begin = variables._replace(params=place(stream(key, "start"), anchor))
         return repair_job(
             stream(key, "steps"), begin, reserved,
             loss=d3_loss(config, model, selection),

@@ -48,7 +48,7 @@ class Session(NamedTuple):
     `watch_every` steps (0: never) and added to the line, for plots only. `say` is told of sizes.
 
     `steps_per_call` 0 suits the backend, `devices` share the work (none: the default device), and a profile of the
-    second logged period goes to the folder `profile`.
+    second logged period, or of the only one, goes to the folder `profile`.
     """
 
     start: Callable[[int, list[Line]], None] = lambda step, lines: None
@@ -113,11 +113,13 @@ def _fit(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcome]:
     profiled = min(done + 2 * session.log_every, steps)  # where the second logged period ends
     broken: dict[int, DivergedError] = {}
     for until in _boundaries(done, steps, session):
-        first, pending = done, []
-        with _profile(session, profiled=until == profiled or first < profiled - session.log_every < until):
+        first, pending, tracing = done, [], False
+        with contextlib.ExitStack() as trace:
             for count in _chunks(until - done, members.repeat.steps_per_call):
                 data = members.data if feed is None else members.fed([next(feed) for _ in range(count)])
                 _check_memory(members.repeat, state, data, count, session)
+                if not tracing and (until == profiled or first < profiled - session.log_every < until):
+                    tracing = trace.enter_context(_profile(session))  # now that the program is compiled
                 state, metrics = members.repeat(state, data, count)
                 pending.append(metrics)
                 done += count
@@ -131,7 +133,8 @@ def _fit(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcome]:
                 _check_loss(mine["loss"], first)
                 _check_state(True if finite is None else finite[i], done)
             except DivergedError as error:
-                broken[i] = error
+                kept = sessions[i].saved()
+                broken[i] = DivergedError(f"{error}; the checkpoint of step {kept[-1]} is kept") if kept else error
                 continue
             line = {"step": done, "seconds": earlier + now - started}
             line |= {name: float(np.mean(values, dtype=np.float64)) for name, values in mine.items()}
@@ -274,8 +277,7 @@ def _check_loss(loss: np.ndarray, first: int) -> None:
     broken = np.flatnonzero(~np.isfinite(loss))
     if broken.size:
         raise DivergedError(
-            f"the loss became {loss[broken[0]]} at step {first + broken[0] + 1}: lower the learning rate, or look at the "
-            "data; the last good checkpoint is kept"
+            f"the loss became {loss[broken[0]]} at step {first + broken[0] + 1}: lower the learning rate, or look at the data"
         )
 
 
@@ -287,7 +289,7 @@ def _check_state(finite: bool, done: int) -> None:
     if not finite:
         raise DivergedError(
             f"a parameter or running statistic is no longer finite after step {done}, though the loss was: lower the "
-            "learning rate; the last good checkpoint is kept"
+            "learning rate"
         )
 
 
@@ -299,7 +301,7 @@ def _check_memory(repeat: Repeat, state: TrainState, data: Any, count: int, sess
     if needed is None:
         return
     there, kind = memory_there(), jax.local_devices()[0].device_kind
-    amount = f"{needed / 2**30:.2f} GiB"
+    amount = f"{needed / 2**30:.2f} GiB" if needed >= 2**30 else f"{needed / 2**20:.0f} MiB"
     if there is None:
         session.say(f"needs {amount} of memory")
         return
@@ -309,10 +311,10 @@ def _check_memory(repeat: Repeat, state: TrainState, data: Any, count: int, sess
 
 
 @contextlib.contextmanager
-def _profile(session: Session, *, profiled: bool) -> Iterator[None]:
-    if not (session.profile and profiled):
-        yield
+def _profile(session: Session) -> Iterator[bool]:
+    if not session.profile:
+        yield True
         return
     with jax.profiler.trace(session.profile):
-        yield
+        yield True
     session.say(f"profile: {session.profile}")

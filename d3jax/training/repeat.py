@@ -49,7 +49,8 @@ class Repeat:
         if n not in self._programs:
             steps = jax.jit(functools.partial(self._steps, n), donate_argnums=0, out_shardings=self._out)
             with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
-                self._programs[n] = compiled(steps.lower(state, data))
+                devices = {device for leaf in jax.tree.leaves((state, data)) for device in leaf.devices()}
+                self._programs[n] = compiled(steps.lower(state, data), devices)
         return self._programs[n]
 
     def _steps(self, n: int, state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
