@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+import traceback
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,15 +41,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", metavar="DIR", help="write a trace of each loop's second logged period there")
     parser.add_argument("--list", action="store_true", help="all data sets, models, attacks and defences with their settings")
     parser.add_argument("--check", action="store_true", help="read config and data, print the config in full and stop")
+    several = False
     try:
         options, rest = parser.parse_known_args(argv)
+        several = options.distributed is not None
         return _run(options, _overrides(rest))
     except D3JaxError as error:
         print(f"d3jax: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("d3jax: interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
+        return _leave(130) if several else 130
+    except Exception:
+        if not several:
+            raise
+        traceback.print_exc()
+        print("d3jax: stopped, perhaps as another process did; run all of them again to continue", file=sys.stderr)
+        return _leave(1)
+
+
+def _leave(code: int) -> typing.NoReturn:
+    """Ends one of several processes at once: a regular end would wait for the others, which wait for this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,17 +97,27 @@ def bring_up(where: str) -> None:
     explicit = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", where)
     if where != "auto" and not (explicit and int(explicit[3]) < int(explicit[2])):
         raise ConfigError(f"--distributed: want auto or HOST:PORT,COUNT,INDEX with INDEX below COUNT, got {where!r}")
-    print(f"d3jax: waiting for the other processes ({where}), at most {PATIENCE} s", file=sys.stderr, flush=True)
+    print(f"d3jax: --distributed {where}: waiting for the other processes, at most {PATIENCE} s", file=sys.stderr, flush=True)
+    patience = threading.Timer(PATIENCE, _give_up, (where,))  # jax's own end of waiting is an abort with a stack trace
+    patience.daemon = True
+    patience.start()
     try:
+        given = {"initialization_timeout": PATIENCE + 60}
         if explicit:
-            jax.distributed.initialize(explicit[1], int(explicit[2]), int(explicit[3]), initialization_timeout=PATIENCE)
-        else:
-            jax.distributed.initialize(initialization_timeout=PATIENCE)
+            given |= {"coordinator_address": explicit[1], "num_processes": int(explicit[2]), "process_id": int(explicit[3])}
+        jax.distributed.initialize(**given)
     except (ValueError, RuntimeError) as error:
         why = str(error).splitlines()[0]
         if where == "auto" and isinstance(error, ValueError):
             why = f"nothing here says which processes take part (no TPU pod, SLURM, Open MPI); give HOST:PORT,COUNT,INDEX ({why})"
         raise ConfigError(f"--distributed {where}: {why}") from error
+    finally:
+        patience.cancel()
+
+
+def _give_up(where: str) -> None:
+    print(f"d3jax: --distributed {where}: not all processes have come within {PATIENCE} s", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def same_everywhere(text: str, what: str) -> None:

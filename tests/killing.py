@@ -1,13 +1,14 @@
 """Running a study in processes of its own, and killing them. `tests.small` is the command line with a model that compiles fast."""
 
 import csv
+import itertools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 CLI = """
@@ -39,7 +40,7 @@ def logged(folder: Path, text: str) -> bool:
 
 def unbroken(config: Path, workdir: Path, environment: dict[str, str], count: int = 1, program: str = "tests.small") -> str:
     """Runs a study to its end, in `count` processes that work together, and returns what the first one printed."""
-    running = _start(program, config, workdir, environment, count, subprocess.PIPE)
+    running = start(config, workdir, environment, count, program)
     printed = [process.communicate() for process in running]
     assert [process.returncode for process in running] == [0] * count, printed
     return printed[0][0]
@@ -54,26 +55,41 @@ def kill_when(
     program: str = "tests.small",
 ) -> None:
     """Starts a study and kills it with SIGKILL, all its processes, as soon as `moment()` is true."""
-    running = _start(program, config, workdir, environment, count, subprocess.DEVNULL)
-    deadline = time.monotonic() + 900
-    while not moment() and running[0].poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
+    running = start(config, workdir, environment, count, program, output=subprocess.DEVNULL)
+    until(moment, running)
     for process in running:
         process.send_signal(signal.SIGKILL)
     assert [process.wait() for process in running] == [-signal.SIGKILL] * count, "it ended before it could be killed"
+
+
+def until(moment: Callable[[], object], running: list[subprocess.Popen]) -> None:
+    """Waits until `moment()` is true, which must come before the first process has ended."""
+    deadline = time.monotonic() + 900
+    while not moment() and running[0].poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
     assert moment(), "the moment never came"
 
 
-def _start(
-    program: str, config: Path, workdir: Path, environment: dict[str, str], count: int, output: int
+def start(
+    config: Path,
+    workdir: Path,
+    environment: dict[str, str],
+    count: int = 1,
+    program: str = "tests.small",
+    more: Sequence[Sequence[str]] = (),
+    output: int = subprocess.PIPE,
 ) -> list[subprocess.Popen]:
+    """The processes of a study, `count` of them together, each with its own `more` words; what they say goes to one pipe each."""
     command = [sys.executable, "-m", program, "--config", str(config), "--workdir", str(workdir)]
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     words = [["--distributed", f"localhost:{port},{count},{i}"] if count > 1 else [] for i in range(count)]
+    words = [mine + list(extra) for mine, extra in itertools.zip_longest(words, more, fillvalue=())]
     environment = _without_fakes(environment)
-    return [subprocess.Popen(command + more, env=environment, stdout=output, stderr=output, text=True) for more in words]
+    return [
+        subprocess.Popen(command + mine, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True) for mine in words
+    ]
 
 
 def _without_fakes(extra: dict[str, str]) -> dict[str, str]:

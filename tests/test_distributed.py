@@ -1,13 +1,16 @@
 """Two real processes that train one model together, on loopback: the numbers of one, killed and resumed."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 
 from d3jax.errors import ConfigError
 from d3jax.sharding import agree, bring_up, copies, is_first
 
-from .killing import CLI, kill_when, logged, results, unbroken
+from .killing import CLI, kill_when, logged, results, start, unbroken, until
 
 
 @pytest.mark.slow
@@ -29,6 +32,36 @@ def test_two_processes_have_the_numbers_of_one_and_resume_together(tmp_path):
     ]
     assert losses[1][:5] == pytest.approx(losses[0][:5], rel=1e-4) and len(losses[0]) == len(losses[1])
     assert json.loads((tmp_path / "two" / "environment.json").read_text())["devices"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_where_one_process_goes_the_other_ends_too(tmp_path, sent, code):
+    (tmp_path / "cli.yaml").write_text(CLI)
+    environment = {"D3JAX_CACHE": str(tmp_path / "cache")}
+    first, second = start(tmp_path / "cli.yaml", tmp_path / "out", environment, 2, more=2 * [["--train.steps", "9999"]])
+    until(lambda: logged(tmp_path / "out", '"step": 10'), [first, second])
+    second.send_signal(sent)
+    said, _ = first.communicate(timeout=60)
+    second.communicate(timeout=60)
+    assert (first.returncode, second.returncode) == (1, code)
+    assert said.splitlines()[-1].endswith("run all of them again to continue")
+
+
+@pytest.mark.slow
+def test_processes_with_other_settings_stop_before_any_work(tmp_path):
+    (tmp_path / "cli.yaml").write_text(CLI)
+    both = start(tmp_path / "cli.yaml", tmp_path / "out", {}, 2, more=[[], ["--train.steps", "7"]])
+    for process in both:
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 2 and "the settings of process 1 are not those of process 0" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_waiting_for_the_others_has_an_end():
+    code = "from d3jax import sharding; sharding.PATIENCE = 1; sharding.bring_up('localhost:1,2,1')"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].endswith("not all processes have come within 1 s")
 
 
 def test_alone_nothing_is_shared():
