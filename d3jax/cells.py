@@ -1,22 +1,20 @@
-"""The cells of a study, (attack, seed, defence), as tasks: what each computes, in which folder, after which, and which run together."""
+"""The cells of a study, (attack, seed, defence): which there are, what each begins with, and what they share."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from . import checkpoint
 from .attacks import ATTACKS
 from .attacks.poisoning import poisoned_share
-from .base import Attack, Dataset, Defense, Model, Prepared, Split, Variables, stream
+from .base import Attack, Dataset, Defense, Model, Split, stream
 from .checkpoint import digest
-from .config import Choice, LoopConfig, StudyConfig, program
+from .config import Choice, LoopConfig, StudyConfig
 from .config_file import to_mapping
 from .data import DATASETS, fingerprint, reserve
 from .data.batching import epoch_plan
@@ -27,21 +25,13 @@ from .journal import Journal, Progress
 from .metrics import Counts, make_evaluate
 from .models import MODELS
 from .sharding import agree
-from .stages import Recorder, Stage, Task, recipe_hash
-from .training.backdoor import backdoor_job, poisoned_rows, prepare, trigger_of
-from .training.loop import lines_of
+from .stages import Recorder
+from .training.backdoor import poisoned_rows
 from .training.repeat import memory_free
 from .training.streaming import check_streaming
 
 FORMAT = 2
 """Part of every hash; counted up when the same config would compute other numbers."""
-
-
-class Victim(NamedTuple):
-    """A backdoored model and its trigger."""
-
-    variables: Variables
-    trigger: Any
 
 
 class Case(NamedTuple):
@@ -207,113 +197,6 @@ def make_case(lab: Lab, choice: Choice, attack: Attack, evaluate: Callable[..., 
     poisoned = poisoned_rows(jax.random.key(attack_seed), attack, lab.dataset.train.labels)
     share = poisoned_share(attack, poisoned, config.train.batch_size)
     return Case(choice.label, attack, evaluate, seed, attack_seed, recipe, share, int(poisoned.sum()))
-
-
-def part_of(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:
-    """Part 1 … `parts` of the cells: runs of neighbours, so that few parts need the same backdoored model."""
-    return list(cells[(part - 1) * len(cells) // parts : part * len(cells) // parts])
-
-
-def plan(lab: Lab, cells: Sequence[Cell], compute: bool) -> list[list[Cell]]:
-    """The cells to compute, in groups that run as one program, each after those that it needs; without `compute`, those to read.
-
-    Apart, each cell is a group, in order. Together, the victims of an attack are one group, and so are repairs whose configs
-    differ at most in numbers that programs take as arrays.
-    """
-    wanted: dict[str, Cell] = {}
-    for cell in cells:
-        chain = [cell]
-        while (earlier := chain[-1].needs) and (chain[-1].choice or (compute and not _is_finished(lab, chain[-1]))):
-            chain.append(earlier)
-        for link in reversed(chain):
-            wanted.setdefault(link.name, link)
-    if not lab.together:
-        return [[cell] for cell in wanted.values()]
-    groups: dict[Any, list[Cell]] = {}
-    for cell in sorted(wanted.values(), key=lambda cell: cell.depth + 9 * bool(cell.choice)):  # a stable sort: repairs last
-        key = cell.case.label if cell.choice is None else (cell.choice.name, program(cell.choice.config))
-        if cell.prepares or ((cell.defense.job is None) if cell.choice else lab.streamed):
-            key = cell.name  # more than one loop, or one that is fed: alone
-        groups.setdefault((cell.choice is None, key), []).append(cell)
-    return list(groups.values())
-
-
-def _is_finished(lab: Lab, cell: Cell) -> bool:
-    return checkpoint.exists(task_of(lab, cell, {}).folder / "model")
-
-
-def task_of(lab: Lab, cell: Cell, earlier: Mapping[str, Stage]) -> Task:
-    """What computes `cell`. Its loop needs what the cell needs among the `earlier` finished stages, its result's name only the case."""
-    begins_with = earlier.get(cell.needs.name) if cell.needs else None
-    if cell.choice:
-        return _repair_task(lab, cell, begins_with)
-    return (_trigger_task if cell.prepares else _victim_task)(lab, cell, begins_with)
-
-
-def _cache(lab: Lab) -> Path:
-    return Path(lab.config.cache).expanduser() if lab.config.cache else lab.workdir / "checkpoints"
-
-
-def _trigger_task(lab: Lab, cell: Cell, surrogate: Stage | None) -> Task:
-    """What the attack computes before the training, kept in the cache. Where no clean model is used, any architecture shares it."""
-    case, info, root = cell.case, lab.dataset.info, jax.random.key(cell.case.attack_seed)
-    preparation = case.attack.preparation
-    unused = () if preparation.surrogate else ("model", "net", "train")
-    recipe = {key: value for key, value in case.recipe.items() if key not in unused}
-    images = jax.ShapeDtypeStruct((case.poisoned, *info.shape), jnp.uint8) if preparation.replaces else None
-    clean = lambda: surrogate.tree.variables if preparation.surrogate else None
-    return Task(
-        cell.name,
-        _cache(lab) / f"{info.name}-{case.label}-trigger-{recipe_hash(recipe)}",
-        like=Prepared(jax.eval_shape(case.attack.init, root), images),
-        evaluate=lambda prepared: Counts(*([np.zeros(0, np.int32)] * 5)),
-        work=lambda session: prepare(root, lab.model, clean(), lab.dataset, case.attack, session),
-    )
-
-
-def _victim_task(lab: Lab, cell: Cell, prepared: Stage | None) -> Task:
-    """The backdoored model: trained on the set that the attack poisons, kept in the cache."""
-    case, info, root = cell.case, lab.dataset.info, jax.random.key(cell.case.attack_seed)
-    given = prepared and prepared.tree
-    return Task(
-        cell.name,
-        _cache(lab) / f"{info.name}-{lab.config.model.name}-{case.label}-{recipe_hash(case.recipe)}",
-        like=jax.eval_shape(lambda: Victim(lab.model.init(root), case.attack.init(root))),
-        evaluate=lambda victim: case.evaluate(victim.variables, victim.trigger, lab.dataset.test),
-        job=lambda: backdoor_job(root, lab.model, lab.dataset, case.attack, lab.config.train, given, streamed=lab.streamed),
-        result=lambda job, state: Victim(state.variables, trigger_of(job, state)),
-    )
-
-
-def _repair_task(lab: Lab, cell: Cell, victim: Stage | None) -> Task:
-    """What the defence makes of the victim with the reserved images of the case's seed, counted under the same trigger."""
-    case, choice, defense = cell.case, cell.choice, cell.defense
-    key = stream(jax.random.key(case.seed), "repair")
-    evaluate = lambda variables: case.evaluate(variables, victim.tree.trigger, lab.dataset.test)
-    given = lambda: (key, lab.model, victim.tree.variables, reserved_split(lab, case.seed))
-
-    def work(session):
-        repaired = defense.repair(*given(), session)
-        return repaired.variables, lines_of(repaired.trace)
-
-    def watch(variables):
-        counts = evaluate(variables)
-        return {"watch_acc": counts.acc} | ({"watch_asr": counts.asr} if counts.triggered.sum() else {})
-
-    recipe = {
-        "victim": case.recipe, "defense": choice.name, "settings": to_mapping(choice.config),
-        "seed": case.seed, "reserved": to_mapping(lab.config.reserved),
-    }  # fmt: skip
-    return Task(
-        cell.name,
-        lab.workdir / "checkpoints" / f"{case.label}-{choice.label}-seed{case.seed}-{recipe_hash(recipe)}",
-        like=jax.eval_shape(lab.model.init, key),
-        evaluate=evaluate,
-        job=(lambda: defense.job(*given())) if defense.job else None,
-        work=work,
-        watch=watch,
-        watch_every=lab.config.loop.watch_every,
-    )
 
 
 def reserved_split(lab: Lab, seed: int) -> Split:

@@ -1,7 +1,8 @@
 """A study from config to report: poison, train, repair, evaluate, report.
 
 Every model is a stage in a folder named by the hash of all that made it, so a rerun takes finished ones as they are,
-continues the one that was cut off, and lets many defences share one attack. `cells.py` says what each stage computes.
+continues the one that was cut off, and lets many defences share one attack. `cells.py` has the cells, `tasks.py` what each
+computes, `planning.py` in which order.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import yaml
 
 from .attacks import ATTACKS
 from .base import as_float, as_levels
-from .cells import Cell, Lab, make_cells, open_lab, part_of, plan, task_of
+from .cells import Cell, Lab, make_cells, open_lab
 from .config import StudyConfig
 from .config_file import dumps, to_mapping
 from .data import DATASETS
@@ -29,10 +30,12 @@ from .journal import Progress
 from .metrics import der, predict
 from .models import MODELS
 from .page import Samples, write_report
+from .planning import part_of, plan
 from .report import NUMBERS, print_table, write_csv, write_whole
 from .sharding import is_first, same_everywhere
 from .similarity import likeness
 from .stages import Failure, Result, Stage, read_stage, run_stages
+from .tasks import task_of
 
 REGISTRIES = {
     name: {key: cls for key, (cls, _) in registry.items()}

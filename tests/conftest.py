@@ -15,9 +15,11 @@ import jax
 import pytest
 
 # Compiled programs are shared between tests, as they are between runs: studies here compile the same few steps over and over.
-CACHE = tempfile.mkdtemp(prefix="d3jax-tests-")
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-jax.config.update("jax_compilation_cache_dir", CACHE)
+# The first process makes the folder, before it starts pytest-xdist's workers, and deletes it.
+if "D3JAX_TESTS_CACHE" not in os.environ:
+    os.environ["D3JAX_TESTS_CACHE"] = tempfile.mkdtemp(prefix="d3jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["D3JAX_TESTS_CACHE"], ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", os.environ["D3JAX_TESTS_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 from d3jax.attacks import BadNetsConfig, badnets

@@ -125,6 +125,13 @@ def test_overrides_reach_what_the_file_leaves_out():
     )
 
 
+def test_the_first_half_of_a_study_keeps_its_published_numbers():
+    text = "attacks: [badnets]\ndefenses: [finetune]\npublished: {badnets/finetune: 89.96/1.48}"
+    assert read(text, ("defenses", "[]")).published == {"badnets/finetune": "89.96/1.48"}
+    with pytest.raises(ConfigError, match="published.badnets/finetuen: no such row"):
+        read(text.replace("published: {badnets/finetune", "published: {badnets/finetuen"))
+
+
 def test_help_needs_no_jax_and_less_than_a_second():
     began = time.monotonic()
     code = (

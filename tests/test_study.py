@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from d3jax import cells, run, stages, study
+from d3jax import cells, run, stages, study, tasks
 from d3jax.config_file import dumps, loads
 from d3jax.errors import AttackError, ConfigError, OutOfMemoryError
 from d3jax.journal import Journal, Progress
@@ -80,7 +80,7 @@ def test_rows_and_files(finished):
 
 def test_a_rerun_takes_everything_as_it_is(finished, monkeypatch):
     folder, rows = finished
-    monkeypatch.setattr(cells, "backdoor_job", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(tasks, "backdoor_job", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(cells, "make_evaluate", lambda *_: lambda *_: pytest.fail("evaluated again"))
     again = study.run_study(read(), folder, Progress(quiet=True))
     assert again == rows
@@ -88,7 +88,7 @@ def test_a_rerun_takes_everything_as_it_is(finished, monkeypatch):
 
 def test_a_new_defence_shares_the_victim(finished, monkeypatch):
     folder, rows = finished
-    monkeypatch.setattr(cells, "backdoor_job", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(tasks, "backdoor_job", lambda *_: pytest.fail("trained again"))
     more = study.run_study(read(TINY, ("defenses.0.schedule.steps", "5")), folder, Progress(quiet=True))
     assert numbers(more)[0] == numbers(rows)[0] and numbers(more)[2] == numbers(rows)[2] and numbers(more)[1] != numbers(rows)[1]
 
