@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from d3jax.environment import environment
 
 BATCHES = (128, 256, 512, 1024)
-ATTACKS = ("badnets", "blended", "sig")
+ATTACKS = ("badnets", "blended", "sig", "wanet", "lf", "input_aware", "ssba")
 
 
 def ceilings(options: argparse.Namespace) -> dict[str, Any]:
@@ -147,7 +147,8 @@ def table(attack: str, options: argparse.Namespace) -> dict[str, Any]:
     only = tuple(choice for choice in config.attacks if choice.label == attack)
     mine = {name: text for name, text in config.published.items() if name.startswith(f"{attack}/")}
     began = time.perf_counter()
-    rows = study.run_study(dataclasses.replace(config, attacks=only, published=mine), options.work / f"table-{attack}")
+    config = dataclasses.replace(config, attacks=only, published=mine, cache=config.cache or str(options.work / "models"))
+    rows = study.run_study(config, options.work / f"table-{attack}")
     if failed := [f"{row['defense']}: {row['status']}" for row in rows if row["status"] != "ok"]:
         raise SystemExit("\n".join(failed))
     return {"seconds": time.perf_counter() - began, "rows": rows}
