@@ -26,11 +26,12 @@ from .small import register
 register()
 
 SETTINGS = {
-    "input_aware": {"rate": 0.2, "width": 4, "mask_steps": 80, "mask_batch": 32, "density": 0.05},
+    # Two convolutions hardly tell an image's own trigger from another's: with as many borrowed triggers as own ones ASR ends at 0.7.
+    "input_aware": {"rate": 0.2, "cross_ratio": 0.25, "width": 4, "mask_steps": 80, "mask_batch": 32, "density": 0.05},
     "lf": {"steps": 60, "batch_size": 64, "amplitude": 120, "lr": 0.3},
     "trojannn": {"steps": 60, "size": 4, "margin": 1},
     "lc": {"rate": 0.2, "steps": 12, "eps": 80.0, "step": 16.0},
-    "ssba": {"width": 8, "bits": 2, "steps": 300, "batch_size": 32, "lr": 3e-3},
+    "ssba": {"rate": 0.2, "width": 8, "bits": 2, "steps": 300, "batch_size": 32, "lr": 3e-3},
 }
 SLOW = ("input_aware", "ssba")
 TRAIN = TrainConfig(steps=250, batch_size=64, augment="none", optimizer=OptimConfig(lr=0.05))
@@ -51,8 +52,7 @@ def clean(model, dataset):
 def test_the_attack_succeeds(name, model, dataset):
     """From nothing but key and settings, as a library user calls it."""
     attack = build(name, dataset)
-    steps = 600 if name == "input_aware" else TRAIN.steps  # its generator begins as the model does
-    victim = train_backdoored(KEY, model, dataset, attack, dataclasses.replace(TRAIN, steps=steps))
+    victim = train_backdoored(KEY, model, dataset, attack, TRAIN)
     counts = make_evaluate(model, attack, 4)(victim.variables, victim.trigger, dataset.test)
     assert counts.acc > 0.85 and counts.asr > 0.8
     same = jax.tree.all(jax.tree.map(jnp.array_equal, victim.trigger, attack.init(stream(KEY, "trigger"))))
