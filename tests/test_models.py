@@ -1,5 +1,6 @@
 """The published architecture, exactly; the fast convolution and batch normalisation, equal to Linen's."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -18,8 +19,10 @@ from d3jax.errors import ConfigError
 from d3jax.metrics import make_evaluate
 from d3jax.models import MODELS, PreActResNet18Config, conv, count_parameters, preact_resnet18
 from d3jax.models.conv import Conv, convolve
+from d3jax.models.depthwise import Depthwise
 from d3jax.models.norm import EPSILON, MOMENTUM, BatchNorm, normalise_batch
 from d3jax.models.vgg import adaptive_mean
+from d3jax.sharding import make_mesh, over_data
 from d3jax.training import backdoor_job, fit
 
 INFO = DataInfo("cifar10", (32, 32, 3), tuple("abcdefghij"), (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
@@ -213,6 +216,27 @@ def test_fast_convolution_equals_linens(shape, size, stride):
     for mine, theirs in zip(both(fast, x, kernel, g), both(linen, x, kernel, g), strict=True):
         scale = float(jnp.abs(theirs).max())
         np.testing.assert_allclose(mine / scale, theirs / scale, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8, 4), (2, 3, 5, 1), (4, 1, 9, 6)])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_depthwise_convolution_equals_linens(shape, devices):
+    keys = jax.random.split(jax.random.key(1), 3)
+    x, g = jax.random.normal(keys[0], shape), jax.random.normal(keys[1], shape)
+    fast, linen = Depthwise(7), nn.Conv(shape[3], (7, 7), feature_group_count=shape[3])
+    params = jax.tree.map(lambda leaf: leaf + jax.random.normal(keys[2], leaf.shape), linen.init(keys[2], x))
+    assert jax.tree.map(jnp.shape, fast.init(keys[2], x)) == jax.tree.map(jnp.shape, params)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def both(net, params, x, g):
+        y, back = jax.vjp(net.apply, params, over_data(x))
+        return y, *back(g)
+
+    mesh = make_mesh(1, jax.devices()[:devices])
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        mine = both(fast, params, x, g)
+    for one, other in zip(jax.tree.leaves(mine), jax.tree.leaves(both(linen, params, x, g)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_weight_gradient_is_summed_over_chunks(monkeypatch):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ..base import DataInfo, Model
 from ..config import check_fields, fill_preset, option
 from ..errors import ConfigError
+from .depthwise import Depthwise
 from .linen import Linear, model_of, normalise, resize
 
 PRESETS = {
@@ -43,7 +44,7 @@ class _Block(nn.Module):
     def __call__(self, x):
         channels, start = x.shape[-1], nn.initializers.truncated_normal(0.02)
         dense = lambda out, name: nn.Dense(out, dtype=self.dtype, kernel_init=start, name=name)
-        y = nn.Conv(channels, (7, 7), feature_group_count=channels, dtype=self.dtype, kernel_init=start, name="depthwise")(x)
+        y = Depthwise(7, self.dtype, name="depthwise")(x)
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(y)
         y = dense(channels, "out")(nn.gelu(dense(4 * channels, "hidden")(y), approximate=False))
         scale = self.param("scale", nn.initializers.constant(1e-6), (channels,))
