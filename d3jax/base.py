@@ -53,13 +53,15 @@ class Model(NamedTuple):
 class Batch(NamedTuple):
     """`images [B, H, W, C]` float32 in [0, 1], `labels [B]` int32, `poisoned [B]` bool: the rows the attacker owns.
 
-    `joint` is what the poisoning by a trigger adds that is trained with the model: a `Joint`, else None.
+    `joint` is what the poisoning by a trigger adds that is trained with the model: a `Joint`, else None. `rows [B]` int32 says which
+    of the set they are, where the set is on the device.
     """
 
     images: jax.Array
     labels: jax.Array
     poisoned: jax.Array
     joint: Any = None
+    rows: jax.Array | None = None
 
 
 class Joint(NamedTuple):
@@ -161,12 +163,14 @@ class Defense(NamedTuple):
     `repair(key, model, variables, reserved, session=Session()) -> Repaired` with `reserved` a clean `Split`;
     `check(params, size)` raises `ConfigError` where the repair cannot run on such parameters (shapes suffice) or with that
     many reserved images. `job(key, model, variables, reserved) -> Job` is the loop of a repair that is nothing but one
-    (`defenses.repair.one_loop`): such repairs can run together, as members of one program.
+    (`defenses.repair.one_loop`): such repairs can run together, as members of one program. `search` is what must be found out of
+    the model before (`defenses.target.Search`); defences that search alike share it, and `repair` takes it as `found=`.
     """
 
     repair: Callable[..., Repaired]
     check: Callable[[Params, int], None] = lambda params, size: None
     job: Callable[..., Any] | None = None
+    search: Any = None
 
 
 @jax.tree_util.register_dataclass

@@ -1,11 +1,11 @@
-"""The cells of a study, (attack, seed, defence): which there are, what each begins with, and what they share."""
+"""The cells of a study, (attack, seed, detection or defence): which there are, what each begins with, and what they share."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,15 @@ from .config_file import to_mapping
 from .data import DATASETS, fingerprint, reserve
 from .data.batching import epoch_plan
 from .defenses import DEFENSES
+from .defenses.target import Search, check_size
 from .environment import environment
 from .errors import ConfigError, D3JaxError
+from .inversion import InversionConfig
 from .journal import Journal, Progress
 from .metrics import Counts, make_evaluate
 from .models import MODELS
 from .sharding import agree
-from .stages import Recorder
+from .stages import Recorder, recipe_hash
 from .training.backdoor import poisoned_rows
 from .training.repeat import memory_free
 from .training.streaming import check_streaming
@@ -51,14 +53,34 @@ class Case(NamedTuple):
     surrogate: Case | None = None
 
 
+class Inverting(NamedTuple):
+    """An inversion by `config` of the class `label`, or, where `after` stands, of the one which that detection flags; else of all."""
+
+    config: InversionConfig
+    label: int | None = None
+    after: InversionConfig | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that makes it, as plain data."""
+        return {"config": to_mapping(self.config), "label": self.label, "after": to_mapping(self.after)}
+
+    @property
+    def name(self) -> str:
+        """A name that no other settings have."""
+        whom = "flagged" if self.after else "all" if self.label is None else f"class{self.label}"
+        return f"inversion-{self.config.preset}-{whom}-{recipe_hash(self.settings)[:4]}"
+
+
 class Cell(NamedTuple):
-    """One row of the results: a case and a defence, or none for the backdoored model itself. Or, with `prepares`, what its attack
-    computes before the training, which is no row."""
+    """What a study computes of a case: what its attack finds before the training (a `trigger`), the backdoored `model` itself, an
+    `inversion` of it, or a `repair`. `choice` is the entry of the config: a defence, or a detection that gets rows of its own."""
 
     case: Case
+    kind: Literal["trigger", "model", "inversion", "repair"] = "model"
     choice: Choice | None = None
     defense: Defense | None = None
-    prepares: bool = False
+    inversion: Inverting | None = None
 
     @property
     def label(self) -> str:
@@ -68,23 +90,38 @@ class Cell(NamedTuple):
     @property
     def name(self) -> str:
         """What names the cell's result: cells of one name, such as the victim that several seeds share, are one stage."""
-        seed = self.case.seed if self.choice else self.case.attack_seed
-        what = self.choice.label if self.choice else "trigger" if self.prepares else "train"
+        seed = self.case.attack_seed if self.kind in ("trigger", "model") else self.case.seed
+        what = {"trigger": "trigger", "model": "train"}.get(self.kind) or (self.inversion.name if self.inversion else self.label)
         return f"{self.case.label}/seed{seed}/{what}"
 
     @property
-    def needs(self) -> Cell | None:
-        """The cell whose result this one begins with."""
-        if self.choice:
-            return Cell(self.case)
-        if self.prepares:
-            return self.case.surrogate and Cell(self.case.surrogate)
-        return Cell(self.case, prepares=True) if self.case.attack.preparation else None
+    def needs(self) -> tuple[Cell, ...]:
+        """The cells whose results this one begins with: the model first, then what was found out of it."""
+        if self.kind == "repair":
+            return (Cell(self.case), *searches(self.case, self.defense.search))
+        if self.kind == "inversion":
+            after = self.inversion.after
+            return (Cell(self.case), *([Cell(self.case, "inversion", inversion=Inverting(after))] if after else []))
+        if self.kind == "trigger":
+            return (Cell(self.case.surrogate),) if self.case.surrogate else ()
+        return (Cell(self.case, "trigger"),) if self.case.attack.preparation else ()
 
     @property
     def depth(self) -> int:
-        """How many cells come before it."""
-        return 1 + self.needs.depth if self.needs else 0
+        """How many cells come before it, one after another."""
+        return max((1 + cell.depth for cell in self.needs), default=0)
+
+
+def searches(case: Case, search: Search | None) -> list[Cell]:
+    """The inversions of a search: the detection, if there is one, and that of one class, if it is another."""
+    if search is None:
+        return []
+    if search.target != "detect":
+        return [Cell(case, "inversion", inversion=Inverting(search.inversion, search.target))]
+    found = [Cell(case, "inversion", inversion=Inverting(search.detection))]
+    if search.inversion != search.detection:
+        found.append(Cell(case, "inversion", inversion=Inverting(search.inversion, after=search.detection)))
+    return found
 
 
 class Lab(NamedTuple):
@@ -138,19 +175,23 @@ def _is_streamed(loop: LoopConfig, dataset: Dataset, progress: Progress) -> bool
 
 
 def make_cells(lab: Lab) -> list[Cell]:
-    """Every cell in the order of the results: attack, seed, defence.
+    """Every cell in the order of the results: attack, seed, detection, defence.
 
     Raises what would go wrong later: an attack that this data set refuses, a defence that this model does not suit.
     """
     config, info = lab.config, lab.dataset.info
     params = jax.eval_shape(lab.model.init, jax.random.key(0)).params
     size = len(reserved_split(lab, config.seeds[0]).labels)
-    epoch_plan(len(lab.dataset.train.labels), config.train.batch_size, drop_last=True)
+    with _named("train"):
+        epoch_plan(len(lab.dataset.train.labels), config.train.batch_size, drop_last=True)
     defenses = []
     for choice in config.defenses:
         with _named(f"defenses: {choice.label}"):
             defenses.append((choice, DEFENSES[choice.name][1](choice.config, info)))
             defenses[-1][1].check(params, size)
+    for choice in config.detections:
+        with _named(f"detections: {choice.label}"):
+            check_size(choice.config, size)
     cells, clean = [], None
     for choice in config.attacks:
         with _named(f"attacks: {choice.label}"):
@@ -161,7 +202,8 @@ def make_cells(lab: Lab) -> list[Cell]:
             for seed in config.seeds:
                 surrogate = make_case(lab, *clean, seed) if wanted else None
                 case = make_case(lab, choice, attack, evaluate, seed)._replace(surrogate=surrogate)
-                cells += [Cell(case), *(Cell(case, *pair) for pair in defenses)]
+                cells += [Cell(case), *(Cell(case, "inversion", choice, None, Inverting(choice.config)) for choice in config.detections)]
+                cells += [Cell(case, "repair", *pair) for pair in defenses]
     return cells
 
 

@@ -51,7 +51,7 @@ def check_fields(config: Any) -> None:
     for field in dataclasses.fields(config):
         value, bounds = getattr(config, field.name), field.metadata
         choices = literals_of(hints[field.name])
-        if choices and value not in choices:
+        if choices and value not in choices and not (isinstance(value, int) and int in typing.get_args(hints[field.name])):
             raise ConfigError(f"{field.name}: {value!r} is not one of {names(choices)}{did_you_mean(value, choices)}")
         for number in value if isinstance(value, tuple) else (value,):
             if not isinstance(number, (int, float)) or isinstance(number, bool):
@@ -105,8 +105,10 @@ class OptimConfig:
     momentum: float = option(0.9, "SGD momentum", low=0, high=1, member=True)
     nesterov: bool = option(False, "Nesterov momentum")
     weight_decay: float = option(5e-4, "weight decay: coupled L2 (sgd, adam), decoupled (adamw)", low=0, member=True)
-    schedule: Literal["constant", "cosine", "cosine_epoch", "onecycle"] = option(
-        "cosine_epoch", "cosine_epoch: to 0, constant within an epoch, as the field's PyTorch recipes step it; cosine: per step"
+    schedule: Literal["constant", "cosine", "cosine_epoch", "onecycle", "multistep"] = option(
+        "cosine_epoch",
+        "cosine_epoch: to 0, constant within an epoch, as the field's PyTorch recipes step it; cosine: per step; "
+        "multistep: a tenth after 1/20 of the epochs, a hundredth after half",
     )
 
     def __post_init__(self) -> None:
@@ -172,6 +174,7 @@ class StudyConfig:
     model: Choice = section("models", "preact_resnet18", "the architecture")
     attacks: tuple[Choice, ...] = section("attacks", ("badnets",), "the attacks")
     defenses: tuple[Choice, ...] = section("defenses", ("finetune", "d3"), "the defences tried on every attack")
+    detections: tuple[Choice, ...] = section("detections", (), "how every model is looked at for a backdoor")
     train: TrainConfig = option(TrainConfig, "training of the backdoored model")
     reserved: ReservedConfig = option(ReservedConfig, "the defender's clean images")
     seeds: tuple[int, ...] = option((0,), "one run of everything per seed", low=0, high=2**32 - 1)
@@ -180,6 +183,7 @@ class StudyConfig:
         "auto",
         "of convolutions and products; auto: bfloat16 on GPU and TPU, float32 on CPU; tensorfloat32: NVIDIA's, float32 elsewhere",
     )
+    features: int = option(0, "test images whose features, clean and triggered, the report shows for every model (0: none)", low=0)
     loop: LoopConfig = option(LoopConfig, "logging, checkpoints, steps per call")
     cache: str = option("", "folder for backdoored models shared between studies (empty: inside the run folder)")
     published: dict[str, str] = option(dict, "the published number beside a row, by 'attack/defense'")
@@ -191,7 +195,7 @@ class StudyConfig:
                 raise ConfigError(f"{name}: is empty, a study needs at least one")
         if len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds: {list(self.seeds)} names a seed twice")
-        for name in ("attacks", "defenses"):
+        for name in ("attacks", "defenses", "detections"):
             labels = [choice.label for choice in getattr(self, name)]
             twice = sorted({label for label in labels if labels.count(label) > 1})
             if twice:

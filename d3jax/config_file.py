@@ -163,10 +163,12 @@ class _Reader:
         """A `cls` from `mapping`; what it leaves out is as in `base`, or else as `cls` declares."""
         if not isinstance(mapping, dict):
             self.fail(path, f"want a mapping, got {mapping!r}")
+        if base is not None and mapping.get("preset", getattr(base, "preset", None)) != getattr(base, "preset", None):
+            base = None  # another preset than the default's begins with its own values
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for key in mapping:
             if key not in fields:
-                hint = "; a sweep stands in an entry of attacks or defenses" if key == "sweep" else did_you_mean(key, fields)
+                hint = "; a sweep stands in an entry of attacks, detections or defenses" if key == "sweep" else did_you_mean(key, fields)
                 self.fail(self.longest(_join(path, key)), f"unknown key {key!r}; known keys: {names(fields)}{hint}")
         hints, values = hints_of(cls), {}
         for name, field in fields.items():
@@ -244,6 +246,10 @@ class _Reader:
         if origin in (typing.Union, types.UnionType):
             if value is None and type(None) in args:
                 return None
+            if isinstance(value, str) and (words := literals_of(hint)):
+                if value not in words:
+                    self.fail(path, f"want a whole number or {names(words)}, got {value!r}")
+                return value
             return self.value(next(arg for arg in args if arg is not type(None)), value, path)
         if origin is tuple:
             if not isinstance(value, list):

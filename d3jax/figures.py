@@ -119,7 +119,7 @@ def save_curves(path: Path, runs: Runs, panels: Sequence[Panel], colours: Mappin
     columns = 2 if len(drawn) in (2, 4) else min(3, len(drawn))
     rows = math.ceil(len(drawn) / columns)
     names = list(dict.fromkeys(name for _, lines in drawn for name, _ in lines))
-    with _figure(path, (WIDTH if columns > 1 else 5.0, 2.45 * rows + 0.35)) as figure:
+    with drawing(path, (WIDTH if columns > 1 else 5.0, 2.45 * rows + 0.35)) as figure:
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
         for axis, (panel, lines) in zip(axes, drawn, strict=False):
             _draw_curves(axis, panel, lines, colours)
@@ -144,7 +144,7 @@ def save_classes(
     before = per_class.get("none", {})
     foot = 0.95 if len(classes) <= NAMED else 0.5  # inches, for the class names
     size = (WIDTH, 1.25 * len(names) + foot)
-    with _figure(path, size, layout="none") as figure:
+    with drawing(path, size, layout="none") as figure:
         axes = figure.subplots(len(names), len(kinds), squeeze=False, sharex=True, sharey=True)
         figure.subplots_adjust(left=0.06, right=0.99, top=1 - 0.3 / size[1], bottom=foot / size[1], hspace=0.5, wspace=0.04)
         for line, name in zip(axes, names, strict=True):
@@ -173,11 +173,19 @@ def save_samples(path: Path, clean: np.ndarray, triggered: np.ndarray, *, label_
         triggered: the same images, stamped.
         label_share: a fraction of the width in (0, 1).
     """
-    if clean.shape[3] not in (1, 3):
-        clean, triggered = (images.mean(-1, keepdims=True).astype(np.uint8) for images in (clean, triggered))
+    clean, triggered = drawable(clean), drawable(triggered)
     residual = np.clip(10 * np.abs(triggered.astype(np.int16) - clean.astype(np.int16)), 0, 255).astype(np.uint8)
-    rows = {"clean": clean, "triggered": triggered, "residual ×10": residual}
-    zoom = max(1, 160 // clean.shape[1])  # so that the white between images is finer than their pixels
+    return save_rows(path, {"clean": clean, "triggered": triggered, "residual ×10": residual}, label_share=label_share)
+
+
+def drawable(images: np.ndarray) -> np.ndarray:
+    """Images [n, H, W, C] with 1 or 3 channels; of other counts their mean."""
+    return images if images.shape[3] in (1, 3) else images.mean(-1, keepdims=True).astype(images.dtype)
+
+
+def save_rows(path: Path, rows: Mapping[str, np.ndarray], *, label_share: float) -> Path:
+    """Rows of uint8 images [n, H, W, 1 or 3], each with its name to the left; pixels stay pixels."""
+    zoom = max(1, 160 // next(iter(rows.values())).shape[1])  # so that the white between images is finer than their pixels
     lines = [images.repeat(zoom, axis=1).repeat(zoom, axis=2) for images in rows.values()]
     count, height, width = lines[0].shape[:3]
     gap = max(1, round(0.04 * height))
@@ -185,7 +193,7 @@ def save_samples(path: Path, clean: np.ndarray, triggered: np.ndarray, *, label_
     picture = np.concatenate([np.concatenate(list(line), axis=1) for line in lines])
     cell = 1.05  # inches
     size = (count * cell / (1 - label_share), len(rows) * cell * (height + 2 * gap) / (width + 2 * gap))
-    with _figure(path, size, layout="none") as figure:
+    with drawing(path, size, layout="none") as figure:
         axis = figure.add_axes((label_share, 0, 1 - label_share, 1))
         axis.imshow(np.broadcast_to(picture, (*picture.shape[:2], 3)), aspect="auto")
         axis.set_axis_off()
@@ -195,7 +203,7 @@ def save_samples(path: Path, clean: np.ndarray, triggered: np.ndarray, *, label_
 
 
 @contextlib.contextmanager
-def _figure(path: Path, size: tuple[float, float], layout: Any = "constrained") -> Iterator[Any]:
+def drawing(path: Path, size: tuple[float, float], layout: Any = "constrained") -> Iterator[Any]:
     """A white figure of `size` inches that is saved to `path` at the end."""
     import matplotlib
     from matplotlib.figure import Figure

@@ -23,20 +23,25 @@ def plan(lab: Lab, cells: Sequence[Cell], compute: bool) -> list[list[Cell]]:
     differ at most in numbers that programs take as arrays.
     """
     wanted: dict[str, Cell] = {}
+
+    def want(cell: Cell) -> None:
+        if cell.kind == "repair" or (compute and not _is_finished(lab, cell)):
+            for needed in cell.needs:
+                want(needed)
+        wanted.setdefault(cell.name, cell)
+
     for cell in cells:
-        chain = [cell]
-        while (earlier := chain[-1].needs) and (chain[-1].choice or (compute and not _is_finished(lab, chain[-1]))):
-            chain.append(earlier)
-        for link in reversed(chain):
-            wanted.setdefault(link.name, link)
+        want(cell)
     if not lab.together:
         return [[cell] for cell in wanted.values()]
     groups: dict[Any, list[Cell]] = {}
-    for cell in sorted(wanted.values(), key=lambda cell: cell.depth + 9 * bool(cell.choice)):  # a stable sort: repairs last
-        key = cell.case.label if cell.choice is None else (cell.choice.name, program(cell.choice.config))
-        if cell.prepares or ((cell.defense.job is None) if cell.choice else lab.streamed):
-            key = cell.name  # more than one loop, or one that is fed: alone
-        groups.setdefault((cell.choice is None, key), []).append(cell)
+    for cell in sorted(wanted.values(), key=lambda cell: cell.depth + 9 * (cell.kind == "repair")):  # a stable sort: repairs last
+        key: Any = cell.name  # more than one loop, or one that is fed: alone
+        if cell.kind == "repair" and cell.defense.job:
+            key = (cell.choice.name, program(cell.choice.config))
+        elif cell.kind == "model" and not lab.streamed:
+            key = cell.case.label
+        groups.setdefault((cell.kind, key), []).append(cell)
     return list(groups.values())
 
 

@@ -281,6 +281,33 @@ def _table(summaries: Sequence[Row]) -> Any:
     return table
 
 
+def print_detections(rows: Sequence[Row]) -> None:
+    """Prints a line for every detection of `detection_rows`, nothing where there are none."""
+    if rows:
+        print("\n".join(f" {detection['text']}" for detection in detections(rows)) + "\n")
+
+
+def detections(rows: Sequence[Row]) -> list[Row]:
+    """One row for each (dataset, model, attack, seed, detection) of detections.csv: its highest index among the small norms, the
+    classes `flagged`, whether that is `right` (all and only targets), and a `text` that says so."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in ("dataset", "model", "attack", "seed", "detection")), []).append(row)
+    found = []
+    for key, group in groups.items():
+        named = dict(zip(("dataset", "model", "attack", "seed", "detection"), key, strict=True))
+        flagged = [row["class"] for row in group if row["flagged"]]
+        targets = [row["class"] for row in group if row["is_target"]]
+        smallest = min(group, key=lambda row: row["norm"])
+        what = f"flags {', '.join(flagged)}" if flagged else "flags nothing"
+        hit, alarm = [name for name in flagged if name in targets], [name for name in flagged if name not in targets]
+        words = "no backdoor: right" if not targets and not flagged else "no backdoor: false alarm" if not targets else ""
+        words = words or ("misses " + ", ".join(targets) if not hit else "right" if not alarm else "right, and false alarms")
+        text = f"{named['attack']}, seed {named['seed']}, {named['detection']}: {what} (index of the smallest {smallest['index']:.2f}); {words}"
+        found.append(named | {"flagged": flagged, "anomaly_index": smallest["index"], "right": flagged == targets, "text": text})
+    return found
+
+
 def group_of(row: Row) -> tuple[str, str, str]:
     """What rows of one table share: data set, model, attack."""
     return row["dataset"], row["model"], row["attack"]

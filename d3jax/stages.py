@@ -230,17 +230,18 @@ def _failed(task: Task, error: Exception, recorder: Recorder) -> Failure:
     return Failure(message)
 
 
-def _session(task: Task, recorder: Recorder) -> Session:
-    """What surrounds the stage's loop: the journal, the terminal, and checkpoints in its folder."""
-    rolling, loop = checkpoint.Rolling(task.folder / "steps"), recorder.loop
+def _session(task: Task, recorder: Recorder, part: str = "") -> Session:
+    """What surrounds the stage's loop, or one `part` of several: the journal, the terminal, and checkpoints in its folder."""
+    rolling, loop = checkpoint.Rolling(task.folder / "steps" / part), recorder.loop
+    name = f"{task.name}/{part}" if part else task.name
 
     def start(step: int, lines: list[Line]) -> None:
-        recorder.journal.reset(task.name, lines)
-        if step:
-            recorder.progress.say(f"{task.name}: continues at step {step}")
+        recorder.journal.reset(name, lines)
+        if lines:  # a later one of several loops begins at a step too
+            recorder.progress.say(f"{name}: continues at step {step}")
 
     def log(line: Line, steps: int) -> None:
-        recorder.journal.write(task.name, line)
+        recorder.journal.write(name, line)
         recorder.progress.update(line, steps)
 
     def restore(state: TrainState, step: int) -> tuple[TrainState, list[Line]] | None:
@@ -254,12 +255,14 @@ def _session(task: Task, recorder: Recorder) -> Session:
         saved=rolling.steps,
         restore=restore,
         watch=task.watch,
-        say=lambda text: recorder.progress.say(f"{task.name}: {text}"),
+        say=lambda text: recorder.progress.say(f"{name}: {text}"),
+        part=lambda inside: _session(task, recorder, f"{part}/{inside}" if part else inside),
         log_every=loop.log_every,
         save_every=loop.save_every,
         save_seconds=loop.save_seconds,
+        save_last=bool(part),
         watch_every=task.watch_every,
         steps_per_call=loop.steps_per_call,
         devices=recorder.devices,
-        profile=recorder.profile and str(Path(recorder.profile) / task.name),
+        profile=recorder.profile and str(Path(recorder.profile) / name),
     )

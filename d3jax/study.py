@@ -11,52 +11,37 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import yaml
 
 from .attacks import ATTACKS
-from .base import as_float, as_levels
 from .cells import Cell, Lab, make_cells, open_lab
 from .config import StudyConfig
 from .config_file import dumps, to_mapping
 from .data import DATASETS
 from .defenses import DEFENSES
 from .errors import ConfigError
+from .exhibits import Said, samples_of, say, targets_of
+from .inversion import DETECTIONS, detect
 from .journal import Progress
-from .metrics import der, predict
+from .metrics import der
 from .models import MODELS
-from .page import Samples, write_report
+from .page import write_report
 from .planning import part_of, plan
-from .report import NUMBERS, print_table, write_csv, write_whole
+from .report import NUMBERS, print_detections, print_table, write_csv, write_whole
 from .sharding import is_first, same_everywhere
-from .similarity import likeness
 from .stages import Failure, Result, Stage, read_stage, run_stages
-from .tasks import task_of
+from .tasks import found_of, task_of
 
 REGISTRIES = {
     name: {key: cls for key, (cls, _) in registry.items()}
-    for name, registry in (("datasets", DATASETS), ("models", MODELS), ("attacks", ATTACKS), ("defenses", DEFENSES))
+    for name, registry in (("datasets", DATASETS), ("models", MODELS), ("attacks", ATTACKS), ("detections", DETECTIONS), ("defenses", DEFENSES))
 }
 
 PRODUCTS = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": "default"}
 """jax's name for each precision. Its default for float32 on NVIDIA cards is TF32, which would be another result of one name."""
-
-SHOWN, COMPARED = 8, 500
-"""Test images in the report's grid, and behind its PSNR and SSIM."""
-
-
-class Shown(NamedTuple):
-    """The report's images of one case: `clean` and `triggered` uint8, true `labels`, the attacker's `targets`."""
-
-    clean: jax.Array
-    triggered: jax.Array
-    labels: jax.Array
-    targets: jax.Array
-
 
 def run_study(
     config: StudyConfig,
@@ -87,6 +72,7 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
     config = lab.config
     everything = make_cells(lab)
     cells = part_of(everything, *part) if part else everything
+    models = [cell for cell in cells if cell.kind != "inversion"]
     same_everywhere(dumps(config), "settings")
     if is_first():
         for setting, folder in (("--workdir", lab.workdir), ("--cache", config.cache), ("--profile", lab.recorder.profile)):
@@ -97,24 +83,28 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
         write_whole(lab.workdir / "environment.json", json.dumps(lab.recorder.environment, indent=1))
     results: dict[str, Result] = {}
     earlier: dict[str, Stage] = {}
-    said: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    said: dict[str, Said] = {}
     rows: list[dict[str, Any]] = []
     for group in plan(lab, cells, compute):
         done = run_group(lab, group, earlier, results, compute)
         for cell, result in zip(group, done, strict=True):
             if isinstance(result, Stage):
-                earlier |= {cell.name: result} if cell.choice is None else {}
-                if cell.case.seed == config.seeds[0] and not cell.prepares:
-                    variables = result.tree.variables if cell.choice is None else result.tree
-                    said[cell.name] = say(lab, shown(lab, cell, earlier), variables)
-                result = result._replace(tree=None)  # a study of many wide models would fill the device with them
+                earlier |= {cell.name: result} if cell.kind != "repair" else {}
+                if cell.case.seed == config.seeds[0] and cell.kind in ("model", "repair"):
+                    variables = result.tree.variables if cell.kind == "model" else result.tree
+                    said[cell.name] = say(lab, cell, earlier, variables)
+                # A study of many wide models would fill the device with them.
+                result = result._replace(tree=jax.device_get(result.tree) if cell.kind == "inversion" else None)
             results[cell.name] = result
-        rows = [row(lab, cell, results) for cell in cells if cell.name in results]
+        rows = [row(lab, cell, results) for cell in models if cell.name in results]
         if is_first() and not part:
             write_csv(lab.workdir / "results.csv", rows)
-            write_csv(lab.workdir / "per_class.csv", class_rows(lab, cells, results), columns=())
+            write_csv(lab.workdir / "per_class.csv", class_rows(lab, models, results), columns=())
+            if config.detections:
+                write_csv(lab.workdir / "detections.csv", detection_rows(lab, cells, results), columns=())
     if is_first():
-        print_table([row(lab, cell, results) for cell in _models_of_others(cells)] + rows)
+        print_table([row(lab, cell, results) for cell in _models_of_others(models)] + rows)
+        print_detections(detection_rows(lab, cells, results))
     if is_first() and part:
         share = f"part {part[0]} of {part[1]}: {len(cells)} of {len(everything)} cells"
         lab.recorder.progress.say(f"{share}; when all are done, --report gathers them")
@@ -126,8 +116,8 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
 
 def _models_of_others(cells: Sequence[Cell]) -> list[Cell]:
     """The backdoored models that repairs in `cells` began with and that are not among them, as in a part of a study."""
-    mine = {(cell.case.label, cell.case.seed) for cell in cells if cell.choice is None}
-    used = {(cell.case.label, cell.case.seed): Cell(cell.case) for cell in cells if cell.choice}
+    mine = {(cell.case.label, cell.case.seed) for cell in cells if cell.kind == "model"}
+    used = {(cell.case.label, cell.case.seed): Cell(cell.case) for cell in cells if cell.kind == "repair"}
     return [model for key, model in used.items() if key not in mine]
 
 
@@ -165,7 +155,8 @@ def run_group(
     lab: Lab, group: Sequence[Cell], earlier: dict[str, Stage], results: dict[str, Result], compute: bool
 ) -> list[Result]:
     """The results of cells that run together; one fails, or is unfinished, as what it needs did or is."""
-    orphans = {cell.name: cell.needs for cell in group if cell.needs and isinstance(results.get(cell.needs.name), Failure)}
+    broken = lambda cell: [needed for needed in cell.needs if isinstance(results.get(needed.name), Failure)]
+    orphans = {cell.name: broken(cell)[0] for cell in group if broken(cell)}
     tasks = [task_of(lab, cell, earlier) for cell in group if cell.name not in orphans]
     if compute:
         done = run_stages(tasks, lab.recorder)
@@ -174,7 +165,7 @@ def run_group(
     found: dict[str, Result] = dict(zip((task.name for task in tasks), done, strict=True))
     for name, needed in orphans.items():
         unfinished = results[needed.name].unfinished
-        kind = "trigger" if needed.prepares else "backdoored model" if needed.case.poison_rate else "clean model"
+        kind = needed.kind if needed.kind != "model" else "backdoored model" if needed.case.poison_rate else "clean model"
         found[name] = Failure(f"its {kind} {'is not finished' if unfinished else 'failed'}", unfinished)
     return [found[cell.name] for cell in group]
 
@@ -188,13 +179,16 @@ def row(lab: Lab, cell: Cell, results: dict[str, Result]) -> dict[str, Any]:
     }  # fmt: skip
     if isinstance(result, Stage):
         counts, last = result.counts, result.lines[-1] if result.lines else {}
-        effect = der(results[Cell(case).name].counts, counts) if cell.choice else math.nan
+        effect = der(results[Cell(case).name].counts, counts) if cell.kind == "repair" else math.nan
         values |= {
             "acc": counts.acc, "asr": counts.asr, "ra": counts.ra, "der": effect,
             "n_clean": int(counts.clean.sum()), "n_triggered": int(counts.triggered.sum()), "seconds": result.seconds,
             "members": result.members, "cosine": last.get("cosine"), "distance_ratio": last.get("distance_ratio"),
             "commit": result.environment["commit"], "device": result.environment["device"],
         }  # fmt: skip
+        if found := found_of(cell, results):
+            anomaly = found.detection.anomaly if found.detection else None
+            values |= {"target": found.target, "chosen": found.how, "anomaly_index": anomaly, "trigger_success": found.success}
     values |= {
         "attack_seed": case.attack_seed,
         "net": " ".join(f"{key}={value}" for key, value in to_mapping(config.model.config).items()),
@@ -202,6 +196,25 @@ def row(lab: Lab, cell: Cell, results: dict[str, Result]) -> dict[str, Any]:
         "published": config.published.get(f"{case.label}/{cell.label}", "none"),
     }
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
+
+
+def detection_rows(lab: Lab, cells: Sequence[Cell], results: dict[str, Result]) -> list[dict[str, Any]]:
+    """The lines of detections.csv: what every detection of the config says of every class."""
+    rows = []
+    for cell in cells:
+        result = results.get(cell.name)
+        if cell.kind == "inversion" and isinstance(result, Stage):
+            tree, case = result.tree, cell.case
+            found = detect(tree.norms, cell.choice.config.median)
+            wanted = targets_of(case.attack, lab.dataset.info.num_classes) if case.poison_rate else set()
+            for i, label in enumerate(tree.labels.tolist()):
+                rows.append({
+                    "dataset": lab.dataset.info.name, "model": lab.config.model.name, "attack": case.label, "seed": case.seed,
+                    "detection": cell.choice.label, "class": lab.dataset.info.classes[label], "is_target": label in wanted,
+                    "flagged": bool(found.flagged[i]), "norm": float(tree.norms[i]), "index": float(found.index[i]),
+                    "success": float(tree.success[i]), "passes": int(tree.passes[i]), "seconds": result.seconds,
+                })  # fmt: skip
+    return rows
 
 
 def class_rows(lab: Lab, cells: Sequence[Cell], results: dict[str, Result]) -> list[dict[str, Any]]:
@@ -215,36 +228,3 @@ def class_rows(lab: Lab, cells: Sequence[Cell], results: dict[str, Result]) -> l
             for i, name in enumerate(lab.dataset.info.classes):
                 rows.append(where | {"class": name} | {key: values[i] for key, values in counts.items()})
     return rows
-
-
-def shown(lab: Lab, cell: Cell, earlier: dict[str, Stage], count: int = SHOWN) -> Shown:
-    """The first `count` test images of which the attacker wants another class, clean and triggered."""
-    attack, trigger, (images, labels) = cell.case.attack, earlier[Cell(cell.case).name].tree.trigger, lab.dataset.test
-    wanted = attack.relabel(labels)
-    candidates = np.flatnonzero(np.asarray(wanted != labels))
-    rows = (candidates if candidates.size else np.arange(len(labels)))[:count]
-    triggered = as_levels(attack.stamp(trigger, as_float(images[rows]))).astype(jnp.uint8)
-    return Shown(images[rows], triggered, labels[rows], wanted[rows])
-
-
-def say(lab: Lab, pictures: Shown, variables: Any) -> tuple[np.ndarray, np.ndarray]:
-    """What a model says of the clean and of the triggered images."""
-    return tuple(np.asarray(predict(lab.model, variables, images)) for images in (pictures.clean, pictures.triggered))
-
-
-def samples_of(lab: Lab, cells: Sequence[Cell], results: dict[str, Result], earlier: dict, said: dict) -> list[Samples]:
-    """For every attack under the first seed: a few images, and what every model says of them, for the report."""
-    samples = []
-    for first in cells:
-        if first.choice is None and first.case.seed == lab.config.seeds[0] and first.name in earlier:
-            mine = [cell for cell in cells if cell.case is first.case and isinstance(results[cell.name], Stage)]
-            many = shown(lab, first, earlier, COMPARED)
-            pictures = Shown(*(np.asarray(part[:SHOWN]) for part in many))
-            samples.append(Samples(
-                first.case.label, first.case.seed, *pictures[:3], lab.dataset.info.classes,
-                predictions={cell.label: said[cell.name] for cell in mine},
-                per_class={cell.label: results[cell.name].counts.per_class() for cell in mine},
-                targets=pictures.targets,
-                likeness=likeness(as_float(many.clean), as_float(many.triggered)),
-            ))  # fmt: skip
-    return samples

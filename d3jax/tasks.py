@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .base import Prepared, Variables, stream
-from .cells import Cell, Lab, reserved_split
+from .cells import Case, Cell, Lab, reserved_split
 from .config_file import to_mapping
+from .defenses.target import Found, flagged_label, gather
+from .inversion import invert, like, nothing
 from .metrics import Counts
 from .stages import Stage, Task, recipe_hash
 from .training.backdoor import backdoor_job, prepare, trigger_of
@@ -28,17 +30,15 @@ class Victim(NamedTuple):
 
 def task_of(lab: Lab, cell: Cell, earlier: Mapping[str, Stage]) -> Task:
     """What computes `cell`. Its loop needs what the cell needs among the `earlier` finished stages, its result's name only the case."""
-    begins_with = earlier.get(cell.needs.name) if cell.needs else None
-    if cell.choice:
-        return _repair_task(lab, cell, begins_with)
-    return (_trigger_task if cell.prepares else _victim_task)(lab, cell, begins_with)
+    make = {"trigger": _trigger_task, "model": _victim_task, "inversion": _inversion_task, "repair": _repair_task}[cell.kind]
+    return make(lab, cell, *(earlier.get(needed.name) for needed in cell.needs))
 
 
 def _cache(lab: Lab) -> Path:
     return Path(lab.config.cache).expanduser() if lab.config.cache else lab.workdir / "checkpoints"
 
 
-def _trigger_task(lab: Lab, cell: Cell, surrogate: Stage | None) -> Task:
+def _trigger_task(lab: Lab, cell: Cell, surrogate: Stage | None = None) -> Task:
     """What the attack computes before the training, kept in the cache. Where no clean model is used, any architecture shares it."""
     case, info, root = cell.case, lab.dataset.info, jax.random.key(cell.case.attack_seed)
     preparation = case.attack.preparation
@@ -50,12 +50,12 @@ def _trigger_task(lab: Lab, cell: Cell, surrogate: Stage | None) -> Task:
         cell.name,
         _cache(lab) / f"{info.name}-{case.label}-trigger-{recipe_hash(recipe)}",
         like=Prepared(jax.eval_shape(case.attack.init, root), images),
-        evaluate=lambda prepared: Counts(*([np.zeros(0, np.int32)] * 5)),
+        evaluate=_count_nothing,
         work=lambda session: prepare(root, lab.model, clean(), lab.dataset, case.attack, session),
     )
 
 
-def _victim_task(lab: Lab, cell: Cell, prepared: Stage | None) -> Task:
+def _victim_task(lab: Lab, cell: Cell, prepared: Stage | None = None) -> Task:
     """The backdoored model: trained on the set that the attack poisons, kept in the cache."""
     case, info, root = cell.case, lab.dataset.info, jax.random.key(cell.case.attack_seed)
     given = prepared and prepared.tree
@@ -69,25 +69,71 @@ def _victim_task(lab: Lab, cell: Cell, prepared: Stage | None) -> Task:
     )
 
 
-def _repair_task(lab: Lab, cell: Cell, victim: Stage | None) -> Task:
+def _inversion_task(lab: Lab, cell: Cell, victim: Stage | None, detected: Stage | None = None) -> Task:
+    """The inversion of all classes of the victim, or of one, with the reserved images of the case's seed; kept in the cache."""
+    case, info, wanted = cell.case, lab.dataset.info, cell.inversion
+    labels = None if wanted.label is None else [wanted.label]
+    key = stream(_repair_key(case), "inversion")
+
+    def work(session):
+        given = (key, lab.model, victim.tree.variables, reserved_split(lab, case.seed), wanted.config)
+        if wanted.after:
+            label = flagged_label(detected.tree, wanted.after)
+            return (nothing(info.shape), []) if label < 0 else invert(*given, [label], session)
+        return invert(*given, labels, session)
+
+    recipe = {"inversion": wanted.settings, **_begins_with(lab, case)}
+    return Task(
+        cell.name,
+        _cache(lab) / f"{info.name}-{case.label}-{wanted.name}-seed{case.seed}-{recipe_hash(recipe)}",
+        like=like(info.num_classes if wanted.label is None and not wanted.after else 1, info.shape),
+        evaluate=_count_nothing,
+        work=work,
+    )
+
+
+def _count_nothing(tree: Any) -> Counts:
+    """The counts of a stage that is no model."""
+    return Counts(*([np.zeros(0, np.int32)] * 5))
+
+
+def _repair_key(case: Case) -> jax.Array:
+    return stream(jax.random.key(case.seed), "repair")
+
+
+def _begins_with(lab: Lab, case: Case) -> dict[str, Any]:
+    """What repairs and inversions of a case begin with, as part of their recipes."""
+    return {"victim": case.recipe, "seed": case.seed, "reserved": to_mapping(lab.config.reserved)}
+
+
+def found_of(cell: Cell, results: Mapping[str, Any]) -> Found | None:
+    """What was found out of the model before a repair, from the inversions among the `results`; None for what needs none."""
+    if cell.kind != "repair" or cell.defense.search is None:
+        return None
+    return gather(cell.defense.search, *[results[needed.name].tree for needed in cell.needs[1:]])
+
+
+def _repair_task(lab: Lab, cell: Cell, victim: Stage | None, *searched: Stage | None) -> Task:
     """What the defence makes of the victim with the reserved images of the case's seed, counted under the same trigger."""
     case, choice, defense = cell.case, cell.choice, cell.defense
-    key = stream(jax.random.key(case.seed), "repair")
+    key = _repair_key(case)
     evaluate = lambda variables: case.evaluate(variables, victim.tree.trigger, lab.dataset.test)
     given = lambda: (key, lab.model, victim.tree.variables, reserved_split(lab, case.seed))
 
     def work(session):
-        repaired = defense.repair(*given(), session)
+        options = {}
+        if defense.search:
+            found = gather(defense.search, *[stage.tree for stage in searched])
+            session.say(f"class {found.target}, {found.how}" if found.target >= 0 else f"{found.how}: the model stays as it is")
+            options = {"found": found}
+        repaired = defense.repair(*given(), session, **options)
         return repaired.variables, lines_of(repaired.trace)
 
     def watch(variables):
         counts = evaluate(variables)
         return {"watch_acc": counts.acc} | ({"watch_asr": counts.asr} if counts.triggered.sum() else {})
 
-    recipe = {
-        "victim": case.recipe, "defense": choice.name, "settings": to_mapping(choice.config),
-        "seed": case.seed, "reserved": to_mapping(lab.config.reserved),
-    }  # fmt: skip
+    recipe = {"defense": choice.name, "settings": to_mapping(choice.config), **_begins_with(lab, case)}
     return Task(
         cell.name,
         lab.workdir / "checkpoints" / f"{case.label}-{choice.label}-seed{case.seed}-{recipe_hash(recipe)}",

@@ -47,7 +47,7 @@ def test_epoch_plan(size, batch, drop_last, plan):
 
 
 def test_a_training_batch_is_not_larger_than_the_set():
-    with pytest.raises(ConfigError, match="train.batch_size: 101 is more than the 100 training images"):
+    with pytest.raises(ConfigError, match="batch_size: 101 is more than the 100 images"):
         epoch_plan(100, 101, drop_last=True)
 
 

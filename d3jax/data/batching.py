@@ -16,7 +16,7 @@ def epoch_plan(size: int, batch_size: int, *, drop_last: bool) -> tuple[int, int
     batch is one batch. Raises `ConfigError` where `drop_last` leaves nothing.
     """
     if drop_last and batch_size > size:
-        raise ConfigError(f"train.batch_size: {batch_size} is more than the {size} training images")
+        raise ConfigError(f"batch_size: {batch_size} is more than the {size} images there are")
     batch_size = min(batch_size, size)
     steps = size // batch_size if drop_last else -(-size // batch_size)
     return steps, batch_size if drop_last else size // steps

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import optax
 
 from ..base import DataInfo, Defense, Model, Params, Repaired, Split, Variables
 from ..config import OptimConfig, check_fields, option
@@ -57,14 +58,22 @@ def repair_job(
     project: Project = lambda params, data: params,
     anchor: Params | None = None,
     hyper: Any = (),
+    fixed: Any = None,
+    drop_last: bool = False,
 ) -> Job:
-    """`minimise_job` on the reserved images by a `schedule`, with the augmentation that the data set allows."""
-    steps_per_epoch, batch_size = epoch_plan(len(reserved.labels), schedule.batch_size, drop_last=False)
+    """`minimise_job` on the reserved images by a `schedule`, with the augmentation that the data set allows.
+
+    `fixed`, Python bools in the structure of the parameters, says which of them nothing may change, weight decay included.
+    `drop_last` is `epoch_plan`'s.
+    """
+    steps_per_epoch, batch_size = epoch_plan(len(reserved.labels), schedule.batch_size, drop_last=drop_last)
     steps = schedule.steps or schedule.epochs * steps_per_epoch
+    tx = make_optimizer(schedule.optimizer, steps=steps, steps_per_epoch=steps_per_epoch)
+    if fixed is not None:
+        tx = optax.multi_transform({False: tx, True: optax.set_to_zero()}, fixed)
     return minimise_job(
         key, variables, reserved,
-        loss=loss, project=project, anchor=anchor, hyper=hyper,
-        tx=make_optimizer(schedule.optimizer, steps=steps, steps_per_epoch=steps_per_epoch),
+        loss=loss, project=project, anchor=anchor, hyper=hyper, tx=tx,
         steps=steps, steps_per_epoch=steps_per_epoch, batch_size=batch_size,
         augment=make_augment(info, schedule.augment),
     )  # fmt: skip

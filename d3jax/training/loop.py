@@ -28,7 +28,8 @@ Line = dict[str, float]
 class Job(NamedTuple):
     """A loop ready to run: `step` from `state` until it has seen `steps` steps, called with `data`.
 
-    Where `feed` is given, `data.batch` is what it brings for each step; such a job runs alone.
+    Where `feed` is given, `data.batch` is what it brings for each step. `finished(state)` may end the loop before: it is asked
+    whenever the host looks in. Such jobs run alone.
     """
 
     step: Step
@@ -36,6 +37,7 @@ class Job(NamedTuple):
     data: Any
     steps: int
     feed: Feed | None = None
+    finished: Callable[[TrainState], bool] | None = None
 
 
 class Session(NamedTuple):
@@ -44,8 +46,10 @@ class Session(NamedTuple):
     `start(step, lines)` is called once, with where the loop begins; `log(line, steps)` every `log_every` steps and whenever
     something below is due; `save(state, lines)` every `save_every` steps, but `save_seconds` apart, and never with a broken
     state. `saved()` lists the steps of which there are checkpoints, oldest first, and `restore(state, step)` gives back
-    (state, lines) of one, or None where it turns out unreadable. `watch(variables) -> metrics` is measured every
-    `watch_every` steps (0: never) and added to the line, for plots only. `say` is told of sizes.
+    (state, lines) of one, or None where it turns out unreadable. `save_last`: the last state is saved too, as a later loop
+    begins with it. `part(name)` is the session of one of several loops, with checkpoints and lines of its own (`within`).
+    `watch(variables) -> metrics` is measured every `watch_every` steps (0: never) and added to the line, for plots only.
+    `say` is told of sizes.
 
     `steps_per_call` 0 suits the backend, `devices` share the work (none: the default device), and a profile of the
     second logged period, or of the only one, goes to the folder `profile`.
@@ -58,13 +62,20 @@ class Session(NamedTuple):
     restore: Callable[[TrainState, int], tuple[TrainState, list[Line]] | None] = lambda state, step: None
     watch: Callable[[Variables], Line] = lambda variables: {}
     say: Callable[[str], None] = lambda text: None
+    part: Callable[[str], Session] | None = None
     log_every: int = 25
     save_every: int = 0
     save_seconds: float = 0.0
+    save_last: bool = False
     watch_every: int = 0
     steps_per_call: int = 0
     devices: Sequence[jax.Device] = ()
     profile: str = ""
+
+    def within(self, name: str) -> Session:
+        """The session of one of several loops: no loop's checkpoint may be taken for another's."""
+        nothing = Session()
+        return self.part(name) if self.part else self._replace(save=nothing.save, saved=list, restore=nothing.restore)
 
 
 Outcome = tuple[TrainState, list[Line]] | DivergedError
@@ -89,10 +100,11 @@ def fit_members(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcom
     The jobs have one `step` function in common (the first one's is taken), states and data of the same shapes, and the same
     number of steps; the sessions have the same periods. Arrays of `data` that all jobs share are kept once. A job that
     diverges is out; the others go on. Jobs that were left at different steps, with no checkpoint of the same, go on in groups
-    of those that were left at the same. Raises `OutOfMemoryError`, and `ValueError` for several jobs of which one is fed.
+    of those that were left at the same. Raises `OutOfMemoryError`, and `ValueError` for several jobs of which one is fed or may
+    end before the others.
     """
-    if len(jobs) > 1 and any(job.feed for job in jobs):
-        raise ValueError("a job with a feed runs alone")
+    if len(jobs) > 1 and any(job.feed or job.finished for job in jobs):
+        raise ValueError("a job with a feed, or with an end of its own, runs alone")
     outcomes: list[Outcome | None] = [None] * len(jobs)
     for group in _groups(sessions):
         with out_of_memory_named():
@@ -112,7 +124,8 @@ def _fit(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcome]:
     started = saved = time.monotonic()
     profiled = min(done + 2 * session.log_every, steps)  # where the second logged period ends
     broken: dict[int, DivergedError] = {}
-    for until in _boundaries(done, steps, session):
+    finished = jobs[0].finished or (lambda state: False)
+    for until in () if finished(members.state_of(state, 0)) else _boundaries(done, steps, session):
         first, pending, tracing = done, [], False
         with contextlib.ExitStack() as trace:
             for count in _chunks(until - done, members.repeat.steps_per_call):
@@ -125,8 +138,10 @@ def _fit(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcome]:
                 done += count
             stacked = _fetch(pending)
         now = time.monotonic()
-        saving = _due(done, session.save_every) and done < steps and bool(agree([now - saved >= session.save_seconds])[0])
-        finite = members.finite(state) if saving or done == steps else None
+        over = done == steps or finished(members.state_of(state, 0))
+        saving = _due(done, session.save_every) and not over and bool(agree([now - saved >= session.save_seconds])[0])
+        saving = saving or (over and session.save_last)
+        finite = members.finite(state) if saving or over else None
         for i in set(range(len(jobs))) - set(broken):
             mine = members.metrics_of(stacked, i)
             try:
@@ -146,7 +161,7 @@ def _fit(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcome]:
                 sessions[i].save(members.state_of(state, i), lines[i])
         if saving:
             saved = time.monotonic()
-        if len(broken) == len(jobs):
+        if over or len(broken) == len(jobs):
             break
     return [broken.get(i) or (members.state_of(state, i), lines[i]) for i in range(len(jobs))]
 

@@ -114,7 +114,7 @@ def make_batches(*, rows: Rows, augment: Callable, attack: Attack | None = None)
         if batch is None:
             # Drawn from data that every device holds: unless the rows are split, each would compute the whole batch.
             mine = over_data(rows(key, step))
-            batch = Batch(data.split.images[mine], data.split.labels[mine], data.poisoned[mine])
+            batch = Batch(data.split.images[mine], data.split.labels[mine], data.poisoned[mine], rows=mine)
         batch = batch._replace(images=as_float(batch.images))
         if attack is not None:
             batch = attack.poison(data.trigger, jax.random.fold_in(stream(key, "poison"), step), batch)

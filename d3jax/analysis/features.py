@@ -1,0 +1,66 @@
+"""Penultimate features of clean and triggered images: where they lie, as numbers and as points in a plane.
+
+A backdoored network gives triggered images a cluster of their own, or puts them into the target's; a repaired one puts each near
+its clean twin (Yue et al., arXiv 2205.04411, draw this as t-SNE; the numbers here are ours).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..base import Model, Variables, as_float
+
+
+def penultimate(model: Model, variables: Variables, images: np.ndarray | jax.Array, batch_size: int = 500) -> np.ndarray:
+    """Features [N, D] float32 of uint8 images [N, H, W, C], in eval mode: what the classifier sees."""
+    images = jnp.asarray(images)
+    parts = [_features(model, variables, images[first : first + batch_size]) for first in range(0, len(images), batch_size)]
+    return np.concatenate([np.asarray(part, np.float32) for part in parts])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _features(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
+    features = model.apply(variables, as_float(images), train=False).features["penultimate"]
+    return features.reshape(len(images), -1)
+
+
+def separation(clean: np.ndarray, triggered: np.ndarray, labels: np.ndarray, twins: np.ndarray) -> dict[str, float]:
+    """How far the triggered features lie from where they belong.
+
+    Args:
+        clean: [N, D] features of clean images of the classes `labels` [N].
+        triggered: [M, D] features of triggered images, whose clean twins are the rows `twins` [M] of `clean`.
+
+    Returns:
+        `twin_distance`: the mean distance of a triggered image to its clean twin, over the mean distance of two clean images (0: on
+        their twins; about 1: anywhere). `silhouette` in [-1, 1]: the mean silhouette of the triggered images as one cluster beside
+        the clean classes (near 1: a cluster of its own; below 0: they lie in the classes). NaN where there are too few images.
+    """
+    from sklearn.metrics import silhouette_samples
+    from sklearn.metrics.pairwise import euclidean_distances
+
+    if len(triggered) < 2 or len(clean) < 2:
+        return {"twin_distance": float("nan"), "silhouette": float("nan")}
+    apart = euclidean_distances(clean).sum() / (len(clean) * (len(clean) - 1))
+    gaps = np.linalg.norm(triggered - clean[twins], axis=1)
+    groups = np.concatenate([labels, np.full(len(triggered), labels.max() + 1)])
+    silhouettes = silhouette_samples(np.concatenate([clean, triggered]), groups)[len(clean) :]
+    return {"twin_distance": float(gaps.mean() / apart) if apart else float("nan"), "silhouette": float(silhouettes.mean())}
+
+
+def project(features: np.ndarray, method: str, seed: int = 0) -> np.ndarray:
+    """Features [N, D] as points [N, 2] by `method` "pca" or "tsne" (scikit-learn's, started from PCA)."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    if method == "pca":
+        return PCA(2, random_state=seed).fit_transform(np.asarray(features, np.float64))
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    with threadpool_limits(1):  # several threads that share their cores with a training run take four times as long
+        embedding = TSNE(2, init="pca", perplexity=perplexity, max_iter=500, random_state=seed)
+        return embedding.fit_transform(np.asarray(features, np.float32))

@@ -1,0 +1,155 @@
+"""MCL: model-contrastive repair after trigger inversion (Yue et al., ACM MM 2023, arXiv 2205.04411).
+
+A backdoored network gives triggered images features of their own. With the inverted trigger stamped on clean images, the features z of
+the model in training are pulled to those that the backdoored one f_b gave the clean twins, away from those it gave the stamped:
+
+    L = mean softplus((cos(z, z⁻) − cos(z, z⁺)) / τ)     z = φ(x̃), z⁺ = φ_b(x), z⁻ = φ_b(x̃), x̃ the stamped x.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from ..base import Batch, DataInfo, Defense, Model, Params, Split, Variables, as_float, stream
+from ..config import OptimConfig, check_fields, fill_preset, option
+from ..data.batching import epoch_plan
+from ..inversion import InversionConfig, Trigger, stamp
+from ..training.loop import Job
+from ..training.step import Loss, TrainData, accuracy, cross_entropy
+from .distance_driven import select
+from .repair import ScheduleConfig, repair_job
+from .target import Search, Target, searching, target_option
+
+PRESETS = {
+    "code": {"clean_weight": 0.0, "batch_norm": "train"},
+    "ours": {"clean_weight": 1.0, "batch_norm": "mixed"},
+}
+OWN = OptimConfig(lr=0.1, weight_decay=1e-4, schedule="multistep")
+
+
+@dataclasses.dataclass(frozen=True)
+class MCLConfig:
+    """A preset and what departs from it. Both: SGD 0.1/0.9/1e-4, a tenth of the rate from epoch 1, a hundredth from 10, 20 epochs of
+    batches of 64, no augmentation.
+
+    `code` (the authors' release of 2023): no cross-entropy, BatchNorm sees stamped images alone. `ours`: cross-entropy on the clean
+    twins, which share a batch with the stamped.
+    """
+
+    preset: Literal["code", "ours"] = option("code", "where clean_weight and batch_norm come from unless given")
+    target: Target = target_option()
+    tau: float = option(0.5, "τ, the temperature", above=0, member=True)
+    clean_weight: float | None = option(None, "weight of the cross-entropy on the clean images", low=0, member=True)
+    batch_norm: Literal["train", "fixed", "mixed"] | None = option(
+        None, "statistics of the stamped batch, the stored ones, or of clean and stamped images together"
+    )
+    head: str = option("head/*", "glob of the classifier's parameters: nothing touches them where clean_weight is 0")
+    inversion: InversionConfig = option(lambda: InversionConfig(preset="pixel"), "how the trigger is found")
+    detection: InversionConfig = option(InversionConfig, "how the target is found, where it is to be detected")
+    schedule: ScheduleConfig = option(
+        lambda: ScheduleConfig(epochs=20, batch_size=64, augment="none", optimizer=OWN), "length, batch, optimiser"
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        fill_preset(self, PRESETS)
+        object.__setattr__(self, "schedule", self.schedule.with_default(OWN))
+
+
+def contrast(z: jax.Array, positive: jax.Array, negative: jax.Array, tau: jax.Array | float = 0.5) -> jax.Array:
+    """The model-contrastive loss of each row [B] for features [B, D]: softplus((cos(z, z⁻) − cos(z, z⁺)) / τ), in nats.
+
+    With cosines in [0, 1] its floor is log(1 + exp(−1/τ)), 0.1269 at τ = 0.5. A feature of length 0 has cosine 0.
+    """
+    return jax.nn.softplus((cosine(z, negative) - cosine(z, positive)) / tau)
+
+
+def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    """cos ∠(a, b) of the rows [B] of [B, D]; 0, with gradient 0, where one has no length."""
+    return (_unit(a) * _unit(b)).sum(-1)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    square = (x * x).sum(-1, keepdims=True)
+    return x * jnp.where(square > 1e-24, jax.lax.rsqrt(jnp.maximum(square, 1e-24)), 0)
+
+
+def mcl_loss(config: MCLConfig, model: Model) -> Loss:
+    """The loss of MCL; reports the two cosines and, where there are clean images, their `clean_loss` and `accuracy`.
+
+    The numbers come in `data.hyper`: `tau`, `clean_weight`, the `trigger`, the features `positive` and `negative` [N, D] of all
+    images or, where those change from epoch to epoch, () and the backdoored model in `data.anchor`.
+    """
+
+    def loss(params: Params, batch_stats: Params, batch: Batch, key: jax.Array, data: TrainData):
+        hyper, clean = data.hyper, batch.images
+        stamped = stamp(hyper["trigger"], clean)
+        if data.anchor is None:
+            positive, negative = hyper["positive"][batch.rows], hyper["negative"][batch.rows]
+        else:
+            positive, negative = (features_of(model, data.anchor, images) for images in (clean, stamped))
+        train = config.batch_norm != "fixed"
+        count = len(clean)
+        run = lambda images, stats: model.apply(Variables(params, stats), images, train=train)
+        if config.batch_norm == "mixed":
+            outputs = run(jnp.concatenate([clean, stamped]), batch_stats)
+            z, logits = outputs.features["penultimate"][count:], outputs.logits[:count]
+        else:
+            outputs = run(stamped, batch_stats)
+            z = outputs.features["penultimate"]
+            if config.clean_weight:
+                outputs = run(clean, outputs.batch_stats)
+                logits = outputs.logits
+        near, far = cosine(z, positive), cosine(z, negative)
+        value = jax.nn.softplus((far - near) / hyper["tau"]).mean()
+        reported = {"contrast": value, "near": near.mean(), "far": far.mean()}
+        if config.clean_weight or config.batch_norm == "mixed":
+            ce = cross_entropy(logits, batch.labels).mean()
+            reported |= {"clean_loss": ce, "accuracy": accuracy(logits, batch.labels)}
+            value = value + hyper["clean_weight"] * ce
+        return value, (outputs.batch_stats, reported)
+
+    return loss
+
+
+def features_of(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
+    """Penultimate features [B, D] in eval mode."""
+    return model.apply(variables, images, train=False).features["penultimate"]
+
+
+def _by_chunks(features: Any, split: Split, size: int = 128) -> jax.Array:
+    """`features(images)` of all images of a split, [N, D]."""
+    compute = jax.jit(lambda levels: features(as_float(levels)))
+    images = jnp.asarray(split.images)
+    return jnp.concatenate([compute(images[first : first + size]) for first in range(0, len(images), size)])
+
+
+def mcl(config: MCLConfig, info: DataInfo) -> Defense:
+    """MCL as a repair. The trace holds `loss`, `contrast`, the cosines `near` (to z⁺) and `far` (to z⁻), and clean numbers if any.
+
+    Where detection flags no label the model stays as it is. The last epoch is kept. The authors measure accuracy without the target
+    class; ACC counts all.
+    """
+    def job(key: jax.Array, model: Model, variables: Variables, reserved: Split, trigger: Trigger) -> Job:
+        hyper: dict[str, Any] = {"tau": jnp.float32(config.tau), "clean_weight": jnp.float32(config.clean_weight), "trigger": trigger}
+        anchor = variables
+        if config.schedule.augment == "none":
+            anchor = None
+            clean = lambda images: features_of(model, variables, images)
+            hyper["positive"] = _by_chunks(clean, reserved)
+            hyper["negative"] = _by_chunks(lambda images: clean(stamp(trigger, images)), reserved)
+        return repair_job(
+            stream(key, "steps"), variables, reserved,
+            loss=mcl_loss(config, model), anchor=anchor, hyper=hyper, schedule=config.schedule, info=info,
+            fixed=None if config.clean_weight else select(variables.params, config.head), drop_last=True,
+        )  # fmt: skip
+
+    def check(params: Params, size: int) -> None:
+        select(params, config.head)
+        epoch_plan(size, config.schedule.batch_size, drop_last=True)
+
+    return searching(Search(config.target, config.inversion, config.detection), job, info, check)

@@ -1,0 +1,117 @@
+"""What the report shows of a study's models: test images and what is said of them, inverted triggers, features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .analysis.features import penultimate, separation
+from .base import Attack, as_float, as_levels
+from .cells import Cell, Lab
+from .findings import Features, Inverted
+from .inversion import detect, stamp
+from .metrics import predict
+from .page import Samples
+from .similarity import likeness
+from .stages import Result, Stage
+
+SHOWN, COMPARED = 8, 500
+"""Test images in the report's grid, and behind its PSNR and SSIM."""
+
+
+class Shown(NamedTuple):
+    """The report's images of one case: `clean` and `triggered` uint8, true `labels`, the attacker's `targets`."""
+
+    clean: jax.Array
+    triggered: jax.Array
+    labels: jax.Array
+    targets: jax.Array
+
+
+class Said(NamedTuple):
+    """What one model says: the classes it sees in the clean and in the triggered images, and its features, if wanted."""
+
+    predictions: tuple[np.ndarray, np.ndarray]
+    features: Features | None
+
+
+def say(lab: Lab, cell: Cell, earlier: Mapping[str, Stage], variables: Any) -> Said:
+    """What the model of a cell says."""
+    pictures = _shown(lab, cell, earlier, SHOWN)
+    predictions = tuple(np.asarray(predict(lab.model, variables, images)) for images in (pictures.clean, pictures.triggered))
+    return Said(predictions, _features(lab, cell, earlier, variables) if lab.config.features else None)
+
+
+def samples_of(
+    lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result], earlier: Mapping[str, Stage], said: Mapping[str, Said]
+) -> list[Samples]:
+    """For every attack under the first seed: a few images, what every model says of them, and what was found out of the model."""
+    samples = []
+    for first in cells:
+        if first.kind == "model" and first.case.seed == lab.config.seeds[0] and first.name in earlier:
+            mine = [cell for cell in cells if cell.case is first.case and cell.name in said]
+            inversions = [cell for cell in cells if cell.case is first.case and cell.kind == "inversion"]
+            many = _shown(lab, first, earlier, COMPARED)
+            pictures = Shown(*(np.asarray(part[:SHOWN]) for part in many))
+            samples.append(Samples(
+                first.case.label, first.case.seed, *pictures[:3], lab.dataset.info.classes,
+                predictions={cell.label: said[cell.name].predictions for cell in mine},
+                per_class={cell.label: results[cell.name].counts.per_class() for cell in mine},
+                targets=pictures.targets,
+                likeness=likeness(as_float(many.clean), as_float(many.triggered)),
+                inverted=[
+                    _inverted(lab, cell, results[cell.name].tree, pictures)
+                    for cell in inversions if isinstance(results.get(cell.name), Stage)
+                ],
+                features={cell.label: said[cell.name].features for cell in mine if said[cell.name].features},
+            ))  # fmt: skip
+    return samples
+
+
+def targets_of(attack: Attack, num_classes: int) -> set[int]:
+    """The classes that an attack turns others into."""
+    labels = np.arange(num_classes)
+    wanted = np.asarray(attack.relabel(jnp.asarray(labels)))
+    return set(wanted[wanted != labels].tolist())
+
+
+def _shown(lab: Lab, cell: Cell, earlier: Mapping[str, Stage], count: int) -> Shown:
+    """The first `count` test images of which the attacker wants another class, clean and triggered."""
+    attack, trigger, (images, labels) = cell.case.attack, earlier[Cell(cell.case).name].tree.trigger, lab.dataset.test
+    wanted = attack.relabel(labels)
+    candidates = np.flatnonzero(np.asarray(wanted != labels))
+    rows = (candidates if candidates.size else np.arange(len(labels)))[:count]
+    triggered = as_levels(attack.stamp(trigger, as_float(images[rows]))).astype(jnp.uint8)
+    return Shown(images[rows], triggered, labels[rows], wanted[rows])
+
+
+def _inverted(lab: Lab, cell: Cell, tree: Any, pictures: Shown) -> Inverted:
+    """A detection, with the smallest of its triggers on the report's images."""
+    found = detect(tree.norms, cell.choice.config.median)
+    grey = np.full((1, *pictures.clean.shape[1:]), 0.5, np.float32)
+    on = lambda row, images: np.asarray(as_levels(stamp(jax.tree.map(lambda part: part[row], tree.trigger), images)), np.uint8)
+    smallest = int(np.argmin(tree.norms))
+    targets = targets_of(cell.case.attack, lab.dataset.info.num_classes) if cell.case.poison_rate else set()
+    return Inverted(
+        cell.choice.label, tree.labels, tree.norms, found.flagged, found.index, tree.success,
+        median=found.median, spread=found.spread, targets=targets,
+        triggers=np.concatenate([on(row, grey) for row in range(len(tree.labels))]),
+        smallest=on(smallest, as_float(jnp.asarray(pictures.clean))),
+    )  # fmt: skip
+
+
+def _features(lab: Lab, cell: Cell, earlier: Mapping[str, Stage], variables: Any) -> Features:
+    """Features of the first test images and of their triggered twins."""
+    attack, trigger = cell.case.attack, earlier[Cell(cell.case).name].tree.trigger
+    images, labels = (part[: lab.config.features] for part in lab.dataset.test)
+    twins = np.flatnonzero(np.asarray(attack.relabel(labels) != labels))
+    clean, triggered = penultimate(lab.model, variables, images), np.zeros((0, 1), np.float32)
+    if len(twins):
+        stamped = as_levels(attack.stamp(trigger, as_float(images[twins]))).astype(jnp.uint8)
+        triggered = penultimate(lab.model, variables, stamped)
+    labels = np.asarray(labels)
+    return Features(clean, triggered, labels, separation(clean, triggered, labels, twins))
