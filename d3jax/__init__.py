@@ -19,7 +19,10 @@ _HOMES = {
     "TrojanNNConfig WaNetConfig badnets blended bpp clean input_aware lc lf sig ssba trojannn wanet",
     "similarity": "largest psnr ssim",
     "training": "Backdoored Session train_backdoored",
-    "defenses": "DEFENSES D3Config FinetuneConfig ScheduleConfig d3 finetune",
+    "inversion": "Inversion InversionConfig Trigger detect invert",
+    "defenses": "DEFENSES D3Config FinetuneConfig MCLConfig NCConfig ScheduleConfig d3 finetune mcl nc",
+    "defenses.target": "Found Search find",
+    "analysis": "penultimate project separation",
     "metrics": "Counts der make_evaluate",
     "study": "run_study",
 }

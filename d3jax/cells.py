@@ -202,7 +202,10 @@ def make_cells(lab: Lab) -> list[Cell]:
             for seed in config.seeds:
                 surrogate = make_case(lab, *clean, seed) if wanted else None
                 case = make_case(lab, choice, attack, evaluate, seed)._replace(surrogate=surrogate)
-                cells += [Cell(case), *(Cell(case, "inversion", choice, None, Inverting(choice.config)) for choice in config.detections)]
+                cells += [
+                    Cell(case),
+                    *(Cell(case, "inversion", choice, None, Inverting(choice.config)) for choice in config.detections),
+                ]
                 cells += [Cell(case, "repair", *pair) for pair in defenses]
     return cells
 

@@ -183,7 +183,9 @@ class StudyConfig:
         "auto",
         "of convolutions and products; auto: bfloat16 on GPU and TPU, float32 on CPU; tensorfloat32: NVIDIA's, float32 elsewhere",
     )
-    features: int = option(0, "test images whose features, clean and triggered, the report shows for every model (0: none)", low=0)
+    features: int = option(
+        0, "test images whose features, clean and triggered, the report shows for every model (0: none)", low=0
+    )
     loop: LoopConfig = option(LoopConfig, "logging, checkpoints, steps per call")
     cache: str = option("", "folder for backdoored models shared between studies (empty: inside the run folder)")
     published: dict[str, str] = option(dict, "the published number beside a row, by 'attack/defense'")

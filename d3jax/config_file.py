@@ -168,7 +168,11 @@ class _Reader:
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for key in mapping:
             if key not in fields:
-                hint = "; a sweep stands in an entry of attacks, detections or defenses" if key == "sweep" else did_you_mean(key, fields)
+                hint = (
+                    "; a sweep stands in an entry of attacks, detections or defenses"
+                    if key == "sweep"
+                    else did_you_mean(key, fields)
+                )
                 self.fail(self.longest(_join(path, key)), f"unknown key {key!r}; known keys: {names(fields)}{hint}")
         hints, values = hints_of(cls), {}
         for name, field in fields.items():
@@ -248,7 +252,7 @@ class _Reader:
                 return None
             if isinstance(value, str) and (words := literals_of(hint)):
                 if value not in words:
-                    self.fail(path, f"want a whole number or {names(words)}, got {value!r}")
+                    self.fail(path, f"want a whole number or {names(word for word in words if word)}, got {value!r}")
                 return value
             return self.value(next(arg for arg in args if arg is not type(None)), value, path)
         if origin is tuple:

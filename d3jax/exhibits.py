@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .analysis.features import penultimate, separation
+from .analysis.features import penultimate, project, separation
 from .base import Attack, as_float, as_levels
 from .cells import Cell, Lab
 from .findings import Features, Inverted
@@ -109,9 +109,11 @@ def _features(lab: Lab, cell: Cell, earlier: Mapping[str, Stage], variables: Any
     attack, trigger = cell.case.attack, earlier[Cell(cell.case).name].tree.trigger
     images, labels = (part[: lab.config.features] for part in lab.dataset.test)
     twins = np.flatnonzero(np.asarray(attack.relabel(labels) != labels))
-    clean, triggered = penultimate(lab.model, variables, images), np.zeros((0, 1), np.float32)
+    clean = penultimate(lab.model, variables, images)
+    triggered = clean[:0]
     if len(twins):
         stamped = as_levels(attack.stamp(trigger, as_float(images[twins]))).astype(jnp.uint8)
         triggered = penultimate(lab.model, variables, stamped)
-    labels = np.asarray(labels)
-    return Features(clean, triggered, labels, separation(clean, triggered, labels, twins))
+    labels, both = np.asarray(labels), np.concatenate([clean, triggered])
+    points = {method: project(both, method) for method in ("pca", "tsne")}
+    return Features(points, labels, separation(clean, triggered, labels, twins))

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .analysis.features import project
 from .figures import BEFORE, INK, PALE, WIDTH, drawable, drawing, save_rows
 from .markup import Looks, figure, swatch, table
 
@@ -36,10 +35,10 @@ class Inverted(NamedTuple):
 
 
 class Features(NamedTuple):
-    """Features [N, D] of clean images of classes `labels` [N] and [M, D] of triggered ones, with the numbers of `separation`."""
+    """Features as `points` [N + M, 2] by "pca" and "tsne": N clean images of classes `labels` [N], then M triggered ones; and the
+    numbers of `analysis.separation`."""
 
-    clean: np.ndarray
-    triggered: np.ndarray
+    points: dict[str, np.ndarray]
     labels: np.ndarray
     separation: dict[str, float]
 
@@ -98,7 +97,9 @@ def _save_norms(path: Path, one: Inverted, classes: Sequence[str]) -> Path:
                 axis.axhline(level, color=INK, linewidth=0.9, linestyle="-" if text == "median" else (0, (4, 2)))
                 box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
                 axis.text(count - 0.51, level, text, ha="right", va="center", fontsize=7.5, bbox=box)
-        axis.set(xlim=(-0.5, count - 0.5), ylabel="norm of the trigger", title=f"Smallest trigger of each class · {one.detection}")
+        axis.set(
+            xlim=(-0.5, count - 0.5), ylabel="norm of the trigger", title=f"Smallest trigger of each class · {one.detection}"
+        )
         labels = [classes[int(one.labels[i])] + (" ★" if int(one.labels[i]) in one.targets else "") for i in order]
         axis.set_xticks(range(count), [text[:13] for text in labels], rotation=0 if count <= 10 else 30)
         axis.grid(False, axis="x")
@@ -122,7 +123,7 @@ def show_features(stem: Path, features: Mapping[str, Features], classes: Sequenc
         "each model on its own. Distances in a t-SNE picture mean little; the table has those of the features themselves."
     )
     parts = [figure(path, "Features of clean and triggered images", text)]
-    if any(len(one.triggered) for one in features.values()):
+    if any(np.isfinite(one.separation["twin_distance"]) for one in features.values()):
         head = ["<th scope=col>Model</th><th scope=col class=n>Distance to clean twin<small>lower is better</small></th>"]
         head += ["<th scope=col class=n>Silhouette<small>lower is better</small></th>"]
         body = [
@@ -146,11 +147,12 @@ def _save_features(path: Path, features: Mapping[str, Features], classes: Sequen
     with drawing(path, (max(WIDTH, 2.3 * columns), 5.1)) as picture:
         axes = picture.subplots(2, columns, squeeze=False)
         for column, (name, one) in zip(axes.T, features.items(), strict=True):
-            count = len(one.clean)
-            both = np.concatenate([one.clean, one.triggered]) if len(one.triggered) else one.clean
+            count = len(one.labels)
             for axis, method in zip(column, ("pca", "tsne"), strict=True):
-                at = project(both, method)
-                axis.scatter(*at[:count].T, c=[shades(int(label) % shades.N) for label in one.labels], s=5, alpha=0.7, linewidths=0)
+                at = one.points[method]
+                axis.scatter(
+                    *at[:count].T, c=[shades(int(label) % shades.N) for label in one.labels], s=5, alpha=0.7, linewidths=0
+                )
                 axis.scatter(*at[count:].T, c="black", s=6, marker="x", linewidths=0.6)
                 axis.set(xticks=[], yticks=[], title=f"{name[:22]} · {'PCA' if method == 'pca' else 't-SNE'}")
                 axis.grid(False)

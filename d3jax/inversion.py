@@ -178,7 +178,9 @@ def model_classes(model: Model, variables: Variables, images: Split) -> int:
     return jax.eval_shape(lambda v, x: model.apply(v, x, train=False).logits, variables, example).shape[-1]
 
 
-def success_of(model: Model, variables: Variables, trigger: Trigger, labels: Any, images: Split, batch_size: int = 128) -> jax.Array:
+def success_of(
+    model: Model, variables: Variables, trigger: Trigger, labels: Any, images: Split, batch_size: int = 128
+) -> jax.Array:
     """The share [L] of the images of other classes that the triggers [L] turn to `labels` [L]."""
     labels, truth = jnp.asarray(labels), jnp.asarray(images.labels)
     turned = [

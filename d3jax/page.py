@@ -104,7 +104,9 @@ def _label(group: tuple[str, str, str], groups: Groups) -> str:
 
 
 def _headlines(groups: Groups) -> str:
-    lines = [f"<li><b>{_label(key, groups)}</b>: {escape(text)}</li>" for key, group in groups.items() if (text := headline(group))]
+    lines = [
+        f"<li><b>{_label(key, groups)}</b>: {escape(text)}</li>" for key, group in groups.items() if (text := headline(group))
+    ]
     means = any(row["n"] > 1 for group in groups.values() for row in group)
     ranked = any(sum(row["defense"] != "none" for row in group) > 1 for group in groups.values())
     notes = (["Means over the seeds."] if means else []) + (["Best and worst by DER."] if ranked else [])

@@ -296,8 +296,8 @@ def detections(rows: Sequence[Row]) -> list[Row]:
     found = []
     for key, group in groups.items():
         named = dict(zip(("dataset", "model", "attack", "seed", "detection"), key, strict=True))
-        flagged = [row["class"] for row in group if row["flagged"]]
-        targets = [row["class"] for row in group if row["is_target"]]
+        flagged = [str(row["class"]) for row in group if row["flagged"]]
+        targets = [str(row["class"]) for row in group if row["is_target"]]
         smallest = min(group, key=lambda row: row["norm"])
         what = f"flags {', '.join(flagged)}" if flagged else "flags nothing"
         hit, alarm = [name for name in flagged if name in targets], [name for name in flagged if name not in targets]

@@ -37,11 +37,18 @@ from .tasks import found_of, task_of
 
 REGISTRIES = {
     name: {key: cls for key, (cls, _) in registry.items()}
-    for name, registry in (("datasets", DATASETS), ("models", MODELS), ("attacks", ATTACKS), ("detections", DETECTIONS), ("defenses", DEFENSES))
+    for name, registry in (
+        ("datasets", DATASETS),
+        ("models", MODELS),
+        ("attacks", ATTACKS),
+        ("detections", DETECTIONS),
+        ("defenses", DEFENSES),
+    )
 }
 
 PRODUCTS = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": "default"}
 """jax's name for each precision. Its default for float32 on NVIDIA cards is TF32, which would be another result of one name."""
+
 
 def run_study(
     config: StudyConfig,
@@ -90,7 +97,7 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
         for cell, result in zip(group, done, strict=True):
             if isinstance(result, Stage):
                 earlier |= {cell.name: result} if cell.kind != "repair" else {}
-                if cell.case.seed == config.seeds[0] and cell.kind in ("model", "repair"):
+                if not part and cell.case.seed == config.seeds[0] and cell.kind in ("model", "repair"):
                     variables = result.tree.variables if cell.kind == "model" else result.tree
                     said[cell.name] = say(lab, cell, earlier, variables)
                 # A study of many wide models would fill the device with them.

@@ -95,7 +95,9 @@ def test_the_schedule_is_the_published_one(seed):
     costs, active = [], []
     for number in range(passes):
         raw = jax.tree.map(lambda leaf: jnp.full_like(leaf, number + 1), progress.raw)  # noqa: B023
-        progress = progress._replace(success=jnp.asarray(level[:, number], jnp.float32), size=jnp.asarray(sizes[:, number], jnp.float32))
+        progress = progress._replace(
+            success=jnp.asarray(level[:, number], jnp.float32), size=jnp.asarray(sizes[:, number], jnp.float32)
+        )
         progress = step(progress, raw)
         costs.append(progress.cost)
         active.append(progress.active)
@@ -140,7 +142,9 @@ def test_the_target_of_a_backdoor_has_the_smallest_trigger(dataset, model, victi
     np.testing.assert_allclose(inversion.norms, inversion.trigger.mask.sum((1, 2, 3)), rtol=1e-6)
     assert (np.asarray(inversion.passes) <= SHORT.passes).all() and (np.asarray(inversion.passes) > 0).all()
     shapes = like(4, dataset.info.shape)
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), inversion) == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), inversion) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), shapes
+    )
     others = np.asarray(dataset.test.labels) != 0
     images = Split(dataset.test.images[others], dataset.test.labels[others])
     first = Trigger(*(part[:1] for part in inversion.trigger))
@@ -162,7 +166,7 @@ def test_the_other_inversions_turn_images_too(dataset, model, victim, preset):
     config = InversionConfig(preset=preset, passes=60, lr=0.1, patience=0 if preset == "fixed" else 3)
     found, lines = invert(jax.random.key(4), model, victim.variables, some(dataset), config, [0])
     assert float(found.success[0]) > 0.85 and np.isfinite([line["loss"] for line in lines]).all()
-    assert ((found.trigger.mask == 0).all() if preset == "pixel" else (found.trigger.mask <= 1).all())
+    assert (found.trigger.mask == 0).all() if preset == "pixel" else (found.trigger.mask <= 1).all()
     expected = (found.trigger.pattern != 0).any(-1).sum() if preset == "pixel" else found.trigger.mask.sum()
     assert float(found.norms[0]) == pytest.approx(float(expected), rel=1e-6)
 
@@ -210,8 +214,12 @@ def test_bad_wishes_are_named(dataset, model, victim):
 
 def norms_of(norms):
     count = len(norms)
-    trigger = Trigger(jnp.arange(count, dtype=jnp.float32)[:, None, None, None] * jnp.ones((1, 2, 2, 1)), jnp.zeros((count, 2, 2, 3)))
-    return Inversion(jnp.arange(count), trigger, jnp.asarray(norms, jnp.float32), jnp.linspace(0, 1, count), jnp.zeros(count, jnp.int32))
+    trigger = Trigger(
+        jnp.arange(count, dtype=jnp.float32)[:, None, None, None] * jnp.ones((1, 2, 2, 1)), jnp.zeros((count, 2, 2, 3))
+    )
+    return Inversion(
+        jnp.arange(count), trigger, jnp.asarray(norms, jnp.float32), jnp.linspace(0, 1, count), jnp.zeros(count, jnp.int32)
+    )
 
 
 def test_what_is_repaired_when_none_one_or_several_are_flagged():
@@ -223,7 +231,11 @@ def test_what_is_repaired_when_none_one_or_several_are_flagged():
     assert (several.target, several.how) == (4, "flagged with index 30.35, the highest of 2")
     none = gather(search, norms_of([50, 52, 48, 51, 49]))
     assert none.target == -1 and not none.trigger.mask.any() and none.how.startswith("none flagged, the highest index is")
-    two = gather(Search("detect", InversionConfig(preset="pixel"), config), norms_of(CHECK), nothing((2, 2, 3))._replace(labels=jnp.array([4])))
+    two = gather(
+        Search("detect", InversionConfig(preset="pixel"), config),
+        norms_of(CHECK),
+        nothing((2, 2, 3))._replace(labels=jnp.array([4])),
+    )
     assert two.target == 4 and not two.trigger.mask.any()  # the trigger of the second inversion
     given = gather(Search(2, config, config), norms_of([9.0])._replace(labels=jnp.array([2])))
     assert (given.target, given.how, given.detection) == (2, "given", None)

@@ -33,7 +33,13 @@ def found(attack, dataset):
 
 def test_the_default_is_the_authors_recipe():
     code, ours = MCLConfig(), MCLConfig(preset="ours")
-    assert (code.tau, code.clean_weight, code.batch_norm, code.inversion.preset, code.detection.preset) == (0.5, 0, "train", "pixel", "nc")
+    assert (code.tau, code.clean_weight, code.batch_norm, code.inversion.preset, code.detection.preset) == (
+        0.5,
+        0,
+        "train",
+        "pixel",
+        "nc",
+    )
     assert (code.schedule.epochs, code.schedule.batch_size, code.schedule.augment) == (20, 64, "none")
     assert code.schedule.optimizer == OptimConfig(lr=0.1, momentum=0.9, weight_decay=1e-4, schedule="multistep")
     assert (ours.clean_weight, ours.batch_norm) == (1.0, "mixed")
@@ -51,7 +57,9 @@ def test_check_values_of_the_loss():
     other = jnp.where(z == 0, 1.0, 0.0)  # at right angles
     assert contrast(z, z, other)[0] == pytest.approx(0.1269, abs=5e-5)  # ln(1 + e⁻²)
     c = cosine(features(1), features(2))
-    np.testing.assert_allclose(contrast(features(2), features(1), features(2)), np.log1p(np.exp((1 - np.asarray(c, np.float64)) / 0.5)), rtol=1e-6)
+    np.testing.assert_allclose(
+        contrast(features(2), features(1), features(2)), np.log1p(np.exp((1 - np.asarray(c, np.float64)) / 0.5)), rtol=1e-6
+    )
     near, far = cosine(z, features(1)) / 0.5, cosine(z, features(2)) / 0.5
     ratio = -jnp.log(jnp.exp(near) / (jnp.exp(near) + jnp.exp(far)))
     np.testing.assert_allclose(contrast(z, features(1), features(2)), ratio, atol=1e-6)
@@ -68,7 +76,9 @@ def test_loss_and_gradient_are_those_of_numpy_in_float64(scale):
     gap = (far - near) / 0.5
     expected = np.log1p(np.exp(gap))
     weight = 1 / (1 + np.exp(-gap)) / 0.5 / len(z)
-    slope = weight * ((unit(negative) - far * unit(z)) - (unit(positive) - near * unit(z))) / np.linalg.norm(z, axis=1, keepdims=True)
+    slope = (
+        weight * ((unit(negative) - far * unit(z)) - (unit(positive) - near * unit(z))) / np.linalg.norm(z, axis=1, keepdims=True)
+    )
     f32 = [jnp.asarray(x, jnp.float32) for x in (z, positive, negative)]
     np.testing.assert_allclose(contrast(*f32), expected[:, 0], rtol=1e-5)
     found = jax.grad(lambda z: contrast(z, *f32[1:]).mean())(f32[0])

@@ -373,7 +373,11 @@ def test_killed_at_three_moments_and_rerun_gives_the_same_numbers(tmp_path):
         (["--config", "{tiny}", "--cache", "{tiny}"], 2, "tiny.yaml cannot be made (File exists)"),
         (["--config", "{tiny}", "--profile", "{tiny}"], 2, "tiny.yaml cannot be made (File exists)"),
         (["--config", "{tiny}", "--distributed", ""], 2, "want auto or HOST:PORT,COUNT,INDEX with INDEX below COUNT, got ''"),
-        (["--config", "{tiny}", "--train.sweep", "{epochs: [1]}"], 2, "a sweep stands in an entry of attacks, detections or defenses"),
+        (
+            ["--config", "{tiny}", "--train.sweep", "{epochs: [1]}"],
+            2,
+            "a sweep stands in an entry of attacks, detections or defenses",
+        ),
         (["--config", "{tiny}", "--loop.devices", "99"], 2, "99 asked for, there are 4"),
         (["--config", "{tiny}", "--report"], 1, ""),
     ],

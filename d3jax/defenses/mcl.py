@@ -134,8 +134,13 @@ def mcl(config: MCLConfig, info: DataInfo) -> Defense:
     Where detection flags no label the model stays as it is. The last epoch is kept. The authors measure accuracy without the target
     class; ACC counts all.
     """
+
     def job(key: jax.Array, model: Model, variables: Variables, reserved: Split, trigger: Trigger) -> Job:
-        hyper: dict[str, Any] = {"tau": jnp.float32(config.tau), "clean_weight": jnp.float32(config.clean_weight), "trigger": trigger}
+        hyper: dict[str, Any] = {
+            "tau": jnp.float32(config.tau),
+            "clean_weight": jnp.float32(config.clean_weight),
+            "trigger": trigger,
+        }
         anchor = variables
         if config.schedule.augment == "none":
             anchor = None

@@ -56,7 +56,12 @@ def searching(
         raise ConfigError(f"target: {search.target} is no class of {info.name}, which has 0 to {info.num_classes - 1}")
 
     def repair(
-        key: jax.Array, model: Model, variables: Variables, reserved: Split, session: Session = Session(), found: Found | None = None
+        key: jax.Array,
+        model: Model,
+        variables: Variables,
+        reserved: Split,
+        session: Session = Session(),
+        found: Found | None = None,
     ) -> Repaired:
         found = found or find(key, model, variables, reserved, search, session)
         if found.target < 0:
@@ -121,7 +126,9 @@ def flagged_label(detected: Inversion, config: InversionConfig) -> int:
     return choose(detect(detected.norms, config.median), detected.labels)[0]
 
 
-def find(key: jax.Array, model: Model, variables: Variables, images: Split, search: Search, session: Session = Session()) -> Found:
+def find(
+    key: jax.Array, model: Model, variables: Variables, images: Split, search: Search, session: Session = Session()
+) -> Found:
     """Does a search from the start: at most two inversions."""
     key, found, label = stream(key, "inversion"), [], search.target
     if label == "detect":

@@ -1,0 +1,159 @@
+"""Detections and defences that search for a trigger, in a study: shared inversions, rows, the page, kills."""
+
+import csv
+import os
+import shutil
+
+import pytest
+
+from d3jax import inversion, study
+from d3jax.config_file import loads
+from d3jax.errors import ConfigError
+from d3jax.journal import Progress
+from d3jax.report import detections, read_csv
+
+from .killing import kill_when, logged, results, unbroken
+from .small import register
+
+register()
+
+QUICK = "{batches: 4, passes: 40, patience: 2, stop: 6, preset: nc}"
+STUDY = f"""
+dataset: {{name: synthetic, size: 12, classes: 5, train: 500, test: 130, noise: 0.15}}
+model: small
+attacks: [{{name: badnets, rate: 0.1, target: 1}}, clean]
+train: {{steps: 150, batch_size: 64, augment: none, optimizer: {{lr: 0.05}}}}
+reserved: {{count: 128}}
+detections:
+  - {{name: inversion, batches: 4, passes: 40, patience: 2, stop: 6}}
+defenses:
+  - {{name: mcl, detection: {QUICK}, inversion: {QUICK}, schedule: {{epochs: 10}}}}
+  - {{name: mcl, label: mcl-given, preset: ours, target: 1, inversion: {QUICK}, schedule: {{epochs: 10}}}}
+  - {{name: nc, detection: {QUICK}, inversion: {QUICK}, schedule: {{epochs: 20}}}}
+features: 60
+loop: {{log_every: 10, save_every: 20, save_seconds: 0}}
+"""
+
+
+def read(text=STUDY, *overrides):
+    return loads(text, overrides, registries=study.REGISTRIES)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("detection") / "study"
+    return folder, study.run_study(read(), folder, Progress(quiet=True))
+
+
+def test_one_inversion_serves_detection_and_defences(finished):
+    """Of all classes: one a model, for the detection and for both defences that detect. Of the given class: one more."""
+    folder, _ = finished
+    names = sorted(path.name for path in (folder / "checkpoints").glob("*inversion*"))
+    assert len(names) == 4 and sum("nc-all" in name for name in names) == 2 and sum("nc-class1" in name for name in names) == 2
+
+
+def test_the_backdoor_is_found_and_repaired(finished):
+    folder, rows = finished
+    found = read_csv(folder / "detections.csv")
+    assert len(found) == 10 and {row["detection"] for row in found} == {"inversion-nc"}
+    badnets, clean = detections(found)
+    assert badnets["flagged"] == ["1"] and badnets["right"] and badnets["text"].endswith("; right")
+    assert clean["right"] == (not clean["flagged"])
+    by = {(row["attack"], row["defense"]): row for row in rows}
+    for defense in ("mcl-code", "mcl-given", "nc"):
+        row = by["badnets", defense]
+        assert row["asr"] < 0.3 and row["target"] == 1 and row["trigger_success"] > 0.9, row
+    assert by["badnets", "mcl-code"]["chosen"].startswith("flagged with index")
+    assert by["badnets", "mcl-code"]["anomaly_index"] > 2 and by["badnets", "mcl-given"]["anomaly_index"] is None
+    assert by["badnets", "mcl-given"]["chosen"] == "given" and "target" not in by["badnets", "none"]
+
+
+def test_a_model_without_a_flag_stays_as_it_is(finished):
+    _, rows = finished
+    by = {(row["attack"], row["defense"]): row for row in rows}
+    row = by["clean", "mcl-code"]
+    if row["target"] == -1:
+        assert row["chosen"].startswith("none flagged") and row["acc"] == by["clean", "none"]["acc"]
+    else:  # a false alarm is repaired
+        assert row["chosen"].startswith("flagged")
+
+
+def test_the_page_shows_triggers_and_features(finished):
+    folder, _ = finished
+    page = (folder / "report.html").read_text()
+    for text in (
+        "the smallest trigger that was found for each class",
+        "Flagged: 1 (norm",
+        "In truth the target is 1",
+        "Distance to clean twin",
+    ):
+        assert text in page
+    pictures = {path.name for path in (folder / "figures").iterdir()}
+    assert {
+        "badnets-inversion-nc.png",
+        "badnets-inversion-nc-triggers.png",
+        "badnets-features.png",
+        "clean-features.png",
+    } <= pictures
+
+
+def test_a_report_reads_it_all_again(finished, capsys, monkeypatch):
+    folder, rows = finished
+    monkeypatch.setattr(inversion, "fit", lambda *_: pytest.fail("searched again"))
+    assert [row["asr"] for row in study.run_study(read(), folder, Progress(), compute=False)] == [row["asr"] for row in rows]
+    assert "badnets, seed 0, inversion-nc: flags 1 (index of the smallest" in capsys.readouterr().out
+
+
+def test_an_inversion_that_is_missing_names_itself(finished, tmp_path):
+    folder, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for path in (copy / "checkpoints").glob("*badnets-inversion-nc-all*"):
+        shutil.rmtree(path)
+    rows = study.run_study(read(), copy, Progress(quiet=True), compute=False)
+    status = {(row["attack"], row["defense"]): row["status"] for row in rows}
+    assert status["badnets", "nc"] == "not finished: its inversion is not finished" and status["badnets", "mcl-given"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (("reserved.count", "20"), "inversion.batch_size: 32 is more than the 20 reserved images"),
+        (("defenses", "[]"), "detections: inversion-nc: batch_size: 200 is more than the 128 reserved images"),
+        (("reserved.count", "40"), "defenses: mcl-code: batch_size: 64 is more than the 40 images there are"),
+        (("defenses.1.target", "9"), "defenses: mcl-given: target: 9 is no class of synthetic, which has 0 to 4"),
+        (("defenses.1.target", "no"), "want a whole number, got False"),
+        (("defenses.1.target", "all"), "want a whole number or detect, got 'all'"),
+        (("detections.0.preset", "tabor"), "'tabor' is not one of nc, fixed, pixel"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(tmp_path, override, message):
+    extra = [("detections.0.batch_size", "200")] if override[0] == "defenses" else []
+    with pytest.raises(ConfigError, match=message):
+        study.check_study(read(STUDY, override, *extra), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_preset_inside_a_default_begins_anew():
+    config = read(STUDY, ("defenses.1.inversion", "{preset: nc}")).defenses[1].config
+    assert config.inversion == inversion.InversionConfig(preset="nc")
+    kept = read(STUDY, ("defenses.1.inversion", "{passes: 7}")).defenses[1].config
+    assert kept.inversion == inversion.InversionConfig(preset="pixel", passes=7)
+
+
+@pytest.mark.slow
+def test_killed_in_a_search_and_rerun_gives_the_same_numbers(tmp_path):
+    environment = os.environ | {"D3JAX_CACHE": str(tmp_path / "cache")}
+    config = tmp_path / "study.yaml"
+    config.write_text(STUDY)
+    unbroken(config, tmp_path / "whole", environment)
+    for stage in ("badnets/seed0/inversion", "badnets/seed0/mcl-code", "clean/seed0/inversion"):
+        kill_when(lambda: logged(tmp_path / "broken", f'"stage": "{stage}'), config, tmp_path / "broken", environment)  # noqa: B023
+    unbroken(config, tmp_path / "broken", environment)
+    assert results(tmp_path / "broken") == results(tmp_path / "whole")
+
+    def without_times(folder):
+        with (folder / "detections.csv").open() as file:
+            return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+    assert without_times(tmp_path / "broken") == without_times(tmp_path / "whole")
