@@ -129,22 +129,9 @@ def invert(
     it would get alone: batches follow from (key, step), its start from (key, label). What never turned enough images is as the
     last step left it. Raises `ConfigError` where there are fewer images than a batch has.
     """
-    size, count = len(images.labels), model_classes(model, variables, images)
-    if size < config.batch_size:
-        raise ConfigError(f"inversion: batch_size {config.batch_size} is more than the {size} images there are")
-    labels = np.arange(count) if labels is None else np.asarray(labels)
-    if not ((labels >= 0) & (labels < count)).all():
-        raise ConfigError(f"inversion: labels {labels.tolist()} are not all classes of the model, which are 0 to {count - 1}")
-    per_epoch = size // config.batch_size
-    rows = make_rows(size=size, steps_per_epoch=per_epoch, batch_size=config.batch_size)
-    per_pass = config.batches or per_epoch
-    step = inversion_step(model, config, make_batches(rows=rows, augment=lambda key, images: images), per_pass)
-    split = Split(*map(jnp.asarray, images))
-    state, left, lines, found = start(key, labels, images.images.shape[1:], config), labels, [], {}
+    labels = np.arange(model_classes(model, variables, images)) if labels is None else np.asarray(labels)
+    job, left, lines, found = inversion_job(key, model, variables, images, config, labels), labels, [], {}
     while len(left):
-        data = TrainData(split, jnp.zeros(size, bool), {}, variables, {"labels": jnp.asarray(left, jnp.int32)})
-        half_done = lambda state, left=left: 2 * int(_progress(state).active.sum()) <= len(left)
-        job = Job(step, state, data, config.passes * per_pass, finished=half_done)
         state, logged = fit(job, session.within(f"labels{len(left)}"))
         before = lines[-1]["seconds"] if lines else 0.0
         lines += [line | {"seconds": before + line["seconds"]} for line in logged]
@@ -152,12 +139,37 @@ def invert(
         going = np.flatnonzero(np.asarray(_progress(state).active))
         if int(state.step) == job.steps:
             break
-        state, left = _only(state, going), left[going]
+        left = left[going]
+        job = job._replace(state=_only(state, going), data=job.data._replace(hyper={"labels": jnp.asarray(left, jnp.int32)}))
     raw, passes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(found[int(label)] for label in labels))
     trigger = trigger_of(raw, config.preset, final=True)
     norms = (trigger.pattern != 0).any(-1).sum((1, 2)) if config.preset == "pixel" else trigger.mask.sum((1, 2, 3))
     turned = success_of(model, variables, trigger, labels, images)
     return Inversion(jnp.asarray(labels, jnp.int32), trigger, norms.astype(jnp.float32), turned, passes), lines
+
+
+def inversion_job(
+    key: jax.Array, model: Model, variables: Variables, images: Split, config: InversionConfig, labels: np.ndarray
+) -> Job:
+    """The loop that searches the triggers of `labels` [L], which ends when half of them are done. Raises as `invert`."""
+    size, classes = len(images.labels), model_classes(model, variables, images)
+    if size < config.batch_size:
+        raise ConfigError(f"inversion: batch_size {config.batch_size} is more than the {size} images there are")
+    if not ((labels >= 0) & (labels < classes)).all():
+        raise ConfigError(f"inversion: labels {labels.tolist()} are not all classes of the model, which are 0 to {classes - 1}")
+    per_epoch = size // config.batch_size
+    per_pass = config.batches or per_epoch
+    rows = make_rows(size=size, steps_per_epoch=per_epoch, batch_size=config.batch_size)
+    step = inversion_step(model, config, make_batches(rows=rows, augment=lambda key, images: images), per_pass)
+    split = Split(*map(jnp.asarray, images))
+    data = TrainData(split, jnp.zeros(size, bool), {}, variables, {"labels": jnp.asarray(labels, jnp.int32)})
+    state = start(key, labels, images.images.shape[1:], config)
+    return Job(step, state, data, config.passes * per_pass, finished=_half_done)
+
+
+def _half_done(state: TrainState) -> bool:
+    active = np.asarray(_progress(state).active)
+    return 2 * int(active.sum()) <= len(active)
 
 
 def nothing(shape: tuple[int, int, int]) -> Inversion:

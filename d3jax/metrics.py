@@ -29,6 +29,12 @@ class Counts(NamedTuple):
         return _share(self.correct, self.clean)
 
     @property
+    def acc_non_target(self) -> float:
+        """ACC without the images of the target, as some authors measure it; NaN without a trigger."""
+        others = self.triggered > 0
+        return _share(self.correct[others], self.clean[others])
+
+    @property
     def asr(self) -> float:
         """ASR: the share of triggered images, true class not the target, classified as the target; NaN without a trigger."""
         return _share(self.reached, self.triggered)

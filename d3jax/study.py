@@ -190,7 +190,7 @@ def row(lab: Lab, cell: Cell, results: dict[str, Result]) -> dict[str, Any]:
         values |= {
             "acc": counts.acc, "asr": counts.asr, "ra": counts.ra, "der": effect,
             "n_clean": int(counts.clean.sum()), "n_triggered": int(counts.triggered.sum()), "seconds": result.seconds,
-            "members": result.members, "cosine": last.get("cosine"), "distance_ratio": last.get("distance_ratio"),
+            "acc_non_target": counts.acc_non_target, "members": result.members, "cosine": last.get("cosine"), "distance_ratio": last.get("distance_ratio"),
             "commit": result.environment["commit"], "device": result.environment["device"],
         }  # fmt: skip
         if found := found_of(cell, results):

@@ -1,0 +1,85 @@
+"""What a step of trigger inversion costs for all classes at once, against a loop over the classes; rounds in turns, one device.
+
+Weights are random and images generated 32×32×3: a step costs the same whatever is in them. Steps are compiled beforehand.
+
+Command: python benchmarks/inversion.py [--width 8] [--classes 10] [--batch 32] [--steps 5] [--rounds 7] [--out benchmarks/results]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from d3jax import huge_pages
+from d3jax.data import SyntheticConfig, synthetic
+from d3jax.environment import environment
+from d3jax.inversion import InversionConfig, inversion_job
+from d3jax.models import PreActResNet18Config, preact_resnet18
+from d3jax.training import Session
+from d3jax.training.loop import Members
+
+
+def main() -> None:
+    """Measures, prints and writes one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=5, help="steps a round")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    counts = [options.classes, options.classes // 2, 1]
+    runs = {count: prepare(count, options) for count in counts}
+    seconds = {count: [] for count in counts}
+    for _ in range(options.rounds):
+        for count, run in runs.items():
+            seconds[count].append(run() / options.steps)
+    speedups = [options.classes * one / together for one, together in zip(seconds[1], seconds[options.classes], strict=True)]
+    result = {
+        "command": " ".join(["benchmarks/inversion.py", *sys.argv[1:]]),
+        "step_ms": {f"{count} classes": 1e3 * statistics.median(times) for count, times in seconds.items()},
+        "all at once over one after another": {
+            "min": min(speedups), "median": statistics.median(speedups), "max": max(speedups),
+        },
+        **environment(),
+    }  # fmt: skip
+    print(json.dumps(result, indent=1))
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"inversion_{result['backend']}_w{options.width}_k{options.classes}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
+
+
+def prepare(count: int, options: argparse.Namespace) -> Callable[[], float]:
+    """The compiled step for `count` classes, as a function that runs a round and returns its seconds."""
+    data = synthetic(SyntheticConfig(size=32, channels=3, classes=options.classes, train=1000, test=options.classes))
+    model, key = preact_resnet18(PreActResNet18Config(options.width), data.info), jax.random.key(0)
+    config = InversionConfig(batch_size=options.batch, stop=0)
+    job = inversion_job(key, model, model.init(key), data.train, config, np.arange(count))
+    members = Members([job], [job.state], Session())
+    program = members.repeat.program(members.state, members.data, members.repeat.steps_per_call)
+    state = members.state
+
+    def run() -> float:
+        nonlocal state
+        started = time.perf_counter()
+        for _ in range(options.steps):
+            state, metrics = program(state, members.data)
+        jax.block_until_ready(metrics)
+        return (time.perf_counter() - started) / members.repeat.steps_per_call
+
+    run()
+    return run
+
+
+if __name__ == "__main__":
+    huge_pages.start_again(sys.argv)
+    main()
