@@ -102,6 +102,14 @@ def streaming(options: argparse.Namespace) -> dict[str, Any]:
     return seconds | {"ratio": seconds["streamed_s"] / seconds["resident_s"]}
 
 
+def inversion(options: argparse.Namespace) -> dict[str, Any]:
+    """Triggers of all of 10 and of 100 classes at once against one class after another, at width 64."""
+    import inversion
+
+    settings = {"width": options.width, "batch": 32, "steps": options.steps or 4, "rounds": 5}
+    return {f"{classes} classes": inversion.measure(classes=classes, **settings) for classes in (10, 100)}
+
+
 def _job(options: argparse.Namespace, *, width: int, batch: int, seed: int = 0, streamed: bool = False) -> Any:
     """BadNets training on 10,000 generated images, six periods long. Jobs of one width share their images."""
     from d3jax.attacks import BadNetsConfig, badnets
@@ -160,6 +168,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "profile": profile,
     "members": members,
     "streaming": streaming,
+    "inversion": inversion,
     **{f"table-{attack}": functools.partial(table, attack) for attack in ATTACKS},
 }
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,32 +38,34 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    counts = [options.classes, options.classes // 2, 1]
-    runs = {count: prepare(count, options) for count in counts}
-    seconds = {count: [] for count in counts}
-    for _ in range(options.rounds):
-        for count, run in runs.items():
-            seconds[count].append(run() / options.steps)
-    speedups = [options.classes * one / together for one, together in zip(seconds[1], seconds[options.classes], strict=True)]
-    result = {
-        "command": " ".join(["benchmarks/inversion.py", *sys.argv[1:]]),
-        "step_ms": {f"{count} classes": 1e3 * statistics.median(times) for count, times in seconds.items()},
-        "all at once over one after another": {
-            "min": min(speedups), "median": statistics.median(speedups), "max": max(speedups),
-        },
-        **environment(),
-    }  # fmt: skip
+    settings = {name: getattr(options, name) for name in ("width", "classes", "batch", "steps", "rounds")}
+    result = {"command": " ".join(["benchmarks/inversion.py", *sys.argv[1:]]), **measure(**settings), **environment()}
     print(json.dumps(result, indent=1))
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"inversion_{result['backend']}_w{options.width}_k{options.classes}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
 
 
-def prepare(count: int, options: argparse.Namespace) -> Callable[[], float]:
+def measure(*, width: int, classes: int, batch: int, steps: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds a step for all classes, for half of them and for one, and how much faster all are at once."""
+    counts = [classes, classes // 2, 1]
+    runs = {count: prepare(count, width, classes, batch, steps) for count in counts}
+    seconds = {count: [] for count in counts}
+    for _ in range(rounds):
+        for count, run in runs.items():
+            seconds[count].append(run() / steps)
+    speedups = [classes * one / together for one, together in zip(seconds[1], seconds[classes], strict=True)]
+    return {
+        "step_ms": {f"{count} of {classes}": 1e3 * statistics.median(times) for count, times in seconds.items()},
+        "speedup": {"min": min(speedups), "median": statistics.median(speedups), "max": max(speedups)},
+    }
+
+
+def prepare(count: int, width: int, classes: int, batch: int, steps: int) -> Callable[[], float]:
     """The compiled step for `count` classes, as a function that runs a round and returns its seconds."""
-    data = synthetic(SyntheticConfig(size=32, channels=3, classes=options.classes, train=1000, test=options.classes))
-    model, key = preact_resnet18(PreActResNet18Config(options.width), data.info), jax.random.key(0)
-    config = InversionConfig(batch_size=options.batch, stop=0)
+    data = synthetic(SyntheticConfig(size=32, channels=3, classes=classes, train=1000, test=classes))
+    model, key = preact_resnet18(PreActResNet18Config(width), data.info), jax.random.key(0)
+    config = InversionConfig(batch_size=batch, stop=0)
     job = inversion_job(key, model, model.init(key), data.train, config, np.arange(count))
     members = Members([job], [job.state], Session())
     program = members.repeat.program(members.state, members.data, members.repeat.steps_per_call)
@@ -71,7 +74,7 @@ def prepare(count: int, options: argparse.Namespace) -> Callable[[], float]:
     def run() -> float:
         nonlocal state
         started = time.perf_counter()
-        for _ in range(options.steps):
+        for _ in range(steps):
             state, metrics = program(state, members.data)
         jax.block_until_ready(metrics)
         return (time.perf_counter() - started) / members.repeat.steps_per_call

@@ -78,7 +78,7 @@ def test_the_parts_run_on_this_machine_at_toy_size(tmp_path):
     import gpu
 
     options = argparse.Namespace(out=tmp_path, work=tmp_path / "work", size=64, width=1, steps=1)
-    for name in ("ceilings", "members", "streaming", "profile"):
+    for name in ("ceilings", "members", "streaming", "profile", "inversion"):
         assert gpu.run_part(name, options) == 0
         assert json.loads((tmp_path / f"{name}_cpu.json").read_text())["part"] == name
     assert gpu.run_part("ceilings", options) == 0
