@@ -135,17 +135,25 @@ def invert(
         state, logged = fit(job, session.within(f"labels{len(left)}"))
         before = lines[-1]["seconds"] if lines else 0.0
         lines += [line | {"seconds": before + line["seconds"]} for line in logged]
-        found |= {int(label): jax.tree.map(lambda leaf: leaf[i], _kept(state)) for i, label in enumerate(left)}  # noqa: B023
+        kept = _kept(state)
+        found |= {int(label): jax.tree.map(lambda leaf: leaf[i], kept) for i, label in enumerate(left)}  # noqa: B023
         going = np.flatnonzero(np.asarray(_progress(state).active))
         if int(state.step) == job.steps:
             break
         left = left[going]
         job = job._replace(state=_only(state, going), data=job.data._replace(hyper={"labels": jnp.asarray(left, jnp.int32)}))
-    raw, passes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(found[int(label)] for label in labels))
-    trigger = trigger_of(raw, config.preset, final=True)
-    norms = (trigger.pattern != 0).any(-1).sum((1, 2)) if config.preset == "pixel" else trigger.mask.sum((1, 2, 3))
+    raw, passes = jax.tree.map(lambda *leaves: np.stack(leaves), *(found[int(label)] for label in labels))
+    trigger, norms = _measured(raw, config.preset)
     turned = success_of(model, variables, trigger, labels, images)
-    return Inversion(jnp.asarray(labels, jnp.int32), trigger, norms.astype(jnp.float32), turned, passes), lines
+    return Inversion(jnp.asarray(labels, jnp.int32), trigger, norms, turned, jnp.asarray(passes)), lines
+
+
+@jax.jit(static_argnums=1)
+def _measured(raw: Params, preset: str) -> tuple[Trigger, jax.Array]:
+    """The final triggers [L] and their norms."""
+    trigger = trigger_of(raw, preset, final=True)
+    norms = (trigger.pattern != 0).any(-1).sum((1, 2)) if preset == "pixel" else trigger.mask.sum((1, 2, 3))
+    return trigger, norms.astype(jnp.float32)
 
 
 def inversion_job(
@@ -163,7 +171,7 @@ def inversion_job(
     step = inversion_step(model, config, make_batches(rows=rows, augment=lambda key, images: images), per_pass)
     split = Split(*map(jnp.asarray, images))
     data = TrainData(split, jnp.zeros(size, bool), {}, variables, {"labels": jnp.asarray(labels, jnp.int32)})
-    state = start(key, labels, images.images.shape[1:], config)
+    state = start(key, jnp.asarray(labels), images.images.shape[1:], config)
     return Job(step, state, data, config.passes * per_pass, finished=_half_done)
 
 
@@ -199,8 +207,9 @@ def success_of(
         _turned(model, variables, trigger, labels, jnp.asarray(images.images[first : first + batch_size]))
         for first in range(0, len(truth), batch_size)
     ]
-    others = truth[None] != labels[:, None]
-    return (jnp.concatenate(turned, 1) & others).sum(1) / jnp.maximum(others.sum(1), 1)
+    others = np.asarray(truth)[None] != np.asarray(labels)[:, None]
+    rates = (np.concatenate([np.asarray(part) for part in turned], 1) & others).sum(1) / np.maximum(others.sum(1), 1)
+    return jnp.asarray(rates, jnp.float32)
 
 
 @jax.jit(static_argnums=0)
@@ -236,10 +245,11 @@ class Progress(NamedTuple):
     size: jax.Array
 
 
-def start(key: jax.Array, labels: Any, shape: tuple[int, int, int], config: InversionConfig) -> TrainState:
+@jax.jit(static_argnums=(2, 3))
+def start(key: jax.Array, labels: jax.Array, shape: tuple[int, int, int], config: InversionConfig) -> TrainState:
     """The state before the first step for `labels` [L] and images of `shape`."""
     place = lambda label: _random(jax.random.fold_in(stream(key, "start"), label), shape, config.preset)
-    raw = jax.jit(jax.vmap(place))(jnp.asarray(labels))
+    raw = jax.vmap(place)(labels)
     count = len(labels)
     number, no = jnp.zeros(count, jnp.int32), jnp.zeros(count, bool)
     zero = jnp.zeros(count)
@@ -350,18 +360,22 @@ def _progress(state: TrainState) -> Progress:
     return state.opt_state[1]
 
 
-def _kept(state: TrainState) -> tuple[Params, jax.Array]:
-    """The smallest triggers so far, or where there is none the last ones, and the passes."""
+@jax.jit
+def _best(state: TrainState) -> tuple[Params, jax.Array]:
     progress = _progress(state)
     pick = lambda best, last: jnp.where(jnp.isfinite(progress.least).reshape(-1, *[1] * (last.ndim - 1)), best, last)
     return jax.tree.map(pick, progress.raw, state.variables.params), progress.passes
 
 
+def _kept(state: TrainState) -> tuple[Params, np.ndarray]:
+    """The smallest triggers so far, or where there is none the last ones, and the passes; on the host."""
+    return jax.device_get(_best(state))
+
+
 def _only(state: TrainState, rows: np.ndarray) -> TrainState:
     """The state of the labels in `rows` alone."""
-    count = len(_progress(state).active)
-    take = lambda leaf: leaf[rows] if leaf.ndim and leaf.shape[0] == count else leaf
-    variables, opt_state = jax.tree.map(take, (state.variables, state.opt_state))
+    take = lambda leaf: jnp.asarray(leaf[rows]) if leaf.ndim else leaf  # the labels' axis is the first of every array
+    variables, opt_state = jax.tree.map(take, jax.device_get((state.variables, state.opt_state)))
     return dataclasses.replace(state, variables=variables, opt_state=opt_state)
 
 

@@ -18,20 +18,21 @@ from .small import register
 register()
 
 QUICK = "{batches: 4, passes: 40, patience: 2, stop: 6, preset: nc}"
+REPAIR = "{epochs: 15, batch_size: 32, optimizer: {lr: 0.1, weight_decay: 1e-4, schedule: constant}}"
 STUDY = f"""
 dataset: {{name: synthetic, size: 12, classes: 5, train: 500, test: 130, noise: 0.15}}
 model: small
-attacks: [{{name: badnets, rate: 0.1, target: 1}}, clean]
+attacks: [{{name: badnets, rate: 0.1, target: 1}}]
 train: {{steps: 150, batch_size: 64, augment: none, optimizer: {{lr: 0.05}}}}
 reserved: {{count: 128}}
 detections:
   - {{name: inversion, batches: 4, passes: 40, patience: 2, stop: 6}}
 defenses:
-  - {{name: mcl, detection: {QUICK}, inversion: {QUICK}, schedule: {{epochs: 10}}}}
-  - {{name: mcl, label: mcl-given, preset: ours, target: 1, inversion: {QUICK}, schedule: {{epochs: 10}}}}
+  - {{name: mcl, detection: {QUICK}, inversion: {QUICK}, schedule: {REPAIR}}}
+  - {{name: mcl, label: mcl-given, preset: ours, target: 1, inversion: {QUICK}, schedule: {REPAIR}}}
   - {{name: nc, detection: {QUICK}, inversion: {QUICK}, schedule: {{epochs: 20}}}}
 features: 60
-loop: {{log_every: 10, save_every: 20, save_seconds: 0}}
+loop: {{log_every: 10, save_every: 1000}}
 """
 
 
@@ -46,36 +47,23 @@ def finished(tmp_path_factory):
 
 
 def test_one_inversion_serves_detection_and_defences(finished):
-    """Of all classes: one a model, for the detection and for both defences that detect. Of the given class: one more."""
+    """One of all classes, for the detection and for both defences that detect; and one of the given class."""
     folder, _ = finished
     names = sorted(path.name for path in (folder / "checkpoints").glob("*inversion*"))
-    assert len(names) == 4 and sum("nc-all" in name for name in names) == 2 and sum("nc-class1" in name for name in names) == 2
+    assert len(names) == 2 and "nc-all" in names[0] and "nc-class1" in names[1]
 
 
 def test_the_backdoor_is_found_and_repaired(finished):
     folder, rows = finished
     found = read_csv(folder / "detections.csv")
-    assert len(found) == 10 and {row["detection"] for row in found} == {"inversion-nc"}
-    badnets, clean = detections(found)
-    assert badnets["flagged"] == ["1"] and badnets["right"] and badnets["text"].endswith("; right")
-    assert clean["right"] == (not clean["flagged"])
-    by = {(row["attack"], row["defense"]): row for row in rows}
+    (one,) = detections(found)
+    assert len(found) == 5 and one["flagged"] == ["1"] and one["right"] and one["text"].endswith("; right")
+    by = {row["defense"]: row for row in rows}
     for defense in ("mcl-code", "mcl-given", "nc"):
-        row = by["badnets", defense]
-        assert row["asr"] < 0.3 and row["target"] == 1 and row["trigger_success"] > 0.9, row
-    assert by["badnets", "mcl-code"]["chosen"].startswith("flagged with index")
-    assert by["badnets", "mcl-code"]["anomaly_index"] > 2 and by["badnets", "mcl-given"]["anomaly_index"] is None
-    assert by["badnets", "mcl-given"]["chosen"] == "given" and "target" not in by["badnets", "none"]
-
-
-def test_a_model_without_a_flag_stays_as_it_is(finished):
-    _, rows = finished
-    by = {(row["attack"], row["defense"]): row for row in rows}
-    row = by["clean", "mcl-code"]
-    if row["target"] == -1:
-        assert row["chosen"].startswith("none flagged") and row["acc"] == by["clean", "none"]["acc"]
-    else:  # a false alarm is repaired
-        assert row["chosen"].startswith("flagged")
+        row = by[defense]
+        assert row["asr"] < 0.5 and row["target"] == 1 and row["trigger_success"] > 0.85, row
+    assert by["mcl-code"]["chosen"].startswith("flagged with index") and by["mcl-given"]["chosen"] == "given"
+    assert by["mcl-code"]["anomaly_index"] > 2 and by["mcl-given"]["anomaly_index"] is None and "target" not in by["none"]
 
 
 def test_the_page_shows_triggers_and_features(finished):
@@ -93,7 +81,6 @@ def test_the_page_shows_triggers_and_features(finished):
         "badnets-inversion-nc.png",
         "badnets-inversion-nc-triggers.png",
         "badnets-features.png",
-        "clean-features.png",
     } <= pictures
 
 
@@ -111,8 +98,8 @@ def test_an_inversion_that_is_missing_names_itself(finished, tmp_path):
     for path in (copy / "checkpoints").glob("*badnets-inversion-nc-all*"):
         shutil.rmtree(path)
     rows = study.run_study(read(), copy, Progress(quiet=True), compute=False)
-    status = {(row["attack"], row["defense"]): row["status"] for row in rows}
-    assert status["badnets", "nc"] == "not finished: its inversion is not finished" and status["badnets", "mcl-given"] == "ok"
+    status = {row["defense"]: row["status"] for row in rows}
+    assert status["nc"] == "not finished: its inversion is not finished" and status["mcl-given"] == "ok"
 
 
 @pytest.mark.parametrize(
@@ -120,7 +107,7 @@ def test_an_inversion_that_is_missing_names_itself(finished, tmp_path):
     [
         (("reserved.count", "20"), "inversion.batch_size: 32 is more than the 20 reserved images"),
         (("defenses", "[]"), "detections: inversion-nc: batch_size: 200 is more than the 128 reserved images"),
-        (("reserved.count", "40"), "defenses: mcl-code: batch_size: 64 is more than the 40 images there are"),
+        (("defenses.0.schedule.batch_size", "200"), "defenses: mcl-code: batch_size: 200 is more than the 128 images there are"),
         (("defenses.1.target", "9"), "defenses: mcl-given: target: 9 is no class of synthetic, which has 0 to 4"),
         (("defenses.1.target", "no"), "want a whole number, got False"),
         (("defenses.1.target", "all"), "want a whole number or detect, got 'all'"),
@@ -145,9 +132,9 @@ def test_another_preset_inside_a_default_begins_anew():
 def test_killed_in_a_search_and_rerun_gives_the_same_numbers(tmp_path):
     environment = os.environ | {"D3JAX_CACHE": str(tmp_path / "cache")}
     config = tmp_path / "study.yaml"
-    config.write_text(STUDY)
+    config.write_text(STUDY.replace("save_every: 1000", "save_every: 20, save_seconds: 0"))
     unbroken(config, tmp_path / "whole", environment)
-    for stage in ("badnets/seed0/inversion", "badnets/seed0/mcl-code", "clean/seed0/inversion"):
+    for stage in ("badnets/seed0/inversion", "badnets/seed0/mcl-code", "badnets/seed0/nc"):
         kill_when(lambda: logged(tmp_path / "broken", f'"stage": "{stage}'), config, tmp_path / "broken", environment)  # noqa: B023
     unbroken(config, tmp_path / "broken", environment)
     assert results(tmp_path / "broken") == results(tmp_path / "whole")

@@ -91,7 +91,7 @@ def test_the_schedule_is_the_published_one(seed):
     level = np.clip(np.cumsum(rng.normal(0, 0.02, (3, passes)), 1) + 0.99, 0, 1)
     sizes = rng.uniform(5, 50, (3, passes)).cumsum(1)[:, ::-1] / 50
     step = jax.jit(lambda progress, raw: adapt(progress, raw, config))
-    progress = start(jax.random.key(0), [0, 1, 2], (2, 2, 1), config).opt_state[1]
+    progress = start(jax.random.key(0), jnp.arange(3), (2, 2, 1), config).opt_state[1]
     costs, active = [], []
     for number in range(passes):
         raw = jax.tree.map(lambda leaf: jnp.full_like(leaf, number + 1), progress.raw)  # noqa: B023
@@ -113,7 +113,7 @@ def test_the_schedule_is_the_published_one(seed):
 
 
 def test_what_is_kept_small_is_as_published():
-    nc = start(jax.random.key(1), [0, 3], (4, 5, 3), InversionConfig()).variables.params
+    nc = start(jax.random.key(1), jnp.array([0, 3]), (4, 5, 3), InversionConfig()).variables.params
     trigger = trigger_of(nc, "nc")
     mask = np.tanh(np.asarray(nc["mask"], np.float64)) / (2 - 1e-7) + 0.5
     np.testing.assert_allclose(trigger.mask, mask, rtol=1e-5)
