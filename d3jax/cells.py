@@ -19,7 +19,7 @@ from .config_file import to_mapping
 from .data import DATASETS, fingerprint, reserve
 from .data.batching import epoch_plan
 from .defenses import DEFENSES
-from .defenses.target import Search, check_size
+from .defenses.target import Search, check_classes, check_size
 from .environment import environment
 from .errors import ConfigError, D3JaxError
 from .inversion import InversionConfig
@@ -69,7 +69,7 @@ class Inverting(NamedTuple):
     def name(self) -> str:
         """A name that no other settings have."""
         whom = "flagged" if self.after else "all" if self.label is None else f"class{self.label}"
-        return f"inversion-{self.config.preset}-{whom}-{recipe_hash(self.settings)[:4]}"
+        return f"inversion-{self.config.preset}-{whom}-{recipe_hash(self.settings)}"
 
 
 class Cell(NamedTuple):
@@ -192,6 +192,7 @@ def make_cells(lab: Lab) -> list[Cell]:
     for choice in config.detections:
         with _named(f"detections: {choice.label}"):
             check_size(choice.config, size)
+            check_classes(info)
     cells, clean = [], None
     for choice in config.attacks:
         with _named(f"attacks: {choice.label}"):

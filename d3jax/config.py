@@ -183,9 +183,7 @@ class StudyConfig:
         "auto",
         "of convolutions and products; auto: bfloat16 on GPU and TPU, float32 on CPU; tensorfloat32: NVIDIA's, float32 elsewhere",
     )
-    features: int = option(
-        0, "test images whose features, clean and triggered, the report shows for every model (0: none)", low=0
-    )
+    features: int = option(0, "test images of all classes whose features, clean and triggered, the report shows (0: none)", low=0)
     loop: LoopConfig = option(LoopConfig, "logging, checkpoints, steps per call")
     cache: str = option("", "folder for backdoored models shared between studies (empty: inside the run folder)")
     published: dict[str, str] = option(dict, "the published number beside a row, by 'attack/defense'")
@@ -220,8 +218,9 @@ def hints_of(cls: type) -> dict[str, Any]:
 def literals_of(hint: Any) -> tuple:
     """The choices of a `Literal` (or optional `Literal`) hint; () for others."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        inner = [literals_of(arg) for arg in typing.get_args(hint)]
-        return (*sum(inner, ()), None) if any(inner) else ()
+        args = typing.get_args(hint)
+        inner = sum((literals_of(arg) for arg in args), ())
+        return (*inner, *([None] if type(None) in args else [])) if inner else ()
     return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
 
 

@@ -182,6 +182,8 @@ class _Reader:
             elif name in mapping and (nested := _nested(hints[name])) and mapping[name] is not None:
                 default = getattr(base, name) if base is not None else _default(field)
                 values[name] = self.dataclass(nested, mapping[name], inside, base=default)
+            elif name in mapping and dataclasses.is_dataclass(hints[name]):
+                self.fail(inside, f"want a mapping, got {mapping[name]!r}")
             elif name in mapping:
                 values[name] = self.value(hints[name], mapping[name], inside)
             elif base is not None:
@@ -252,7 +254,7 @@ class _Reader:
                 return None
             if isinstance(value, str) and (words := literals_of(hint)):
                 if value not in words:
-                    self.fail(path, f"want a whole number or {names(word for word in words if word)}, got {value!r}")
+                    self.fail(path, f"want a whole number or {names(words)}, got {value!r}")
                 return value
             return self.value(next(arg for arg in args if arg is not type(None)), value, path)
         if origin is tuple:

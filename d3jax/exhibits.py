@@ -12,6 +12,7 @@ import numpy as np
 from .analysis.features import penultimate, project, separation
 from .base import Attack, as_float, as_levels
 from .cells import Cell, Lab
+from .data.reserved import draw_stratified
 from .findings import Features, Inverted
 from .inversion import detect, stamp
 from .metrics import predict
@@ -91,13 +92,13 @@ def _shown(lab: Lab, cell: Cell, earlier: Mapping[str, Stage], count: int) -> Sh
 
 def _inverted(lab: Lab, cell: Cell, tree: Any, pictures: Shown) -> Inverted:
     """A detection, with the smallest of its triggers on the report's images."""
-    found = detect(tree.norms, cell.choice.config.median)
+    found = detect(tree.norms)
     grey = np.full((1, *pictures.clean.shape[1:]), 0.5, np.float32)
     on = lambda row, images: np.asarray(as_levels(stamp(jax.tree.map(lambda part: part[row], tree.trigger), images)), np.uint8)
     smallest = int(np.argmin(tree.norms))
     targets = targets_of(cell.case.attack, lab.dataset.info.num_classes) if cell.case.poison_rate else set()
     return Inverted(
-        cell.choice.label, tree.labels, tree.norms, found.flagged, found.index, tree.success,
+        cell.choice.label, cell.case.seed, tree.labels, tree.norms, found.flagged, found.index, tree.success,
         median=found.median, spread=found.spread, targets=targets,
         triggers=np.concatenate([on(row, grey) for row in range(len(tree.labels))]),
         smallest=on(smallest, as_float(jnp.asarray(pictures.clean))),
@@ -105,9 +106,12 @@ def _inverted(lab: Lab, cell: Cell, tree: Any, pictures: Shown) -> Inverted:
 
 
 def _features(lab: Lab, cell: Cell, earlier: Mapping[str, Stage], variables: Any) -> Features:
-    """Features of the first test images and of their triggered twins."""
+    """Features of some test images of every class and of their triggered twins."""
     attack, trigger = cell.case.attack, earlier[Cell(cell.case).name].tree.trigger
-    images, labels = (part[: lab.config.features] for part in lab.dataset.test)
+    every = np.asarray(lab.dataset.test.labels)
+    count = min(lab.config.features, len(every))
+    rows = draw_stratified(every, count, lab.dataset.info.num_classes, np.random.default_rng(0))
+    images, labels = lab.dataset.test.images[rows], lab.dataset.test.labels[rows]
     twins = np.flatnonzero(np.asarray(attack.relabel(labels) != labels))
     clean = penultimate(lab.model, variables, images)
     triggered = clean[:0]

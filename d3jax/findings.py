@@ -17,11 +17,12 @@ FLAGGED = "#d55e00"
 
 
 class Inverted(NamedTuple):
-    """A detection by inversion: of `labels` [L] the `norms`, which are `flagged`, the `index` and `success` of each, and `triggers`
+    """A detection by inversion with the images of `seed`: of `labels` [L] the `norms`, which are `flagged`, the `index` and `success` of each, and `triggers`
     uint8 [L, H, W, C] on grey. `median` and `spread` are those of the norms, `targets` the attacker's classes, and `smallest` the
     report's images with the smallest trigger."""
 
     detection: str
+    seed: int
     labels: np.ndarray
     norms: np.ndarray
     flagged: np.ndarray
@@ -51,16 +52,17 @@ def show_inversions(
     for one in found:
         path = _save_norms(Path(f"{stem}-{one.detection}.png"), one, classes)
         parts.append(figure(path, f"Inverted triggers and their norms, {one.detection}", _norms_text(one, classes)))
-        pairs = {"clean": clean, "attacker's": triggered, "inverted": one.smallest}
-        rows = {name: drawable(images) for name, images in pairs.items()}
-        for name, images in (("attacker's", triggered), ("inverted", one.smallest)):
+        pairs = ({"attacker's": triggered} if one.targets else {}) | {"inverted": one.smallest}
+        rows = {name: drawable(images) for name, images in ({"clean": clean} | pairs).items()}
+        for name, images in pairs.items():
             change = np.abs(drawable(images).astype(np.int16) - drawable(clean).astype(np.int16))
             rows[f"{name}: change"] = change.astype(np.uint8)
         path = save_rows(Path(f"{stem}-{one.detection}-triggers.png"), rows, label_share=0.17)
         label = classes[int(one.labels[one.norms.argmin()])]
+        lead = "The attacker's trigger and the" if one.targets else "The"
         text = (
-            f"The attacker's trigger, and the smallest inverted one ({one.detection}; it leads to {label}), on the same images. "
-            "An inverted trigger need not look like the attacker's, nor sit in its place."
+            f"{lead} smallest inverted one ({one.detection}, seed {one.seed}; it "
+            f"leads to {label}) on the same images. An inverted trigger need not look like the attacker's, nor sit in its place."
         )
         parts.append(figure(path, "The attacker's trigger and the inverted one", text))
     return "".join(parts)
@@ -69,7 +71,8 @@ def show_inversions(
 def _norms_text(one: Inverted, classes: Sequence[str]) -> str:
     name = lambda i: f"{classes[int(one.labels[i])]} (norm {one.norms[i]:.1f}, index {one.index[i]:.2f})"
     flagged = np.flatnonzero(one.flagged)
-    text = f"{one.detection}: the smallest trigger that was found for each class and its norm. "
+    shown = f"the {MOST} smallest of {len(one.labels)} classes" if len(one.labels) > MOST else "each class"
+    text = f"{one.detection}, seed {one.seed}: the smallest trigger that was found for {shown} and its norm. "
     if len(flagged):
         text += f"Flagged: {', '.join(name(i) for i in flagged)}."
     else:
@@ -98,7 +101,7 @@ def _save_norms(path: Path, one: Inverted, classes: Sequence[str]) -> Path:
                 box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
                 axis.text(count - 0.51, level, text, ha="right", va="center", fontsize=7.5, bbox=box)
         axis.set(
-            xlim=(-0.5, count - 0.5), ylabel="norm of the trigger", title=f"Smallest trigger of each class · {one.detection}"
+            xlim=(-0.5, count - 0.5), ylabel="norm of the trigger", title=f"Smallest triggers · {one.detection}, seed {one.seed}"
         )
         labels = [classes[int(one.labels[i])] + (" ★" if int(one.labels[i]) in one.targets else "") for i in order]
         axis.set_xticks(range(count), [text[:13] for text in labels], rotation=0 if count <= 10 else 30)
@@ -126,9 +129,9 @@ def show_features(stem: Path, features: Mapping[str, Features], classes: Sequenc
     if any(np.isfinite(one.separation["twin_distance"]) for one in features.values()):
         head = ["<th scope=col>Model</th><th scope=col class=n>Distance to clean twin<small>lower is better</small></th>"]
         head += ["<th scope=col class=n>Silhouette<small>lower is better</small></th>"]
+        numbers = lambda one: (f"{one.separation[key]:.3f}".replace("-", "−") for key in ("twin_distance", "silhouette"))
         body = [
-            f"<tr>{swatch(name, looks)}<td class=n>{one.separation['twin_distance']:.3f}</td>"
-            f"<td class=n>{one.separation['silhouette']:+.3f}</td></tr>".replace("-", "−")
+            f"<tr>{swatch(name, looks)}{''.join(f'<td class=n>{number}</td>' for number in numbers(one))}</tr>"
             for name, one in features.items()
         ]
         note = (

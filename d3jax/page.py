@@ -13,7 +13,21 @@ import numpy as np
 from . import figures
 from .findings import Features, Inverted, show_features, show_inversions
 from .markup import CSS, PAGE, Looks, escape, figure, image, mark, swatch, table
-from .report import COSTLY, GONE, KEEPS, RATES, Row, group_of, headline, points, spread, summarise, verdict, write_whole
+from .report import (
+    COSTLY,
+    GONE,
+    KEEPS,
+    RATES,
+    Row,
+    detections,
+    group_of,
+    headline,
+    points,
+    spread,
+    summarise,
+    verdict,
+    write_whole,
+)
 
 Groups = dict[tuple[str, str, str], list[Row]]
 """Rows of `summarise` by (dataset, model, attack)."""
@@ -43,10 +57,12 @@ class Samples(NamedTuple):
     features: Mapping[str, Features] = {}
 
 
-def write_report(workdir: str | Path, rows: Sequence[Row], samples: Sequence[Samples], title: str) -> Path:
+def write_report(
+    workdir: str | Path, rows: Sequence[Row], samples: Sequence[Samples], title: str, looked: Sequence[Row] = ()
+) -> Path:
     """Writes `report.html` into `workdir`, one page that needs no other file, and its pictures also as `figures/*.png`.
 
-    Reads `metrics.jsonl` (curves), `environment.json` and `config.yaml` in `workdir`; what is not there is left out of the page.
+    `looked` are the rows of detections.csv. Reads `metrics.jsonl` (curves), `environment.json` and `config.yaml` in `workdir`; what is not there is left out of the page.
     """
     folder = Path(workdir)
     metrics = figures.read_metrics(folder / "metrics.jsonl")
@@ -72,6 +88,7 @@ def write_report(workdir: str | Path, rows: Sequence[Row], samples: Sequence[Sam
         f"<nav aria-label='Attacks'>In detail: {' '.join(links)}</nav>" if len(links) > 1 else "",
         _glance(groups, looks),
         _study_table(groups, rows, looks),
+        _detections(looked),
         GLOSSARY if rows else "",
         *details,
         _environment(folder),
@@ -160,6 +177,13 @@ def _study_table(groups: Groups, rows: Sequence[Row], looks: Looks) -> str:
     return f"<section><h2>Before and after</h2>{table(head, bodies, 'study')}<p class=note>{note}</p></section>"
 
 
+def _detections(looked: Sequence[Row]) -> str:
+    """A line for every detection."""
+    lines = "".join(f"<li>{escape(one['text'])}</li>" for one in detections(looked))
+    note = "Flagged: a norm more than two deviations (1.4826 · MAD) below the median of all classes."
+    return f"<section><h2>Detections</h2><ul class=lead>{lines}</ul><p class=note>{note}</p></section>" if lines else ""
+
+
 def _study_row(row: Row, published: bool, looks: Looks) -> str:
     cells = []
     for rate in RATES:
@@ -172,7 +196,8 @@ def _study_row(row: Row, published: bool, looks: Looks) -> str:
     time = "–" if seconds is None else f"{seconds:,.{0 if seconds >= 10 else 1}f}".replace(",", "\u202f")
     beside = f"<td class='text soft'>{escape(row['published'] or 'none')}</td>" if published else ""
     kind = "before" if row["defense"] == "none" else "after"
-    first = f"{swatch(row['defense'], looks)}<td class=text>{mark(verdict(row))}</td>"
+    found = f"<small>{escape(row['searched'])}</small>" if row["searched"] else ""
+    first = f"{swatch(row['defense'], looks)}<td class=text>{mark(verdict(row))}{found}</td>"
     return f"<tr class={kind}>{first}{''.join(cells)}<td class=n>{time}</td>{beside}</tr>"
 
 

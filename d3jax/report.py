@@ -92,8 +92,9 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
         None for a single seed) and, but for der, the mean change against the backdoored model of the same seed and poison rate
         (`acc_change`). Numbers that are None or not finite are left out. `n` counts the seeds with an ACC, `failed` those with
         a `status` other than "ok", whose first is in `status`; `kept` counts the seeds whose ASR is 50 % or more, `worked` those
-        whose backdoored model's is (None where no such model is known), and `asr_worst` is the highest; `seconds` is a mean;
-        `published` joins what the rows stand beside, None for nothing.
+        whose backdoored model's is (None where no such model is known), and `asr_worst` is the highest; `seconds` is a mean, with
+        what a search for a trigger took; `untouched` counts the seeds where a defence found nothing to repair, `searched` says what
+        it found, None for defences that do not search; `published` joins what the rows stand beside, None for nothing.
     """
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in _distinct(rows):
@@ -122,8 +123,10 @@ def _summary(key: tuple[str, ...], group: list[Row], before: Mapping[tuple[Any, 
         changes = [after - first for after, first in pairs if len(_finite((after, first))) == 2]
         summary[f"{rate}_change"] = statistics.fmean(changes) if changes else None
     failures = [row["status"] for row in group if row.get("status") not in (None, "ok")]
-    rates, seconds = _finite(row["asr"] for row in group), _finite(row["seconds"] for row in group)
+    rates = _finite(row["asr"] for row in group)
+    seconds = [first + sum(_finite([row.get("search_seconds")])) for row in group for first in _finite([row["seconds"]])]
     earlier = _finite(before.get(_run(row), {}).get("asr") for row in group)
+    searched = [row for row in group if row.get("chosen")]
     beside = dict.fromkeys(str(row["published"]) for row in group if row.get("published") not in (None, "none"))
     return summary | {
         "n": len(_finite(row["acc"] for row in group)),
@@ -134,7 +137,17 @@ def _summary(key: tuple[str, ...], group: list[Row], before: Mapping[tuple[Any, 
         "asr_worst": max(rates, default=None),
         "seconds": statistics.fmean(seconds) if seconds else None,
         "published": " / ".join(beside) or None,
+        "untouched": sum(row["target"] == -1 for row in searched),
+        "searched": "; ".join(dict.fromkeys(_searched(row) for row in searched)) or None,
     }
+
+
+def _searched(row: Row) -> str:
+    """What a defence that searched for a trigger found out first."""
+    if row["target"] == -1:
+        return row["chosen"]
+    turns = "" if row["trigger_success"] is None else f", trigger turns {100 * row['trigger_success']:.0f} %"
+    return f"class {row['target']} {row['chosen']}{turns}"
 
 
 def _finite(values: Any) -> list[float]:
@@ -149,6 +162,8 @@ def verdict(row: Row) -> str:
         return row["status"] if row["failed"] else ""
     if row["asr"] is None:
         return failed
+    if row["untouched"] == row["n"]:
+        return ", ".join(filter(None, ("not repaired: nothing flagged", failed)))
     kept = "" if row["kept"] == row["n"] else f" on {row['kept']} of {row['n']} seeds"
     if row["defense"] == "none":
         words = f"backdoor works{kept}" if row["kept"] else "backdoor does not work"
@@ -301,8 +316,11 @@ def detections(rows: Sequence[Row]) -> list[Row]:
         smallest = min(group, key=lambda row: row["norm"])
         what = f"flags {', '.join(flagged)}" if flagged else "flags nothing"
         hit, alarm = [name for name in flagged if name in targets], [name for name in flagged if name not in targets]
-        words = "no backdoor: right" if not targets and not flagged else "no backdoor: false alarm" if not targets else ""
-        words = words or ("misses " + ", ".join(targets) if not hit else "right" if not alarm else "right, and false alarms")
+        if not targets:
+            words = "no backdoor: false alarm" if flagged else "no backdoor: right"
+        else:
+            words = "right" if len(hit) == len(targets) else f"finds {len(hit)} of {len(targets)} targets ({', '.join(targets)})"
+            words += ", and false alarms" if alarm else ""
         text = f"{named['attack']}, seed {named['seed']}, {named['detection']}: {what} (index of the smallest {smallest['index']:.2f}); {words}"
         found.append(named | {"flagged": flagged, "anomaly_index": smallest["index"], "right": flagged == targets, "text": text})
     return found

@@ -19,7 +19,7 @@ import yaml
 from .attacks import ATTACKS
 from .cells import Cell, Lab, make_cells, open_lab
 from .config import StudyConfig
-from .config_file import dumps, to_mapping
+from .config_file import dumps, loads, to_mapping
 from .data import DATASETS
 from .defenses import DEFENSES
 from .errors import ConfigError
@@ -41,10 +41,9 @@ REGISTRIES = {
         ("datasets", DATASETS),
         ("models", MODELS),
         ("attacks", ATTACKS),
-        ("detections", DETECTIONS),
         ("defenses", DEFENSES),
     )
-}
+} | {"detections": DETECTIONS}
 
 PRODUCTS = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": "default"}
 """jax's name for each precision. Its default for float32 on NVIDIA cards is TF32, which would be another result of one name."""
@@ -79,7 +78,6 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
     config = lab.config
     everything = make_cells(lab)
     cells = part_of(everything, *part) if part else everything
-    models = [cell for cell in cells if cell.kind != "inversion"]
     same_everywhere(dumps(config), "settings")
     if is_first():
         for setting, folder in (("--workdir", lab.workdir), ("--cache", config.cache), ("--profile", lab.recorder.profile)):
@@ -103,22 +101,28 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
                 # A study of many wide models would fill the device with them.
                 result = result._replace(tree=jax.device_get(result.tree) if cell.kind == "inversion" else None)
             results[cell.name] = result
-        rows = [row(lab, cell, results) for cell in models if cell.name in results]
+        rows = [row(lab, cell, results) for cell in cells if cell.name in results and _is_row(cell, results)]
+        looked = detection_rows(lab, cells, results)
         if is_first() and not part:
             write_csv(lab.workdir / "results.csv", rows)
-            write_csv(lab.workdir / "per_class.csv", class_rows(lab, models, results), columns=())
+            write_csv(lab.workdir / "per_class.csv", class_rows(lab, cells, results), columns=())
             if config.detections:
-                write_csv(lab.workdir / "detections.csv", detection_rows(lab, cells, results), columns=())
+                write_csv(lab.workdir / "detections.csv", looked, columns=())
     if is_first():
-        print_table([row(lab, cell, results) for cell in _models_of_others(models)] + rows)
-        print_detections(detection_rows(lab, cells, results))
+        print_table([row(lab, cell, results) for cell in _models_of_others(cells)] + rows)
+        print_detections(looked)
     if is_first() and part:
         share = f"part {part[0]} of {part[1]}: {len(cells)} of {len(everything)} cells"
         lab.recorder.progress.say(f"{share}; when all are done, --report gathers them")
     if is_first() and not part:
         samples = samples_of(lab, cells, results, earlier, said)
-        lab.recorder.progress.say(f"report: {write_report(lab.workdir, rows, samples, lab.workdir.name)}")
+        lab.recorder.progress.say(f"report: {write_report(lab.workdir, rows, samples, lab.workdir.name, looked)}")
     return rows
+
+
+def _is_row(cell: Cell, results: dict[str, Result]) -> bool:
+    """Whether a cell has a line in results.csv: all have but detections, unless one failed."""
+    return cell.kind != "inversion" or isinstance(results[cell.name], Failure)
 
 
 def _models_of_others(cells: Sequence[Cell]) -> list[Cell]:
@@ -142,7 +146,12 @@ def _check_same_study(lab: Lab) -> None:
     path = lab.workdir / "config.yaml"
     if not path.exists():
         return
-    there, here = (_settings(mapping) for mapping in (yaml.safe_load(path.read_text(encoding="utf8")), to_mapping(lab.config)))
+    text = path.read_text(encoding="utf8")
+    try:
+        saved = to_mapping(loads(text, registries=REGISTRIES, origin=str(path)))  # with today's defaults for what came since
+    except ConfigError:
+        saved = yaml.safe_load(text)
+    there, here = _settings(saved), _settings(to_mapping(lab.config))
     for key in [*there, *here]:
         if there.get(key) != here.get(key):
             raise ConfigError(
@@ -153,7 +162,7 @@ def _check_same_study(lab: Lab) -> None:
 
 def _settings(mapping: dict[str, Any]) -> dict[str, Any]:
     """A study's settings by their dotted keys, without those that no result depends on."""
-    kept = {key: value for key, value in mapping.items() if key not in ("loop", "published", "cache")}
+    kept = {key: value for key, value in mapping.items() if key not in ("loop", "published", "cache", "features")}
     leaves = jax.tree_util.tree_leaves_with_path(kept, is_leaf=lambda leaf: leaf is None)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
@@ -194,8 +203,11 @@ def row(lab: Lab, cell: Cell, results: dict[str, Result]) -> dict[str, Any]:
             "commit": result.environment["commit"], "device": result.environment["device"],
         }  # fmt: skip
         if found := found_of(cell, results):
-            anomaly = found.detection.anomaly if found.detection else None
-            values |= {"target": found.target, "chosen": found.how, "anomaly_index": anomaly, "trigger_success": found.success}
+            values |= {
+                "target": found.target, "chosen": found.how, "trigger_success": found.success,
+                "anomaly_index": found.detection.anomaly if found.detection else None,
+                "search_seconds": sum(results[needed.name].seconds for needed in cell.needs[1:]),
+            }  # fmt: skip
     values |= {
         "attack_seed": case.attack_seed,
         "net": " ".join(f"{key}={value}" for key, value in to_mapping(config.model.config).items()),
@@ -212,7 +224,7 @@ def detection_rows(lab: Lab, cells: Sequence[Cell], results: dict[str, Result]) 
         result = results.get(cell.name)
         if cell.kind == "inversion" and isinstance(result, Stage):
             tree, case = result.tree, cell.case
-            found = detect(tree.norms, cell.choice.config.median)
+            found = detect(tree.norms)
             wanted = targets_of(case.attack, lab.dataset.info.num_classes) if case.poison_rate else set()
             for i, label in enumerate(tree.labels.tolist()):
                 rows.append({
@@ -229,7 +241,7 @@ def class_rows(lab: Lab, cells: Sequence[Cell], results: dict[str, Result]) -> l
     rows = []
     for cell in cells:
         result = results.get(cell.name)
-        if isinstance(result, Stage):
+        if isinstance(result, Stage) and cell.kind != "inversion":
             where = {"attack": cell.case.label, "defense": cell.label, "seed": cell.case.seed}
             counts = {key: values.tolist() for key, values in result.counts._asdict().items()}
             for i, name in enumerate(lab.dataset.info.classes):

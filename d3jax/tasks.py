@@ -16,6 +16,7 @@ from .config_file import to_mapping
 from .defenses.target import Found, flagged_label, gather
 from .inversion import invert, like, nothing
 from .metrics import Counts
+from .sharding import agree
 from .stages import Stage, Task, recipe_hash
 from .training.backdoor import backdoor_job, prepare, trigger_of
 from .training.loop import lines_of
@@ -78,14 +79,14 @@ def _inversion_task(lab: Lab, cell: Cell, victim: Stage | None, detected: Stage 
     def work(session):
         given = (key, lab.model, victim.tree.variables, reserved_split(lab, case.seed), wanted.config)
         if wanted.after:
-            label = flagged_label(detected.tree, wanted.after)
+            label = int(agree([flagged_label(detected.tree)])[0])
             return (nothing(info.shape), []) if label < 0 else invert(*given, [label], session)
         return invert(*given, labels, session)
 
     recipe = {"inversion": wanted.settings, **_begins_with(lab, case)}
     return Task(
         cell.name,
-        _cache(lab) / f"{info.name}-{case.label}-{wanted.name}-seed{case.seed}-{recipe_hash(recipe)}",
+        _cache(lab) / f"{info.name}-{case.label}-inversion-seed{case.seed}-{recipe_hash(recipe)}",
         like=like(info.num_classes if wanted.label is None and not wanted.after else 1, info.shape),
         evaluate=_count_nothing,
         work=work,
@@ -124,7 +125,7 @@ def _repair_task(lab: Lab, cell: Cell, victim: Stage | None, *searched: Stage | 
         options = {}
         if defense.search:
             found = gather(defense.search, *[stage.tree for stage in searched])
-            session.say(f"class {found.target}, {found.how}" if found.target >= 0 else f"{found.how}: the model stays as it is")
+            session.say(found.text)
             options = {"found": found}
         repaired = defense.repair(*given(), session, **options)
         return repaired.variables, lines_of(repaired.trace)

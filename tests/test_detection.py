@@ -1,14 +1,17 @@
 """Detections and defences that search for a trigger, in a study: shared inversions, rows, the page, kills."""
 
 import csv
+import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 
-from d3jax import inversion, study
+from d3jax import inversion, study, tasks
 from d3jax.config_file import loads
-from d3jax.errors import ConfigError
+from d3jax.defenses import target
+from d3jax.errors import ConfigError, OutOfMemoryError
 from d3jax.journal import Progress
 from d3jax.report import detections, read_csv
 
@@ -49,8 +52,10 @@ def finished(tmp_path_factory):
 def test_one_inversion_serves_detection_and_defences(finished):
     """One of all classes, for the detection and for both defences that detect; and one of the given class."""
     folder, _ = finished
-    names = sorted(path.name for path in (folder / "checkpoints").glob("*inversion*"))
-    assert len(names) == 2 and "nc-all" in names[0] and "nc-class1" in names[1]
+    assert len(list((folder / "checkpoints").glob("*inversion*"))) == 2
+    stages = {json.loads(line)["stage"] for line in (folder / "metrics.jsonl").read_text().splitlines()}
+    searches = {stage.split("/")[2] for stage in stages if "inversion" in stage}
+    assert len(searches) == 2 and {name.split("-")[2] for name in searches} == {"all", "class1"}
 
 
 def test_the_backdoor_is_found_and_repaired(finished):
@@ -64,6 +69,37 @@ def test_the_backdoor_is_found_and_repaired(finished):
         assert row["asr"] < 0.5 and row["target"] == 1 and row["trigger_success"] > 0.85, row
     assert by["mcl-code"]["chosen"].startswith("flagged with index") and by["mcl-given"]["chosen"] == "given"
     assert by["mcl-code"]["anomaly_index"] > 2 and by["mcl-given"]["anomaly_index"] is None and "target" not in by["none"]
+
+
+def test_where_nothing_is_flagged_the_model_stays(finished, tmp_path, monkeypatch, capsys):
+    folder, rows = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for path in (copy / "checkpoints").glob("badnets-mcl-code-*"):
+        shutil.rmtree(path)
+    detect = target.detect
+    monkeypatch.setattr(target, "detect", lambda norms: detect(norms)._replace(flagged=np.zeros(5, bool)))
+    again = {row["defense"]: row for row in study.run_study(read(), copy, Progress())}
+    before, row = rows[0], again["mcl-code"]
+    assert (row["target"], row["trigger_success"], row["asr"]) == (-1, None, before["asr"])
+    assert row["chosen"].startswith("none flagged, the smallest norm has index")
+    assert "badnets/seed0/mcl-code: not repaired: none flagged" in capsys.readouterr().out
+    assert "not repaired: nothing flagged" in (copy / "report.html").read_text()
+
+
+def test_a_detection_that_fails_is_a_row(finished, tmp_path, monkeypatch):
+    def broken(*_):
+        raise OutOfMemoryError("no memory")
+
+    folder, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for path in (copy / "checkpoints").glob("*badnets-inversion-*"):
+        shutil.rmtree(path)
+    monkeypatch.setattr(tasks, "invert", broken)
+    status = {row["defense"]: row["status"] for row in study.run_study(read(), copy, Progress(quiet=True))}
+    assert status["inversion-nc"] == "failed: no memory" and status["nc"] == "failed: its inversion failed"
+    assert status["none"] == "ok"
 
 
 def test_the_page_shows_triggers_and_features(finished):
@@ -95,11 +131,12 @@ def test_an_inversion_that_is_missing_names_itself(finished, tmp_path):
     folder, _ = finished
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    for path in (copy / "checkpoints").glob("*badnets-inversion-nc-all*"):
+    for path in (copy / "checkpoints").glob("*badnets-inversion-*"):
         shutil.rmtree(path)
     rows = study.run_study(read(), copy, Progress(quiet=True), compute=False)
     status = {row["defense"]: row["status"] for row in rows}
-    assert status["nc"] == "not finished: its inversion is not finished" and status["mcl-given"] == "ok"
+    assert status["inversion-nc"] == "not finished: no model yet"
+    assert status["nc"] == "not finished: its inversion is not finished" and status["none"] == "ok"
 
 
 @pytest.mark.parametrize(
@@ -109,6 +146,8 @@ def test_an_inversion_that_is_missing_names_itself(finished, tmp_path):
         (("defenses", "[]"), "detections: inversion-nc: batch_size: 200 is more than the 128 reserved images"),
         (("defenses.0.schedule.batch_size", "200"), "defenses: mcl-code: batch_size: 200 is more than the 128 images there are"),
         (("defenses.1.target", "9"), "defenses: mcl-given: target: 9 is no class of synthetic, which has 0 to 4"),
+        (("defenses.1.inversion", "null"), "defenses.1.inversion: want a mapping, got None"),
+        (("dataset.classes", "2"), "target: cannot be detected among 2 classes"),
         (("defenses.1.target", "no"), "want a whole number, got False"),
         (("defenses.1.target", "all"), "want a whole number or detect, got 'all'"),
         (("detections.0.preset", "tabor"), "'tabor' is not one of nc, fixed, pixel"),

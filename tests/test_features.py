@@ -43,6 +43,13 @@ def test_points_keep_clusters_apart(method):
     assert (nearest == CLASSES).all()
 
 
+@pytest.mark.parametrize("features", [np.zeros((60, 8)), CLEAN[:1], np.full((60, 8), np.nan), np.full((60, 8), 1e30)])
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_where_there_is_nothing_to_place_all_points_are_zero(features, method):
+    """A network whose units are all dead; scikit-learn's t-SNE would crash the process."""
+    assert not project(features, method).any() and len(project(features, method)) == len(features)
+
+
 def test_features_are_what_the_classifier_sees(dataset, model, victim):
     found = penultimate(model, victim.variables, dataset.test.images, batch_size=50)
     head = victim.variables.params["head"]

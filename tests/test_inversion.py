@@ -8,22 +8,9 @@ import pytest
 from d3jax.base import Split, TrainState
 from d3jax.defenses.target import Search, choose, find, gather
 from d3jax.errors import ConfigError
-from d3jax.inversion import (
-    Inversion,
-    InversionConfig,
-    Trigger,
-    adapt,
-    detect,
-    invert,
-    like,
-    nothing,
-    size_of,
-    stamp,
-    start,
-    success_of,
-    trigger_of,
-)
+from d3jax.inversion import Inversion, InversionConfig, Trigger, detect, inversion_job, invert, like, nothing, stamp, success_of
 from d3jax.training import Session
+from d3jax.trigger_search import adapt, count_of, size_of, start, tidy, trigger_of
 
 CHECK = [50, 52, 49, 51, 5, 48, 50, 53, 47, 50]
 SHORT = InversionConfig(batches=4, passes=60, patience=2, stop=6)
@@ -90,14 +77,13 @@ def test_the_schedule_is_the_published_one(seed):
     config, rng, passes = InversionConfig(patience=2, stop=5), np.random.default_rng(seed), 80
     level = np.clip(np.cumsum(rng.normal(0, 0.02, (3, passes)), 1) + 0.99, 0, 1)
     sizes = rng.uniform(5, 50, (3, passes)).cumsum(1)[:, ::-1] / 50
-    step = jax.jit(lambda progress, raw: adapt(progress, raw, config))
+    step = jax.jit(lambda progress, raw: adapt(progress, raw, raw, config)[1])
     progress = start(jax.random.key(0), jnp.arange(3), (2, 2, 1), config).opt_state[1]
     costs, active = [], []
     for number in range(passes):
         raw = jax.tree.map(lambda leaf: jnp.full_like(leaf, number + 1), progress.raw)  # noqa: B023
-        progress = progress._replace(
-            success=jnp.asarray(level[:, number], jnp.float32), size=jnp.asarray(sizes[:, number], jnp.float32)
-        )
+        rates, size = jnp.asarray(level[:, number], jnp.float32), jnp.asarray(sizes[:, number], jnp.float32)
+        progress = progress._replace(turned=rates, seen=jnp.ones(3), size=size)
         progress = step(progress, raw)
         costs.append(progress.cost)
         active.append(progress.active)
@@ -123,12 +109,55 @@ def test_what_is_kept_small_is_as_published():
     np.testing.assert_allclose(
         stamp(Trigger(trigger.mask[1], trigger.pattern[1]), x), (1 - mask[1]) * np.asarray(x) + mask[1] * pattern, atol=1e-6
     )
-    pixel = {"more": jnp.full((1, 2, 2, 3), 0.5), "less": jnp.full((1, 2, 2, 3), 0.5 - 1 / 300).at[0, 0, 0, 0].set(-40.0)}
-    change = trigger_of(pixel, "pixel", final=True).pattern
-    assert change[0, 0, 0, 0] == 0.5 and (np.asarray(change).ravel()[1:] == 0).all()  # below one level of 255
+    pixel = {
+        "more": jnp.array([0.5, 0.003, 1.7, -2.0]).reshape(1, 2, 2, 1),
+        "less": jnp.array([0.0, 0.0, 0.9, 0.004]).reshape(1, 2, 2, 1),
+    }
+    change = trigger_of(tidy(pixel, "pixel"), "pixel").pattern
+    np.testing.assert_allclose(change.ravel(), [0.5, 0, 0.1, -0.004], rtol=1e-5)  # 0.003 is under one level of 255
+    assert count_of(tidy(pixel, "pixel"))[0] == 3
     count = lambda p: (np.tanh(p / 10) / (2 - 1e-7) + 0.5).max(-1).sum()
     expected = count(np.asarray(pixel["more"][0], np.float64)) + count(np.asarray(pixel["less"][0], np.float64))
     assert size_of(pixel, "pixel")[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_pixel_trigger_is_kept_if_size_and_count_fall_and_the_search_goes_on_from_it():
+    config = InversionConfig(preset="pixel", stop=2, patience=2)
+    raw = {"more": jnp.array([0.5, 0.003, 1.7, -2.0]).reshape(1, 2, 2, 1), "less": jnp.zeros((1, 2, 2, 1))}
+    other = jax.tree.map(lambda x: x + 0.3, raw)
+    progress = start(jax.random.key(0), jnp.arange(1), (2, 2, 1), config).opt_state[1]
+    assert progress.cost[0] == pytest.approx(1e-3)  # from the first pass on
+
+    def after(progress, size, before, rate=1.0):
+        return adapt(progress._replace(turned=jnp.full(1, rate), seen=jnp.ones(1), size=jnp.full(1, size)), before, other, config)
+
+    now, progress = after(progress, 5.0, raw)
+    np.testing.assert_allclose(now["more"].ravel(), [0.5, 0, 1, 0])
+    jax.tree.map(np.testing.assert_array_equal, progress.raw, now)
+    assert (progress.least[0], progress.count[0], progress.stale[0]) == (5, 2, 0)
+    now, progress = after(progress, 4.0, raw)  # smaller, with as many pixels
+    jax.tree.map(np.testing.assert_array_equal, now, other)
+    assert (progress.least[0], progress.stale[0], progress.cost[0]) == (5, 1, pytest.approx(1.5e-3))
+    for _ in range(2):
+        _, progress = after(progress, 1.0, jax.tree.map(jnp.zeros_like, raw), rate=0.8)  # below the threshold
+    assert progress.count[0] == 2 and progress.cost[0] == pytest.approx(1.5e-3 / 1.5**1.5) and progress.active[0]
+    _, progress = after(progress, 1.0, raw, rate=0.8)
+    assert not progress.active[0]  # up and down, and three passes without a smaller one
+
+
+def test_pixel_looks_at_images_of_other_classes(dataset, model, victim):
+    job = {preset: inversion_job(
+        jax.random.key(0), model, victim.variables, some(dataset), InversionConfig(preset=preset, batches=5), np.array([1, 2])
+    ) for preset in ("pixel", "nc")}  # fmt: skip
+    seen = {}
+    for preset, (step, state, data, *_) in job.items():
+        seen[preset] = jax.jit(step)(state, data)[0].opt_state[1].seen
+    assert (seen["nc"] == 32).all() and (seen["pixel"] < 32).all()
+    labels = np.asarray(dataset.train.labels[:96])
+    step, state, data, *_ = job["pixel"]
+    for _ in range(3):  # an epoch: every image once
+        state, _ = jax.jit(step)(state, data)
+    assert state.opt_state[1].seen.tolist() == [(labels != label).sum() for label in (1, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -192,13 +221,14 @@ class Kept:
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("breaks", [1, 7, 12])
+@pytest.mark.parametrize("breaks", [1, 13, 17])
 def test_a_broken_search_goes_on_where_it_was(dataset, model, victim, breaks):
     whole, lines = invert(jax.random.key(3), model, victim.variables, some(dataset), SHORT, session=Kept().session())
     kept = Kept(breaks)
     with pytest.raises(KeyboardInterrupt):
         invert(jax.random.key(3), model, victim.variables, some(dataset), SHORT, session=kept.session())
     resumed, again = invert(jax.random.key(3), model, victim.variables, some(dataset), SHORT, session=kept.session())
+    assert len([name for name, states in kept.states.items() if states]) == 3  # three loops, and a break in each
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
     assert [line["step"] for line in lines] == [line["step"] for line in again]
 
@@ -206,8 +236,10 @@ def test_a_broken_search_goes_on_where_it_was(dataset, model, victim, breaks):
 def test_bad_wishes_are_named(dataset, model, victim):
     with pytest.raises(ConfigError, match="batch_size 32 is more than the 20 images"):
         invert(jax.random.key(0), model, victim.variables, some(dataset, 20))
-    with pytest.raises(ConfigError, match=r"labels \[7\] are not all classes of the model, which are 0 to 3"):
+    with pytest.raises(ConfigError, match=r"labels \[7\]: want classes of the model, which are 0 to 3"):
         invert(jax.random.key(0), model, victim.variables, some(dataset), SHORT, [7])
+    with pytest.raises(ConfigError, match=r"labels \[\]: want classes"):
+        invert(jax.random.key(0), model, victim.variables, some(dataset), SHORT, [])
     with pytest.raises(ConfigError, match="preset: 'cleanse' is not one of nc, fixed, pixel"):
         InversionConfig(preset="cleanse")
 
@@ -228,9 +260,11 @@ def test_what_is_repaired_when_none_one_or_several_are_flagged():
     one = gather(search, norms_of(CHECK[:8] + [50, 50]))
     assert (one.target, one.trigger.mask[0, 0, 0]) == (4, 4) and one.how.startswith("flagged with index")
     several = gather(search, norms_of(CHECK))
-    assert (several.target, several.how) == (4, "flagged with index 30.35, the highest of 2")
+    assert (several.target, several.how) == (4, "flagged with index 30.35, the smallest of 2 flagged")
     none = gather(search, norms_of([50, 52, 48, 51, 49]))
-    assert none.target == -1 and not none.trigger.mask.any() and none.how.startswith("none flagged, the highest index is")
+    assert none.target == -1 and not none.trigger.mask.any() and none.how == "none flagged, the smallest norm has index 1.35"
+    tied = gather(search, norms_of([9, 3, 10, 10, 10, 10, 10]))
+    assert tied.target == 1  # both indices are infinite
     two = gather(
         Search("detect", InversionConfig(preset="pixel"), config),
         norms_of(CHECK),

@@ -168,7 +168,7 @@ def test_what_cannot_work_is_named(victim, dataset):
     with pytest.raises(ConfigError, match="target: 'find' is not one of detect"):
         MCLConfig(target="find")
     params = victim.variables.params
-    with pytest.raises(ConfigError, match="tensors: 'classifier/.' matches none"):
+    with pytest.raises(ConfigError, match="head: 'classifier/.' matches none"):
         mcl(MCLConfig(head="classifier/*"), dataset.info).check(params, 500)
     with pytest.raises(ConfigError, match="inversion.batch_size: 32 is more than the 20 reserved images"):
         mcl(MCLConfig(target=0), dataset.info).check(params, 20)

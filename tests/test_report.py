@@ -348,3 +348,38 @@ def test_many_attacks_get_an_overview_and_files_of_their_own(tmp_path):
 def test_nothing_heavy_is_imported():
     code = "import sys, d3jax.report; print([name for name in ('jax', 'matplotlib', 'rich') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def looked(attack, norms, targets, flagged):
+    """Rows of detections.csv for one model."""
+    return [
+        {"dataset": "d", "model": "m", "attack": attack, "seed": 0, "detection": "nc", "class": f"c{i}", "is_target": i in targets,
+         "flagged": i in flagged, "norm": norm, "index": float(i)}
+        for i, norm in enumerate(norms)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("targets", "flagged", "right", "words"),
+    [
+        ({1}, {1}, True, "flags c1 (index of the smallest 1.00); right"),
+        ({1}, {1, 2}, False, "flags c1, c2 (index of the smallest 1.00); right, and false alarms"),
+        ({1}, set(), False, "flags nothing (index of the smallest 1.00); finds 0 of 1 targets (c1)"),
+        ({0, 1, 2}, {1}, False, "finds 1 of 3 targets (c0, c1, c2)"),
+        (set(), set(), True, "no backdoor: right"),
+        (set(), {2}, False, "no backdoor: false alarm"),
+    ],
+)
+def test_what_a_detection_came_to(targets, flagged, right, words):
+    (found,) = report.detections(looked("badnets", [9.0, 2.0, 8.0], targets, flagged))
+    assert found["right"] == right and found["text"].endswith(words) and found["anomaly_index"] == 1.0
+
+
+def test_a_search_is_told_and_its_time_counts():
+    searched = {"target": 0, "chosen": "flagged with index 4.00", "trigger_success": 0.97, "search_seconds": 30.0}
+    rows = [row(), row("mcl", asr=0.0, seconds=10.0) | searched]
+    mine = report.summarise(rows)[1]
+    assert mine["seconds"] == 40.0 and mine["searched"] == "class 0 flagged with index 4.00, trigger turns 97 %"
+    nothing = {"target": -1, "chosen": "none flagged", "trigger_success": None, "search_seconds": 30.0}
+    mine = report.summarise([row(), row("mcl", asr=1.0) | nothing])[1]
+    assert report.verdict(mine) == "not repaired: nothing flagged" and mine["searched"] == "none flagged"

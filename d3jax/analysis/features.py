@@ -53,11 +53,21 @@ def separation(clean: np.ndarray, triggered: np.ndarray, labels: np.ndarray, twi
 
 
 def project(features: np.ndarray, method: str, seed: int = 0) -> np.ndarray:
-    """Features [N, D] as points [N, 2] by `method` "pca" or "tsne" (scikit-learn's, started from PCA)."""
+    """Features [N, D] as points [N, 2] by `method` "pca" or "tsne" (scikit-learn's, started from PCA).
+
+    All points are 0 where there is nothing to place: fewer than three images, features all alike (t-SNE would crash the process) or
+    not finite.
+    """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
+    if (
+        len(features) < 3
+        or not np.isfinite(features).all()
+        or np.ptp(features, axis=0).max() < 1e-6 * np.abs(features).max() + 1e-12
+    ):
+        return np.zeros((len(features), 2))
     if method == "pca":
         return PCA(2, random_state=seed).fit_transform(np.asarray(features, np.float64))
     perplexity = min(30.0, (len(features) - 1) / 3)

@@ -68,10 +68,10 @@ Selection = Any
 """A pytree of Python bools with the structure of the parameters."""
 
 
-def select(params: Params, tensors: str = "head/kernel") -> Selection:
+def select(params: Params, tensors: str = "head/kernel", setting: str = "tensors") -> Selection:
     """Which leaves of `params` are θ_s: those whose path matches the glob `tensors`, or all 2-D kernels for "linear".
 
-    Raises `ConfigError`, naming paths there are, when nothing matches.
+    Raises `ConfigError`, naming the `setting` and paths there are, when nothing matches.
     """
 
     def chosen(path, leaf):
@@ -86,7 +86,7 @@ def select(params: Params, tensors: str = "head/kernel") -> Selection:
             jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(params)
         ]
         raise ConfigError(
-            f"tensors: {tensors!r} matches none of the {len(known)} parameters{did_you_mean(tensors, known)}; "
+            f"{setting}: {tensors!r} matches none of the {len(known)} parameters{did_you_mean(tensors, known)}; "
             f"the last ones are {names(known[-8:])}"
         )
     return selection

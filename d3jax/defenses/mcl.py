@@ -42,8 +42,8 @@ class MCLConfig:
 
     preset: Literal["code", "ours"] = option("code", "where clean_weight and batch_norm come from unless given")
     target: Target = target_option()
-    tau: float = option(0.5, "τ, the temperature", above=0, member=True)
-    clean_weight: float | None = option(None, "weight of the cross-entropy on the clean images", low=0, member=True)
+    tau: float = option(0.5, "τ, the temperature", above=0)
+    clean_weight: float | None = option(None, "weight of the cross-entropy on the clean images", low=0)
     batch_norm: Literal["train", "fixed", "mixed"] | None = option(
         None, "statistics of the stamped batch, the stored ones, or of clean and stamped images together"
     )
@@ -104,9 +104,8 @@ def mcl_loss(config: MCLConfig, model: Model) -> Loss:
             if config.clean_weight:
                 outputs = run(clean, outputs.batch_stats)
                 logits = outputs.logits
-        near, far = cosine(z, positive), cosine(z, negative)
-        value = jax.nn.softplus((far - near) / hyper["tau"]).mean()
-        reported = {"contrast": value, "near": near.mean(), "far": far.mean()}
+        value = contrast(z, positive, negative, hyper["tau"]).mean()
+        reported = {"contrast": value, "near": cosine(z, positive).mean(), "far": cosine(z, negative).mean()}
         if config.clean_weight or config.batch_norm == "mixed":
             ce = cross_entropy(logits, batch.labels).mean()
             reported |= {"clean_loss": ce, "accuracy": accuracy(logits, batch.labels)}
@@ -150,11 +149,11 @@ def mcl(config: MCLConfig, info: DataInfo) -> Defense:
         return repair_job(
             stream(key, "steps"), variables, reserved,
             loss=mcl_loss(config, model), anchor=anchor, hyper=hyper, schedule=config.schedule, info=info,
-            fixed=None if config.clean_weight else select(variables.params, config.head), drop_last=True,
+            fixed=None if config.clean_weight else select(variables.params, config.head, "head"), drop_last=True,
         )  # fmt: skip
 
     def check(params: Params, size: int) -> None:
-        select(params, config.head)
+        select(params, config.head, "head")
         epoch_plan(size, config.schedule.batch_size, drop_last=True)
 
     return searching(Search(config.target, config.inversion, config.detection), job, info, check)

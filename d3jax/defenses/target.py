@@ -32,9 +32,11 @@ class Search(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The `trigger` of the class `target` and the share of images it turns (`success`); `how` the class was chosen.
+    """The `trigger` of the class `target` and the share of images of other classes that it turns (`success`); `how` the class was
+    chosen.
 
-    `target` is −1 where detection flagged none: then there is no trigger. `detection` is None where the class was given.
+    `target` is −1 where detection flagged none: then there is no trigger, and `success` is NaN. `detection` is None where the class
+    was given.
     """
 
     target: int
@@ -43,6 +45,13 @@ class Found(NamedTuple):
     success: float
     detection: Detection | None = None
 
+    @property
+    def text(self) -> str:
+        """What was found, in words."""
+        if self.target < 0:
+            return f"not repaired: {self.how}"
+        return f"class {self.target}, {self.how}; its trigger turns {100 * self.success:.0f} % of the images"
+
 
 def searching(
     search: Search, job: Callable[..., Job], info: DataInfo, check: Callable[[Params, int], None] = lambda params, size: None
@@ -50,8 +59,10 @@ def searching(
     """The defence that does `search`, unless it is given what was `found`, then the loop `job(key, model, variables, reserved,
     trigger)`. Where detection flags no label the model stays as it is.
 
-    Raises `ConfigError` where the target is no class.
+    Raises `ConfigError` where the target is no class, or is to be detected among fewer than three.
     """
+    if search.target == "detect":
+        check_classes(info)
     if search.target != "detect" and search.target >= info.num_classes:
         raise ConfigError(f"target: {search.target} is no class of {info.name}, which has 0 to {info.num_classes - 1}")
 
@@ -65,6 +76,7 @@ def searching(
     ) -> Repaired:
         found = found or find(key, model, variables, reserved, search, session)
         if found.target < 0:
+            session.say(found.text)
             return Repaired(variables, {})
         state, lines = fit(job(key, model, variables, reserved, found.trigger), session)
         return Repaired(state.variables, trace_of(lines))
@@ -83,6 +95,12 @@ def check_search(search: Search, size: int) -> None:
         check_size(config, size, f"{name}.")
 
 
+def check_classes(info: DataInfo) -> None:
+    """Raises `ConfigError` where there are too few classes for one to be an outlier."""
+    if info.num_classes < 3:
+        raise ConfigError(f"target: cannot be detected among {info.num_classes} classes, an outlier needs three; name the target")
+
+
 def check_size(config: InversionConfig, size: int, prefix: str = "") -> None:
     """Raises `ConfigError` where a batch of an inversion has more than `size` images; `prefix` begins the setting's name."""
     if size < config.batch_size:
@@ -90,40 +108,36 @@ def check_size(config: InversionConfig, size: int, prefix: str = "") -> None:
 
 
 def choose(detection: Detection, labels: Any) -> tuple[int, str]:
-    """The label to repair, −1 for none, and why: of several that are flagged the one with the highest index, the smallest trigger."""
+    """The label to repair, −1 for none, and why: of several that are flagged the one with the smallest trigger."""
     flagged = np.flatnonzero(detection.flagged)
     if not len(flagged):
-        return -1, f"none flagged, the highest index is {_index(detection.anomaly)}"
-    first = flagged[detection.index[flagged].argmax()]
-    label, index = int(labels[first]), _index(detection.index[first])
-    return label, f"flagged with index {index}" + (f", the highest of {len(flagged)}" if len(flagged) > 1 else "")
-
-
-def _index(value: float) -> str:
-    return f"{value:.2f}"
+        return -1, f"none flagged, the smallest norm has index {detection.anomaly:.2f}"
+    first = flagged[detection.norms[flagged].argmin()]
+    several = f", the smallest of {len(flagged)} flagged" if len(flagged) > 1 else ""
+    return int(labels[first]), f"flagged with index {detection.index[first]:.2f}{several}"
 
 
 def gather(search: Search, *inversions: Inversion) -> Found:
     """What the inversions of a search say together: that of the given class; or the detection, and the flagged class's if that is
     another."""
     if search.target != "detect":
-        return Found(search.target, "given", *_first(inversions[0], search.target))
-    detection = detect(inversions[0].norms, search.detection.median)
+        return Found(search.target, "given", *_of(inversions[0], search.target))
+    detection = detect(inversions[0].norms)
     label, how = choose(detection, inversions[0].labels)
-    return Found(label, how, *_first(inversions[-1], label), detection)
+    return Found(label, how, *_of(inversions[-1], label), detection)
 
 
-def _first(inversion: Inversion, label: int) -> tuple[Trigger, float]:
-    rows = np.flatnonzero(np.asarray(inversion.labels) == label)
-    if not len(rows):
-        inversion, rows = nothing(inversion.trigger.pattern.shape[1:]), [0]
-    row = rows[0]
+def _of(inversion: Inversion, label: int) -> tuple[Trigger, float]:
+    """A label's trigger and success; nothing for −1."""
+    if label < 0:
+        return Trigger(*(part[0] for part in nothing(inversion.trigger.pattern.shape[1:]).trigger)), float("nan")
+    row = np.flatnonzero(np.asarray(inversion.labels) == label)[0]
     return Trigger(*(part[row] for part in inversion.trigger)), float(inversion.success[row])
 
 
-def flagged_label(detected: Inversion, config: InversionConfig) -> int:
+def flagged_label(detected: Inversion) -> int:
     """The label that a finished detection leads to, −1 for none."""
-    return choose(detect(detected.norms, config.median), detected.labels)[0]
+    return choose(detect(detected.norms), detected.labels)[0]
 
 
 def find(
@@ -133,7 +147,7 @@ def find(
     key, found, label = stream(key, "inversion"), [], search.target
     if label == "detect":
         found.append(invert(key, model, variables, images, search.detection, session=session.within("detection"))[0])
-        label = flagged_label(found[0], search.detection)
+        label = flagged_label(found[0])
     if not found or (label >= 0 and search.inversion != search.detection):
         found.append(invert(key, model, variables, images, search.inversion, [label], session.within("inversion"))[0])
     return gather(search, *found)

@@ -47,7 +47,8 @@ class Session(NamedTuple):
     something below is due; `save(state, lines)` every `save_every` steps, but `save_seconds` apart, and never with a broken
     state. `saved()` lists the steps of which there are checkpoints, oldest first, and `restore(state, step)` gives back
     (state, lines) of one, or None where it turns out unreadable. `save_last`: the last state is saved too, as a later loop
-    begins with it. `part(name)` is the session of one of several loops, with checkpoints and lines of its own (`within`).
+    begins with it. `part(name)` is the session of one of several loops, with checkpoints and lines of its own (`within`);
+    what such a loop moves need not be a model, so it is not watched.
     `watch(variables) -> metrics` is measured every `watch_every` steps (0: never) and added to the line, for plots only.
     `say` is told of sizes.
 
@@ -75,7 +76,9 @@ class Session(NamedTuple):
     def within(self, name: str) -> Session:
         """The session of one of several loops: no loop's checkpoint may be taken for another's."""
         nothing = Session()
-        return self.part(name) if self.part else self._replace(save=nothing.save, saved=list, restore=nothing.restore)
+        if self.part:
+            return self.part(name)
+        return self._replace(save=nothing.save, saved=list, restore=nothing.restore, watch_every=0)
 
 
 Outcome = tuple[TrainState, list[Line]] | DivergedError
@@ -124,8 +127,9 @@ def _fit(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcome]:
     started = saved = time.monotonic()
     profiled = min(done + 2 * session.log_every, steps)  # where the second logged period ends
     broken: dict[int, DivergedError] = {}
-    finished = jobs[0].finished or (lambda state: False)
-    for until in () if finished(members.state_of(state, 0)) else _boundaries(done, steps, session):
+    ends = jobs[0].finished
+    finished = lambda state: ends is not None and bool(agree([ends(members.state_of(state, 0))])[0])
+    for until in () if finished(state) else _boundaries(done, steps, session):
         first, pending, tracing = done, [], False
         with contextlib.ExitStack() as trace:
             for count in _chunks(until - done, members.repeat.steps_per_call):
@@ -138,7 +142,7 @@ def _fit(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcome]:
                 done += count
             stacked = _fetch(pending)
         now = time.monotonic()
-        over = done == steps or finished(members.state_of(state, 0))
+        over = done == steps or finished(state)
         saving = _due(done, session.save_every) and not over and bool(agree([now - saved >= session.save_seconds])[0])
         saving = saving or (over and session.save_last)
         finite = members.finite(state) if saving or over else None
