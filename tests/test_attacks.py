@@ -26,11 +26,11 @@ from d3jax.attacks import (
     wanet,
 )
 from d3jax.attacks.poisoning import poisoned_share
-from d3jax.attacks.sampling import sample
 from d3jax.base import Batch, DataInfo
 from d3jax.errors import AttackError, ConfigError
 from d3jax.models import count_parameters
 from d3jax.models.triggers import generator
+from d3jax.sampling import sample
 
 INFO = DataInfo("cifar10", (32, 32, 3), tuple("abcdefghij"), (0.5,) * 3, (0.25,) * 3)
 GREY = DataInfo("grey", (28, 28, 1), tuple("abcdefg"), (0.5,), (0.25,))

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from ..base import Attack, DataInfo
 from ..config import check_fields, option
+from ..sampling import enlarge, identity_grid, sample
 from .poisoning import Mode, Rows, cross_option, crossed, mode_option, rate_option, rows_option, target_option
-from .sampling import enlarge, identity_grid, sample
 
 
 @dataclasses.dataclass(frozen=True)
