@@ -78,7 +78,7 @@ def _norms_text(one: Inverted, classes: Sequence[str]) -> str:
     else:
         text += f"None is flagged; the smallest is that of {name(int(one.norms.argmin()))}."
     if one.targets:
-        text += f" In truth the target is {', '.join(classes[label] for label in sorted(one.targets))}."
+        text += f" In truth (★) the target is {', '.join(classes[label] for label in sorted(one.targets))}."
     weak = [classes[int(label)] for label, success in zip(one.labels, one.success, strict=True) if success < 0.5]
     return text + (f" These turn under half of the images, so their norms say little: {', '.join(weak)}." if weak else "")
 
@@ -98,7 +98,7 @@ def _save_norms(path: Path, one: Inverted, classes: Sequence[str]) -> Path:
         for level, text in ((one.median, "median"), (one.median - 2 * one.spread, "threshold")):
             if level > 0:
                 axis.axhline(level, color=INK, linewidth=0.9, linestyle="-" if text == "median" else (0, (4, 2)))
-                box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
                 axis.text(count - 0.51, level, text, ha="right", va="center", fontsize=7.5, bbox=box)
         axis.set(
             xlim=(-0.5, count - 0.5), ylabel="norm of the trigger", title=f"Smallest triggers · {one.detection}, seed {one.seed}"

@@ -108,7 +108,7 @@ def test_the_page_shows_triggers_and_features(finished):
     for text in (
         "the smallest trigger that was found for each class",
         "Flagged: 1 (norm",
-        "In truth the target is 1",
+        "In truth (★) the target is 1",
         "Distance to clean twin",
     ):
         assert text in page
