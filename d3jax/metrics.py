@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .base import Attack, Model, Split, Variables, as_float
+from .data.drift import Drift
 
 
 class Counts(NamedTuple):
@@ -59,26 +60,33 @@ def der(before: Counts, after: Counts) -> float:
     return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2 if before.triggered.sum() else np.nan
 
 
-def make_evaluate(model: Model, attack: Attack, num_classes: int, batch_size: int = 500) -> Callable[..., Counts]:
+def make_evaluate(
+    model: Model, attack: Attack, num_classes: int, batch_size: int = 500, drift: Drift | None = None, trigger_first: bool = False
+) -> Callable[..., Counts]:
     """Builds `evaluate(variables, trigger, test) -> Counts`, exact for any number of test images.
 
     A triggered image counts when the attacker wants another class for it than its own: for all-to-one that leaves the
-    target's images out, for all-to-all none.
+    target's images out, for all-to-all none. With a `drift` it is `evaluate(variables, trigger, test, strengths)`: clean and
+    triggered images are drifted, the trigger pasted after that, or before (`trigger_first`).
     """
 
     @jax.jit
-    def counts_of(variables: Variables, trigger: Any, images: jax.Array, labels: jax.Array, valid: jax.Array) -> Counts:
+    def counts_of(
+        variables: Variables, trigger: Any, images: jax.Array, labels: jax.Array, valid: jax.Array, strengths: jax.Array | None
+    ) -> Counts:
         clean = as_float(images)
+        move = lambda x: x if drift is None else drift(jax.random.key(0), x, strengths)
+        stamped = move(attack.stamp(trigger, clean)) if trigger_first else attack.stamp(trigger, move(clean))
         predict = lambda x: model.apply(variables, x, train=False).logits.argmax(-1)
         wanted = attack.relabel(labels)
         counted = valid & (wanted != labels)
-        predicted, triggered = predict(clean), predict(attack.stamp(trigger, clean))
+        predicted, triggered = predict(move(clean)), predict(stamped)
         by_class = jax.nn.one_hot(labels, num_classes, dtype=jnp.int32)
         masks = (valid, valid & (predicted == labels), counted, counted & (triggered == wanted), counted & (triggered == labels))
         return Counts(*(mask.astype(jnp.int32) @ by_class for mask in masks))
 
-    def evaluate(variables: Variables, trigger: Any, test: Split) -> Counts:
-        batches = [counts_of(variables, trigger, *batch) for batch in _padded(test, batch_size)]
+    def evaluate(variables: Variables, trigger: Any, test: Split, strengths: jax.Array | None = None) -> Counts:
+        batches = [counts_of(variables, trigger, *batch, strengths) for batch in _padded(test, batch_size)]
         return Counts(*(np.sum(parts, axis=0) for parts in zip(*jax.device_get(batches), strict=True)))
 
     return evaluate

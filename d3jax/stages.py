@@ -87,7 +87,7 @@ class Task(NamedTuple):
     job: Callable[[], Job] | None = None
     result: Callable[[Job, TrainState], Any] = lambda job, state: state.variables
     work: Callable[[Session], tuple[Any, list[Line]]] | None = None
-    watch: Callable[[Any], Line] = lambda variables: {}
+    watch: Callable[[TrainState], Line] = lambda state: {}
     watch_every: int = 0
 
 

@@ -130,8 +130,8 @@ def _repair_task(lab: Lab, cell: Cell, victim: Stage | None, *searched: Stage | 
         repaired = defense.repair(*given(), session, **options)
         return repaired.variables, lines_of(repaired.trace)
 
-    def watch(variables):
-        counts = evaluate(variables)
+    def watch(state):
+        counts = evaluate(state.variables)
         return {"watch_acc": counts.acc} | ({"watch_asr": counts.asr} if counts.triggered.sum() else {})
 
     recipe = {"defense": choice.name, "settings": to_mapping(choice.config), **_begins_with(lab, case)}

@@ -152,7 +152,7 @@ def test_one_call_of_many_steps_is_many_calls():
 
 def test_watch_is_measured_when_due():
     tx = optax.sgd(0.1)
-    session = Session(watch=lambda variables: {"norm": float(variables.params["w"].sum())}, watch_every=4, log_every=3)
+    session = Session(watch=lambda state: {"norm": float(state.variables.params["w"].sum())}, watch_every=4, log_every=3)
     _, lines = fit(Job(make_train_step(tx, loss=quadratic, batches=drawn), fresh(tx), DATA, 9), session=session)
     assert [line["step"] for line in lines if "norm" in line] == [4, 8]
     trace = trace_of(lines)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import Batch, Metrics, TrainState, Variables
+from ..base import Batch, Metrics, TrainState
 from ..errors import DivergedError, OutOfMemoryError
 from ..sharding import BATCHES, COPIES, MEMBERS, agree, local, make_mesh, place
 from .repeat import LOWER, Repeat, memory_needed, memory_there, out_of_memory_named
@@ -49,7 +49,7 @@ class Session(NamedTuple):
     (state, lines) of one, or None where it turns out unreadable. `save_last`: the last state is saved too, as a later loop
     begins with it. `part(name)` is the session of one of several loops, with checkpoints and lines of its own (`within`);
     what such a loop moves need not be a model, so it is not watched.
-    `watch(variables) -> metrics` is measured every `watch_every` steps (0: never) and added to the line, for plots only.
+    `watch(state) -> metrics` is measured every `watch_every` steps (0: never) and added to the line; the loop does not see it.
     `say` is told of sizes.
 
     `steps_per_call` 0 suits the backend, `devices` share the work (none: the default device), and a profile of the
@@ -61,7 +61,7 @@ class Session(NamedTuple):
     save: Callable[[TrainState, list[Line]], None] = lambda state, lines: None
     saved: Callable[[], list[int]] = list
     restore: Callable[[TrainState, int], tuple[TrainState, list[Line]] | None] = lambda state, step: None
-    watch: Callable[[Variables], Line] = lambda variables: {}
+    watch: Callable[[TrainState], Line] = lambda state: {}
     say: Callable[[str], None] = lambda text: None
     part: Callable[[str], Session] | None = None
     log_every: int = 25
@@ -158,7 +158,7 @@ def _fit(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcome]:
             line = {"step": done, "seconds": earlier + now - started}
             line |= {name: float(np.mean(values, dtype=np.float64)) for name, values in mine.items()}
             if _due(done, session.watch_every):
-                line |= sessions[i].watch(members.state_of(state, i).variables)
+                line |= sessions[i].watch(members.state_of(state, i))
             lines[i].append(line)
             sessions[i].log(line, steps)
             if saving:

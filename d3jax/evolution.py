@@ -1,0 +1,188 @@
+"""Evolving models: a model that is updated again and again on fresh data, and how long its backdoor survives.
+
+Li, Bhagoji, Chen, Zheng and Zhao, "On the Permanence of Backdoors in Evolving Models" (arXiv 2206.04677). The paper's text was not
+available: the structure of the loop is its abstracts', the details are ours. The first model is trained on poisoned data; every update
+continues on a fresh, disjoint set that has drifted further. All updates are one loop, so resume, members and logging are the loop's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .attacks.poisoning import poison_rows
+from .base import Attack, Batch, DataInfo, Metrics, Model, Params, Split, TrainState, Variables, as_float, stream
+from .config import check_fields, option
+from .data.augment import make_augment
+from .data.batching import batch_rows, epoch_plan
+from .data.drift import compose, label_shift
+from .errors import ConfigError
+from .sharding import over_data
+from .strategies import StrategyConfig, rates
+from .training.loop import Job
+from .training.step import Step, TrainData, accuracy, cross_entropy
+
+
+@dataclasses.dataclass(frozen=True)
+class EvolutionConfig:
+    """How a model evolves. A number marked as member may differ between lineages of one compiled program.
+
+    `drift` maps a kind of drift (rotation in degrees, hue in turns, brightness, contrast, noise, blur in pixels) to the strength that
+    each update adds; `label_shift` adds to the exponent of the class weights.
+    """
+
+    updates: int = option(10, "updates, each on a fresh set", low=1)
+    epochs: int = option(10, "passes over the fresh set in an update", low=1)
+    batch_size: int = option(128, "images a step; the last short batch of a pass is dropped", low=1)
+    strategy: StrategyConfig = option(StrategyConfig, "learning rates within an update, restarted at each")
+    drift: dict[str, float] = option(dict, "strength that each update adds, by kind of drift")
+    label_shift: float = option(0.0, "what each update adds to the exponent of the class weights")
+    trigger_first: bool = option(False, "the trigger is pasted before the drift, not after it")
+    persistent: float = option(0.0, "share of every fresh set that is poisoned (0: one-shot)", low=0, high=1)
+    replay: float = option(0.0, "share of every batch that comes from the first set, poison and all", low=0, high=1)
+    optimizer_state: Literal["reset", "carried"] = option("reset", "momentum at the start of an update")
+    learn: Literal["all", "statistics"] = option("all", "statistics: only BatchNorm's running ones move")
+    augment: Literal["auto", "none"] = option("auto", "auto: the crop and flip that the data set allows")
+    momentum: float = option(0.9, "SGD momentum", low=0, high=1)
+    weight_decay: float = option(5e-4, "coupled L2", low=0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def evolution_job(
+    key: jax.Array, model: Model, variables: Variables, first: Split, fresh: Split, attack: Attack, trigger: Any,
+    config: EvolutionConfig, info: DataInfo, poisoned: np.ndarray | None = None,
+) -> Job:  # fmt: skip
+    """The loop of all updates of `variables`, which were trained on `first` with its rows `poisoned` [N] (None: not one).
+
+    `fresh` is cut into `config.updates` equal sets. `opt_state` is (momentum, the parameters at the start of the update). Raises
+    `ConfigError` where the fresh images do not fill a batch an update, a drift does not suit them, or the attack has not enough rows.
+    """
+    size = len(fresh.labels) // config.updates
+    if size < config.batch_size:
+        raise ConfigError(
+            f"batch_size: {config.batch_size} is more than the {size} fresh images of one of {config.updates} updates"
+        )
+    per_epoch, _ = epoch_plan(size, config.batch_size, drop_last=True)
+    order = _arrange(stream(key, "fresh"), np.asarray(fresh.labels), size, config, info.num_classes)
+    labels = np.asarray(fresh.labels)[order]
+    owned = _persistent(stream(key, "persistent"), labels, size, attack, config)
+    past = 0
+    images = jnp.asarray(fresh.images)[order]
+    if config.replay:
+        past = len(first.labels)
+        images = jnp.concatenate([jnp.asarray(first.images), images])
+        labels = np.concatenate([np.asarray(first.labels), labels])
+        owned = np.concatenate([np.zeros(past, bool) if poisoned is None else np.asarray(poisoned), owned])
+    per_update = config.epochs * per_epoch
+    learning = rates(config.strategy, per_update) * (config.learn == "all")
+    hyper = {"rates": jnp.asarray(learning), "strengths": jnp.asarray(list(config.drift.values()), jnp.float32)}
+    data = TrainData(Split(images, jnp.asarray(labels)), jnp.asarray(owned), trigger, hyper=hyper)
+    step = evolution_step(model, attack, config, info, size=size, past=past, per_epoch=per_epoch)
+    params = variables.params
+    state = TrainState(
+        jnp.zeros((), jnp.int32), variables, (jax.tree.map(jnp.zeros_like, params), params), stream(key, "updates")
+    )
+    return Job(step, state, data, config.updates * per_update)
+
+
+def _arrange(key: jax.Array, labels: np.ndarray, size: int, config: EvolutionConfig, num_classes: int) -> np.ndarray:
+    """Which fresh image is where: the sets of the updates one after another, their labels shifted."""
+    order = np.asarray(jax.random.permutation(key, len(labels)))[: size * config.updates].reshape(config.updates, size)
+    if not config.label_shift:
+        return order.ravel()
+    drawn = [
+        rows[
+            np.asarray(
+                label_shift(jax.random.fold_in(key, i), jnp.asarray(labels[rows]), config.label_shift * (i + 1), num_classes)
+            )
+        ]
+        for i, rows in enumerate(order)
+    ]
+    return np.concatenate(drawn)
+
+
+def _persistent(key: jax.Array, labels: np.ndarray, size: int, attack: Attack, config: EvolutionConfig) -> np.ndarray:
+    """Which of the arranged fresh images [N] the attacker poisons: as many of every set, of those that the attack may take."""
+    owned = np.zeros(len(labels), bool)
+    wanted = round(config.persistent * size)
+    for i in range(config.updates if wanted else 0):
+        keys = jax.random.split(jax.random.fold_in(key, i))
+        mine = labels[i * size : (i + 1) * size]
+        may = np.ones(size, bool) if attack.anew is not None else np.asarray(attack.select(keys[0], jnp.asarray(mine)))
+        if may.sum() < wanted:
+            raise ConfigError(
+                f"persistent: {config.persistent} of {size} images is {wanted}, the attack's rate allows {may.sum()}"
+            )
+        chosen = np.asarray(jax.random.permutation(keys[1], np.flatnonzero(may)))[:wanted]
+        owned[i * size + chosen] = True
+    return owned
+
+
+def evolution_step(
+    model: Model, attack: Attack, config: EvolutionConfig, info: DataInfo, *, size: int, past: int, per_epoch: int
+) -> Step:
+    """One step of an update: `size` images in a set, the first `past` of `data.split` those of the first set.
+
+    `data.hyper` has the `rates` [n] of an update's n steps and the `strengths` that an update adds.
+    """
+    drift = compose(tuple(config.drift), info.shape[2])
+    poison = poison_rows(attack.stamp, attack.relabel)
+    augment = make_augment(info, config.augment)
+    replayed = round(config.replay * config.batch_size)
+    per_update = config.epochs * per_epoch
+    rule = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.trace(config.momentum))
+
+    def draw(key: jax.Array, step: jax.Array, data: TrainData) -> Batch:
+        update = step // per_update
+        rows = batch_rows(stream(key, "rows"), step, size=size, steps_per_epoch=per_epoch, batch_size=config.batch_size)
+        rows = over_data(past + update * size + rows)
+        if replayed:
+            rows = rows.at[:replayed].set(
+                jax.random.randint(jax.random.fold_in(stream(key, "replay"), step), (replayed,), 0, past)
+            )
+        old = (rows < past)[:, None, None, None]
+        noise, crop = (jax.random.fold_in(stream(key, name), step) for name in ("drift", "augment"))
+        move = lambda x: jnp.where(old, x, drift(noise, x, data.hyper["strengths"] * (update + 1)))
+        batch = Batch(as_float(data.split.images[rows]), data.split.labels[rows], data.poisoned[rows])
+        if config.trigger_first:
+            batch = poison(data.trigger, key, batch)
+            return batch._replace(images=augment(crop, move(batch.images)))
+        batch = poison(data.trigger, key, batch._replace(images=move(batch.images)))
+        return batch._replace(images=augment(crop, batch.images))
+
+    def step(state: TrainState, data: TrainData) -> tuple[TrainState, Metrics]:
+        params, batch_stats = state.variables
+        momentum, began = state.opt_state
+        at = state.step % per_update
+        began = jax.tree.map(lambda old, new: jnp.where(at == 0, new, old), began, params)
+        if config.optimizer_state == "reset":
+            momentum = jax.tree.map(lambda x: jnp.where(at == 0, 0, x), momentum)
+        batch = draw(state.key, state.step, data)
+
+        def loss(params: Params):
+            outputs = model.apply(Variables(params, batch_stats), batch.images, train=True)
+            value = cross_entropy(outputs.logits, batch.labels).mean()
+            return value, (outputs.batch_stats, accuracy(outputs.logits, batch.labels))
+
+        (value, (batch_stats, hits)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, (_, trace) = rule.update(grads, (optax.EmptyState(), optax.TraceState(momentum)), params)
+        rate = data.hyper["rates"][at]
+        params = jax.tree.map(lambda w, u: w - rate * u, params, updates)
+        state = TrainState(state.step + 1, Variables(params, batch_stats), (trace.trace, began), state.key)
+        return state, {"loss": value, "accuracy": hits, "lr": rate}
+
+    return step
+
+
+def survivability(asr: Any, tau: float = 0.5) -> tuple[int, bool]:
+    """S_τ of the ASR [T] after each update, and whether it is censored: how many updates the backdoor survived before its ASR first
+    fell below `tau`; T and True ("at least T") where it never did. A later rise does not count."""
+    below = np.flatnonzero(np.asarray(asr, np.float64) < tau)
+    return (int(below[0]), False) if len(below) else (len(asr), True)

@@ -1,0 +1,160 @@
+"""Updates of an evolving model: which images they see, what they learn, what survives; curves by hand for survivability."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from d3jax.base import Split, Variables, as_float
+from d3jax.data.drift import compose
+from d3jax.errors import ConfigError
+from d3jax.evolution import EvolutionConfig, evolution_job, survivability
+from d3jax.metrics import make_evaluate
+from d3jax.strategies import StrategyConfig
+from d3jax.training import Session, fit, fit_members
+from d3jax.training.step import cross_entropy
+
+KEY = jax.random.key(5)
+CONFIG = EvolutionConfig(updates=3, epochs=2, batch_size=16, augment="none", strategy=StrategyConfig(lr=0.02))
+
+
+@pytest.fixture(scope="module")
+def parts(dataset):
+    """The first set and the fresh images."""
+    images, labels = dataset.train
+    return Split(images[:160], labels[:160]), Split(images[160:], labels[160:])
+
+
+def job_of(model, victim, parts, attack, dataset, config=CONFIG, **options):
+    return evolution_job(KEY, model, victim.variables, *parts, attack, victim.trigger, config, dataset.info, **options)
+
+
+def test_survivability_counts_updates_until_the_first_fall():
+    assert survivability([0.9, 0.8, 0.4, 0.9]) == (2, False)  # a later rise does not count
+    assert survivability([0.3, 0.9]) == (0, False)
+    assert survivability([0.9, 0.5, 0.7]) == (3, True)  # at the threshold is not below
+    assert survivability([0.95, 0.85], 0.9) == (1, False) and survivability([0.05], 0.1) == (0, False)
+    assert survivability([]) == (0, True)
+
+
+def test_every_update_sees_its_own_images_once_an_epoch(model, victim, parts, attack, dataset):
+    job = job_of(model, victim, parts, attack, dataset)
+    assert job.steps == 3 * 2 * 5 and len(job.data.split.labels) == 240
+    flat = {image.tobytes() for image in np.asarray(parts[1].images)}
+    mine = [image.tobytes() for image in np.asarray(job.data.split.images)]
+    assert set(mine) == flat and len(set(mine)) == 240 and not job.data.poisoned.any()
+
+
+def test_the_first_update_is_sgd_with_momentum(model, victim, parts, attack, dataset):
+    """Against optax's own, on the same batches; the second update begins with fresh momentum and the schedule's first rate."""
+    config = dataclasses.replace(CONFIG, strategy=StrategyConfig(name="cosine", lr=0.05))
+    job = job_of(model, victim, parts, attack, dataset, config)
+    states, state, step = [], job.state, jax.jit(job.step)
+    for _ in range(12):
+        state, metrics = step(state, job.data)
+        states.append((state, metrics))
+    tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(optax.cosine_decay_schedule(0.05, 10), momentum=0.9))
+
+    @jax.jit
+    def plain(variables, opt_state, at):
+        from d3jax.base import stream
+        from d3jax.data.batching import batch_rows
+
+        rows = batch_rows(stream(job.state.key, "rows"), at, size=80, steps_per_epoch=5, batch_size=16) + at // 10 * 80
+        images, labels = as_float(job.data.split.images[rows]), job.data.split.labels[rows]
+
+        def loss(params):
+            outputs = model.apply(Variables(params, variables.batch_stats), images, train=True)
+            return cross_entropy(outputs.logits, labels).mean(), outputs.batch_stats
+
+        (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(variables.params)
+        updates, opt_state = tx.update(grads, opt_state, variables.params)
+        return Variables(optax.apply_updates(variables.params, updates), stats), opt_state, value
+
+    variables, opt_state = victim.variables, tx.init(victim.variables.params)
+    for i in range(12):
+        if i == 10:
+            opt_state = tx.init(variables.params)
+        variables, opt_state, value = plain(variables, opt_state, jnp.int32(i))
+        assert states[i][1]["loss"] == pytest.approx(float(value), rel=1e-4, abs=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), states[-1][0].variables, variables)
+    assert states[10][1]["lr"] == states[0][1]["lr"] == np.float32(0.05)
+    began = states[-1][0].opt_state[1]
+    jax.tree.map(np.testing.assert_array_equal, began, states[9][0].variables.params)  # where the second update began
+
+
+def test_momentum_is_carried_where_that_is_wanted(model, victim, parts, attack, dataset):
+    found = []
+    for kind in ("reset", "carried"):
+        job = job_of(model, victim, parts, attack, dataset, dataclasses.replace(CONFIG, optimizer_state=kind))
+        found.append(fit(job)[0].variables.params["head"]["kernel"])
+    assert not np.allclose(*found)
+
+
+def test_statistics_alone_move_where_that_is_wanted(model, victim, parts, attack, dataset):
+    state, _ = fit(job_of(model, victim, parts, attack, dataset, dataclasses.replace(CONFIG, learn="statistics")))
+    jax.tree.map(np.testing.assert_array_equal, state.variables.params, victim.variables.params)
+    assert not np.array_equal(*(jax.tree.leaves(v.batch_stats)[0] for v in (state.variables, victim.variables)))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1])
+def test_persistent_poison_is_the_same_share_of_every_set(model, victim, parts, attack, dataset, share):
+    job = job_of(model, victim, parts, attack, dataset, dataclasses.replace(CONFIG, persistent=share))
+    assert job.data.poisoned.reshape(3, 80).sum(1).tolist() == [round(share * 80)] * 3
+
+
+def test_more_poison_than_the_attack_takes_is_refused(model, victim, parts, attack, dataset):
+    with pytest.raises(ConfigError, match="persistent: 0.3 of 80 images is 24, the attack's rate allows 8"):
+        job_of(model, victim, parts, attack, dataset, dataclasses.replace(CONFIG, persistent=0.3))
+    with pytest.raises(ConfigError, match="batch_size: 128 is more than the 80 fresh images of one of 3 updates"):
+        job_of(model, victim, parts, attack, dataset, dataclasses.replace(CONFIG, batch_size=128))
+
+
+def test_replay_brings_the_first_set_back(model, victim, parts, attack, dataset):
+    poisoned = np.arange(160) < 40
+    config = dataclasses.replace(CONFIG, replay=0.5)
+    job = job_of(model, victim, parts, attack, dataset, config, poisoned=poisoned)
+    assert job.data.poisoned[:160].tolist() == poisoned.tolist() and not job.data.poisoned[160:].any()
+    strong = dataclasses.replace(config, updates=2, epochs=6, strategy=StrategyConfig(lr=0.1))
+    evaluate = make_evaluate(model, attack, 4)
+    asr = {}
+    for replay in (0.0, 0.5):
+        job = job_of(model, victim, parts, attack, dataset, dataclasses.replace(strong, replay=replay), poisoned=poisoned)
+        asr[replay] = evaluate(fit(job)[0].variables, victim.trigger, dataset.test).asr
+    assert asr[0.5] > 0.9
+
+
+def test_lineages_run_together_with_the_numbers_they_have_apart(model, victim, parts, attack, dataset):
+    configs = [
+        dataclasses.replace(CONFIG, drift={"brightness": a}, persistent=p, strategy=StrategyConfig(name=name, lr=lr))
+        for a, p, name, lr in ((0.0, 0.0, "constant", 0.01), (0.1, 0.05, "sgdr", 0.05))
+    ]
+    jobs = [job_of(model, victim, parts, attack, dataset, config) for config in configs]
+    together = fit_members([jobs[0], jobs[1]._replace(step=jobs[0].step)], [Session(log_every=10)] * 2)
+    for job, (state, lines) in zip(jobs, together, strict=True):
+        alone, mine = fit(job, Session(log_every=10))
+        np.testing.assert_allclose([line["loss"] for line in lines], [line["loss"] for line in mine], rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(
+            state.variables.params["head"]["kernel"], alone.variables.params["head"]["kernel"], rtol=1e-2, atol=1e-3
+        )
+
+
+@pytest.mark.parametrize("trigger_first", [False, True])
+def test_evaluation_drifts_the_test_images(model, victim, attack, dataset, trigger_first):
+    drift = compose(["contrast"], 3)
+    evaluate = make_evaluate(model, attack, 4, 50, drift, trigger_first)
+    plain = make_evaluate(model, attack, 4, 50)(victim.variables, victim.trigger, dataset.test)
+    same = evaluate(victim.variables, victim.trigger, dataset.test, jnp.zeros(1))
+    jax.tree.map(np.testing.assert_array_equal, same, plain)
+    strength = jnp.array([-0.7])
+    counts = evaluate(victim.variables, victim.trigger, dataset.test, strength)
+    images, labels = as_float(jnp.asarray(dataset.test.images)), np.asarray(dataset.test.labels)
+    stamped = attack.stamp(victim.trigger, images)
+    stamped = drift(KEY, stamped, strength) if trigger_first else attack.stamp(victim.trigger, drift(KEY, images, strength))
+    says = lambda x: np.asarray(model.apply(victim.variables, x, train=False).logits.argmax(-1))
+    others = labels != 0
+    assert counts.asr == pytest.approx((says(stamped) == 0)[others].mean())
+    assert counts.acc == pytest.approx((says(drift(KEY, images, strength)) == labels).mean()) and counts.acc < plain.acc
