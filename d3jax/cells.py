@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .attacks import ATTACKS
 from .attacks.poisoning import poisoned_share
@@ -22,6 +23,7 @@ from .defenses import DEFENSES
 from .defenses.target import Search, check_classes, check_size
 from .environment import environment
 from .errors import ConfigError, D3JaxError
+from .evolution import check_evolution
 from .inversion import InversionConfig
 from .journal import Journal, Progress
 from .metrics import Counts, make_evaluate
@@ -74,10 +76,11 @@ class Inverting(NamedTuple):
 
 class Cell(NamedTuple):
     """What a study computes of a case: what its attack finds before the training (a `trigger`), the backdoored `model` itself, an
-    `inversion` of it, or a `repair`. `choice` is the entry of the config: a defence, or a detection that gets rows of its own."""
+    `inversion` of it, a `lineage` of its updates, or a `repair`. `choice` is the entry of the config: a defence, an evolution, or a
+    detection that gets rows of its own."""
 
     case: Case
-    kind: Literal["trigger", "model", "inversion", "repair"] = "model"
+    kind: Literal["trigger", "model", "inversion", "lineage", "repair"] = "model"
     choice: Choice | None = None
     defense: Defense | None = None
     inversion: Inverting | None = None
@@ -99,6 +102,8 @@ class Cell(NamedTuple):
         """The cells whose results this one begins with: the model first, then what was found out of it."""
         if self.kind == "repair":
             return (Cell(self.case), *searches(self.case, self.defense.search))
+        if self.kind == "lineage":
+            return (Cell(self.case),)
         if self.kind == "inversion":
             after = self.inversion.after
             return (Cell(self.case), *([Cell(self.case, "inversion", inversion=Inverting(after))] if after else []))
@@ -125,10 +130,11 @@ def searches(case: Case, search: Search | None) -> list[Cell]:
 
 
 class Lab(NamedTuple):
-    """What all cells of a study share."""
+    """What all cells of a study share. `fresh` are the training images kept back for evolutions."""
 
     config: StudyConfig
     dataset: Dataset
+    fresh: Split | None
     data_hash: str
     model: Model
     precision: str
@@ -153,12 +159,23 @@ def open_lab(config: StudyConfig, workdir: Path, progress: Progress, profile: st
     model = MODELS[config.model.name][1](config.model.config, dataset.info, dtype)
     journal = Journal(workdir / "metrics.jsonl")
     recorder = Recorder(loop, environment() | {"precision": precision}, journal, progress, devices, profile)
+    dataset, fresh = _divide(dataset, config.fresh)
     data_hash = fingerprint(dataset)
     streamed = _is_streamed(loop, dataset, progress)
     if not streamed:
         dataset = Dataset(*(Split(*map(jnp.asarray, split)) for split in dataset[:2]), dataset.info)
     together = loop.members == "together" or (loop.members == "auto" and not on_cpu)
-    return Lab(config, dataset, data_hash, model, precision, workdir, recorder, together, streamed)
+    return Lab(config, dataset, fresh, data_hash, model, precision, workdir, recorder, together, streamed)
+
+
+def _divide(dataset: Dataset, share: float) -> tuple[Dataset, Split | None]:
+    """The data set without a `share` of its training images, and those."""
+    if not share:
+        return dataset, None
+    order = np.random.default_rng(0).permutation(len(dataset.train.labels))
+    first, kept = np.split(order, [round((1 - share) * len(order))])
+    take = lambda rows: Split(*(np.asarray(part)[np.sort(rows)] for part in dataset.train))
+    return dataset._replace(train=take(first)), take(kept)
 
 
 def _is_streamed(loop: LoopConfig, dataset: Dataset, progress: Progress) -> bool:
@@ -175,7 +192,7 @@ def _is_streamed(loop: LoopConfig, dataset: Dataset, progress: Progress) -> bool
 
 
 def make_cells(lab: Lab) -> list[Cell]:
-    """Every cell in the order of the results: attack, seed, detection, defence.
+    """Every cell in the order of the results: attack, seed, detection, evolution, defence.
 
     Raises what would go wrong later: an attack that this data set refuses, a defence that this model does not suit.
     """
@@ -193,6 +210,9 @@ def make_cells(lab: Lab) -> list[Cell]:
         with _named(f"detections: {choice.label}"):
             check_size(choice.config, size)
             check_classes(info)
+    for choice in config.evolutions:
+        with _named(f"evolutions: {choice.label}"):
+            check_evolution(choice.config, len(lab.fresh.labels), info)
     cells, clean = [], None
     for choice in config.attacks:
         with _named(f"attacks: {choice.label}"):
@@ -207,6 +227,7 @@ def make_cells(lab: Lab) -> list[Cell]:
                     Cell(case),
                     *(Cell(case, "inversion", choice, None, Inverting(choice.config)) for choice in config.detections),
                 ]
+                cells += [Cell(case, "lineage", choice) for choice in config.evolutions]
                 cells += [Cell(case, "repair", *pair) for pair in defenses]
     return cells
 

@@ -174,8 +174,11 @@ class StudyConfig:
     model: Choice = section("models", "preact_resnet18", "the architecture")
     attacks: tuple[Choice, ...] = section("attacks", ("badnets",), "the attacks")
     defenses: tuple[Choice, ...] = section("defenses", ("finetune", "d3"), "the defences tried on every attack")
+    evolutions: tuple[Choice, ...] = section("evolutions", (), "how every model is updated on fresh data")
     detections: tuple[Choice, ...] = section("detections", (), "how every model is looked at for a backdoor")
     train: TrainConfig = option(TrainConfig, "training of the backdoored model")
+    fresh: float = option(0.0, "share of the training images kept back for evolutions", low=0, high=0.95)
+    measured: int = option(0, "test images measured after every update (0: all)", low=0)
     reserved: ReservedConfig = option(ReservedConfig, "the defender's clean images")
     seeds: tuple[int, ...] = option((0,), "one run of everything per seed", low=0, high=2**32 - 1)
     attack_seed: int | None = option(None, "train one backdoored model with this seed for all seeds", low=0, high=2**32 - 1)
@@ -195,16 +198,21 @@ class StudyConfig:
                 raise ConfigError(f"{name}: is empty, a study needs at least one")
         if len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds: {list(self.seeds)} names a seed twice")
-        for name in ("attacks", "defenses", "detections"):
+        for name in ("attacks", "defenses", "detections", "evolutions"):
             labels = [choice.label for choice in getattr(self, name)]
             twice = sorted({label for label in labels if labels.count(label) > 1})
             if twice:
                 raise ConfigError(f"{name}: {names(twice)} stands twice; give each its own `label:`")
-        kept = {"none", "train"} & {choice.label for choice in self.defenses}
+        both = {choice.label for choice in self.defenses} & {choice.label for choice in self.evolutions}
+        if both:
+            raise ConfigError(f"evolutions: {names(sorted(both))} is a label of defenses too; give one another `label:`")
+        if self.evolutions and not self.fresh:
+            raise ConfigError("fresh: 0 leaves no images for evolutions; the paper's share is 0.6")
+        kept = {"none", "train"} & {choice.label for choice in (*self.defenses, *self.evolutions)}
         if kept:
             raise ConfigError(f"defenses: the label {names(kept)} is kept for the backdoored model itself")
-        cells = [f"{a.label}/{d}" for a in self.attacks for d in ("none", *(d.label for d in self.defenses))]
-        for cell in self.published if self.defenses else ():  # without them it is the first half of some study
+        cells = [f"{a.label}/{d}" for a in self.attacks for d in ("none", *(d.label for d in (*self.defenses, *self.evolutions)))]
+        for cell in self.published if self.defenses or self.evolutions else ():  # without them it is the first half of some study
             if cell not in cells:
                 raise ConfigError(f"published.{cell}: no such row; rows are {names(cells)}{did_you_mean(cell, cells)}")
 

@@ -30,7 +30,7 @@ from .training.step import Step, TrainData, accuracy, cross_entropy
 
 @dataclasses.dataclass(frozen=True)
 class EvolutionConfig:
-    """How a model evolves. A number marked as member may differ between lineages of one compiled program.
+    """How a model evolves.
 
     `drift` maps a kind of drift (rotation in degrees, hue in turns, brightness, contrast, noise, blur in pixels) to the strength that
     each update adds; `label_shift` adds to the exponent of the class weights.
@@ -54,6 +54,16 @@ class EvolutionConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @property
+    def program(self) -> tuple[Any, ...]:
+        """What of it is part of the compiled program: lineages that agree in it can run as members of one."""
+        static = (self.updates, self.epochs, self.batch_size, tuple(self.drift), self.trigger_first, self.replay)
+        return (*static, self.optimizer_state, self.augment, self.momentum, self.weight_decay)
+
+
+EVOLUTIONS = {"evolution": EvolutionConfig}
+"""`EVOLUTIONS[name] = config class`."""
+
 
 def evolution_job(
     key: jax.Array, model: Model, variables: Variables, first: Split, fresh: Split, attack: Attack, trigger: Any,
@@ -64,11 +74,8 @@ def evolution_job(
     `fresh` is cut into `config.updates` equal sets. `opt_state` is (momentum, the parameters at the start of the update). Raises
     `ConfigError` where the fresh images do not fill a batch an update, a drift does not suit them, or the attack has not enough rows.
     """
+    check_evolution(config, len(fresh.labels), info)
     size = len(fresh.labels) // config.updates
-    if size < config.batch_size:
-        raise ConfigError(
-            f"batch_size: {config.batch_size} is more than the {size} fresh images of one of {config.updates} updates"
-        )
     per_epoch, _ = epoch_plan(size, config.batch_size, drop_last=True)
     order = _arrange(stream(key, "fresh"), np.asarray(fresh.labels), size, config, info.num_classes)
     labels = np.asarray(fresh.labels)[order]
@@ -92,6 +99,17 @@ def evolution_job(
     return Job(step, state, data, config.updates * per_update)
 
 
+def check_evolution(config: EvolutionConfig, count: int, info: DataInfo) -> None:
+    """Raises `ConfigError` where `count` fresh images do not fill a batch an update, or something else does not suit the images."""
+    size = count // config.updates
+    if size < config.batch_size:
+        raise ConfigError(
+            f"batch_size: {config.batch_size} is more than the {size} fresh images of one of {config.updates} updates"
+        )
+    compose(tuple(config.drift), info.shape[2])
+    rates(config.strategy, config.epochs * (size // config.batch_size))
+
+
 def _arrange(key: jax.Array, labels: np.ndarray, size: int, config: EvolutionConfig, num_classes: int) -> np.ndarray:
     """Which fresh image is where: the sets of the updates one after another, their labels shifted."""
     order = np.asarray(jax.random.permutation(key, len(labels)))[: size * config.updates].reshape(config.updates, size)
@@ -112,6 +130,8 @@ def _persistent(key: jax.Array, labels: np.ndarray, size: int, attack: Attack, c
     """Which of the arranged fresh images [N] the attacker poisons: as many of every set, of those that the attack may take."""
     owned = np.zeros(len(labels), bool)
     wanted = round(config.persistent * size)
+    if attack.anew is None and not np.asarray(attack.select(key, jnp.asarray(labels))).any():
+        return owned  # no attack: the control
     for i in range(config.updates if wanted else 0):
         keys = jax.random.split(jax.random.fold_in(key, i))
         mine = labels[i * size : (i + 1) * size]

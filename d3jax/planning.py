@@ -39,6 +39,8 @@ def plan(lab: Lab, cells: Sequence[Cell], compute: bool) -> list[list[Cell]]:
         key: Any = cell.name  # more than one loop, or one that is fed: alone
         if cell.kind == "repair" and cell.defense.job:
             key = (cell.choice.name, program(cell.choice.config))
+        elif cell.kind == "lineage":
+            key = (cell.case.label, cell.choice.config.program)
         elif cell.kind == "model" and not lab.streamed:
             key = cell.case.label
         groups.setdefault((cell.kind, key), []).append(cell)

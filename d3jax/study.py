@@ -23,9 +23,11 @@ from .config_file import dumps, loads, to_mapping
 from .data import DATASETS
 from .defenses import DEFENSES
 from .errors import ConfigError
+from .evolution import EVOLUTIONS
 from .exhibits import Said, samples_of, say, targets_of
 from .inversion import DETECTIONS, detect
 from .journal import Progress
+from .lineages import control_rates, lineage_rows, survival
 from .metrics import der
 from .models import MODELS
 from .page import write_report
@@ -43,7 +45,7 @@ REGISTRIES = {
         ("attacks", ATTACKS),
         ("defenses", DEFENSES),
     )
-} | {"detections": DETECTIONS}
+} | {"detections": DETECTIONS, "evolutions": EVOLUTIONS}
 
 PRODUCTS = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": "default"}
 """jax's name for each precision. Its default for float32 on NVIDIA cards is TF32, which would be another result of one name."""
@@ -94,7 +96,7 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
         done = run_group(lab, group, earlier, results, compute)
         for cell, result in zip(group, done, strict=True):
             if isinstance(result, Stage):
-                earlier |= {cell.name: result} if cell.kind != "repair" else {}
+                earlier |= {cell.name: result} if cell.kind not in ("repair", "lineage") else {}
                 if not part and cell.case.seed == config.seeds[0] and cell.kind in ("model", "repair"):
                     variables = result.tree.variables if cell.kind == "model" else result.tree
                     said[cell.name] = say(lab, cell, earlier, variables)
@@ -108,6 +110,9 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
             write_csv(lab.workdir / "per_class.csv", class_rows(lab, cells, results), columns=())
             if config.detections:
                 write_csv(lab.workdir / "detections.csv", looked, columns=())
+    evolved = lineage_rows(lab, cells, results, _controls(lab, cells, results, earlier)) if not part else []
+    if is_first() and evolved:
+        write_csv(lab.workdir / "evolution.csv", evolved, columns=())
     if is_first():
         print_table([row(lab, cell, results) for cell in _models_of_others(cells)] + rows)
         print_detections(looked)
@@ -118,6 +123,21 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
         samples = samples_of(lab, cells, results, earlier, said)
         lab.recorder.progress.say(f"report: {write_report(lab.workdir, rows, samples, lab.workdir.name, looked)}")
     return rows
+
+
+def _controls(
+    lab: Lab, cells: Sequence[Cell], results: dict[str, Result], earlier: dict[str, Stage]
+) -> dict[str, dict[int, float]]:
+    """What an attack's trigger does to the control, the lineage of `clean` that evolves alike, at every update; {} without one."""
+    clean = {(cell.label, cell.case.seed): cell for cell in cells if cell.kind == "lineage" and not cell.case.poison_rate}
+    found = {}
+    for cell in cells:
+        control = clean.get((cell.label, cell.case.seed))
+        if cell.kind == "lineage" and cell.case.poison_rate and control and isinstance(results.get(control.name), Stage):
+            model = earlier.get(Cell(cell.case).name)
+            if model:
+                found[cell.name] = control_rates(lab, cell, task_of(lab, control, {}).folder, model.tree.trigger)
+    return found
 
 
 def _is_row(cell: Cell, results: dict[str, Result]) -> bool:
@@ -202,6 +222,8 @@ def row(lab: Lab, cell: Cell, results: dict[str, Result]) -> dict[str, Any]:
             "acc_non_target": counts.acc_non_target, "members": result.members, "cosine": last.get("cosine"), "distance_ratio": last.get("distance_ratio"),
             "commit": result.environment["commit"], "device": result.environment["device"],
         }  # fmt: skip
+        if cell.kind == "lineage":
+            values |= survival(result.lines)
         if found := found_of(cell, results):
             values |= {
                 "target": found.target, "chosen": found.how, "trigger_success": found.success,

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import lineages
 from .base import Prepared, Variables, stream
 from .cells import Case, Cell, Lab, reserved_split
 from .config_file import to_mapping
@@ -31,7 +32,13 @@ class Victim(NamedTuple):
 
 def task_of(lab: Lab, cell: Cell, earlier: Mapping[str, Stage]) -> Task:
     """What computes `cell`. Its loop needs what the cell needs among the `earlier` finished stages, its result's name only the case."""
-    make = {"trigger": _trigger_task, "model": _victim_task, "inversion": _inversion_task, "repair": _repair_task}[cell.kind]
+    make = {
+        "trigger": _trigger_task,
+        "model": _victim_task,
+        "inversion": _inversion_task,
+        "repair": _repair_task,
+        "lineage": _lineage_task,
+    }[cell.kind]
     return make(lab, cell, *(earlier.get(needed.name) for needed in cell.needs))
 
 
@@ -90,6 +97,29 @@ def _inversion_task(lab: Lab, cell: Cell, victim: Stage | None, detected: Stage 
         like=like(info.num_classes if wanted.label is None and not wanted.after else 1, info.shape),
         evaluate=_count_nothing,
         work=work,
+    )
+
+
+def _lineage_task(lab: Lab, cell: Cell, victim: Stage | None = None) -> Task:
+    """All updates of the victim on the fresh images; counted after the last, under its drift."""
+    case, config = cell.case, cell.choice.config
+    recipe = {"evolution": to_mapping(config), "victim": case.recipe, "seed": case.seed, "fresh": lab.config.fresh}
+    recipe |= {"measured": lab.config.measured}
+    folder = lab.workdir / "checkpoints" / f"{case.label}-{cell.label}-seed{case.seed}-{recipe_hash(recipe)}"
+    key = stream(jax.random.key(case.seed), "lineage")
+
+    def evaluate(variables):
+        counts = lineages.evaluate_of(lab, case.attack, config)
+        return counts(variables, victim.tree.trigger, lab.dataset.test, lineages.strengths(config, config.updates))
+
+    return Task(
+        cell.name,
+        folder,
+        like=jax.eval_shape(lab.model.init, key),
+        evaluate=evaluate,
+        job=lambda: lineages.lineage_job(lab, cell, key, victim.tree),
+        watch=lineages.lineage_watch(lab, cell, folder, lambda: victim.tree),
+        watch_every=lineages.per_update(lab, config),
     )
 
 
