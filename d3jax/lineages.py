@@ -171,3 +171,8 @@ def survival(lines: Sequence[Line]) -> dict[str, Any]:
         count, censored = survivability(asr, tau)
         values |= {f"survived_{tau:g}": count, f"survived_{tau:g}_censored": censored}
     return values
+
+
+def strategies_of(lab: Lab) -> dict[str, np.ndarray]:
+    """The learning rates of an update, by the evolution's label."""
+    return {choice.label: rates(choice.config.strategy, per_update(lab, choice.config)) for choice in lab.config.evolutions}

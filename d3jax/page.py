@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import figures
+from .evolution_page import show_evolutions
 from .findings import Features, Inverted, show_features, show_inversions
 from .markup import CSS, PAGE, Looks, escape, figure, image, mark, swatch, table
 from .report import (
@@ -58,11 +59,18 @@ class Samples(NamedTuple):
 
 
 def write_report(
-    workdir: str | Path, rows: Sequence[Row], samples: Sequence[Samples], title: str, looked: Sequence[Row] = ()
+    workdir: str | Path,
+    rows: Sequence[Row],
+    samples: Sequence[Samples],
+    title: str,
+    looked: Sequence[Row] = (),
+    evolved: Sequence[Row] = (),
+    strategies: Mapping[str, np.ndarray] = {},
 ) -> Path:
     """Writes `report.html` into `workdir`, one page that needs no other file, and its pictures also as `figures/*.png`.
 
-    `looked` are the rows of detections.csv. Reads `metrics.jsonl` (curves), `environment.json` and `config.yaml` in `workdir`; what is not there is left out of the page.
+    `looked` are the rows of detections.csv, `evolved` those of evolution.csv, `strategies` the learning rates of an update by the
+    evolution's label. Reads `metrics.jsonl` (curves), `environment.json` and `config.yaml` in `workdir`; what is not there is left out of the page.
     """
     folder = Path(workdir)
     metrics = figures.read_metrics(folder / "metrics.jsonl")
@@ -79,7 +87,12 @@ def write_report(
     links, details = [], []
     for attack, stem in zip(attacks, _stems(attacks), strict=True):
         mine = [sample for sample in samples if sample.attack == attack]
-        if text := _attack(folder / "figures" / stem, attack, mine, metrics.get(attack, {}), looks):
+        lineages = show_evolutions(
+            folder / "figures" / stem, [row for row in evolved if row["attack"] == attack],
+            [row for row in rows if row["attack"] == attack], strategies, looks,
+        )  # fmt: skip
+        runs = {run: lines for run, lines in metrics.get(attack, {}).items() if run[0] not in strategies}
+        if text := lineages + _attack(folder / "figures" / stem, attack, mine, runs, looks):
             details.append(f'<section id="{stem}"><h2>{escape(attack)} in detail</h2>{text}</section>')
             links.append(f'<a href="#{stem}">{escape(attack)}</a>')
     parts = [

@@ -27,7 +27,7 @@ from .evolution import EVOLUTIONS
 from .exhibits import Said, samples_of, say, targets_of
 from .inversion import DETECTIONS, detect
 from .journal import Progress
-from .lineages import control_rates, lineage_rows, survival
+from .lineages import control_rates, lineage_rows, strategies_of, survival
 from .metrics import der
 from .models import MODELS
 from .page import write_report
@@ -121,7 +121,9 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
         lab.recorder.progress.say(f"{share}; when all are done, --report gathers them")
     if is_first() and not part:
         samples = samples_of(lab, cells, results, earlier, said)
-        lab.recorder.progress.say(f"report: {write_report(lab.workdir, rows, samples, lab.workdir.name, looked)}")
+        lab.recorder.progress.say(
+            f"report: {write_report(lab.workdir, rows, samples, lab.workdir.name, looked, evolved, strategies_of(lab))}"
+        )
     return rows
 
 

@@ -7,6 +7,7 @@ import pytest
 from d3jax import study
 from d3jax.config_file import loads
 from d3jax.errors import ConfigError
+from d3jax.evolution_page import series, survived
 from d3jax.journal import Progress
 from d3jax.report import read_csv
 
@@ -66,7 +67,7 @@ def test_survivability_is_a_column(finished):
 
 
 def test_together_they_have_the_numbers_they_have_apart(finished, tmp_path):
-    folder, rows = finished
+    folder, _ = finished
     shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints", ignore=shutil.ignore_patterns("*slow*", "*kept*"))
     study.run_study(read(STUDY, ("loop.members", "together")), tmp_path, Progress(quiet=True))
     pairs = zip(read_csv(folder / "evolution.csv"), read_csv(tmp_path / "evolution.csv"), strict=True)
@@ -87,7 +88,10 @@ def test_a_report_reads_it_again(finished, tmp_path):
     ("override", "message"),
     [
         (("fresh", "0"), "fresh: 0 leaves no images for evolutions"),
-        (("evolutions.0.batch_size", "200"), "evolutions: slow: batch_size: 200 is more than the 120 fresh images of one of 3 updates"),
+        (
+            ("evolutions.0.batch_size", "200"),
+            "evolutions: slow: batch_size: 200 is more than the 120 fresh images of one of 3 updates",
+        ),
         (("evolutions.0.drift", "{tilt: 1.0}"), "drift: 'tilt' is not one of rotation, hue"),
         (("evolutions.1.strategy.cycles", "50"), "cycles: 50 do not fit an update of 6 steps"),
         (("evolutions.1.label", "slow"), "evolutions: slow stands twice"),
@@ -97,3 +101,19 @@ def test_a_report_reads_it_again(finished, tmp_path):
 def test_mistakes_are_named_before_any_work(tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
         study.check_study(read(STUDY, override), tmp_path)
+
+
+def test_the_page_shows_curves_rates_and_survivability(finished):
+    folder, _ = finished
+    page = (folder / "report.html").read_text()
+    assert "updates survived" in page and "≥ 3" in page and "Learning rate of every step of an update" in page
+    pictures = {path.name for path in (folder / "figures").iterdir()}
+    assert {"badnets-evolution.png", "badnets-rates.png", "clean-evolution.png"} <= pictures
+
+
+def test_survivability_over_seeds():
+    rows = [{"survived_0.5": 2, "survived_0.5_censored": False}, {"survived_0.5": 10, "survived_0.5_censored": True}]
+    assert survived(rows, "0.5") == "≥ 6.0" and survived(rows[:1], "0.5") == "2" and survived([{}], "0.5") == "–"
+    evolved = [{"evolution": "a", "update": t, "seed": seed, "asr": v} for seed, v in ((0, 0.2), (1, 0.6)) for t in (0, 1)]
+    at, mean, deviation = series(evolved, "a", "asr")
+    assert at.tolist() == [0, 1] and mean == pytest.approx([0.4, 0.4]) and deviation == pytest.approx([0.8 / 8**0.5] * 2)
