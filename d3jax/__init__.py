@@ -22,6 +22,8 @@ _HOMES = {
     "inversion": "Inversion InversionConfig Trigger detect invert",
     "defenses": "DEFENSES D3Config FinetuneConfig MCLConfig NCConfig ScheduleConfig d3 finetune mcl nc",
     "defenses.target": "Found Search find",
+    "evolution": "EvolutionConfig evolution_job survivability",
+    "strategies": "StrategyConfig rates",
     "analysis": "penultimate project separation",
     "metrics": "Counts der make_evaluate",
     "study": "run_study",

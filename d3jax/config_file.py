@@ -169,7 +169,7 @@ class _Reader:
         for key in mapping:
             if key not in fields:
                 hint = (
-                    "; a sweep stands in an entry of attacks, detections or defenses"
+                    "; a sweep stands in an entry of attacks, detections, evolutions or defenses"
                     if key == "sweep"
                     else did_you_mean(key, fields)
                 )

@@ -20,7 +20,7 @@ ENTRY = (
     ("label", "null", "its name in the results (null: its own name, and its preset)"),
     ("sweep", "null", "{setting: [values], …}: an entry for each combination, such as {schedule.optimizer.lr: [0.003, 0.01]}"),
 )
-"""What every entry of attacks, detections and defenses takes besides its settings, as `describe` has them."""
+"""What every entry of the lists (attacks, detections, evolutions, defenses) takes besides its settings, as `describe` has them."""
 
 USAGE = "python -m d3jax.run --config FILE [--workdir DIR] [--section.key VALUE …]"
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--profile", metavar="DIR", help="write a trace of each loop's second logged period there")
     parser.add_argument(
-        "--list", action="store_true", help="all data sets, models, attacks, detections and defences with their settings"
+        "--list", action="store_true", help="every data set, model, attack, detection, evolution and defence with its settings"
     )
     parser.add_argument("--check", action="store_true", help="read config and data, print the config in full and stop")
     several = False
@@ -83,7 +83,7 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
 
     if options.list:
         for registry, entries in study.REGISTRIES.items():
-            if registry in ("attacks", "detections", "defenses"):
+            if registry not in ("datasets", "models"):
                 print(f"{registry}: each also takes\n{_table(ENTRY, '    ')}")
             for name, cls in entries.items():
                 print(f"{registry}: {name}\n" + _table(describe(cls), "    "))

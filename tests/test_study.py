@@ -376,7 +376,7 @@ def test_killed_at_three_moments_and_rerun_gives_the_same_numbers(tmp_path):
         (
             ["--config", "{tiny}", "--train.sweep", "{epochs: [1]}"],
             2,
-            "a sweep stands in an entry of attacks, detections or defenses",
+            "a sweep stands in an entry of attacks, detections, evolutions or defenses",
         ),
         (["--config", "{tiny}", "--loop.devices", "99"], 2, "99 asked for, there are 4"),
         (["--config", "{tiny}", "--report"], 1, ""),
@@ -400,6 +400,6 @@ def test_list_and_check(tmp_path, capsys):
     assert all(f"{registry}: {name}" in listed for registry, names in study.REGISTRIES.items() for name in names)
     d3 = listed.partition("defenses: d3")[2]
     assert "--schedule.optimizer.weight_decay 0.0\n" in d3 and "--schedule.optimizer.lr 0.01\n" in d3  # its own defaults
-    assert listed.count("--sweep ") == 2 and "--schedule.optimizer.weight_decay 0.0005" in listed
+    assert listed.count("--sweep ") == 4 and "--schedule.optimizer.weight_decay 0.0005" in listed
     assert run.main(["--config", str(tmp_path / "tiny.yaml"), "--check", "--seeds=[4]"]) == 0
     assert read(capsys.readouterr().out).seeds == (4,)
