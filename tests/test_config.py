@@ -1,9 +1,9 @@
 """Configs: strict, helpful, and the same after a round trip."""
 
 import dataclasses
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -133,9 +133,10 @@ def test_the_first_half_of_a_study_keeps_its_published_numbers():
 
 
 def test_help_needs_no_jax_and_less_than_a_second():
-    began = time.monotonic()
+    used = lambda: sum(os.times()[2:4])  # processor time of finished children: the clock's depends on what else runs
+    before = used()
     code = (
         "import sys; from d3jax import run\ntry: run.main(['--help'])\nexcept SystemExit: pass\nassert 'jax' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "--train.epochs" in done.stdout and time.monotonic() - began < 1
+    assert "--train.epochs" in done.stdout and used() - before < 1

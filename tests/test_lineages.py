@@ -13,7 +13,12 @@ from d3jax.report import read_csv
 
 from .small import register
 
-register()
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Not when this file is read: tests of every model would find it among them."""
+    register()
+
 
 STUDY = """
 dataset: {name: synthetic, size: 12, classes: 4, train: 600, test: 130, noise: 0.15}
