@@ -148,9 +148,9 @@ def _is_row(cell: Cell, results: dict[str, Result]) -> bool:
 
 
 def _models_of_others(cells: Sequence[Cell]) -> list[Cell]:
-    """The backdoored models that repairs in `cells` began with and that are not among them, as in a part of a study."""
+    """The backdoored models that repairs and lineages in `cells` began with and that are not among them, as in a part of a study."""
     mine = {(cell.case.label, cell.case.seed) for cell in cells if cell.kind == "model"}
-    used = {(cell.case.label, cell.case.seed): Cell(cell.case) for cell in cells if cell.kind == "repair"}
+    used = {(cell.case.label, cell.case.seed): Cell(cell.case) for cell in cells if cell.kind in ("repair", "lineage")}
     return [model for key, model in used.items() if key not in mine]
 
 

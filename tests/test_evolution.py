@@ -122,9 +122,10 @@ def test_replay_brings_the_first_set_back(model, victim, parts, attack, dataset)
     evaluate = make_evaluate(model, attack, 4)
     asr = {}
     for replay in (0.0, 0.5):
-        job = job_of(model, victim, parts, attack, dataset, dataclasses.replace(strong, replay=replay), poisoned=poisoned)
+        blank = victim._replace(variables=model.init(KEY))  # what it knows of the trigger it has from the replay
+        job = job_of(model, blank, parts, attack, dataset, dataclasses.replace(strong, replay=replay), poisoned=poisoned)
         asr[replay] = evaluate(fit(job)[0].variables, victim.trigger, dataset.test).asr
-    assert asr[0.5] > 0.9
+    assert asr[0.5] > 0.8 and asr[0.0] < 0.3, asr
 
 
 def test_lineages_run_together_with_the_numbers_they_have_apart(model, victim, parts, attack, dataset):

@@ -82,7 +82,7 @@ def mcl_loss(config: MCLConfig, model: Model) -> Loss:
     """The loss of MCL; reports the two cosines and, where there are clean images, their `clean_loss` and `accuracy`.
 
     The numbers come in `data.hyper`: `tau`, `clean_weight`, the `trigger`, the features `positive` and `negative` [N, D] of all
-    images or, where those change from epoch to epoch, () and the backdoored model in `data.anchor`.
+    images or, where augmentation changes those from epoch to epoch, the backdoored model in `data.anchor`.
     """
 
     def loss(params: Params, batch_stats: Params, batch: Batch, key: jax.Array, data: TrainData):
