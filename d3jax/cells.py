@@ -210,9 +210,14 @@ def make_cells(lab: Lab) -> list[Cell]:
         with _named(f"detections: {choice.label}"):
             check_size(choice.config, size)
             check_classes(info)
+    evolutions = []
     for choice in config.evolutions:
         with _named(f"evolutions: {choice.label}"):
-            check_evolution(choice.config, len(lab.fresh.labels), info)
+            learned = check_evolution(choice.config, len(lab.fresh.labels), info)
+            called = next((defense for other, defense in defenses if other.label == choice.config.defense), None)
+            if called:
+                called.check(params, min(size, learned))
+            evolutions.append((choice, called))
     cells, clean = [], None
     for choice in config.attacks:
         with _named(f"attacks: {choice.label}"):
@@ -227,7 +232,7 @@ def make_cells(lab: Lab) -> list[Cell]:
                     Cell(case),
                     *(Cell(case, "inversion", choice, None, Inverting(choice.config)) for choice in config.detections),
                 ]
-                cells += [Cell(case, "lineage", choice) for choice in config.evolutions]
+                cells += [Cell(case, "lineage", *pair) for pair in evolutions]
                 cells += [Cell(case, "repair", *pair) for pair in defenses]
     return cells
 

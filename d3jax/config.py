@@ -206,6 +206,13 @@ class StudyConfig:
         both = {choice.label for choice in self.defenses} & {choice.label for choice in self.evolutions}
         if both:
             raise ConfigError(f"evolutions: {names(sorted(both))} is a label of defenses too; give one another `label:`")
+        for evolution in self.evolutions:
+            called, known = evolution.config.defense, [choice.label for choice in self.defenses]
+            if called is not None and called not in known:
+                raise ConfigError(
+                    f"evolutions: {evolution.label}: defense: {called!r} is no label of `defenses`, which are "
+                    f"{names(known) or 'none'}{did_you_mean(called, known)}"
+                )
         if self.evolutions and not self.fresh:
             raise ConfigError("fresh: 0 leaves no images for evolutions; the paper's share is 0.6")
         kept = {"none", "train"} & {choice.label for choice in (*self.defenses, *self.evolutions)}

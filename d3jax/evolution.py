@@ -19,7 +19,7 @@ from .attacks.poisoning import poison_rows
 from .base import Attack, Batch, DataInfo, Metrics, Model, Params, Split, TrainState, Variables, as_float, stream
 from .config import check_fields, option
 from .data.augment import make_augment
-from .data.batching import batch_rows, epoch_plan
+from .data.batching import batch_rows
 from .data.drift import compose, label_shift
 from .errors import ConfigError
 from .sharding import over_data
@@ -37,6 +37,9 @@ class EvolutionConfig:
     """
 
     updates: int = option(10, "updates, each on a fresh set", low=1)
+    validation: float = option(
+        0.1, "share of every fresh set that is not learned: clean images to choose rates by", low=0, high=0.5
+    )
     epochs: int = option(10, "passes over the fresh set in an update", low=1)
     batch_size: int = option(128, "images a step; the last short batch of a pass is dropped", low=1)
     strategy: StrategyConfig = option(StrategyConfig, "learning rates within an update, restarted at each")
@@ -50,6 +53,8 @@ class EvolutionConfig:
     augment: Literal["auto", "none"] = option("auto", "auto: the crop and flip that the data set allows")
     momentum: float = option(0.9, "SGD momentum", low=0, high=1)
     weight_decay: float = option(5e-4, "coupled L2", low=0)
+    defense: str | None = option(None, "label of the entry of `defenses` that is called after updates (null: none)")
+    every: int = option(1, "updates from one call of the defence to the next", low=1)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -57,7 +62,7 @@ class EvolutionConfig:
     @property
     def program(self) -> tuple[Any, ...]:
         """What of it is part of the compiled program: lineages that agree in it can run as members of one."""
-        static = (self.updates, self.epochs, self.batch_size, tuple(self.drift), self.trigger_first, self.replay)
+        static = (self.updates, self.validation, self.epochs, self.batch_size, tuple(self.drift), self.trigger_first, self.replay)
         return (*static, self.optimizer_state, self.augment, self.momentum, self.weight_decay)
 
 
@@ -71,13 +76,13 @@ def evolution_job(
 ) -> Job:  # fmt: skip
     """The loop of all updates of `variables`, which were trained on `first` with its rows `poisoned` [N] (None: not one).
 
-    `fresh` is cut into `config.updates` equal sets. `opt_state` is (momentum, the parameters at the start of the update). Raises
+    `fresh` is cut into `config.updates` equal sets (`divide`), whose learned images stand behind each other in the job's data, after
+    those of `first` where some are replayed. `opt_state` is (momentum, the parameters at the start of the update). Raises
     `ConfigError` where the fresh images do not fill a batch an update, a drift does not suit them, or the attack has not enough rows.
     """
     check_evolution(config, len(fresh.labels), info)
-    size = len(fresh.labels) // config.updates
-    per_epoch, _ = epoch_plan(size, config.batch_size, drop_last=True)
-    order = _arrange(stream(key, "fresh"), np.asarray(fresh.labels), size, config, info.num_classes)
+    learned, _ = divide(key, fresh.labels, config, info.num_classes)
+    order, size, per_update = learned.ravel(), learned.shape[1], steps_of(config, len(fresh.labels))
     labels = np.asarray(fresh.labels)[order]
     owned = _persistent(stream(key, "persistent"), labels, size, attack, config)
     past = 0
@@ -87,11 +92,10 @@ def evolution_job(
         images = jnp.concatenate([jnp.asarray(first.images), images])
         labels = np.concatenate([np.asarray(first.labels), labels])
         owned = np.concatenate([np.zeros(past, bool) if poisoned is None else np.asarray(poisoned), owned])
-    per_update = config.epochs * per_epoch
     learning = rates(config.strategy, per_update) * (config.learn == "all")
     hyper = {"rates": jnp.asarray(learning), "strengths": jnp.asarray(list(config.drift.values()), jnp.float32)}
     data = TrainData(Split(images, jnp.asarray(labels)), jnp.asarray(owned), trigger, hyper=hyper)
-    step = evolution_step(model, attack, config, info, size=size, past=past, per_epoch=per_epoch)
+    step = evolution_step(model, attack, config, info, size=size, past=past, per_epoch=per_update // config.epochs)
     params = variables.params
     state = TrainState(
         jnp.zeros((), jnp.int32), variables, (jax.tree.map(jnp.zeros_like, params), params), stream(key, "updates")
@@ -99,31 +103,48 @@ def evolution_job(
     return Job(step, state, data, config.updates * per_update)
 
 
-def check_evolution(config: EvolutionConfig, count: int, info: DataInfo) -> None:
-    """Raises `ConfigError` where `count` fresh images do not fill a batch an update, or something else does not suit the images."""
-    size = count // config.updates
-    if size < config.batch_size:
-        raise ConfigError(
-            f"batch_size: {config.batch_size} is more than the {size} fresh images of one of {config.updates} updates"
-        )
+def check_evolution(config: EvolutionConfig, count: int, info: DataInfo) -> int:
+    """How many of `count` fresh images an update learns. Raises `ConfigError` where they do not fill a batch, or something else does
+    not suit the images."""
     compose(tuple(config.drift), info.shape[2])
-    rates(config.strategy, config.epochs * (size // config.batch_size))
+    rates(config.strategy, steps_of(config, count))
+    return _sizes(config, count)[0]
 
 
-def _arrange(key: jax.Array, labels: np.ndarray, size: int, config: EvolutionConfig, num_classes: int) -> np.ndarray:
-    """Which fresh image is where: the sets of the updates one after another, their labels shifted."""
-    order = np.asarray(jax.random.permutation(key, len(labels)))[: size * config.updates].reshape(config.updates, size)
-    if not config.label_shift:
-        return order.ravel()
-    drawn = [
-        rows[
-            np.asarray(
-                label_shift(jax.random.fold_in(key, i), jnp.asarray(labels[rows]), config.label_shift * (i + 1), num_classes)
-            )
-        ]
-        for i, rows in enumerate(order)
-    ]
-    return np.concatenate(drawn)
+def steps_of(config: EvolutionConfig, count: int) -> int:
+    """Steps in an update that has its share of `count` fresh images. Raises `ConfigError` where it has less than a batch."""
+    learned, _ = _sizes(config, count)
+    if learned < config.batch_size:
+        raise ConfigError(
+            f"batch_size: {config.batch_size} is more than the {learned} images that one of {config.updates} updates learns"
+        )
+    return config.epochs * (learned // config.batch_size)
+
+
+def _sizes(config: EvolutionConfig, count: int) -> tuple[int, int]:
+    """How many fresh images of an update are learned, and how many kept for validation."""
+    size = count // config.updates
+    kept = round(config.validation * size)
+    return size - kept, kept
+
+
+def divide(key: jax.Array, labels: Any, config: EvolutionConfig, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the fresh images with `labels` each update learns, [updates, n], and which it keeps for validation, [updates, m].
+
+    The sets of the updates are disjoint; their labels are shifted by resampling, so that a shifted set holds some images twice.
+    `key` is the lineage's.
+    """
+    key, labels = stream(key, "fresh"), np.asarray(labels)
+    learned, kept = _sizes(config, len(labels))
+    order = np.asarray(jax.random.permutation(key, len(labels)))[: (learned + kept) * config.updates]
+    parts = np.split(order.reshape(config.updates, learned + kept), [learned], axis=1)
+
+    def shifted(update: int, part: int, rows: np.ndarray) -> np.ndarray:
+        draw = jax.random.fold_in(jax.random.fold_in(key, update), part)
+        strength = config.label_shift * (update + 1)
+        return rows[label_shift(draw, jnp.asarray(labels[rows]), strength, num_classes)] if strength and len(rows) else rows
+
+    return tuple(np.stack([shifted(i, p, rows) for i, rows in enumerate(part)]) for p, part in enumerate(parts))
 
 
 def _persistent(key: jax.Array, labels: np.ndarray, size: int, attack: Attack, config: EvolutionConfig) -> np.ndarray:

@@ -4,38 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from .figures import WIDTH, drawing
-from .markup import Looks, escape, figure, swatch, table
+from .markup import Looks, escape, figure, mark, swatch, table
 from .report import Row, points
+from .survival import TAUS, Predicted, Shown, ratio, survived
 
-TAUS = ("0.9", "0.5", "0.1")
 PANELS = (
     ("acc", "ACC", (0, 103)),
     ("stale_acc", "Stale ACC: the model before the update", (0, 103)),
     ("asr", "ASR", (-3, 103)),
     ("control", "Control: target rate of the clean lineage", (-3, 103)),
 )
+CURVATURES = {"squared": ((0, (5, 2)), "squared loss"), "softmax": ((0, (1, 1.3)), "softmax, at the start")}
 
 
-def show_evolutions(stem: Path, evolved: Sequence[Row], rows: Sequence[Row], strategies: Mapping[str, Any], looks: Looks) -> str:
-    """For one attack: what the lineages did, from its rows of evolution.csv and of results.csv; "" where there are none.
+class Lineages(NamedTuple):
+    """What a study found of evolving models: the rows of evolution.csv and of survival.csv, what is `shown` of every evolution, and
+    what a linear model predicts."""
 
-    `strategies` has the learning rates [n] of an update by the evolution's label.
-    """
+    rows: Sequence[Row] = ()
+    compared: Sequence[Row] = ()
+    shown: Mapping[str, Shown] = {}
+    predicted: Sequence[Predicted] = ()
+
+
+def show_evolutions(stem: Path, attack: str, lineages: Lineages, failed: Sequence[Row], looks: Looks) -> str:
+    """For one attack: what its lineages did; "" where there are none. `failed` are the rows of those that did not end."""
+    evolved = [row for row in lineages.rows if row["attack"] == attack]
+    broken = "".join(f"<li>{escape(row['defense'])}, seed {row['seed']}: {mark(row['status'])}</li>" for row in failed)
+    lost = f"<ul class=lead>{broken}</ul>" if broken else ""
     if not evolved:
-        return ""
+        return lost
     seeds = len({row["seed"] for row in evolved})
     spread = f" Lines are means over {seeds} seeds, bands one standard deviation." if seeds > 1 else ""
     path = _save_curves(Path(f"{stem}-evolution.png"), evolved, looks)
     text = f"Rates on test images that drift with the updates; update 0 is the model they begin with.{spread}"
     parts = [figure(path, "Rates over the updates", text)]
-    path = _save_strategies(Path(f"{stem}-rates.png"), strategies, looks)
+    path = _save_strategies(Path(f"{stem}-rates.png"), lineages.shown, looks)
     parts.append(figure(path, "Learning rates within an update", "Learning rate of every step of an update, the same in each."))
-    return "".join(parts) + _table(evolved, rows, looks)
+    parts.append(lost + _table([row for row in lineages.compared if row["attack"] == attack], looks))
+    predicted = [one for one in lineages.predicted if one.attack == attack]
+    path = _save_predicted(Path(f"{stem}-forgetting.png"), predicted, looks)
+    parts.append(figure(path, "What a linear model says of forgetting", PREDICTION))
+    return "".join(parts)
 
 
 def series(evolved: Sequence[Row], evolution: str, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,46 +84,95 @@ def _save_curves(path: Path, evolved: Sequence[Row], looks: Looks) -> Path:
     return path
 
 
-def _save_strategies(path: Path, strategies: Mapping[str, Any], looks: Looks) -> Path | None:
-    if not strategies:
+def _save_strategies(path: Path, shown: Mapping[str, Shown], looks: Looks) -> Path | None:
+    if not shown:
         return None
-    columns = min(4, len(strategies))
-    lines = -(-len(strategies) // columns)
+    columns = min(4, len(shown))
+    lines = -(-len(shown) // columns)
     with drawing(path, (WIDTH, 1.6 * lines + 0.2)) as picture:
         axes = picture.subplots(lines, columns, squeeze=False).flatten()
-        for axis, (label, rates) in zip(axes, strategies.items(), strict=False):
+        for axis, (label, (rates, *_)) in zip(axes, shown.items(), strict=False):
             axis.plot(np.arange(1, len(rates) + 1), rates, color=looks.get(label, ("#6f7780", "-"))[0], linewidth=1.2)
             axis.set(title=label[:26], ylim=(0, 1.05 * float(np.max(rates)) or 1.0))
             axis.tick_params(labelsize=7.5)
-        for axis in axes[len(strategies) :]:
+        for axis in axes[len(shown) :]:
             axis.set_axis_off()
     return path
 
 
-def _table(evolved: Sequence[Row], rows: Sequence[Row], looks: Looks) -> str:
-    """Survivability and mean accuracy of every evolution."""
+def _save_predicted(path: Path, predicted: Sequence[Predicted], looks: Looks) -> Path | None:
+    """Where the trigger's direction lies among the eigenspaces, and the measured score beside the predicted."""
+    if not predicted:
+        return None
+    columns = min(4, len(predicted))
+    lines = 1 + -(-len(predicted) // columns)
+    with drawing(path, (WIDTH, 2.1 * lines + 0.3)) as picture:
+        grid = picture.add_gridspec(lines, columns)
+        energy = picture.add_subplot(grid[0, :])
+        first = predicted[0]
+        for shares, colour, label in (
+            (first.shares, "#d55e00", "the trigger's direction"),
+            (first.eigenvalues / first.eigenvalues.sum(), "#6f7780", "the features themselves"),
+        ):
+            energy.plot(np.maximum(first.eigenvalues, 1e-9), 100 * np.cumsum(shares), color=colour, label=label, linewidth=1.5)
+        energy.set(
+            xscale="log", title="Energy in the eigenspaces of update 1", xlabel="eigenvalue of the second moment, from the right"
+        )
+        energy.set(ylabel="energy so far (%)", ylim=(0, 103))
+        energy.invert_xaxis()
+        energy.legend(loc="lower right")
+        for i, one in enumerate(predicted):
+            axis = picture.add_subplot(grid[1 + i // columns, i % columns])
+            at = np.arange(len(one.scores))
+            measured = one.scores / one.scores[0] if one.scores[0] else one.scores
+            axis.plot(at, measured, color=looks.get(one.evolution, ("#6f7780", "-"))[0], linewidth=1.6, label="measured")
+            for name, left in one.left.items():
+                dash, label = CURVATURES[name]
+                left = np.concatenate([[1.0], left])
+                axis.plot(
+                    at, np.where(np.abs(left) <= 1.0, left, np.nan), color="#2a3138", linestyle=dash, linewidth=1, label=label
+                )
+            axis.set(title=one.evolution[:26], ylim=(-0.3, 1.3))
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.tick_params(labelsize=7.5)
+        handles, names = axis.get_legend_handles_labels()
+        picture.legend(handles, names, loc="outside upper right", ncols=3, handlelength=1.8)
+    return path
+
+
+def _table(compared: Sequence[Row], looks: Looks) -> str:
+    """Survivability, accuracy, and what a strategy gains over the best constant rate."""
     head = ["<th scope=col>Evolution</th>"]
-    head += [f"<th scope=col class=n>S at ASR {tau}<small>updates survived</small></th>" for tau in TAUS]
-    head += [
-        "<th scope=col class=n>ACC<small>mean over updates</small></th>",
-        "<th scope=col class=n>Stale ACC<small>mean</small></th>",
-    ]
+    head += [f"<th scope=col class=n>S at ASR {tau:g}<small>updates survived</small></th>" for tau in TAUS]
+    for name, small in (
+        ("ACC", "mean over updates"), ("Validation", "ACC, mean"), ("Stale ACC", "mean"), ("Rate", "mean of an update"),
+        ("Speed-up", "S of the constant over S"),
+    ):  # fmt: skip
+        head.append(f"<th scope=col class=n>{name}<small>{small}</small></th>")
     body = []
-    for label in dict.fromkeys(row["evolution"] for row in evolved):
-        mine = [row for row in rows if row["defense"] == label]
-        cells = [f"<td class=n>{escape(survived(mine, tau))}</td>" for tau in TAUS]
-        for name in ("acc", "stale_acc"):
-            values = [row[name] for row in evolved if row["evolution"] == label and row["update"] and row[name] is not None]
-            cells.append(f"<td class=n>{points(float(np.mean(values)) if values else None, digits=1)}</td>")
-        body.append(f"<tr>{swatch(label, looks)}{''.join(cells)}</tr>")
-    note = "S: updates until the ASR first falls below the threshold, mean over seeds; ≥ where on some seed it never did."
+    for row in compared:
+        cells = [f"<td class=n>{escape(survived(row, tau))}</td>" for tau in TAUS]
+        cells += [f"<td class=n>{points(row[name], digits=1)}</td>" for name in ("acc", "valid_acc", "stale_acc")]
+        cells.append(f"<td class=n>{row['lr_mean']:.3g}</td>")
+        chosen = row["baseline"] == row["evolution"]
+        said = (
+            "chosen"
+            if chosen
+            else ratio(row["speedup"]) + ("" if row["counts"] in (None, True) else " <small>ACC too low</small>")
+        )
+        cells.append(f"<td class=n>{said}</td>")
+        body.append(f"<tr>{swatch(row['evolution'], looks)}{''.join(cells)}</tr>")
+    note = (
+        "S: updates until the ASR first falls below the threshold, mean over seeds; ≥ where on some seed it never did. Chosen: of the "
+        "constant rates the one with the best accuracy on validation images, which learning did not see; ASR plays no part. A strategy "
+        "counts while its mean ACC is at most a point below that one's."
+    )
     return f"{table(head, [body])}<p class=note>{note}</p>"
 
 
-def survived(rows: Sequence[Row], tau: str) -> str:
-    """S_τ over seeds as text: each seed's where they differ, ≥ where censored; – without a trigger."""
-    found = [(row[f"survived_{tau}"], row[f"survived_{tau}_censored"]) for row in rows if row.get(f"survived_{tau}") is not None]
-    if not found:
-        return "–"
-    mean = float(np.mean([count for count, _ in found]))
-    return ("≥ " if any(censored for _, censored in found) else "") + (f"{mean:.1f}" if len(found) > 1 else f"{found[0][0]}")
+PREDICTION = (
+    "First seed. Above: how much of the direction in which the trigger moves the backdoored model's features lies in eigenspaces of "
+    "the fresh images' second moment with at least that eigenvalue; what lies where eigenvalues are small is hardly forgotten. "
+    "Below: by how much the trigger raises its class's logit, as a share of what it was, measured and as a linear model on the "
+    "first model's features predicts it (not drawn where its squared loss would diverge)."
+)

@@ -1,9 +1,10 @@
-"""Lineages in a study: a model, backdoored or clean, and its updates; what is measured after each, and the rows that come of it."""
+"""Lineages in a study: a model, backdoored or clean, and its updates; what is measured after each, and defences called between them."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import checkpoint
-from .base import Attack, Model, Split, Variables, as_float
-from .cells import Cell, Lab
+from .analysis.forgetting import make_score
+from .base import Attack, Model, Split, Variables, as_float, as_levels, stream
+from .cells import Cell, Lab, reserved_split
 from .data.drift import compose
-from .evolution import EvolutionConfig, evolution_job, survivability
+from .evolution import EvolutionConfig, divide, evolution_job, steps_of
 from .metrics import Counts, make_evaluate
-from .stages import Result, Stage
 from .strategies import rates
 from .training.backdoor import poisoned_rows
-from .training.loop import Job, Line
+from .training.loop import Job, Line, Session, fit
 
-TAUS = (0.9, 0.5, 0.1)
+SCORED = 1000
+"""Test images behind the score of a trigger."""
 
 
 @functools.lru_cache(maxsize=64)
-def _evaluate(model: Model, attack: Attack, num_classes: int, batch: int, drift: tuple[str, ...], channels: int, first: bool):
-    """Compiled once for all lineages that drift alike."""
-    return make_evaluate(model, attack, num_classes, batch, compose(drift, channels), first)
+def _compiled(
+    make: Callable[..., Any], model: Model, attack: Attack, drift: tuple[str, ...], channels: int, *options: Any
+) -> Any:
+    """What `make` builds, once for all lineages that drift alike."""
+    return make(model, attack, compose(drift, channels), *options)
+
+
+def _counting(model: Model, attack: Attack, drift: Any, first: bool, num_classes: int, batch: int) -> Callable[..., Counts]:
+    return make_evaluate(model, attack, num_classes, batch, drift, first)
 
 
 def evaluate_of(lab: Lab, attack: Attack, config: EvolutionConfig) -> Callable[..., Counts]:
     """`evaluate(variables, trigger, test, strengths)` under the drift of a lineage."""
     info = lab.dataset.info
-    kinds = tuple(config.drift)
-    return _evaluate(lab.model, attack, info.num_classes, lab.config.loop.eval_batch, kinds, info.shape[2], config.trigger_first)
+    options = (config.trigger_first, info.num_classes, lab.config.loop.eval_batch)
+    return _compiled(_counting, lab.model, attack, tuple(config.drift), info.shape[2], *options)
 
 
 def strengths(config: EvolutionConfig, update: int) -> jax.Array:
@@ -45,61 +53,140 @@ def strengths(config: EvolutionConfig, update: int) -> jax.Array:
 
 def per_update(lab: Lab, config: EvolutionConfig) -> int:
     """Steps in an update."""
-    return config.epochs * (len(lab.fresh.labels) // config.updates // config.batch_size)
+    return steps_of(config, len(lab.fresh.labels))
 
 
-def lineage_job(lab: Lab, cell: Cell, key: jax.Array, victim: Any) -> Job:
+def lineage_key(seed: int) -> jax.Array:
+    """What all that is random in the lineages of a seed follows from."""
+    return stream(jax.random.key(seed), "lineage")
+
+
+def fresh_sets(lab: Lab, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
+    """Which fresh images each update of a lineage learns, and which it keeps (`divide`)."""
+    return divide(lineage_key(cell.case.seed), lab.fresh.labels, cell.choice.config, lab.dataset.info.num_classes)
+
+
+def lineage_job(lab: Lab, cell: Cell, victim: Any) -> Job:
     """The loop of a lineage that begins with a finished `victim`."""
     attack, config = cell.case.attack, cell.choice.config
     poisoned = poisoned_rows(jax.random.key(cell.case.attack_seed), attack, lab.dataset.train.labels) if config.replay else None
-    return evolution_job(
-        key, lab.model, victim.variables, lab.dataset.train, lab.fresh, attack, victim.trigger, config, lab.dataset.info, poisoned
-    )
+    given = (lab.model, victim.variables, lab.dataset.train, lab.fresh, attack, victim.trigger, config, lab.dataset.info)
+    return evolution_job(lineage_key(cell.case.seed), *given, poisoned)
 
 
 def lineage_watch(lab: Lab, cell: Cell, folder: Path, victim: Callable[[], Any]) -> Callable[[Any], Line]:
-    """What is measured at the end of an update: ACC, ASR and RA on the drifted test images, ACC on those of the next update (`next_acc`),
-    how far the parameters moved in it (`moved`, the norm over all of them), and the sum of its rates.
+    """What is measured at the end of an update: ACC, ASR and RA on the drifted test images, ACC on those of the next update (`next_acc`)
+    and on the fresh images kept from learning (`valid_acc`), by how much the trigger raises its class's logit (`score`),
+    how far the parameters moved (`moved`, the norm over all of them), and the sum of the update's rates. After the first update the
+    model before it is measured too (`first_acc`, `first_score`).
 
     The control, a lineage without a backdoor, keeps every update's model in `folder`/updates: attacks count on them what their
     trigger does there.
     """
     config, case = cell.choice.config, cell.case
-    evaluate, test = evaluate_of(lab, case.attack, config), _measured(lab)
+    evaluate, test = evaluate_of(lab, case.attack, config), measured(lab)
     steps = per_update(lab, config)
     total = float(rates(config.strategy, steps).sum()) * (config.learn == "all")
+    kept = fresh_sets(lab, cell)[1]
 
     def watch(state: Any) -> Line:
         update = int(state.step) // steps
         counts = evaluate(state.variables, victim().trigger, test, strengths(config, update))
         line = {"update": update, "watch_acc": counts.acc, "moved": _distance(state.variables.params, state.opt_state[1])}
         line |= {"lr_sum": total}
+        if kept.shape[1]:
+            valid = Split(*(np.asarray(part)[kept[update - 1]] for part in lab.fresh))
+            line["valid_acc"] = _accuracy(lab, config, state.variables, valid, update)
         if counts.triggered.sum():
             line |= {"watch_asr": counts.asr, "watch_ra": counts.ra}
+            line["score"] = _score(lab, cell, state.variables, victim().trigger, test, update)
         else:
             checkpoint.save(folder / "updates" / str(update), state.variables)
         if update < config.updates:
             line["next_acc"] = _accuracy(lab, config, state.variables, test, update + 1)
         if update == 1:
             line["first_acc"] = _accuracy(lab, config, victim().variables, test, 1)
+            if counts.triggered.sum():
+                line["first_score"] = _score(lab, cell, victim().variables, victim().trigger, test, 1)
         return line
 
     return watch
 
 
-def _measured(lab: Lab) -> Split:
+def defended_lineage(lab: Lab, cell: Cell, victim: Any, folder: Path, session: Session) -> tuple[Variables, list[Line]]:
+    """A lineage whose defence is called after every `every`-th update: a loop an update, each with checkpoints of its own.
+
+    The defence has as many images as the study reserves, but of those that the update learned, drifted as they were, and of
+    these such as nobody poisoned: a defender who looks through them. What it makes goes into the next update, which begins with
+    momentum 0, `carried` or not. `trained_acc` and `trained_asr` are those before it, all others those behind it.
+    """
+    config, defense = cell.choice.config, cell.defense
+    job, steps = lineage_job(lab, cell, victim), per_update(lab, config)
+    measure, watch = evaluate_of(lab, cell.case.attack, config), lineage_watch(lab, cell, folder, lambda: victim)
+    key, test = stream(lineage_key(cell.case.seed), "defense"), measured(lab)
+    state, lines, seconds = job.state, [], 0.0
+    for update in range(1, config.updates + 1):
+        state, mine = fit(job._replace(state=state, steps=update * steps), session.within(f"update{update}"))
+        mine = [line | {"seconds": line["seconds"] + seconds} for line in mine]
+        seconds = mine[-1]["seconds"]
+        line = {}
+        if update % config.every == 0:
+            counts = measure(state.variables, victim.trigger, test, strengths(config, update))
+            line = {"trained_acc": counts.acc} | ({"trained_asr": counts.asr} if counts.triggered.sum() else {})
+            images = _looked_through(lab, cell, job, update)
+            given = (jax.random.fold_in(key, update), lab.model, state.variables, images)
+            repaired = defense.repair(*given, session.within(f"defense{update}"))
+            seconds += float(np.max(repaired.trace.get("seconds", 0.0)))
+            momentum = jax.tree.map(jnp.zeros_like, state.opt_state[0])
+            state = dataclasses.replace(state, variables=repaired.variables, opt_state=(momentum, state.opt_state[1]))
+        mine[-1] |= line | watch(state)
+        lines += mine
+    return state.variables, lines
+
+
+def _looked_through(lab: Lab, cell: Cell, job: Job, update: int) -> Split:
+    """The clean images of an update that a defence may use."""
+    config, info = cell.choice.config, lab.dataset.info
+    learned = fresh_sets(lab, cell)[0].shape[1]
+    first = len(job.data.split.labels) - learned * (config.updates - update + 1)
+    clean = first + np.flatnonzero(~np.asarray(job.data.poisoned[first : first + learned]))
+    rows = clean[: len(reserved_split(lab, cell.case.seed).labels)]
+    key = jax.random.fold_in(stream(lineage_key(cell.case.seed), "looked through"), update)
+    drifted = compose(tuple(config.drift), info.shape[2])(key, as_float(job.data.split.images[rows]), strengths(config, update))
+    return Split(as_levels(drifted).astype(jnp.uint8), job.data.split.labels[rows])
+
+
+def measured(lab: Lab) -> Split:
+    """The test images that are measured after every update."""
     count = lab.config.measured or len(lab.dataset.test.labels)
     return Split(*(part[:count] for part in lab.dataset.test))
 
 
-def _accuracy(lab: Lab, config: EvolutionConfig, variables: Variables, test: Split, update: int) -> float:
-    info, size = lab.dataset.info, lab.config.loop.eval_batch
-    hits = 0
-    for first in range(0, len(test.labels), size):
-        images, labels = (part[first : first + size] for part in test)
-        said = _classes(lab.model, tuple(config.drift), info.shape[2], variables, images, strengths(config, update))
-        hits += int((np.asarray(said) == np.asarray(labels)).sum())
-    return hits / len(test.labels)
+def _score(lab: Lab, cell: Cell, variables: Variables, trigger: Any, test: Split, update: int) -> float:
+    """By how much the trigger raises the wanted class's logit, on average over some test images."""
+    config, case, size = cell.choice.config, cell.case, lab.config.loop.eval_batch
+    channels = lab.dataset.info.shape[2]
+    score = _compiled(make_score, lab.model, case.attack, tuple(config.drift), channels, config.trigger_first)
+    parts = [
+        score(variables, trigger, as_float(images), labels, strengths(config, update))
+        for images, labels in _batches(Split(*(part[:SCORED] for part in test)), size)
+    ]
+    raised, counted = np.sum(jax.device_get(parts), axis=0)
+    return float(raised / counted)
+
+
+def _accuracy(lab: Lab, config: EvolutionConfig, variables: Variables, images: Split, update: int) -> float:
+    """ACC on images as they are at an update."""
+    channels, amounts = lab.dataset.info.shape[2], strengths(config, update)
+    said = [
+        _classes(lab.model, tuple(config.drift), channels, variables, part, amounts)
+        for part, _ in _batches(images, lab.config.loop.eval_batch)
+    ]
+    return float((np.concatenate(jax.device_get(said)) == np.asarray(images.labels)).mean())
+
+
+def _batches(split: Split, size: int) -> Sequence[Split]:
+    return [Split(*(part[first : first + size] for part in split)) for first in range(0, len(split.labels), size)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -115,64 +202,3 @@ def _norm(a: Any, b: Any) -> jax.Array:
 
 def _distance(a: Any, b: Any) -> float:
     return float(_norm(a, b))
-
-
-def control_rates(lab: Lab, cell: Cell, folder: Path, trigger: Any) -> dict[int, float]:
-    """How often the control's model says the attacker's class for triggered images, by update, as far as its models are there."""
-    config, test = cell.choice.config, _measured(lab)
-    evaluate = evaluate_of(lab, cell.case.attack, config)
-    like = jax.eval_shape(lab.model.init, jax.random.key(0))
-    found = {}
-    for update in range(1, config.updates + 1):
-        path = folder / "updates" / str(update)
-        if path.is_dir():
-            variables, _ = checkpoint.load(path, like)
-            found[update] = evaluate(variables, trigger, test, strengths(config, update)).asr
-    return found
-
-
-def lineage_rows(
-    lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result], controls: Mapping[str, Mapping[int, float]]
-) -> list[dict[str, Any]]:
-    """The lines of evolution.csv: every lineage at every update, 0 being the model it began with."""
-    rows = []
-    for cell in cells:
-        result, model = results.get(cell.name), results.get(Cell(cell.case).name)
-        if cell.kind != "lineage" or not (isinstance(result, Stage) and isinstance(model, Stage)):
-            continue
-        where = {"attack": cell.case.label, "evolution": cell.label, "seed": cell.case.seed}
-        none = lambda value: None if value is None or np.isnan(value) else value
-        start = {"update": 0, "acc": model.counts.acc, "asr": none(model.counts.asr), "ra": none(model.counts.ra)}
-        rows.append(where | start | {"stale_acc": None, "control": None, "moved": None, "lr_sum": None})
-        stale = None
-        for line in updates_of(result.lines):
-            stale = line.get("first_acc", stale)
-            rows.append(where | {
-                "update": int(line["update"]), "acc": line["watch_acc"], "asr": line.get("watch_asr"), "ra": line.get("watch_ra"),
-                "stale_acc": stale, "control": controls.get(cell.name, {}).get(int(line["update"])),
-                "moved": line["moved"], "lr_sum": line["lr_sum"],
-            })  # fmt: skip
-            stale = line.get("next_acc")
-    return rows
-
-
-def updates_of(lines: Sequence[Line]) -> list[Line]:
-    """The logged lines that end an update."""
-    return [line for line in lines if "update" in line]
-
-
-def survival(lines: Sequence[Line]) -> dict[str, Any]:
-    """S_τ of a lineage as columns of results.csv, and whether each is censored; none without a trigger."""
-    asr = [line["watch_asr"] for line in updates_of(lines) if "watch_asr" in line]
-    if not asr:
-        return {}
-    values = {}
-    for tau in TAUS:
-        count, censored = survivability(asr, tau)
-        values |= {f"survived_{tau:g}": count, f"survived_{tau:g}_censored": censored}
-    return values
-
-
-def strategies_of(lab: Lab) -> dict[str, np.ndarray]:
-    """The learning rates of an update, by the evolution's label."""
-    return {choice.label: rates(choice.config.strategy, per_update(lab, choice.config)) for choice in lab.config.evolutions}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import figures
-from .evolution_page import show_evolutions
+from .evolution_page import Lineages, show_evolutions
 from .findings import Features, Inverted, show_features, show_inversions
 from .markup import CSS, PAGE, Looks, escape, figure, image, mark, swatch, table
 from .report import (
@@ -64,39 +64,38 @@ def write_report(
     samples: Sequence[Samples],
     title: str,
     looked: Sequence[Row] = (),
-    evolved: Sequence[Row] = (),
-    strategies: Mapping[str, np.ndarray] = {},
+    lineages: Lineages | None = None,
 ) -> Path:
     """Writes `report.html` into `workdir`, one page that needs no other file, and its pictures also as `figures/*.png`.
 
-    `looked` are the rows of detections.csv, `evolved` those of evolution.csv, `strategies` the learning rates of an update by the
-    evolution's label. Reads `metrics.jsonl` (curves), `environment.json` and `config.yaml` in `workdir`; what is not there is left out of the page.
+    `looked` are the rows of detections.csv; `lineages` says which of the rows are evolutions, and all of them. Reads `metrics.jsonl`
+    (curves), `environment.json` and `config.yaml` in `workdir`; what is not there is left out of the page.
     """
-    folder = Path(workdir)
+    folder, lineages = Path(workdir), lineages or Lineages()
     metrics = figures.read_metrics(folder / "metrics.jsonl")
     if rows:  # a run folder may hold stages of an earlier config
         cells = {(row["attack"], row["defense"]) for row in rows} | {(row["attack"], "train") for row in rows}
         metrics = {
             attack: {run: lines for run, lines in runs.items() if (attack, run[0]) in cells} for attack, runs in metrics.items()
         }
+    looks = figures.palette([row["defense"] for row in rows] + [name for sample in samples for name in sample.predictions])
+    attacks = list(dict.fromkeys([*(row["attack"] for row in rows), *(sample.attack for sample in samples), *metrics]))
+    ended = [row for row in rows if row["defense"] in lineages.shown]
+    rows = [row for row in rows if row["defense"] not in lineages.shown]
     groups: Groups = {}
     for row in summarise(rows):
         groups.setdefault(group_of(row), []).append(row)
-    looks = figures.palette([row["defense"] for row in rows] + [name for sample in samples for name in sample.predictions])
-    attacks = list(dict.fromkeys([*(row["attack"] for row in rows), *(sample.attack for sample in samples), *metrics]))
     links, details = [], []
     for attack, stem in zip(attacks, _stems(attacks), strict=True):
         mine = [sample for sample in samples if sample.attack == attack]
-        lineages = show_evolutions(
-            folder / "figures" / stem, [row for row in evolved if row["attack"] == attack],
-            [row for row in rows if row["attack"] == attack], strategies, looks,
-        )  # fmt: skip
-        runs = {run: lines for run, lines in metrics.get(attack, {}).items() if run[0] not in strategies}
-        if text := lineages + _attack(folder / "figures" / stem, attack, mine, runs, looks):
+        failed = [row for row in ended if row["attack"] == attack and row["status"] != "ok"]
+        evolutions = show_evolutions(folder / "figures" / stem, attack, lineages, failed, looks)
+        runs = {run: lines for run, lines in metrics.get(attack, {}).items() if run[0].split("/")[0] not in lineages.shown}
+        if text := evolutions + _attack(folder / "figures" / stem, attack, mine, runs, looks):
             details.append(f'<section id="{stem}"><h2>{escape(attack)} in detail</h2>{text}</section>')
             links.append(f'<a href="#{stem}">{escape(attack)}</a>')
     parts = [
-        f"<header><h1>{escape(title)}</h1><p class=note>{_subtitle(rows)}</p></header>",
+        f"<header><h1>{escape(title)}</h1><p class=note>{_subtitle(rows, lineages)}</p></header>",
         _headlines(groups),
         f"<nav aria-label='Attacks'>In detail: {' '.join(links)}</nav>" if len(links) > 1 else "",
         _glance(groups, looks),
@@ -119,11 +118,13 @@ def _stems(names: Sequence[str]) -> list[str]:
     return stems
 
 
-def _subtitle(rows: Sequence[Row]) -> str:
+def _subtitle(rows: Sequence[Row], lineages: Lineages) -> str:
     parts = [", ".join(dict.fromkeys(escape(row[name]) for row in rows)) for name in ("dataset", "model")]
     for name, word in (("attack", "attack"), ("defense", "defence"), ("seed", "seed")):
         count = len({row[name] for row in rows} - {"none"})
         parts.append(f"{count} {word}{'' if count == 1 else 's'}" if count else "")
+    if count := len(lineages.shown):
+        parts.append(f"{count} evolution{'' if count == 1 else 's'}")
     return " · ".join(filter(None, parts))
 
 

@@ -39,7 +39,7 @@ def plan(lab: Lab, cells: Sequence[Cell], compute: bool) -> list[list[Cell]]:
         key: Any = cell.name  # more than one loop, or one that is fed: alone
         if cell.kind == "repair" and cell.defense.job:
             key = (cell.choice.name, program(cell.choice.config))
-        elif cell.kind == "lineage":
+        elif cell.kind == "lineage" and not cell.defense:
             key = (cell.case.label, cell.choice.config.program)
         elif cell.kind == "model" and not lab.streamed:
             key = cell.case.label

@@ -24,10 +24,11 @@ from .data import DATASETS
 from .defenses import DEFENSES
 from .errors import ConfigError
 from .evolution import EVOLUTIONS
+from .evolution_page import Lineages
 from .exhibits import Said, samples_of, say, targets_of
 from .inversion import DETECTIONS, detect
 from .journal import Progress
-from .lineages import control_rates, lineage_rows, strategies_of, survival
+from .lineage_rows import control_rates, lineage_rows, predictions, shown_evolutions, survival
 from .metrics import der
 from .models import MODELS
 from .page import write_report
@@ -35,6 +36,7 @@ from .planning import part_of, plan
 from .report import NUMBERS, print_detections, print_table, write_csv, write_whole
 from .sharding import is_first, same_everywhere
 from .stages import Failure, Result, Stage, read_stage, run_stages
+from .survival import compare
 from .tasks import found_of, task_of
 
 REGISTRIES = {
@@ -111,8 +113,11 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
             if config.detections:
                 write_csv(lab.workdir / "detections.csv", looked, columns=())
     evolved = lineage_rows(lab, cells, results, _controls(lab, cells, results, earlier)) if not part else []
+    shown = shown_evolutions(lab)
+    compared = compare(rows, evolved, shown)
     if is_first() and evolved:
         write_csv(lab.workdir / "evolution.csv", evolved, columns=())
+        write_csv(lab.workdir / "survival.csv", compared, columns=())
     if is_first():
         print_table([row(lab, cell, results) for cell in _models_of_others(cells)] + rows)
         print_detections(looked)
@@ -121,9 +126,9 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
         lab.recorder.progress.say(f"{share}; when all are done, --report gathers them")
     if is_first() and not part:
         samples = samples_of(lab, cells, results, earlier, said)
-        lab.recorder.progress.say(
-            f"report: {write_report(lab.workdir, rows, samples, lab.workdir.name, looked, evolved, strategies_of(lab))}"
-        )
+        lineages = Lineages(evolved, compared, shown, predictions(lab, cells, results, earlier))
+        page = write_report(lab.workdir, rows, samples, lab.workdir.name, looked, lineages)
+        lab.recorder.progress.say(f"report: {page}")
     return rows
 
 

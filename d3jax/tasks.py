@@ -105,8 +105,10 @@ def _lineage_task(lab: Lab, cell: Cell, victim: Stage | None = None) -> Task:
     case, config = cell.case, cell.choice.config
     recipe = {"evolution": to_mapping(config), "victim": case.recipe, "seed": case.seed, "fresh": lab.config.fresh}
     recipe |= {"measured": lab.config.measured}
+    if cell.defense:
+        called = next(choice for choice in lab.config.defenses if choice.label == config.defense)
+        recipe |= {"defense": to_mapping(called.config), "reserved": to_mapping(lab.config.reserved)}
     folder = lab.workdir / "checkpoints" / f"{case.label}-{cell.label}-seed{case.seed}-{recipe_hash(recipe)}"
-    key = stream(jax.random.key(case.seed), "lineage")
 
     def evaluate(variables):
         counts = lineages.evaluate_of(lab, case.attack, config)
@@ -115,9 +117,10 @@ def _lineage_task(lab: Lab, cell: Cell, victim: Stage | None = None) -> Task:
     return Task(
         cell.name,
         folder,
-        like=jax.eval_shape(lab.model.init, key),
+        like=jax.eval_shape(lab.model.init, jax.random.key(0)),
         evaluate=evaluate,
-        job=lambda: lineages.lineage_job(lab, cell, key, victim.tree),
+        job=None if cell.defense else lambda: lineages.lineage_job(lab, cell, victim.tree),
+        work=lambda session: lineages.defended_lineage(lab, cell, victim.tree, folder, session),
         watch=lineages.lineage_watch(lab, cell, folder, lambda: victim.tree),
         watch_every=lineages.per_update(lab, config),
     )

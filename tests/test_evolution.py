@@ -11,14 +11,14 @@ import pytest
 from d3jax.base import Split, Variables, as_float
 from d3jax.data.drift import compose
 from d3jax.errors import ConfigError
-from d3jax.evolution import EvolutionConfig, evolution_job, survivability
+from d3jax.evolution import EvolutionConfig, divide, evolution_job, survivability
 from d3jax.metrics import make_evaluate
 from d3jax.strategies import StrategyConfig
 from d3jax.training import Session, fit, fit_members
 from d3jax.training.step import cross_entropy
 
 KEY = jax.random.key(5)
-CONFIG = EvolutionConfig(updates=3, epochs=2, batch_size=16, augment="none", strategy=StrategyConfig(lr=0.02))
+CONFIG = EvolutionConfig(updates=3, validation=0, epochs=2, batch_size=16, augment="none", strategy=StrategyConfig(lr=0.02))
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,20 @@ def test_every_update_sees_its_own_images_once_an_epoch(model, victim, parts, at
     flat = {image.tobytes() for image in np.asarray(parts[1].images)}
     mine = [image.tobytes() for image in np.asarray(job.data.split.images)]
     assert set(mine) == flat and len(set(mine)) == 240 and not job.data.poisoned.any()
+
+
+def test_what_is_kept_for_validation_is_not_learned():
+    labels = np.arange(250) % 4
+    learned, kept = divide(KEY, labels, dataclasses.replace(CONFIG, validation=0.2), 4)
+    assert learned.shape == (3, 66) and kept.shape == (3, 17)
+    assert len(set(learned.ravel()) | set(kept.ravel())) == 249  # disjoint from update to update, and from each other
+    again = divide(KEY, labels, dataclasses.replace(CONFIG, validation=0.2, strategy=StrategyConfig(lr=1.0)), 4)
+    np.testing.assert_array_equal(learned, again[0])
+    shifted, seen = divide(KEY, labels, dataclasses.replace(CONFIG, validation=0.2, label_shift=2.0), 4)
+    for rows, drawn in ((learned, shifted), (kept, seen)):
+        assert all(set(b) <= set(a) for a, b in zip(rows, drawn, strict=True))
+        share = [(labels[part] == 3).mean() for part in drawn]
+        assert share == sorted(share) and share[2] > 0.5, share  # exp(6/2) to exp(−6/2)
 
 
 def test_the_first_update_is_sgd_with_momentum(model, victim, parts, attack, dataset):
@@ -109,7 +123,7 @@ def test_persistent_poison_is_the_same_share_of_every_set(model, victim, parts, 
 def test_more_poison_than_the_attack_takes_is_refused(model, victim, parts, attack, dataset):
     with pytest.raises(ConfigError, match="persistent: 0.3 of 80 images is 24, the attack's rate allows 8"):
         job_of(model, victim, parts, attack, dataset, dataclasses.replace(CONFIG, persistent=0.3))
-    with pytest.raises(ConfigError, match="batch_size: 128 is more than the 80 fresh images of one of 3 updates"):
+    with pytest.raises(ConfigError, match="batch_size: 128 is more than the 80 images that one of 3 updates learns"):
         job_of(model, victim, parts, attack, dataset, dataclasses.replace(CONFIG, batch_size=128))
 
 

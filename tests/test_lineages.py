@@ -2,14 +2,16 @@
 
 import shutil
 
+import numpy as np
 import pytest
 
 from d3jax import study
 from d3jax.config_file import loads
 from d3jax.errors import ConfigError
-from d3jax.evolution_page import series, survived
+from d3jax.evolution_page import series
 from d3jax.journal import Progress
 from d3jax.report import read_csv
+from d3jax.survival import Shown, compare, survived
 
 from .small import register
 
@@ -33,7 +35,7 @@ evolutions:
   - {name: evolution, updates: 3, epochs: 2, batch_size: 32, augment: none, drift: {brightness: 0.05}, strategy: {name: sgdr, lr: 0.3},
      persistent: 0.05, label: kept}
 defenses: []
-loop: {log_every: 3, save_every: 6, save_seconds: 0}
+loop: {log_every: 3, save_every: 1000}
 """
 
 
@@ -95,12 +97,13 @@ def test_a_report_reads_it_again(finished, tmp_path):
         (("fresh", "0"), "fresh: 0 leaves no images for evolutions"),
         (
             ("evolutions.0.batch_size", "200"),
-            "evolutions: slow: batch_size: 200 is more than the 120 fresh images of one of 3 updates",
+            "evolutions: slow: batch_size: 200 is more than the 108 images that one of 3 updates learns",
         ),
         (("evolutions.0.drift", "{tilt: 1.0}"), "drift: 'tilt' is not one of rotation, hue"),
         (("evolutions.1.strategy.cycles", "50"), "cycles: 50 do not fit an update of 6 steps"),
         (("evolutions.1.label", "slow"), "evolutions: slow stands twice"),
         (("defenses", "[{name: finetune, label: slow}]"), "evolutions: slow is a label of defenses too"),
+        (("evolutions.0.defense", "d3"), "evolutions: slow: defense: 'd3' is no label of `defenses`, which are none"),
     ],
 )
 def test_mistakes_are_named_before_any_work(tmp_path, override, message):
@@ -116,9 +119,108 @@ def test_the_page_shows_curves_rates_and_survivability(finished):
     assert {"badnets-evolution.png", "badnets-rates.png", "clean-evolution.png"} <= pictures
 
 
-def test_survivability_over_seeds():
-    rows = [{"survived_0.5": 2, "survived_0.5_censored": False}, {"survived_0.5": 10, "survived_0.5_censored": True}]
-    assert survived(rows, "0.5") == "≥ 6.0" and survived(rows[:1], "0.5") == "2" and survived([{}], "0.5") == "–"
+def test_the_constant_rate_is_chosen_by_clean_validation():
+    """Not by ASR, and not by the accuracy that is reported; a strategy is held against it."""
+    ended, evolved = [], []
+    for attack, asr in (("badnets", 0.9), ("clean", None)):
+        for label, acc, valid, survival in (
+            ("low", 0.80, 0.70, 8),
+            ("high", 0.78, 0.75, 4),
+            ("smart", 0.775, 0.7, 0),
+            ("wild", 0.5, 0.9, 1),
+        ):
+            for seed in (0, 1):
+                for update in (0, 1, 2):
+                    one = {
+                        "attack": attack,
+                        "evolution": label,
+                        "seed": seed,
+                        "update": update,
+                        "acc": acc,
+                        "asr": asr,
+                        "stale_acc": acc,
+                    }
+                    # Under attack the validation accuracy is another: the clean lineage's counts.
+                    evolved.append(one | {"valid_acc": (valid if asr is None else 1 - valid) if update else None})
+                row = {"attack": attack, "defense": label, "seed": seed}
+                for tau in ("0.9", "0.5", "0.1"):
+                    row |= {f"survived_{tau}": survival + seed, f"survived_{tau}_censored": label == "low"} if asr else {}
+                ended.append(row)
+    rate = lambda *values: np.array(values, np.float32)
+    shown = {
+        "low": Shown(rate(0.01, 0.01), "a", True), "high": Shown(rate(0.1, 0.1), "a", True),
+        "smart": Shown(rate(0.3, 0.1), "a", False), "wild": Shown(rate(0.9, 0.1), "b", True),
+    }  # fmt: skip
+    found = {(row["attack"], row["evolution"]): row for row in compare(ended, evolved, shown)}
+    assert {label: found["badnets", label]["baseline"] for label in shown} == {
+        "low": "high", "high": "high", "smart": "high", "wild": "wild"
+    }  # fmt: skip
+    smart, low = found["badnets", "smart"], found["badnets", "low"]
+    assert smart["survived_0.5"] == 0.5 and smart["speedup"] == 4.5 / 0.5 and smart["counts"] is True
+    assert low["survived_0.5"] == 8.5 and low["censored_0.5"] == 2 and survived(low, 0.5) == "≥ 8.5"
+    assert smart["lr_mean"] == pytest.approx(0.2) and smart["lr_max"] == np.float32(0.3) and smart["asr_last"] == 0.9
+    assert survived(found["clean", "low"], 0.5) == "–" and found["clean", "smart"]["speedup"] is None
+    alone = {row["evolution"]: row for row in compare(ended, [row for row in evolved if row["attack"] == "badnets"], shown)}
+    assert alone["smart"]["baseline"] == "low" and alone["smart"]["counts"] is False  # two and a half points below
+
+
+def test_means_over_seeds():
     evolved = [{"evolution": "a", "update": t, "seed": seed, "asr": v} for seed, v in ((0, 0.2), (1, 0.6)) for t in (0, 1)]
     at, mean, deviation = series(evolved, "a", "asr")
     assert at.tolist() == [0, 1] and mean == pytest.approx([0.4, 0.4]) and deviation == pytest.approx([0.8 / 8**0.5] * 2)
+
+
+DEFENDED = """
+dataset: {name: synthetic, size: 12, classes: 4, train: 600, test: 130, noise: 0.15}
+model: small
+attacks: [{name: badnets, rate: 0.1}]
+train: {steps: 150, batch_size: 64, augment: none, optimizer: {lr: 0.05}}
+reserved: {count: 96}
+fresh: 0.6
+measured: 100
+evolutions:
+  - {name: evolution, updates: 3, epochs: 2, batch_size: 32, augment: none, drift: {brightness: 0.05}, strategy: {lr: 0.002},
+     defense: repair, every: 2, label: defended}
+defenses: [{name: d3, label: repair, schedule: {steps: 60, batch_size: 32, augment: none, optimizer: {lr: 0.1, schedule: constant}}}]
+loop: {log_every: 3, save_every: 6, save_seconds: 0}
+"""
+
+
+class Breaking(Progress):
+    """Ends the process, so to say, at the n-th line of a loop."""
+
+    def __init__(self, lines):
+        super().__init__(quiet=True)
+        self.lines = lines
+
+    def update(self, line, steps):
+        self.lines -= 1
+        if not self.lines:
+            raise KeyboardInterrupt
+
+
+def test_a_defence_is_called_between_updates_and_what_was_cut_off_continues(tmp_path):
+    study.run_study(read(DEFENDED), tmp_path / "whole", Progress(quiet=True))
+    table = read_csv(tmp_path / "whole" / "evolution.csv")
+    assert [row["trained_asr"] is not None for row in table] == [False, False, True, False]
+    called = table[2]
+    assert called["trained_asr"] > 0.9 and called["asr"] < 0.5, called  # the rate is too low to forget anything by itself
+    assert table[3]["asr"] < 0.5 and min(row["acc"] for row in table) > 0.6
+    lines = 0
+    for stop in (60, 13, 5, 4):  # in the training, and then in an update, in the defence, in the last update
+        with pytest.raises(KeyboardInterrupt):
+            study.run_study(read(DEFENDED), tmp_path / "cut", Breaking(stop))
+        lines += stop
+    study.run_study(read(DEFENDED), tmp_path / "cut", Progress(quiet=True))
+    assert (tmp_path / "cut" / "evolution.csv").read_text() == (tmp_path / "whole" / "evolution.csv").read_text()
+
+
+def test_a_sweep_that_was_cut_off_continues(finished, tmp_path):
+    folder, _ = finished
+    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints", ignore=shutil.ignore_patterns("*slow*", "*kept*"))
+    often = (("loop.save_every", "6"), ("loop.save_seconds", "0"))
+    for stop in (3, 5, 4):
+        with pytest.raises(KeyboardInterrupt):
+            study.run_study(read(STUDY, *often), tmp_path, Breaking(stop))
+    study.run_study(read(), tmp_path, Progress(quiet=True))
+    assert (tmp_path / "evolution.csv").read_text() == (folder / "evolution.csv").read_text()

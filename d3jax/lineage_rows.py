@@ -1,0 +1,155 @@
+"""What the lineages of a study found: the rows of evolution.csv, survivability, and the linear prediction beside what was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import checkpoint
+from .analysis.features import penultimate
+from .analysis.forgetting import moment, retained, spectrum
+from .base import as_float, as_levels
+from .cells import Cell, Lab
+from .data.drift import compose
+from .evolution import survivability
+from .exhibits import targets_of
+from .lineages import evaluate_of, fresh_sets, measured, per_update, strengths
+from .stages import Result, Stage
+from .strategies import rates
+from .survival import TAUS, Predicted, Shown
+from .training.loop import Line
+
+PREDICTED_FROM = 1000
+"""Images of each update behind its second moment, and test images behind the trigger's direction."""
+
+
+def control_rates(lab: Lab, cell: Cell, folder: Path, trigger: Any) -> dict[int, float]:
+    """How often the control's model says the attacker's class for triggered images, by update, as far as its models are there."""
+    config, test = cell.choice.config, measured(lab)
+    evaluate = evaluate_of(lab, cell.case.attack, config)
+    like = jax.eval_shape(lab.model.init, jax.random.key(0))
+    found = {}
+    for update in range(1, config.updates + 1):
+        path = folder / "updates" / str(update)
+        if path.is_dir():
+            variables, _ = checkpoint.load(path, like)
+            found[update] = evaluate(variables, trigger, test, strengths(config, update)).asr
+    return found
+
+
+def lineage_rows(
+    lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result], controls: Mapping[str, Mapping[int, float]]
+) -> list[dict[str, Any]]:
+    """The lines of evolution.csv: every lineage at every update, 0 being the model it began with."""
+    rows = []
+    for cell in cells:
+        result, model = results.get(cell.name), results.get(Cell(cell.case).name)
+        if cell.kind != "lineage" or not (isinstance(result, Stage) and isinstance(model, Stage)):
+            continue
+        where = {"attack": cell.case.label, "evolution": cell.label, "seed": cell.case.seed}
+        none = lambda value: None if value is None or np.isnan(value) else value
+        updates = updates_of(result.lines)
+        start = {"update": 0, "acc": model.counts.acc, "asr": none(model.counts.asr), "ra": none(model.counts.ra)}
+        start |= dict.fromkeys(("stale_acc", "valid_acc", "control", "trained_acc", "trained_asr", "moved", "lr_sum"))
+        rows.append(where | start | {"score": updates[0].get("first_score") if updates else None})
+        stale = None
+        for line in updates:
+            stale = line.get("first_acc", stale)
+            rows.append(where | {
+                "update": int(line["update"]), "acc": line["watch_acc"], "asr": line.get("watch_asr"), "ra": line.get("watch_ra"),
+                "stale_acc": stale, "valid_acc": line.get("valid_acc"),
+                "control": controls.get(cell.name, {}).get(int(line["update"])),
+                "trained_acc": line.get("trained_acc"), "trained_asr": line.get("trained_asr"),
+                "moved": line["moved"], "lr_sum": line["lr_sum"], "score": line.get("score"),
+            })  # fmt: skip
+            stale = line.get("next_acc")
+    return rows
+
+
+def updates_of(lines: Sequence[Line]) -> list[Line]:
+    """The logged lines that end an update."""
+    return [line for line in lines if "update" in line]
+
+
+def survival(lines: Sequence[Line]) -> dict[str, Any]:
+    """S_τ of a lineage as columns of results.csv, and whether each is censored; none without a trigger."""
+    asr = [line["watch_asr"] for line in updates_of(lines) if "watch_asr" in line]
+    if not asr:
+        return {}
+    values = {}
+    for tau in TAUS:
+        count, censored = survivability(asr, tau)
+        values |= {f"survived_{tau:g}": count, f"survived_{tau:g}_censored": censored}
+    return values
+
+
+def shown_evolutions(lab: Lab) -> dict[str, Shown]:
+    """What the report must know of every evolution, by its label. Those of one `group` differ in their learning rates alone."""
+    found = {}
+    for choice in lab.config.evolutions:
+        config = choice.config
+        others = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name != "strategy"}
+        shape = rates(config.strategy, per_update(lab, config))
+        found[choice.label] = Shown(shape, repr(others), config.strategy.name == "constant")
+    return found
+
+
+def predictions(lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result], earlier: Mapping[str, Stage]) -> list[Predicted]:
+    """For the lineages of the first seed whose attack has one target: what a linear model says of its forgetting, under both
+    curvatures. Defended lineages have none."""
+    found = []
+    directions: dict[str, np.ndarray] = {}
+    moments: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}
+    for cell in cells:
+        case, model, result = cell.case, earlier.get(Cell(cell.case).name), results.get(cell.name)
+        wanted = targets_of(case.attack, lab.dataset.info.num_classes)
+        usable = cell.kind == "lineage" and not cell.defense and case.seed == lab.config.seeds[0] and len(wanted) == 1
+        if not (usable and model and isinstance(result, Stage) and case.poison_rate):
+            continue
+        config, victim = cell.choice.config, model.tree
+        if case.label not in directions:
+            directions[case.label] = _direction(lab, cell, victim)
+        alike = (case.label, repr((config.drift, config.updates, config.validation, config.label_shift)))
+        if alike not in moments:
+            moments[alike] = _moments(lab, cell, victim, *wanted)
+        d, steps = directions[case.label], rates(config.strategy, per_update(lab, config)) * (config.learn == "all")
+        lines = updates_of(result.lines)
+        scores = [lines[0]["first_score"], *(line["score"] for line in lines)]
+        left = {
+            name: retained(d, seconds, steps, config.momentum, config.weight_decay) for name, seconds in moments[alike].items()
+        }
+        values, shares = spectrum(d, moments[alike]["squared"][0])
+        found.append(Predicted(case.label, cell.label, values, shares, np.array(scores), left))
+    return found
+
+
+def _direction(lab: Lab, cell: Cell, victim: Any) -> np.ndarray:
+    """The mean [D] by which the trigger moves the backdoored model's features."""
+    attack, (images, labels) = cell.case.attack, lab.dataset.test
+    rows = np.flatnonzero(np.asarray(attack.relabel(labels) != labels))[:PREDICTED_FROM]
+    stamped = as_levels(attack.stamp(victim.trigger, as_float(images[rows]))).astype(jnp.uint8)
+    clean, triggered = (penultimate(lab.model, victim.variables, x) for x in (images[rows], stamped))
+    return (triggered - clean).mean(0, dtype=np.float64)
+
+
+def _moments(lab: Lab, cell: Cell, victim: Any, target: int) -> dict[str, list[np.ndarray]]:
+    """The second moment of every update's drifted images in the backdoored model's features, for both curvatures."""
+    config, info = cell.choice.config, lab.dataset.info
+    drift, found = compose(tuple(config.drift), info.shape[2]), {"squared": [], "softmax": []}
+    for update, rows in enumerate(fresh_sets(lab, cell)[0], 1):
+        images = as_float(jnp.asarray(lab.fresh.images[rows[:PREDICTED_FROM]]))
+        drifted = as_levels(drift(jax.random.key(update), images, strengths(config, update))).astype(jnp.uint8)
+        features = penultimate(lab.model, victim.variables, drifted)
+        odds = np.concatenate([
+            np.asarray(jax.nn.softmax(lab.model.apply(victim.variables, as_float(drifted[i : i + 500]), train=False).logits)[:, target])
+            for i in range(0, len(drifted), 500)
+        ])  # fmt: skip
+        found["squared"].append(moment(features))
+        found["softmax"].append(moment(features, odds * (1 - odds)))
+    return found

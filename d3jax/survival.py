@@ -1,0 +1,120 @@
+"""Evolutions compared: how long backdoors survived, which constant rate clean validation chooses, what smart rates gain. No jax."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .report import Row
+
+TAUS = (0.9, 0.5, 0.1)
+"""Thresholds on ASR of survivability."""
+
+ALLOWED = 0.01
+"""A strategy counts while its mean ACC is at most so much below the baseline's."""
+
+
+class Shown(NamedTuple):
+    """What must be known of an evolution besides its rows: the learning `rates` [n] of an update, the `group` of those that differ
+    from it in their rates alone, and whether its rate is constant."""
+
+    rates: np.ndarray
+    group: str
+    constant: bool
+
+
+class Predicted(NamedTuple):
+    """For one lineage: the `eigenvalues` [D], largest first, of its first update's features, and which `shares` [D] of the trigger's
+    direction lie along their eigenvectors; the measured `scores` [T + 1] of the trigger, from before the first update on, and the
+    shares of the first [T] that a linear model has `left`, by the curvature's name."""
+
+    attack: str
+    evolution: str
+    eigenvalues: np.ndarray
+    shares: np.ndarray
+    scores: np.ndarray
+    left: dict[str, np.ndarray]
+
+
+def compare(rows: Sequence[Row], evolved: Sequence[Row], shown: Mapping[str, Shown]) -> list[Row]:
+    """One row for each (attack, evolution), over its seeds and updates: the rows of survival.csv.
+
+    `rows` are those of results.csv, `evolved` those of evolution.csv. `baseline` is the evolution of the same group with a constant
+    rate and the highest `valid_acc`: of the lineages of a clean model where the study has them, else of this attack's; ASR is not
+    looked at. `counts` says whether the mean ACC is at most a point below the baseline's, `speedup` is the baseline's S at an ASR of
+    50 % over this one's (inf where this one's is 0). `survived_τ` are means over seeds, `censored_τ` count the seeds on which the
+    backdoor was there to the end.
+    """
+    compared = []
+    for attack in dict.fromkeys(row["attack"] for row in evolved):
+        mine = [row for row in evolved if row["attack"] == attack]
+        found = {
+            label: _one(attack, label, mine, rows, shown[label]) for label in dict.fromkeys(row["evolution"] for row in mine)
+        }
+        for label, row in found.items():
+            baseline = _baseline(label, attack, evolved, shown)
+            against = found.get(baseline)
+            row |= {"baseline": baseline, "counts": None, "speedup": None}
+            if against:
+                row["counts"] = row["acc"] >= against["acc"] - ALLOWED
+                row["speedup"] = _speedup(against["survived_0.5"], row["survived_0.5"])
+            compared.append(row)
+    return compared
+
+
+def _one(attack: str, label: str, evolved: Sequence[Row], rows: Sequence[Row], shown: Shown) -> Row:
+    lines = [row for row in evolved if row["evolution"] == label and row["update"]]
+    ended = [row for row in rows if row["attack"] == attack and row["defense"] == label and row.get("survived_0.5") is not None]
+    row: Row = {"attack": attack, "evolution": label, "seeds": len({line["seed"] for line in lines})}
+    for tau in TAUS:
+        counts = [one[f"survived_{tau:g}"] for one in ended]
+        row[f"survived_{tau:g}"] = statistics.fmean(counts) if counts else None
+        row[f"censored_{tau:g}"] = sum(one[f"survived_{tau:g}_censored"] for one in ended) if counts else None
+    for name in ("acc", "stale_acc", "valid_acc"):
+        values = [line[name] for line in lines if line.get(name) is not None]
+        row[name] = statistics.fmean(values) if values else None
+    last = [
+        line["asr"] for line in lines if line["asr"] is not None and line["update"] == max(other["update"] for other in lines)
+    ]
+    return row | {
+        "asr_last": statistics.fmean(last) if last else None,
+        "steps": len(shown.rates), "lr_mean": float(np.mean(shown.rates)), "lr_max": float(np.max(shown.rates)),
+    }  # fmt: skip
+
+
+def _baseline(label: str, attack: str, evolved: Sequence[Row], shown: Mapping[str, Shown]) -> str | None:
+    """The constant rate that clean validation chooses for the group of an evolution."""
+    alike = [name for name, other in shown.items() if other.group == shown[label].group and other.constant]
+    triggered = {row["attack"] for row in evolved if row["asr"] is not None}
+    means = {}
+    for name in alike:
+        values = {
+            clean: [row["valid_acc"] for row in evolved if row["evolution"] == name and row.get("valid_acc") is not None and
+                    (row["attack"] not in triggered if clean else row["attack"] == attack)]
+            for clean in (True, False)
+        }  # fmt: skip
+        if chosen := values[True] or values[False]:
+            means[name] = statistics.fmean(chosen)
+    return max(means, key=means.__getitem__) if means else None
+
+
+def _speedup(before: float | None, after: float | None) -> float | None:
+    if before is None or after is None:
+        return None
+    return before / after if after else (float("inf") if before else 1.0)
+
+
+def survived(row: Row, tau: float) -> str:
+    """S_τ of a row of `compare` as text: ≥ where it is censored on some seed; – without a trigger."""
+    mean = row[f"survived_{tau:g}"]
+    if mean is None:
+        return "–"
+    return ("≥ " if row[f"censored_{tau:g}"] else "") + (f"{mean:.1f}" if row["seeds"] > 1 else f"{mean:.0f}")
+
+
+def ratio(value: float | None) -> str:
+    """A speed-up as text."""
+    return "–" if value is None else "∞" if value == float("inf") else f"{value:.1f}×"

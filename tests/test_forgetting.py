@@ -1,0 +1,69 @@
+"""The linear prediction against gradient descent that was run; the trigger's score on images by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d3jax.analysis.forgetting import decay, make_score, moment, retained, spectrum
+from d3jax.base import as_float
+from d3jax.data.drift import compose
+
+
+def test_the_prediction_is_what_a_linear_model_does():
+    """Full-batch heavy-ball descent of a linear model with bias, two updates on different data, run in NumPy step by step."""
+    rng = np.random.default_rng(0)
+    updates = [rng.normal(size=(200, 5)) * [1, 0.5, 0.2, 0.05, 0] for _ in range(2)]  # nothing ever moves the last feature
+    direction = np.array([0.3, -0.2, 0.5, 1.0, 0.7])
+    rates, momentum, weight_decay = np.linspace(0.2, 0.01, 40), 0.6, 1e-3
+    best = rng.normal(size=6)  # the optimum is the same for both updates: labels without noise
+    w = best + np.append(direction, 0)
+    measured = []
+    for features in updates:
+        phi = np.concatenate([features, np.ones((200, 1))], 1)
+        speed = np.zeros(6)
+        for rate in rates:
+            gradient = phi.T @ (phi @ (w - best)) / 200 + weight_decay * (w - best)
+            speed = momentum * speed + gradient
+            w = w - rate * speed
+        measured.append((np.append(direction, 0) @ (w - best)) / (direction @ direction))
+    seconds = [moment(features) for features in updates]
+    np.testing.assert_allclose(retained(direction, seconds, rates, momentum, weight_decay), measured, rtol=1e-9)
+    np.testing.assert_allclose(retained(direction, seconds, rates)[0], retained(direction, seconds[:1], rates)[0])
+
+
+def test_what_lies_outside_the_features_is_never_forgotten():
+    features = np.random.default_rng(1).normal(size=(300, 3)) * [1, 1, 0]
+    rates = np.full(500, 0.1)
+    assert retained(np.array([0.0, 0.0, 1.0]), [moment(features)], rates)[0] == pytest.approx(1)
+    assert retained(np.array([1.0, 0.0, 0.0]), [moment(features)], rates)[0] < 1e-6
+    assert retained(np.array([1.0, 0.0, 1.0]), [moment(features)], rates)[0] == pytest.approx(0.5, abs=1e-6)
+    values, shares = spectrum(np.array([0.0, 0.0, 2.0]), moment(features))
+    assert list(values) == sorted(values, reverse=True) and len(values) == 4
+    assert shares.sum() == pytest.approx(1) and shares[-1] == pytest.approx(1) and values[-1] == pytest.approx(0)
+
+
+def test_plain_descent_decays_like_an_exponential_of_the_sum_of_rates():
+    curvatures, rates = np.array([0.0, 0.5, 2.0]), np.full(1000, 1e-3)
+    np.testing.assert_allclose(decay(curvatures, rates), (1 - curvatures * 1e-3) ** 1000, rtol=1e-12)
+    np.testing.assert_allclose(decay(curvatures, rates), np.exp(-curvatures), rtol=3e-3)
+    assert abs(decay(np.array([30.0]), np.full(50, 0.1))[0]) > 1e6  # beyond 2 / λ it diverges
+
+
+def test_weights_weigh_the_rows():
+    features = np.random.default_rng(2).normal(size=(40, 3))
+    twice = moment(np.concatenate([features, features[:10]])) * 50
+    np.testing.assert_allclose(moment(features, 1 + (np.arange(40) < 10)) * 40, twice, rtol=1e-12)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_the_score_is_a_difference_of_logits(model, victim, attack, dataset, first):
+    drift, strengths = compose(["contrast"], 3), jnp.array([-0.4])
+    images, labels = as_float(jnp.asarray(dataset.test.images[:40])), jnp.asarray(dataset.test.labels[:40])
+    raised, counted = make_score(model, attack, drift, first)(victim.variables, victim.trigger, images, labels, strengths)
+    move = lambda x: drift(jax.random.key(0), x, strengths)
+    stamp = lambda x: attack.stamp(victim.trigger, x)
+    logits = lambda x: np.asarray(model.apply(victim.variables, x, train=False).logits, np.float64)[:, 0]
+    apart = logits(move(stamp(images)) if first else stamp(move(images))) - logits(move(images))
+    others = np.asarray(labels) != 0
+    assert counted == others.sum() and float(raised) == pytest.approx(apart[others].sum(), rel=1e-4) and raised > 0
