@@ -55,6 +55,7 @@ class EvolutionConfig:
     weight_decay: float = option(5e-4, "coupled L2", low=0)
     defense: str | None = option(None, "label of the entry of `defenses` that is called after updates (null: none)")
     every: int = option(1, "updates from one call of the defence to the next", low=1)
+    calls: int = option(0, "how often it is called (0: to the end)", low=0)
 
     def __post_init__(self) -> None:
         check_fields(self)

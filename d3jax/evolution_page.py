@@ -53,6 +53,23 @@ def show_evolutions(stem: Path, attack: str, lineages: Lineages, failed: Sequenc
     return "".join(parts)
 
 
+def headlines(compared: Sequence[Row]) -> dict[str, str]:
+    """One sentence for each attack from the rows of survival.csv: how long its backdoor survives the chosen rate, where least."""
+    found = {}
+    for attack in dict.fromkeys(row["attack"] for row in compared):
+        mine = [row for row in compared if row["attack"] == attack and row["survived_0.5"] is not None]
+        if not mine:
+            continue
+        chosen = next((row for row in mine if row["baseline"] == row["evolution"]), mine[0])
+        shortest = min(mine, key=lambda row: row["survived_0.5"])
+        text = f"survives {survived(chosen, 0.5)} updates of {chosen['updates']} under {chosen['evolution']}"
+        if shortest["survived_0.5"] < chosen["survived_0.5"]:
+            small = "" if shortest["counts"] in (None, True) else ", whose ACC is too low"
+            text += f"; least under {shortest['evolution']}, {survived(shortest, 0.5)}{small}"
+        found[attack] = text + "."
+    return found
+
+
 def series(evolved: Sequence[Row], evolution: str, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Updates, mean and sample standard deviation over seeds (0 for one) of a column for one evolution, where it has numbers."""
     values: dict[int, list[float]] = {}
@@ -119,6 +136,7 @@ def _save_predicted(path: Path, predicted: Sequence[Predicted], looks: Looks) ->
             xscale="log", title="Energy in the eigenspaces of update 1", xlabel="eigenvalue of the second moment, from the right"
         )
         energy.set(ylabel="energy so far (%)", ylim=(0, 103))
+        energy.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # not its formulas
         energy.invert_xaxis()
         energy.legend(loc="lower right")
         for i, one in enumerate(predicted):
@@ -143,31 +161,30 @@ def _save_predicted(path: Path, predicted: Sequence[Predicted], looks: Looks) ->
 def _table(compared: Sequence[Row], looks: Looks) -> str:
     """Survivability, accuracy, and what a strategy gains over the best constant rate."""
     head = ["<th scope=col>Evolution</th>"]
-    head += [f"<th scope=col class=n>S at ASR {tau:g}<small>updates survived</small></th>" for tau in TAUS]
+    head += [f"<th scope=col class=n>S<small>at ASR {tau:g}</small></th>" for tau in TAUS]
     for name, small in (
-        ("ACC", "mean over updates"), ("Validation", "ACC, mean"), ("Stale ACC", "mean"), ("Rate", "mean of an update"),
-        ("Speed-up", "S of the constant over S"),
-    ):  # fmt: skip
+        ("ACC", "mean"),
+        ("Validation ACC", "mean"),
+        ("Stale ACC", "mean"),
+        ("Rate", "mean"),
+        ("Speed-up", "at ASR 0.5"),
+    ):
         head.append(f"<th scope=col class=n>{name}<small>{small}</small></th>")
     body = []
     for row in compared:
-        cells = [f"<td class=n>{escape(survived(row, tau))}</td>" for tau in TAUS]
-        cells += [f"<td class=n>{points(row[name], digits=1)}</td>" for name in ("acc", "valid_acc", "stale_acc")]
-        cells.append(f"<td class=n>{row['lr_mean']:.3g}</td>")
-        chosen = row["baseline"] == row["evolution"]
-        said = (
-            "chosen"
-            if chosen
-            else ratio(row["speedup"]) + ("" if row["counts"] in (None, True) else " <small>ACC too low</small>")
-        )
-        cells.append(f"<td class=n>{said}</td>")
-        body.append(f"<tr>{swatch(row['evolution'], looks)}{''.join(cells)}</tr>")
+        cells = [survived(row, tau) for tau in TAUS]
+        cells += [points(row[name], digits=1) for name in ("acc", "valid_acc", "stale_acc")]
+        low = "<small>ACC too low</small>" if row["counts"] is False else ""
+        gain = "chosen" if row["baseline"] == row["evolution"] else ratio(row["speedup"]) + low
+        cells += [f"{row['lr_mean']:.3g}", gain]
+        body.append(f"<tr>{swatch(row['evolution'], looks)}{''.join(f'<td class=n>{cell}</td>' for cell in cells)}</tr>")
     note = (
-        "S: updates until the ASR first falls below the threshold, mean over seeds; ≥ where on some seed it never did. Chosen: of the "
-        "constant rates the one with the best accuracy on validation images, which learning did not see; ASR plays no part. A strategy "
-        "counts while its mean ACC is at most a point below that one's."
+        "S: updates survived until the ASR first falls below the threshold, mean over seeds; ≥ where on some seed it never did. ACC and "
+        "learning rate: means over updates, and over an update. Speed-up: S of the chosen constant rate over S. Chosen: of the constant "
+        "rates the one with the best accuracy on validation images, which learning did not see; ASR plays no part. A strategy counts "
+        "while its mean ACC is at most a point below that one's."
     )
-    return f"{table(head, [body])}<p class=note>{note}</p>"
+    return f"<figure>{table(head, [body], 'glance')}<figcaption>{note}</figcaption></figure>"
 
 
 PREDICTION = (

@@ -114,7 +114,7 @@ def lineage_watch(lab: Lab, cell: Cell, folder: Path, victim: Callable[[], Any])
 
 
 def defended_lineage(lab: Lab, cell: Cell, victim: Any, folder: Path, session: Session) -> tuple[Variables, list[Line]]:
-    """A lineage whose defence is called after every `every`-th update: a loop an update, each with checkpoints of its own.
+    """A lineage whose defence is called after every `every`-th update, `calls` times: a loop an update, with checkpoints of its own.
 
     The defence has as many images as the study reserves, but of those that the update learned, drifted as they were, and of
     these such as nobody poisoned: a defender who looks through them. What it makes goes into the next update, which begins with
@@ -130,7 +130,8 @@ def defended_lineage(lab: Lab, cell: Cell, victim: Any, folder: Path, session: S
         mine = [line | {"seconds": line["seconds"] + seconds} for line in mine]
         seconds = mine[-1]["seconds"]
         line = {}
-        if update % config.every == 0:
+        call, due = divmod(update, config.every)
+        if not due and (not config.calls or call <= config.calls):
             counts = measure(state.variables, victim.trigger, test, strengths(config, update))
             line = {"trained_acc": counts.acc} | ({"trained_asr": counts.asr} if counts.triggered.sum() else {})
             images = _looked_through(lab, cell, job, update)

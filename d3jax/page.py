@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import figures
-from .evolution_page import Lineages, show_evolutions
+from .evolution_page import Lineages, headlines, show_evolutions
 from .findings import Features, Inverted, show_features, show_inversions
 from .markup import CSS, PAGE, Looks, escape, figure, image, mark, swatch, table
 from .report import (
@@ -96,7 +96,7 @@ def write_report(
             links.append(f'<a href="#{stem}">{escape(attack)}</a>')
     parts = [
         f"<header><h1>{escape(title)}</h1><p class=note>{_subtitle(rows, lineages)}</p></header>",
-        _headlines(groups),
+        _headlines(groups, headlines(lineages.compared)),
         f"<nav aria-label='Attacks'>In detail: {' '.join(links)}</nav>" if len(links) > 1 else "",
         _glance(groups, looks),
         _study_table(groups, rows, looks),
@@ -134,9 +134,12 @@ def _label(group: tuple[str, str, str], groups: Groups) -> str:
     return escape(group[2]) + (f" <small>{escape(', '.join(extra))}</small>" if extra else "")
 
 
-def _headlines(groups: Groups) -> str:
+def _headlines(groups: Groups, survivals: Mapping[str, str]) -> str:
     lines = [
-        f"<li><b>{_label(key, groups)}</b>: {escape(text)}</li>" for key, group in groups.items() if (text := headline(group))
+        f"<li><b>{_label(key, groups)}</b>: {escape(text)}</li>"
+        for key, group in groups.items()
+        for text in (headline(group), survivals.get(key[2]))
+        if text
     ]
     means = any(row["n"] > 1 for group in groups.values() for row in group)
     ranked = any(sum(row["defense"] != "none" for row in group) > 1 for group in groups.values())

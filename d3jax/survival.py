@@ -43,7 +43,7 @@ def compare(rows: Sequence[Row], evolved: Sequence[Row], shown: Mapping[str, Sho
     """One row for each (attack, evolution), over its seeds and updates: the rows of survival.csv.
 
     `rows` are those of results.csv, `evolved` those of evolution.csv. `baseline` is the evolution of the same group with a constant
-    rate and the highest `valid_acc`: of the lineages of a clean model where the study has them, else of this attack's; ASR is not
+    rate and the highest `valid_acc` (None for a group of one): of the lineages of a clean model where the study has them, else of this attack's; ASR is not
     looked at. `counts` says whether the mean ACC is at most a point below the baseline's, `speedup` is the baseline's S at an ASR of
     50 % over this one's (inf where this one's is 0). `survived_τ` are means over seeds, `censored_τ` count the seeds on which the
     backdoor was there to the end.
@@ -69,6 +69,7 @@ def _one(attack: str, label: str, evolved: Sequence[Row], rows: Sequence[Row], s
     lines = [row for row in evolved if row["evolution"] == label and row["update"]]
     ended = [row for row in rows if row["attack"] == attack and row["defense"] == label and row.get("survived_0.5") is not None]
     row: Row = {"attack": attack, "evolution": label, "seeds": len({line["seed"] for line in lines})}
+    row["updates"] = max((line["update"] for line in lines), default=0)
     for tau in TAUS:
         counts = [one[f"survived_{tau:g}"] for one in ended]
         row[f"survived_{tau:g}"] = statistics.fmean(counts) if counts else None
@@ -87,7 +88,8 @@ def _one(attack: str, label: str, evolved: Sequence[Row], rows: Sequence[Row], s
 
 def _baseline(label: str, attack: str, evolved: Sequence[Row], shown: Mapping[str, Shown]) -> str | None:
     """The constant rate that clean validation chooses for the group of an evolution."""
-    alike = [name for name, other in shown.items() if other.group == shown[label].group and other.constant]
+    group = [name for name, other in shown.items() if other.group == shown[label].group]
+    alike = [name for name in group if shown[name].constant] if len(group) > 1 else []
     triggered = {row["attack"] for row in evolved if row["asr"] is not None}
     means = {}
     for name in alike:

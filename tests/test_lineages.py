@@ -8,7 +8,7 @@ import pytest
 from d3jax import study
 from d3jax.config_file import loads
 from d3jax.errors import ConfigError
-from d3jax.evolution_page import series
+from d3jax.evolution_page import headlines, series
 from d3jax.journal import Progress
 from d3jax.report import read_csv
 from d3jax.survival import Shown, compare, survived
@@ -153,12 +153,15 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
     }  # fmt: skip
     found = {(row["attack"], row["evolution"]): row for row in compare(ended, evolved, shown)}
     assert {label: found["badnets", label]["baseline"] for label in shown} == {
-        "low": "high", "high": "high", "smart": "high", "wild": "wild"
+        "low": "high", "high": "high", "smart": "high", "wild": None
     }  # fmt: skip
     smart, low = found["badnets", "smart"], found["badnets", "low"]
     assert smart["survived_0.5"] == 0.5 and smart["speedup"] == 4.5 / 0.5 and smart["counts"] is True
     assert low["survived_0.5"] == 8.5 and low["censored_0.5"] == 2 and survived(low, 0.5) == "≥ 8.5"
     assert smart["lr_mean"] == pytest.approx(0.2) and smart["lr_max"] == np.float32(0.3) and smart["asr_last"] == 0.9
+    assert headlines(list(found.values())) == {
+        "badnets": "survives 4.5 updates of 2 under high; least under smart, 0.5."
+    }  # fmt: skip
     assert survived(found["clean", "low"], 0.5) == "–" and found["clean", "smart"]["speedup"] is None
     alone = {row["evolution"]: row for row in compare(ended, [row for row in evolved if row["attack"] == "badnets"], shown)}
     assert alone["smart"]["baseline"] == "low" and alone["smart"]["counts"] is False  # two and a half points below

@@ -42,8 +42,10 @@ def test_every_flag_exists():
 
 
 def test_the_configs_are_understood():
-    sweep, whole = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    evolutions, sweep, whole = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
     assert loads(whole, registries=REGISTRIES).defenses[1].label == "d3-code"
+    lineages = loads(evolutions, [("fresh", "0.6")], registries=REGISTRIES).evolutions
+    assert [choice.label for choice in lineages] == ["constant-lr0.003", "constant-lr0.01", "constant-lr0.03", "sgdr"]
     config = loads(sweep, registries=REGISTRIES)
     assert len(config.defenses) == 6 and config.defenses[0].label == "d3-code-lam0.1-lr0.003"
 
