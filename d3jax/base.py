@@ -173,6 +173,32 @@ class Defense(NamedTuple):
     search: Any = None
 
 
+class Trained(NamedTuple):
+    """What a training-time defence returns: the `variables`, what it `found` out about the training images, arrays [N] by name, and a
+    `trace` of arrays over logged steps."""
+
+    variables: Variables
+    found: dict[str, np.ndarray]
+    trace: dict[str, np.ndarray]
+
+
+class TrainingDefense(NamedTuple):
+    """A training from scratch on images that may be poisoned, nobody says which; the defender controls it.
+
+    `begin(key, model, data) -> Job` is its first stage on a `Split`, from its own start; `settings` say all of it as plain data, and
+    defences that agree in them share what it leaves. `train(key, model, data, begun, session=Session()) -> Trained` goes on from the
+    variables `begun`; `found(size)` is what it finds, as shapes. `check(size)` raises `ConfigError` where it cannot run on so many images;
+    `epoch(size)` is how many steps an epoch of the first stage has.
+    """
+
+    begin: Callable[..., Any]
+    settings: Any
+    train: Callable[..., Trained]
+    found: Callable[[int], dict[str, jax.ShapeDtypeStruct]]
+    check: Callable[[int], None] = lambda size: None
+    epoch: Callable[[int], int] = lambda size: 1
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:

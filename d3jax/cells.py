@@ -13,7 +13,7 @@ import numpy as np
 
 from .attacks import ATTACKS
 from .attacks.poisoning import poisoned_share
-from .base import Attack, Dataset, Defense, Model, Split, stream
+from .base import Attack, Dataset, Defense, Model, Split, TrainingDefense, stream
 from .checkpoint import digest
 from .config import Choice, LoopConfig, StudyConfig
 from .config_file import to_mapping
@@ -31,6 +31,7 @@ from .models import MODELS
 from .sharding import agree
 from .stages import Recorder, recipe_hash
 from .training.backdoor import poisoned_rows
+from .training.poisoned import check_released
 from .training.repeat import memory_free
 from .training.streaming import check_streaming
 
@@ -76,13 +77,14 @@ class Inverting(NamedTuple):
 
 class Cell(NamedTuple):
     """What a study computes of a case: what its attack finds before the training (a `trigger`), the backdoored `model` itself, an
-    `inversion` of it, a `lineage` of its updates, or a `repair`. `choice` is the entry of the config: a defence, an evolution, or a
+    `inversion` of it, a `lineage` of its updates, a `repair`, or a `training` by a defence from the poisoned set, whose first stage is a
+    `beginning`. `choice` is the entry of the config: a defence, an evolution, or a
     detection that gets rows of its own."""
 
     case: Case
-    kind: Literal["trigger", "model", "inversion", "lineage", "repair"] = "model"
+    kind: Literal["trigger", "model", "inversion", "lineage", "repair", "beginning", "training"] = "model"
     choice: Choice | None = None
-    defense: Defense | None = None
+    defense: Defense | TrainingDefense | None = None
     inversion: Inverting | None = None
 
     @property
@@ -95,6 +97,8 @@ class Cell(NamedTuple):
         """What names the cell's result: cells of one name, such as the victim that several seeds share, are one stage."""
         seed = self.case.attack_seed if self.kind in ("trigger", "model") else self.case.seed
         what = {"trigger": "trigger", "model": "train"}.get(self.kind) or (self.inversion.name if self.inversion else self.label)
+        if self.kind == "beginning":
+            what = f"beginning-{recipe_hash(self.defense.settings)}"
         return f"{self.case.label}/seed{seed}/{what}"
 
     @property
@@ -104,6 +108,10 @@ class Cell(NamedTuple):
             return (Cell(self.case), *searches(self.case, self.defense.search))
         if self.kind == "lineage":
             return (Cell(self.case),)
+        if self.kind in ("beginning", "training"):
+            prepared = (Cell(self.case, "trigger"),) if self.case.attack.preparation else ()
+            begun = (Cell(self.case, "beginning", None, self.defense),) if self.kind == "training" else ()
+            return (Cell(self.case), *prepared, *begun)
         if self.kind == "inversion":
             after = self.inversion.after
             return (Cell(self.case), *([Cell(self.case, "inversion", inversion=Inverting(after))] if after else []))
@@ -205,7 +213,10 @@ def make_cells(lab: Lab) -> list[Cell]:
     for choice in config.defenses:
         with _named(f"defenses: {choice.label}"):
             defenses.append((choice, DEFENSES[choice.name][1](choice.config, info)))
-            defenses[-1][1].check(params, size)
+            if isinstance(defenses[-1][1], TrainingDefense):
+                defenses[-1][1].check(len(lab.dataset.train.labels))
+            else:
+                defenses[-1][1].check(params, size)
     for choice in config.detections:
         with _named(f"detections: {choice.label}"):
             check_size(choice.config, size)
@@ -215,6 +226,10 @@ def make_cells(lab: Lab) -> list[Cell]:
         with _named(f"evolutions: {choice.label}"):
             learned = check_evolution(choice.config, len(lab.fresh.labels), info)
             called = next((defense for other, defense in defenses if other.label == choice.config.defense), None)
+            if isinstance(called, TrainingDefense):
+                raise ConfigError(
+                    f"defense: {choice.config.defense} trains from scratch, there is nothing to call between updates"
+                )
             if called:
                 called.check(params, min(size, learned))
             evolutions.append((choice, called))
@@ -222,6 +237,10 @@ def make_cells(lab: Lab) -> list[Cell]:
     for choice in config.attacks:
         with _named(f"attacks: {choice.label}"):
             attack = ATTACKS[choice.name][1](choice.config, info)
+            for other, defense in defenses:
+                if isinstance(defense, TrainingDefense):
+                    with _named(f"defenses: {other.label}"):
+                        check_released(attack)
             evaluate = make_evaluate(lab.model, attack, info.num_classes, config.loop.eval_batch)
             wanted = attack.preparation and attack.preparation.surrogate
             clean = clean or (_clean_training(lab) if wanted else None)
@@ -233,7 +252,8 @@ def make_cells(lab: Lab) -> list[Cell]:
                     *(Cell(case, "inversion", choice, None, Inverting(choice.config)) for choice in config.detections),
                 ]
                 cells += [Cell(case, "lineage", *pair) for pair in evolutions]
-                cells += [Cell(case, "repair", *pair) for pair in defenses]
+                for choice, defense in defenses:
+                    cells.append(Cell(case, "training" if isinstance(defense, TrainingDefense) else "repair", choice, defense))
     return cells
 
 

@@ -105,10 +105,10 @@ class OptimConfig:
     momentum: float = option(0.9, "SGD momentum", low=0, high=1, member=True)
     nesterov: bool = option(False, "Nesterov momentum")
     weight_decay: float = option(5e-4, "weight decay: coupled L2 (sgd, adam), decoupled (adamw)", low=0, member=True)
-    schedule: Literal["constant", "cosine", "cosine_epoch", "onecycle", "multistep"] = option(
+    schedule: Literal["constant", "cosine", "cosine_epoch", "onecycle", "multistep", "drop"] = option(
         "cosine_epoch",
         "cosine_epoch: to 0, constant within an epoch, as the field's PyTorch recipes step it; cosine: per step; "
-        "multistep: a tenth after 1/20 of the epochs, a hundredth after half",
+        "multistep: a tenth after 1/20 of the epochs, a hundredth after half; drop: a tenth after two thirds",
     )
 
     def __post_init__(self) -> None:
@@ -122,7 +122,9 @@ class TrainConfig:
     epochs: int = option(100, "passes over the training set", low=1)
     steps: int = option(0, "length in steps instead of epochs (0: use epochs)", low=0)
     batch_size: int = option(128, "images a step; the last short batch is dropped", low=1)
-    augment: Literal["auto", "none"] = option("auto", "auto: the crop and flip that the data set allows")
+    augment: Literal["auto", "none", "cutout"] = option(
+        "auto", "auto: the crop and flip that the data set allows; cutout: these, and a square of 3 pixels cut out"
+    )
     optimizer: OptimConfig = option(OptimConfig, "optimiser and schedule")
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from . import figures
 from .evolution_page import Lineages, headlines, show_evolutions
+from .filter_page import Filter, show_filters
 from .findings import Features, Inverted, show_features, show_inversions
 from .markup import CSS, PAGE, Looks, escape, figure, image, mark, swatch, table
 from .report import (
@@ -65,18 +66,22 @@ def write_report(
     title: str,
     looked: Sequence[Row] = (),
     lineages: Lineages | None = None,
+    filters: Sequence[Filter] = (),
+    filtered: Sequence[Row] = (),
 ) -> Path:
     """Writes `report.html` into `workdir`, one page that needs no other file, and its pictures also as `figures/*.png`.
 
-    `looked` are the rows of detections.csv; `lineages` says which of the rows are evolutions, and all of them. Reads `metrics.jsonl`
+    `looked` are the rows of detections.csv; `lineages` says which of the rows are evolutions, and all of them; `filters` are
+    what training-time defences found, `filtered` the rows of filters.csv. Reads `metrics.jsonl`
     (curves), `environment.json` and `config.yaml` in `workdir`; what is not there is left out of the page.
     """
     folder, lineages = Path(workdir), lineages or Lineages()
-    metrics = figures.read_metrics(folder / "metrics.jsonl")
+    metrics = every = figures.read_metrics(folder / "metrics.jsonl")
     if rows:  # a run folder may hold stages of an earlier config
         cells = {(row["attack"], row["defense"]) for row in rows} | {(row["attack"], "train") for row in rows}
         metrics = {
-            attack: {run: lines for run, lines in runs.items() if (attack, run[0]) in cells} for attack, runs in metrics.items()
+            attack: {run: lines for run, lines in runs.items() if (attack, run[0].split("/")[0]) in cells}
+            for attack, runs in metrics.items()
         }
     looks = figures.palette([row["defense"] for row in rows] + [name for sample in samples for name in sample.predictions])
     attacks = list(dict.fromkeys([*(row["attack"] for row in rows), *(sample.attack for sample in samples), *metrics]))
@@ -91,6 +96,9 @@ def write_report(
         failed = [row for row in ended if row["attack"] == attack and row["status"] != "ok"]
         evolutions = show_evolutions(folder / "figures" / stem, attack, lineages, failed, looks)
         runs = {run: lines for run, lines in metrics.get(attack, {}).items() if run[0].split("/")[0] not in lineages.shown}
+        found = [one for one in filters if one.attack == attack and one.seed == min(other.seed for other in filters)]
+        named = [row for row in filtered if row["attack"] == attack]
+        evolutions += show_filters(folder / "figures" / stem, found, named, every.get(attack, {}))
         if text := evolutions + _attack(folder / "figures" / stem, attack, mine, runs, looks):
             details.append(f'<section id="{stem}"><h2>{escape(attack)} in detail</h2>{text}</section>')
             links.append(f'<a href="#{stem}">{escape(attack)}</a>')

@@ -25,7 +25,7 @@ def plan(lab: Lab, cells: Sequence[Cell], compute: bool) -> list[list[Cell]]:
     wanted: dict[str, Cell] = {}
 
     def want(cell: Cell) -> None:
-        if cell.kind == "repair" or (compute and not _is_finished(lab, cell)):
+        if cell.kind in ("repair", "training") or (compute and not _is_finished(lab, cell)):
             for needed in cell.needs:
                 want(needed)
         wanted.setdefault(cell.name, cell)
@@ -35,7 +35,9 @@ def plan(lab: Lab, cells: Sequence[Cell], compute: bool) -> list[list[Cell]]:
     if not lab.together:
         return [[cell] for cell in wanted.values()]
     groups: dict[Any, list[Cell]] = {}
-    for cell in sorted(wanted.values(), key=lambda cell: cell.depth + 9 * (cell.kind == "repair")):  # a stable sort: repairs last
+    for cell in sorted(
+        wanted.values(), key=lambda cell: cell.depth + 9 * (cell.kind in ("repair", "training"))
+    ):  # a stable sort: repairs last
         key: Any = cell.name  # more than one loop, or one that is fed: alone
         if cell.kind == "repair" and cell.defense.job:
             key = (cell.choice.name, program(cell.choice.config))

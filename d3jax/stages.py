@@ -230,7 +230,7 @@ def _failed(task: Task, error: Exception, recorder: Recorder) -> Failure:
     return Failure(message)
 
 
-def _session(task: Task, recorder: Recorder, part: str = "") -> Session:
+def _session(task: Task, recorder: Recorder, part: str = "", watch_every: int = 0) -> Session:
     """What surrounds the stage's loop, or one `part` of several: the journal, the terminal, and checkpoints in its folder."""
     rolling, loop = checkpoint.Rolling(task.folder / "steps" / part), recorder.loop
     name = f"{task.name}/{part}" if part else task.name
@@ -256,12 +256,12 @@ def _session(task: Task, recorder: Recorder, part: str = "") -> Session:
         restore=restore,
         watch=task.watch,
         say=lambda text: recorder.progress.say(f"{name}: {text}"),
-        part=lambda inside: _session(task, recorder, f"{part}/{inside}" if part else inside),
+        part=lambda inside, every: _session(task, recorder, f"{part}/{inside}" if part else inside, every),
         log_every=loop.log_every,
         save_every=loop.save_every,
         save_seconds=loop.save_seconds,
         save_last=bool(part),
-        watch_every=0 if part else task.watch_every,
+        watch_every=watch_every if part else task.watch_every,
         steps_per_call=loop.steps_per_call,
         devices=recorder.devices,
         profile=recorder.profile and str(Path(recorder.profile) / name),

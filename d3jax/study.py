@@ -38,6 +38,7 @@ from .sharding import is_first, same_everywhere
 from .stages import Failure, Result, Stage, read_stage, run_stages
 from .survival import compare
 from .tasks import found_of, task_of
+from .untrusted import filter_columns, filter_rows, filters_of, flags_of
 
 REGISTRIES = {
     name: {key: cls for key, (cls, _) in registry.items()}
@@ -48,6 +49,9 @@ REGISTRIES = {
         ("defenses", DEFENSES),
     )
 } | {"detections": DETECTIONS, "evolutions": EVOLUTIONS}
+
+ENDS = ("repair", "lineage", "training")
+"""Kinds of cells that no other begins with."""
 
 PRODUCTS = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": "default"}
 """jax's name for each precision. Its default for float32 on NVIDIA cards is TF32, which would be another result of one name."""
@@ -98,12 +102,13 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
         done = run_group(lab, group, earlier, results, compute)
         for cell, result in zip(group, done, strict=True):
             if isinstance(result, Stage):
-                earlier |= {cell.name: result} if cell.kind not in ("repair", "lineage") else {}
-                if not part and cell.case.seed == config.seeds[0] and cell.kind in ("model", "repair"):
-                    variables = result.tree.variables if cell.kind == "model" else result.tree
+                earlier |= {cell.name: result} if cell.kind not in ENDS else {}
+                if not part and cell.case.seed == config.seeds[0] and cell.kind in ("model", "repair", "training"):
+                    variables = result.tree if cell.kind == "repair" else result.tree.variables
                     said[cell.name] = say(lab, cell, earlier, variables)
                 # A study of many wide models would fill the device with them.
-                result = result._replace(tree=jax.device_get(result.tree) if cell.kind == "inversion" else None)
+                kept = {"inversion": lambda tree: tree, "training": lambda tree: tree.found}.get(cell.kind, lambda tree: None)
+                result = result._replace(tree=jax.device_get(kept(result.tree)))
             results[cell.name] = result
         rows = [row(lab, cell, results) for cell in cells if cell.name in results and _is_row(cell, results)]
         looked = detection_rows(lab, cells, results)
@@ -112,6 +117,10 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
             write_csv(lab.workdir / "per_class.csv", class_rows(lab, cells, results), columns=())
             if config.detections:
                 write_csv(lab.workdir / "detections.csv", looked, columns=())
+    filters = filters_of(lab, cells, results) if not part else []
+    filtered = filter_rows(filters)
+    if is_first() and filters:
+        write_csv(lab.workdir / "filters.csv", filtered, columns=())
     evolved = lineage_rows(lab, cells, results, _controls(lab, cells, results, earlier)) if not part else []
     shown = shown_evolutions(lab)
     compared = compare(rows, evolved, shown)
@@ -127,7 +136,7 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
     if is_first() and not part:
         samples = samples_of(lab, cells, results, earlier, said)
         lineages = Lineages(evolved, compared, shown, predictions(lab, cells, results, earlier))
-        page = write_report(lab.workdir, rows, samples, lab.workdir.name, looked, lineages)
+        page = write_report(lab.workdir, rows, samples, lab.workdir.name, looked, lineages, filters, filtered)
         lab.recorder.progress.say(f"report: {page}")
     return rows
 
@@ -155,7 +164,7 @@ def _is_row(cell: Cell, results: dict[str, Result]) -> bool:
 def _models_of_others(cells: Sequence[Cell]) -> list[Cell]:
     """The backdoored models that repairs and lineages in `cells` began with and that are not among them, as in a part of a study."""
     mine = {(cell.case.label, cell.case.seed) for cell in cells if cell.kind == "model"}
-    used = {(cell.case.label, cell.case.seed): Cell(cell.case) for cell in cells if cell.kind in ("repair", "lineage")}
+    used = {(cell.case.label, cell.case.seed): Cell(cell.case) for cell in cells if cell.kind in ENDS}
     return [model for key, model in used.items() if key not in mine]
 
 
@@ -222,7 +231,8 @@ def row(lab: Lab, cell: Cell, results: dict[str, Result]) -> dict[str, Any]:
     }  # fmt: skip
     if isinstance(result, Stage):
         counts, last = result.counts, result.lines[-1] if result.lines else {}
-        effect = der(results[Cell(case).name].counts, counts) if cell.kind == "repair" else math.nan
+        after = cell.kind in ("repair", "training")
+        effect = der(results[Cell(case).name].counts, counts) if after else math.nan
         values |= {
             "acc": counts.acc, "asr": counts.asr, "ra": counts.ra, "der": effect,
             "n_clean": int(counts.clean.sum()), "n_triggered": int(counts.triggered.sum()), "seconds": result.seconds,
@@ -231,6 +241,8 @@ def row(lab: Lab, cell: Cell, results: dict[str, Result]) -> dict[str, Any]:
         }  # fmt: skip
         if cell.kind == "lineage":
             values |= survival(result.lines)
+        if cell.kind == "training":
+            values |= filter_columns(flags_of(lab, case), result.tree)
         if found := found_of(cell, results):
             values |= {
                 "target": found.target, "chosen": found.how, "trigger_success": found.success,

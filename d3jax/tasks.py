@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import lineages
+from . import lineages, untrusted
 from .base import Prepared, Variables, stream
 from .cells import Case, Cell, Lab, reserved_split
 from .config_file import to_mapping
@@ -38,6 +38,8 @@ def task_of(lab: Lab, cell: Cell, earlier: Mapping[str, Stage]) -> Task:
         "inversion": _inversion_task,
         "repair": _repair_task,
         "lineage": _lineage_task,
+        "beginning": _beginning_task,
+        "training": _training_task,
     }[cell.kind]
     return make(lab, cell, *(earlier.get(needed.name) for needed in cell.needs))
 
@@ -123,6 +125,44 @@ def _lineage_task(lab: Lab, cell: Cell, victim: Stage | None = None) -> Task:
         work=lambda session: lineages.defended_lineage(lab, cell, victim.tree, folder, session),
         watch=lineages.lineage_watch(lab, cell, folder, lambda: victim.tree),
         watch_every=lineages.per_update(lab, config),
+    )
+
+
+def _beginning_task(lab: Lab, cell: Cell, victim: Stage | None, *prepared: Stage | None) -> Task:
+    """The first stage of a training-time defence, kept in the cache for all that begin alike."""
+    case, settings = cell.case, cell.defense.settings
+    recipe = {"beginning": settings, "seed": case.seed, "victim": case.recipe}
+    return Task(
+        cell.name,
+        _cache(lab) / f"{lab.dataset.info.name}-{case.label}-beginning-seed{case.seed}-{recipe_hash(recipe)}",
+        like=jax.eval_shape(lab.model.init, jax.random.key(0)),
+        evaluate=lambda variables: case.evaluate(variables, victim.tree.trigger, lab.dataset.test),
+        job=lambda: cell.defense.begin(
+            untrusted.training_key(case), lab.model, untrusted.untrusted_data(lab, case, *prepared)[0]
+        ),
+        watch=untrusted.training_watch(lab, case, lambda: victim.tree, lambda: untrusted.untrusted_data(lab, case, *prepared)),
+        watch_every=cell.defense.epoch(len(lab.dataset.train.labels)),
+    )
+
+
+def _training_task(lab: Lab, cell: Cell, victim: Stage | None, *earlier: Stage | None) -> Task:
+    """What a training-time defence makes of the poisoned set, and what it found out about its images."""
+    case, choice, (*prepared, begun) = cell.case, cell.choice, earlier
+    data = lambda: untrusted.untrusted_data(lab, case, *prepared)
+
+    def work(session):
+        trained = cell.defense.train(untrusted.training_key(case), lab.model, data()[0], begun.tree, session)
+        return untrusted.Outcome(trained.variables, trained.found), lines_of(trained.trace)
+
+    recipe = {"defense": choice.name, "settings": to_mapping(choice.config), "seed": case.seed, "victim": case.recipe}
+    size = len(lab.dataset.train.labels)
+    return Task(
+        cell.name,
+        lab.workdir / "checkpoints" / f"{case.label}-{choice.label}-seed{case.seed}-{recipe_hash(recipe)}",
+        like=untrusted.Outcome(jax.eval_shape(lab.model.init, jax.random.key(0)), cell.defense.found(size)),
+        evaluate=lambda outcome: case.evaluate(outcome.variables, victim.tree.trigger, lab.dataset.test),
+        work=work,
+        watch=untrusted.training_watch(lab, case, lambda: victim.tree, data),
     )
 
 

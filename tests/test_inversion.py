@@ -217,7 +217,7 @@ class Kept:
 
         return Session(
             save=save, saved=lambda: sorted(mine), restore=lambda state, step: mine[step], log_every=4, save_every=12,
-            save_last=True, part=lambda inside: self.session(f"{name}/{inside}"),
+            save_last=True, part=lambda inside, every: self.session(f"{name}/{inside}"),
         )  # fmt: skip
 
 

@@ -218,6 +218,7 @@ def test_a_defence_is_called_between_updates_and_what_was_cut_off_continues(tmp_
     assert (tmp_path / "cut" / "evolution.csv").read_text() == (tmp_path / "whole" / "evolution.csv").read_text()
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_cut_off_continues(finished, tmp_path):
     folder, _ = finished
     shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints", ignore=shutil.ignore_patterns("*slow*", "*kept*"))

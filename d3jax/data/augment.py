@@ -11,7 +11,16 @@ from ..base import DataInfo
 
 
 def make_augment(info: DataInfo, mode: str = "auto") -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """`augment(key, images [B, H, W, C]) -> images`: what `info` allows ("auto") or nothing ("none")."""
+    """`augment(key, images [B, H, W, C]) -> images`: what `info` allows ("auto"), also with `CUT` pixels cut out ("cutout"), or nothing
+    ("none")."""
+    if mode == "cutout":
+        allowed = make_augment(info)
+
+        def augment_and_cut(key: jax.Array, images: jax.Array) -> jax.Array:
+            key_allowed, key_cut = jax.random.split(key)
+            return cutout(key_cut, allowed(key_allowed, images), CUT)
+
+        return augment_and_cut
     if mode == "none" or not (info.crop or info.flip):
         return lambda key, images: images
 
@@ -31,6 +40,19 @@ def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
     corners = jax.random.randint(key, (b, 2), 0, 2 * padding + 1)
     cut = lambda image, corner: jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (h, w, c))
     return jax.vmap(cut)(padded, corners)
+
+
+CUT = 3
+"""Side in pixels of the square that `cutout` takes out, as ABL's training has it."""
+
+
+def cutout(key: jax.Array, images: jax.Array, side: int) -> jax.Array:
+    """A black square in each image, its centre anywhere in it (DeVries & Taylor, arXiv 1708.04552)."""
+    b, h, w, _ = images.shape
+    centres = jax.random.randint(key, (b, 2), 0, jnp.array([h, w]))
+    within = lambda at, size: jnp.abs(jnp.arange(size)[None, :] - at[:, None]) <= side // 2
+    cut = within(centres[:, 0], h)[:, :, None] & within(centres[:, 1], w)[:, None, :]
+    return jnp.where(cut[..., None], 0.0, images)
 
 
 def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:

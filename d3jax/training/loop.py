@@ -47,8 +47,7 @@ class Session(NamedTuple):
     something below is due; `save(state, lines)` every `save_every` steps, but `save_seconds` apart, and never with a broken
     state. `saved()` lists the steps of which there are checkpoints, oldest first, and `restore(state, step)` gives back
     (state, lines) of one, or None where it turns out unreadable. `save_last`: the last state is saved too, as a later loop
-    begins with it. `part(name)` is the session of one of several loops, with checkpoints and lines of its own (`within`);
-    what such a loop moves need not be a model, so it is not watched.
+    begins with it. `part(name, watch_every)` is the session of one of several loops, with checkpoints and lines of its own (`within`).
     `watch(state) -> metrics` is measured every `watch_every` steps (0: never) and added to the line; the loop does not see it.
     `say` is told of sizes.
 
@@ -63,7 +62,7 @@ class Session(NamedTuple):
     restore: Callable[[TrainState, int], tuple[TrainState, list[Line]] | None] = lambda state, step: None
     watch: Callable[[TrainState], Line] = lambda state: {}
     say: Callable[[str], None] = lambda text: None
-    part: Callable[[str], Session] | None = None
+    part: Callable[[str, int], Session] | None = None
     log_every: int = 25
     save_every: int = 0
     save_seconds: float = 0.0
@@ -73,11 +72,12 @@ class Session(NamedTuple):
     devices: Sequence[jax.Device] = ()
     profile: str = ""
 
-    def within(self, name: str) -> Session:
-        """The session of one of several loops: no loop's checkpoint may be taken for another's."""
+    def within(self, name: str, watch_every: int = 0) -> Session:
+        """The session of one of several loops: no loop's checkpoint may be taken for another's. What a loop moves need not be a model,
+        so it is watched only where it says how often."""
         nothing = Session()
         if self.part:
-            return self.part(name)
+            return self.part(name, watch_every)
         return self._replace(save=nothing.save, saved=list, restore=nothing.restore, watch_every=0)
 
 

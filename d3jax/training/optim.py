@@ -30,7 +30,7 @@ def make_optimizer(config: OptimConfig, *, steps: int, steps_per_epoch: int) -> 
 
 def make_schedule(name: str, *, steps: int, steps_per_epoch: int) -> optax.Schedule:
     """The factor of the learning rate at each of `steps` steps. `cosine_epoch` falls to 0 over the epochs, constant within one;
-    `multistep` is 1, from 1/20 of the epochs (but one at least) 1/10, from half of them 1/100."""
+    `multistep` is 1, from 1/20 of the epochs (but one at least) 1/10, from half of them 1/100; `drop` is 1/10 from two thirds."""
     epochs = -(-steps // steps_per_epoch)
     if name == "constant":
         return optax.constant_schedule(1.0)
@@ -39,6 +39,8 @@ def make_schedule(name: str, *, steps: int, steps_per_epoch: int) -> optax.Sched
     if name == "onecycle":
         return optax.cosine_onecycle_schedule(steps, 1.0)
     by_epoch = optax.cosine_decay_schedule(1.0, epochs)
+    if name == "drop":
+        by_epoch = optax.piecewise_constant_schedule(1.0, {max(1, round(2 * epochs / 3)): 0.1})
     if name == "multistep":
         by_epoch = optax.piecewise_constant_schedule(1.0, {max(1, epochs // 20): 0.1, max(2, epochs // 2): 0.1})
     return lambda step: by_epoch(jnp.asarray(step) // steps_per_epoch)

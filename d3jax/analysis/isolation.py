@@ -1,0 +1,98 @@
+"""Scores by which a defender looks for poisoned training images, and how well each finds them. Low means suspect.
+
+Backdoors are learned faster than the task, so early in a training poisoned images have a low loss under the label they were given (ABL, Li
+et al., arXiv 2110.11571) and a low predictive entropy (DLP, Ying & Wu, arXiv 2406.13098, as published summaries have it).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..base import Model, Split, Variables, as_float
+from ..training.step import cross_entropy
+
+Score = Literal["entropy", "cross_entropy", "symmetric", "mixture"]
+"""What a filter may rank by; `mixture` is the posterior of the upper of two Gaussians fitted to the cross-entropy."""
+
+ALPHA, BETA, FLOOR = 0.1, 1.0, 1e-4
+"""Symmetric cross-entropy as DBD has it (Huang et al., arXiv 2202.03423): α CE + β RCE, with log 0 taken as log 1e-4."""
+
+
+def entropy(logits: jax.Array) -> jax.Array:
+    """Entropy [B] of the predicted distribution, in nats; of the given label it knows nothing."""
+    logs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    return -(jnp.exp(logs) * logs).sum(-1)
+
+
+def symmetric_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """α CE + β RCE of each row [B], in nats (Wang et al., ICCV 2019); RCE = −Σ p log q with log 1e-4 for the other classes' log 0."""
+    given = jnp.take_along_axis(jax.nn.softmax(logits.astype(jnp.float32)), labels[:, None], 1)[:, 0]
+    return ALPHA * cross_entropy(logits, labels) - BETA * jnp.log(FLOOR) * (1 - given)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scores(model: Model, variables: Variables, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    logits = model.apply(variables, as_float(images), train=False).logits
+    return {
+        "entropy": entropy(logits),
+        "cross_entropy": cross_entropy(logits, labels),
+        "symmetric": symmetric_cross_entropy(logits, labels),
+    }
+
+
+def scores_of(model: Model, variables: Variables, split: Split, batch_size: int = 500) -> dict[str, np.ndarray]:
+    """Every score [N] float32 of every image of a split, as they are and in eval mode. Model outputs that are not finite score +inf."""
+    parts = []
+    for first in range(0, len(split.labels), batch_size):
+        images, labels = (jnp.asarray(part[first : first + batch_size]) for part in split)
+        parts.append(jax.device_get(_scores(model, variables, images, labels)))
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    found = {name: np.where(np.isfinite(values), values, np.inf).astype(np.float32) for name, values in found.items()}
+    return found | {"mixture": mixture(found["cross_entropy"])}
+
+
+def mixture(values: np.ndarray) -> np.ndarray:
+    """The posterior [N] float32 of the upper of two Gaussians that are fitted to `values` [N]; all 1 where they are all alike.
+
+    Made to rise with the value: far below a narrow lower Gaussian the wider upper one has the greater density again.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    finite = np.isfinite(values)
+    posterior = np.ones(len(values), np.float32)
+    known = values[finite].astype(np.float64)[:, None]
+    if len(known) > 1 and np.ptp(known) > 0:
+        fitted = GaussianMixture(2, random_state=0, reg_covar=1e-6).fit(known)
+        upper = fitted.predict_proba(known)[:, np.argmax(fitted.means_[:, 0])]
+        order = np.argsort(known[:, 0], kind="stable")
+        upper[order] = np.minimum.accumulate(upper[order][::-1])[::-1]
+        posterior[finite] = upper
+    return posterior
+
+
+def lowest(scores: np.ndarray, count: int, ties: np.ndarray | None = None) -> np.ndarray:
+    """Sorted rows [count] with the lowest scores; among equal ones those with the lowest `ties` [N], then the first."""
+    return np.sort(np.lexsort((np.zeros(len(scores)) if ties is None else ties, scores))[:count])
+
+
+def precision_recall(scores: np.ndarray, flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the k lowest scores, for k = 1 … N, the share that is poisoned (`flags` [N] bool), and the share of the poisoned there.
+
+    For logs and reports only: no defender has the flags.
+    """
+    hits = np.cumsum(np.asarray(flags)[np.argsort(scores, kind="stable")])
+    return hits / np.arange(1, len(hits) + 1), hits / max(int(np.sum(flags)), 1)
+
+
+def auroc(scores: np.ndarray, flags: np.ndarray) -> float:
+    """The probability that a poisoned image scores lower than a clean one, ties half; NaN without both kinds."""
+    from sklearn.metrics import roc_auc_score
+
+    if not 0 < np.sum(flags) < len(flags):
+        return float("nan")
+    return float(roc_auc_score(np.asarray(flags), -np.minimum(scores, np.float32(1e30))))

@@ -1,0 +1,103 @@
+"""ABL: anti-backdoor learning (Li et al., NeurIPS 2021, arXiv 2110.11571).
+
+Isolation: a short training whose loss cannot fall below a threshold separates what is learned fast, and the images with the lowest loss are
+isolated. Fine-tuning on the rest. Unlearning: gradient ascent on the isolated ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..base import Batch, DataInfo, Model, Params, Split, Trained, TrainingDefense, Variables, stream
+from ..config import OptimConfig, TrainConfig, check_fields, fill_preset, option
+from ..config_file import to_mapping
+from ..data.batching import epoch_plan
+from ..training.loop import Job, Session, fit, trace_of
+from ..training.step import Loss, accuracy, classification_loss, cross_entropy
+from .untrusted import UnlearnConfig, epoch_steps, first_job, found_of, found_shapes, suspects_of, training_job, unlearning_job
+
+
+def _train(epochs: int, batch_size: int, augment: str, lr: float, schedule: str) -> TrainConfig:
+    optimizer = OptimConfig(lr=lr, nesterov=True, weight_decay=1e-4, schedule=schedule)
+    return TrainConfig(epochs=epochs, batch_size=batch_size, augment=augment, optimizer=optimizer)
+
+
+PRESETS = {
+    "authors": {
+        "isolate": _train(10, 128, "none", 0.1, "constant"),
+        "finetune": _train(60, 128, "cutout", 0.1, "drop"),
+        "unlearn": UnlearnConfig(bounded=False),
+    },
+    "backdoorbench": {
+        "isolate": _train(20, 256, "none", 0.01, "constant"),
+        "finetune": _train(60, 256, "cutout", 0.1, "drop"),
+        "unlearn": UnlearnConfig(steps=40, batch_size=256, bounded=False),
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ABLConfig:
+    """A preset and what departs from it. `authors`: 10 epochs of isolation (the paper: 20), 60 of fine-tuning, a tenth of the learning
+    rate from the 40th, 16 steps of unlearning. `backdoorbench`: 20 epochs at a tenth of the rate, batches of 256, 40 steps."""
+
+    preset: Literal["authors", "backdoorbench"] = option("authors", "where isolate, finetune and unlearn come from unless given")
+    loss: Literal["flooding", "lga"] = option("flooding", "flooding: |L − γ| + γ; lga: local gradient ascent, sign(L − γ) · L")
+    gamma: float = option(0.5, "γ, the loss that isolation does not let fall further", low=0)
+    ratio: float = option(0.01, "share of the images that is isolated", above=0, high=1)
+    isolate: TrainConfig | None = option(None, "the training of isolation")
+    finetune: TrainConfig | None = option(None, "the training on the rest")
+    unlearn: UnlearnConfig | None = option(None, "ascent on the isolated")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        fill_preset(self, PRESETS)
+
+
+def bounded_loss(value: jax.Array, kind: str, gamma: float) -> jax.Array:
+    """The loss of isolation for a batch's mean cross-entropy: flooding |L − γ| + γ, or local gradient ascent sign(L − γ) · L."""
+    if kind == "flooding":
+        return jnp.abs(value - gamma) + gamma
+    return jnp.sign(value - gamma) * value
+
+
+def isolation_loss(config: ABLConfig, model: Model) -> Loss:
+    """Mean cross-entropy in train mode, bounded."""
+
+    def loss(params: Params, batch_stats: Params, batch: Batch, key: jax.Array, data):
+        outputs = model.apply(Variables(params, batch_stats), batch.images, train=True)
+        value = bounded_loss(cross_entropy(outputs.logits, batch.labels).mean(), config.loss, config.gamma)
+        return value, (outputs.batch_stats, {"accuracy": accuracy(outputs.logits, batch.labels)})
+
+    return loss
+
+
+def abl(config: ABLConfig, info: DataInfo) -> TrainingDefense:
+    """ABL. Suspects are the isolated images; those that keep their labels all the others."""
+
+    def begin(key: jax.Array, model: Model, data: Split) -> Job:
+        return first_job(stream(key, "isolate"), model, data, config.isolate, info, isolation_loss(config, model))
+
+    def train(key: jax.Array, model: Model, data: Split, begun: Variables, session: Session = Session()) -> Trained:
+        size = len(data.labels)
+        scores, suspects = suspects_of(model, begun, data, "cross_entropy", config.ratio)
+        rest = np.setdiff1d(np.arange(size), suspects)
+        others = Split(*(np.asarray(part)[rest] for part in data))
+        job = training_job(stream(key, "finetune"), begun, others, config.finetune, info, classification_loss(model))
+        state, lines = fit(job, session.within("finetune", epoch_steps(len(rest), config.finetune.batch_size)))
+        job = unlearning_job(stream(key, "unlearn"), model, state.variables, data, suspects, rest, config.unlearn)
+        state, more = fit(job, session.within("unlearn", max(1, config.unlearn.steps // 4)))
+        return Trained(state.variables, found_of(size, scores, suspects=suspects, labelled=rest), trace_of(lines + more))
+
+    def check(size: int) -> None:
+        epoch_plan(size, config.isolate.batch_size, drop_last=True)
+        epoch_plan(size - max(1, int(config.ratio * size)), config.finetune.batch_size, drop_last=True)
+
+    epoch = lambda size: epoch_steps(size, config.isolate.batch_size)
+    settings = {"abl": to_mapping(config.isolate), "loss": config.loss, "gamma": config.gamma}
+    return TrainingDefense(begin, settings, train, found_shapes, check, epoch)

@@ -1,0 +1,199 @@
+"""Semi-supervised training from labelled and unlabelled images: MixMatch and FixMatch.
+
+MixMatch: Berthelot et al., NeurIPS 2019 (arXiv 1905.02249). FixMatch: Sohn et al., NeurIPS 2020 (arXiv 2001.07685). Both are losses of a batch
+of labelled images and as many unlabelled ones; the loop is the same. Nothing is averaged over steps (no EMA of the weights).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..base import DataInfo, Metrics, Model, Params, Split, TrainState, Variables, as_float, stream
+from ..config import OptimConfig, check_fields, option
+from ..data.augment import make_augment
+from ..data.batching import batch_rows, epoch_plan
+from ..data.strong import strong_augment
+from .loop import Job
+from .optim import make_optimizer
+from .step import cross_entropy
+
+PRESETS = {
+    "mixmatch": OptimConfig(name="adam", lr=2e-3, weight_decay=0.0, schedule="constant"),
+    "fixmatch": OptimConfig(lr=0.03, nesterov=True, schedule="cosine"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SemiConfig:
+    """MixMatch with the settings DBD fine-tunes with (Huang et al., arXiv 2202.03423: λ_u 15, ramped over the whole training, Adam 2e-3,
+    batch 64), or FixMatch with its authors' but for the length, the batch and seven times as many unlabelled images."""
+
+    method: Literal["mixmatch", "fixmatch"] = option("mixmatch", "the loss")
+    epochs: int = option(20, "passes over the larger of the two sets", low=1)
+    steps: int = option(0, "length in steps instead of epochs (0: use epochs)", low=0)
+    batch_size: int = option(64, "labelled images a step, and as many unlabelled", low=1)
+    temperature: float = option(0.5, "T of sharpening", above=0)
+    alpha: float = option(0.75, "α of the Beta distribution that mixes images", above=0)
+    weight: float = option(15.0, "λ_u of MixMatch: weight of the unlabelled images, ramped up linearly from 0", low=0)
+    ramp: float = option(1.0, "share of the training over which it is", low=0, high=1)
+    threshold: float = option(0.95, "of FixMatch: pseudo-labels that are at least so probable count", low=0, high=1)
+    optimizer: OptimConfig | None = option(None, "optimiser and schedule (null: the method's own)")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.optimizer is None:
+            object.__setattr__(self, "optimizer", PRESETS[self.method])
+
+
+class Semi(NamedTuple):
+    """All images, and which rows of them are `labelled` [n] and `unlabelled` [m]; the labels of the latter are never read."""
+
+    split: Split
+    labelled: jax.Array
+    unlabelled: jax.Array
+
+
+class Drawn(NamedTuple):
+    """A batch: labelled images with labels, and the same unlabelled images twice, each with its own augmentation."""
+
+    images: jax.Array
+    labels: jax.Array
+    first: jax.Array
+    second: jax.Array
+
+
+def semi_job(
+    key: jax.Array, model: Model, variables: Variables, split: Split, labelled: Any, unlabelled: Any, config: SemiConfig, info: DataInfo
+) -> Job:  # fmt: skip
+    """The loop of `config` from `variables` on the rows `labelled` [n] and `unlabelled` [m] of `split`.
+
+    Raises `ConfigError` where either set is smaller than a batch.
+    """
+    labelled, unlabelled = jnp.asarray(labelled), jnp.asarray(unlabelled)
+    sizes = {"labelled": len(labelled), "unlabelled": len(unlabelled)}
+    plans = {name: epoch_plan(size, config.batch_size, drop_last=True) for name, size in sizes.items()}
+    per_epoch = max(steps for steps, _ in plans.values())
+    steps = config.steps or config.epochs * per_epoch
+    tx = make_optimizer(config.optimizer, steps=steps, steps_per_epoch=per_epoch)
+    weak = make_augment(info)
+    strong = strong_augment if config.method == "fixmatch" else lambda key, images: images
+    loss = mixmatch(config, model) if config.method == "mixmatch" else fixmatch(config, model)
+
+    def draw(key: jax.Array, step: jax.Array, data: Semi) -> Drawn:
+        def rows(name: str) -> jax.Array:
+            options = {"size": sizes[name], "steps_per_epoch": plans[name][0], "batch_size": config.batch_size}
+            return getattr(data, name)[batch_rows(stream(key, name), step, **options)]
+
+        mine, others = rows("labelled"), rows("unlabelled")
+        images, unseen = as_float(data.split.images[mine]), as_float(data.split.images[others])
+        keys = jax.random.split(jax.random.fold_in(stream(key, "augment"), step), 4)
+        second = strong(keys[3], weak(keys[2], unseen))
+        return Drawn(weak(keys[0], images), data.split.labels[mine], weak(keys[1], unseen), second)
+
+    def step(state: TrainState, data: Semi) -> tuple[TrainState, Metrics]:
+        params, batch_stats = state.variables
+        batch = draw(state.key, state.step, data)
+        key = jax.random.fold_in(stream(state.key, "loss"), state.step)
+        share = jnp.minimum(1.0, state.step / max(config.ramp * steps, 1))
+        (value, (stats, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params, batch_stats, batch, key, share)
+        moves, opt_state = tx.update(grads, state.opt_state, params)
+        variables = Variables(optax.apply_updates(params, moves), stats)
+        return TrainState(state.step + 1, variables, opt_state, state.key), {"loss": value, **metrics}
+
+    state = TrainState(jnp.zeros((), jnp.int32), variables, tx.init(variables.params), key)
+    return Job(step, state, Semi(Split(*map(jnp.asarray, split)), labelled, unlabelled), steps)
+
+
+SemiLoss = Callable[[Params, Params, Drawn, jax.Array, jax.Array], tuple[jax.Array, tuple[Params, Metrics]]]
+
+
+def mixmatch(config: SemiConfig, model: Model) -> SemiLoss:
+    """MixMatch's loss of a batch: guessed labels, mixed images, cross-entropy and squared error.
+
+    As in the authors' release the guesses come from the net in train mode, whose running statistics they leave alone; the mixed images
+    are dealt out over three forward passes, each with labelled and unlabelled ones among its batch statistics, and only the first
+    moves the running ones.
+    """
+
+    def loss(params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, share: jax.Array):
+        run = lambda images: model.apply(Variables(params, batch_stats), images, train=True)
+        count = len(batch.labels)
+        guesses = [jax.nn.softmax(run(images).logits) for images in (batch.first, batch.second)]
+        guessed = jax.lax.stop_gradient(sharpen((guesses[0] + guesses[1]) / 2, config.temperature))
+        classes = guessed.shape[-1]
+        images = jnp.concatenate([batch.images, batch.first, batch.second])
+        targets = jnp.concatenate([jax.nn.one_hot(batch.labels, classes), guessed, guessed])
+        key_mix, key_shuffle = jax.random.split(key)
+        images, targets = mix(key_mix, images, targets, jax.random.permutation(key_shuffle, len(images)), config.alpha)
+        dealt = deal(images, 3)
+        outputs = [run(part) for part in dealt]
+        logits = gather_dealt(jnp.stack([output.logits for output in outputs]))
+        labelled, unlabelled = mixmatch_terms(logits[:count], targets[:count], logits[count:], targets[count:])
+        weight = config.weight * share
+        found = {"clean_loss": labelled, "unlabelled_loss": unlabelled, "confidence": guessed.max(-1).mean()}
+        return labelled + weight * unlabelled, (outputs[0].batch_stats, found)
+
+    return loss
+
+
+def sharpen(probabilities: jax.Array, temperature: float) -> jax.Array:
+    """p^(1/T), normalised: [B, K] with T → 0 the most probable class alone."""
+    logs = jnp.log(jnp.maximum(probabilities, 1e-12)) / temperature
+    return jax.nn.softmax(logs)
+
+
+def mix(key: jax.Array, images: jax.Array, targets: jax.Array, others: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
+    """Every image and target [B, K] with those of the rows `others` [B]: λ' times itself, λ' = max(λ, 1 − λ), λ ~ Beta(α, α) for each row."""
+    share = jax.random.beta(key, alpha, alpha, (len(images),))
+    share = jnp.maximum(share, 1 - share)
+    blend = lambda x, share: share * x + (1 - share) * x[others]
+    return blend(images, share[:, None, None, None]), blend(targets, share[:, None])
+
+
+def deal(rows: jax.Array, hands: int) -> jax.Array:
+    """[B, …] dealt out like cards, [hands, B / hands, …]: every hand has as many of each third as the others."""
+    return jnp.moveaxis(rows.reshape(len(rows) // hands, hands, *rows.shape[1:]), 1, 0)
+
+
+def gather_dealt(hands: jax.Array) -> jax.Array:
+    """The inverse of `deal`."""
+    return jnp.moveaxis(hands, 0, 1).reshape(-1, *hands.shape[2:])
+
+
+def mixmatch_terms(
+    logits: jax.Array, targets: jax.Array, unlabelled: jax.Array, guessed: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of logits [B, K] with soft targets, and the squared error of probabilities [U, K] against guesses, both means (the
+    squared error over classes too)."""
+    labelled = -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
+    return labelled, ((jax.nn.softmax(unlabelled) - guessed) ** 2).mean()
+
+
+def fixmatch(config: SemiConfig, model: Model) -> SemiLoss:
+    """FixMatch's loss of a batch: cross-entropy, and that of the strongly augmented images with the labels of the weakly augmented."""
+
+    def loss(params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, share: jax.Array):
+        count = len(batch.labels)
+        images = jnp.concatenate([batch.images, batch.first, batch.second])
+        outputs = model.apply(Variables(params, batch_stats), images, train=True)
+        labelled = cross_entropy(outputs.logits[:count], batch.labels).mean()
+        weak, strong = outputs.logits[count : 2 * count], outputs.logits[2 * count :]
+        unlabelled, kept = fixmatch_term(weak, strong, config.threshold)
+        found = {"clean_loss": labelled, "unlabelled_loss": unlabelled, "pseudo_labelled": kept}
+        return labelled + unlabelled, (outputs.batch_stats, found)
+
+    return loss
+
+
+def fixmatch_term(weak: jax.Array, strong: jax.Array, threshold: float) -> tuple[jax.Array, jax.Array]:
+    """Mean over all rows of the cross-entropy of `strong` [B, K] with the classes of `weak`, 0 where those are less probable than the
+    threshold; and the share of the rows that count."""
+    probabilities = jax.lax.stop_gradient(jax.nn.softmax(weak))
+    counts = (probabilities.max(-1) >= threshold).astype(jnp.float32)
+    return (counts * cross_entropy(strong, probabilities.argmax(-1))).mean(), counts.mean()

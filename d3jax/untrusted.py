@@ -1,0 +1,115 @@
+"""Training-time defences in a study: the set they train on, what is measured of them, and how well they found the poison.
+
+Which images are poisoned is known here, for logs and reports, and nowhere that a weight comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .analysis.isolation import auroc, precision_recall, scores_of
+from .base import Split, Variables, stream
+from .cells import Case, Cell, Lab
+from .filter_page import Filter
+from .stages import Result, Stage
+from .training.backdoor import poisoned_rows
+from .training.loop import Line
+from .training.poisoned import poisoned_split
+
+WATCHED = 1000
+"""Clean and poisoned training images, of each at most so many, that are measured once an epoch."""
+
+SHARES = (0.01, 0.05, 0.1)
+"""Of the images with the lowest scores, for which a filter's precision is given."""
+
+
+class Outcome(NamedTuple):
+    """What a training-time defence leaves: the model, and what it found out about the training images."""
+
+    variables: Variables
+    found: dict[str, np.ndarray]
+
+
+def training_key(case: Case) -> jax.Array:
+    """What all that is random in the training-time defences of a seed follows from."""
+    return stream(jax.random.key(case.seed), "training")
+
+
+def untrusted_data(lab: Lab, case: Case, prepared: Stage | None = None) -> tuple[Split, np.ndarray]:
+    """The poisoned training set of a case, and which rows are the attacker's."""
+    return poisoned_split(jax.random.key(case.attack_seed), case.attack, lab.dataset.train, prepared and prepared.tree)
+
+
+def training_watch(
+    lab: Lab, case: Case, victim: Callable[[], Any], data: Callable[[], tuple[Split, np.ndarray]]
+) -> Callable[[Any], Line]:
+    """What is measured along the way, for plots: ACC and ASR on test images; loss, accuracy and entropy of some clean and of some
+    poisoned training images under the labels they were given."""
+    kept: list[tuple[str, Split]] = []
+
+    def parts() -> list[tuple[str, Split]]:
+        if not kept:
+            split, flags = data()
+            for name, rows in (("clean", np.flatnonzero(~flags)), ("poisoned", np.flatnonzero(flags))):
+                if len(rows):
+                    kept.append((name, Split(*(jnp.asarray(part[rows[:WATCHED]]) for part in split))))
+        return kept
+
+    def watch(state: Any) -> Line:
+        counts = case.evaluate(state.variables, victim().trigger, lab.dataset.test)
+        line = {"watch_acc": counts.acc} | ({"watch_asr": counts.asr} if counts.triggered.sum() else {})
+        for name, split in parts():
+            scores = scores_of(lab.model, state.variables, split)
+            line |= {f"{name}_ce": float(scores["cross_entropy"].mean()), f"{name}_entropy": float(scores["entropy"].mean())}
+            line[f"{name}_low"] = float(np.quantile(scores["cross_entropy"], 0.1))
+        return line
+
+    return watch
+
+
+def flags_of(lab: Lab, case: Case) -> np.ndarray:
+    """Which training images [N] of a case are poisoned."""
+    return np.asarray(poisoned_rows(jax.random.key(case.attack_seed), case.attack, lab.dataset.train.labels))
+
+
+def filters_of(lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result]) -> list[Filter]:
+    """What every finished training-time defence found out about its images."""
+    filters = []
+    for cell in cells:
+        result = results.get(cell.name)
+        if cell.kind == "training" and isinstance(result, Stage):
+            beginning = cell.needs[-1].name.rpartition("/")[2]
+            flags = flags_of(lab, cell.case)
+            filters.append(Filter(cell.case.label, cell.label, cell.case.seed, flags, result.tree, beginning))
+    return filters
+
+
+def filter_rows(filters: Sequence[Filter]) -> list[dict[str, Any]]:
+    """The lines of filters.csv: for every training-time defence and score, how well low scores find the poison."""
+    rows = []
+    for one in filters:
+        for name, values in one.found.items():
+            if values.dtype == np.bool_ or not np.any(values):
+                continue
+            precision, recall = precision_recall(values, one.flags)
+            rate = auroc(values, one.flags)
+            line = {"attack": one.attack, "defense": one.defense, "seed": one.seed, "score": name}
+            line["auroc"] = None if np.isnan(rate) else rate
+            for share in SHARES:
+                at = max(1, int(share * len(one.flags))) - 1
+                line |= {f"precision_{share:g}": float(precision[at]), f"recall_{share:g}": float(recall[at])}
+            rows.append(line)
+    return rows
+
+
+def filter_columns(flags: np.ndarray, found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What results.csv says of a defence's choice of images: how many suspects, which share of them is poisoned, and which share of
+    the images that kept their labels."""
+    suspects, labelled = found["suspects"], found["labelled"]
+    share = lambda mask: float(flags[mask].mean()) if mask.any() else None
+    return {"suspects": int(suspects.sum()), "suspects_poisoned": share(suspects), "labelled_poisoned": share(labelled)}

@@ -1,0 +1,251 @@
+"""ABL and DLP: check values, what they keep, that they never see the flags, and both in a study."""
+
+import dataclasses
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d3jax import checkpoint, study
+from d3jax.attacks import ATTACKS, BadNetsConfig, badnets
+from d3jax.config import OptimConfig, TrainConfig
+from d3jax.config_file import loads
+from d3jax.data import SyntheticConfig, synthetic
+from d3jax.defenses import ABLConfig, DLPConfig, abl, dlp
+from d3jax.defenses.abl import bounded_loss
+from d3jax.defenses.dlp import trusted_rows
+from d3jax.defenses.untrusted import UnlearnConfig, found_of, found_shapes
+from d3jax.errors import AttackError, ConfigError
+from d3jax.journal import Progress
+from d3jax.metrics import make_evaluate
+from d3jax.report import read_csv
+from d3jax.training import Session, fit
+from d3jax.training.optim import make_schedule
+from d3jax.training.poisoned import poisoned_split
+from d3jax.training.semi_supervised import SemiConfig
+
+from .small import register, small_model
+from .test_lineages import Breaking
+
+KEY = jax.random.key(21)
+RECIPE = TrainConfig(steps=20, batch_size=32, augment="none", optimizer=OptimConfig(lr=0.05, schedule="constant"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    register()
+
+
+def test_abls_check_value():
+    for kind in ("flooding", "lga"):
+        assert float(bounded_loss(jnp.float32(0.6047), kind, 0.5)) == pytest.approx(0.6047, abs=1e-6)
+    assert float(bounded_loss(jnp.float32(0.3), "flooding", 0.5)) == pytest.approx(0.7)
+    assert float(bounded_loss(jnp.float32(0.3), "lga", 0.5)) == pytest.approx(-0.3)
+    slope = jax.grad(lambda x: bounded_loss(x, "flooding", 0.5))
+    assert slope(0.6) == 1 and slope(0.4) == -1
+
+
+def test_presets():
+    authors, bench = ABLConfig(), ABLConfig(preset="backdoorbench")
+    assert (authors.isolate.epochs, authors.isolate.optimizer.lr, authors.ratio, authors.gamma) == (10, 0.1, 0.01, 0.5)
+    assert (bench.isolate.epochs, bench.isolate.batch_size, bench.unlearn.steps) == (20, 256, 40)
+    rate = make_schedule(authors.finetune.optimizer.schedule, steps=60 * 390, steps_per_epoch=390)
+    assert [round(float(rate(epoch * 390)), 3) for epoch in (0, 39, 40, 59)] == [1, 1, 0.1, 0.1]
+    assert DLPConfig().score == "entropy" and DLPConfig().supervised.epochs == 20 and DLPConfig().kept == 0.5
+
+
+def test_who_keeps_a_label():
+    labels = np.array([0] * 6 + [1] * 3 + [2])
+    scores = np.arange(10.0)
+    suspects = np.array([0, 9])
+    assert trusted_rows(scores, labels, suspects, 4, 0).tolist() == [1, 2, 3, 4]
+    assert trusted_rows(scores, labels, suspects, 4, 2).tolist() == [1, 2, 6, 7]  # two of each class; the last has suspects alone
+    assert trusted_rows(scores, labels, suspects, 99, 1).tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    found = found_of(10, {"entropy": scores.astype(np.float32)}, suspects=suspects)
+    assert found["suspects"].sum() == 2 and found["entropy"][3] == 3 and not found["labelled"].any()
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """Noisier than the others' set: images that are learned as fast as a trigger cannot be told from it."""
+    return synthetic(SyntheticConfig(size=12, channels=3, classes=4, train=400, test=130, noise=0.3))
+
+
+@pytest.fixture(scope="module")
+def model(dataset):
+    return small_model(dataset.info)
+
+
+@pytest.fixture(scope="module")
+def poisoned(dataset):
+    """A set with many poisoned images, and the attack."""
+    attack = badnets(BadNetsConfig(rate=0.15), dataset.info)
+    return attack, *poisoned_split(KEY, attack, dataset.train)
+
+
+def defend(defense, model, split, **options):
+    begun = fit(defense.begin(KEY, model, split))[0].variables
+    return defense.train(KEY, model, split, begun, **options)
+
+
+def judged(model, attack, variables, dataset):
+    trigger = attack.init(jax.random.fold_in(KEY, 0))
+    return make_evaluate(model, attack, 4)(variables, trigger, dataset.test)
+
+
+DLP = DLPConfig(
+    supervised=RECIPE,
+    ratio=0.05,
+    unlearn=UnlearnConfig(lr=0.2, steps=40, batch_size=20),
+    semi=SemiConfig(steps=150, batch_size=32),
+)
+ABL = ABLConfig(
+    isolate=RECIPE,
+    ratio=0.05,
+    finetune=dataclasses.replace(RECIPE, steps=30),
+    unlearn=UnlearnConfig(lr=0.1, steps=60, batch_size=20),
+)
+
+
+def test_dlp_weakens_the_backdoor_of_a_poisoned_set(model, dataset, poisoned):
+    attack, split, flags = poisoned
+    begun = judged(
+        model, attack, defend(dlp(dataclasses.replace(DLP, stages="1"), dataset.info), model, split).variables, dataset
+    )
+    assert begun.asr > 0.9
+    found = defend(dlp(DLP, dataset.info), model, split)
+    counts = judged(model, attack, found.variables, dataset)
+    assert counts.acc > 0.9 and counts.asr < 0.7, (counts.acc, counts.asr)
+    suspects, labelled = found.found["suspects"], found.found["labelled"]
+    assert suspects.sum() == 20 and labelled.sum() == 200 and not (suspects & labelled).any()
+    assert flags[suspects].mean() > 0.8 and flags[labelled].mean() < 0.05  # 15 % of all are poisoned
+
+
+def test_abl_unlearns_what_it_isolated(model, dataset, poisoned):
+    attack, split, flags = poisoned
+    found = defend(abl(ABL, dataset.info), model, split)
+    counts = judged(model, attack, found.variables, dataset)
+    assert flags[found.found["suspects"]].mean() > 0.5 and counts.asr < 0.2 and counts.acc > 0.5, (counts.acc, counts.asr)
+    assert (found.found["labelled"] ^ found.found["suspects"]).all()
+
+
+def test_a_class_all_of_whose_images_are_suspects_is_said(model, dataset, poisoned, monkeypatch):
+    _, split, _ = poisoned
+    rows, said = np.flatnonzero(split.labels == 3), []
+    scores = {"entropy": np.zeros(400, np.float32)}
+    monkeypatch.setattr(sys.modules["d3jax.defenses.dlp"], "suspects_of", lambda *given: (scores, rows))
+    config = dataclasses.replace(DLP, stages="13")  # with sizes as above, so that nothing is compiled anew
+    found = defend(dlp(config, dataset.info), model, split, session=Session(say=said.append)).found
+    assert "no image of [3] keeps its label: all are suspects" in said and not (found["labelled"] & found["suspects"]).any()
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "message"),
+    [
+        (lambda info: abl(ABLConfig(), info), 100, "batch_size: 128 is more than the 100 images"),
+        (lambda info: dlp(DLPConfig(), info), 120, "batch_size: 128 is more than the 120 images"),
+        (lambda info: dlp(dataclasses.replace(DLP, kept=0.05), info), 400, "batch_size: 32 is more than the 20 images"),
+    ],
+)
+def test_too_few_images_are_refused(dataset, make, size, message):
+    with pytest.raises(ConfigError, match=message):
+        make(dataset.info).check(size)
+
+
+STUDY = """
+dataset: {name: synthetic, size: 12, classes: 4, train: 400, test: 130, noise: 0.3}
+model: small
+attacks: [{name: badnets, rate: 0.15}]
+train: {steps: 100, batch_size: 64, augment: none, optimizer: {lr: 0.05}}
+reserved: {count: 64}
+defenses:
+  - {name: abl, ratio: 0.05, isolate: {steps: 20, batch_size: 32, augment: none, optimizer: {lr: 0.05, schedule: constant}},
+     finetune: {steps: 30, batch_size: 32, optimizer: {lr: 0.05}}, unlearn: {lr: 0.1, steps: 60, batch_size: 20}}
+  - {name: dlp, ratio: 0.05, supervised: {steps: 20, batch_size: 32, augment: none, optimizer: {lr: 0.05, schedule: constant}},
+     unlearn: {lr: 0.2, steps: 40, batch_size: 20}, semi: {steps: 100, batch_size: 32}}
+  - {name: dlp, label: first, stages: "1", supervised: {steps: 20, batch_size: 32, augment: none, optimizer: {lr: 0.05, schedule: constant}}}
+loop: {log_every: 5, save_every: 1000}
+"""
+
+
+def read(*overrides):
+    return loads(STUDY, overrides, registries=study.REGISTRIES)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training") / "study"
+    return folder, study.run_study(read(), folder, Progress(quiet=True))
+
+
+def test_rows_of_a_study(finished):
+    folder, rows = finished
+    assert [row["defense"] for row in rows] == ["none", "abl-authors", "dlp", "first"]
+    none, found, dlp_row, first = rows
+    assert none["asr"] > 0.9 and first["asr"] > 0.9 and dlp_row["asr"] < 0.8 and dlp_row["der"] > 0.55
+    assert found["suspects"] == 20 and dlp_row["suspects_poisoned"] > 0.5 and dlp_row["labelled_poisoned"] < 0.1
+    assert first["labelled_poisoned"] is None and "suspects" not in none
+    table = read_csv(folder / "filters.csv")
+    scores = {(row["defense"], row["score"]): row for row in table}
+    assert {"entropy", "cross_entropy", "symmetric", "mixture", "rescored"} == {s for d, s in scores if d == "dlp"}
+    assert scores["dlp", "rescored"]["auroc"] < 0.5  # unlearned, the poison is what fits worst
+    assert scores["first", "entropy"] == scores["dlp", "entropy"] | {"defense": "first"}  # one first stage for both
+    assert len(list((folder / "checkpoints").glob("*beginning*"))) == 2
+
+
+def test_the_page_shows_learning_scores_and_filters(finished):
+    folder, _ = finished
+    page = (folder / "report.html").read_text()
+    assert "how clean and poisoned images are learned" in page and "of the lowest 1 %" in page
+    pictures = {path.name for path in (folder / "figures").iterdir()}
+    assert {"badnets-dlp-learning.png", "badnets-dlp-scores.png", "badnets-abl-authors-scores.png"} <= pictures
+
+
+def test_no_weight_knows_who_is_poisoned(finished, tmp_path, monkeypatch, model):
+    """Other flags, other precision; the same models to the bit."""
+    from d3jax import untrusted
+
+    folder, rows = finished
+    true = untrusted.poisoned_split
+    monkeypatch.setattr(untrusted, "poisoned_split", lambda *given: (true(*given)[0], np.roll(true(*given)[1], 7)))
+    monkeypatch.setattr(untrusted, "flags_of", lambda lab, case: np.arange(400) % 2 == 0)
+    monkeypatch.setattr(study, "flags_of", lambda lab, case: np.arange(400) % 2 == 0)
+    again = study.run_study(read(), tmp_path, Progress(quiet=True))
+    for before, after in zip(rows, again, strict=True):
+        assert all(before[name] == after[name] for name in ("acc", "asr", "ra"))
+    assert rows[1]["suspects_poisoned"] != again[1]["suspects_poisoned"]
+    like = untrusted.Outcome(jax.eval_shape(model.init, KEY), found_shapes(400))
+    for name in ("dlp", "abl"):
+        trees = [
+            checkpoint.load(next(where.glob(f"checkpoints/*-{name}-*seed0-*/model")), like)[0] for where in (folder, tmp_path)
+        ]
+        jax.tree.map(np.testing.assert_array_equal, *trees)
+
+
+@pytest.mark.slow
+def test_a_study_that_was_cut_off_continues(finished, tmp_path):
+    folder, _ = finished
+    often = (("loop.save_every", "10"), ("loop.save_seconds", "0"))
+    for stop in (22, 5, 4, 15, 8):  # in the isolation, the fine-tuning, the unlearning, DLP's first and last stage
+        with pytest.raises(KeyboardInterrupt):
+            study.run_study(read(*often), tmp_path, Breaking(stop))
+    study.run_study(read(), tmp_path, Progress(quiet=True))
+    assert (tmp_path / "filters.csv").read_text() == (folder / "filters.csv").read_text()
+    rates = lambda where: [(row["acc"], row["asr"], row["ra"]) for row in read_csv(where / "results.csv")]
+    assert rates(tmp_path) == rates(folder)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (("attacks", "[wanet]"), "attacks: wanet: defenses: abl-authors: controls the training, which is the defender's"),
+        (("defenses.1.semi.batch_size", "300"), "defenses: dlp: batch_size: 300 is more than the 200 images"),
+        (("defenses.1.stages", '"21"'), "stages: '21' is not one of 1, 12, 13, 123"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(tmp_path, override, message):
+    with pytest.raises((ConfigError, AttackError), match=message):
+        study.check_study(read(override), tmp_path)
+    assert "wanet" in ATTACKS
