@@ -189,6 +189,9 @@ class StudyConfig:
         "of convolutions and products; auto: bfloat16 on GPU and TPU, float32 on CPU; tensorfloat32: NVIDIA's, float32 elsewhere",
     )
     features: int = option(0, "test images of all classes whose features, clean and triggered, the report shows (0: none)", low=0)
+    paths: int = option(
+        0, "points on the line from each backdoored model through its repaired ones, for the report (0: none)", low=0
+    )
     loop: LoopConfig = option(LoopConfig, "logging, checkpoints, steps per call")
     cache: str = option("", "folder for backdoored models shared between studies (empty: inside the run folder)")
     published: dict[str, str] = option(dict, "the published number beside a row, by 'attack/defense'")

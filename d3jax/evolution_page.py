@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .figures import WIDTH, drawing
+from .figures import WIDTH, drawing, plain_numbers
 from .markup import Looks, escape, figure, mark, swatch, table
 from .report import Row, points
 from .survival import TAUS, Predicted, Shown, ratio, survived
@@ -136,7 +136,7 @@ def _save_predicted(path: Path, predicted: Sequence[Predicted], looks: Looks) ->
             xscale="log", title="Energy in the eigenspaces of update 1", xlabel="eigenvalue of the second moment, from the right"
         )
         energy.set(ylabel="energy so far (%)", ylim=(0, 103))
-        energy.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # not its formulas
+        plain_numbers(energy.xaxis)
         energy.invert_xaxis()
         energy.legend(loc="lower right")
         for i, one in enumerate(predicted):

@@ -217,6 +217,12 @@ def drawing(path: Path, size: tuple[float, float], layout: Any = "constrained") 
         figure.savefig(path, format="png")
 
 
+def plain_numbers(axis: Any) -> None:
+    """A logarithmic x or y axis with 0.01 and not 10⁻², which comes as a formula, and those are off."""
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(lambda value, _: "")
+
+
 def _lines(runs: Runs, panel: Panel) -> list[tuple[str, np.ndarray]]:
     """(name, [2, T] steps and values) of every run with at least one finite number for the panel."""
     lines = []
@@ -242,7 +248,7 @@ def _draw_curves(axis: Any, panel: Panel, lines: list[tuple[str, np.ndarray]], c
     every = np.concatenate([values[np.isfinite(values)] for _, (_, values) in lines])
     if panel.unit.startswith("loss") and every.min() > 0 and every.max() > 50 * every.min():
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # 10⁻² comes as a formula, which is off
+        plain_numbers(axis.yaxis)
     axis.set(title=panel.title, ylabel=panel.unit, xlabel="progress of each run (% of its steps)" if relative else "step")
     if panel.limits:
         axis.set_ylim(*panel.limits)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .figures import BEFORE, WIDTH, Runs, drawing
+from .figures import BEFORE, WIDTH, Runs, drawing, plain_numbers
 from .markup import escape, figure, table
 from .report import Row, points
 
@@ -104,7 +104,7 @@ def _save_scores(path: Path, one: Filter) -> Path:
             axis.set(
                 title=title, xlabel="images with the lowest scores (%)", ylabel="%", xlim=(0.1, 100), ylim=(-3, 103), xscale="log"
             )
-            axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            plain_numbers(axis.xaxis)
             axis.legend()
     return path
 

@@ -15,6 +15,7 @@ from .evolution_page import Lineages, headlines, show_evolutions
 from .filter_page import Filter, show_filters
 from .findings import Features, Inverted, show_features, show_inversions
 from .markup import CSS, PAGE, Looks, escape, figure, image, mark, swatch, table
+from .path_page import Lines, show_paths
 from .report import (
     COSTLY,
     GONE,
@@ -68,11 +69,12 @@ def write_report(
     lineages: Lineages | None = None,
     filters: Sequence[Filter] = (),
     filtered: Sequence[Row] = (),
+    lines: Sequence[Lines] = (),
 ) -> Path:
     """Writes `report.html` into `workdir`, one page that needs no other file, and its pictures also as `figures/*.png`.
 
     `looked` are the rows of detections.csv; `lineages` says which of the rows are evolutions, and all of them; `filters` are
-    what training-time defences found, `filtered` the rows of filters.csv. Reads `metrics.jsonl`
+    what training-time defences found, `filtered` the rows of filters.csv, `lines` what lies between models. Reads `metrics.jsonl`
     (curves), `environment.json` and `config.yaml` in `workdir`; what is not there is left out of the page.
     """
     folder, lineages = Path(workdir), lineages or Lineages()
@@ -99,6 +101,7 @@ def write_report(
         found = [one for one in filters if one.attack == attack and one.seed == min(other.seed for other in filters)]
         named = [row for row in filtered if row["attack"] == attack]
         evolutions += show_filters(folder / "figures" / stem, found, named, every.get(attack, {}))
+        evolutions += "".join(show_paths(folder / "figures" / stem, one, looks) for one in lines if one.attack == attack)
         if text := evolutions + _attack(folder / "figures" / stem, attack, mine, runs, looks):
             details.append(f'<section id="{stem}"><h2>{escape(attack)} in detail</h2>{text}</section>')
             links.append(f'<a href="#{stem}">{escape(attack)}</a>')

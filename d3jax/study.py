@@ -29,6 +29,7 @@ from .exhibits import Said, samples_of, say, targets_of
 from .inversion import DETECTIONS, detect
 from .journal import Progress
 from .lineage_rows import control_rates, lineage_rows, predictions, shown_evolutions, survival
+from .lines import lines_of
 from .metrics import der
 from .models import MODELS
 from .page import write_report
@@ -97,6 +98,7 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
     results: dict[str, Result] = {}
     earlier: dict[str, Stage] = {}
     said: dict[str, Said] = {}
+    repaired: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     for group in plan(lab, cells, compute):
         done = run_group(lab, group, earlier, results, compute)
@@ -106,6 +108,8 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
                 if not part and cell.case.seed == config.seeds[0] and cell.kind in ("model", "repair", "training"):
                     variables = result.tree if cell.kind == "repair" else result.tree.variables
                     said[cell.name] = say(lab, cell, earlier, variables)
+                    if config.paths and cell.kind == "repair":
+                        repaired[cell.name] = jax.device_get(variables)
                 # A study of many wide models would fill the device with them.
                 kept = {"inversion": lambda tree: tree, "training": lambda tree: tree.found}.get(cell.kind, lambda tree: None)
                 result = result._replace(tree=jax.device_get(kept(result.tree)))
@@ -136,7 +140,17 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
     if is_first() and not part:
         samples = samples_of(lab, cells, results, earlier, said)
         lineages = Lineages(evolved, compared, shown, predictions(lab, cells, results, earlier))
-        page = write_report(lab.workdir, rows, samples, lab.workdir.name, looked, lineages, filters, filtered)
+        page = write_report(
+            lab.workdir,
+            rows,
+            samples,
+            lab.workdir.name,
+            looked,
+            lineages,
+            filters,
+            filtered,
+            lines_of(lab, cells, earlier, repaired),
+        )
         lab.recorder.progress.say(f"report: {page}")
     return rows
 
@@ -198,7 +212,7 @@ def _check_same_study(lab: Lab) -> None:
 
 def _settings(mapping: dict[str, Any]) -> dict[str, Any]:
     """A study's settings by their dotted keys, without those that no result depends on."""
-    kept = {key: value for key, value in mapping.items() if key not in ("loop", "published", "cache", "features")}
+    kept = {key: value for key, value in mapping.items() if key not in ("loop", "published", "cache", "features", "paths")}
     leaves = jax.tree_util.tree_leaves_with_path(kept, is_leaf=lambda leaf: leaf is None)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
