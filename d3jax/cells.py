@@ -252,8 +252,8 @@ def make_cells(lab: Lab) -> list[Cell]:
                     *(Cell(case, "inversion", choice, None, Inverting(choice.config)) for choice in config.detections),
                 ]
                 cells += [Cell(case, "lineage", *pair) for pair in evolutions]
-                for choice, defense in defenses:
-                    cells.append(Cell(case, "training" if isinstance(defense, TrainingDefense) else "repair", choice, defense))
+                for other, defense in defenses:
+                    cells.append(Cell(case, "training" if isinstance(defense, TrainingDefense) else "repair", other, defense))
     return cells
 
 

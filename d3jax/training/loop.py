@@ -320,11 +320,11 @@ def _check_memory(repeat: Repeat, state: TrainState, data: Any, count: int, sess
     if needed is None:
         return
     there, kind = memory_there(), jax.local_devices()[0].device_kind
-    amount = f"{needed / 2**30:.2f} GiB" if needed >= 2**30 else f"{needed / 2**20:.0f} MiB"
-    if needed >= 2**20:
-        session.say(f"needs {amount} of memory" if there is None else f"needs {amount} of the {there / 2**30:.1f} GiB on {kind}")
+    amount = f"{needed / 2**30:.2f} GiB" if needed >= 2**30 else f"{max(1, needed / 2**20):.0f} MiB"
     if there is None:
+        session.say(f"needs {amount} of memory")
         return
+    session.say(f"needs {amount} of the {there / 2**30:.1f} GiB on {kind}")
     if agree([needed > there])[0]:
         raise OutOfMemoryError(f"a call of {count} steps needs {amount}, {kind} has {there / 2**30:.1f}: {LOWER}")
 
