@@ -45,7 +45,7 @@ def load(path: Path, like: Tree) -> tuple[Tree, dict]:
     if not path.is_dir():
         raise CheckpointError(f"{path}: no checkpoint here")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    want = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in _describe(like).items()}
+    want = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in describe(like).items()}
     note = _read(path, ocp.metadata)
     if not note.metadata or not note.custom_metadata:  # what Orbax makes of a broken metadata file
         raise DamagedError(f"{path}: cannot be read (its metadata are broken)")
@@ -152,7 +152,7 @@ def _read(path: Path, reader: Any) -> Any:
         logger.setLevel(level)
 
 
-def _describe(tree: Any) -> dict[str, Any]:
+def describe(tree: Any) -> dict[str, Any]:
     """Names to shapes and dtypes of what `flatten` would give, without computing it."""
     return jax.eval_shape(flatten, tree)
 

@@ -1,0 +1,103 @@
+"""PyTorch's tensors as our variables and back, and a report of what matched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ..base import Model, Variables
+from ..checkpoint import describe, flatten, unflatten
+from ..config import names
+from ..errors import CheckpointError
+from .names import ALIASES, IGNORED, NAMES, PREFIXES, Entry
+
+SHOWN = 6
+
+
+class Report(NamedTuple):
+    """How a file's tensors met an architecture: `matched` (theirs, ours, shape), what the net wants and the file lacks (`missing`), what the
+    file has too many (`extra`), what has another shape (`misshapen`: theirs, its shape, ours)."""
+
+    matched: list[tuple[str, tuple[str, ...], tuple[int, ...]]]
+    missing: list[str]
+    extra: list[str]
+    misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+
+    @property
+    def text(self) -> str:
+        """One line: how many matched, and the first names of what did not."""
+        parts = [f"{len(self.matched)} tensors match"]
+        for what, found in (("missing", self.missing), ("not in the net", self.extra)):
+            if found:
+                parts.append(f"{len(found)} {what}: {_some(found)}")
+        if self.misshapen:
+            shapes = [f"{name} {list(theirs)} for {list(ours)}" for name, theirs, ours in self.misshapen]
+            parts.append(f"{len(shapes)} of another shape: {_some(shapes)}")
+        return "; ".join(parts)
+
+
+def _some(found: list[str]) -> str:
+    return names(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+
+
+def entries_of(model: str, config: Any, like: Variables) -> list[Entry]:
+    """The tensors that `model` with this config has in PyTorch. Raises `CheckpointError` for an architecture that has no names there."""
+    if model not in NAMES:
+        raise CheckpointError(f"{model} has no names in PyTorch here; those that have are {names(NAMES)}")
+    there = describe(like)
+    return [entry for entry in NAMES[model](config) if all(name in there for name in entry.ours)]
+
+
+def from_torch(tensors: Mapping[str, np.ndarray], model: str, config: Any, net: Model, origin: str) -> tuple[Variables, Report]:
+    """The variables of `net`, the architecture `model` with `config`, from tensors by PyTorch's names.
+
+    Raises `CheckpointError`, which begins with `origin`, where a tensor is missing, too many, of another shape, or not finite.
+    """
+    like = jax.eval_shape(net.init, jax.random.key(0))
+    shapes = {name: leaf.shape for name, leaf in describe(like).items()}
+    entries = entries_of(model, config, like)
+    given = _renamed(tensors)
+    found: dict[str, np.ndarray] = {}
+    report = Report([], [], sorted(set(given) - {entry.theirs for entry in entries}), [])
+    for entry in entries:
+        if entry.theirs not in given:
+            report.missing.append(entry.theirs)
+            continue
+        value, wanted = np.asarray(given[entry.theirs]), [shapes[name] for name in entry.ours]
+        expected = entry.join(*(np.zeros(shape, np.bool_) for shape in wanted)).shape
+        if value.shape != expected:
+            report.misshapen.append((entry.theirs, value.shape, expected))
+            continue
+        found |= zip(entry.ours, entry.split(value.astype(np.float32)), strict=True)
+        report.matched.append((entry.theirs, entry.ours, value.shape))
+    if report.missing or report.extra or report.misshapen:
+        raise CheckpointError(f"{origin} is not a {model} of these settings: {report.text}")
+    if broken := [name for name, value in found.items() if not np.isfinite(value).all()]:
+        raise CheckpointError(f"{origin} holds weights that are no numbers: {_some(broken)}")
+    return unflatten({name: jax.numpy.asarray(value) for name, value in found.items()}, like), report
+
+
+def to_torch(variables: Variables, model: str, config: Any) -> dict[str, np.ndarray]:
+    """Our variables by PyTorch's names and in its layout."""
+    flat = {name: np.asarray(value) for name, value in flatten(variables).items()}
+    return {
+        entry.theirs: np.array(entry.join(*(flat[name] for name in entry.ours)), order="C")
+        for entry in entries_of(model, config, variables)
+    }
+
+
+def _renamed(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors that hold weights, without a wrapper's prefix, by today's names."""
+    found = {name: value for name, value in tensors.items() if not name.endswith(IGNORED)}
+    stripped = True
+    while stripped and found:
+        stripped = False
+        for prefix in PREFIXES:
+            if all(name.startswith(prefix) for name in found):
+                found, stripped = {name.removeprefix(prefix): value for name, value in found.items()}, True
+    for old, new in ALIASES:
+        found = {name.replace(old, new): value for name, value in found.items()}
+    return found

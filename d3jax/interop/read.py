@@ -1,0 +1,97 @@
+"""Other people's files as named tensors, and ours as theirs. Nothing here executes what a file says.
+
+A `.safetensors` holds tensors and nothing else. PyTorch's own files are pickles: they are read by `torch.load(weights_only=True)` alone, which
+builds tensors and plain containers and refuses everything else.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError
+
+TENSORS, PICKLES = (".safetensors",), (".pt", ".pth", ".bin")
+INSIDE = ("model", "state_dict", "net", "model_state_dict")
+"""Where a state dict may lie in a file: BackdoorBench's attack_result.pt has it under `model`."""
+
+
+def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
+    """The tensors of a `.safetensors`, or of a PyTorch `.pt` or `.pth`: a state dict, or a dictionary with one under a usual name.
+
+    Raises `CheckpointError` where the file is not there, is truncated, is of another kind, holds objects other than tensors and plain
+    containers (whose code is not run), or no state dict; and where the package that reads it is not installed.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    if path.suffix in TENSORS:
+        return _read_safetensors(path)
+    if path.suffix in PICKLES:
+        return _state_dict(_read_pickle(path), path)
+    raise CheckpointError(
+        f"{path}: {path.suffix or 'a file without an ending'} is not one of {', '.join(TENSORS + PICKLES)}, or a checkpoint's folder"
+    )
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a `.safetensors`."""
+    try:
+        from safetensors.numpy import save_file
+    except ImportError as error:
+        raise CheckpointError(NEEDS.format(path=path, what="safetensors")) from error
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, str(path))
+
+
+NEEDS = "{path}: needs {what}; pip install -e '.[interop]'"
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    except ImportError as error:
+        raise CheckpointError(NEEDS.format(path=path, what="safetensors")) from error
+    try:
+        return dict(load_file(str(path)))
+    except (SafetensorError, ValueError, OSError, KeyError) as error:
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({_line(error)})") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise CheckpointError(NEEDS.format(path=path, what="torch")) from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds more than tensors and plain containers, which only running its code could read; it was not run. "
+            f"Save the state dict alone, best as .safetensors ({_line(error)})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: cannot be read as a PyTorch file ({_line(error)})") from error
+
+
+def _state_dict(found: Any, path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a state dict, wherever it lies in what a file holds."""
+    import torch
+
+    if isinstance(found, Mapping):
+        tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+        if tensors:
+            return {str(name): value.detach().to(torch.float32).numpy() for name, value in tensors.items()}
+        for name in INSIDE:
+            if isinstance(found.get(name), Mapping):
+                return _state_dict(found[name], path)
+        raise CheckpointError(f"{path}: no state dict in it; it has {', '.join(map(str, list(found)[:8])) or 'nothing'}")
+    raise CheckpointError(f"{path}: no state dict in it, but a {type(found).__name__}")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
