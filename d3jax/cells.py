@@ -138,11 +138,12 @@ def searches(case: Case, search: Search | None) -> list[Cell]:
 
 
 class Lab(NamedTuple):
-    """What all cells of a study share. `fresh` are the training images kept back for evolutions."""
+    """What all cells of a study share. `fresh` are the training images kept back for evolutions, `fresh_hash` that of their contents."""
 
     config: StudyConfig
     dataset: Dataset
     fresh: Split | None
+    fresh_hash: str
     data_hash: str
     model: Model
     precision: str
@@ -169,11 +170,12 @@ def open_lab(config: StudyConfig, workdir: Path, progress: Progress, profile: st
     recorder = Recorder(loop, environment() | {"precision": precision}, journal, progress, devices, profile)
     dataset, fresh = _divide(dataset, config.fresh)
     data_hash = fingerprint(dataset)
+    fresh_hash = fingerprint(dataset._replace(train=fresh)) if fresh else ""
     streamed = _is_streamed(loop, dataset, progress)
     if not streamed:
         dataset = Dataset(*(Split(*map(jnp.asarray, split)) for split in dataset[:2]), dataset.info)
     together = loop.members == "together" or (loop.members == "auto" and not on_cpu)
-    return Lab(config, dataset, fresh, data_hash, model, precision, workdir, recorder, together, streamed)
+    return Lab(config, dataset, fresh, fresh_hash, data_hash, model, precision, workdir, recorder, together, streamed)
 
 
 def _divide(dataset: Dataset, share: float) -> tuple[Dataset, Split | None]:

@@ -152,9 +152,11 @@ def _persistent(key: jax.Array, labels: np.ndarray, size: int, attack: Attack, c
     """Which of the arranged fresh images [N] the attacker poisons: as many of every set, of those that the attack may take."""
     owned = np.zeros(len(labels), bool)
     wanted = round(config.persistent * size)
+    if not wanted:
+        return owned
     if attack.anew is None and not np.asarray(attack.select(key, jnp.asarray(labels))).any():
         return owned  # no attack: the control
-    for i in range(config.updates if wanted else 0):
+    for i in range(config.updates):
         keys = jax.random.split(jax.random.fold_in(key, i))
         mine = labels[i * size : (i + 1) * size]
         may = np.ones(size, bool) if attack.anew is not None else np.asarray(attack.select(keys[0], jnp.asarray(mine)))

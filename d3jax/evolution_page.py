@@ -175,7 +175,7 @@ def _table(compared: Sequence[Row], looks: Looks) -> str:
         cells = [survived(row, tau) for tau in TAUS]
         cells += [points(row[name], digits=1) for name in ("acc", "valid_acc", "stale_acc")]
         low = "<small>ACC too low</small>" if row["counts"] is False else ""
-        gain = "chosen" if row["baseline"] == row["evolution"] else ratio(row["speedup"]) + low
+        gain = "chosen" if row["baseline"] == row["evolution"] else ratio(row) + low
         cells += [f"{row['lr_mean']:.3g}", gain]
         body.append(f"<tr>{swatch(row['evolution'], looks)}{''.join(f'<td class=n>{cell}</td>' for cell in cells)}</tr>")
     note = (

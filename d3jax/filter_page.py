@@ -97,7 +97,7 @@ def _save_scores(path: Path, one: Filter) -> Path:
         for i, title in enumerate(("Precision", "Recall")):
             axis = picture.add_subplot(grid[1, 3 * i : 3 * i + 3])
             for name, values in scores.items():
-                hits = np.cumsum(one.flags[np.argsort(values, kind="stable")])
+                hits = np.cumsum(one.flags[np.lexsort((one.found["cross_entropy"], values))])
                 curve = hits / np.arange(1, len(hits) + 1) if i == 0 else hits / max(int(one.flags.sum()), 1)
                 axis.plot(share, 100 * curve, color=HUES[name], linewidth=1.3, label=name.replace("_", "-"))
             axis.axhline(100 * one.flags.mean(), color=CLEAN, linewidth=0.8, linestyle=":") if i == 0 else None

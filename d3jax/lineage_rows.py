@@ -102,14 +102,15 @@ def shown_evolutions(lab: Lab) -> dict[str, Shown]:
 
 def predictions(lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result], earlier: Mapping[str, Stage]) -> list[Predicted]:
     """For the lineages of the first seed whose attack has one target: what a linear model says of its forgetting, under both
-    curvatures. Defended lineages have none."""
+    curvatures. Lineages whose updates see the trigger, or are defended, have none."""
     found = []
     directions: dict[str, np.ndarray] = {}
     moments: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}
     for cell in cells:
         case, model, result = cell.case, earlier.get(Cell(cell.case).name), results.get(cell.name)
         wanted = targets_of(case.attack, lab.dataset.info.num_classes)
-        usable = cell.kind == "lineage" and not cell.defense and case.seed == lab.config.seeds[0] and len(wanted) == 1
+        alone = cell.kind == "lineage" and not (cell.defense or cell.choice.config.persistent or cell.choice.config.replay)
+        usable = alone and case.seed == lab.config.seeds[0] and len(wanted) == 1
         if not (usable and model and isinstance(result, Stage) and case.poison_rate):
             continue
         config, victim = cell.choice.config, model.tree

@@ -45,7 +45,8 @@ def compare(rows: Sequence[Row], evolved: Sequence[Row], shown: Mapping[str, Sho
     `rows` are those of results.csv, `evolved` those of evolution.csv. `baseline` is the evolution of the same group with a constant
     rate and the highest `valid_acc` (None for a group of one): of the lineages of a clean model where the study has them, else of this attack's; ASR is not
     looked at. `counts` says whether the mean ACC is at most a point below the baseline's, `speedup` is the baseline's S at an ASR of
-    50 % over this one's (inf where this one's is 0). `survived_τ` are means over seeds, `censored_τ` count the seeds on which the
+    50 % over this one's (inf where this one's is 0), `speedup_bound` ≥ where the baseline's is censored and ≤ where this one's is; where
+    both are there is no number. A backdoor that did not work before the first update counts for no threshold. `survived_τ` are means over seeds, `censored_τ` count the seeds on which the
     backdoor was there to the end.
     """
     compared = []
@@ -57,10 +58,10 @@ def compare(rows: Sequence[Row], evolved: Sequence[Row], shown: Mapping[str, Sho
         for label, row in found.items():
             baseline = _baseline(label, attack, evolved, shown)
             against = found.get(baseline)
-            row |= {"baseline": baseline, "counts": None, "speedup": None}
+            row |= {"baseline": baseline, "counts": None, "speedup": None, "speedup_bound": None}
             if against:
                 row["counts"] = row["acc"] >= against["acc"] - ALLOWED
-                row["speedup"] = _speedup(against["survived_0.5"], row["survived_0.5"])
+                row |= _speedup(against, row)
             compared.append(row)
     return compared
 
@@ -70,10 +71,12 @@ def _one(attack: str, label: str, evolved: Sequence[Row], rows: Sequence[Row], s
     ended = [row for row in rows if row["attack"] == attack and row["defense"] == label and row.get("survived_0.5") is not None]
     row: Row = {"attack": attack, "evolution": label, "seeds": len({line["seed"] for line in lines})}
     row["updates"] = max((line["update"] for line in lines), default=0)
+    began = {line["seed"]: line["asr"] for line in evolved if line["evolution"] == label and not line["update"]}
     for tau in TAUS:
-        counts = [one[f"survived_{tau:g}"] for one in ended]
+        mine = [one for one in ended if (began.get(one["seed"]) or 0) >= tau]
+        counts = [one[f"survived_{tau:g}"] for one in mine]
         row[f"survived_{tau:g}"] = statistics.fmean(counts) if counts else None
-        row[f"censored_{tau:g}"] = sum(one[f"survived_{tau:g}_censored"] for one in ended) if counts else None
+        row[f"censored_{tau:g}"] = sum(one[f"survived_{tau:g}_censored"] for one in mine) if counts else None
     for name in ("acc", "stale_acc", "valid_acc"):
         values = [line[name] for line in lines if line.get(name) is not None]
         row[name] = statistics.fmean(values) if values else None
@@ -91,22 +94,29 @@ def _baseline(label: str, attack: str, evolved: Sequence[Row], shown: Mapping[st
     group = [name for name, other in shown.items() if other.group == shown[label].group]
     alike = [name for name in group if shown[name].constant] if len(group) > 1 else []
     triggered = {row["attack"] for row in evolved if row["asr"] is not None}
-    means = {}
-    for name in alike:
-        values = {
-            clean: [row["valid_acc"] for row in evolved if row["evolution"] == name and row.get("valid_acc") is not None and
-                    (row["attack"] not in triggered if clean else row["attack"] == attack)]
-            for clean in (True, False)
-        }  # fmt: skip
-        if chosen := values[True] or values[False]:
-            means[name] = statistics.fmean(chosen)
-    return max(means, key=means.__getitem__) if means else None
+
+    def means(counted) -> dict[str, float]:
+        found = {}
+        for name in alike:
+            mine = [
+                row for row in evolved if row["evolution"] == name and row.get("valid_acc") is not None and counted(row["attack"])
+            ]
+            if mine:
+                found[name] = statistics.fmean(row["valid_acc"] for row in mine)
+        return found
+
+    clean, own = means(lambda other: other not in triggered), means(lambda other: other == attack)
+    chosen = clean if len(clean) == len(alike) else own  # the same models for all candidates
+    return max(chosen, key=chosen.__getitem__) if chosen else None
 
 
-def _speedup(before: float | None, after: float | None) -> float | None:
-    if before is None or after is None:
-        return None
-    return before / after if after else (float("inf") if before else 1.0)
+def _speedup(baseline: Row, row: Row) -> Row:
+    before, after = baseline["survived_0.5"], row["survived_0.5"]
+    censored = bool(baseline["censored_0.5"]), bool(row["censored_0.5"])
+    if before is None or after is None or all(censored):
+        return {}
+    value = before / after if after else (float("inf") if before else 1.0)
+    return {"speedup": value, "speedup_bound": {(True, False): "≥", (False, True): "≤"}.get(censored)}
 
 
 def survived(row: Row, tau: float) -> str:
@@ -117,6 +127,9 @@ def survived(row: Row, tau: float) -> str:
     return ("≥ " if row[f"censored_{tau:g}"] else "") + (f"{mean:.1f}" if row["seeds"] > 1 else f"{mean:.0f}")
 
 
-def ratio(value: float | None) -> str:
-    """A speed-up as text."""
-    return "–" if value is None else "∞" if value == float("inf") else f"{value:.1f}×"
+def ratio(row: Row) -> str:
+    """The speed-up of a row of `compare` as text."""
+    value = row["speedup"]
+    if value is None:
+        return "–"
+    return "∞" if value == float("inf") else f"{row['speedup_bound'] or ''} {value:.1f}×".strip()

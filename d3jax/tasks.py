@@ -106,10 +106,11 @@ def _lineage_task(lab: Lab, cell: Cell, victim: Stage | None = None) -> Task:
     """All updates of the victim on the fresh images; counted after the last, under its drift."""
     case, config = cell.case, cell.choice.config
     recipe = {"evolution": to_mapping(config), "victim": case.recipe, "seed": case.seed, "fresh": lab.config.fresh}
-    recipe |= {"measured": lab.config.measured}
+    recipe |= {"measured": lab.config.measured, "images": lab.fresh_hash}
+    recipe |= {"drift": list(config.drift.items())}  # one after another: their order counts, which a mapping's hash does not know
     if cell.defense:
         called = next(choice for choice in lab.config.defenses if choice.label == config.defense)
-        recipe |= {"defense": to_mapping(called.config), "reserved": to_mapping(lab.config.reserved)}
+        recipe |= {"called": called.name, "defense": to_mapping(called.config), "reserved": to_mapping(lab.config.reserved)}
     folder = lab.workdir / "checkpoints" / f"{case.label}-{cell.label}-seed{case.seed}-{recipe_hash(recipe)}"
 
     def evaluate(variables):

@@ -96,7 +96,7 @@ def filter_rows(filters: Sequence[Filter]) -> list[dict[str, Any]]:
         for name, values in one.found.items():
             if values.dtype == np.bool_ or not np.any(values):
                 continue
-            precision, recall = precision_recall(values, one.flags)
+            precision, recall = precision_recall(values, one.flags, one.found["cross_entropy"])
             rate = auroc(values, one.flags)
             line = {"attack": one.attack, "defense": one.defense, "seed": one.seed, "score": name}
             line["auroc"] = None if np.isnan(rate) else rate

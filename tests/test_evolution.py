@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from d3jax.attacks import ATTACKS
 from d3jax.base import Split, Variables, as_float
 from d3jax.data.drift import compose
 from d3jax.errors import ConfigError
@@ -173,3 +174,11 @@ def test_evaluation_drifts_the_test_images(model, victim, attack, dataset, trigg
     others = labels != 0
     assert counts.asr == pytest.approx((says(stamped) == 0)[others].mean())
     assert counts.acc == pytest.approx((says(drift(KEY, images, strength)) == labels).mean()) and counts.acc < plain.acc
+
+
+def test_clean_label_attacks_need_nothing_of_the_updates(model, victim, parts, dataset):
+    config, construct = ATTACKS["sig"]
+    attack = construct(config(rate=0.24), dataset.info)  # nearly all of the first set's target class
+    fresh = Split(*(part[np.asarray(parts[1].labels) != 0] for part in parts[1]))
+    job = job_of(model, victim, (parts[0], fresh), attack, dataset)
+    assert not job.data.poisoned.any()

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from d3jax import study
+from d3jax.cells import make_cells, open_lab
 from d3jax.config_file import loads
 from d3jax.errors import ConfigError
 from d3jax.evolution_page import headlines, series
 from d3jax.journal import Progress
 from d3jax.report import read_csv
-from d3jax.survival import Shown, compare, survived
+from d3jax.survival import Shown, compare, ratio, survived
+from d3jax.tasks import task_of
 
 from .small import register
 
@@ -163,8 +165,21 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
         "badnets": "survives 4.5 updates of 2 under high; least under smart, 0.5."
     }  # fmt: skip
     assert survived(found["clean", "low"], 0.5) == "–" and found["clean", "smart"]["speedup"] is None
+    assert (smart["speedup_bound"], low["speedup_bound"]) == (None, "≤") and ratio(low) == "≤ 0.5×" and ratio(smart) == "9.0×"
+    dead = [row | {"asr": 0.3} if row["asr"] and not row["update"] else row for row in evolved]
+    assert all(row["survived_0.5"] is None for row in compare(ended, dead, shown))  # what never worked did not fade
     alone = {row["evolution"]: row for row in compare(ended, [row for row in evolved if row["attack"] == "badnets"], shown)}
     assert alone["smart"]["baseline"] == "low" and alone["smart"]["counts"] is False  # two and a half points below
+
+
+def test_the_order_of_drifts_is_another_lineage(tmp_path):
+    """Noise and then blur are other images than blur and then noise."""
+    folders = set()
+    for drift in ("{noise: 0.1, blur: 0.5}", "{blur: 0.5, noise: 0.1}"):
+        lab = open_lab(read(STUDY, ("evolutions.0.drift", drift)), tmp_path, Progress(quiet=True))
+        cell = next(cell for cell in make_cells(lab) if cell.kind == "lineage")
+        folders.add(task_of(lab, cell, {}).folder.name)
+    assert len(folders) == 2
 
 
 def test_means_over_seeds():
@@ -209,11 +224,9 @@ def test_a_defence_is_called_between_updates_and_what_was_cut_off_continues(tmp_
     called = table[2]
     assert called["trained_asr"] > 0.9 and called["asr"] < 0.5, called  # the rate is too low to forget anything by itself
     assert table[3]["asr"] < 0.5 and min(row["acc"] for row in table) > 0.6
-    lines = 0
     for stop in (60, 13, 5, 4):  # in the training, and then in an update, in the defence, in the last update
         with pytest.raises(KeyboardInterrupt):
             study.run_study(read(DEFENDED), tmp_path / "cut", Breaking(stop))
-        lines += stop
     study.run_study(read(DEFENDED), tmp_path / "cut", Progress(quiet=True))
     assert (tmp_path / "cut" / "evolution.csv").read_text() == (tmp_path / "whole" / "evolution.csv").read_text()
 

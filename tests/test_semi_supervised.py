@@ -10,11 +10,13 @@ import pytest
 
 from d3jax.base import Split, Variables, as_float
 from d3jax.config import TrainConfig
+from d3jax.config_file import loads
 from d3jax.data.augment import cutout
 from d3jax.data.strong import OPERATIONS, strong_augment
 from d3jax.defenses.untrusted import first_job
 from d3jax.errors import DivergedError
 from d3jax.metrics import predict
+from d3jax.study import REGISTRIES
 from d3jax.training import Session, fit
 from d3jax.training.ascent import ascent_job
 from d3jax.training.semi_supervised import (
@@ -144,9 +146,16 @@ def test_unlabelled_images_help(method, model, dataset):
     hidden = Split(split.images, np.where(np.isin(np.arange(400), labelled), labels, -7))  # labels that nobody may read
     semi = fit(semi_job(KEY, model, start, hidden, labelled, unlabelled, config, dataset.info))[0].variables
     few = Split(noisy[labelled], labels[labelled])
-    recipe = TrainConfig(steps=300, batch_size=8, optimizer=dataclasses.replace(config.optimizer, schedule="constant"))
+    recipe = TrainConfig(steps=300, batch_size=8, optimizer=dataclasses.replace(config.own_optimizer, schedule="constant"))
     alone = fit(first_job(KEY, model, few, recipe, dataset.info, classification_loss(model)))[0].variables
     assert right(semi) > right(alone) + 0.05, (right(semi), right(alone))
+
+
+def test_a_method_has_its_own_optimiser_from_a_file_too():
+    text = "defenses: [{name: dlp, semi: {method: fixmatch}}, {name: dlp, label: other}]"
+    fix, mixed = (choice.config.semi for choice in loads(text, registries=REGISTRIES).defenses)
+    assert (fix.own_optimizer.name, fix.own_optimizer.lr) == ("sgd", 0.03)
+    assert (mixed.own_optimizer.name, mixed.own_optimizer.lr) == ("adam", 2e-3)
 
 
 def test_strong_augmentation_keeps_the_range_and_differs_by_image():

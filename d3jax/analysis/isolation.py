@@ -80,12 +80,14 @@ def lowest(scores: np.ndarray, count: int, ties: np.ndarray | None = None) -> np
     return np.sort(np.lexsort((np.zeros(len(scores)) if ties is None else ties, scores))[:count])
 
 
-def precision_recall(scores: np.ndarray, flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the k lowest scores, for k = 1 … N, the share that is poisoned (`flags` [N] bool), and the share of the poisoned there.
+def precision_recall(scores: np.ndarray, flags: np.ndarray, ties: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Of the k images that `lowest` takes, for k = 1 … N, the share that is poisoned (`flags` [N] bool), and the share of the poisoned
+    there.
 
     For logs and reports only: no defender has the flags.
     """
-    hits = np.cumsum(np.asarray(flags)[np.argsort(scores, kind="stable")])
+    order = np.lexsort((np.zeros(len(scores)) if ties is None else ties, scores))
+    hits = np.cumsum(np.asarray(flags)[order])
     return hits / np.arange(1, len(hits) + 1), hits / max(int(np.sum(flags)), 1)
 
 

@@ -35,13 +35,13 @@ class Losses(NamedTuple):
 def mixed(models: Sequence[Variables], weights: Sequence[float]) -> Variables:
     """The mixture of models by weights that sum to 1, which beyond the models are below 0: at a model exactly it.
 
-    Statistics that are nowhere negative, as variances, are mixed by their logarithms: on a straight line they would be negative beyond.
+    Statistics called `var` are mixed by their logarithms: on a straight line they would be negative beyond.
     """
     params = [variables.params for variables in models]
     stats = [variables.batch_stats for variables in models]
 
-    def level(*leaves: jax.Array) -> jax.Array:
-        if all(bool((leaf >= 0).all()) for leaf in leaves):
+    def level(path: Any, *leaves: jax.Array) -> jax.Array:
+        if jax.tree_util.keystr(path[-1:], simple=True) == "var" and sum(bool(w) for w in weights) > 1:
             return functools.reduce(
                 jnp.multiply, [jnp.maximum(leaf, 1e-12) ** w for leaf, w in zip(leaves, weights, strict=True) if w]
             )
@@ -50,7 +50,7 @@ def mixed(models: Sequence[Variables], weights: Sequence[float]) -> Variables:
     def straight(*leaves: jax.Array) -> jax.Array:
         return sum(w * leaf for leaf, w in zip(leaves, weights, strict=True) if w)
 
-    return Variables(jax.tree.map(straight, *params), jax.tree.map(level, *stats))
+    return Variables(jax.tree.map(straight, *params), jax.tree_util.tree_map_with_path(level, *stats))
 
 
 @functools.lru_cache(maxsize=32)

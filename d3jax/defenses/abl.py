@@ -44,7 +44,8 @@ PRESETS = {
 @dataclasses.dataclass(frozen=True)
 class ABLConfig:
     """A preset and what departs from it. `authors`: 10 epochs of isolation (the paper: 20), 60 of fine-tuning, a tenth of the learning
-    rate from the 40th, 16 steps of unlearning. `backdoorbench`: 20 epochs at a tenth of the rate, batches of 256, 40 steps."""
+    rate from the 40th, 16 steps of unlearning. `backdoorbench`: 20 epochs at a tenth of the rate, batches of 256, 40 steps. A part that
+    is given is the preset's no more: what it leaves out are the general defaults of a training, or of unlearning."""
 
     preset: Literal["authors", "backdoorbench"] = option("authors", "where isolate, finetune and unlearn come from unless given")
     loss: Literal["flooding", "lga"] = option("flooding", "flooding: |L − γ| + γ; lga: local gradient ascent, sign(L − γ) · L")

@@ -50,7 +50,8 @@ class UnlearnConfig:
     """Unlearning of the suspects. Default: ABL's, ascent at 5e-4 for 16 steps, but stopped at chance."""
 
     kind: Kind = option(
-        "ascent", "ascent on their loss; alternate: with descent on trusted images; uniform: towards an even prediction"
+        "ascent",
+        "ascent on their loss; alternate: with descent on all others, some of them poisoned; uniform: towards an even prediction",
     )
     lr: float = option(5e-4, "learning rate of SGD with momentum", above=0)
     momentum: float = option(0.9, "SGD momentum", low=0, high=1)

@@ -83,12 +83,12 @@ def _state_dict(found: Any, path: Path) -> dict[str, np.ndarray]:
     import torch
 
     if isinstance(found, Mapping):
-        tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
-        if tensors:
-            return {str(name): value.detach().to(torch.float32).numpy() for name, value in tensors.items()}
         for name in INSIDE:
             if isinstance(found.get(name), Mapping):
                 return _state_dict(found[name], path)
+        tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+        if tensors:
+            return {str(name): value.detach().to(torch.float32).numpy() for name, value in tensors.items()}
         raise CheckpointError(f"{path}: no state dict in it; it has {', '.join(map(str, list(found)[:8])) or 'nothing'}")
     raise CheckpointError(f"{path}: no state dict in it, but a {type(found).__name__}")
 

@@ -16,7 +16,8 @@ CHUNK = 1000
 def poisoned_split(key: jax.Array, attack: Attack, split: Split, prepared: Prepared | None = None) -> tuple[Split, np.ndarray]:
     """`split` with the rows that `attack` poisons under `key` (those of `train_backdoored`), and which they are [N] bool.
 
-    A triggered image is rounded to 8-bit levels, as a file would hold it. Raises `AttackError` for an attack that controls the
+    A triggered image is rounded to 8-bit levels, as a file would hold it. Cross copies (WaNet's, BPP's) are no part of it: who
+    makes them controls the training. Raises `AttackError` for an attack that controls the
     training, which is the defender's here: its poison is drawn anew in every batch, or its trigger trained with the model.
     """
     check_released(attack)

@@ -32,7 +32,7 @@ PRESETS = {
 @dataclasses.dataclass(frozen=True)
 class SemiConfig:
     """MixMatch with the settings DBD fine-tunes with (Huang et al., arXiv 2202.03423: λ_u 15, ramped over the whole training, Adam 2e-3,
-    batch 64), or FixMatch with its authors' but for the length, the batch and seven times as many unlabelled images."""
+    batch 64), or FixMatch with its authors' but for the length, the batch, seven times as many unlabelled images, and a cosine that ends at 0."""
 
     method: Literal["mixmatch", "fixmatch"] = option("mixmatch", "the loss")
     epochs: int = option(20, "passes over the larger of the two sets", low=1)
@@ -47,8 +47,11 @@ class SemiConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.optimizer is None:
-            object.__setattr__(self, "optimizer", PRESETS[self.method])
+
+    @property
+    def own_optimizer(self) -> OptimConfig:
+        """The one that is given, or the method's."""
+        return self.optimizer or PRESETS[self.method]
 
 
 class Semi(NamedTuple):
@@ -80,7 +83,7 @@ def semi_job(
     plans = {name: epoch_plan(size, config.batch_size, drop_last=True) for name, size in sizes.items()}
     per_epoch = max(steps for steps, _ in plans.values())
     steps = config.steps or config.epochs * per_epoch
-    tx = make_optimizer(config.optimizer, steps=steps, steps_per_epoch=per_epoch)
+    tx = make_optimizer(config.own_optimizer, steps=steps, steps_per_epoch=per_epoch)
     weak = make_augment(info)
     strong = strong_augment if config.method == "fixmatch" else lambda key, images: images
     loss = mixmatch(config, model) if config.method == "mixmatch" else fixmatch(config, model)
