@@ -57,7 +57,8 @@ def training_watch(
             split, flags = data()
             for name, rows in (("clean", np.flatnonzero(~flags)), ("poisoned", np.flatnonzero(flags))):
                 if len(rows):
-                    kept.append((name, Split(*(jnp.asarray(part[rows[:WATCHED]]) for part in split))))
+                    rows = rows[np.linspace(0, len(rows) - 1, min(WATCHED, len(rows))).astype(int)]  # a set may be sorted by class
+                    kept.append((name, Split(*(jnp.asarray(part[rows]) for part in split))))
         return kept
 
     def watch(state: Any) -> Line:
