@@ -57,7 +57,8 @@ def training_watch(
             split, flags = data()
             for name, rows in (("clean", np.flatnonzero(~flags)), ("poisoned", np.flatnonzero(flags))):
                 if len(rows):
-                    rows = rows[np.linspace(0, len(rows) - 1, min(WATCHED, len(rows))).astype(int)]  # a set may be sorted by class
+                    spread = np.linspace(0, len(rows) - 1, min(WATCHED, len(rows)))  # over all: a set may be sorted by class
+                    rows = rows[spread.astype(int)]
                     kept.append((name, Split(*(jnp.asarray(part[rows]) for part in split))))
         return kept
 
