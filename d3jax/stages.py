@@ -94,17 +94,17 @@ class Task(NamedTuple):
 def run_stages(tasks: Sequence[Task], recorder: Recorder) -> list[Result]:
     """The stages of `tasks`, finished: those that are not are computed or continued, together where there are several.
 
-    Another process in one of the folders is waited for. What breaks is a `Failure` and kept as `failed.json`.
+    Another process in one of the folders is waited for; of several tasks with one folder, one is computed. What breaks is a
+    `Failure` and kept as `failed.json`.
     """
     with contextlib.ExitStack() as held:
         # Everywhere in one order, or two studies could wait for each other in a circle.
         for folder in sorted({task.folder for task in tasks}):
             held.enter_context(locked_by_all(folder / "lock", recorder.progress.say))
         found = {task.name: _contained(task, recorder, lambda task=task: _finished(task, recorder)) for task in tasks}
-        missing = [task for task in tasks if found[task.name] is None]
-        if missing:
-            found |= dict(zip((task.name for task in missing), _compute(missing, recorder), strict=True))
-        return [found[task.name] for task in tasks]
+        missing = list({task.folder: task for task in tasks if found[task.name] is None}.values())
+        computed = dict(zip((task.folder for task in missing), _compute(missing, recorder) if missing else [], strict=True))
+        return [found[task.name] or computed[task.folder] for task in tasks]
 
 
 def read_stage(task: Task, recorder: Recorder) -> Result:

@@ -103,7 +103,7 @@ def _inversion_task(lab: Lab, cell: Cell, victim: Stage | None, detected: Stage 
 
 
 def _lineage_task(lab: Lab, cell: Cell, victim: Stage | None = None) -> Task:
-    """All updates of the victim on the fresh images; counted after the last, under its drift."""
+    """All updates of the victim on the fresh images, kept in the cache; counted after the last, under its drift."""
     case, config = cell.case, cell.choice.config
     recipe = {"evolution": to_mapping(config), "victim": case.recipe, "seed": case.seed, "fresh": lab.config.fresh}
     recipe |= {"measured": lab.config.measured, "images": lab.fresh_hash}
@@ -111,7 +111,7 @@ def _lineage_task(lab: Lab, cell: Cell, victim: Stage | None = None) -> Task:
     if cell.defense:
         called = next(choice for choice in lab.config.defenses if choice.label == config.defense)
         recipe |= {"called": called.name, "defense": to_mapping(called.config), "reserved": to_mapping(lab.config.reserved)}
-    folder = lab.workdir / "checkpoints" / f"{case.label}-{cell.label}-seed{case.seed}-{recipe_hash(recipe)}"
+    folder = _cache(lab) / f"{lab.dataset.info.name}-{case.label}-lineage-seed{case.seed}-{recipe_hash(recipe)}"
 
     def evaluate(variables):
         counts = lineages.evaluate_of(lab, case.attack, config)

@@ -32,12 +32,17 @@ train: {steps: 150, batch_size: 64, augment: none, optimizer: {lr: 0.05}}
 reserved: {count: 64}
 fresh: 0.6
 measured: 100
+defenses: []
+loop: {log_every: 3, save_every: 1000}
 evolutions:
   - {name: evolution, updates: 3, epochs: 2, batch_size: 32, augment: none, drift: {brightness: 0.05}, strategy: {lr: 0.002}, label: slow}
   - {name: evolution, updates: 3, epochs: 2, batch_size: 32, augment: none, drift: {brightness: 0.05}, strategy: {name: sgdr, lr: 0.3},
      persistent: 0.05, label: kept}
-defenses: []
-loop: {log_every: 3, save_every: 1000}
+"""
+
+DOUBLE = """
+  - {name: evolution, updates: 3, epochs: 2, batch_size: 32, augment: none, drift: {brightness: 0.05}, strategy: {lr: 0.002}, label: twin}
+  - {name: evolution, updates: 1, epochs: 1, batch_size: 32, augment: none, label: other}
 """
 
 
@@ -77,13 +82,24 @@ def test_survivability_is_a_column(finished):
 
 def test_together_they_have_the_numbers_they_have_apart(finished, tmp_path):
     folder, _ = finished
-    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints", ignore=shutil.ignore_patterns("*slow*", "*kept*"))
+    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints", ignore=shutil.ignore_patterns("*-lineage-*"))
     study.run_study(read(STUDY, ("loop.members", "together")), tmp_path, Progress(quiet=True))
     pairs = zip(read_csv(folder / "evolution.csv"), read_csv(tmp_path / "evolution.csv"), strict=True)
     for apart, together in pairs:
         for name in ("acc", "asr", "stale_acc", "moved"):
             if apart[name] is not None:
                 assert together[name] == pytest.approx(apart[name], abs=0.05), (name, apart, together)
+
+
+def test_lineages_of_equal_settings_are_one(finished, tmp_path):
+    folder, rows = finished
+    kept = set((folder / "checkpoints").iterdir())
+    cached = (("cache", str(folder / "checkpoints")), ("attacks", "[{name: badnets, rate: 0.1}]"))
+    again = read(STUDY.replace("label: slow", "label: steady") + DOUBLE, *cached)
+    same = study.run_study(again, tmp_path, Progress(quiet=True))
+    assert [row["defense"] for row in same] == ["none", "steady", "kept", "twin", "other"]
+    assert same[1]["asr"] == same[3]["asr"] == rows[1]["asr"] and same[1]["seconds"] == rows[1]["seconds"]
+    assert len(set((folder / "checkpoints").iterdir()) - kept) == 1, "only the other is new"
 
 
 def test_a_report_reads_it_again(finished, tmp_path):
@@ -234,7 +250,7 @@ def test_a_defence_is_called_between_updates_and_what_was_cut_off_continues(tmp_
 @pytest.mark.slow
 def test_a_sweep_that_was_cut_off_continues(finished, tmp_path):
     folder, _ = finished
-    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints", ignore=shutil.ignore_patterns("*slow*", "*kept*"))
+    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints", ignore=shutil.ignore_patterns("*-lineage-*"))
     often = (("loop.save_every", "6"), ("loop.save_seconds", "0"))
     for stop in (3, 5, 4):
         with pytest.raises(KeyboardInterrupt):
