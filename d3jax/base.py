@@ -137,7 +137,8 @@ class Attack(NamedTuple):
 
     A trigger that is found before the training comes from a `preparation`; `init` then gives its structure. One that is trained
     with the model has an `optimizer`: `poison` is differentiable in it and fills `Batch.joint`. `anew` is the share of every batch
-    that `poison` takes by position, drawn anew each epoch, instead of the rows of `select`.
+    that `poison` takes by position, drawn anew each epoch, instead of the rows of `select`. `eligible(labels) -> bool [N]` says which
+    images it can poison at all: those of one class where the attack leaves labels right.
     """
 
     init: Callable[[jax.Array], Any]
@@ -148,6 +149,7 @@ class Attack(NamedTuple):
     preparation: Preparation | None = None
     optimizer: optax.GradientTransformation | None = None
     anew: float | None = None
+    eligible: Callable[[jax.Array], jax.Array] = lambda labels: jnp.ones(len(labels), bool)
 
 
 class Repaired(NamedTuple):

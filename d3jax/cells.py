@@ -23,7 +23,7 @@ from .defenses import DEFENSES
 from .defenses.target import Search, check_classes, check_size
 from .environment import environment
 from .errors import ConfigError, D3JaxError
-from .evolution import check_evolution
+from .evolution import EvolutionConfig, check_evolution, check_poison, lineage_key
 from .inversion import InversionConfig
 from .journal import Journal, Progress
 from .metrics import Counts, make_evaluate
@@ -106,10 +106,10 @@ class Cell(NamedTuple):
         """The cells whose results this one begins with: the model first, then what was found out of it."""
         if self.kind == "repair":
             return (Cell(self.case), *searches(self.case, self.defense.search))
+        prepared = (Cell(self.case, "trigger"),) if self.case.attack.preparation else ()
         if self.kind == "lineage":
-            return (Cell(self.case),)
+            return (Cell(self.case), *(prepared if self.choice.config.replay else ()))
         if self.kind in ("beginning", "training"):
-            prepared = (Cell(self.case, "trigger"),) if self.case.attack.preparation else ()
             begun = (Cell(self.case, "beginning", None, self.defense),) if self.kind == "training" else ()
             return (Cell(self.case), *prepared, *begun)
         if self.kind == "inversion":
@@ -117,7 +117,7 @@ class Cell(NamedTuple):
             return (Cell(self.case), *([Cell(self.case, "inversion", inversion=Inverting(after))] if after else []))
         if self.kind == "trigger":
             return (Cell(self.case.surrogate),) if self.case.surrogate else ()
-        return (Cell(self.case, "trigger"),) if self.case.attack.preparation else ()
+        return prepared
 
     @property
     def depth(self) -> int:
@@ -235,6 +235,10 @@ def make_cells(lab: Lab) -> list[Cell]:
             if called:
                 called.check(params, min(size, learned))
             evolutions.append((choice, called))
+    kept = [choice.label for choice, _ in evolutions]
+    kept += [choice.label for choice, defense in defenses if isinstance(defense, TrainingDefense)]
+    if config.loop.placement == "stream" and kept:
+        raise ConfigError(f"loop.placement: stream is for models and repairs; {', '.join(kept)} keeps its images on the device")
     cells, clean = [], None
     for choice in config.attacks:
         with _named(f"attacks: {choice.label}"):
@@ -243,6 +247,9 @@ def make_cells(lab: Lab) -> list[Cell]:
                 if isinstance(defense, TrainingDefense):
                     with _named(f"defenses: {other.label}"):
                         check_released(attack)
+            for other, _ in evolutions:
+                with _named(f"evolutions: {other.label}"):
+                    _check_poison(lab, attack, other.config)
             evaluate = make_evaluate(lab.model, attack, info.num_classes, config.loop.eval_batch)
             wanted = attack.preparation and attack.preparation.surrogate
             clean = clean or (_clean_training(lab) if wanted else None)
@@ -257,6 +264,15 @@ def make_cells(lab: Lab) -> list[Cell]:
                 for other, defense in defenses:
                     cells.append(Cell(case, "training" if isinstance(defense, TrainingDefense) else "repair", other, defense))
     return cells
+
+
+def _check_poison(lab: Lab, attack: Attack, config: EvolutionConfig) -> None:
+    """Raises what would go wrong with an attack in a lineage."""
+    if config.replay:
+        check_released(attack)
+    if config.persistent:
+        for seed in lab.config.seeds:
+            check_poison(lineage_key(seed), lab.fresh.labels, attack, config, lab.dataset.info.num_classes)
 
 
 def _clean_training(lab: Lab) -> tuple[Choice, Attack, Callable[..., Counts]]:

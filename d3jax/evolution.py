@@ -33,7 +33,8 @@ class EvolutionConfig:
     """How a model evolves.
 
     `drift` maps a kind of drift (rotation in degrees, hue in turns, brightness, contrast, noise, blur in pixels) to the strength that
-    each update adds; `label_shift` adds to the exponent of the class weights.
+    each update adds; `label_shift` adds to the exponent of the class weights. Fresh images are poisoned by the trigger that the attacker
+    has at test time: LC's without its perturbation.
     """
 
     updates: int = option(10, "updates, each on a fresh set", low=1)
@@ -72,27 +73,27 @@ EVOLUTIONS = {"evolution": EvolutionConfig}
 
 
 def evolution_job(
-    key: jax.Array, model: Model, variables: Variables, first: Split, fresh: Split, attack: Attack, trigger: Any,
-    config: EvolutionConfig, info: DataInfo, poisoned: np.ndarray | None = None,
+    key: jax.Array, model: Model, variables: Variables, replayed: Split | None, fresh: Split, attack: Attack, trigger: Any,
+    config: EvolutionConfig, info: DataInfo,
 ) -> Job:  # fmt: skip
-    """The loop of all updates of `variables`, which were trained on `first` with its rows `poisoned` [N] (None: not one).
+    """The loop of all updates of `variables`.
 
     `fresh` is cut into `config.updates` equal sets (`divide`), whose learned images stand behind each other in the job's data, after
-    those of `first` where some are replayed. `opt_state` is (momentum, the parameters at the start of the update). Raises
+    those that are `replayed`: the first set as it was released (`poisoned_split`); None without replay. `opt_state` is (momentum, the parameters at the start of the update). Raises
     `ConfigError` where the fresh images do not fill a batch an update, a drift does not suit them, or the attack has not enough rows.
     """
     check_evolution(config, len(fresh.labels), info)
     learned, _ = divide(key, fresh.labels, config, info.num_classes)
     order, size, per_update = learned.ravel(), learned.shape[1], steps_of(config, len(fresh.labels))
     labels = np.asarray(fresh.labels)[order]
-    owned = _persistent(stream(key, "persistent"), labels, size, attack, config)
+    owned = _persistent(key, labels, size, attack, config)
     past = 0
     images = jnp.asarray(fresh.images)[order]
     if config.replay:
-        past = len(first.labels)
-        images = jnp.concatenate([jnp.asarray(first.images), images])
-        labels = np.concatenate([np.asarray(first.labels), labels])
-        owned = np.concatenate([np.zeros(past, bool) if poisoned is None else np.asarray(poisoned), owned])
+        past = len(replayed.labels)
+        images = jnp.concatenate([jnp.asarray(replayed.images), images])
+        labels = np.concatenate([np.asarray(replayed.labels), labels])
+        owned = np.concatenate([np.zeros(past, bool), owned])  # their trigger is in them already
     learning = rates(config.strategy, per_update) * (config.learn == "all")
     hyper = {"rates": jnp.asarray(learning), "strengths": jnp.asarray(list(config.drift.values()), jnp.float32)}
     data = TrainData(Split(images, jnp.asarray(labels)), jnp.asarray(owned), trigger, hyper=hyper)
@@ -148,23 +149,32 @@ def divide(key: jax.Array, labels: Any, config: EvolutionConfig, num_classes: in
     return tuple(np.stack([shifted(i, p, rows) for i, rows in enumerate(part)]) for p, part in enumerate(parts))
 
 
+def lineage_key(seed: int) -> jax.Array:
+    """What all that is random in the lineages of a seed follows from."""
+    return stream(jax.random.key(seed), "lineage")
+
+
+def check_poison(key: jax.Array, labels: Any, attack: Attack, config: EvolutionConfig, num_classes: int) -> None:
+    """Raises `ConfigError` where the lineage under `key` could not poison its share of the fresh images with `labels`."""
+    learned, _ = divide(key, labels, config, num_classes)
+    _persistent(key, np.asarray(labels)[learned.ravel()], learned.shape[1], attack, config)
+
+
 def _persistent(key: jax.Array, labels: np.ndarray, size: int, attack: Attack, config: EvolutionConfig) -> np.ndarray:
     """Which of the arranged fresh images [N] the attacker poisons: as many of every set, of those that the attack may take."""
-    owned = np.zeros(len(labels), bool)
+    owned, may = np.zeros(len(labels), bool), np.asarray(attack.eligible(jnp.asarray(labels)))
+    if not config.persistent or not may.any():  # one-shot; no attack
+        return owned
     wanted = round(config.persistent * size)
     if not wanted:
-        return owned
-    if attack.anew is None and not np.asarray(attack.select(key, jnp.asarray(labels))).any():
-        return owned  # no attack: the control
+        raise ConfigError(f"persistent: {config.persistent:g} of the {size} images that an update learns is less than one")
     for i in range(config.updates):
-        keys = jax.random.split(jax.random.fold_in(key, i))
-        mine = labels[i * size : (i + 1) * size]
-        may = np.ones(size, bool) if attack.anew is not None else np.asarray(attack.select(keys[0], jnp.asarray(mine)))
-        if may.sum() < wanted:
+        mine = np.flatnonzero(may[i * size : (i + 1) * size])
+        if len(mine) < wanted:
             raise ConfigError(
-                f"persistent: {config.persistent} of {size} images is {wanted}, the attack's rate allows {may.sum()}"
+                f"persistent: {config.persistent:g} of {size} images is {wanted}, update {i + 1} has {len(mine)} that the attack can take"
             )
-        chosen = np.asarray(jax.random.permutation(keys[1], np.flatnonzero(may)))[:wanted]
+        chosen = np.asarray(jax.random.permutation(jax.random.fold_in(stream(key, "persistent"), i), mine))[:wanted]
         owned[i * size + chosen] = True
     return owned
 
@@ -193,7 +203,7 @@ def evolution_step(
             )
         old = (rows < past)[:, None, None, None]
         noise, crop = (jax.random.fold_in(stream(key, name), step) for name in ("drift", "augment"))
-        move = lambda x: jnp.where(old, x, drift(noise, x, data.hyper["strengths"] * (update + 1)))
+        move = lambda x: jnp.where(old, x, drift(jax.random.split(noise, len(x)), x, data.hyper["strengths"] * (update + 1)))
         batch = Batch(as_float(data.split.images[rows]), data.split.labels[rows], data.poisoned[rows])
         if config.trigger_first:
             batch = poison(data.trigger, key, batch)

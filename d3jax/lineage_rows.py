@@ -31,7 +31,7 @@ PREDICTED_FROM = 1000
 
 def control_rates(lab: Lab, cell: Cell, folder: Path, trigger: Any) -> dict[int, float]:
     """How often the control's model says the attacker's class for triggered images, by update, as far as its models are there."""
-    config, test = cell.choice.config, measured(lab)
+    config = cell.choice.config
     evaluate = evaluate_of(lab, cell.case.attack, config)
     like = jax.eval_shape(lab.model.init, jax.random.key(0))
     found = {}
@@ -39,7 +39,7 @@ def control_rates(lab: Lab, cell: Cell, folder: Path, trigger: Any) -> dict[int,
         path = folder / "updates" / str(update)
         if path.is_dir():
             variables, _ = checkpoint.load(path, like)
-            found[update] = evaluate(variables, trigger, test, strengths(config, update)).asr
+            found[update] = evaluate(variables, trigger, measured(lab, config, update), strengths(config, update)).asr
     return found
 
 
@@ -96,7 +96,7 @@ def shown_evolutions(lab: Lab) -> dict[str, Shown]:
         config = choice.config
         others = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name != "strategy"}
         shape = rates(config.strategy, per_update(lab, config))
-        found[choice.label] = Shown(shape, repr(others), config.strategy.name == "constant")
+        found[choice.label] = Shown(shape, repr(others), config.strategy.name == "constant", config.strategy.mean is not None)
     return found
 
 
@@ -145,7 +145,8 @@ def _moments(lab: Lab, cell: Cell, victim: Any, target: int) -> dict[str, list[n
     drift, found = compose(tuple(config.drift), info.shape[2]), {"squared": [], "softmax": []}
     for update, rows in enumerate(fresh_sets(lab, cell)[0], 1):
         images = as_float(jnp.asarray(lab.fresh.images[rows[:PREDICTED_FROM]]))
-        drifted = as_levels(drift(jax.random.key(update), images, strengths(config, update))).astype(jnp.uint8)
+        keys = jax.random.split(jax.random.key(update), len(images))
+        drifted = as_levels(drift(keys, images, strengths(config, update))).astype(jnp.uint8)
         features = penultimate(lab.model, victim.variables, drifted)
         odds = np.concatenate([
             np.asarray(jax.nn.softmax(lab.model.apply(victim.variables, as_float(drifted[i : i + 500]), train=False).logits)[:, target])

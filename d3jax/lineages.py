@@ -14,14 +14,14 @@ import numpy as np
 
 from . import checkpoint
 from .analysis.forgetting import make_score
-from .base import Attack, Model, Split, Variables, as_float, as_levels, stream
+from .base import Attack, Model, Prepared, Split, Variables, as_float, as_levels, stream
 from .cells import Cell, Lab, reserved_split
-from .data.drift import compose
-from .evolution import EvolutionConfig, divide, evolution_job, steps_of
+from .data.drift import compose, keys_of, label_shift
+from .evolution import EvolutionConfig, divide, evolution_job, lineage_key, steps_of
 from .metrics import Counts, make_evaluate
 from .strategies import rates
-from .training.backdoor import poisoned_rows
 from .training.loop import Job, Line, Session, fit
+from .training.poisoned import poisoned_split
 
 SCORED = 1000
 """Test images behind the score of a trigger."""
@@ -56,22 +56,18 @@ def per_update(lab: Lab, config: EvolutionConfig) -> int:
     return steps_of(config, len(lab.fresh.labels))
 
 
-def lineage_key(seed: int) -> jax.Array:
-    """What all that is random in the lineages of a seed follows from."""
-    return stream(jax.random.key(seed), "lineage")
-
-
 def fresh_sets(lab: Lab, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
     """Which fresh images each update of a lineage learns, and which it keeps (`divide`)."""
     return divide(lineage_key(cell.case.seed), lab.fresh.labels, cell.choice.config, lab.dataset.info.num_classes)
 
 
-def lineage_job(lab: Lab, cell: Cell, victim: Any) -> Job:
-    """The loop of a lineage that begins with a finished `victim`."""
-    attack, config = cell.case.attack, cell.choice.config
-    poisoned = poisoned_rows(jax.random.key(cell.case.attack_seed), attack, lab.dataset.train.labels) if config.replay else None
-    given = (lab.model, victim.variables, lab.dataset.train, lab.fresh, attack, victim.trigger, config, lab.dataset.info)
-    return evolution_job(lineage_key(cell.case.seed), *given, poisoned)
+def lineage_job(lab: Lab, cell: Cell, victim: Any, prepared: Prepared | None = None) -> Job:
+    """The loop of a lineage that begins with a finished `victim`, whose attack had `prepared` something."""
+    case, config, replayed = cell.case, cell.choice.config, None
+    if config.replay:
+        replayed, _ = poisoned_split(jax.random.key(case.attack_seed), case.attack, lab.dataset.train, prepared)
+    given = (lab.model, victim.variables, replayed, lab.fresh, case.attack, victim.trigger, config, lab.dataset.info)
+    return evolution_job(lineage_key(case.seed), *given)
 
 
 def lineage_watch(lab: Lab, cell: Cell, folder: Path, victim: Callable[[], Any]) -> Callable[[Any], Line]:
@@ -84,13 +80,14 @@ def lineage_watch(lab: Lab, cell: Cell, folder: Path, victim: Callable[[], Any])
     trigger does there.
     """
     config, case = cell.choice.config, cell.case
-    evaluate, test = evaluate_of(lab, case.attack, config), measured(lab)
+    evaluate = evaluate_of(lab, case.attack, config)
     steps = per_update(lab, config)
     total = float(rates(config.strategy, steps).sum()) * (config.learn == "all")
     kept = fresh_sets(lab, cell)[1]
 
     def watch(state: Any) -> Line:
         update = int(state.step) // steps
+        test = measured(lab, config, update)
         counts = evaluate(state.variables, victim().trigger, test, strengths(config, update))
         line = {"update": update, "watch_acc": counts.acc, "moved": _distance(state.variables.params, state.opt_state[1])}
         line |= {"lr_sum": total}
@@ -99,21 +96,23 @@ def lineage_watch(lab: Lab, cell: Cell, folder: Path, victim: Callable[[], Any])
             line["valid_acc"] = _accuracy(lab, config, state.variables, valid, update)
         if counts.triggered.sum():
             line |= {"watch_asr": counts.asr, "watch_ra": counts.ra}
-            line["score"] = _score(lab, cell, state.variables, victim().trigger, test, update)
+            line["score"] = _score(lab, cell, state.variables, victim().trigger, update)
         else:
             checkpoint.save(folder / "updates" / str(update), state.variables)
         if update < config.updates:
-            line["next_acc"] = _accuracy(lab, config, state.variables, test, update + 1)
+            line["next_acc"] = _accuracy(lab, config, state.variables, measured(lab, config, update + 1), update + 1)
         if update == 1:
             line["first_acc"] = _accuracy(lab, config, victim().variables, test, 1)
             if counts.triggered.sum():
-                line["first_score"] = _score(lab, cell, victim().variables, victim().trigger, test, 1)
+                line["first_score"] = _score(lab, cell, victim().variables, victim().trigger, 1)
         return line
 
     return watch
 
 
-def defended_lineage(lab: Lab, cell: Cell, victim: Any, folder: Path, session: Session) -> tuple[Variables, list[Line]]:
+def defended_lineage(
+    lab: Lab, cell: Cell, victim: Any, prepared: Prepared | None, folder: Path, session: Session
+) -> tuple[Variables, list[Line]]:
     """A lineage whose defence is called after every `every`-th update, `calls` times: a loop an update, with checkpoints of its own.
 
     The defence has as many images as the study reserves, but of those that the update learned, drifted as they were, and of
@@ -121,9 +120,9 @@ def defended_lineage(lab: Lab, cell: Cell, victim: Any, folder: Path, session: S
     momentum 0, `carried` or not. `trained_acc` and `trained_asr` are those before it, all others those behind it.
     """
     config, defense = cell.choice.config, cell.defense
-    job, steps = lineage_job(lab, cell, victim), per_update(lab, config)
+    job, steps = lineage_job(lab, cell, victim, prepared), per_update(lab, config)
     measure, watch = evaluate_of(lab, cell.case.attack, config), lineage_watch(lab, cell, folder, lambda: victim)
-    key, test = stream(lineage_key(cell.case.seed), "defense"), measured(lab)
+    key = stream(lineage_key(cell.case.seed), "defense")
     state, lines, seconds = job.state, [], 0.0
     for update in range(1, config.updates + 1):
         state, mine = fit(job._replace(state=state, steps=update * steps), session.within(f"update{update}"))
@@ -132,7 +131,7 @@ def defended_lineage(lab: Lab, cell: Cell, victim: Any, folder: Path, session: S
         line = {}
         call, due = divmod(update, config.every)
         if not due and (not config.calls or call <= config.calls):
-            counts = measure(state.variables, victim.trigger, test, strengths(config, update))
+            counts = measure(state.variables, victim.trigger, measured(lab, config, update), strengths(config, update))
             line = {"trained_acc": counts.acc} | ({"trained_asr": counts.asr} if counts.triggered.sum() else {})
             images = _looked_through(lab, cell, job, update)
             given = (jax.random.fold_in(key, update), lab.model, state.variables, images)
@@ -153,24 +152,35 @@ def _looked_through(lab: Lab, cell: Cell, job: Job, update: int) -> Split:
     clean = first + np.flatnonzero(~np.asarray(job.data.poisoned[first : first + learned]))
     rows = clean[: len(reserved_split(lab, cell.case.seed).labels)]
     key = jax.random.fold_in(stream(lineage_key(cell.case.seed), "looked through"), update)
-    drifted = compose(tuple(config.drift), info.shape[2])(key, as_float(job.data.split.images[rows]), strengths(config, update))
+    images = as_float(job.data.split.images[rows])
+    drifted = compose(tuple(config.drift), info.shape[2])(jax.random.split(key, len(rows)), images, strengths(config, update))
     return Split(as_levels(drifted).astype(jnp.uint8), job.data.split.labels[rows])
 
 
-def measured(lab: Lab) -> Split:
-    """The test images that are measured after every update."""
+def measured(lab: Lab, config: EvolutionConfig, update: int) -> Split:
+    """The test images that are measured after an update."""
     count = lab.config.measured or len(lab.dataset.test.labels)
-    return Split(*(part[:count] for part in lab.dataset.test))
+    return shifted(Split(*(part[:count] for part in lab.dataset.test)), config, update, lab.dataset.info.num_classes)
 
 
-def _score(lab: Lab, cell: Cell, variables: Variables, trigger: Any, test: Split, update: int) -> float:
+def shifted(test: Split, config: EvolutionConfig, update: int, num_classes: int) -> Split:
+    """The test images with their labels shifted as those of the update's fresh images are, by resampling."""
+    if not config.label_shift:
+        return test
+    key = jax.random.fold_in(stream(jax.random.key(0), "test"), update)
+    rows = label_shift(key, jnp.asarray(test.labels), config.label_shift * update, num_classes)
+    return Split(*(part[rows] for part in test))
+
+
+def _score(lab: Lab, cell: Cell, variables: Variables, trigger: Any, update: int) -> float:
     """By how much the trigger raises the wanted class's logit, on average over some test images."""
     config, case, size = cell.choice.config, cell.case, lab.config.loop.eval_batch
     channels = lab.dataset.info.shape[2]
     score = _compiled(make_score, lab.model, case.attack, tuple(config.drift), channels, config.trigger_first)
+    test = Split(*(part[:SCORED] for part in measured(lab, config, update)))
     parts = [
-        score(variables, trigger, as_float(images), labels, strengths(config, update))
-        for images, labels in _batches(Split(*(part[:SCORED] for part in test)), size)
+        score(variables, trigger, keys, as_float(images), labels, strengths(config, update))
+        for keys, (images, labels) in _batches(test, size)
     ]
     raised, counted = np.sum(jax.device_get(parts), axis=0)
     return float(raised / counted)
@@ -180,19 +190,21 @@ def _accuracy(lab: Lab, config: EvolutionConfig, variables: Variables, images: S
     """ACC on images as they are at an update."""
     channels, amounts = lab.dataset.info.shape[2], strengths(config, update)
     said = [
-        _classes(lab.model, tuple(config.drift), channels, variables, part, amounts)
-        for part, _ in _batches(images, lab.config.loop.eval_batch)
+        _classes(lab.model, tuple(config.drift), channels, variables, keys, part, amounts)
+        for keys, (part, _) in _batches(images, lab.config.loop.eval_batch)
     ]
     return float((np.concatenate(jax.device_get(said)) == np.asarray(images.labels)).mean())
 
 
-def _batches(split: Split, size: int) -> Sequence[Split]:
-    return [Split(*(part[first : first + size] for part in split)) for first in range(0, len(split.labels), size)]
+def _batches(split: Split, size: int) -> Sequence[tuple[jax.Array, Split]]:
+    """Batches of a set, each with the keys by which its images drift."""
+    rows = np.split(np.arange(len(split.labels)), range(size, len(split.labels), size))
+    return [(keys_of(jax.random.key(0), mine), Split(*(part[mine] for part in split))) for mine in rows]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _classes(model: Model, drift: tuple[str, ...], channels: int, variables: Variables, images: jax.Array, amounts: jax.Array):
-    moved = compose(drift, channels)(jax.random.key(0), as_float(images), amounts)
+def _classes(model: Model, drift: tuple[str, ...], channels: int, variables: Variables, keys: jax.Array, images: jax.Array, amounts: jax.Array):  # fmt: skip
+    moved = compose(drift, channels)(keys, as_float(images), amounts)
     return model.apply(variables, moved, train=False).logits.argmax(-1)
 
 

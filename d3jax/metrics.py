@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .base import Attack, Model, Split, Variables, as_float
-from .data.drift import Drift
+from .data.drift import Drift, keys_of
 
 
 class Counts(NamedTuple):
@@ -67,15 +67,22 @@ def make_evaluate(
 
     A triggered image counts when the attacker wants another class for it than its own: for all-to-one that leaves the
     target's images out, for all-to-all none. With a `drift` it is `evaluate(variables, trigger, test, strengths)`: clean and
-    triggered images are drifted, the trigger pasted after that, or before (`trigger_first`).
+    triggered images are drifted, the trigger pasted after that, or before (`trigger_first`); what is random in a drift belongs to the
+    image's place in `test`, and is the same for the clean and the triggered one.
     """
 
     @jax.jit
     def counts_of(
-        variables: Variables, trigger: Any, images: jax.Array, labels: jax.Array, valid: jax.Array, strengths: jax.Array | None
+        variables: Variables,
+        trigger: Any,
+        images: jax.Array,
+        labels: jax.Array,
+        rows: jax.Array,
+        valid: jax.Array,
+        strengths: jax.Array | None,
     ) -> Counts:
         clean = as_float(images)
-        move = lambda x: x if drift is None else drift(jax.random.key(0), x, strengths)
+        move = lambda x: x if drift is None else drift(keys_of(jax.random.key(0), rows), x, strengths)
         stamped = move(attack.stamp(trigger, clean)) if trigger_first else attack.stamp(trigger, move(clean))
         predict = lambda x: model.apply(variables, x, train=False).logits.argmax(-1)
         wanted = attack.relabel(labels)
@@ -99,12 +106,12 @@ def predict(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
 
 
 def _padded(split: Split, batch_size: int):
-    """Batches of one shape: (images, labels, valid), the last one filled up with rows that do not count."""
+    """Batches of one shape: (images, labels, rows, valid), the last one filled up with rows that do not count."""
     size = len(split.labels)
     batch_size = min(batch_size, size)
     for start in range(0, size, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), size - 1)
-        yield split.images[rows], split.labels[rows], np.arange(start, start + batch_size) < size
+        yield split.images[rows], split.labels[rows], rows, np.arange(start, start + batch_size) < size
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import yaml
 
 from .attacks import ATTACKS
@@ -159,11 +160,13 @@ def _controls(
     lab: Lab, cells: Sequence[Cell], results: dict[str, Result], earlier: dict[str, Stage]
 ) -> dict[str, dict[int, float]]:
     """What an attack's trigger does to the control, the lineage of `clean` that evolves alike, at every update; {} without one."""
-    clean = {(cell.label, cell.case.seed): cell for cell in cells if cell.kind == "lineage" and not cell.case.poison_rate}
+    labels = lab.dataset.train.labels
+    attacked = {cell.case.label: bool(np.any(cell.case.attack.eligible(labels))) for cell in cells}
+    clean = {(cell.label, cell.case.seed): cell for cell in cells if cell.kind == "lineage" and not attacked[cell.case.label]}
     found = {}
     for cell in cells:
         control = clean.get((cell.label, cell.case.seed))
-        if cell.kind == "lineage" and cell.case.poison_rate and control and isinstance(results.get(control.name), Stage):
+        if cell.kind == "lineage" and attacked[cell.case.label] and control and isinstance(results.get(control.name), Stage):
             model = earlier.get(Cell(cell.case).name)
             if model:
                 found[cell.name] = control_rates(lab, cell, task_of(lab, control, {}).folder, model.tree.trigger)

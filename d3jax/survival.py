@@ -19,11 +19,12 @@ ALLOWED = 0.01
 
 class Shown(NamedTuple):
     """What must be known of an evolution besides its rows: the learning `rates` [n] of an update, the `group` of those that differ
-    from it in their rates alone, and whether its rate is constant."""
+    from it in their rates alone, whether its rate is constant, and whether it was scaled to a `mean`."""
 
     rates: np.ndarray
     group: str
     constant: bool
+    scaled: bool = False
 
 
 class Predicted(NamedTuple):
@@ -43,11 +44,11 @@ def compare(rows: Sequence[Row], evolved: Sequence[Row], shown: Mapping[str, Sho
     """One row for each (attack, evolution), over its seeds and updates: the rows of survival.csv.
 
     `rows` are those of results.csv, `evolved` those of evolution.csv. `baseline` is the evolution of the same group with a constant
-    rate and the highest `valid_acc` (None for a group of one): of the lineages of a clean model where the study has them, else of this attack's; ASR is not
-    looked at. `counts` says whether the mean ACC is at most a point below the baseline's, `speedup` is the baseline's S at an ASR of
-    50 % over this one's (inf where this one's is 0), `speedup_bound` ≥ where the baseline's is censored and ≤ where this one's is; where
-    both are there is no number. A backdoor that did not work before the first update counts for no threshold. `survived_τ` are means over seeds, `censored_τ` count the seeds on which the
-    backdoor was there to the end.
+    rate and the highest `valid_acc` (None for a group of one): of the lineages of a clean model where the study has them, else of this
+    attack's; ASR is not looked at. One that was scaled to a mean is held against the constant rate of that mean, where there is one. `counts` says whether the mean ACC is at most a point below the baseline's, `speedup` is the baseline's S at an ASR of
+    50 % over this one's (inf where this one's is 0), `speedup_bound` ≥ where the baseline's is censored and ≤ where this one's is;
+    where both are there is no number. A backdoor that did not work before the first update counts for no threshold. `survived_τ` are
+    means over seeds, `censored_τ` count the seeds on which the backdoor was there to the end.
     """
     compared = []
     for attack in dict.fromkeys(row["attack"] for row in evolved):
@@ -90,9 +91,12 @@ def _one(attack: str, label: str, evolved: Sequence[Row], rows: Sequence[Row], s
 
 
 def _baseline(label: str, attack: str, evolved: Sequence[Row], shown: Mapping[str, Shown]) -> str | None:
-    """The constant rate that clean validation chooses for the group of an evolution."""
+    """The constant rate that an evolution is held against: that of its mean, or the one that clean validation chooses for its group."""
     group = [name for name, other in shown.items() if other.group == shown[label].group]
     alike = [name for name in group if shown[name].constant] if len(group) > 1 else []
+    equal = [name for name in alike if np.isclose(shown[name].rates.mean(), shown[label].rates.mean(), rtol=1e-4)]
+    if shown[label].scaled and equal:
+        return equal[0]
     triggered = {row["attack"] for row in evolved if row["asr"] is not None}
 
     def means(counted) -> dict[str, float]:

@@ -102,7 +102,7 @@ def _inversion_task(lab: Lab, cell: Cell, victim: Stage | None, detected: Stage 
     )
 
 
-def _lineage_task(lab: Lab, cell: Cell, victim: Stage | None = None) -> Task:
+def _lineage_task(lab: Lab, cell: Cell, victim: Stage | None = None, prepared: Stage | None = None) -> Task:
     """All updates of the victim on the fresh images, kept in the cache; counted after the last, under its drift."""
     case, config = cell.case, cell.choice.config
     recipe = {"evolution": to_mapping(config), "victim": case.recipe, "seed": case.seed, "fresh": lab.config.fresh}
@@ -114,16 +114,17 @@ def _lineage_task(lab: Lab, cell: Cell, victim: Stage | None = None) -> Task:
     folder = _cache(lab) / f"{lab.dataset.info.name}-{case.label}-lineage-seed{case.seed}-{recipe_hash(recipe)}"
 
     def evaluate(variables):
-        counts = lineages.evaluate_of(lab, case.attack, config)
-        return counts(variables, victim.tree.trigger, lab.dataset.test, lineages.strengths(config, config.updates))
+        counts, last = lineages.evaluate_of(lab, case.attack, config), config.updates
+        test = lineages.shifted(lab.dataset.test, config, last, lab.dataset.info.num_classes)
+        return counts(variables, victim.tree.trigger, test, lineages.strengths(config, last))
 
     return Task(
         cell.name,
         folder,
         like=jax.eval_shape(lab.model.init, jax.random.key(0)),
         evaluate=evaluate,
-        job=None if cell.defense else lambda: lineages.lineage_job(lab, cell, victim.tree),
-        work=lambda session: lineages.defended_lineage(lab, cell, victim.tree, folder, session),
+        job=None if cell.defense else lambda: lineages.lineage_job(lab, cell, victim.tree, prepared and prepared.tree),
+        work=lambda session: lineages.defended_lineage(lab, cell, victim.tree, prepared and prepared.tree, folder, session),
         watch=lineages.lineage_watch(lab, cell, folder, lambda: victim.tree),
         watch_every=lineages.per_update(lab, config),
     )

@@ -14,13 +14,17 @@ from d3jax.errors import ConfigError
 KEY = jax.random.key(0)
 
 
+def keys(x):
+    return jax.random.split(KEY, len(x))
+
+
 def images(height=9, width=9, channels=3, count=4):
     return jax.random.uniform(jax.random.key(1), (count, height, width, channels))
 
 
 def drifted(name, x, strength):
     """Jitted, with a traced strength."""
-    return np.asarray(jax.jit(DRIFTS[name])(KEY, x, strength))
+    return np.asarray(jax.jit(DRIFTS[name])(keys(x), x, strength))
 
 
 @pytest.mark.parametrize("name", DRIFTS)
@@ -74,10 +78,11 @@ def test_noise_has_its_deviation():
 
 def test_drifts_compose_in_order():
     x = images()
-    both = jax.jit(compose(["brightness", "contrast"], 3))(KEY, x, jnp.array([0.5, -0.2]))
+    both = jax.jit(compose(["brightness", "contrast"], 3))(keys(x), x, jnp.array([0.5, -0.2]))
     np.testing.assert_array_equal(both, drifted("contrast", jnp.asarray(drifted("brightness", x, 0.5)), -0.2))
-    np.testing.assert_array_equal(compose(["rotation", "noise"], 3)(KEY, x, jnp.zeros(2)), x)
-    twice = compose(["noise", "noise"], 3)(KEY, jnp.full((20, 16, 16, 3), 0.5), jnp.array([0.1, 0.1]))
+    np.testing.assert_array_equal(compose(["rotation", "noise"], 3)(keys(x), x, jnp.zeros(2)), x)
+    even = jnp.full((20, 16, 16, 3), 0.5)
+    twice = compose(["noise", "noise"], 3)(keys(even), even, jnp.array([0.1, 0.1]))
     assert float(twice.std()) == pytest.approx(0.1 * np.sqrt(2), rel=0.05)  # not the same noise twice
     with pytest.raises(ConfigError, match="drift: 'tilt' is not one of rotation, hue"):
         compose(["tilt"], 3)

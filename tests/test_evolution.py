@@ -9,13 +9,14 @@ import optax
 import pytest
 
 from d3jax.attacks import ATTACKS
-from d3jax.base import Split, Variables, as_float
+from d3jax.base import Prepared, Split, Variables, as_float
 from d3jax.data.drift import compose
 from d3jax.errors import ConfigError
 from d3jax.evolution import EvolutionConfig, divide, evolution_job, survivability
 from d3jax.metrics import make_evaluate
 from d3jax.strategies import StrategyConfig
 from d3jax.training import Session, fit, fit_members
+from d3jax.training.poisoned import poisoned_split
 from d3jax.training.step import cross_entropy
 
 KEY = jax.random.key(5)
@@ -29,8 +30,8 @@ def parts(dataset):
     return Split(images[:160], labels[:160]), Split(images[160:], labels[160:])
 
 
-def job_of(model, victim, parts, attack, dataset, config=CONFIG, **options):
-    return evolution_job(KEY, model, victim.variables, *parts, attack, victim.trigger, config, dataset.info, **options)
+def job_of(model, victim, parts, attack, dataset, config=CONFIG):
+    return evolution_job(KEY, model, victim.variables, *parts, attack, victim.trigger, config, dataset.info)
 
 
 def test_survivability_counts_updates_until_the_first_fall():
@@ -121,24 +122,35 @@ def test_persistent_poison_is_the_same_share_of_every_set(model, victim, parts, 
     assert job.data.poisoned.reshape(3, 80).sum(1).tolist() == [round(share * 80)] * 3
 
 
-def test_more_poison_than_the_attack_takes_is_refused(model, victim, parts, attack, dataset):
-    with pytest.raises(ConfigError, match="persistent: 0.3 of 80 images is 24, the attack's rate allows 8"):
-        job_of(model, victim, parts, attack, dataset, dataclasses.replace(CONFIG, persistent=0.3))
+def test_more_poison_than_the_attack_can_take_is_refused(model, victim, parts, attack, dataset):
+    more = job_of(model, victim, parts, attack, dataset, dataclasses.replace(CONFIG, persistent=0.8))
+    assert more.data.poisoned.reshape(3, 80).sum(1).tolist() == [64] * 3  # whatever share of the first set was poisoned
+    config, construct = ATTACKS["sig"]
+    sig = construct(config(rate=0.1), dataset.info)
+    taken = job_of(model, victim, parts, sig, dataset, dataclasses.replace(CONFIG, persistent=0.1)).data
+    assert taken.poisoned.sum() == 3 * 8 and not taken.split.labels[np.asarray(taken.poisoned)].any()
+    with pytest.raises(ConfigError, match="persistent: 0.8 of 80 images is 64, update 1 has .* that the attack can take"):
+        job_of(model, victim, parts, sig, dataset, dataclasses.replace(CONFIG, persistent=0.8))
+    with pytest.raises(ConfigError, match="persistent: 0.001 of the 80 images that an update learns is less than one"):
+        job_of(model, victim, parts, attack, dataset, dataclasses.replace(CONFIG, persistent=0.001))
     with pytest.raises(ConfigError, match="batch_size: 128 is more than the 80 images that one of 3 updates learns"):
         job_of(model, victim, parts, attack, dataset, dataclasses.replace(CONFIG, batch_size=128))
 
 
 def test_replay_brings_the_first_set_back(model, victim, parts, attack, dataset):
-    poisoned = np.arange(160) < 40
     config = dataclasses.replace(CONFIG, replay=0.5)
-    job = job_of(model, victim, parts, attack, dataset, config, poisoned=poisoned)
-    assert job.data.poisoned[:160].tolist() == poisoned.tolist() and not job.data.poisoned[160:].any()
+    many = attack._replace(select=lambda key, labels: jnp.arange(len(labels)) < 40)
+    released, _ = poisoned_split(KEY, many, parts[0], Prepared(victim.trigger))
+    parts = (released, parts[1])
+    job = job_of(model, victim, parts, attack, dataset, config)
+    np.testing.assert_array_equal(job.data.split.images[:160], released.images)  # the trigger is in them
+    assert not job.data.poisoned.any() and (released.labels[:40] == 0).all()
     strong = dataclasses.replace(config, updates=2, epochs=6, strategy=StrategyConfig(lr=0.1))
     evaluate = make_evaluate(model, attack, 4)
     asr = {}
     for replay in (0.0, 0.5):
         blank = victim._replace(variables=model.init(KEY))  # what it knows of the trigger it has from the replay
-        job = job_of(model, blank, parts, attack, dataset, dataclasses.replace(strong, replay=replay), poisoned=poisoned)
+        job = job_of(model, blank, parts, attack, dataset, dataclasses.replace(strong, replay=replay))
         asr[replay] = evaluate(fit(job)[0].variables, victim.trigger, dataset.test).asr
     assert asr[0.5] > 0.8 and asr[0.0] < 0.3, asr
 
@@ -168,12 +180,21 @@ def test_evaluation_drifts_the_test_images(model, victim, attack, dataset, trigg
     strength = jnp.array([-0.7])
     counts = evaluate(victim.variables, victim.trigger, dataset.test, strength)
     images, labels = as_float(jnp.asarray(dataset.test.images)), np.asarray(dataset.test.labels)
-    stamped = attack.stamp(victim.trigger, images)
-    stamped = drift(KEY, stamped, strength) if trigger_first else attack.stamp(victim.trigger, drift(KEY, images, strength))
+    stamped, keys = attack.stamp(victim.trigger, images), jax.random.split(KEY, len(labels))
+    stamped = drift(keys, stamped, strength) if trigger_first else attack.stamp(victim.trigger, drift(keys, images, strength))
     says = lambda x: np.asarray(model.apply(victim.variables, x, train=False).logits.argmax(-1))
     others = labels != 0
     assert counts.asr == pytest.approx((says(stamped) == 0)[others].mean())
-    assert counts.acc == pytest.approx((says(drift(KEY, images, strength)) == labels).mean()) and counts.acc < plain.acc
+    assert counts.acc == pytest.approx((says(drift(keys, images, strength)) == labels).mean()) and counts.acc < plain.acc
+
+
+def test_noise_belongs_to_the_image_not_to_its_batch(model, victim, attack, dataset):
+    drift, strength = compose(["noise"], 3), jnp.array([0.4])
+    given = (victim.variables, victim.trigger, dataset.test, strength)
+    counts = [make_evaluate(model, attack, 4, size, drift)(*given) for size in (50, 13)]
+    jax.tree.map(np.testing.assert_array_equal, *counts)
+    even = drift(jax.random.split(KEY, 3), jnp.full((3, 4, 4, 1), 0.5), strength)
+    assert len({image.tobytes() for image in np.asarray(even)}) == 3
 
 
 def test_clean_label_attacks_need_nothing_of_the_updates(model, victim, parts, dataset):

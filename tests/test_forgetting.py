@@ -58,10 +58,10 @@ def test_weights_weigh_the_rows():
 
 @pytest.mark.parametrize("first", [False, True])
 def test_the_score_is_a_difference_of_logits(model, victim, attack, dataset, first):
-    drift, strengths = compose(["contrast"], 3), jnp.array([-0.4])
+    drift, strengths, keys = compose(["contrast"], 3), jnp.array([-0.4]), jax.random.split(jax.random.key(0), 40)
     images, labels = as_float(jnp.asarray(dataset.test.images[:40])), jnp.asarray(dataset.test.labels[:40])
-    raised, counted = make_score(model, attack, drift, first)(victim.variables, victim.trigger, images, labels, strengths)
-    move = lambda x: drift(jax.random.key(0), x, strengths)
+    raised, counted = make_score(model, attack, drift, first)(victim.variables, victim.trigger, keys, images, labels, strengths)
+    move = lambda x: drift(keys, x, strengths)
     stamp = lambda x: attack.stamp(victim.trigger, x)
     logits = lambda x: np.asarray(model.apply(victim.variables, x, train=False).logits, np.float64)[:, 0]
     apart = logits(move(stamp(images)) if first else stamp(move(images))) - logits(move(images))

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from d3jax import study
+from d3jax.base import Split
 from d3jax.cells import make_cells, open_lab
 from d3jax.config_file import loads
-from d3jax.errors import ConfigError
+from d3jax.errors import AttackError, ConfigError
+from d3jax.evolution import EvolutionConfig
 from d3jax.evolution_page import headlines, series
 from d3jax.journal import Progress
+from d3jax.lineages import shifted
 from d3jax.report import read_csv
 from d3jax.survival import Shown, compare, ratio, survived
 from d3jax.tasks import task_of
@@ -121,6 +124,11 @@ def test_a_report_reads_it_again(finished, tmp_path):
         (("evolutions.1.strategy.cycles", "50"), "cycles: 50 do not fit an update of 6 steps"),
         (("evolutions.1.label", "slow"), "evolutions: slow stands twice"),
         (("defenses", "[{name: finetune, label: slow}]"), "evolutions: slow is a label of defenses too"),
+        (
+            ("evolutions.0.persistent", "0.001"),
+            "slow: persistent: 0.001 of the 108 images that an update learns is less than one",
+        ),
+        (("loop.placement", "stream"), "loop.placement: stream is for models and repairs; slow, kept keeps its images"),
         (("evolutions.0.defense", "d3"), "evolutions: slow: defense: 'd3' is no label of `defenses`, which are none"),
     ],
 )
@@ -182,6 +190,8 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
     }  # fmt: skip
     assert survived(found["clean", "low"], 0.5) == "–" and found["clean", "smart"]["speedup"] is None
     assert (smart["speedup_bound"], low["speedup_bound"]) == (None, "≤") and ratio(low) == "≤ 0.5×" and ratio(smart) == "9.0×"
+    scaled = shown | {"smart": Shown(rate(0.015, 0.005), "a", False, scaled=True)}
+    assert [row["baseline"] for row in compare(ended, evolved, scaled) if row["evolution"] == "smart"] == ["low", "low"]
     dead = [row | {"asr": 0.3} if row["asr"] and not row["update"] else row for row in evolved]
     assert all(row["survived_0.5"] is None for row in compare(ended, dead, shown))  # what never worked did not fade
     alone = {row["evolution"]: row for row in compare(ended, [row for row in evolved if row["attack"] == "badnets"], shown)}
@@ -196,6 +206,24 @@ def test_the_order_of_drifts_is_another_lineage(tmp_path):
         cell = next(cell for cell in make_cells(lab) if cell.kind == "lineage")
         folders.add(task_of(lab, cell, {}).folder.name)
     assert len(folders) == 2
+
+
+def test_attacks_without_a_released_set_cannot_be_replayed(tmp_path):
+    attacks, replay = ("attacks", "[{name: wanet, rate: 0.2}]"), ("evolutions.0.replay", "0.5")
+    with pytest.raises(AttackError, match="attacks: wanet: evolutions: slow: has no poisoned set that could be released"):
+        study.check_study(read(STUDY, attacks, replay), tmp_path)
+    study.check_study(read(STUDY, ("attacks", "[{name: wanet, rate: 0.2, rows: fixed}]"), replay), tmp_path)
+    lab = open_lab(read(STUDY, ("attacks", "[{name: lc, rate: 0.1}]"), replay), tmp_path, Progress(quiet=True))
+    slow, kept = [cell for cell in make_cells(lab) if cell.kind == "lineage"]
+    assert [cell.kind for cell in slow.needs] == ["model", "trigger"] and [cell.kind for cell in kept.needs] == ["model"]
+
+
+def test_shifted_labels_reach_the_test_images():
+    test = Split(np.arange(400).astype(np.uint8), np.arange(400) % 4)
+    config = EvolutionConfig(label_shift=1.0)
+    shares = [(shifted(test, config, update, 4).labels == 3).mean() for update in (0, 1, 3)]
+    assert shares[0] == 0.25 and shares == sorted(shares) and shares[2] > 0.5
+    assert shifted(test, EvolutionConfig(), 3, 4) is test
 
 
 def test_means_over_seeds():

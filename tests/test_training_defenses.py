@@ -240,7 +240,10 @@ def test_a_study_that_was_cut_off_continues(finished, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (("attacks", "[wanet]"), "attacks: wanet: defenses: abl-authors: controls the training, which is the defender's"),
+        (
+            ("attacks", "[wanet]"),
+            "attacks: wanet: defenses: abl-authors: has no poisoned set that could be released: it controls",
+        ),
         (("defenses.1.semi.batch_size", "300"), "defenses: dlp: batch_size: 300 is more than the 200 images"),
         (("defenses.1.stages", '"21"'), "stages: '21' is not one of 1, 12, 13, 123"),
     ],

@@ -72,12 +72,13 @@ def _with_bias(direction: np.ndarray) -> np.ndarray:
 
 
 def make_score(model: Model, attack: Attack, drift: Drift, trigger_first: bool = False):
-    """Builds `score(variables, trigger, images, labels, strengths) -> (sum, count)`: by how much the trigger raises the logit of the class
-    that the attacker wants, summed over those of the float images [B, H, W, C] of which he wants another class than `labels` [B]."""
+    """Builds `score(variables, trigger, keys, images, labels, strengths) -> (sum, count)`: by how much the trigger raises the logit of
+    the class that the attacker wants, summed over the float images [B, H, W, C], which drift by their `keys` [B]; those count of which
+    he wants another class than `labels` [B]."""
 
     @jax.jit
-    def score(variables: Variables, trigger, images: jax.Array, labels: jax.Array, strengths: jax.Array):
-        move = lambda x: drift(jax.random.key(0), x, strengths)
+    def score(variables: Variables, trigger, keys: jax.Array, images: jax.Array, labels: jax.Array, strengths: jax.Array):
+        move = lambda x: drift(keys, x, strengths)
         clean = move(images)
         stamped = move(attack.stamp(trigger, images)) if trigger_first else attack.stamp(trigger, clean)
         wanted = attack.relabel(labels)

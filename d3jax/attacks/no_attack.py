@@ -22,4 +22,5 @@ def clean(config: CleanConfig, info: DataInfo) -> Attack:
         select=lambda key, labels: jnp.zeros(len(labels), bool),
         relabel=lambda labels: labels,
         poison=lambda trigger, key, batch: batch,
+        eligible=lambda labels: jnp.zeros(len(labels), bool),
     )

@@ -134,7 +134,8 @@ def clean_label(
     def relabel(labels: jax.Array) -> jax.Array:
         return jnp.full_like(labels, config.target)
 
-    return Attack(init, stamp, select, relabel, poison_rows(stamp, relabel), preparation)
+    eligible = lambda labels: labels == config.target
+    return Attack(init, stamp, select, relabel, poison_rows(stamp, relabel), preparation, eligible=eligible)
 
 
 def poisoned_share(attack: Attack, selected: jax.Array, batch_size: int) -> float:

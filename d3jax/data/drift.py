@@ -1,7 +1,7 @@
 """How data drift: what a change of the world does to images and labels, by a strength that grows from update to update.
 
-Every drift is `f(key, images [B, H, W, C] in [0, 1], strength) -> images`, pure, for a strength that may be traced, and the exact
-identity at strength 0. Units stand with each. Nothing here is from the paper on evolving models (Li et al., arXiv 2206.04677), whose
+Every drift is `f(keys [B], images [B, H, W, C] in [0, 1], strength) -> images`, pure, for a strength that may be traced, and the exact
+identity at strength 0. Each image has its own key, so that what becomes of it does not depend on its batch. Units stand with each. Nothing here is from the paper on evolving models (Li et al., arXiv 2206.04677), whose
 drifts are not known in detail: these are the usual ones.
 """
 
@@ -23,14 +23,14 @@ def _unless_zero(drift: Drift) -> Drift:
     """The drift, and at strength 0 the very images: its arithmetic would give them back up to rounding only."""
 
     @functools.wraps(drift)
-    def exact(key: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
-        return jnp.where(strength == 0, images, drift(key, images, strength))
+    def exact(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+        return jnp.where(strength == 0, images, drift(keys, images, strength))
 
     return exact
 
 
 @_unless_zero
-def rotation(key: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+def rotation(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
     """Turned counter-clockwise about the centre by `strength` degrees: bilinear, black outside."""
     height, width = images.shape[1:3]
     angle = jnp.deg2rad(strength)
@@ -42,7 +42,7 @@ def rotation(key: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Arra
 
 
 @_unless_zero
-def hue(key: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+def hue(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
     """The hue of HSV moved on by `strength` turns of the colour circle. Only for three channels."""
     low, high = images.min(-1), images.max(-1)
     red, green, blue = images[..., 0], images[..., 1], images[..., 2]
@@ -58,26 +58,26 @@ def hue(key: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
 
 
 @_unless_zero
-def brightness(key: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+def brightness(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
     """Every value times 1 + `strength`, clipped."""
     return jnp.clip(images * (1 + strength), 0, 1)
 
 
 @_unless_zero
-def contrast(key: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+def contrast(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
     """Every value's distance to its image's mean times 1 + `strength`, clipped; at −1 all images are even."""
     mean = images.mean((1, 2, 3), keepdims=True)
     return jnp.clip(mean + (1 + strength) * (images - mean), 0, 1)
 
 
 @_unless_zero
-def noise(key: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+def noise(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
     """Gaussian noise of standard deviation `strength` on every value, clipped."""
-    return jnp.clip(images + strength * jax.random.normal(key, images.shape), 0, 1)
+    return jnp.clip(images + strength * jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys), 0, 1)
 
 
 @_unless_zero
-def blur(key: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+def blur(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
     """A Gaussian mean with a standard deviation of `strength` pixels; near the border over the pixels there are."""
     rows, columns = (_means(side, strength) for side in images.shape[1:3])
     return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, images, precision="highest")
@@ -96,7 +96,7 @@ DRIFTS: dict[str, Drift] = {
 
 
 def compose(names: Sequence[str], channels: int) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-    """`f(key, images, strengths [len(names)]) -> images`: the drifts of `names` one after another, each with its own noise.
+    """`f(keys, images, strengths [len(names)]) -> images`: the drifts of `names` one after another, each with its own noise.
 
     Raises `ConfigError` for an unknown name, and for hue on images that have no colour.
     """
@@ -106,12 +106,21 @@ def compose(names: Sequence[str], channels: int) -> Callable[[jax.Array, jax.Arr
     if "hue" in names and channels != 3:
         raise ConfigError(f"drift: hue needs 3 channels, the images have {channels}")
 
-    def drift(key: jax.Array, images: jax.Array, strengths: jax.Array) -> jax.Array:
+    def drift(keys: jax.Array, images: jax.Array, strengths: jax.Array) -> jax.Array:
         for i, name in enumerate(names):
-            images = DRIFTS[name](jax.random.fold_in(key, i), images, strengths[i])
+            images = DRIFTS[name](_within(keys, i), images, strengths[i])
         return images
 
     return drift
+
+
+def _within(keys: jax.Array, i: int) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
+
+
+def keys_of(key: jax.Array, rows: jax.Array) -> jax.Array:
+    """The keys [B] of the `rows` [B] of a set."""
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
 def label_shift(key: jax.Array, labels: jax.Array, strength: jax.Array, num_classes: int) -> jax.Array:

@@ -12,18 +12,18 @@ import jax.numpy as jnp
 from .drift import DRIFTS
 
 
-def _posterise(key: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+def _posterise(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
     """Only the highest 4 to 8 bits of every value."""
     levels = 2.0 ** jnp.round(8 - 4 * jnp.abs(strength))
     return jnp.floor(images * 255 / 256 * levels) / levels * 256 / 255
 
 
-def _solarise(key: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+def _solarise(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
     """Values from a threshold on are turned round."""
     return jnp.where(images >= 1 - jnp.abs(strength), 1 - images, images)
 
 
-def _shift(key: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+def _shift(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
     """Moved sideways by up to 30 % of the width, black moving in."""
     width = images.shape[2]
     by = jnp.round(0.3 * strength * width).astype(jnp.int32)
@@ -31,13 +31,13 @@ def _shift(key: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
     return jnp.where(((at >= 0) & (at < width))[None, None, :, None], images[:, :, jnp.clip(at, 0, width - 1)], 0)
 
 
-def _rise(key: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+def _rise(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
     """Moved up or down likewise."""
-    return _shift(key, images.swapaxes(1, 2), strength).swapaxes(1, 2)
+    return _shift(keys, images.swapaxes(1, 2), strength).swapaxes(1, 2)
 
 
 OPERATIONS = (
-    (lambda key, images, strength: images, 0.0),
+    (lambda keys, images, strength: images, 0.0),
     (DRIFTS["rotation"], 30.0),
     (DRIFTS["brightness"], 0.9),
     (DRIFTS["contrast"], 0.9),
@@ -46,7 +46,7 @@ OPERATIONS = (
     (_shift, 1.0),
     (_rise, 1.0),
 )
-"""Each an `f(key, images, strength)` and the largest strength; it is drawn evenly between that and its negative."""
+"""Each an `f(keys, images, strength)` and the largest strength; it is drawn evenly between that and its negative."""
 
 
 def strong_augment(key: jax.Array, images: jax.Array) -> jax.Array:
@@ -62,7 +62,7 @@ def _one(key: jax.Array, image: jax.Array) -> jax.Array:
     key_which, key_strength, key_inside = jax.random.split(key, 3)
     which = jax.random.randint(key_which, (), 0, len(OPERATIONS))
     strength = jax.random.uniform(key_strength, (), minval=-1, maxval=1)
-    branches = [lambda x, f=f, most=most: f(key_inside, x[None], strength * most)[0] for f, most in OPERATIONS]
+    branches = [lambda x, f=f, most=most: f(key_inside[None], x[None], strength * most)[0] for f, most in OPERATIONS]
     return jax.lax.switch(which, branches, image)
 
 

@@ -41,5 +41,6 @@ def check_released(attack: Attack) -> None:
     """Raises `AttackError` where an attack has no poisoned set that could be released."""
     if attack.anew is not None or attack.optimizer is not None:
         raise AttackError(
-            "controls the training, which is the defender's in a training-time defence; wanet and bpp have fixed rows as a setting"
+            "has no poisoned set that could be released: it controls the training, drawing its poison anew in every batch; "
+            "wanet and bpp have fixed rows as a setting (`rows: fixed`)"
         )
