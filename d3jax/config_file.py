@@ -175,12 +175,14 @@ class _Reader:
                 )
                 self.fail(self.longest(_join(path, key)), f"unknown key {key!r}; known keys: {names(fields)}{hint}")
         hints, values = hints_of(cls), {}
+        # A section that is given in part is filled from the class's defaults, or from what a class says that is chosen by other fields.
+        beneath = getattr(cls, "beneath", lambda given: {})(mapping)
         for name, field in fields.items():
             inside = _join(path, name)
             if "registry" in field.metadata:
                 values[name] = self.choices(hints[name], field.metadata["registry"], mapping[name], inside)
             elif name in mapping and (nested := _nested(hints[name])) and mapping[name] is not None:
-                default = getattr(base, name) if base is not None else _default(field)
+                default = beneath.get(name) or (getattr(base, name) if base is not None else _default(field))
                 values[name] = self.dataclass(nested, mapping[name], inside, base=default)
             elif name in mapping and dataclasses.is_dataclass(hints[name]):
                 self.fail(inside, f"want a mapping, got {mapping[name]!r}")
@@ -270,7 +272,7 @@ class _Reader:
                 self.value(args[0], key, path): self.value(args[1], item, _join(path, str(key))) for key, item in value.items()
             }
         if origin is Literal:
-            return value  # check_fields names the choices
+            return str(value) if isinstance(value, int) and str(value) in args else value  # check_fields names the choices
         if hint is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):

@@ -18,13 +18,14 @@ HUES = {"entropy": "#0072b2", "cross_entropy": "#d55e00", "symmetric": "#009e73"
 
 class Filter(NamedTuple):
     """What a training-time defence found out about the images of which `flags` [N] says who is poisoned: `found`, arrays [N] by name.
-    `beginning` names the run of its first stage."""
+    `curves` are precision and recall [N] of the lowest k of each score, `beginning` names the run of its first stage."""
 
     attack: str
     defense: str
     seed: int
     flags: np.ndarray
     found: Mapping[str, np.ndarray]
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
     beginning: str = ""
 
 
@@ -53,15 +54,15 @@ def _save_learning(path: Path, records: Sequence[Mapping[str, float]]) -> Path |
         return None
     at = np.arange(1, len(measured) + 1)
     panels = (
-        ("ce", "Cross-entropy", "nats"),
-        ("low", "Its lowest tenth", "nats"),
-        ("entropy", "Entropy of the prediction", "nats"),
+        ("ce", "Cross-entropy", 1, "nats"),
+        ("entropy", "Entropy of the prediction", 1, "nats"),
+        ("right", "Taken for the given label", 100, "images (%)"),
     )
     with drawing(path, (WIDTH, 2.5)) as picture:
         axes = picture.subplots(1, 4)
-        for axis, (name, title, unit) in zip(axes, panels, strict=False):
+        for axis, (name, title, factor, unit) in zip(axes, panels, strict=False):
             for kind, colour in (("clean", CLEAN), ("poisoned", POISONED)):
-                values = [record.get(f"{kind}_{name}", np.nan) for record in measured]
+                values = [factor * record.get(f"{kind}_{name}", np.nan) for record in measured]
                 axis.plot(at, values, color=colour, marker="o", markersize=2.5, label=kind)
             axis.set(title=title, xlabel="epoch", ylabel=unit, ylim=(0, None))
         for name, label, colour in (("watch_acc", "ACC", CLEAN), ("watch_asr", "ASR", POISONED)):
@@ -77,17 +78,17 @@ def _save_learning(path: Path, records: Sequence[Mapping[str, float]]) -> Path |
 
 
 def _save_scores(path: Path, one: Filter) -> Path:
-    scores = {name: values for name, values in one.found.items() if values.dtype != np.bool_ and np.any(values)}
-    shown = [name for name in ("entropy", "cross_entropy", "rescored") if name in scores]
+    shown = [name for name in ("entropy", "cross_entropy", "rescored") if name in one.curves]
     with drawing(path, (WIDTH, 4.8)) as picture:
         grid = picture.add_gridspec(2, 6)
         for i, name in enumerate(shown):
             axis = picture.add_subplot(grid[0, 2 * i : 2 * i + 2])
-            finite = scores[name][np.isfinite(scores[name])]
+            scores = one.found[name]
+            finite = scores[np.isfinite(scores)]
             edges = np.linspace(0, max(float(np.quantile(finite, 0.99)), 1e-6), 40)
             for kind, mask, colour in (("clean", ~one.flags, CLEAN), ("poisoned", one.flags, POISONED)):
                 if mask.any():
-                    values = np.clip(scores[name][mask], 0, edges[-1])
+                    values = np.clip(scores[mask], 0, edges[-1])
                     axis.hist(
                         values, edges, weights=np.full(len(values), 100 / len(values)), color=colour, alpha=0.55, label=kind
                     )
@@ -96,10 +97,8 @@ def _save_scores(path: Path, one: Filter) -> Path:
         share = 100 * np.arange(1, len(one.flags) + 1) / len(one.flags)
         for i, title in enumerate(("Precision", "Recall")):
             axis = picture.add_subplot(grid[1, 3 * i : 3 * i + 3])
-            for name, values in scores.items():
-                hits = np.cumsum(one.flags[np.lexsort((one.found["cross_entropy"], values))])
-                curve = hits / np.arange(1, len(hits) + 1) if i == 0 else hits / max(int(one.flags.sum()), 1)
-                axis.plot(share, 100 * curve, color=HUES[name], linewidth=1.3, label=name.replace("_", "-"))
+            for name, curve in one.curves.items():
+                axis.plot(share, 100 * curve[i], color=HUES[name], linewidth=1.3, label=name.replace("_", "-"))
             axis.axhline(100 * one.flags.mean(), color=CLEAN, linewidth=0.8, linestyle=":") if i == 0 else None
             axis.set(
                 title=title, xlabel="images with the lowest scores (%)", ylabel="%", xlim=(0.1, 100), ylim=(-3, 103), xscale="log"

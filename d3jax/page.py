@@ -98,7 +98,7 @@ def write_report(
         failed = [row for row in ended if row["attack"] == attack and row["status"] != "ok"]
         evolutions = show_evolutions(folder / "figures" / stem, attack, lineages, failed, looks)
         runs = {run: lines for run, lines in metrics.get(attack, {}).items() if run[0].split("/")[0] not in lineages.shown}
-        found = [one for one in filters if one.attack == attack and one.seed == min(other.seed for other in filters)]
+        found = [one for one in filters if one.attack == attack and one.seed == filters[0].seed]
         named = [row for row in filtered if row["attack"] == attack]
         evolutions += show_filters(folder / "figures" / stem, found, named, every.get(attack, {}))
         evolutions += "".join(show_paths(folder / "figures" / stem, one, looks) for one in lines if one.attack == attack)

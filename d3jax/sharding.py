@@ -150,6 +150,15 @@ def agree(numbers: Sequence[int]) -> list[int]:
     return box[1 : 1 + int(box[0])].tolist()
 
 
+def same_arrays(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The first process's arrays on every process: sums in another order must not make them decide otherwise. Call it everywhere."""
+    if jax.process_count() == 1:
+        return arrays
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(arrays))
+
+
 def copies(tree: Any) -> Any:
     """Arrays that every process holds alike, as arrays of all of them, the form in which several processes save together."""
     if jax.process_count() == 1:

@@ -260,6 +260,7 @@ def row(lab: Lab, cell: Cell, results: dict[str, Result]) -> dict[str, Any]:
             values |= survival(result.lines)
         if cell.kind == "training":
             values |= filter_columns(flags_of(lab, case), result.tree)
+            values["seconds"] += results[cell.needs[-1].name].seconds  # its first stage is part of it
         if found := found_of(cell, results):
             values |= {
                 "target": found.target, "chosen": found.how, "trigger_success": found.success,

@@ -66,9 +66,9 @@ def training_watch(
         counts = case.evaluate(state.variables, victim().trigger, lab.dataset.test)
         line = {"watch_acc": counts.acc} | ({"watch_asr": counts.asr} if counts.triggered.sum() else {})
         for name, split in parts():
-            scores = scores_of(lab.model, state.variables, split)
+            scores = scores_of(lab.model, state.variables, split, ("entropy", "cross_entropy", "right"))
             line |= {f"{name}_ce": float(scores["cross_entropy"].mean()), f"{name}_entropy": float(scores["entropy"].mean())}
-            line[f"{name}_low"] = float(np.quantile(scores["cross_entropy"], 0.1))
+            line[f"{name}_right"] = float(scores["right"].mean())
         return line
 
     return watch
@@ -86,8 +86,10 @@ def filters_of(lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result]) -
         result = results.get(cell.name)
         if cell.kind == "training" and isinstance(result, Stage):
             beginning = cell.needs[-1].name.rpartition("/")[2]
-            flags = flags_of(lab, cell.case)
-            filters.append(Filter(cell.case.label, cell.label, cell.case.seed, flags, result.tree, beginning))
+            flags, found = flags_of(lab, cell.case), result.tree
+            scored = [name for name, values in found.items() if values.dtype != np.bool_ and np.any(values)]
+            curves = {name: precision_recall(found[name], flags, found["cross_entropy"]) for name in scored}
+            filters.append(Filter(cell.case.label, cell.label, cell.case.seed, flags, found, curves, beginning))
     return filters
 
 
@@ -95,11 +97,8 @@ def filter_rows(filters: Sequence[Filter]) -> list[dict[str, Any]]:
     """The lines of filters.csv: for every training-time defence and score, how well low scores find the poison."""
     rows = []
     for one in filters:
-        for name, values in one.found.items():
-            if values.dtype == np.bool_ or not np.any(values):
-                continue
-            precision, recall = precision_recall(values, one.flags, one.found["cross_entropy"])
-            rate = auroc(values, one.flags)
+        for name, (precision, recall) in one.curves.items():
+            rate = auroc(one.found[name], one.flags)
             line = {"attack": one.attack, "defense": one.defense, "seed": one.seed, "score": name}
             line["auroc"] = None if np.isnan(rate) else rate
             for share in SHARES:

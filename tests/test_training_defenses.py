@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax import checkpoint, study
+from d3jax import checkpoint, study, untrusted
 from d3jax.attacks import ATTACKS, BadNetsConfig, badnets
 from d3jax.config import OptimConfig, TrainConfig
 from d3jax.config_file import loads
@@ -16,7 +16,7 @@ from d3jax.data import SyntheticConfig, synthetic
 from d3jax.defenses import ABLConfig, DLPConfig, abl, dlp
 from d3jax.defenses.abl import bounded_loss
 from d3jax.defenses.dlp import trusted_rows
-from d3jax.defenses.untrusted import UnlearnConfig, found_of, found_shapes
+from d3jax.defenses.untrusted import Judged, UnlearnConfig, behind, found_of, found_shapes, judge
 from d3jax.errors import AttackError, ConfigError
 from d3jax.journal import Progress
 from d3jax.metrics import make_evaluate
@@ -54,6 +54,29 @@ def test_presets():
     rate = make_schedule(authors.finetune.optimizer.schedule, steps=60 * 390, steps_per_epoch=390)
     assert [round(float(rate(epoch * 390)), 3) for epoch in (0, 39, 40, 59)] == [1, 1, 0.1, 0.1]
     assert DLPConfig().score == "entropy" and DLPConfig().supervised.epochs == 20 and DLPConfig().kept == 0.5
+
+
+def test_what_a_file_leaves_out_is_the_presets():
+    text = "defenses: [{name: abl, preset: backdoorbench, isolate: {epochs: 3}, unlearn: {optimizer: {lr: 0.1}}}, "
+    text += "{name: dlp, stages: 12, semi: {method: fixmatch, optimizer: {lr: 0.5}}}]"
+    found, other = (choice.config for choice in loads(text, registries=study.REGISTRIES).defenses)
+    preset = ABLConfig(preset="backdoorbench")
+    assert found.isolate == dataclasses.replace(preset.isolate, epochs=3) and found.finetune == preset.finetune
+    assert found.unlearn.steps == 40 and found.unlearn.optimizer == dataclasses.replace(preset.unlearn.optimizer, lr=0.1)
+    assert other.stages == "12" and other.semi.optimizer == OptimConfig(lr=0.5, nesterov=True, schedule="cosine")
+
+
+def test_trusted_are_the_half_that_is_least_suspected(model, dataset, poisoned):
+    _, split, _ = poisoned
+    judged = judge(model, model.init(KEY), split, "entropy", 0.1)
+    assert len(judged.suspects) == 40 and len(judged.trusted) == 200 and not set(judged.suspects) & set(judged.trusted)
+    entropy = judged.scores["entropy"]
+    assert entropy[judged.suspects].max() <= np.sort(entropy)[40] and entropy[judged.trusted].min() >= np.sort(entropy)[199]
+
+
+def test_a_second_loops_lines_count_on():
+    lines = behind([{"step": 5, "seconds": 2.0, "loss": 1.0}], [{"step": 3, "seconds": 0.5, "loss": 0.5}])
+    assert lines[1] == {"step": 8, "seconds": 2.5, "loss": 0.5} and behind([], lines) == lines
 
 
 def test_who_keeps_a_label():
@@ -98,14 +121,14 @@ def judged(model, attack, variables, dataset):
 DLP = DLPConfig(
     supervised=RECIPE,
     ratio=0.05,
-    unlearn=UnlearnConfig(lr=0.2, steps=40, batch_size=20),
+    unlearn=UnlearnConfig(optimizer=OptimConfig(lr=0.2, weight_decay=0, schedule="constant"), steps=40, batch_size=20),
     semi=SemiConfig(steps=150, batch_size=32),
 )
 ABL = ABLConfig(
     isolate=RECIPE,
     ratio=0.05,
     finetune=dataclasses.replace(RECIPE, steps=30),
-    unlearn=UnlearnConfig(lr=0.1, steps=60, batch_size=20),
+    unlearn=UnlearnConfig(optimizer=OptimConfig(lr=0.1, weight_decay=0, schedule="constant"), steps=60, batch_size=20),
 )
 
 
@@ -135,7 +158,7 @@ def test_a_class_all_of_whose_images_are_suspects_is_said(model, dataset, poison
     _, split, _ = poisoned
     rows, said = np.flatnonzero(split.labels == 3), []
     scores = {"entropy": np.zeros(400, np.float32)}
-    monkeypatch.setattr(sys.modules["d3jax.defenses.dlp"], "suspects_of", lambda *given: (scores, rows))
+    monkeypatch.setattr(sys.modules["d3jax.defenses.dlp"], "judge", lambda *given: Judged(scores, rows, np.arange(200)))
     config = dataclasses.replace(DLP, stages="13")  # with sizes as above, so that nothing is compiled anew
     found = defend(dlp(config, dataset.info), model, split, session=Session(say=said.append)).found
     assert "no image of [3] keeps its label: all are suspects" in said and not (found["labelled"] & found["suspects"]).any()
@@ -162,9 +185,9 @@ train: {steps: 100, batch_size: 64, augment: none, optimizer: {lr: 0.05}}
 reserved: {count: 64}
 defenses:
   - {name: abl, ratio: 0.05, isolate: {steps: 20, batch_size: 32, augment: none, optimizer: {lr: 0.05, schedule: constant}},
-     finetune: {steps: 30, batch_size: 32, optimizer: {lr: 0.05}}, unlearn: {lr: 0.1, steps: 60, batch_size: 20}}
+     finetune: {steps: 30, batch_size: 32, optimizer: {lr: 0.05}}, unlearn: {optimizer: {lr: 0.1}, steps: 60, batch_size: 20, bounded: true}}
   - {name: dlp, ratio: 0.05, supervised: {steps: 20, batch_size: 32, augment: none, optimizer: {lr: 0.05, schedule: constant}},
-     unlearn: {lr: 0.2, steps: 40, batch_size: 20}, semi: {steps: 100, batch_size: 32}}
+     unlearn: {optimizer: {lr: 0.2}, steps: 40, batch_size: 20}, semi: {steps: 100, batch_size: 32}}
   - {name: dlp, label: first, stages: "1", supervised: {steps: 20, batch_size: 32, augment: none, optimizer: {lr: 0.05, schedule: constant}}}
 loop: {log_every: 5, save_every: 1000}
 """
@@ -205,8 +228,6 @@ def test_the_page_shows_learning_scores_and_filters(finished):
 
 def test_no_weight_knows_who_is_poisoned(finished, tmp_path, monkeypatch, model):
     """Other flags, other precision; the same models to the bit."""
-    from d3jax import untrusted
-
     folder, rows = finished
     true = untrusted.poisoned_split
     monkeypatch.setattr(untrusted, "poisoned_split", lambda *given: (true(*given)[0], np.roll(true(*given)[1], 7)))
@@ -216,25 +237,32 @@ def test_no_weight_knows_who_is_poisoned(finished, tmp_path, monkeypatch, model)
     for before, after in zip(rows, again, strict=True):
         assert all(before[name] == after[name] for name in ("acc", "asr", "ra"))
     assert rows[1]["suspects_poisoned"] != again[1]["suspects_poisoned"]
-    like = untrusted.Outcome(jax.eval_shape(model.init, KEY), found_shapes(400))
-    for name in ("dlp", "abl"):
-        trees = [
-            checkpoint.load(next(where.glob(f"checkpoints/*-{name}-*seed0-*/model")), like)[0] for where in (folder, tmp_path)
-        ]
-        jax.tree.map(np.testing.assert_array_equal, *trees)
+    same_models(model, folder, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_study_that_was_cut_off_continues(finished, tmp_path):
+def test_a_study_that_was_cut_off_continues(finished, tmp_path, model):
     folder, _ = finished
     often = (("loop.save_every", "10"), ("loop.save_seconds", "0"))
-    for stop in (22, 5, 4, 15, 8):  # in the isolation, the fine-tuning, the unlearning, DLP's first and last stage
-        with pytest.raises(KeyboardInterrupt):
-            study.run_study(read(*often), tmp_path, Breaking(stop))
-    study.run_study(read(), tmp_path, Progress(quiet=True))
+    cuts = 0
+    while cuts < 20:  # in every stage of both: they have 4 to 20 lines each
+        try:
+            study.run_study(read(*often), tmp_path, Breaking(11))
+            break
+        except KeyboardInterrupt:
+            cuts += 1
+    assert 5 < cuts < 20
     assert (tmp_path / "filters.csv").read_text() == (folder / "filters.csv").read_text()
     rates = lambda where: [(row["acc"], row["asr"], row["ra"]) for row in read_csv(where / "results.csv")]
     assert rates(tmp_path) == rates(folder)
+    same_models(model, folder, tmp_path)
+
+
+def same_models(model, *folders):
+    like = untrusted.Outcome(jax.eval_shape(model.init, KEY), found_shapes(400))
+    for name in ("dlp", "abl"):
+        trees = [checkpoint.load(next(where.glob(f"checkpoints/*-{name}-*seed0-*/model")), like)[0] for where in folders]
+        jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +273,11 @@ def test_a_study_that_was_cut_off_continues(finished, tmp_path):
             "attacks: wanet: defenses: abl-authors: has no poisoned set that could be released: it controls",
         ),
         (("defenses.1.semi.batch_size", "300"), "defenses: dlp: batch_size: 300 is more than the 200 images"),
-        (("defenses.1.stages", '"21"'), "stages: '21' is not one of 1, 12, 13, 123"),
+        (("defenses.1.stages", "21"), "stages: 21 is not one of 1, 12, 13, 123"),
+        (
+            ("defenses.0.unlearn", "{kind: alternate, batch_size: 201}"),
+            "defenses: abl-authors: batch_size: 201 is more than the 200 images",
+        ),
     ],
 )
 def test_mistakes_are_named_before_any_work(tmp_path, override, message):

@@ -7,6 +7,7 @@ et al., arXiv 2110.11571) and a low predictive entropy (DLP, Ying & Wu, arXiv 24
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -42,18 +43,28 @@ def _scores(model: Model, variables: Variables, images: jax.Array, labels: jax.A
         "entropy": entropy(logits),
         "cross_entropy": cross_entropy(logits, labels),
         "symmetric": symmetric_cross_entropy(logits, labels),
+        "right": logits.argmax(-1) == labels,
     }
 
 
-def scores_of(model: Model, variables: Variables, split: Split, batch_size: int = 500) -> dict[str, np.ndarray]:
-    """Every score [N] float32 of every image of a split, as they are and in eval mode. Model outputs that are not finite score +inf."""
+NAMES = ("entropy", "cross_entropy", "symmetric", "mixture")
+"""Every score there is."""
+
+
+def scores_of(
+    model: Model, variables: Variables, split: Split, names: Sequence[str] = NAMES, batch_size: int = 500
+) -> dict[str, np.ndarray]:
+    """The scores `names` [N] float32 of every image of a split, as they are and in eval mode; besides those of `NAMES` there is `right`,
+    1 where the model says the given label. Model outputs that are not finite score +inf."""
     parts = []
     for first in range(0, len(split.labels), batch_size):
         images, labels = (jnp.asarray(part[first : first + batch_size]) for part in split)
         parts.append(jax.device_get(_scores(model, variables, images, labels)))
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     found = {name: np.where(np.isfinite(values), values, np.inf).astype(np.float32) for name, values in found.items()}
-    return found | {"mixture": mixture(found["cross_entropy"])}
+    if "mixture" in names:
+        found["mixture"] = mixture(found["cross_entropy"])
+    return {name: found[name] for name in names}
 
 
 def mixture(values: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ isolated. Fine-tuning on the rest. Unlearning: gradient ascent on the isolated o
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,19 @@ from ..config_file import to_mapping
 from ..data.batching import epoch_plan
 from ..training.loop import Job, Session, fit, trace_of
 from ..training.step import Loss, accuracy, classification_loss, cross_entropy
-from .untrusted import UnlearnConfig, epoch_steps, first_job, found_of, found_shapes, suspects_of, training_job, unlearning_job
+from .untrusted import (
+    UnlearnConfig,
+    behind,
+    check_unlearning,
+    epoch_steps,
+    first_job,
+    found_of,
+    found_shapes,
+    judge,
+    suspected,
+    training_job,
+    unlearning_job,
+)
 
 
 def _train(epochs: int, batch_size: int, augment: str, lr: float, schedule: str) -> TrainConfig:
@@ -44,8 +57,8 @@ PRESETS = {
 @dataclasses.dataclass(frozen=True)
 class ABLConfig:
     """A preset and what departs from it. `authors`: 10 epochs of isolation (the paper: 20), 60 of fine-tuning, a tenth of the learning
-    rate from the 40th, 16 steps of unlearning. `backdoorbench`: 20 epochs at a tenth of the rate, batches of 256, 40 steps. A part that
-    is given is the preset's no more: what it leaves out are the general defaults of a training, or of unlearning."""
+    rate from the 40th, 16 steps of unlearning. `backdoorbench`: 20 epochs at a tenth of the rate, batches of 256, 40 steps. What a part
+    leaves out in a config file is the preset's; made by hand, it is what the class says."""
 
     preset: Literal["authors", "backdoorbench"] = option("authors", "where isolate, finetune and unlearn come from unless given")
     loss: Literal["flooding", "lga"] = option("flooding", "flooding: |L − γ| + γ; lga: local gradient ascent, sign(L − γ) · L")
@@ -58,6 +71,11 @@ class ABLConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         fill_preset(self, PRESETS)
+
+    @classmethod
+    def beneath(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the parts begin with that a config file gives in part."""
+        return PRESETS.get(given.get("preset", "authors"), {})
 
 
 def bounded_loss(value: jax.Array, kind: str, gamma: float) -> jax.Array:
@@ -86,18 +104,20 @@ def abl(config: ABLConfig, info: DataInfo) -> TrainingDefense:
 
     def train(key: jax.Array, model: Model, data: Split, begun: Variables, session: Session = Session()) -> Trained:
         size = len(data.labels)
-        scores, suspects = suspects_of(model, begun, data, "cross_entropy", config.ratio)
-        rest = np.setdiff1d(np.arange(size), suspects)
+        judged = judge(model, begun, data, "cross_entropy", config.ratio)
+        rest = np.setdiff1d(np.arange(size), judged.suspects)
         others = Split(*(np.asarray(part)[rest] for part in data))
         job = training_job(stream(key, "finetune"), begun, others, config.finetune, info, classification_loss(model))
         state, lines = fit(job, session.within("finetune", epoch_steps(len(rest), config.finetune.batch_size)))
-        job = unlearning_job(stream(key, "unlearn"), model, state.variables, data, suspects, rest, config.unlearn)
+        job = unlearning_job(stream(key, "unlearn"), model, state.variables, data, judged, config.unlearn)
         state, more = fit(job, session.within("unlearn", max(1, config.unlearn.steps // 4)))
-        return Trained(state.variables, found_of(size, scores, suspects=suspects, labelled=rest), trace_of(lines + more))
+        found = found_of(size, judged.scores, suspects=judged.suspects, labelled=rest)
+        return Trained(state.variables, found, trace_of(behind(lines, more)))
 
     def check(size: int) -> None:
         epoch_plan(size, config.isolate.batch_size, drop_last=True)
-        epoch_plan(size - max(1, int(config.ratio * size)), config.finetune.batch_size, drop_last=True)
+        epoch_plan(size - suspected(size, config.ratio), config.finetune.batch_size, drop_last=True)
+        check_unlearning(config.unlearn, size)
 
     epoch = lambda size: epoch_steps(size, config.isolate.batch_size)
     settings = {"abl": to_mapping(config.isolate), "loss": config.loss, "gamma": config.gamma}

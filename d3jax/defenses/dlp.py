@@ -21,10 +21,22 @@ from ..base import DataInfo, Model, Split, Trained, TrainingDefense, Variables, 
 from ..config import OptimConfig, TrainConfig, check_fields, option
 from ..config_file import to_mapping
 from ..data.batching import epoch_plan
+from ..sharding import same_arrays
 from ..training.loop import Job, Session, fit, trace_of
 from ..training.semi_supervised import SemiConfig, semi_job
 from ..training.step import classification_loss
-from .untrusted import UnlearnConfig, epoch_steps, first_job, found_of, found_shapes, suspects_of, unlearning_job
+from .untrusted import (
+    UnlearnConfig,
+    behind,
+    check_unlearning,
+    epoch_steps,
+    first_job,
+    found_of,
+    found_shapes,
+    judge,
+    suspected,
+    unlearning_job,
+)
 
 FIRST = OptimConfig(lr=0.1, nesterov=True, weight_decay=1e-4, schedule="constant")
 
@@ -78,31 +90,31 @@ def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
 
     def train(key: jax.Array, model: Model, data: Split, begun: Variables, session: Session = Session()) -> Trained:
         size, variables, lines = len(data.labels), begun, []
-        scores, suspects = suspects_of(model, begun, data, config.score, config.ratio)
-        rest = np.setdiff1d(np.arange(size), suspects)
-        found = {"suspects": suspects}
+        judged = judge(model, begun, data, config.score, config.ratio)
+        found = {"suspects": judged.suspects}
         if "2" in config.stages:
-            job = unlearning_job(stream(key, "unlearn"), model, variables, data, suspects, rest, config.unlearn)
+            job = unlearning_job(stream(key, "unlearn"), model, variables, data, judged, config.unlearn)
             state, lines = fit(job, session.within("unlearn", max(1, config.unlearn.steps // 4)))
             variables = state.variables
         if "3" in config.stages:
-            again = scores_of(model, variables, data)[config.rescore]
+            again = same_arrays({"again": scores_of(model, variables, data, (config.rescore,))[config.rescore]})["again"]
             labels = np.asarray(data.labels)
-            labelled = trusted_rows(again, labels, suspects, int(config.kept * size), config.least)
+            labelled = trusted_rows(again, labels, judged.suspects, int(config.kept * size), config.least)
             if gone := sorted(set(labels.tolist()) - set(labels[labelled].tolist())):
                 session.say(f"no image of {gone} keeps its label: all are suspects")
             others = np.setdiff1d(np.arange(size), labelled)
             job = semi_job(stream(key, "semi"), model, variables, data, labelled, others, config.semi, info)
             state, more = fit(job, session.within("semi", epoch_steps(max(len(labelled), len(others)), config.semi.batch_size)))
-            variables, lines = state.variables, lines + more
+            variables, lines = state.variables, behind(lines, more)
             found |= {"rescored": again, "labelled": labelled}
-        return Trained(variables, found_of(size, scores, **found), trace_of(lines))
+        return Trained(variables, found_of(size, judged.scores, **found), trace_of(lines))
 
     def check(size: int) -> None:
         epoch_plan(size, config.supervised.batch_size, drop_last=True)
+        if "2" in config.stages:
+            check_unlearning(config.unlearn, size)
         if "3" in config.stages:
-            suspected, kept = max(1, int(config.ratio * size)), int(config.kept * size)
-            labelled = min(kept, size - suspected)
+            labelled = min(int(config.kept * size), size - suspected(size, config.ratio))
             for count in (labelled, size - labelled):
                 epoch_plan(count, config.semi.batch_size, drop_last=True)
 

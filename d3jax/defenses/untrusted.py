@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from ..analysis.isolation import Score, lowest, scores_of
+from ..analysis.isolation import NAMES, Score, lowest, scores_of
 from ..base import DataInfo, Model, Split, Variables, stream
-from ..config import TrainConfig, check_fields, option
+from ..config import OptimConfig, TrainConfig, check_fields, option
 from ..data.augment import make_augment
 from ..data.batching import epoch_plan
+from ..sharding import same_arrays
 from ..training.ascent import Kind, ascent_job
-from ..training.loop import Job
+from ..training.loop import Job, Line
 from ..training.minimise import minimise_job
 from ..training.optim import make_optimizer
 from ..training.step import Loss
-
-SCORES = ("entropy", "cross_entropy", "symmetric", "mixture")
 
 
 def training_job(key: jax.Array, variables: Variables, data: Split, config: TrainConfig, info: DataInfo, loss: Loss) -> Job:
@@ -45,16 +43,18 @@ def epoch_steps(count: int, batch_size: int) -> int:
     return max(1, count // batch_size)
 
 
+ASCENT = OptimConfig(lr=5e-4, nesterov=True, weight_decay=1e-4, schedule="constant")
+
+
 @dataclasses.dataclass(frozen=True)
 class UnlearnConfig:
     """Unlearning of the suspects. Default: ABL's, ascent at 5e-4 for 16 steps, but stopped at chance."""
 
     kind: Kind = option(
         "ascent",
-        "ascent on their loss; alternate: with descent on all others, some of them poisoned; uniform: towards an even prediction",
+        "ascent on their loss; alternate: with descent on the half that is least suspected; uniform: towards an even prediction",
     )
-    lr: float = option(5e-4, "learning rate of SGD with momentum", above=0)
-    momentum: float = option(0.9, "SGD momentum", low=0, high=1)
+    optimizer: OptimConfig = option(lambda: ASCENT, "optimiser and schedule (ABL's)")
     steps: int = option(16, "steps", low=1)
     batch_size: int = option(128, "images a step", low=1)
     batch_norm: Literal["train", "frozen"] = option("train", "statistics: of the suspects, which are learned, or the stored ones")
@@ -64,30 +64,55 @@ class UnlearnConfig:
         check_fields(self)
 
 
+class Judged(NamedTuple):
+    """What a filter says of N images: every score [N] by its name, and the sorted rows of the `suspects` and of the `trusted`, the half
+    that is least suspected."""
+
+    scores: dict[str, np.ndarray]
+    suspects: np.ndarray
+    trusted: np.ndarray
+
+
+def judge(model: Model, variables: Variables, data: Split, score: Score, ratio: float) -> Judged:
+    """Suspects are the ⌊ratio·N⌋ images (at least one) that are lowest by `score`. Several processes agree."""
+    scores = same_arrays(scores_of(model, variables, data))
+    size, ties = len(data.labels), scores["cross_entropy"]
+    suspects = lowest(scores[score], suspected(size, ratio), ties)
+    return Judged(scores, suspects, np.setdiff1d(np.arange(size), lowest(scores[score], size - size // 2, ties)))
+
+
+def suspected(size: int, ratio: float) -> int:
+    """How many of `size` images are suspects."""
+    return max(1, int(ratio * size))
+
+
+def check_unlearning(config: UnlearnConfig, size: int) -> None:
+    """Raises `ConfigError` where `alternate` has no batch of trusted images among `size`."""
+    if config.kind == "alternate":
+        epoch_plan(size // 2, config.batch_size, drop_last=True)
+
+
 def unlearning_job(
-    key: jax.Array, model: Model, variables: Variables, data: Split, suspects: np.ndarray, trusted: np.ndarray, config: UnlearnConfig
+    key: jax.Array, model: Model, variables: Variables, data: Split, judged: Judged, config: UnlearnConfig
 ) -> Job:  # fmt: skip
-    """`ascent_job` by a config; `suspects` and `trusted` are rows of `data`."""
+    """`ascent_job` by a config."""
     return ascent_job(
-        key, model, variables, data, suspects, trusted,
-        tx=optax.sgd(config.lr, momentum=config.momentum), steps=config.steps, batch_size=config.batch_size, kind=config.kind,
-        batch_norm=config.batch_norm, bounded=config.bounded,
+        key, model, variables, data, judged.suspects, judged.trusted,
+        tx=make_optimizer(config.optimizer, steps=config.steps, steps_per_epoch=config.steps), steps=config.steps,
+        batch_size=config.batch_size, kind=config.kind, batch_norm=config.batch_norm, bounded=config.bounded,
     )  # fmt: skip
 
 
-def suspects_of(
-    model: Model, variables: Variables, data: Split, score: Score, ratio: float
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Every score [N] of every image, and the ⌊ratio·N⌋ rows (at least one) that are lowest by `score`."""
-    scores = scores_of(model, variables, data)
-    count = max(1, int(ratio * len(data.labels)))
-    return scores, lowest(scores[score], count, scores["cross_entropy"])
+def behind(lines: list[Line], more: list[Line]) -> list[Line]:
+    """The lines of two loops, one after the other: the second's steps and seconds count on."""
+    last = lines[-1] if lines else {"step": 0, "seconds": 0.0}
+    return lines + [line | {name: line[name] + last[name] for name in ("step", "seconds")} for line in more]
 
 
 def found_shapes(size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """What a training-time defence finds out about `size` images: the scores behind its first stage, which are `suspects`, the score
     that the rest was ranked by afterwards (`rescored`) and which kept their labels (`labelled`)."""
-    names = dict.fromkeys((*SCORES, "rescored"), jnp.float32) | dict.fromkeys(("suspects", "labelled"), jnp.bool_)
+    names = dict.fromkeys((*NAMES, "rescored"), jnp.float32) | dict.fromkeys(("suspects", "labelled"), jnp.bool_)
     return {name: jax.ShapeDtypeStruct((size,), dtype) for name, dtype in names.items()}
 
 

@@ -15,6 +15,7 @@ import optax
 
 from ..base import Metrics, Model, Params, Split, TrainState, Variables, as_float, stream
 from ..data.batching import batch_rows, epoch_plan
+from ..sharding import over_data
 from .loop import Job
 from .step import accuracy, cross_entropy
 
@@ -64,7 +65,7 @@ def ascent_job(
     def draw(state: TrainState, data: Two, name: str, at: jax.Array) -> tuple[jax.Array, jax.Array]:
         count, per_epoch, size = plans[name]
         rows = batch_rows(stream(state.key, name), at, size=count, steps_per_epoch=per_epoch, batch_size=size)
-        mine = getattr(data, name)[rows]
+        mine = getattr(data, name)[over_data(rows)]
         return as_float(data.split.images[mine]), data.split.labels[mine]
 
     def loss(params: Params, batch_stats: Params, images: jax.Array, labels: jax.Array, sign: float):

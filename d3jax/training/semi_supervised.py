@@ -7,7 +7,7 @@ of labelled images and as many unlabelled ones; the loop is the same. Nothing is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from ..config import OptimConfig, check_fields, option
 from ..data.augment import make_augment
 from ..data.batching import batch_rows, epoch_plan
 from ..data.strong import strong_augment
+from ..sharding import over_data
 from .loop import Job
 from .optim import make_optimizer
 from .step import cross_entropy
@@ -47,6 +48,11 @@ class SemiConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @classmethod
+    def beneath(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What an optimiser begins with that a config file gives in part."""
+        return {"optimizer": PRESETS.get(given.get("method", "mixmatch"))}
 
     @property
     def own_optimizer(self) -> OptimConfig:
@@ -91,7 +97,7 @@ def semi_job(
     def draw(key: jax.Array, step: jax.Array, data: Semi) -> Drawn:
         def rows(name: str) -> jax.Array:
             options = {"size": sizes[name], "steps_per_epoch": plans[name][0], "batch_size": config.batch_size}
-            return getattr(data, name)[batch_rows(stream(key, name), step, **options)]
+            return getattr(data, name)[over_data(batch_rows(stream(key, name), step, **options))]
 
         mine, others = rows("labelled"), rows("unlabelled")
         images, unseen = as_float(data.split.images[mine]), as_float(data.split.images[others])
