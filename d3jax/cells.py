@@ -30,6 +30,7 @@ from .metrics import Counts, make_evaluate
 from .models import MODELS
 from .sharding import agree
 from .stages import Recorder, recipe_hash
+from .suspect import Suspect, read_suspect, trigger_for
 from .training.backdoor import poisoned_rows
 from .training.poisoned import check_released
 from .training.repeat import memory_free
@@ -41,7 +42,8 @@ FORMAT = 2
 
 class Case(NamedTuple):
     """One attack under one seed; `attack_seed` makes the victim, `seed` the repairs. `recipe` is all that makes the victim,
-    `poison_rate` the share of its training images that are poisoned, `poisoned` how many of the set stay so,
+    `poison_rate` the share of its training images that are poisoned (None: it was trained elsewhere), `poisoned` how many of the set
+    stay so, `attacked` whether there is a trigger at all,
     `evaluate(variables, trigger, test) -> Counts` is compiled once an attack. `surrogate` is the clean training whose model the
     attack finds its trigger on."""
 
@@ -51,8 +53,9 @@ class Case(NamedTuple):
     seed: int
     attack_seed: int
     recipe: dict[str, Any]
-    poison_rate: float
+    poison_rate: float | None
     poisoned: int
+    attacked: bool
     surrogate: Case | None = None
 
 
@@ -96,7 +99,8 @@ class Cell(NamedTuple):
     def name(self) -> str:
         """What names the cell's result: cells of one name, such as the victim that several seeds share, are one stage."""
         seed = self.case.attack_seed if self.kind in ("trigger", "model") else self.case.seed
-        what = {"trigger": "trigger", "model": "train"}.get(self.kind) or (self.inversion.name if self.inversion else self.label)
+        made = "read" if self.case.poison_rate is None else "train"
+        what = {"trigger": "trigger", "model": made}.get(self.kind) or (self.inversion.name if self.inversion else self.label)
         if self.kind == "beginning":
             what = f"beginning-{recipe_hash(self.defense.settings)}"
         return f"{self.case.label}/seed{seed}/{what}"
@@ -106,7 +110,8 @@ class Cell(NamedTuple):
         """The cells whose results this one begins with: the model first, then what was found out of it."""
         if self.kind == "repair":
             return (Cell(self.case), *searches(self.case, self.defense.search))
-        prepared = (Cell(self.case, "trigger"),) if self.case.attack.preparation else ()
+        made_first = self.case.attack.preparation and self.case.poison_rate is not None
+        prepared = (Cell(self.case, "trigger"),) if made_first else ()
         if self.kind == "lineage":
             return (Cell(self.case), *(prepared if self.choice.config.replay else ()))
         if self.kind in ("beginning", "training"):
@@ -138,7 +143,8 @@ def searches(case: Case, search: Search | None) -> list[Cell]:
 
 
 class Lab(NamedTuple):
-    """What all cells of a study share. `fresh` are the training images kept back for evolutions, `fresh_hash` that of their contents."""
+    """What all cells of a study share. `fresh` are the training images kept back for evolutions, `fresh_hash` that of their contents,
+    `suspect` the model that was trained elsewhere, if there is one."""
 
     config: StudyConfig
     dataset: Dataset
@@ -151,6 +157,7 @@ class Lab(NamedTuple):
     recorder: Recorder
     together: bool
     streamed: bool
+    suspect: Suspect | None = None
 
 
 def open_lab(config: StudyConfig, workdir: Path, progress: Progress, profile: str = "") -> Lab:
@@ -166,6 +173,10 @@ def open_lab(config: StudyConfig, workdir: Path, progress: Progress, profile: st
         precision = "float32" if on_cpu else "bfloat16"
     dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
     model = MODELS[config.model.name][1](config.model.config, dataset.info, dtype)
+    suspect = None
+    if config.model.checkpoint:
+        suspect = read_suspect(config.model, model)
+        progress.say(suspect.text)
     journal = Journal(workdir / "metrics.jsonl")
     recorder = Recorder(loop, environment() | {"precision": precision}, journal, progress, devices, profile)
     dataset, fresh = _divide(dataset, config.fresh)
@@ -175,7 +186,7 @@ def open_lab(config: StudyConfig, workdir: Path, progress: Progress, profile: st
     if not streamed:
         dataset = Dataset(*(Split(*map(jnp.asarray, split)) for split in dataset[:2]), dataset.info)
     together = loop.members == "together" or (loop.members == "auto" and not on_cpu)
-    return Lab(config, dataset, fresh, fresh_hash, data_hash, model, precision, workdir, recorder, together, streamed)
+    return Lab(config, dataset, fresh, fresh_hash, data_hash, model, precision, workdir, recorder, together, streamed, suspect)
 
 
 def _divide(dataset: Dataset, share: float) -> tuple[Dataset, Split | None]:
@@ -209,13 +220,16 @@ def make_cells(lab: Lab) -> list[Cell]:
     config, info = lab.config, lab.dataset.info
     params = jax.eval_shape(lab.model.init, jax.random.key(0)).params
     size = len(reserved_split(lab, config.seeds[0]).labels)
-    with _named("train"):
-        epoch_plan(len(lab.dataset.train.labels), config.train.batch_size, drop_last=True)
+    if not lab.suspect:
+        with _named("train"):
+            epoch_plan(len(lab.dataset.train.labels), config.train.batch_size, drop_last=True)
     defenses = []
     for choice in config.defenses:
         with _named(f"defenses: {choice.label}"):
             defenses.append((choice, DEFENSES[choice.name][1](choice.config, info)))
             if isinstance(defenses[-1][1], TrainingDefense):
+                if lab.suspect:
+                    raise ConfigError("trains from scratch: a model that is there already (model.checkpoint) is nothing to it")
                 defenses[-1][1].check(len(lab.dataset.train.labels))
             else:
                 defenses[-1][1].check(params, size)
@@ -251,7 +265,9 @@ def make_cells(lab: Lab) -> list[Cell]:
                 with _named(f"evolutions: {other.label}"):
                     _check_poison(lab, attack, other.config)
             evaluate = make_evaluate(lab.model, attack, info.num_classes, config.loop.eval_batch)
-            wanted = attack.preparation and attack.preparation.surrogate
+            if choice.name == "unknown" and not lab.suspect:
+                raise ConfigError("is for a model from elsewhere (model.checkpoint); the control that is trained here is clean")
+            wanted = attack.preparation and attack.preparation.surrogate and not lab.suspect
             clean = clean or (_clean_training(lab) if wanted else None)
             for seed in config.seeds:
                 surrogate = make_case(lab, *clean, seed) if wanted else None
@@ -296,17 +312,24 @@ def _named(component: str) -> Iterator[None]:
 
 def make_case(lab: Lab, choice: Choice, attack: Attack, evaluate: Callable[..., Counts], seed: int) -> Case:
     """The case of `attack` under `seed`. The recipe holds the trigger's contents too: a pattern may come from a file."""
-    config = lab.config
-    attack_seed = seed if config.attack_seed is None else config.attack_seed
+    config, suspect = lab.config, lab.suspect
+    attack_seed = config.attack_seed
+    if attack_seed is None:
+        attack_seed = config.seeds[0] if suspect else seed
+    attacked = bool(np.any(attack.eligible(lab.dataset.train.labels)))
     recipe = {
         "format": FORMAT, "data": lab.data_hash, "model": config.model.name, "net": to_mapping(config.model.config),
         "attack": choice.name, "settings": to_mapping(choice.config), "train": to_mapping(config.train),
         "trigger": digest(attack.init(stream(jax.random.key(attack_seed), "trigger"))),
         "precision": lab.precision, "seed": attack_seed,
     }  # fmt: skip
+    if suspect:
+        del recipe["train"]
+        recipe |= {"checkpoint": suspect.contents, "trigger": digest(trigger_for(suspect, attack, jax.random.key(attack_seed)))}
+        return Case(choice.label, attack, evaluate, seed, attack_seed, recipe, None, 0, attacked)
     poisoned = poisoned_rows(jax.random.key(attack_seed), attack, lab.dataset.train.labels)
     share = poisoned_share(attack, poisoned, config.train.batch_size)
-    return Case(choice.label, attack, evaluate, seed, attack_seed, recipe, share, int(poisoned.sum()))
+    return Case(choice.label, attack, evaluate, seed, attack_seed, recipe, share, int(poisoned.sum()), attacked)
 
 
 def reserved_split(lab: Lab, seed: int) -> Split:

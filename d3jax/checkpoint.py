@@ -42,18 +42,37 @@ def load(path: Path, like: Tree) -> tuple[Tree, dict]:
     cannot be read or its checksum is wrong.
     """
     path = Path(path).absolute()
+    note = _note(path)
+    check_same(path, like, note.metadata)
+    return unflatten(_contents(path, note), like), note.custom_metadata["metadata"]
+
+
+def read(path: Path) -> dict[str, jax.Array]:
+    """Whatever tensors were saved at `path`, as `flatten` named them. Raises as `load` does."""
+    path = Path(path).absolute()
+    return _contents(path, _note(path))
+
+
+def _note(path: Path) -> Any:
+    """What a checkpoint says of itself: `metadata` with shapes and dtypes, `custom_metadata` with ours."""
     if not path.is_dir():
         raise CheckpointError(f"{path}: no checkpoint here")
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    want = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in describe(like).items()}
     note = _read(path, ocp.metadata)
     if not note.metadata or not note.custom_metadata:  # what Orbax makes of a broken metadata file
         raise DamagedError(f"{path}: cannot be read (its metadata are broken)")
-    _check_same(path, want, note.metadata)
+    return note
+
+
+def _contents(path: Path, note: Any) -> dict[str, jax.Array]:
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    want = {
+        name: jax.ShapeDtypeStruct(tuple(leaf.shape), jnp.dtype(leaf.dtype), sharding=here)
+        for name, leaf in note.metadata.items()
+    }
     flat = _read(path, lambda path: ocp.load(path, want))
     if _checksum(flat, note.custom_metadata.get("metadata")) != note.custom_metadata.get("checksum"):
         raise DamagedError(f"{path}: the contents do not match their checksum")
-    return unflatten(flat, like), note.custom_metadata["metadata"]
+    return flat
 
 
 def flatten(tree: Any) -> dict[str, jax.Array]:
@@ -157,7 +176,9 @@ def describe(tree: Any) -> dict[str, Any]:
     return jax.eval_shape(flatten, tree)
 
 
-def _check_same(path: Path, want: dict, found: dict) -> None:
+def check_same(path: Path, like: Any, found: dict[str, Any]) -> None:
+    """Raises `CheckpointError` where the tensors `found` at `path`, or what is said of them, are not those of `like`."""
+    want = describe(like)
     missing = [name for name in want if name not in found]
     extra = [name for name in found if name not in want]
     other = [

@@ -89,11 +89,13 @@ def program(config: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One entry of a registry with its settings: `name` in the registry, `label` in the results, `config`."""
+    """One entry of a registry with its settings: `name` in the registry, `label` in the results, `config`. A model that was trained
+    elsewhere has the file or folder of its `checkpoint`."""
 
     name: str
     label: str
     config: Any
+    checkpoint: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,7 +55,8 @@ def loads(text: str, overrides: Sequence[tuple[str, str]] = (), *, registries: R
 def to_mapping(config: Any) -> Any:
     """`config` as plain data, such that loading its YAML gives `config` again."""
     if isinstance(config, Choice):
-        return {"name": config.name, "label": config.label, **to_mapping(config.config)}
+        walked_in = {"checkpoint": config.checkpoint} if config.checkpoint else {}
+        return {"name": config.name, "label": config.label, **walked_in, **to_mapping(config.config)}
     if dataclasses.is_dataclass(config):
         return {field.name: to_mapping(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, tuple):
@@ -236,7 +237,8 @@ class _Reader:
         mapping = {"name": value} if isinstance(value, str) else value
         if not isinstance(mapping, dict) or not isinstance(mapping.get("name"), str):
             self.fail(path, f"want a name or a mapping with `name`, got {value!r}; known {registry}: {names(known)}")
-        settings = {key: item for key, item in mapping.items() if key not in ("name", "label")}
+        outside = ("name", "label", "checkpoint") if registry == "models" else ("name", "label")
+        settings = {key: item for key, item in mapping.items() if key not in outside}
         name, _, argument = mapping["name"].partition(":")
         if name not in known or (argument and not hasattr(known[name], "from_argument")):
             self.fail(_join(path, "name"), f"{mapping['name']!r} is not in {registry}: {names(known)}{did_you_mean(name, known)}")
@@ -247,7 +249,10 @@ class _Reader:
         label = mapping.get("label", f"{name}-{preset}" if preset else name)
         if not isinstance(label, str) or not re.fullmatch(r"[\w.+-]+", label):
             self.fail(_join(path, "label"), f"want a word of letters, digits and . _ + -, got {label!r}")
-        return Choice(name, label + suffix, config)
+        walked_in = mapping.get("checkpoint") if registry == "models" else None
+        if walked_in is not None and not isinstance(walked_in, str):
+            self.fail(_join(path, "checkpoint"), f"want a file or a folder, got {walked_in!r}")
+        return Choice(name, label + suffix, config, walked_in or "")
 
     def value(self, hint: Any, value: Any, path: str) -> Any:
         origin, args = typing.get_origin(hint), typing.get_args(hint)

@@ -28,6 +28,8 @@ class AttackError(D3JaxError):
 class CheckpointError(D3JaxError):
     """A checkpoint is missing, damaged or of another model."""
 
+    exit_code = 2
+
 
 class DamagedError(CheckpointError):
     """A checkpoint cannot be read or does not match its checksum."""

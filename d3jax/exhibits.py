@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +17,10 @@ from .data.reserved import draw_stratified
 from .findings import Features, Inverted
 from .inversion import detect, stamp
 from .metrics import predict
-from .page import Samples
+from .sample_page import Samples
 from .similarity import likeness
 from .stages import Result, Stage
+from .trigger_rows import chosen, stamped, variables_of
 
 SHOWN, COMPARED = 8, 500
 """Test images in the report's grid, and behind its PSNR and SSIM."""
@@ -44,7 +46,9 @@ def say(lab: Lab, cell: Cell, earlier: Mapping[str, Stage], variables: Any) -> S
     """What the model of a cell says."""
     pictures = _shown(lab, cell, earlier, SHOWN)
     predictions = tuple(np.asarray(predict(lab.model, variables, images)) for images in (pictures.clean, pictures.triggered))
-    return Said(predictions, _features(lab, cell, earlier, variables) if lab.config.features else None)
+    attack, trigger = cell.case.attack, earlier[Cell(cell.case).name].tree.trigger
+    triggered = lambda images: as_levels(attack.stamp(trigger, as_float(images))).astype(jnp.uint8)
+    return Said(predictions, _features(lab, variables, triggered, attack.relabel) if lab.config.features else None)
 
 
 def samples_of(
@@ -68,7 +72,9 @@ def samples_of(
                     _inverted(lab, cell, results[cell.name].tree, pictures)
                     for cell in inversions if isinstance(results.get(cell.name), Stage)
                 ],
-                features={cell.label: said[cell.name].features for cell in mine if said[cell.name].features},
+                features=_inverted_features(lab, mine, inversions, results, earlier)
+                or {cell.label: said[cell.name].features for cell in mine if said[cell.name].features},
+                known=not lab.suspect or first.case.attacked,
             ))  # fmt: skip
     return samples
 
@@ -96,7 +102,7 @@ def _inverted(lab: Lab, cell: Cell, tree: Any, pictures: Shown) -> Inverted:
     grey = np.full((1, *pictures.clean.shape[1:]), 0.5, np.float32)
     on = lambda row, images: np.asarray(as_levels(stamp(jax.tree.map(lambda part: part[row], tree.trigger), images)), np.uint8)
     smallest = int(np.argmin(tree.norms))
-    targets = targets_of(cell.case.attack, lab.dataset.info.num_classes) if cell.case.poison_rate else set()
+    targets = targets_of(cell.case.attack, lab.dataset.info.num_classes) if cell.case.attacked else set()
     return Inverted(
         cell.choice.label, cell.case.seed, tree.labels, tree.norms, found.flagged, found.index, tree.success,
         median=found.median, spread=found.spread, targets=targets,
@@ -105,19 +111,30 @@ def _inverted(lab: Lab, cell: Cell, tree: Any, pictures: Shown) -> Inverted:
     )  # fmt: skip
 
 
-def _features(lab: Lab, cell: Cell, earlier: Mapping[str, Stage], variables: Any) -> Features:
-    """Features of some test images of every class and of their triggered twins."""
-    attack, trigger = cell.case.attack, earlier[Cell(cell.case).name].tree.trigger
+def _inverted_features(
+    lab: Lab, models: Sequence[Cell], inversions: Sequence[Cell], results: Mapping[str, Result], earlier: Mapping[str, Stage]
+) -> dict[str, Features]:
+    """Where no trigger is known: every model's features of images stamped with the one that the first detection found."""
+    found = [results[cell.name].tree for cell in inversions if isinstance(results.get(cell.name), Stage)]
+    if not (lab.config.features and found and models) or models[0].case.attacked:
+        return {}
+    at = chosen(found[0].norms, detect(found[0].norms).flagged)
+    trigger, label = jax.tree.map(lambda part: part[at], found[0].trigger), int(found[0].labels[at])
+    wanted = lambda labels: jnp.full_like(labels, label)
+    return {cell.label: _features(lab, variables_of(lab, cell, earlier), partial(stamped, trigger), wanted) for cell in models}
+
+
+def _features(lab: Lab, variables: Any, stamp: Callable[[Any], jax.Array], relabel: Callable[[Any], jax.Array]) -> Features:
+    """Features of some test images of every class and of their stamped twins, of which the attacker wants another class."""
     every = np.asarray(lab.dataset.test.labels)
     count = min(lab.config.features, len(every))
     rows = draw_stratified(every, count, lab.dataset.info.num_classes, np.random.default_rng(0))
     images, labels = lab.dataset.test.images[rows], lab.dataset.test.labels[rows]
-    twins = np.flatnonzero(np.asarray(attack.relabel(labels) != labels))
+    twins = np.flatnonzero(np.asarray(relabel(jnp.asarray(labels)) != labels))
     clean = penultimate(lab.model, variables, images)
     triggered = clean[:0]
     if len(twins):
-        stamped = as_levels(attack.stamp(trigger, as_float(images[twins]))).astype(jnp.uint8)
-        triggered = penultimate(lab.model, variables, stamped)
+        triggered = penultimate(lab.model, variables, stamp(images[twins]))
     labels, both = np.asarray(labels), np.concatenate([clean, triggered])
     points = {method: project(both, method) for method in ("pca", "tsne")}
     return Features(points, labels, separation(clean, triggered, labels, twins))

@@ -162,7 +162,7 @@ def save_classes(
     return path
 
 
-def save_samples(path: Path, clean: np.ndarray, triggered: np.ndarray, *, label_share: float) -> Path:
+def save_samples(path: Path, clean: np.ndarray, triggered: np.ndarray | None, *, label_share: float) -> Path:
     """Images in columns: clean, triggered and ten times their absolute difference; pixels stay pixels.
 
     The row labels fill the left `label_share` of the width and the columns share the rest equally, so that a table of the same
@@ -170,10 +170,13 @@ def save_samples(path: Path, clean: np.ndarray, triggered: np.ndarray, *, label_
 
     Args:
         clean: uint8 [n, H, W, C]; other than 1 or 3 channels are drawn as their mean.
-        triggered: the same images, stamped.
+        triggered: the same images, stamped; None where there is no trigger.
         label_share: a fraction of the width in (0, 1).
     """
-    clean, triggered = drawable(clean), drawable(triggered)
+    clean = drawable(clean)
+    if triggered is None:
+        return save_rows(path, {"clean": clean}, label_share=label_share)
+    triggered = drawable(triggered)
     residual = np.clip(10 * np.abs(triggered.astype(np.int16) - clean.astype(np.int16)), 0, 255).astype(np.uint8)
     return save_rows(path, {"clean": clean, "triggered": triggered, "residual ×10": residual}, label_share=label_share)
 

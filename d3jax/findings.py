@@ -116,16 +116,18 @@ def _save_norms(path: Path, one: Inverted, classes: Sequence[str]) -> Path:
     return path
 
 
-def show_features(stem: Path, features: Mapping[str, Features], classes: Sequence[str], looks: Looks) -> str:
-    """PCA and t-SNE of every model's features, and how far the triggered lie from where they belong."""
+def show_features(
+    stem: Path, features: Mapping[str, Features], classes: Sequence[str], looks: Looks, which: str = "triggered"
+) -> str:
+    """PCA and t-SNE of every model's features, and how far the triggered lie from where they belong; `which` says what those are."""
     if not features:
         return ""
     path = _save_features(Path(f"{stem}-features.png"), features, classes)
     text = (
-        "Penultimate features of test images, clean in the colours of their classes and triggered in black: PCA above, t-SNE below, "
+        f"Penultimate features of test images, clean in the colours of their classes and {which} in black: PCA above, t-SNE below, "
         "each model on its own. Distances in a t-SNE picture mean little; the table has those of the features themselves."
     )
-    parts = [figure(path, "Features of clean and triggered images", text)]
+    parts = [figure(path, f"Features of images, clean and {which}", text)]
     if any(np.isfinite(one.separation["twin_distance"]) for one in features.values()):
         head = ["<th scope=col>Model</th><th scope=col class=n>Distance to clean twin<small>lower is better</small></th>"]
         head += ["<th scope=col class=n>Silhouette<small>lower is better</small></th>"]

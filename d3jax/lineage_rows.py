@@ -111,7 +111,7 @@ def predictions(lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result], 
         wanted = targets_of(case.attack, lab.dataset.info.num_classes)
         alone = cell.kind == "lineage" and not (cell.defense or cell.choice.config.persistent or cell.choice.config.replay)
         usable = alone and case.seed == lab.config.seeds[0] and len(wanted) == 1
-        if not (usable and model and isinstance(result, Stage) and case.poison_rate):
+        if not (usable and model and isinstance(result, Stage) and case.attacked):
             continue
         config, victim = cell.choice.config, model.tree
         if case.label not in directions:

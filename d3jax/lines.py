@@ -34,7 +34,7 @@ def lines_of(lab: Lab, cells: Sequence[Cell], earlier: Mapping[str, Stage], repa
     """For every attack with a trigger under the first seed: the lines to all its repaired models, and the plane through the first two."""
     found = []
     for first in cells:
-        if first.kind != "model" or first.name not in earlier or not first.case.poison_rate:
+        if first.kind != "model" or first.name not in earlier or not first.case.attacked:
             continue
         mine = [cell for cell in cells if cell.case is first.case and cell.kind == "repair" and cell.name in repaired]
         if mine:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,14 @@ Looks = Mapping[str, tuple[str, Any]]
 def escape(text: Any) -> str:
     """Text as HTML."""
     return html.escape(str(text))
+
+
+def drawn(section: Callable[[], str]) -> str:
+    """What a section of a page makes, or a line that says why it is not there: the rest of the page does not depend on it."""
+    try:
+        return section()
+    except Exception as error:  # noqa: BLE001 (whatever it is)
+        return f"<p class=note>A part of this section could not be drawn: {escape(type(error).__name__)}: {escape(error)}</p>"
 
 
 def swatch(defense: str, looks: Looks) -> str:
@@ -67,6 +75,7 @@ body{margin:0 auto;padding:1.5rem clamp(.9rem,4vw,2.5rem) 4rem;max-width:1120px;
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 h1{font-size:1.75rem;line-height:1.2;margin:.5rem 0 .25rem;letter-spacing:-.01em;overflow-wrap:anywhere}
 h2{font-size:1.15rem;margin:2.75rem 0 .75rem;overflow-wrap:anywhere}
+h3{font-size:1rem;margin:1.5rem 0 .5rem}
 .soft{color:var(--soft)}.note,figcaption{color:var(--soft);font-size:.875rem;margin:.5rem 0 0;max-width:96ch}
 .lead{list-style:none;margin:0;padding:0;max-width:82ch}
 .lead li{padding:.3rem 0 .3rem .9rem;border-left:3px solid var(--line);margin:.5rem 0}

@@ -186,7 +186,7 @@ def headline(group: Sequence[Row]) -> str:
     tried = [row for row in group if row["defense"] != "none"]
     ranked = _ranked([row for row in tried if row["asr"] is not None and row["acc"] is not None])
     if before and before["n"] and before["asr"] is None:
-        return f"ACC {_percent(before['acc'])}; no trigger, so no ASR."
+        return f"ACC {_percent(before['acc'])}; without a trigger there is no ASR."
     start = f"ASR {_percent(before['asr'])}" if before and before["n"] else ""
     parts = []
     if start and not before["kept"]:
@@ -304,7 +304,7 @@ def print_detections(rows: Sequence[Row]) -> None:
 
 def detections(rows: Sequence[Row]) -> list[Row]:
     """One row for each (dataset, model, attack, seed, detection) of detections.csv: its highest index among the small norms, the
-    classes `flagged`, whether that is `right` (all and only targets), and a `text` that says so."""
+    classes `flagged`, whether that is `right` (all and only targets; None where that is not known), and a `text` that says so."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in ("dataset", "model", "attack", "seed", "detection")), []).append(row)
@@ -316,13 +316,24 @@ def detections(rows: Sequence[Row]) -> list[Row]:
         smallest = min(group, key=lambda row: row["norm"])
         what = f"flags {', '.join(flagged)}" if flagged else "flags nothing"
         hit, alarm = [name for name in flagged if name in targets], [name for name in flagged if name not in targets]
-        if not targets:
+        right = None if all(row["is_target"] is None for row in group) else flagged == targets
+        if right is None:
+            words = "whether rightly is not known"
+        elif not targets:
             words = "no backdoor: false alarm" if flagged else "no backdoor: right"
         else:
             words = "right" if len(hit) == len(targets) else f"finds {len(hit)} of {len(targets)} targets ({', '.join(targets)})"
             words += ", and false alarms" if alarm else ""
         text = f"{named['attack']}, seed {named['seed']}, {named['detection']}: {what} (index of the smallest {smallest['index']:.2f}); {words}"
-        found.append(named | {"flagged": flagged, "anomaly_index": smallest["index"], "right": flagged == targets, "text": text})
+        found.append(
+            named
+            | {
+                "flagged": flagged,
+                "anomaly_index": smallest["index"],
+                "right": right,
+                "text": text,
+            }
+        )
     return found
 
 

@@ -22,6 +22,15 @@ ENTRY = (
 )
 """What every entry of the lists (attacks, detections, evolutions, defenses) takes besides its settings, as `describe` has them."""
 
+READ = (
+    (
+        "checkpoint",
+        "null",
+        "a trained one instead of training one: a checkpoint's folder, .safetensors, or PyTorch's .pt or .pth",
+    ),
+)
+"""What every model takes besides its settings."""
+
 USAGE = "python -m d3jax.run --config FILE [--workdir DIR] [--section.key VALUE …]"
 
 
@@ -83,8 +92,8 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
 
     if options.list:
         for registry, entries in study.REGISTRIES.items():
-            if registry not in ("datasets", "models"):
-                print(f"{registry}: each also takes\n{_table(ENTRY, '    ')}")
+            if also := {"datasets": (), "models": READ}.get(registry, ENTRY):
+                print(f"{registry}: each also takes\n{_table(also, '    ')}")
             for name, cls in entries.items():
                 print(f"{registry}: {name}\n" + _table(describe(cls), "    "))
         return 0

@@ -8,13 +8,11 @@ computes, `planning.py` in which order.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import yaml
 
 from .attacks import ATTACKS
@@ -25,22 +23,18 @@ from .data import DATASETS
 from .defenses import DEFENSES
 from .errors import ConfigError
 from .evolution import EVOLUTIONS
-from .evolution_page import Lineages
-from .exhibits import Said, samples_of, say, targets_of
-from .inversion import DETECTIONS, detect
+from .exhibits import Said, samples_of, say
+from .extras import extras_of
+from .inversion import DETECTIONS
 from .journal import Progress
-from .lineage_rows import control_rates, lineage_rows, predictions, shown_evolutions, survival
-from .lines import lines_of
-from .metrics import der
 from .models import MODELS
-from .page import write_report
+from .page import Extras, write_report
 from .planning import part_of, plan
-from .report import NUMBERS, print_detections, print_table, write_csv, write_whole
+from .report import print_detections, print_table, write_csv, write_whole
 from .sharding import is_first, same_everywhere
 from .stages import Failure, Result, Stage, read_stage, run_stages
-from .survival import compare
-from .tasks import found_of, task_of
-from .untrusted import filter_columns, filter_rows, filters_of, flags_of
+from .study_rows import class_rows, detection_rows, row
+from .tasks import task_of
 
 REGISTRIES = {
     name: {key: cls for key, (cls, _) in registry.items()}
@@ -122,16 +116,7 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
             write_csv(lab.workdir / "per_class.csv", class_rows(lab, cells, results), columns=())
             if config.detections:
                 write_csv(lab.workdir / "detections.csv", looked, columns=())
-    filters = filters_of(lab, cells, results) if not part else []
-    filtered = filter_rows(filters)
-    if is_first() and filters:
-        write_csv(lab.workdir / "filters.csv", filtered, columns=())
-    evolved = lineage_rows(lab, cells, results, _controls(lab, cells, results, earlier)) if not part else []
-    shown = shown_evolutions(lab)
-    compared = compare(rows, evolved, shown)
-    if is_first() and evolved:
-        write_csv(lab.workdir / "evolution.csv", evolved, columns=())
-        write_csv(lab.workdir / "survival.csv", compared, columns=())
+    extras = extras_of(lab, cells, rows, looked, results, earlier, repaired) if not part else Extras(looked=looked)
     if is_first():
         print_table([row(lab, cell, results) for cell in _models_of_others(cells)] + rows)
         print_detections(looked)
@@ -140,37 +125,9 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
         lab.recorder.progress.say(f"{share}; when all are done, --report gathers them")
     if is_first() and not part:
         samples = samples_of(lab, cells, results, earlier, said)
-        lineages = Lineages(evolved, compared, shown, predictions(lab, cells, results, earlier))
-        page = write_report(
-            lab.workdir,
-            rows,
-            samples,
-            lab.workdir.name,
-            looked,
-            lineages,
-            filters,
-            filtered,
-            lines_of(lab, cells, earlier, repaired),
-        )
+        page = write_report(lab.workdir, rows, samples, lab.workdir.name, extras)
         lab.recorder.progress.say(f"report: {page}")
     return rows
-
-
-def _controls(
-    lab: Lab, cells: Sequence[Cell], results: dict[str, Result], earlier: dict[str, Stage]
-) -> dict[str, dict[int, float]]:
-    """What an attack's trigger does to the control, the lineage of `clean` that evolves alike, at every update; {} without one."""
-    labels = lab.dataset.train.labels
-    attacked = {cell.case.label: bool(np.any(cell.case.attack.eligible(labels))) for cell in cells}
-    clean = {(cell.label, cell.case.seed): cell for cell in cells if cell.kind == "lineage" and not attacked[cell.case.label]}
-    found = {}
-    for cell in cells:
-        control = clean.get((cell.label, cell.case.seed))
-        if cell.kind == "lineage" and attacked[cell.case.label] and control and isinstance(results.get(control.name), Stage):
-            model = earlier.get(Cell(cell.case).name)
-            if model:
-                found[cell.name] = control_rates(lab, cell, task_of(lab, control, {}).folder, model.tree.trigger)
-    return found
 
 
 def _is_row(cell: Cell, results: dict[str, Result]) -> bool:
@@ -234,75 +191,6 @@ def run_group(
     found: dict[str, Result] = dict(zip((task.name for task in tasks), done, strict=True))
     for name, needed in orphans.items():
         unfinished = results[needed.name].unfinished
-        kind = needed.kind if needed.kind != "model" else "backdoored model" if needed.case.poison_rate else "clean model"
+        kind = needed.kind if needed.kind != "model" else "backdoored model" if needed.case.attacked else "clean model"
         found[name] = Failure(f"its {kind} {'is not finished' if unfinished else 'failed'}", unfinished)
     return [found[cell.name] for cell in group]
-
-
-def row(lab: Lab, cell: Cell, results: dict[str, Result]) -> dict[str, Any]:
-    """The line of results.csv for one cell; numbers are None where it failed."""
-    config, case, result = lab.config, cell.case, results[cell.name]
-    values = dict.fromkeys(("dataset", "model", "attack", "poison_rate", "defense", "seed", *NUMBERS)) | {
-        "dataset": lab.dataset.info.name, "model": config.model.name, "attack": case.label,
-        "poison_rate": case.poison_rate, "defense": cell.label, "seed": case.seed,
-    }  # fmt: skip
-    if isinstance(result, Stage):
-        counts, last = result.counts, result.lines[-1] if result.lines else {}
-        after = cell.kind in ("repair", "training")
-        effect = der(results[Cell(case).name].counts, counts) if after else math.nan
-        values |= {
-            "acc": counts.acc, "asr": counts.asr, "ra": counts.ra, "der": effect,
-            "n_clean": int(counts.clean.sum()), "n_triggered": int(counts.triggered.sum()), "seconds": result.seconds,
-            "acc_non_target": counts.acc_non_target, "members": result.members, "cosine": last.get("cosine"), "distance_ratio": last.get("distance_ratio"),
-            "commit": result.environment["commit"], "device": result.environment["device"],
-        }  # fmt: skip
-        if cell.kind == "lineage":
-            values |= survival(result.lines)
-        if cell.kind == "training":
-            values |= filter_columns(flags_of(lab, case), result.tree)
-            values["seconds"] += results[cell.needs[-1].name].seconds  # its first stage is part of it
-        if found := found_of(cell, results):
-            values |= {
-                "target": found.target, "chosen": found.how, "trigger_success": found.success,
-                "anomaly_index": found.detection.anomaly if found.detection else None,
-                "search_seconds": sum(results[needed.name].seconds for needed in cell.needs[1:]),
-            }  # fmt: skip
-    values |= {
-        "attack_seed": case.attack_seed,
-        "net": " ".join(f"{key}={value}" for key, value in to_mapping(config.model.config).items()),
-        "status": "ok" if isinstance(result, Stage) else result.status,
-        "published": config.published.get(f"{case.label}/{cell.label}", "none"),
-    }
-    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
-
-
-def detection_rows(lab: Lab, cells: Sequence[Cell], results: dict[str, Result]) -> list[dict[str, Any]]:
-    """The lines of detections.csv: what every detection of the config says of every class."""
-    rows = []
-    for cell in cells:
-        result = results.get(cell.name)
-        if cell.kind == "inversion" and isinstance(result, Stage):
-            tree, case = result.tree, cell.case
-            found = detect(tree.norms)
-            wanted = targets_of(case.attack, lab.dataset.info.num_classes) if case.poison_rate else set()
-            for i, label in enumerate(tree.labels.tolist()):
-                rows.append({
-                    "dataset": lab.dataset.info.name, "model": lab.config.model.name, "attack": case.label, "seed": case.seed,
-                    "detection": cell.choice.label, "class": lab.dataset.info.classes[label], "is_target": label in wanted,
-                    "flagged": bool(found.flagged[i]), "norm": float(tree.norms[i]), "index": float(found.index[i]),
-                    "success": float(tree.success[i]), "passes": int(tree.passes[i]), "seconds": result.seconds,
-                })  # fmt: skip
-    return rows
-
-
-def class_rows(lab: Lab, cells: Sequence[Cell], results: dict[str, Result]) -> list[dict[str, Any]]:
-    """The lines of per_class.csv: the counts of every true class."""
-    rows = []
-    for cell in cells:
-        result = results.get(cell.name)
-        if isinstance(result, Stage) and cell.kind != "inversion":
-            where = {"attack": cell.case.label, "defense": cell.label, "seed": cell.case.seed}
-            counts = {key: values.tolist() for key, values in result.counts._asdict().items()}
-            for i, name in enumerate(lab.dataset.info.classes):
-                rows.append(where | {"class": name} | {key: values[i] for key, values in counts.items()})
-    return rows

@@ -19,6 +19,7 @@ from .inversion import invert, like, nothing
 from .metrics import Counts
 from .sharding import agree
 from .stages import Stage, Task, recipe_hash
+from .suspect import trigger_for
 from .training.backdoor import backdoor_job, prepare, trigger_of
 from .training.loop import lines_of
 
@@ -66,15 +67,21 @@ def _trigger_task(lab: Lab, cell: Cell, surrogate: Stage | None = None) -> Task:
 
 
 def _victim_task(lab: Lab, cell: Cell, prepared: Stage | None = None) -> Task:
-    """The backdoored model: trained on the set that the attack poisons, kept in the cache."""
+    """The backdoored model: trained on the set that the attack poisons, or read; kept in the cache."""
     case, info, root = cell.case, lab.dataset.info, jax.random.key(cell.case.attack_seed)
     given = prepared and prepared.tree
+    if lab.suspect:
+        trigger = trigger_for(lab.suspect, case.attack, root)
+        work = lambda session: (Victim(lab.suspect.variables, trigger), [])
     return Task(
         cell.name,
         _cache(lab) / f"{info.name}-{lab.config.model.name}-{case.label}-{recipe_hash(case.recipe)}",
         like=jax.eval_shape(lambda: Victim(lab.model.init(root), case.attack.init(root))),
         evaluate=lambda victim: case.evaluate(victim.variables, victim.trigger, lab.dataset.test),
-        job=lambda: backdoor_job(root, lab.model, lab.dataset, case.attack, lab.config.train, given, streamed=lab.streamed),
+        job=None
+        if lab.suspect
+        else lambda: backdoor_job(root, lab.model, lab.dataset, case.attack, lab.config.train, given, streamed=lab.streamed),
+        work=work if lab.suspect else None,
         result=lambda job, state: Victim(state.variables, trigger_of(job, state)),
     )
 

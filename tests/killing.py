@@ -23,7 +23,7 @@ loop: {log_every: 2, save_every: 4, save_seconds: 0}
 
 def numbers(rows):
     """Rows without what differs from run to run."""
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows]
 
 
 def results(folder: Path):

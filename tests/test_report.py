@@ -14,7 +14,7 @@ import sys
 import numpy as np
 import pytest
 
-from d3jax import figures, report
+from d3jax import figures, report, sample_page
 from d3jax import page as html_page
 
 CLASSES = ("cat", "dog", "<i>$\\cow$</i>")  # neither HTML nor TeX
@@ -169,7 +169,7 @@ def test_headline_does_not_praise_a_failure():
     weak = report.headline(report.summarise([row(asr=0.08), row("ft", asr=0.0)]))
     assert "does not work even before a defence (ASR 8.0 %)" in weak
     assert report.headline(report.summarise([row()])) == "ASR 100.0 % at ACC 90.0 %, no defence was run."
-    assert report.headline(report.summarise([row(asr=None)])) == "ACC 90.0 %; no trigger, so no ASR."
+    assert report.headline(report.summarise([row(asr=None)])) == "ACC 90.0 %; without a trigger there is no ASR."
     assert report.headline(report.summarise([row("ft", asr=0.02)])) == "ASR 2.0 % under ft at ACC 90.0 %."
 
 
@@ -240,7 +240,7 @@ def test_sample_picture_shows_ten_times_the_difference(tmp_path):
 def test_class_rates_are_means_over_the_seeds_that_have_them():
     first, second = sample(), sample(seed=1)
     second.per_class["ft"]["acc"] = np.array([0.2, math.nan, math.nan])
-    mean = html_page._mean_per_class([first, second])
+    mean = sample_page._mean_per_class([first, second])
     np.testing.assert_allclose(mean["ft"]["acc"], [0.4, 1.0, math.nan])
 
 

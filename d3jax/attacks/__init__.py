@@ -4,7 +4,7 @@ from .blend import BlendedConfig, blended
 from .input_aware import InputAwareConfig, input_aware
 from .label_consistent import LCConfig, lc
 from .low_frequency import LFConfig, lf
-from .no_attack import CleanConfig, clean
+from .no_attack import CleanConfig, UnknownConfig, clean
 from .patch import BadNetsConfig, badnets
 from .quantise import BPPConfig, bpp
 from .sinusoid import SIGConfig, sig
@@ -14,6 +14,7 @@ from .warp import WaNetConfig, wanet
 
 ATTACKS = {
     "clean": (CleanConfig, clean),
+    "unknown": (UnknownConfig, clean),
     "badnets": (BadNetsConfig, badnets),
     "blended": (BlendedConfig, blended),
     "sig": (SIGConfig, sig),
@@ -38,6 +39,7 @@ __all__ = [
     "SIGConfig",
     "SSBAConfig",
     "TrojanNNConfig",
+    "UnknownConfig",
     "WaNetConfig",
     "badnets",
     "blended",

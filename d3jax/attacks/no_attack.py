@@ -1,4 +1,4 @@
-"""No attack: the control that a study compares its backdoored models with."""
+"""No attack: the control that a study compares its backdoored models with, and a model of which no trigger is known."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ class CleanConfig:
     """Nothing to set: nothing is poisoned, and ASR, RA and DER are undefined."""
 
 
-def clean(config: CleanConfig, info: DataInfo) -> Attack:
+@dataclasses.dataclass(frozen=True)
+class UnknownConfig:
+    """Nothing to set: a model from elsewhere (`model.checkpoint`) whose trigger, if it has one, nobody knows."""
+
+
+def clean(config: CleanConfig | UnknownConfig, info: DataInfo) -> Attack:
     """The identity attack: selects no row, stamps nothing, wants every image in its own class."""
     return Attack(
         init=lambda key: {},

@@ -75,9 +75,14 @@ def from_torch(tensors: Mapping[str, np.ndarray], model: str, config: Any, net: 
         report.matched.append((entry.theirs, entry.ours, value.shape))
     if report.missing or report.extra or report.misshapen:
         raise CheckpointError(f"{origin} is not a {model} of these settings: {report.text}")
-    if broken := [name for name, value in found.items() if not np.isfinite(value).all()]:
-        raise CheckpointError(f"{origin} holds weights that are no numbers: {_some(broken)}")
+    check_finite(found, origin)
     return unflatten({name: jax.numpy.asarray(value) for name, value in found.items()}, like), report
+
+
+def check_finite(tensors: Mapping[str, Any], origin: str) -> None:
+    """Raises `CheckpointError` where a weight is NaN or infinite."""
+    if broken := [name for name, value in tensors.items() if not np.isfinite(np.asarray(value)).all()]:
+        raise CheckpointError(f"{origin} holds weights that are no numbers: {_some(broken)}")
 
 
 def to_torch(variables: Variables, model: str, config: Any) -> dict[str, np.ndarray]:

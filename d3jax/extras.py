@@ -1,0 +1,79 @@
+"""What a study finds out once its models are there: lineages compared, filters, lines between models, inverted triggers on all of them.
+
+Each is contained: what breaks is said, and the page lacks it, but no table that was finished before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import jax
+
+from .base import Variables
+from .cells import Cell, Lab
+from .evolution_page import Lineages
+from .lineage_rows import control_rates, lineage_rows, predictions, shown_evolutions
+from .lines import lines_of
+from .page import Extras
+from .report import Row, write_csv
+from .sharding import is_first
+from .stages import Result, Stage
+from .survival import compare
+from .tasks import task_of
+from .trigger_rows import trigger_rows
+from .untrusted import filter_rows, filters_of
+
+Found = TypeVar("Found")
+
+
+def extras_of(
+    lab: Lab,
+    cells: Sequence[Cell],
+    rows: Sequence[Row],
+    looked: Sequence[Row],
+    results: Mapping[str, Result],
+    earlier: Mapping[str, Stage],
+    repaired: Mapping[str, Variables],
+) -> Extras:
+    """All of it, for the page; tables of it are written as filters.csv, evolution.csv, survival.csv and triggers.csv."""
+
+    def attempt(what: str, work: Callable[[], Found], otherwise: Found) -> Found:
+        try:
+            return work()
+        except Exception as error:
+            if jax.process_count() > 1:  # it may have broken here alone
+                raise
+            lab.recorder.progress.warn(f"the report lacks {what}: {type(error).__name__}: {error}")
+            return otherwise
+
+    filters = attempt("what filters found", lambda: filters_of(lab, cells, results), [])
+    filtered = attempt("the table of filters", lambda: filter_rows(filters), [])
+    controls = attempt("controls of evolutions", lambda: _controls(lab, cells, results, earlier), {})
+    evolved = attempt("evolutions", lambda: lineage_rows(lab, cells, results, controls), [])
+    shown = attempt("evolutions", lambda: shown_evolutions(lab), {})
+    compared = attempt("the comparison of evolutions", lambda: compare(rows, evolved, shown), [])
+    predicted = attempt("predictions of forgetting", lambda: predictions(lab, cells, results, earlier), [])
+    turned = attempt("inverted triggers on repaired models", lambda: trigger_rows(lab, cells, results, earlier), [])
+    lines = attempt("lines between models", lambda: lines_of(lab, cells, earlier, repaired), [])
+    tables = {"filters": filtered, "evolution": evolved, "survival": compared, "triggers": turned}
+    for name, table in tables.items():
+        if is_first() and table:
+            write_csv(lab.workdir / f"{name}.csv", table, columns=())
+    read = lab.suspect.text if lab.suspect else ""
+    return Extras(looked, Lineages(evolved, compared, shown, predicted), filters, filtered, lines, turned, read)
+
+
+def _controls(
+    lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result], earlier: Mapping[str, Stage]
+) -> dict[str, dict[int, float]]:
+    """What an attack's trigger does to the control, the lineage of `clean` that evolves alike, at every update; {} without one."""
+    clean = {(cell.label, cell.case.seed): cell for cell in cells if cell.kind == "lineage" and not cell.case.attacked}
+    found = {}
+    for cell in cells:
+        control = clean.get((cell.label, cell.case.seed))
+        if cell.kind == "lineage" and cell.case.attacked and control and isinstance(results.get(control.name), Stage):
+            model = earlier.get(Cell(cell.case).name)
+            if model:
+                found[cell.name] = control_rates(lab, cell, task_of(lab, control, {}).folder, model.tree.trigger)
+    return found

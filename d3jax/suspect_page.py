@@ -1,0 +1,80 @@
+"""A model from elsewhere in the report: what can be said of it without knowing a trigger, and what cannot. No jax."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from .markup import escape, table
+from .report import Row, detections, points
+
+CANNOT = (
+    (
+        "Whether it is backdoored, where nothing is flagged: the search is for a small trigger of one class, and is known to miss "
+        "triggers that cover the whole image, that differ from image to image, or that work on some classes only."
+    ),
+    (
+        "Whether it is backdoored, where a class is flagged: classes of clean models are flagged too, above all such as few pixels "
+        "decide."
+    ),
+    "ASR, RA and DER, before or after a repair: they are about the attacker's trigger, which nobody has shown to this study.",
+    (
+        "That a repair removed a backdoor. An inverted trigger that turns nothing any more is a good sign from a repair that never "
+        "saw it (fine-tuning, D3); MCL and NC were trained against one."
+    ),
+)
+
+
+def is_unknown(read: str, rows: Sequence[Row]) -> bool:
+    """Whether the study is of a model from elsewhere, by how it was `read`, and no trigger of it is known."""
+    return bool(read) and all(row["asr"] is None for row in rows)
+
+
+def show_suspect(read: str, rows: Sequence[Row], looked: Sequence[Row], turned: Sequence[Row]) -> str:
+    """The section of a study of one model from elsewhere; "" where there is none, or its trigger is known."""
+    if not is_unknown(read, rows):
+        return ""
+    return (
+        f"<section><h2>A model from elsewhere</h2><p>{escape(read)}.</p><h3>What can be said</h3>"
+        f"<ul class=lead>{''.join(f'<li>{escape(text)}</li>' for text in _said(rows, looked))}</ul>{show_turned(turned)}<h3>What cannot</h3>"
+        f"<ul class=lead>{''.join(f'<li>{escape(text)}</li>' for text in CANNOT)}</ul></section>"
+    )
+
+
+def _said(rows: Sequence[Row], looked: Sequence[Row]) -> list[str]:
+    acc = {
+        name: [row["acc"] for row in rows if row["defense"] == name and row["acc"] is not None]
+        for name in dict.fromkeys(row["defense"] for row in rows)
+    }
+    said = [f"Its accuracy on the clean test images is {points(acc['none'][0])} %."] if acc.get("none") else []
+    after = [f"{points(statistics.fmean(values))} % under {name}" for name, values in acc.items() if values and name != "none"]
+    said += [f"After repairs it is {', '.join(after)}."] if after else []
+    for one in detections(looked):
+        flagged = f"flags {', '.join(one['flagged'])}" if one["flagged"] else "flags no class"
+        said.append(
+            f"{one['detection']} (seed {one['seed']}) {flagged}; the smallest trigger has an anomaly index of "
+            f"{one['anomaly_index']:.2f}, where more than 2 is taken for an outlier."
+        )
+    return said
+
+
+def show_turned(rows: Sequence[Row]) -> str:
+    """For one attack: what the inverted trigger of every detection does to every model; `rows` are those of triggers.csv."""
+    parts = []
+    for detection in dict.fromkeys(row["detection"] for row in rows):
+        mine = [row for row in rows if row["detection"] == detection]
+        seeds = {row["seed"]: row for row in mine}
+        head = ["<th scope=col>Model</th>"]
+        for seed, row in seeds.items():
+            how = "flagged" if row["flagged"] else "smallest, not flagged"
+            head.append(
+                f"<th scope=col class=n>To {escape(row['class'])}<small>seed {seed}; {how}; index {row['index']:.2f}</small></th>"
+            )
+        body = []
+        for name in dict.fromkeys(row["defense"] for row in mine):
+            cells = {row["seed"]: points(row["turned"]) for row in mine if row["defense"] == name}
+            numbers = "".join(f"<td class=n>{cells.get(seed, '–')}</td>" for seed in seeds)
+            body.append(f"<tr><th scope=row>{escape(name)}</th>{numbers}</tr>")
+        note = f"{detection}: share (%) of the test images of other classes that its trigger, found on the model before any repair, turns into its class."
+        parts.append(f"<figure>{table(head, [body])}<figcaption>{escape(note)}</figcaption></figure>")
+    return "".join(parts)

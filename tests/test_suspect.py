@@ -1,0 +1,172 @@
+"""A model from elsewhere walks into a study: read from our folders and other people's files, looked at without a trigger, repaired."""
+
+import re
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d3jax import checkpoint, export, study
+from d3jax.config_file import dumps, loads
+from d3jax.errors import AttackError, CheckpointError, ConfigError, DamagedError
+from d3jax.journal import Progress
+from d3jax.report import read_csv
+
+from .small import register
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    register()
+
+
+STUDY = """
+dataset: {name: synthetic, size: 12, classes: 4, train: 400, test: 130, noise: 0.15}
+model: small
+attacks: [{name: badnets, rate: 0.1}]
+train: {steps: 150, batch_size: 64, augment: none, optimizer: {lr: 0.05}}
+reserved: {count: 96}
+features: 40
+detections: []
+defenses: [{name: d3, label: repair, schedule: {steps: 60, batch_size: 32, augment: none, optimizer: {lr: 0.1, schedule: constant}}}]
+loop: {log_every: 20, save_every: 1000}
+"""
+UNKNOWN = (("attacks", "[unknown]"), ("detections", "[{name: inversion, label: nc, passes: 30, batches: 2}]"))
+
+
+def read(*overrides, text=STUDY):
+    return loads(text, overrides, registries=study.REGISTRIES)
+
+
+def folder_of(run, pattern):
+    return next((run / "checkpoints").glob(pattern))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    run = tmp_path_factory.mktemp("suspect") / "trained"
+    return run, study.run_study(read(), run, Progress(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def walked_in(trained):
+    run, _ = trained
+    victim = folder_of(run, "synthetic-small-badnets-*")
+    config = read(*UNKNOWN, ("model.checkpoint", str(victim)))
+    return run.parent / "unknown", study.run_study(config, run.parent / "unknown", Progress(quiet=True)), config
+
+
+def test_a_folder_of_ours_is_the_model_it_holds(trained, walked_in):
+    (_, (victim, _)), (folder, (none, repair), config) = trained, walked_in
+    assert none["acc"] == victim["acc"] and none["asr"] is None and none["poison_rate"] is None
+    assert repair["status"] == "ok" and repair["asr"] is None
+    assert loads(dumps(config), registries=study.REGISTRIES) == config and f"checkpoint: {config.model.checkpoint}" in dumps(
+        config
+    )
+    turned = {row["defense"]: row for row in read_csv(folder / "triggers.csv")}
+    assert list(turned) == ["none", "repair"] and turned["none"]["turned"] > 0.8 and turned["none"]["acc"] == none["acc"]
+    assert turned["repair"]["turned"] < turned["none"]["turned"]
+    assert all(row["is_target"] is None for row in read_csv(folder / "detections.csv"))
+
+
+def test_the_page_says_what_cannot_be_said(walked_in):
+    page = (walked_in[0] / "report.html").read_text()
+    assert "What can be said" in page and "ASR, RA and DER, before or after a repair" in page and "trained elsewhere" in page
+    assert (
+        "whether rightly is not known" in page
+        and "clean and with the inverted trigger" in page
+        and "could not be drawn" not in page
+    )
+
+
+def test_with_its_trigger_it_has_the_rates_it_had(trained, tmp_path):
+    run, (victim, repaired) = trained
+    for pattern, before in (("synthetic-small-badnets-*", victim), ("badnets-repair-*", repaired)):
+        where = folder_of(run, pattern)
+        found = study.run_study(
+            read(("model.checkpoint", str(where / "model")), ("defenses", "[]")), tmp_path / pattern[:5], Progress(quiet=True)
+        )
+        assert [found[0][name] for name in ("acc", "asr", "ra")] == [before[name] for name in ("acc", "asr", "ra")]
+
+
+def damaged(source, target, change):
+    flat = {name: np.asarray(value) for name, value in checkpoint.read(source / "model").items()}
+    change(flat)
+    checkpoint.save(target, flat)
+    return target
+
+
+def test_what_is_wrong_with_a_checkpoint_is_said_before_any_work(trained, tmp_path):
+    run, _ = trained
+    victim = folder_of(run, "synthetic-small-badnets-*")
+
+    def check(path, message, error=CheckpointError, *overrides):
+        with pytest.raises(error, match=message):
+            study.check_study(read(*UNKNOWN, ("model.checkpoint", str(path)), *overrides), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    check(tmp_path / "nowhere", "model.checkpoint: .*nowhere: no such file or folder")
+    broken = damaged(
+        victim, tmp_path / "nan", lambda flat: flat.update({"variables.params.head.bias": np.full(4, np.nan, np.float32)})
+    )
+    check(broken, "nan holds weights that are no numbers: params.head.bias")
+    fewer = damaged(victim, tmp_path / "fewer", lambda flat: flat.pop("variables.params.head.bias"))
+    check(fewer, "fewer: a checkpoint of another model: it lacks params.head.bias")
+    check(victim, "a checkpoint of another model", CheckpointError, ("dataset.classes", "5"))
+    shutil.copytree(victim / "model", tmp_path / "cut")
+    for path in (tmp_path / "cut").rglob("*"):
+        if path.is_file() and path.stat().st_size > 2000:
+            path.write_bytes(path.read_bytes()[:1000])
+    check(tmp_path / "cut", "cut", DamagedError)
+    (tmp_path / "a.npz").write_bytes(b"x")
+    check(tmp_path / "a.npz", r"\.npz is not one of \.safetensors, \.pt, \.pth")
+    check(victim, "defenses: abl-authors: trains from scratch", ConfigError, ("defenses", "[abl]"))
+    check(victim, "attacks: lf: makes its trigger before or with the training", AttackError, ("attacks", "[lf]"))
+    with pytest.raises(ConfigError, match="attacks: unknown: is for a model from elsewhere"):
+        study.check_study(read(*UNKNOWN), tmp_path)
+    with pytest.raises(ConfigError, match="model.checkpoint: want a file or a folder, got 3"):
+        read(("model.checkpoint", "3"))
+
+
+def test_several_seeds_share_the_model(trained, tmp_path):
+    where = folder_of(trained[0], "synthetic-small-badnets-*")
+    rows = study.run_study(
+        read(*UNKNOWN[:1], ("model.checkpoint", str(where)), ("seeds", "[0, 1]"), ("features", "0")),
+        tmp_path,
+        Progress(quiet=True),
+    )
+    assert [(row["defense"], row["seed"], row["attack_seed"]) for row in rows] == [
+        ("none", 0, 0),
+        ("repair", 0, 0),
+        ("none", 1, 0),
+        ("repair", 1, 0),
+    ]
+    assert len(list((tmp_path / "checkpoints").glob("synthetic-small-unknown-*"))) == 1 and rows[0]["acc"] == rows[2]["acc"]
+
+
+DIGITS = """
+dataset: {name: digits, size: 8}
+model: {name: preact_resnet18, width: 4}
+attacks: [badnets]
+train: {steps: 3, batch_size: 64}
+defenses: []
+"""
+
+
+def test_out_as_safetensors_and_in_again(tmp_path, capsys):
+    rows = study.run_study(read(text=DIGITS), tmp_path / "run", Progress(quiet=True))
+    out, config = tmp_path / "model.safetensors", tmp_path / "run" / "config.yaml"
+    assert export.main(["--config", str(config), "badnets/seed0/train", str(out)]) == 0
+    assert "86 tensors" in capsys.readouterr().out
+    again = study.run_study(read(("model.checkpoint", str(out)), text=DIGITS), tmp_path / "again", Progress(quiet=True))
+    assert again[0]["acc"] == rows[0]["acc"] and again[0]["asr"] == rows[0]["asr"]
+    for words, message in (
+        (["badnets/seed0/d3", str(out)], "'badnets/seed0/d3' is no model of .*, which has badnets/seed0/train"),
+        (["badnets/seed0/train", "x.pt"], "x.pt: want a name that ends on .safetensors"),
+    ):
+        assert export.main(["--config", str(config), *words]) == 2
+        assert re.search(message, capsys.readouterr().err)
+    with pytest.raises(CheckpointError, match="badnets/seed0/train is not finished"):
+        export.export(config, "badnets/seed0/train", out, tmp_path / "elsewhere")
+    assert jnp.isfinite(rows[0]["acc"])
