@@ -16,15 +16,17 @@ _HOMES = {
     "models": "MODELS ConvNeXtConfig PreActResNet18Config VGG19BNConfig ViTConfig WideResNetConfig convnext count_parameters "
     "preact_resnet18 vgg19_bn vit wide_resnet",
     "attacks": "ATTACKS BPPConfig BadNetsConfig BlendedConfig CleanConfig InputAwareConfig LCConfig LFConfig SIGConfig SSBAConfig "
-    "TrojanNNConfig WaNetConfig badnets blended bpp clean input_aware lc lf sig ssba trojannn wanet",
+    "TrojanNNConfig UnknownConfig WaNetConfig badnets blended bpp clean input_aware lc lf sig ssba trojannn wanet",
     "similarity": "largest psnr ssim",
     "training": "Backdoored Session train_backdoored",
     "inversion": "Inversion InversionConfig Trigger detect invert",
-    "defenses": "DEFENSES D3Config FinetuneConfig MCLConfig NCConfig ScheduleConfig d3 finetune mcl nc",
+    "defenses": "ABLConfig DEFENSES D3Config DLPConfig FinetuneConfig MCLConfig NCConfig ScheduleConfig abl d3 dlp finetune mcl nc",
     "defenses.target": "Found Search find",
     "evolution": "EvolutionConfig evolution_job survivability",
     "strategies": "StrategyConfig rates",
     "analysis": "penultimate project separation",
+    "analysis.path": "changes path_losses plane_losses plane_of taylor top_eigenvalues",
+    "interop": "from_torch read_tensors to_torch write_tensors",
     "metrics": "Counts der make_evaluate",
     "study": "run_study",
 }

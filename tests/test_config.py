@@ -68,7 +68,11 @@ def test_tfds_shorthand():
         ("train: 3", [], r"train: want a mapping, got 3"),
         ("attacks: badnets", [], r"attacks: want a list, got 'badnets'"),
         ("attacks: []", [], r"attacks: is empty"),
-        ("attacks: [badnet]", [], r"attacks.0.name: 'badnet' is not in attacks: clean, unknown, badnets, .*did you mean 'badnets'\?"),
+        (
+            "attacks: [badnet]",
+            [],
+            r"attacks.0.name: 'badnet' is not in attacks: clean, unknown, badnets, .*did you mean 'badnets'\?",
+        ),
         ("attacks: [{rate: 0.1}]", [], r"attacks.0: want a name or a mapping with `name`"),
         ("attacks: [{name: badnets, rate: 2}]", [], r"attacks.0.rate: 2.0 is out of range, want ≥ 0 and ≤ 1"),
         ("attacks: [badnets, badnets]", [], r"attacks: badnets stands twice; give each its own `label:`"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from d3jax import run
+from d3jax import export, run
 from d3jax.config import StudyConfig
 from d3jax.config_file import describe, loads
 from d3jax.study import REGISTRIES
@@ -32,6 +32,19 @@ def test_every_command_is_understood(words, monkeypatch, capsys):
         assert run.main(arguments if "--list" in arguments else [*arguments, "--check"]) == 0
     except SystemExit as done:  # --help
         assert done.code == 0
+
+
+def test_the_export_command_is_understood(tmp_path, monkeypatch, capsys):
+    """Up to the model, which a clean checkout has not trained."""
+    monkeypatch.chdir(ROOT)
+    (words,) = re.findall(r"^python -m d3jax\.export (.*)$", TEXT, re.MULTILINE)
+    assert export.main([*shlex.split(words, comments=True), "--workdir", str(tmp_path)]) == 2
+    assert "badnets/seed0/d3-code is not finished" in capsys.readouterr().err
+
+
+def test_the_files_it_names_exist():
+    named = re.findall(r"`((?:d3jax|experiments|tests|benchmarks)/[\w./-]+)`", TEXT) + re.findall(r"\]\((\w[\w./]*\.md)\)", TEXT)
+    assert len(named) > 5 and [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_every_flag_exists():
