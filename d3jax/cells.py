@@ -241,6 +241,8 @@ def make_cells(lab: Lab) -> list[Cell]:
     for choice in config.evolutions:
         with _named(f"evolutions: {choice.label}"):
             learned = check_evolution(choice.config, len(lab.fresh.labels), info)
+            if choice.config.learn == "statistics" and not jax.eval_shape(lab.model.init, jax.random.key(0)).batch_stats:
+                raise ConfigError(f"learn: statistics moves nothing: {config.model.name} has no BatchNorm")
             called = next((defense for other, defense in defenses if other.label == choice.config.defense), None)
             if isinstance(called, TrainingDefense):
                 raise ConfigError(

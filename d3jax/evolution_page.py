@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .figures import WIDTH, drawing, plain_numbers
+from .figures import WIDTH, columns_of, drawing, plain_numbers, short
 from .markup import Looks, escape, figure, mark, swatch, table
 from .report import Row, points
 from .survival import TAUS, Predicted, Shown, ratio, survived
@@ -44,8 +44,11 @@ def show_evolutions(stem: Path, attack: str, lineages: Lineages, failed: Sequenc
     path = _save_curves(Path(f"{stem}-evolution.png"), evolved, looks)
     text = f"Rates on test images that drift with the updates; update 0 is the model they begin with.{spread}"
     parts = [figure(path, "Rates over the updates", text)]
-    path = _save_strategies(Path(f"{stem}-rates.png"), lineages.shown, looks)
-    parts.append(figure(path, "Learning rates within an update", "Learning rate of every step of an update, the same in each."))
+    if attack == lineages.rows[0]["attack"]:  # they are the same for all
+        path = _save_strategies(Path(f"{stem}-rates.png"), lineages.shown, looks)
+        parts.append(
+            figure(path, "Learning rates within an update", "Learning rate of every step of an update, the same in each.")
+        )
     parts.append(lost + _table([row for row in lineages.compared if row["attack"] == attack], looks))
     predicted = [one for one in lineages.predicted if one.attack == attack]
     path = _save_predicted(Path(f"{stem}-forgetting.png"), predicted, looks)
@@ -97,7 +100,8 @@ def _save_curves(path: Path, evolved: Sequence[Row], looks: Looks) -> Path:
         for axis in axes[len(drawn) :]:
             axis.set_axis_off()
         handles, names = axes[0].get_legend_handles_labels()
-        picture.legend(handles, names, loc="outside upper left", ncols=min(6, len(names)), handlelength=1.8)
+        names = [short(name, 30) for name in names]
+        picture.legend(handles, names, loc="outside upper left", ncols=columns_of(names), handlelength=1.8)
     return path
 
 
@@ -110,7 +114,7 @@ def _save_strategies(path: Path, shown: Mapping[str, Shown], looks: Looks) -> Pa
         axes = picture.subplots(lines, columns, squeeze=False).flatten()
         for axis, (label, (rates, *_)) in zip(axes, shown.items(), strict=False):
             axis.plot(np.arange(1, len(rates) + 1), rates, color=looks.get(label, ("#6f7780", "-"))[0], linewidth=1.2)
-            axis.set(title=label[:26], ylim=(0, 1.05 * float(np.max(rates)) or 1.0))
+            axis.set(title=short(label, 26), ylim=(0, 1.05 * float(np.max(rates)) or 1.0))
             axis.tick_params(labelsize=7.5)
         for axis in axes[len(shown) :]:
             axis.set_axis_off()
@@ -150,7 +154,7 @@ def _save_predicted(path: Path, predicted: Sequence[Predicted], looks: Looks) ->
                 axis.plot(
                     at, np.where(np.abs(left) <= 1.0, left, np.nan), color="#2a3138", linestyle=dash, linewidth=1, label=label
                 )
-            axis.set(title=one.evolution[:26], ylim=(-0.3, 1.3))
+            axis.set(title=short(one.evolution, 26), ylim=(-0.3, 1.3))
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.tick_params(labelsize=7.5)
         handles, names = axis.get_legend_handles_labels()

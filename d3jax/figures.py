@@ -153,7 +153,7 @@ def save_classes(
                 for rates, width, colour in ((before, 0.86, PALE), (after, 0.46, _look(name, colours)[0])):
                     if kind in rates:
                         _draw_bars(axis, 100 * np.asarray(rates[kind]), width, colour)
-                axis.set(title=f"{kind.upper()} · {_short(name, 40)}", xlim=(-0.7, len(classes) - 0.3), ylim=(0, 103))
+                axis.set(title=f"{kind.upper()} · {short(name, 40)}", xlim=(-0.7, len(classes) - 0.3), ylim=(0, 103))
                 axis.grid(False, axis="x")
                 axis.tick_params(bottom=False)
             line[0].set(ylabel="share (%)", yticks=(0, 50, 100))
@@ -277,14 +277,14 @@ def _add_legend(figure: Any, names: Sequence[str], colours: Mapping[str, tuple[s
 
     looks = [_look(name, colours) for name in names]
     lines = [Line2D([], [], color=colour, linestyle=dash) for colour, dash in looks]
-    labels = [_short(name, 30) for name in names]
-    figure.legend(lines, labels, loc="outside upper left", ncols=min(6, len(names)), handlelength=1.8, columnspacing=1.4)
+    labels = [short(name, 30) for name in names]
+    figure.legend(lines, labels, loc="outside upper left", ncols=columns_of(labels), handlelength=1.8, columnspacing=1.4)
 
 
 def _name_classes(axis: Any, classes: Sequence[str]) -> None:
     """Class names under the bars while they can be read, some of their numbers where there are too many."""
     if len(classes) <= NAMED:
-        names = [_short(name, 14) for name in classes]
+        names = [short(name, 14) for name in classes]
         axis.set_xticks(range(len(classes)), names, rotation=40, ha="right", rotation_mode="anchor")
         axis.set_xlabel("true class")
     else:
@@ -292,5 +292,13 @@ def _name_classes(axis: Any, classes: Sequence[str]) -> None:
         axis.set_xlabel("true class (its number)")
 
 
-def _short(name: str, limit: int) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"
+def short(name: str, limit: int) -> str:
+    """At most `limit` characters of a name: its beginning, and its end, in which those of a sweep differ."""
+    end = limit // 2
+    return name if len(name) <= limit else f"{name[: limit - 1 - end]}…{name[-end:]}"
+
+
+def columns_of(names: Sequence[str]) -> int:
+    """How many columns a legend over the whole width has for such names."""
+    longest = max(map(len, names), default=1)
+    return max(1, min(6, len(names), int(WIDTH * 15 / (longest + 7))))

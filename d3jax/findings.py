@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .figures import BEFORE, INK, PALE, WIDTH, drawable, drawing, save_rows
+from .figures import BEFORE, INK, PALE, WIDTH, drawable, drawing, save_rows, short
 from .markup import Looks, figure, swatch, table
 
 MOST = 16
@@ -159,7 +159,7 @@ def _save_features(path: Path, features: Mapping[str, Features], classes: Sequen
                     *at[:count].T, c=[shades(int(label) % shades.N) for label in one.labels], s=5, alpha=0.7, linewidths=0
                 )
                 axis.scatter(*at[count:].T, c="black", s=6, marker="x", linewidths=0.6)
-                axis.set(xticks=[], yticks=[], title=f"{name[:22]} · {'PCA' if method == 'pca' else 't-SNE'}")
+                axis.set(xticks=[], yticks=[], title=f"{short(name, 22)} · {'PCA' if method == 'pca' else 't-SNE'}")
                 axis.grid(False)
                 for side in axis.spines.values():
                     side.set(visible=True, color=PALE)

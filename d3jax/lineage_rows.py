@@ -29,6 +29,10 @@ PREDICTED_FROM = 1000
 """Images of each update behind its second moment, and test images behind the trigger's direction."""
 
 
+WIDEST = 1024
+"""Features up to which second moments are decomposed: twice for each update of every lineage, which takes hours for 4096."""
+
+
 def control_rates(lab: Lab, cell: Cell, folder: Path, trigger: Any) -> dict[int, float]:
     """How often the control's model says the attacker's class for triggered images, by update, as far as its models are there."""
     config = cell.choice.config
@@ -102,7 +106,7 @@ def shown_evolutions(lab: Lab) -> dict[str, Shown]:
 
 def predictions(lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result], earlier: Mapping[str, Stage]) -> list[Predicted]:
     """For the lineages of the first seed whose attack has one target: what a linear model says of its forgetting, under both
-    curvatures. Lineages whose updates see the trigger, or are defended, have none."""
+    curvatures. Lineages whose updates see the trigger, or are defended, have none, nor nets of more than `WIDEST` features."""
     found = []
     directions: dict[str, np.ndarray] = {}
     moments: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}
@@ -116,6 +120,8 @@ def predictions(lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result], 
         config, victim = cell.choice.config, model.tree
         if case.label not in directions:
             directions[case.label] = _direction(lab, cell, victim)
+        if len(directions[case.label]) > WIDEST:
+            continue
         alike = (case.label, repr((config.drift, config.updates, config.validation, config.label_shift)))
         if alike not in moments:
             moments[alike] = _moments(lab, cell, victim, *wanted)

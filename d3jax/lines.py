@@ -57,7 +57,7 @@ def _of_attack(lab: Lab, cell: Cell, victim: Any, models: Mapping[str, Variables
         variables = jax.tree.map(jnp.asarray, variables)
         losses = {
             kind: path_losses(model, attack, trigger, victim.variables, variables, ts.tolist(), test, kind, reserved)
-            for kind in ("interpolated", "estimated", "first")
+            for kind in (("interpolated", "estimated", "first") if victim.variables.batch_stats else ("interpolated", "first"))
         }
         direction = jax.tree.map(jnp.subtract, variables.params, victim.variables.params)
         expansion = tuple(taylor(loss, victim.variables.params, direction))

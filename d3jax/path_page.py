@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .figures import BEFORE, INK, WIDTH, drawing, plain_numbers
+from .figures import BEFORE, INK, WIDTH, drawing, plain_numbers, short
 from .markup import Looks, escape, figure, table
 from .report import points
 
@@ -69,6 +69,8 @@ def _save_paths(path: Path, lines: Lines) -> Path:
         axes = picture.subplots(count, 2, squeeze=False)
         for (loss, rate), one in zip(axes, lines.paths, strict=True):
             for name, dash in DASHES.items():
+                if name not in one.losses:  # a net without BatchNorm has one line
+                    continue
                 found = one.losses[name]
                 loss.plot(one.ts, found.clean_loss, color=CLEAN, linestyle=dash, label=f"clean, statistics {name}")
                 loss.plot(one.ts, found.backdoor_loss, color=POISONED, linestyle=dash, label=f"backdoor, {name}")
@@ -123,7 +125,7 @@ def _save_taylor(path: Path, lines: Lines, looks: Looks) -> Path:
                 label="quadratic",
             )
             axis.set(
-                title=one.defense[:26],
+                title=short(one.defense, 26),
                 xlabel="t",
                 ylabel="backdoor loss (nats)",
                 ylim=(-0.2, min(8, 1.2 * np.nanmax(measured) + 0.5)),
@@ -178,7 +180,7 @@ def _table(lines: Lines) -> str:
     body = []
     for one in lines.paths:
         found, at = one.losses["interpolated"], int(np.argmin(np.abs(one.ts - 1)))
-        further, beyond = one.losses["estimated"], np.flatnonzero(one.ts > 1)
+        further, beyond = one.losses.get("estimated", found), np.flatnonzero(one.ts > 1)
         least = beyond[np.argmin(further.asr[beyond])] if len(beyond) else at
         cells = [f"{found.clean_loss[at]:.3f}", f"{found.backdoor_loss[at]:.3f}", points(found.asr[at], digits=1),
                  f"{points(further.asr[least], digits=1)} <small>t = {one.ts[least]:g}</small>",
