@@ -49,8 +49,8 @@ def _of_attack(lab: Lab, cell: Cell, victim: Any, models: Mapping[str, Variables
     reserved = reserved_split(lab, cell.case.seed)
     rows = np.flatnonzero(np.asarray(attack.relabel(half.labels) != half.labels))
     images, labels = as_float(half.images[rows]), half.labels[rows]
-    backdoor = make_backdoor_loss(model, attack, victim.variables.batch_stats)
-    loss = lambda params: backdoor(params, trigger, images, labels)
+    loss = make_backdoor_loss(model, attack, victim.variables.batch_stats)
+    data = (trigger, images, labels)
     ts = np.unique(np.round(np.append(np.linspace(FROM, TO, lab.config.paths), [0.0, 1.0]), 4))
     paths = []
     for label, variables in models.items():
@@ -60,10 +60,10 @@ def _of_attack(lab: Lab, cell: Cell, victim: Any, models: Mapping[str, Variables
             for kind in (("interpolated", "estimated", "first") if victim.variables.batch_stats else ("interpolated", "first"))
         }
         direction = jax.tree.map(jnp.subtract, variables.params, victim.variables.params)
-        expansion = tuple(taylor(loss, victim.variables.params, direction))
+        expansion = tuple(taylor(loss, victim.variables.params, direction, *data))
         paths.append(LineTo(label, ts, losses, expansion, changes(victim.variables.params, variables.params)))
     plane = _plane(lab, attack, victim, models, half)
-    return Lines(cell.case.label, paths, plane, top_eigenvalues(loss, victim.variables.params, 3, tolerance=0.05))
+    return Lines(cell.case.label, paths, plane, top_eigenvalues(loss, victim.variables.params, *data, tolerance=0.05))
 
 
 def _plane(lab: Lab, attack: Any, victim: Any, models: Mapping[str, Variables], images: Split) -> PlaneOf | None:

@@ -160,7 +160,7 @@ def test_eigenvalues_against_the_whole_hessian(double):
     loss, params = small_loss()
     flat, restore = jax.flatten_util.ravel_pytree(params)
     whole = np.linalg.eigvalsh(np.asarray(jax.hessian(lambda x: loss(restore(x)))(flat)))[::-1]
-    np.testing.assert_allclose(top_eigenvalues(loss, params, 3, tolerance=1e-8), whole[:3], rtol=1e-6)
+    np.testing.assert_allclose(top_eigenvalues(loss, params, count=3, tolerance=1e-8), whole[:3], rtol=1e-6)
 
 
 def test_the_backdoor_loss_of_a_model(model, victim, attack, dataset):

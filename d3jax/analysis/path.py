@@ -197,9 +197,9 @@ def make_backdoor_loss(model: Model, attack: Attack, batch_stats: Params) -> Cal
     return loss
 
 
-def hessian_product(loss: Callable[[Params], jax.Array], params: Params, direction: Params) -> Params:
-    """H · direction of a scalar function at `params`: forward over reverse, so no Hessian is ever there."""
-    return jax.jvp(jax.grad(loss), (params,), (direction,))[1]
+def hessian_product(loss: Callable[..., jax.Array], params: Params, direction: Params, *data: Any) -> Params:
+    """H · direction of the scalar function `loss(params, *data)` at `params`: forward over reverse, so no Hessian is ever there."""
+    return jax.jvp(lambda params: jax.grad(loss)(params, *data), (params,), (direction,))[1]
 
 
 class Taylor(NamedTuple):
@@ -214,26 +214,34 @@ class Taylor(NamedTuple):
         return self.value + t * self.slope + 0.5 * t**2 * self.curvature
 
 
-def taylor(loss: Callable[[Params], jax.Array], params: Params, direction: Params) -> Taylor:
-    """The Taylor expansion of `loss` to second order."""
+def taylor(loss: Callable[..., jax.Array], params: Params, direction: Params, *data: Any) -> Taylor:
+    """The Taylor expansion of `loss(params, *data)` to second order. What is `data`, and not in the function, is no constant of the
+    compiled program."""
 
     @jax.jit
-    def expand(params: Params, direction: Params):
-        value, gradient = jax.value_and_grad(loss)(params)
-        product = hessian_product(loss, params, direction)
+    def expand(params: Params, direction: Params, *data: Any):
+        value, gradient = jax.value_and_grad(loss)(params, *data)
+        product = hessian_product(loss, params, direction, *data)
         dot = lambda a, b: sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
         return value, dot(gradient, direction), dot(product, direction)
 
-    return Taylor(*map(float, expand(params, direction)))
+    return Taylor(*map(float, expand(params, direction, *data)))
 
 
-def top_eigenvalues(loss: Callable[[Params], jax.Array], params: Params, count: int = 3, tolerance: float = 1e-2) -> np.ndarray:
-    """The `count` largest eigenvalues of the Hessian, largest first, by Lanczos' method (scipy's) on Hessian-vector products."""
+def top_eigenvalues(
+    loss: Callable[..., jax.Array], params: Params, *data: Any, count: int = 3, tolerance: float = 1e-2
+) -> np.ndarray:
+    """The `count` largest eigenvalues of the Hessian of `loss(params, *data)`, largest first, by Lanczos' method (scipy's) on
+    Hessian-vector products."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     flat, restore = jax.flatten_util.ravel_pytree(params)
-    product = jax.jit(lambda x: jax.flatten_util.ravel_pytree(hessian_product(loss, params, restore(x)))[0])
-    multiply = lambda x: np.asarray(product(jnp.asarray(x, flat.dtype).ravel()), np.float64)
+
+    @jax.jit
+    def product(flat: jax.Array, x: jax.Array, *data: Any) -> jax.Array:
+        return jax.flatten_util.ravel_pytree(hessian_product(loss, restore(flat), restore(x), *data))[0]
+
+    multiply = lambda x: np.asarray(product(flat, jnp.asarray(x, flat.dtype).ravel(), *data), np.float64)
     operator = LinearOperator((flat.size, flat.size), matvec=multiply, dtype=np.float64)
     start = np.random.default_rng(0).normal(size=flat.size)
     return np.sort(eigsh(operator, count, which="LA", tol=tolerance, v0=start, return_eigenvectors=False))[::-1]
