@@ -87,7 +87,10 @@ def test_contract(name, info):
     assert out.shape == images.shape and out.dtype == jnp.float32
     assert 0 <= out.min() and out.max() <= 1
     np.testing.assert_allclose(out, jax.jit(attack.stamp)(trigger, images), atol=EXACT.get(name, 0))
-    assert name == "clean" or not jnp.array_equal(out, images)
+    assert name in NONE or not jnp.array_equal(out, images)
+    many = jnp.arange(60) % info.num_classes
+    may = attack.eligible(many)
+    assert may.shape == (60,) and may.dtype == bool and may.any() == (name not in NONE)
 
     labels = jnp.arange(6) % info.num_classes
     own = jnp.array([True, False, True, False, False, True])
@@ -110,11 +113,13 @@ def FIELDS(cls):
     return [field.name for field in dataclasses.fields(cls)]
 
 
+NONE = ("clean", "unknown")
+"""Attacks that are none."""
 NETWORKS = ("input_aware", "ssba")
 """Attacks that are always compiled here: one operation after another they take minutes."""
 EXACT = {"wanet": 1e-6}
 """An attack that resamples, whose sums compilers may order as they like: how far jitted may be from not."""
-DRAWN = [name for name in ATTACKS if name not in ("clean", "wanet", "input_aware", "bpp")]
+DRAWN = [name for name in ATTACKS if name not in (*NONE, "wanet", "input_aware", "bpp")]
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.013, 0.08])
@@ -123,7 +128,7 @@ def test_exact_poison_count(name, rate):
     cls, construct = ATTACKS[name]
     attack = construct(cls(rate=rate, **({} if name in DRAWN else {"rows": "fixed"})), INFO)
     mask = attack.select(jax.random.key(0), LABELS)
-    assert mask.dtype == bool and int(mask.sum()) == round(rate * 1000)
+    assert mask.dtype == bool and int(mask.sum()) == round(rate * 1000) and not (mask & ~attack.eligible(LABELS)).any()
     assert jnp.array_equal(mask, attack.select(jax.random.key(0), LABELS))
     assert rate == 0 or not jnp.array_equal(mask, attack.select(jax.random.key(1), LABELS))
     assert poisoned_share(attack, mask, 128) == round(rate * 1000) / 1000
