@@ -286,6 +286,8 @@ def make_cells(lab: Lab) -> list[Cell]:
 
 def _check_poison(lab: Lab, attack: Attack, config: EvolutionConfig) -> None:
     """Raises what would go wrong with an attack in a lineage."""
+    if config.replay and lab.suspect:
+        raise ConfigError("replay: the set that a model from elsewhere (model.checkpoint) was trained on is not there")
     if config.replay:
         check_released(attack)
     if config.persistent:
@@ -327,7 +329,10 @@ def make_case(lab: Lab, choice: Choice, attack: Attack, evaluate: Callable[..., 
     }  # fmt: skip
     if suspect:
         del recipe["train"]
-        recipe |= {"checkpoint": suspect.contents, "trigger": digest(trigger_for(suspect, attack, jax.random.key(attack_seed)))}
+        recipe |= {
+            "checkpoint": suspect.contents,
+            "trigger": digest(trigger_for(suspect, attack, recipe, jax.random.key(attack_seed))),
+        }
         return Case(choice.label, attack, evaluate, seed, attack_seed, recipe, None, 0, attacked)
     poisoned = poisoned_rows(jax.random.key(attack_seed), attack, lab.dataset.train.labels)
     share = poisoned_share(attack, poisoned, config.train.batch_size)

@@ -47,10 +47,16 @@ def load(path: Path, like: Tree) -> tuple[Tree, dict]:
     return unflatten(_contents(path, note), like), note.custom_metadata["metadata"]
 
 
-def read(path: Path) -> dict[str, jax.Array]:
-    """Whatever tensors were saved at `path`, as `flatten` named them. Raises as `load` does."""
+def shapes(path: Path) -> dict[str, Any]:
+    """What is said of the tensors that were saved at `path`, by the names of `flatten`. Raises as `load` does."""
+    return _note(Path(path).absolute()).metadata
+
+
+def read(path: Path) -> tuple[dict[str, jax.Array], dict]:
+    """Whatever tensors were saved at `path`, as `flatten` named them, and the metadata. Raises as `load` does."""
     path = Path(path).absolute()
-    return _contents(path, _note(path))
+    note = _note(path)
+    return _contents(path, note), note.custom_metadata["metadata"]
 
 
 def _note(path: Path) -> Any:
@@ -60,6 +66,8 @@ def _note(path: Path) -> Any:
     note = _read(path, ocp.metadata)
     if not note.metadata or not note.custom_metadata:  # what Orbax makes of a broken metadata file
         raise DamagedError(f"{path}: cannot be read (its metadata are broken)")
+    if "checksum" not in note.custom_metadata or not all(hasattr(leaf, "shape") for leaf in note.metadata.values()):
+        raise CheckpointError(f"{path}: a checkpoint, but none of ours")
     return note
 
 

@@ -222,7 +222,7 @@ class StudyConfig:
                 )
         if self.evolutions and not self.fresh:
             raise ConfigError("fresh: 0 leaves no images for evolutions; the paper's share is 0.6")
-        kept = {"none", "train", "trigger"} & {choice.label for choice in (*self.defenses, *self.evolutions)}
+        kept = {"none", "train", "read", "trigger"} & {choice.label for choice in (*self.defenses, *self.evolutions)}
         if kept:
             raise ConfigError(f"defenses: the label {names(kept)} is kept for the backdoored model itself")
         cells = [f"{a.label}/{d}" for a in self.attacks for d in ("none", *(d.label for d in (*self.defenses, *self.evolutions)))]

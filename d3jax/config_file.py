@@ -177,7 +177,7 @@ class _Reader:
                 self.fail(self.longest(_join(path, key)), f"unknown key {key!r}; known keys: {names(fields)}{hint}")
         hints, values = hints_of(cls), {}
         # A section that is given in part is filled from the class's defaults, or from what a class says that is chosen by other fields.
-        beneath = getattr(cls, "beneath", lambda given: {})(mapping)
+        beneath = getattr(cls, "beneath", lambda given: {})({key: item for key, item in mapping.items() if isinstance(item, str)})
         for name, field in fields.items():
             inside = _join(path, name)
             if "registry" in field.metadata:

@@ -52,9 +52,15 @@ def say(lab: Lab, cell: Cell, earlier: Mapping[str, Stage], variables: Any) -> S
 
 
 def samples_of(
-    lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result], earlier: Mapping[str, Stage], said: Mapping[str, Said]
+    lab: Lab,
+    cells: Sequence[Cell],
+    results: Mapping[str, Result],
+    earlier: Mapping[str, Stage],
+    said: Mapping[str, Said],
+    features: Mapping[str, Mapping[str, Features]],
 ) -> list[Samples]:
-    """For every attack under the first seed: a few images, what every model says of them, and what was found out of the model."""
+    """For every attack under the first seed: a few images, what every model says of them, and what was found out of the model.
+    `features` are those of `inverted_features`."""
     samples = []
     for first in cells:
         if first.kind == "model" and first.case.seed == lab.config.seeds[0] and first.name in earlier:
@@ -72,9 +78,9 @@ def samples_of(
                     _inverted(lab, cell, results[cell.name].tree, pictures)
                     for cell in inversions if isinstance(results.get(cell.name), Stage)
                 ],
-                features=_inverted_features(lab, mine, inversions, results, earlier)
+                features=features.get(first.case.label)
                 or {cell.label: said[cell.name].features for cell in mine if said[cell.name].features},
-                known=not lab.suspect or first.case.attacked,
+                inverted_twins=first.case.label in features,
             ))  # fmt: skip
     return samples
 
@@ -111,17 +117,28 @@ def _inverted(lab: Lab, cell: Cell, tree: Any, pictures: Shown) -> Inverted:
     )  # fmt: skip
 
 
-def _inverted_features(
-    lab: Lab, models: Sequence[Cell], inversions: Sequence[Cell], results: Mapping[str, Result], earlier: Mapping[str, Stage]
-) -> dict[str, Features]:
-    """Where no trigger is known: every model's features of images stamped with the one that the first detection found."""
-    found = [results[cell.name].tree for cell in inversions if isinstance(results.get(cell.name), Stage)]
-    if not (lab.config.features and found and models) or models[0].case.attacked:
+def inverted_features(
+    lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result], earlier: Mapping[str, Stage]
+) -> dict[str, dict[str, Features]]:
+    """For a model from elsewhere of which no trigger is known: the features of every model of images stamped with the trigger that the
+    first detection found, under the first seed, by attack and defence. Every process computes them: all read the checkpoints."""
+    wanted = [cell for cell in cells if cell.case.seed == lab.config.seeds[0] and not cell.case.attacked]
+    if not (lab.suspect and lab.config.features):
         return {}
-    at = chosen(found[0].norms, detect(found[0].norms).flagged)
-    trigger, label = jax.tree.map(lambda part: part[at], found[0].trigger), int(found[0].labels[at])
-    wanted = lambda labels: jnp.full_like(labels, label)
-    return {cell.label: _features(lab, variables_of(lab, cell, earlier), partial(stamped, trigger), wanted) for cell in models}
+    found: dict[str, dict[str, Features]] = {}
+    for first in wanted:
+        if first.kind != "inversion" or first.case.label in found or not isinstance(results.get(first.name), Stage):
+            continue
+        inverted = results[first.name].tree
+        at = chosen(inverted.norms, detect(inverted.norms).flagged)
+        trigger, label = jax.tree.map(lambda part, at=at: part[at], inverted.trigger), int(inverted.labels[at])
+        aim = lambda labels, label=label: jnp.full_like(labels, label)
+        found[first.case.label] = {
+            cell.label: _features(lab, variables_of(lab, cell, earlier), partial(stamped, trigger), aim)
+            for cell in wanted
+            if cell.case is first.case and cell.kind in ("model", "repair") and isinstance(results.get(cell.name), Stage)
+        }
+    return found
 
 
 def _features(lab: Lab, variables: Any, stamp: Callable[[Any], jax.Array], relabel: Callable[[Any], jax.Array]) -> Features:

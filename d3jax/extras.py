@@ -13,6 +13,8 @@ import jax
 from .base import Variables
 from .cells import Cell, Lab
 from .evolution_page import Lineages
+from .exhibits import inverted_features
+from .findings import Features
 from .lineage_rows import control_rates, lineage_rows, predictions, shown_evolutions
 from .lines import lines_of
 from .page import Extras
@@ -35,8 +37,9 @@ def extras_of(
     results: Mapping[str, Result],
     earlier: Mapping[str, Stage],
     repaired: Mapping[str, Variables],
-) -> Extras:
-    """All of it, for the page; tables of it are written as filters.csv, evolution.csv, survival.csv and triggers.csv."""
+) -> tuple[Extras, dict[str, dict[str, Features]]]:
+    """All of it, for the page, and the `inverted_features`; tables of it are written as filters.csv, evolution.csv, survival.csv and
+    triggers.csv."""
 
     def attempt(what: str, work: Callable[[], Found], otherwise: Found) -> Found:
         try:
@@ -60,14 +63,19 @@ def extras_of(
     for name, table in tables.items():
         if is_first() and table:
             write_csv(lab.workdir / f"{name}.csv", table, columns=())
+    features = attempt("features under inverted triggers", lambda: inverted_features(lab, cells, results, earlier), {})
     read = lab.suspect.text if lab.suspect else ""
-    return Extras(looked, Lineages(evolved, compared, shown, predicted), filters, filtered, lines, turned, read)
+    unknown = list(dict.fromkeys(cell.case.label for cell in cells if lab.suspect and not cell.case.attacked))
+    found = Extras(looked, Lineages(evolved, compared, shown, predicted), filters, filtered, lines, turned, read, unknown)
+    return found, features
 
 
 def _controls(
     lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result], earlier: Mapping[str, Stage]
 ) -> dict[str, dict[int, float]]:
     """What an attack's trigger does to the control, the lineage of `clean` that evolves alike, at every update; {} without one."""
+    if lab.suspect:  # whose trigger, if it has one, is not known to be absent
+        return {}
     clean = {(cell.label, cell.case.seed): cell for cell in cells if cell.kind == "lineage" and not cell.case.attacked}
     found = {}
     for cell in cells:

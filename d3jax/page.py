@@ -30,7 +30,7 @@ from .report import (
     write_whole,
 )
 from .sample_page import Samples, show_attack
-from .suspect_page import is_unknown, show_suspect, show_turned
+from .suspect_page import show_suspect, show_turned
 
 Groups = dict[tuple[str, str, str], list[Row]]
 """Rows of `summarise` by (dataset, model, attack)."""
@@ -39,7 +39,7 @@ Groups = dict[tuple[str, str, str], list[Row]]
 class Extras(NamedTuple):
     """What a page shows beside the rows and samples: `looked`, the rows of detections.csv; `lineages`, which of the rows are evolutions,
     and all of them; `filters`, what training-time defences found, and `filtered`, the rows of filters.csv; `lines` between models;
-    `turned`, the rows of triggers.csv; and of a model from elsewhere how it was `read`."""
+    `turned`, the rows of triggers.csv; of a model from elsewhere how it was `read`, and the attacks whose trigger is `unknown`."""
 
     looked: Sequence[Row] = ()
     lineages: Lineages = Lineages()
@@ -48,6 +48,7 @@ class Extras(NamedTuple):
     lines: Sequence[Lines] = ()
     turned: Sequence[Row] = ()
     read: str = ""
+    unknown: Sequence[str] = ()
 
 
 NOTHING = Extras()
@@ -90,7 +91,7 @@ def write_report(
             partial(show_evolutions, where, attack, lineages, failed, looks),
             partial(show_filters, where, found, named, every.get(attack, {})),
             *(partial(show_paths, where, one, looks) for one in paths),
-            partial(show_turned, [] if is_unknown(extras.read, rows) else turned),
+            partial(show_turned, [] if attack in extras.unknown else turned),
             partial(show_attack, where, attack, mine, runs, looks),
         )
         if text := "".join(drawn(section) for section in sections):
@@ -101,7 +102,10 @@ def write_report(
         _headlines(groups, headlines(lineages.compared)),
         f"<nav aria-label='Attacks'>In detail: {' '.join(links)}</nav>" if len(links) > 1 else "",
         _glance(groups, looks),
-        show_suspect(extras.read, rows, extras.looked, extras.turned),
+        *(
+            show_suspect(extras.read, *(_of(attack, table) for table in (rows, extras.looked, extras.turned)))
+            for attack in extras.unknown
+        ),
         _study_table(groups, rows, looks),
         _detections(extras.looked),
         GLOSSARY if rows else "",
@@ -110,6 +114,10 @@ def write_report(
     ]
     write_whole(folder / "report.html", PAGE.format(title=escape(title), css=CSS, body="\n".join(filter(None, parts))))
     return folder / "report.html"
+
+
+def _of(attack: str, rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["attack"] == attack]
 
 
 def _stems(names: Sequence[str]) -> list[str]:

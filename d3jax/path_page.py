@@ -186,13 +186,13 @@ def _table(lines: Lines) -> str:
                  f"{points(further.asr[least], digits=1)} <small>t = {one.ts[least]:g}</small>",
                  points(further.acc[least] - further.acc[at], sign=True, digits=1) or "0.0", f"{one.taylor[1]:.3g}", f"{one.taylor[2] / 2:.3g}"]  # fmt: skip
         body.append(f"<tr><th scope=row>{escape(one.defense)}</th>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}</tr>")
-    note = "What is least beyond t = 1 has its statistics estimated. Losses are cross-entropies of test images: clean ones under their labels, triggered ones under the attacker's class."
+    note = "What is least beyond t = 1 has its statistics estimated, where the net has BatchNorm. Losses are cross-entropies of test images: clean ones under their labels, triggered ones under the attacker's class."
     return f"<figure>{table(head, [body], 'glance')}<figcaption>{note}</figcaption></figure>"
 
 
 PATH = (
     "On the line from the backdoored model (t = 0) through the repaired one (t = 1) and beyond, first seed. Clean loss: of clean test images; backdoor loss: of triggered "
-    "ones under the attacker's class, low where the backdoor works. BatchNorm's statistics are interpolated with the weights, or estimated anew from the reserved images (dashed)."
+    "ones under the attacker's class, low where the backdoor works. BatchNorm's statistics, where the net has it, are interpolated with the weights, or estimated anew from the reserved images (dashed)."
 )
 PLANE = "The plane through the backdoored model and two repaired ones. Where both losses are low is the backdoor region."
 CHANGES = "Changes of single weights, for the tensors that changed most for their length; shares on a logarithmic axis."

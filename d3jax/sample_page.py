@@ -25,7 +25,7 @@ class Samples(NamedTuple):
     class, nan where undefined; "none" is the backdoored model in both. `targets` int [n] is the class the attacker wants for
     each image; without it the one class that has no ASR under "none" is taken for the target of all. `likeness` has the trigger's
     `psnr` (dB), `ssim` and `largest` change (8-bit levels). `inverted` holds what detections found, `features` those of every model;
-    where the attack is not `known`, they are of images with the inverted trigger.
+    with `inverted_twins` those of images with the inverted trigger.
     """
 
     attack: str
@@ -40,7 +40,7 @@ class Samples(NamedTuple):
     likeness: dict[str, float] | None = None
     inverted: Sequence[Inverted] = ()
     features: Mapping[str, Features] = {}
-    known: bool = True
+    inverted_twins: bool = False
 
 
 def show_attack(stem: Path, attack: str, samples: Sequence[Samples], runs: figures.Runs, looks: Looks) -> str:
@@ -53,7 +53,12 @@ def show_attack(stem: Path, attack: str, samples: Sequence[Samples], runs: figur
             partial(_class_bars, Path(f"{stem}-classes.png"), attack, samples, looks),
             partial(show_inversions, stem, first.clean, first.triggered, first.inverted, first.classes),
             partial(
-                show_features, stem, features, first.classes, looks, "triggered" if first.known else "with the inverted trigger"
+                show_features,
+                stem,
+                features,
+                first.classes,
+                looks,
+                "with the inverted trigger" if first.inverted_twins else "triggered",
             ),
         ]
     return "".join(drawn(section) for section in sections)

@@ -77,7 +77,7 @@ class Task(NamedTuple):
     """What a stage computes: called `name`, kept in `folder`, a tree with the structure and shapes of `like`.
 
     `job()` is its loop and `result(job, state)` the tree it ends with; or, where it is more than one loop, `work(session)`
-    computes (tree, logged lines). `evaluate(tree)` counts on the test set.
+    computes (tree, logged lines). `evaluate(tree)` counts on the test set. `about` is kept with the tree, for whoever finds it alone.
     """
 
     name: str
@@ -89,6 +89,7 @@ class Task(NamedTuple):
     work: Callable[[Session], tuple[Any, list[Line]]] | None = None
     watch: Callable[[TrainState], Line] = lambda state: {}
     watch_every: int = 0
+    about: dict[str, Any] | None = None
 
 
 def run_stages(tasks: Sequence[Task], recorder: Recorder) -> list[Result]:
@@ -104,7 +105,12 @@ def run_stages(tasks: Sequence[Task], recorder: Recorder) -> list[Result]:
         found = {task.name: _contained(task, recorder, lambda task=task: _finished(task, recorder)) for task in tasks}
         missing = list({task.folder: task for task in tasks if found[task.name] is None}.values())
         computed = dict(zip((task.folder for task in missing), _compute(missing, recorder) if missing else [], strict=True))
-        return [found[task.name] or computed[task.folder] for task in tasks]
+        for task in tasks:
+            if found[task.name] is None:
+                found[task.name] = computed[task.folder]
+                if task not in missing and isinstance(found[task.name], Stage):
+                    recorder.journal.reset(task.name, found[task.name].lines)
+        return [found[task.name] for task in tasks]
 
 
 def read_stage(task: Task, recorder: Recorder) -> Result:
@@ -215,6 +221,7 @@ def _finish(task: Task, tree: Any, lines: list[Line], members: int, *, elapsed: 
     stage = Stage(tree, task.evaluate(tree), seconds, lines, recorder.environment, members)
     counts = {key: value.tolist() for key, value in stage.counts._asdict().items()}
     note = {"counts": counts, "seconds": seconds, "lines": lines, "environment": recorder.environment, "members": members}
+    note |= {"about": task.about or {}}
     checkpoint.save(task.folder / "model", tree, note)
     return stage
 

@@ -75,7 +75,7 @@ def run_study(
 
 def check_study(config: StudyConfig, workdir: str | Path) -> int:
     """The number of cells of `config`, nothing computed or written. Raises whatever `run_study` would raise before any work."""
-    return len(make_cells(open_lab(config, Path(workdir), Progress())))
+    return len(make_cells(open_lab(config, Path(workdir), Progress(quiet=True))))
 
 
 def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[dict[str, Any]]:
@@ -116,15 +116,15 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
             write_csv(lab.workdir / "per_class.csv", class_rows(lab, cells, results), columns=())
             if config.detections:
                 write_csv(lab.workdir / "detections.csv", looked, columns=())
-    extras = extras_of(lab, cells, rows, looked, results, earlier, repaired) if not part else Extras(looked=looked)
+    extras, features = extras_of(lab, cells, rows, looked, results, earlier, repaired) if not part else (Extras(looked), {})
     if is_first():
-        print_table([row(lab, cell, results) for cell in _models_of_others(cells)] + rows)
+        print_table([row(lab, cell, results) for cell in _models_of_others(cells) if cell.name in results] + rows)
         print_detections(looked)
     if is_first() and part:
         share = f"part {part[0]} of {part[1]}: {len(cells)} of {len(everything)} cells"
         lab.recorder.progress.say(f"{share}; when all are done, --report gathers them")
     if is_first() and not part:
-        samples = samples_of(lab, cells, results, earlier, said)
+        samples = samples_of(lab, cells, results, earlier, said, features)
         page = write_report(lab.workdir, rows, samples, lab.workdir.name, extras)
         lab.recorder.progress.say(f"report: {page}")
     return rows
@@ -191,6 +191,14 @@ def run_group(
     found: dict[str, Result] = dict(zip((task.name for task in tasks), done, strict=True))
     for name, needed in orphans.items():
         unfinished = results[needed.name].unfinished
-        kind = needed.kind if needed.kind != "model" else "backdoored model" if needed.case.attacked else "clean model"
+        kind = (
+            needed.kind
+            if needed.kind != "model"
+            else "model"
+            if lab.suspect
+            else "backdoored model"
+            if needed.case.attacked
+            else "clean model"
+        )
         found[name] = Failure(f"its {kind} {'is not finished' if unfinished else 'failed'}", unfinished)
     return [found[cell.name] for cell in group]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,18 +10,20 @@ import jax
 
 from . import checkpoint
 from .base import Attack, Model, Variables, stream
-from .config import Choice, names
+from .config import Choice
 from .errors import AttackError, CheckpointError
 from .interop import from_torch, read_tensors
 from .interop.convert import check_finite
 
 
 class Suspect(NamedTuple):
-    """A model that was not trained here: its `variables`, the tensors of the `trigger` that lay beside them (mostly none), the digest of
-    both (`contents`), and a line on how the file was read."""
+    """A model that was not trained here: its `variables`, the tensors of the `trigger` that lay beside them (mostly none) and what it was
+    made by (`about`: the attack's name and settings), the digest of variables and trigger (`contents`), and a line on how the file was
+    read."""
 
     variables: Variables
     trigger: dict[str, jax.Array]
+    about: dict[str, Any]
     contents: str
     text: str
 
@@ -36,31 +39,38 @@ def read_suspect(choice: Choice, net: Model) -> Suspect:
         raise CheckpointError(f"model.checkpoint: {path}: no such file or folder")
     if not path.is_dir():
         variables, report = from_torch(read_tensors(path), choice.name, choice.config, net, str(path))
-        return Suspect(variables, {}, checkpoint.digest(variables), f"{path}: {report.text}")
-    flat, trigger = checkpoint.read(path / "model" if (path / "model").is_dir() else path), {}
-    if any(name.startswith("variables.") for name in flat):
-        trigger = {name.removeprefix("trigger."): value for name, value in flat.items() if name.startswith("trigger.")}
-        flat = {name.removeprefix("variables."): value for name, value in flat.items() if name.startswith("variables.")}
+        return Suspect(variables, {}, {}, checkpoint.digest(variables), f"{path}: {report.text}")
+    folder = path / "model" if (path / "model").is_dir() else path
     like = jax.eval_shape(net.init, jax.random.key(0))
-    checkpoint.check_same(path, like, flat)
+    checkpoint.check_same(path, like, _within("variables.", checkpoint.shapes(folder)))  # before all of it is read
+    flat, note = checkpoint.read(folder)
+    trigger = {name.removeprefix("trigger."): value for name, value in flat.items() if name.startswith("trigger.")}
+    flat = _within("variables.", flat)
     check_finite(flat, str(path))
     text = f"{path}: {len(flat)} tensors match" + (", with a trigger" if trigger else "")
-    return Suspect(checkpoint.unflatten(flat, like), trigger, checkpoint.digest((flat, trigger)), text)
+    contents = checkpoint.digest((flat, trigger))
+    return Suspect(checkpoint.unflatten(flat, like), trigger, note.get("about", {}), contents, text)
 
 
-def trigger_for(suspect: Suspect, attack: Attack, key: jax.Array) -> Any:
-    """The trigger of `attack` for a suspect: the one that lay beside it, if it is of this attack's kind, else the one that `key` gives.
+def _within(prefix: str, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What lies under a prefix; all of it where nothing does."""
+    inside = {name.removeprefix(prefix): value for name, value in flat.items() if name.startswith(prefix)}
+    return inside or dict(flat)
 
-    Raises `AttackError` where the attack finds or trains its trigger, and none lay there.
+
+def trigger_for(suspect: Suspect, attack: Attack, recipe: Mapping[str, Any], key: jax.Array) -> Any:
+    """The trigger of `attack`, which a case's `recipe` names with its settings: the one that lay beside the suspect, if that attack with
+    these settings made it, else the one that `key` gives.
+
+    Raises `AttackError` where the attack finds or trains its trigger, and none of its own lay there.
     """
-    like = jax.eval_shape(attack.init, key)
-    wanted = checkpoint.describe(like)
-    there = {name: (value.shape, value.dtype) for name, value in suspect.trigger.items()}
-    if wanted and there == {name: (leaf.shape, leaf.dtype) for name, leaf in wanted.items()}:
-        return checkpoint.unflatten(suspect.trigger, like)
+    made_by, wanted = suspect.about, {name: recipe[name] for name in ("attack", "settings")}
+    if suspect.trigger and made_by == wanted:
+        return checkpoint.unflatten(suspect.trigger, jax.eval_shape(attack.init, key))
     if attack.preparation or attack.optimizer:
+        there = f"the trigger there is of {made_by['attack']}, or of other settings" if made_by else "no trigger lies there"
         raise AttackError(
-            f"makes its trigger before or with the training, and none of its kind ({names(wanted)}) lies beside the model of "
-            "model.checkpoint: take a checkpoint of ours that has it, or the attack unknown"
+            "makes its trigger before or with the training, so it must lie beside the model of model.checkpoint: "
+            f"{there}; take a checkpoint of ours that has it, or the attack unknown"
         )
     return attack.init(stream(key, "trigger"))

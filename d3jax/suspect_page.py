@@ -25,15 +25,9 @@ CANNOT = (
 )
 
 
-def is_unknown(read: str, rows: Sequence[Row]) -> bool:
-    """Whether the study is of a model from elsewhere, by how it was `read`, and no trigger of it is known."""
-    return bool(read) and all(row["asr"] is None for row in rows)
-
-
 def show_suspect(read: str, rows: Sequence[Row], looked: Sequence[Row], turned: Sequence[Row]) -> str:
-    """The section of a study of one model from elsewhere; "" where there is none, or its trigger is known."""
-    if not is_unknown(read, rows):
-        return ""
+    """The section of a model from elsewhere of which no trigger is known: how it was `read`, and its rows of results.csv, detections.csv
+    and triggers.csv."""
     return (
         f"<section><h2>A model from elsewhere</h2><p>{escape(read)}.</p><h3>What can be said</h3>"
         f"<ul class=lead>{''.join(f'<li>{escape(text)}</li>' for text in _said(rows, looked))}</ul>{show_turned(turned)}<h3>What cannot</h3>"

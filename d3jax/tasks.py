@@ -71,7 +71,7 @@ def _victim_task(lab: Lab, cell: Cell, prepared: Stage | None = None) -> Task:
     case, info, root = cell.case, lab.dataset.info, jax.random.key(cell.case.attack_seed)
     given = prepared and prepared.tree
     if lab.suspect:
-        trigger = trigger_for(lab.suspect, case.attack, root)
+        trigger = trigger_for(lab.suspect, case.attack, case.recipe, root)
         work = lambda session: (Victim(lab.suspect.variables, trigger), [])
     return Task(
         cell.name,
@@ -83,6 +83,7 @@ def _victim_task(lab: Lab, cell: Cell, prepared: Stage | None = None) -> Task:
         else lambda: backdoor_job(root, lab.model, lab.dataset, case.attack, lab.config.train, given, streamed=lab.streamed),
         work=work if lab.suspect else None,
         result=lambda job, state: Victim(state.variables, trigger_of(job, state)),
+        about={key: case.recipe[key] for key in ("attack", "settings")},
     )
 
 

@@ -52,8 +52,10 @@ def theirs_of(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_are_pytorchs(name, tmp_path):
     torch, made = theirs_of(name)
+    beside = {"original_index_array": np.arange(9), "poison_indicator": np.ones(9, bool), "of": {np.int64(3): np.array(["a"])}}
     torch.save(
-        {"model_name": name, "num_classes": 4, "model": made.state_dict(), "bd_train": None}, tmp_path / "attack_result.pt"
+        {"model_name": name, "num_classes": 4, "model": made.state_dict(), "bd_train": None, "bd_test": beside},
+        tmp_path / "attack_result.pt",
     )
     net = net_of(name)
     variables, report = from_torch(read_tensors(tmp_path / "attack_result.pt"), name, CONFIGS[name], net, "attack_result.pt")

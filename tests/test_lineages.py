@@ -114,6 +114,7 @@ def test_a_report_reads_it_again(finished, tmp_path):
     before = (folder / "evolution.csv").read_text()
     study.run_study(read(), folder, Progress(quiet=True), compute=False)
     assert (folder / "evolution.csv").read_text() == before
+    assert [row["defense"] for row in study.run_study(read(), folder, Progress(quiet=True), part=(2, 6))] == ["slow"]
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,20 @@
 import re
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from d3jax import checkpoint, export, study
-from d3jax.config_file import dumps, loads
+from d3jax.attacks import BlendedConfig, LFConfig, blended, lf
+from d3jax.base import stream
+from d3jax.config_file import dumps, loads, to_mapping
+from d3jax.data import SyntheticConfig, synthetic
 from d3jax.errors import AttackError, CheckpointError, ConfigError, DamagedError
 from d3jax.journal import Progress
 from d3jax.report import read_csv
+from d3jax.suspect import Suspect, trigger_for
 
 from .small import register
 
@@ -91,9 +96,10 @@ def test_with_its_trigger_it_has_the_rates_it_had(trained, tmp_path):
 
 
 def damaged(source, target, change):
-    flat = {name: np.asarray(value) for name, value in checkpoint.read(source / "model").items()}
+    tensors, note = checkpoint.read(source / "model")
+    flat = {name: np.asarray(value) for name, value in tensors.items()}
     change(flat)
-    checkpoint.save(target, flat)
+    checkpoint.save(target, flat, note)
     return target
 
 
@@ -122,6 +128,10 @@ def test_what_is_wrong_with_a_checkpoint_is_said_before_any_work(trained, tmp_pa
     (tmp_path / "a.npz").write_bytes(b"x")
     check(tmp_path / "a.npz", r"\.npz is not one of \.safetensors, \.pt, \.pth")
     check(victim, "defenses: abl-authors: trains from scratch", ConfigError, ("defenses", "[abl]"))
+    replay = ("evolutions", "[{name: evolution, updates: 1, batch_size: 8, replay: 0.5}]")
+    check(victim, "replay: the set that a model from elsewhere", ConfigError, ("fresh", "0.5"), replay)
+    with pytest.raises(ConfigError, match="the label read is kept"):
+        read(("defenses", "[{name: finetune, label: read}]"))
     check(victim, "attacks: lf: makes its trigger before or with the training", AttackError, ("attacks", "[lf]"))
     with pytest.raises(ConfigError, match="attacks: unknown: is for a model from elsewhere"):
         study.check_study(read(*UNKNOWN), tmp_path)
@@ -143,6 +153,23 @@ def test_several_seeds_share_the_model(trained, tmp_path):
         ("repair", 1, 0),
     ]
     assert len(list((tmp_path / "checkpoints").glob("synthetic-small-unknown-*"))) == 1 and rows[0]["acc"] == rows[2]["acc"]
+
+
+def test_the_trigger_that_lay_there_is_taken_by_the_attack_that_made_it(trained):
+    info = synthetic(SyntheticConfig(size=12, channels=3, classes=4, train=8, test=8)).info
+    there = {"pattern": jnp.arange(12 * 12 * 3, dtype=jnp.uint8).reshape(12, 12, 3)}
+    settings = to_mapping(BlendedConfig())
+    suspect = Suspect(None, there, {"attack": "blended", "settings": settings}, "", "")
+    attack, key = blended(BlendedConfig(), info), jax.random.key(3)
+    take = lambda name, settings, attack: trigger_for(suspect, attack, {"attack": name, "settings": settings}, key)
+    np.testing.assert_array_equal(take("blended", settings, attack)["pattern"], there["pattern"])
+    drawn = attack.init(stream(key, "trigger"))["pattern"]
+    np.testing.assert_array_equal(take("blended", settings | {"alpha": 0.5}, attack)["pattern"], drawn)
+    assert not np.array_equal(drawn, there["pattern"])
+    with pytest.raises(AttackError, match="the trigger there is of blended, or of other settings"):
+        take("lf", to_mapping(LFConfig()), lf(LFConfig(), info))  # whose trigger has the same shape
+    kept = checkpoint.read(folder_of(trained[0], "synthetic-small-badnets-*") / "model")[1]["about"]
+    assert kept["attack"] == "badnets" and kept["settings"]["rate"] == 0.1
 
 
 DIGITS = """

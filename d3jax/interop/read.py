@@ -15,6 +15,9 @@ import numpy as np
 
 from ..errors import CheckpointError
 
+SAFE = (2, 6)
+"""The first version of torch whose weights-only loading keeps its promise."""
+
 TENSORS, PICKLES = (".safetensors",), (".pt", ".pth", ".bin")
 INSIDE = ("model", "state_dict", "net", "model_state_dict")
 """Where a state dict may lie in a file: BackdoorBench's attack_result.pt has it under `model`."""
@@ -41,10 +44,14 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
 def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes a `.safetensors`."""
     try:
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
     except ImportError as error:
         raise CheckpointError(NEEDS.format(path=path, what="safetensors")) from error
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, str(path))
+    try:
+        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, str(path))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be written ({_line(error)})") from error
 
 
 NEEDS = "{path}: needs {what}; pip install -e '.[interop]'"
@@ -58,7 +65,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise CheckpointError(NEEDS.format(path=path, what="safetensors")) from error
     try:
         return dict(load_file(str(path)))
-    except (SafetensorError, ValueError, OSError, KeyError) as error:
+    except (SafetensorError, ValueError, OSError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({_line(error)})") from error
 
 
@@ -67,8 +74,14 @@ def _read_pickle(path: Path) -> Any:
         import torch
     except ImportError as error:
         raise CheckpointError(NEEDS.format(path=path, what="torch")) from error
+    if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE:
+        raise CheckpointError(
+            f"{path}: torch {torch.__version__} can be made to run a file's code even where it loads weights alone (CVE-2025-32434); "
+            f"it needs {'.'.join(map(str, SAFE))} or newer"
+        )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numpys()):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds more than tensors and plain containers, which only running its code could read; it was not run. "
@@ -76,6 +89,16 @@ def _read_pickle(path: Path) -> Any:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: cannot be read as a PyTorch file ({_line(error)})") from error
+
+
+def _numpys() -> list[Any]:
+    """What NumPy's arrays and numbers are rebuilt by, which BackdoorBench keeps beside the weights; none of it runs what a file says."""
+    import numpy._core.multiarray as core
+
+    found: list[Any] = [np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdU"}]
+    for home in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        found += [(core._reconstruct, f"{home}._reconstruct"), (core.scalar, f"{home}.scalar")]
+    return found
 
 
 def _state_dict(found: Any, path: Path) -> dict[str, np.ndarray]:
