@@ -25,6 +25,8 @@ from .stages import Stage
 
 MEASURED = 1000
 """Test images at every point of a line; the plane and the expansion take half of them."""
+FEW = 150
+"""Triggered images behind the Hessian's eigenvalues: Lanczos' method takes a hundred products and more."""
 FROM, TO = -0.5, 4.0
 SIDE = 13
 """Points along a side of the plane's grid."""
@@ -50,7 +52,7 @@ def _of_attack(lab: Lab, cell: Cell, victim: Any, models: Mapping[str, Variables
     rows = np.flatnonzero(np.asarray(attack.relabel(half.labels) != half.labels))
     images, labels = as_float(half.images[rows]), half.labels[rows]
     loss = make_backdoor_loss(model, attack, victim.variables.batch_stats)
-    data = (trigger, images, labels)
+    data, few = (trigger, images, labels), (trigger, images[:FEW], labels[:FEW])
     ts = np.unique(np.round(np.append(np.linspace(FROM, TO, lab.config.paths), [0.0, 1.0]), 4))
     paths = []
     for label, variables in models.items():
@@ -63,7 +65,7 @@ def _of_attack(lab: Lab, cell: Cell, victim: Any, models: Mapping[str, Variables
         expansion = tuple(taylor(loss, victim.variables.params, direction, *data))
         paths.append(LineTo(label, ts, losses, expansion, changes(victim.variables.params, variables.params)))
     plane = _plane(lab, attack, victim, models, half)
-    return Lines(cell.case.label, paths, plane, top_eigenvalues(loss, victim.variables.params, *data, tolerance=0.05))
+    return Lines(cell.case.label, paths, plane, top_eigenvalues(loss, victim.variables.params, *few, tolerance=0.05))
 
 
 def _plane(lab: Lab, attack: Any, victim: Any, models: Mapping[str, Variables], images: Split) -> PlaneOf | None:
