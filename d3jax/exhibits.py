@@ -12,10 +12,11 @@ import numpy as np
 
 from .analysis.features import penultimate, project, separation
 from .base import Attack, as_float, as_levels
-from .cells import Cell, Lab
+from .cells import Cell
 from .data.reserved import draw_stratified
 from .findings import Features, Inverted
 from .inversion import detect, stamp
+from .lab import Lab
 from .metrics import predict
 from .sample_page import Samples
 from .similarity import likeness

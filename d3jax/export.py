@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import checkpoint
-from .cells import make_cells, open_lab
+from .cells import make_cells
 from .config import did_you_mean, names
 from .config_file import load
 from .errors import CheckpointError, ConfigError, D3JaxError
 from .interop import to_torch, write_tensors
 from .journal import Progress
+from .lab import open_lab
 from .study import REGISTRIES
 from .tasks import task_of
 from .trigger_rows import variables_of

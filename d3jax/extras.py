@@ -11,10 +11,11 @@ from typing import TypeVar
 import jax
 
 from .base import Variables
-from .cells import Cell, Lab
+from .cells import Cell
 from .evolution_page import Lineages
 from .exhibits import inverted_features
 from .findings import Features
+from .lab import Lab
 from .lineage_rows import control_rates, lineage_rows, predictions, shown_evolutions
 from .lines import lines_of
 from .page import Extras

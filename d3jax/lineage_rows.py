@@ -15,10 +15,11 @@ from . import checkpoint
 from .analysis.features import penultimate
 from .analysis.forgetting import moment, retained, spectrum
 from .base import as_float, as_levels
-from .cells import Cell, Lab
+from .cells import Cell
 from .data.drift import compose
 from .evolution import survivability
 from .exhibits import targets_of
+from .lab import Lab
 from .lineages import evaluate_of, fresh_sets, measured, per_update, strengths
 from .stages import Result, Stage
 from .strategies import rates

@@ -15,9 +15,10 @@ import numpy as np
 from . import checkpoint
 from .analysis.forgetting import make_score
 from .base import Attack, Model, Prepared, Split, Variables, as_float, as_levels, stream
-from .cells import Cell, Lab, reserved_split
+from .cells import Cell
 from .data.drift import compose, keys_of, label_shift
 from .evolution import EvolutionConfig, divide, evolution_job, lineage_key, steps_of
+from .lab import Lab, reserved_split
 from .metrics import Counts, make_evaluate
 from .strategies import rates
 from .training.loop import Job, Line, Session, fit

@@ -19,7 +19,8 @@ from .analysis.path import (
     top_eigenvalues,
 )  # fmt: skip
 from .base import Split, Variables, as_float
-from .cells import Cell, Lab, reserved_split
+from .cells import Cell
+from .lab import Lab, reserved_split
 from .path_page import Lines, LineTo, PlaneOf
 from .stages import Stage
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import checkpoint
-from .cells import Cell, Lab
+from .cells import Cell
 from .config import program
+from .lab import Lab
 from .tasks import task_of
 
 

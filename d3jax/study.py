@@ -16,7 +16,7 @@ import jax
 import yaml
 
 from .attacks import ATTACKS
-from .cells import Cell, Lab, make_cells, open_lab
+from .cells import Cell, make_cells
 from .config import StudyConfig
 from .config_file import dumps, loads, to_mapping
 from .data import DATASETS
@@ -27,6 +27,7 @@ from .exhibits import Said, samples_of, say
 from .extras import extras_of
 from .inversion import DETECTIONS
 from .journal import Progress
+from .lab import Lab, open_lab
 from .models import MODELS
 from .page import Extras, write_report
 from .planning import part_of, plan

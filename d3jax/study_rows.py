@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .cells import Cell, Lab
+from .cells import Cell
 from .config_file import to_mapping
 from .exhibits import targets_of
 from .inversion import detect
+from .lab import Lab
 from .lineage_rows import survival
 from .metrics import der
 from .report import NUMBERS

@@ -12,10 +12,11 @@ import numpy as np
 
 from . import lineages, untrusted
 from .base import Prepared, Variables, stream
-from .cells import Case, Cell, Lab, reserved_split
+from .cells import Case, Cell
 from .config_file import to_mapping
 from .defenses.target import Found, flagged_label, gather
 from .inversion import invert, like, nothing
+from .lab import Lab, reserved_split
 from .metrics import Counts
 from .sharding import agree
 from .stages import Stage, Task, recipe_hash

@@ -11,8 +11,9 @@ import numpy as np
 
 from . import checkpoint
 from .base import Variables, as_float, as_levels
-from .cells import Cell, Lab
+from .cells import Cell
 from .inversion import Trigger, detect, stamp
+from .lab import Lab
 from .metrics import predict
 from .stages import Result, Stage
 from .tasks import task_of

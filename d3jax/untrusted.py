@@ -14,8 +14,9 @@ import numpy as np
 
 from .analysis.isolation import auroc, precision_recall, scores_of
 from .base import Split, Variables, stream
-from .cells import Case, Cell, Lab
+from .cells import Case, Cell
 from .filter_page import Filter
+from .lab import Lab
 from .stages import Result, Stage
 from .training.backdoor import poisoned_rows
 from .training.loop import Line

@@ -7,12 +7,13 @@ import pytest
 
 from d3jax import study
 from d3jax.base import Split
-from d3jax.cells import make_cells, open_lab
+from d3jax.cells import make_cells
 from d3jax.config_file import loads
 from d3jax.errors import AttackError, ConfigError
 from d3jax.evolution import EvolutionConfig
 from d3jax.evolution_page import headlines, series
 from d3jax.journal import Progress
+from d3jax.lab import open_lab
 from d3jax.lineages import shifted
 from d3jax.report import read_csv
 from d3jax.survival import Shown, compare, ratio, survived

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax import cells
+from d3jax import lab
 from d3jax.base import Dataset, Split
 from d3jax.config import LoopConfig, OptimConfig, TrainConfig
 from d3jax.errors import ConfigError
@@ -53,11 +53,11 @@ def test_the_feed_brings_the_rows_that_a_step_would_draw(dataset, model, attack)
 
 
 def test_where_images_go_follows_from_their_size(dataset, monkeypatch, capsys):
-    decide = lambda **settings: cells._is_streamed(LoopConfig(**settings), dataset, Progress())
+    decide = lambda **settings: lab._is_streamed(LoopConfig(**settings), dataset, Progress())
     assert not decide() and decide(placement="stream") and not decide(placement="device")
-    monkeypatch.setattr(cells, "memory_free", lambda: dataset.train.images.nbytes * 3)
+    monkeypatch.setattr(lab, "memory_free", lambda: dataset.train.images.nbytes * 3)
     assert not decide()
-    monkeypatch.setattr(cells, "memory_free", lambda: dataset.train.images.nbytes)
+    monkeypatch.setattr(lab, "memory_free", lambda: dataset.train.images.nbytes)
     assert decide() and capsys.readouterr().out.startswith("streaming: 0.00 GiB of training images")
 
 

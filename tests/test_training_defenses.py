@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax import checkpoint, study, untrusted
+from d3jax import checkpoint, study, study_rows, untrusted
 from d3jax.attacks import ATTACKS, BadNetsConfig, badnets
 from d3jax.config import OptimConfig, TrainConfig
 from d3jax.config_file import loads
@@ -232,7 +232,7 @@ def test_no_weight_knows_who_is_poisoned(finished, tmp_path, monkeypatch, model)
     true = untrusted.poisoned_split
     monkeypatch.setattr(untrusted, "poisoned_split", lambda *given: (true(*given)[0], np.roll(true(*given)[1], 7)))
     monkeypatch.setattr(untrusted, "flags_of", lambda lab, case: np.arange(400) % 2 == 0)
-    monkeypatch.setattr(study, "flags_of", lambda lab, case: np.arange(400) % 2 == 0)
+    monkeypatch.setattr(study_rows, "flags_of", lambda lab, case: np.arange(400) % 2 == 0)
     again = study.run_study(read(), tmp_path, Progress(quiet=True))
     for before, after in zip(rows, again, strict=True):
         assert all(before[name] == after[name] for name in ("acc", "asr", "ra"))
