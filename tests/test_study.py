@@ -11,6 +11,7 @@ from d3jax import cells, run, stages, study, tasks
 from d3jax.config_file import dumps, loads
 from d3jax.errors import AttackError, ConfigError, OutOfMemoryError
 from d3jax.journal import Journal, Progress
+from d3jax.lab import open_lab
 from d3jax.report import write_whole
 from d3jax.training import fit_members
 
@@ -94,7 +95,7 @@ def test_a_new_defence_shares_the_victim(finished, monkeypatch):
 
 
 def recipe_of(folder, *overrides):
-    lab = cells.open_lab(read(TINY, *overrides), folder, Progress(quiet=True))
+    lab = open_lab(read(TINY, *overrides), folder, Progress(quiet=True))
     return cells.make_cells(lab)[0].case.recipe
 
 
