@@ -145,34 +145,12 @@ def make_cells(lab: Lab) -> list[Cell]:
     if not lab.suspect:
         with _named("train"):
             epoch_plan(len(lab.dataset.train.labels), config.train.batch_size, drop_last=True)
-    defenses = []
-    for choice in config.defenses:
-        with _named(f"defenses: {choice.label}"):
-            defenses.append((choice, DEFENSES[choice.name][1](choice.config, info)))
-            if isinstance(defenses[-1][1], TrainingDefense):
-                if lab.suspect:
-                    raise ConfigError("trains from scratch: a model that is there already (model.checkpoint) is nothing to it")
-                defenses[-1][1].check(len(lab.dataset.train.labels))
-            else:
-                defenses[-1][1].check(params, size)
+    defenses = _make_defenses(lab, params, size)
     for choice in config.detections:
         with _named(f"detections: {choice.label}"):
             check_size(choice.config, size)
             check_classes(info)
-    evolutions = []
-    for choice in config.evolutions:
-        with _named(f"evolutions: {choice.label}"):
-            learned = check_evolution(choice.config, len(lab.fresh.labels), info)
-            if choice.config.learn == "statistics" and not jax.eval_shape(lab.model.init, jax.random.key(0)).batch_stats:
-                raise ConfigError(f"learn: statistics moves nothing: {config.model.name} has no BatchNorm")
-            called = next((defense for other, defense in defenses if other.label == choice.config.defense), None)
-            if isinstance(called, TrainingDefense):
-                raise ConfigError(
-                    f"defense: {choice.config.defense} trains from scratch, there is nothing to call between updates"
-                )
-            if called:
-                called.check(params, min(size, learned))
-            evolutions.append((choice, called))
+    evolutions = _make_evolutions(lab, params, size, defenses)
     kept = [choice.label for choice, _ in evolutions]
     kept += [choice.label for choice, defense in defenses if isinstance(defense, TrainingDefense)]
     if config.loop.placement == "stream" and kept:
@@ -204,6 +182,44 @@ def make_cells(lab: Lab) -> list[Cell]:
                 for other, defense in defenses:
                     cells.append(Cell(case, "training" if isinstance(defense, TrainingDefense) else "repair", other, defense))
     return cells
+
+
+def _make_defenses(lab: Lab, params: Any, size: int) -> list[tuple[Choice, Defense | TrainingDefense]]:
+    """The defences of the config, checked against the parameters and the number of reserved images."""
+    config, info = lab.config, lab.dataset.info
+    defenses = []
+    for choice in config.defenses:
+        with _named(f"defenses: {choice.label}"):
+            defenses.append((choice, DEFENSES[choice.name][1](choice.config, info)))
+            if isinstance(defenses[-1][1], TrainingDefense):
+                if lab.suspect:
+                    raise ConfigError("trains from scratch: a model that is there already (model.checkpoint) is nothing to it")
+                defenses[-1][1].check(len(lab.dataset.train.labels))
+            else:
+                defenses[-1][1].check(params, size)
+    return defenses
+
+
+def _make_evolutions(
+    lab: Lab, params: Any, size: int, defenses: list[tuple[Choice, Defense | TrainingDefense]]
+) -> list[tuple[Choice, Defense | None]]:
+    """The evolutions of the config, each with the defence that is called between its updates."""
+    config, info = lab.config, lab.dataset.info
+    evolutions = []
+    for choice in config.evolutions:
+        with _named(f"evolutions: {choice.label}"):
+            learned = check_evolution(choice.config, len(lab.fresh.labels), info)
+            if choice.config.learn == "statistics" and not jax.eval_shape(lab.model.init, jax.random.key(0)).batch_stats:
+                raise ConfigError(f"learn: statistics moves nothing: {config.model.name} has no BatchNorm")
+            called = next((defense for other, defense in defenses if other.label == choice.config.defense), None)
+            if isinstance(called, TrainingDefense):
+                raise ConfigError(
+                    f"defense: {choice.config.defense} trains from scratch, there is nothing to call between updates"
+                )
+            if called:
+                called.check(params, min(size, learned))
+            evolutions.append((choice, called))
+    return evolutions
 
 
 def _check_poison(lab: Lab, attack: Attack, config: EvolutionConfig) -> None:
