@@ -1,5 +1,6 @@
 """Two real processes that train one model together, on loopback: the numbers of one, killed and resumed."""
 
+import csv
 import json
 import signal
 import subprocess
@@ -32,6 +33,23 @@ def test_two_processes_have_the_numbers_of_one_and_resume_together(tmp_path):
     ]
     assert losses[1][:5] == pytest.approx(losses[0][:5], rel=1e-4) and len(losses[0]) == len(losses[1])
     assert json.loads((tmp_path / "two" / "environment.json").read_text())["devices"] == 2
+
+
+@pytest.mark.slow
+def test_two_processes_search_a_trigger_together(tmp_path):
+    config = tmp_path / "search.yaml"
+    config.write_text(CLI + "detections: [{name: inversion, batches: 2, batch_size: 16, passes: 30}]\n")
+    environment = {"D3JAX_CACHE": str(tmp_path / "cache")}
+    found = []
+    for count in (1, 2):
+        unbroken(config, tmp_path / str(count), environment, count=count)
+        with (tmp_path / str(count) / "detections.csv").open() as file:
+            found.append(list(csv.DictReader(file)))
+    alone, together = found
+    assert len(alone) == len(together) == 3
+    for one, two in zip(alone, together, strict=True):
+        assert one["flagged"] == two["flagged"]
+        assert float(two["norm"]) == pytest.approx(float(one["norm"]), rel=1e-4)
 
 
 @pytest.mark.slow
