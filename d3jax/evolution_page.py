@@ -10,7 +10,8 @@ import numpy as np
 
 from .figures import WIDTH, columns_of, drawing, plain_numbers, short
 from .markup import Looks, escape, figure, mark, swatch, table
-from .report import Row, points
+from .report import points
+from .rows import Row
 from .survival import TAUS, Predicted, Shown, ratio, survived
 
 PANELS = (

@@ -19,7 +19,7 @@ from .lab import Lab
 from .lineage_rows import control_rates, lineage_rows, predictions, shown_evolutions
 from .lines import lines_of
 from .page import Extras
-from .report import Row, write_csv
+from .rows import Row, write_csv
 from .sharding import is_first
 from .stages import Result, Stage
 from .survival import compare

@@ -10,7 +10,8 @@ import numpy as np
 
 from .figures import BEFORE, WIDTH, Runs, drawing, plain_numbers
 from .markup import escape, figure, table
-from .report import Row, points
+from .report import points
+from .rows import Row
 
 CLEAN, POISONED = BEFORE, "#d55e00"
 HUES = {"entropy": "#0072b2", "cross_entropy": "#d55e00", "symmetric": "#009e73", "mixture": "#cc79a7", "rescored": "#2a3138"}

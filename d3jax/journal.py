@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .locks import locked
-from .report import write_whole
+from .rows import write_whole
 from .sharding import is_first
 
 

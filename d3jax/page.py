@@ -19,7 +19,6 @@ from .report import (
     GONE,
     KEEPS,
     RATES,
-    Row,
     detections,
     group_of,
     headline,
@@ -27,8 +26,8 @@ from .report import (
     spread,
     summarise,
     verdict,
-    write_whole,
 )
+from .rows import Row, write_whole
 from .sample_page import Samples, show_attack
 from .suspect_page import show_suspect, show_turned
 

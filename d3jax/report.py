@@ -1,87 +1,18 @@
-"""What a study found: results.csv, summaries over seeds, and the table in the terminal. No jax.
-
-A row is a dict with `COLUMNS` first and any others after: one for each (attack, defense, seed), fractions in [0, 1], None where
-there is no number, `defense` "none" for the backdoored model. A text column `status` other than "ok" says why a run failed.
-"""
+"""What the rows of a study say: summaries over seeds, the outcome in words, detections. No jax."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import os
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from .rows import Row
 
-NUMBERS = ("acc", "asr", "ra", "der", "n_clean", "n_triggered", "seconds")
-COLUMNS = ("dataset", "model", "attack", "poison_rate", "defense", "seed", *NUMBERS)
-TEXT = {"dataset", "model", "attack", "defense", "published", "status"}
 RATES = ("acc", "asr", "ra", "der")
 KEEPS = 0.5  # an ASR from here on: the backdoor works
 GONE = 0.1  # an ASR below: what a model of ten classes reaches by chance
 COSTLY = 0.1  # an ACC loss from here on is a price nobody pays unasked
-
-
-def write_csv(path: str | Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
-    """Writes rows, `columns` first, to `path` in one stroke: a reader sees the old file or the new one. None is an empty cell, floats are exact.
-
-    Raises:
-        ValueError: a row lacks one of `columns`.
-    """
-    for number, row in enumerate(rows):
-        if missing := [name for name in columns if name not in row]:
-            raise ValueError(f"row {number} of {path} lacks the columns {missing}; it has {list(row)}")
-    names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([_cell(row.get(name)) for name in names] for row in rows)
-    write_whole(Path(path), text.getvalue())
-
-
-def read_csv(path: str | Path) -> list[Row]:
-    """The rows `write_csv` wrote, with their types; a column that a row did not have is None."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return [{name: _value(name, cell) for name, cell in row.items()} for row in csv.DictReader(file)]
-
-
-def _cell(value: Any) -> str:
-    value = value.item() if hasattr(value, "item") else value  # numpy's scalars print as np.float64(…)
-    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
-
-
-def _value(name: str, cell: str) -> Any:
-    if cell == "":
-        return None
-    if name in TEXT:
-        return cell
-    for read in (int, float):
-        try:
-            value = read(cell)
-        except ValueError:
-            continue
-        if str(value) == cell:  # "007" and "1_000" are somebody's text
-            return value
-    return {"True": True, "False": False}.get(cell, cell)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide a shared run folder's results from its other readers
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def summarise(rows: Sequence[Row]) -> list[Row]:
@@ -237,69 +168,6 @@ def points(value: float | None, sign: bool = False, digits: int = 2) -> str:
 def spread(row: Row, rate: str) -> str:
     """A fraction in percent, ± the sample standard deviation where there are several seeds."""
     return points(row[rate]) + ("" if row[f"{rate}_std"] is None else f" ± {points(row[f'{rate}_std'])}")
-
-
-def terminal_table(rows: Sequence[Row]) -> str:
-    """The study in plain text, 100 columns or as many as it needs: a line for each (attack, defense), in percent."""
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    table = _table(summarise(rows))
-    console = Console(file=io.StringIO(), width=10_000, color_system=None, force_terminal=False, force_jupyter=False)
-    console.width = max(100, Measurement.get(console, console.options, table).maximum)
-    console.print(table)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
-
-
-def print_table(rows: Sequence[Row], file: Any = None) -> None:
-    """Prints the table: in colour to a terminal, as `terminal_table` anywhere else."""
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    console = Console(file=file, highlight=False)
-    if not console.is_terminal:
-        print(terminal_table(rows), file=file)
-        return
-    table = _table(summarise(rows))
-    needed = Measurement.get(console, console.options.update(max_width=10_000), table).minimum
-    console.width = max(console.width, needed)  # a line that the terminal wraps is better than digits cut off
-    console.print(table)
-
-
-def _table(summaries: Sequence[Row]) -> Any:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    where = [name for name in ("dataset", "model") if len({row[name] for row in summaries}) > 1]
-    published = any(row["published"] for row in summaries)
-    table = Table(box=box.SIMPLE_HEAD, title=None, pad_edge=False)
-    for name in (*where, "attack", "defense"):
-        table.add_column(name, overflow="fold")
-    for name in ("ACC", "change", "ASR", "change", "RA", "change", "DER", "seeds"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("outcome", *(["published"] if published else [])):
-        table.add_column(name, overflow="fold")
-    last = None
-    for row in summaries:
-        group = group_of(row)
-        if last not in (None, group):
-            table.add_section()
-        last = group
-        numbers = [cell for rate in RATES[:3] for cell in (spread(row, rate), points(row[f"{rate}_change"], sign=True))]
-        style = {"keeps": "bold red", "not": "bold red", "makes": "bold red", "removed": "green"}.get(
-            verdict(row).split(" ")[0].strip(","), ""
-        )
-        cells = [*(row[name] for name in where), row["attack"], row["defense"], *numbers, spread(row, "der"), str(row["n"])]
-        outcome = Text(verdict(row), style=style)
-        table.add_row(*map(Text, cells), outcome, *([Text(row["published"] or "none")] if published else []))
-    return table
-
-
-def print_detections(rows: Sequence[Row]) -> None:
-    """Prints a line for every detection of `detection_rows`, nothing where there are none."""
-    if rows:
-        print("\n".join(f" {detection['text']}" for detection in detections(rows)) + "\n")
 
 
 def detections(rows: Sequence[Row]) -> list[Row]:

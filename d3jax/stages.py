@@ -26,7 +26,7 @@ from .errors import D3JaxError, DivergedError, OutOfMemoryError
 from .journal import Journal, Progress
 from .locks import locked_by_all
 from .metrics import Counts
-from .report import write_whole
+from .rows import write_whole
 from .sharding import is_first
 from .training.loop import Job, Line, Session, fit_members
 

@@ -31,11 +31,12 @@ from .lab import Lab, open_lab
 from .models import MODELS
 from .page import Extras, write_report
 from .planning import part_of, plan
-from .report import print_detections, print_table, write_csv, write_whole
+from .rows import write_csv, write_whole
 from .sharding import is_first, same_everywhere
 from .stages import Failure, Result, Stage, read_stage, run_stages
 from .study_rows import class_rows, detection_rows, row
 from .tasks import task_of
+from .terminal import print_detections, print_table
 
 REGISTRIES = {
     name: {key: cls for key, (cls, _) in registry.items()}

@@ -13,7 +13,7 @@ from .inversion import detect
 from .lab import Lab
 from .lineage_rows import survival
 from .metrics import der
-from .report import NUMBERS
+from .rows import NUMBERS
 from .stages import Result, Stage
 from .tasks import found_of
 from .untrusted import filter_columns, flags_of

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .report import Row
+from .rows import Row
 
 TAUS = (0.9, 0.5, 0.1)
 """Thresholds on ASR of survivability."""

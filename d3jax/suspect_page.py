@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Sequence
 
 from .markup import escape, table
-from .report import Row, detections, points
+from .report import detections, points
+from .rows import Row
 
 CANNOT = (
     (

@@ -13,7 +13,8 @@ from d3jax.config_file import loads
 from d3jax.defenses import target
 from d3jax.errors import ConfigError, OutOfMemoryError
 from d3jax.journal import Progress
-from d3jax.report import detections, read_csv
+from d3jax.report import detections
+from d3jax.rows import read_csv
 
 from .killing import kill_when, logged, results, unbroken
 from .small import register

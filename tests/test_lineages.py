@@ -15,7 +15,7 @@ from d3jax.evolution_page import headlines, series
 from d3jax.journal import Progress
 from d3jax.lab import open_lab
 from d3jax.lineages import shifted
-from d3jax.report import read_csv
+from d3jax.rows import read_csv
 from d3jax.survival import Shown, compare, ratio, survived
 from d3jax.tasks import task_of
 

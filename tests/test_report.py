@@ -14,8 +14,9 @@ import sys
 import numpy as np
 import pytest
 
-from d3jax import figures, report, sample_page
+from d3jax import figures, report, sample_page, terminal
 from d3jax import page as html_page
+from d3jax import rows as rows_file
 
 CLASSES = ("cat", "dog", "<i>$\\cow$</i>")  # neither HTML nor TeX
 
@@ -53,9 +54,9 @@ def test_csv_reads_back_what_was_written(tmp_path):
         row(acc=0.1 + 0.2, asr=None, published='Table 2, "ACC"\n92.1', width=16, flag=True, code="007", der=1 / 3, power="1e-3"),
         row(acc=np.float64(1 / 3), asr=np.float32(0.1), seconds=1e-7, seed=np.int64(3), published="12", extra=math.inf),
     ]
-    report.write_csv(tmp_path / "results.csv", rows)
-    back = report.read_csv(tmp_path / "results.csv")
-    assert tuple(back[0])[: len(report.COLUMNS)] == report.COLUMNS
+    rows_file.write_csv(tmp_path / "results.csv", rows)
+    back = rows_file.read_csv(tmp_path / "results.csv")
+    assert tuple(back[0])[: len(rows_file.COLUMNS)] == rows_file.COLUMNS
     for written, read in zip(rows, back, strict=True):
         assert {name: read[name] for name in written} == written
         assert all(type(read[name]) is type(value) for name, value in written.items() if not isinstance(value, np.generic))
@@ -63,20 +64,20 @@ def test_csv_reads_back_what_was_written(tmp_path):
 
 
 def test_csv_of_no_rows_is_a_header(tmp_path):
-    report.write_csv(tmp_path / "deep" / "results.csv", [])
-    assert (tmp_path / "deep" / "results.csv").read_text() == ",".join(report.COLUMNS) + "\n"
-    assert report.read_csv(tmp_path / "deep" / "results.csv") == []
+    rows_file.write_csv(tmp_path / "deep" / "results.csv", [])
+    assert (tmp_path / "deep" / "results.csv").read_text() == ",".join(rows_file.COLUMNS) + "\n"
+    assert rows_file.read_csv(tmp_path / "deep" / "results.csv") == []
 
 
 def test_csv_survives_a_failed_write(tmp_path, monkeypatch):
     path = tmp_path / "results.csv"
-    report.write_csv(path, [row()])
+    rows_file.write_csv(path, [row()])
     before = path.read_bytes()
     with pytest.raises(ValueError, match="row 0 .*lacks the columns .'asr'.*"):
-        report.write_csv(path, [{name: value for name, value in row().items() if name != "asr"}])
-    monkeypatch.setattr(report.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        rows_file.write_csv(path, [{name: value for name, value in row().items() if name != "asr"}])
+    monkeypatch.setattr(rows_file.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        report.write_csv(path, [row(), row(seed=1)])
+        rows_file.write_csv(path, [row(), row(seed=1)])
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["results.csv"]
 
 
@@ -181,7 +182,7 @@ def test_terminal_table_is_plain_whole_and_shows_changes():
         row("[red]ft", 0, acc=0.89, asr=0.2, der=0.9, published=published),
         row("[red]ft", 1, acc=0.91, asr=0.1, der=0.9, published=published),
     ]
-    lines = report.terminal_table(rows).splitlines()
+    lines = terminal.terminal_table(rows).splitlines()
     head, none, ft = lines[1], *(line for line in lines if "badnets" in line)
     assert re.fullmatch(r"attack +defense +ACC +change +ASR +change +RA +change +DER +seeds +outcome +published", head.strip())
     assert none.split()[:5] == ["badnets", "none", "92.00", "±", "2.83"] and "backdoor works" in none
@@ -189,9 +190,9 @@ def test_terminal_table_is_plain_whole_and_shows_changes():
     assert "15.00 ± 7.07" in ft and "−85.00" in ft and "0.00" in ft and "90.00 ± 0.00" in ft and published.strip() in ft
     assert "\x1b" not in "".join(lines) and "…" not in "".join(lines)
     out = io.StringIO()
-    report.print_table(rows, file=out)
+    terminal.print_table(rows, file=out)
     assert out.getvalue().rstrip("\n") == "\n".join(lines)
-    assert "published" not in report.terminal_table([row(published="none")])
+    assert "published" not in terminal.terminal_table([row(published="none")])
 
 
 # ------------------------------------------------------------------------------------------------------------------- the curves

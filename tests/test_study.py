@@ -12,7 +12,7 @@ from d3jax.config_file import dumps, loads
 from d3jax.errors import AttackError, ConfigError, OutOfMemoryError
 from d3jax.journal import Journal, Progress
 from d3jax.lab import open_lab
-from d3jax.report import write_whole
+from d3jax.rows import write_whole
 from d3jax.training import fit_members
 
 from .killing import CLI, kill_when, logged, numbers, results, unbroken

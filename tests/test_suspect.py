@@ -15,7 +15,7 @@ from d3jax.config_file import dumps, loads, to_mapping
 from d3jax.data import SyntheticConfig, synthetic
 from d3jax.errors import AttackError, CheckpointError, ConfigError, DamagedError
 from d3jax.journal import Progress
-from d3jax.report import read_csv
+from d3jax.rows import read_csv
 from d3jax.suspect import Suspect, trigger_for
 
 from .small import register

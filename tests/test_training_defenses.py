@@ -20,7 +20,7 @@ from d3jax.defenses.untrusted import Judged, UnlearnConfig, behind, found_of, fo
 from d3jax.errors import AttackError, ConfigError
 from d3jax.journal import Progress
 from d3jax.metrics import make_evaluate
-from d3jax.report import read_csv
+from d3jax.rows import read_csv
 from d3jax.training import Session, fit
 from d3jax.training.optim import make_schedule
 from d3jax.training.poisoned import poisoned_split
