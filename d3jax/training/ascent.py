@@ -7,6 +7,7 @@ images is right less often than chance.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -68,15 +69,7 @@ def ascent_job(
         mine = getattr(data, name)[over_data(rows)]
         return as_float(data.split.images[mine]), data.split.labels[mine]
 
-    def loss(params: Params, batch_stats: Params, images: jax.Array, labels: jax.Array, sign: float):
-        outputs = model.apply(Variables(params, batch_stats), images, train=batch_norm == "train")
-        value = cross_entropy(outputs.logits, labels).mean()
-        right = accuracy(outputs.logits, labels)
-        aim = sign * value
-        if kind == "uniform":
-            aim = -jax.nn.log_softmax(outputs.logits).mean(-1).mean() - jnp.log(outputs.logits.shape[-1])
-        stats = outputs.batch_stats if batch_norm == "train" else batch_stats
-        return aim, (stats, value, right, 1 / outputs.logits.shape[-1])
+    loss = _loss(model, kind, training=batch_norm == "train")
 
     def step(state: TrainState, data: Two) -> tuple[TrainState, Metrics]:
         optimiser, resting = state.opt_state
@@ -105,3 +98,19 @@ def ascent_job(
 
     state = TrainState(jnp.zeros((), jnp.int32), variables, (tx.init(variables.params), jnp.zeros((), bool)), key)
     return Job(step, state, Two(Split(*map(jnp.asarray, split)), suspects, trusted), steps)
+
+
+def _loss(model: Model, kind: Kind, *, training: bool) -> Callable[..., Any]:
+    """The loss to descend on, `sign` times cross-entropy or, for `uniform`, the divergence from an even prediction; with it the batch
+    statistics, the cross-entropy, and how often the images are right, before the step and by chance."""
+
+    def loss(params: Params, batch_stats: Params, images: jax.Array, labels: jax.Array, sign: float):
+        outputs = model.apply(Variables(params, batch_stats), images, train=training)
+        value = cross_entropy(outputs.logits, labels).mean()
+        aim = sign * value
+        if kind == "uniform":
+            aim = -jax.nn.log_softmax(outputs.logits).mean(-1).mean() - jnp.log(outputs.logits.shape[-1])
+        stats = outputs.batch_stats if training else batch_stats
+        return aim, (stats, value, accuracy(outputs.logits, labels), 1 / outputs.logits.shape[-1])
+
+    return loss
