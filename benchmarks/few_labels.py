@@ -1,0 +1,95 @@
+"""What MixMatch and FixMatch learn from a few labels and many images without, against the same labels alone.
+
+All begin at the same weights and make as many steps of as many labelled images, with crop and flip as the data set allows.
+Supervised learning has two recipes, MixMatch's own optimiser and SGD with a one-cycle rate. Seeds draw labels and weights.
+No published number stands beside these: the papers' nets are WRN-28-2 and larger, trained for a million steps.
+
+Command: python benchmarks/few_labels.py fashion_mnist.npz [--crop 2] [--labels 250] [--steps 1200] [--seeds 3] [--out benchmarks/results]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from d3jax import huge_pages
+from d3jax.base import Split
+from d3jax.config import OptimConfig, TrainConfig
+from d3jax.data import NpzConfig, npz
+from d3jax.defenses.untrusted import first_job
+from d3jax.environment import environment
+from d3jax.metrics import predict
+from d3jax.models import PreActResNet18Config, preact_resnet18
+from d3jax.training import fit
+from d3jax.training.semi_supervised import SemiConfig, semi_job
+from d3jax.training.step import classification_loss
+
+SUPERVISED = {
+    "labels alone, Adam 0.002": OptimConfig(name="adam", lr=2e-3, weight_decay=0.0, schedule="constant"),
+    "labels alone, SGD one-cycle 0.1": OptimConfig(lr=0.1, schedule="onecycle"),
+}
+
+
+def main() -> None:
+    """Trains, prints and writes one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--crop", type=int, default=2)
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--labels", type=int, default=250, help="labelled images, as many of each class")
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    accuracies: dict[str, list[float]] = {}
+    for seed in range(options.seeds):
+        for name, accuracy in compare(seed, options).items():
+            print(f"seed {seed}, {name}: {100 * accuracy:.2f} %", flush=True)
+            accuracies.setdefault(name, []).append(accuracy)
+    result = {
+        "command": " ".join(["benchmarks/few_labels.py", options.data.name, *sys.argv[2:]]),
+        "test_accuracy": accuracies,
+        "mean": {name: statistics.fmean(values) for name, values in accuracies.items()},
+        **environment(),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"few_labels_{options.data.stem}_w{options.width}_{options.labels}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
+
+
+def compare(seed: int, options: Any) -> dict[str, float]:
+    """Test accuracy by method, for one draw of labels and weights."""
+    data = npz(NpzConfig(str(options.data), crop=options.crop, flip=True))
+    model = preact_resnet18(PreActResNet18Config(options.width), data.info)
+    key, labels = jax.random.key(seed), np.asarray(data.train.labels)
+    each = options.labels // data.info.num_classes
+    order = np.random.default_rng(seed).permutation(len(labels))
+    labelled = np.sort(np.concatenate([order[labels[order] == k][:each] for k in range(data.info.num_classes)]))
+    unlabelled = np.setdiff1d(np.arange(len(labels)), labelled)
+    hidden = data.train._replace(labels=np.where(np.isin(np.arange(len(labels)), labelled), labels, 0))
+    few = Split(np.asarray(data.train.images)[labelled], labels[labelled])
+    jobs = {}
+    for name, optimizer in SUPERVISED.items():
+        recipe = TrainConfig(steps=options.steps, batch_size=64, optimizer=optimizer)
+        jobs[name] = first_job(key, model, few, recipe, data.info, classification_loss(model))
+    start = next(iter(jobs.values())).state.variables
+    for method in ("mixmatch", "fixmatch"):
+        config = SemiConfig(method=method, steps=options.steps)
+        jobs[method] = semi_job(key, model, start, hidden, labelled, unlabelled, config, data.info)
+    found = {name: fit(job)[0].variables for name, job in jobs.items()}
+    images, truth = np.asarray(data.test.images), np.asarray(data.test.labels)
+    batches = np.array_split(np.arange(len(truth)), 20)
+    right = lambda v: np.concatenate([np.asarray(predict(model, v, images[rows])) == truth[rows] for rows in batches])
+    return {name: float(right(variables).mean()) for name, variables in found.items()}
+
+
+if __name__ == "__main__":
+    huge_pages.start_again(sys.argv)
+    main()
