@@ -13,7 +13,7 @@ from .base import Attack, Model, Variables, stream
 from .config import Choice
 from .errors import AttackError, CheckpointError
 from .interop import from_torch, read_tensors
-from .interop.convert import check_finite
+from .interop.convert import check_weights
 
 
 class Suspect(NamedTuple):
@@ -41,12 +41,14 @@ def read_suspect(choice: Choice, net: Model) -> Suspect:
         variables, report = from_torch(read_tensors(path), choice.name, choice.config, net, str(path))
         return Suspect(variables, {}, {}, checkpoint.digest(variables), f"{path}: {report.text}")
     folder = path / "model" if (path / "model").is_dir() else path
+    if not (folder / "orbax.checkpoint").exists():  # Orbax's own mark
+        raise CheckpointError(f"model.checkpoint: {path}: no checkpoint of d3jax; want a folder <workdir>/checkpoints/<cell>")
     like = jax.eval_shape(net.init, jax.random.key(0))
     checkpoint.check_same(path, like, _within("variables.", checkpoint.shapes(folder)))  # before all of it is read
     flat, note = checkpoint.read(folder)
     trigger = {name.removeprefix("trigger."): value for name, value in flat.items() if name.startswith("trigger.")}
     flat = _within("variables.", flat)
-    check_finite(flat, str(path))
+    check_weights(flat, str(path))
     text = f"{path}: {len(flat)} tensors match" + (", with a trigger" if trigger else "")
     contents = checkpoint.digest((flat, trigger))
     return Suspect(checkpoint.unflatten(flat, like), trigger, note.get("about", {}), contents, text)

@@ -110,7 +110,11 @@ def broken(change):
             lambda t: t.update({"linear.weight": np.zeros((10, 32))}),
             r"1 of another shape: linear.weight \[10, 32\] for \[4, 32\]",
         ),
-        (lambda t: t.update({"linear.bias": np.full(4, np.nan)}), "x holds weights that are no numbers: params.head.bias"),
+        (
+            lambda t: t.update({"layer1.0.bn1.running_var": np.full_like(t["layer1.0.bn1.running_var"], -1)}),
+            "x holds negative variances: layer1.0.bn1.running_var",
+        ),
+        (lambda t: t.update({"linear.bias": np.full(4, np.nan)}), "x holds weights that are no numbers: linear.bias"),
     ],
 )
 def test_what_does_not_match_is_named(change, message):
@@ -166,6 +170,17 @@ def test_files_that_are_no_models(tmp_path):
     cases["cut.safetensors"] = "cannot be read as safetensors"
     (tmp_path / "text.safetensors").write_text("hello")
     cases["text.safetensors"] = "cannot be read as safetensors"
+    torch.save({"a": torch.zeros(5000)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "cutold.pth").write_bytes((tmp_path / "old.pth").read_bytes()[:250])
+    (tmp_path / "text.pt").write_text("hello")
+    cases |= dict.fromkeys(["cutold.pth", "text.pt"], "cannot be read as a PyTorch file")
+    itself = {}
+    itself["model"] = itself
+    torch.save(itself, tmp_path / "itself.pt")
+    cases["itself.pt"] = "no state dict in it; it has model"
+    torch.save({"w": torch.zeros(3, 3).to_sparse()}, tmp_path / "sparse.pt")
+    torch.save({"w": torch.zeros(3, dtype=torch.complex64)}, tmp_path / "complex.pt")
+    cases |= dict.fromkeys(["sparse.pt", "complex.pt"], "w is no plain tensor of real numbers")
     for name, message in cases.items():
         with pytest.raises(CheckpointError, match=message):
             read_tensors(tmp_path / name)

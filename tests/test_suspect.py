@@ -113,6 +113,8 @@ def test_what_is_wrong_with_a_checkpoint_is_said_before_any_work(trained, tmp_pa
         assert not (tmp_path / "run").exists()
 
     check(tmp_path / "nowhere", "model.checkpoint: .*nowhere: no such file or folder")
+    (tmp_path / "empty").mkdir()
+    check(tmp_path / "empty", "no checkpoint of d3jax; want a folder <workdir>/checkpoints/<cell>")
     broken = damaged(
         victim, tmp_path / "nan", lambda flat: flat.update({"variables.params.head.bias": np.full(4, np.nan, np.float32)})
     )

@@ -54,7 +54,8 @@ def entries_of(model: str, config: Any, like: Variables) -> list[Entry]:
 def from_torch(tensors: Mapping[str, np.ndarray], model: str, config: Any, net: Model, origin: str) -> tuple[Variables, Report]:
     """The variables of `net`, the architecture `model` with `config`, from tensors by PyTorch's names.
 
-    Raises `CheckpointError`, which begins with `origin`, where a tensor is missing, too many, of another shape, or not finite.
+    Raises `CheckpointError`, which begins with `origin`, where a tensor is missing, too many, of another shape, not finite, or
+    a negative variance.
     """
     like = jax.eval_shape(net.init, jax.random.key(0))
     shapes = {name: leaf.shape for name, leaf in describe(like).items()}
@@ -75,14 +76,17 @@ def from_torch(tensors: Mapping[str, np.ndarray], model: str, config: Any, net: 
         report.matched.append((entry.theirs, entry.ours, value.shape))
     if report.missing or report.extra or report.misshapen:
         raise CheckpointError(f"{origin} is not a {model} of these settings: {report.text}")
-    check_finite(found, origin)
+    check_weights({name: given[name] for name, *_ in report.matched}, origin)
     return unflatten({name: jax.numpy.asarray(value) for name, value in found.items()}, like), report
 
 
-def check_finite(tensors: Mapping[str, Any], origin: str) -> None:
-    """Raises `CheckpointError` where a weight is NaN or infinite."""
+def check_weights(tensors: Mapping[str, Any], origin: str) -> None:
+    """Raises `CheckpointError` where a weight is NaN or infinite, or a running variance, by our name or PyTorch's, is negative."""
     if broken := [name for name, value in tensors.items() if not np.isfinite(np.asarray(value)).all()]:
         raise CheckpointError(f"{origin} holds weights that are no numbers: {_some(broken)}")
+    variances = {name: value for name, value in tensors.items() if name.endswith((".var", ".running_var"))}
+    if broken := [name for name, value in variances.items() if (np.asarray(value) < 0).any()]:
+        raise CheckpointError(f"{origin} holds negative variances: {_some(broken)}")
 
 
 def to_torch(variables: Variables, model: str, config: Any) -> dict[str, np.ndarray]:

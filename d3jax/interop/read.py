@@ -7,6 +7,8 @@ builds tensors and plain containers and refuses everything else.
 from __future__ import annotations
 
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ SAFE = (2, 6)
 """The first version of torch whose weights-only loading keeps its promise."""
 
 TENSORS, PICKLES = (".safetensors",), (".pt", ".pth", ".bin")
+BEGINS = (b"PK", b"\x80")
+"""How a PyTorch file begins: as a zip archive, or before 1.6 as a pickle."""
 INSIDE = ("model", "state_dict", "net", "model_state_dict")
 """Where a state dict may lie in a file: BackdoorBench's attack_result.pt has it under `model`."""
 
@@ -79,15 +83,22 @@ def _read_pickle(path: Path) -> Any:
             f"{path}: torch {torch.__version__} can be made to run a file's code even where it loads weights alone (CVE-2025-32434); "
             f"it needs {'.'.join(map(str, SAFE))} or newer"
         )
+    with path.open("rb") as file:
+        if not file.read(4).startswith(BEGINS):
+            raise CheckpointError(
+                f"{path}: cannot be read as a PyTorch file (it begins neither as a zip archive nor as a pickle)"
+            )
     try:
-        with torch.serialization.safe_globals(_numpys()):
+        with torch.serialization.safe_globals(_numpys()), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: holds more than tensors and plain containers, which only running its code could read; it was not run. "
-            f"Save the state dict alone, best as .safetensors ({_line(error)})"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle makes the loader raise almost anything
+        if isinstance(error, MemoryError):
+            raise
+        if isinstance(error, pickle.UnpicklingError) and (asked := re.search(r"GLOBAL ([\w.]+)", str(error))):
+            raise CheckpointError(
+                f"{path}: holds more than tensors and plain containers ({asked[1]}), which only running its code could read; it was not "
+                "run. Save the state dict alone, best as .safetensors"
+            ) from error
         raise CheckpointError(f"{path}: cannot be read as a PyTorch file ({_line(error)})") from error
 
 
@@ -105,15 +116,20 @@ def _state_dict(found: Any, path: Path) -> dict[str, np.ndarray]:
     """The tensors of a state dict, wherever it lies in what a file holds."""
     import torch
 
-    if isinstance(found, Mapping):
-        for name in INSIDE:
-            if isinstance(found.get(name), Mapping):
-                return _state_dict(found[name], path)
-        tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
-        if tensors:
-            return {str(name): value.detach().to(torch.float32).numpy() for name, value in tensors.items()}
+    for _ in INSIDE:  # a dictionary may hold itself
+        if isinstance(found, Mapping):
+            found = next((found[name] for name in INSIDE if isinstance(found.get(name), Mapping)), found)
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"{path}: no state dict in it, but a {type(found).__name__}")
+    tensors = {str(name): value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
         raise CheckpointError(f"{path}: no state dict in it; it has {', '.join(map(str, list(found)[:8])) or 'nothing'}")
-    raise CheckpointError(f"{path}: no state dict in it, but a {type(found).__name__}")
+    for name, value in tensors.items():
+        if value.layout != torch.strided or value.is_meta or value.is_complex() or value.is_quantized:
+            raise CheckpointError(
+                f"{path}: {name} is no plain tensor of real numbers ({value.dtype}, {value.layout}, {value.device})"
+            )
+    return {name: value.detach().to(torch.float32).numpy() for name, value in tensors.items()}
 
 
 def _line(error: Exception) -> str:
