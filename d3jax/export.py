@@ -37,7 +37,11 @@ def export(config: str | Path, name: str, out: str | Path, workdir: str | Path |
         raise ConfigError(f"{name!r} is no model of {config}, which has {names(models)}{did_you_mean(name, models)}")
     where = task_of(lab, models[name], {}).folder
     if not checkpoint.exists(where / "model"):
-        raise CheckpointError(f"{name} is not finished ({where}): run the study first")
+        resolved = folder / "config.yaml"
+        other = (
+            f", or, if it ran with other settings, give --config {resolved}" if resolved.exists() and resolved != config else ""
+        )
+        raise CheckpointError(f"{name} is not finished ({where}): run the study first{other}")
     tensors = to_torch(variables_of(lab, models[name], {}), settings.model.name, settings.model.config)
     write_tensors(out, tensors)
     return len(tensors)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import lineages, untrusted
-from .base import Prepared, Variables, stream
+from .base import Prepared, Repaired, Variables, stream
 from .cells import Case, Cell
 from .config_file import to_mapping
 from .defenses.target import Found, flagged_label, gather
@@ -212,6 +212,8 @@ def _repair_task(lab: Lab, cell: Cell, victim: Stage | None, *searched: Stage | 
             session.say(found.text)
             options = {"found": found}
         repaired = defense.repair(*given(), session, **options)
+        if not isinstance(repaired, Repaired):
+            raise TypeError(f"{choice.label}: repair returned a {type(repaired).__name__}; want d3jax.Repaired(variables, trace)")
         return repaired.variables, lines_of(repaired.trace)
 
     def watch(state):

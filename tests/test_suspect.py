@@ -185,9 +185,9 @@ defenses: []
 
 def test_out_as_safetensors_and_in_again(tmp_path, capsys):
     rows = study.run_study(read(text=DIGITS), tmp_path / "run", Progress(quiet=True))
-    out, config = tmp_path / "model.safetensors", tmp_path / "run" / "config.yaml"
+    out, config = tmp_path / "new" / "model.safetensors", tmp_path / "run" / "config.yaml"
     assert export.main(["--config", str(config), "badnets/seed0/train", str(out)]) == 0
-    assert "86 tensors" in capsys.readouterr().out
+    assert "86 tensors" in capsys.readouterr().out and out.stat().st_mode & 0o777 == 0o644
     again = study.run_study(read(("model.checkpoint", str(out)), text=DIGITS), tmp_path / "again", Progress(quiet=True))
     assert again[0]["acc"] == rows[0]["acc"] and again[0]["asr"] == rows[0]["asr"]
     for words, message in (
@@ -198,4 +198,8 @@ def test_out_as_safetensors_and_in_again(tmp_path, capsys):
         assert re.search(message, capsys.readouterr().err)
     with pytest.raises(CheckpointError, match="badnets/seed0/train is not finished"):
         export.export(config, "badnets/seed0/train", out, tmp_path / "elsewhere")
+    other = tmp_path / "other.yaml"
+    other.write_text(config.read_text().replace("rate: 0.1", "rate: 0.2"))
+    with pytest.raises(CheckpointError, match="if it ran with other settings, give --config .*run/config.yaml"):
+        export.export(other, "badnets/seed0/train", out, tmp_path / "run")
     assert jnp.isfinite(rows[0]["acc"])

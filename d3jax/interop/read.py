@@ -46,14 +46,16 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a `.safetensors`."""
+    """Writes a `.safetensors`, and the folder it is in."""
     try:
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
     except ImportError as error:
         raise CheckpointError(NEEDS.format(path=path, what="safetensors")) from error
     try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, str(path))
+        Path(path).chmod(0o644)  # its 0600 would hide the file from those it is for
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be written ({_line(error)})") from error
 
