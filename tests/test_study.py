@@ -133,6 +133,18 @@ def test_a_repair_that_diverges_is_a_row_and_does_not_stop_the_others(finished, 
     assert "failed" in (tmp_path / "copy" / "report.html").read_text()
 
 
+def test_a_repair_that_returns_something_else_is_told_what_to(finished, tmp_path, monkeypatch):
+    from d3jax.base import Defense
+    from d3jax.defenses import DEFENSES
+
+    broken = lambda config, info: Defense(lambda key, model, variables, reserved, session: variables)
+    monkeypatch.setitem(DEFENSES, "finetune", (DEFENSES["finetune"][0], broken))
+    shutil.copytree(finished[0], tmp_path / "copy")
+    config = read(TINY, ("defenses.0.label", "mine"))
+    _, mine, _ = study.run_study(config, tmp_path / "copy", Progress(quiet=True))
+    assert mine["status"].endswith("mine: repair returned a Variables; want d3jax.Repaired(variables, trace)")
+
+
 def test_a_model_that_diverges_fails_its_repairs_and_nothing_else(tmp_path, capsys):
     attacks = "[{name: badnets, rate: 0.1}, {name: clean, label: other}]"
     config = read(TINY, ("attacks", attacks), ("defenses", "[{name: d3, schedule: {steps: 5}}]"), ("train.optimizer.lr", "1e30"))
