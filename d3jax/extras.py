@@ -17,7 +17,7 @@ from .exhibits import inverted_features
 from .findings import Features
 from .lab import Lab
 from .lineage_rows import control_rates, lineage_rows, predictions, shown_evolutions
-from .lines import lines_of
+from .lines import change_rows, lines_of, path_rows
 from .page import Extras
 from .rows import Row, write_csv
 from .sharding import is_first
@@ -39,8 +39,8 @@ def extras_of(
     earlier: Mapping[str, Stage],
     repaired: Mapping[str, Variables],
 ) -> tuple[Extras, dict[str, dict[str, Features]]]:
-    """All of it, for the page, and the `inverted_features`; tables of it are written as filters.csv, evolution.csv, survival.csv and
-    triggers.csv."""
+    """All of it, for the page, and the `inverted_features`; tables of it are written as filters.csv, evolution.csv, survival.csv,
+    triggers.csv, paths.csv and changes.csv."""
 
     def attempt(what: str, work: Callable[[], Found], otherwise: Found) -> Found:
         try:
@@ -61,6 +61,7 @@ def extras_of(
     turned = attempt("inverted triggers on repaired models", lambda: trigger_rows(lab, cells, results, earlier), [])
     lines = attempt("lines between models", lambda: lines_of(lab, cells, earlier, repaired), [])
     tables = {"filters": filtered, "evolution": evolved, "survival": compared, "triggers": turned}
+    tables |= {"paths": path_rows(lines, lab.config.seeds[0]), "changes": change_rows(lines, lab.config.seeds[0])}
     for name, table in tables.items():
         if is_first() and table:
             write_csv(lab.workdir / f"{name}.csv", table, columns=())

@@ -56,7 +56,8 @@ def _of_attack(lab: Lab, cell: Cell, victim: Any, models: Mapping[str, Variables
     data, few = (trigger, images, labels), (trigger, images[:FEW], labels[:FEW])
     ts = np.unique(np.round(np.append(np.linspace(FROM, TO, lab.config.paths), [0.0, 1.0]), 4))
     paths = []
-    for label, variables in models.items():
+    moved = changes(victim.variables.params, [variables.params for variables in models.values()])
+    for (label, variables), changed in zip(models.items(), moved, strict=True):
         variables = jax.tree.map(jnp.asarray, variables)
         losses = {
             kind: path_losses(model, attack, trigger, victim.variables, variables, ts.tolist(), test, kind, reserved)
@@ -64,9 +65,31 @@ def _of_attack(lab: Lab, cell: Cell, victim: Any, models: Mapping[str, Variables
         }
         direction = jax.tree.map(jnp.subtract, variables.params, victim.variables.params)
         expansion = tuple(taylor(loss, victim.variables.params, direction, *data))
-        paths.append(LineTo(label, ts, losses, expansion, changes(victim.variables.params, variables.params)))
+        paths.append(LineTo(label, ts, losses, expansion, changed))
     plane = _plane(lab, attack, victim, models, half)
     return Lines(cell.case.label, paths, plane, top_eigenvalues(loss, victim.variables.params, *few, tolerance=0.05))
+
+
+def path_rows(found: Sequence[Lines], seed: int) -> list[dict[str, Any]]:
+    """The lines of paths.csv: for every attack, defence, treatment of BatchNorm's `statistics` and point `t`, the `Losses`."""
+    return [
+        {"attack": lines.attack, "seed": seed, "defense": one.defense, "statistics": kind, "t": float(t)}
+        | {name: float(values[i]) for name, values in losses._asdict().items()}
+        for lines in found
+        for one in lines.paths
+        for kind, losses in one.losses.items()
+        for i, t in enumerate(one.ts)
+    ]
+
+
+def change_rows(found: Sequence[Lines], seed: int) -> list[dict[str, Any]]:
+    """The lines of changes.csv: for every attack, defence and tensor how far it moved."""
+    return [
+        {"attack": lines.attack, "seed": seed, "defense": one.defense, "tensor": name} | {key: moved[key] for key in ("norm", "relative")}
+        for lines in found
+        for one in lines.paths
+        for name, moved in one.changes.items()
+    ]
 
 
 def _plane(lab: Lab, attack: Any, victim: Any, models: Mapping[str, Variables], images: Split) -> PlaneOf | None:

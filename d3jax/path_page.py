@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .figures import BEFORE, INK, WIDTH, drawing, plain_numbers, short
+from .figures import BEFORE, INK, WIDTH, columns_of, drawing, plain_numbers, short
 from .markup import Looks, escape, figure, table
 from .report import points
 
@@ -144,23 +144,27 @@ def _save_changes(path: Path, lines: Lines, looks: Looks) -> Path:
             if np.isfinite(found["relative"]):
                 total[name] = max(total.get(name, 0.0), found["relative"])
     names = sorted(total, key=total.__getitem__, reverse=True)[:MOST]
-    with drawing(path, (WIDTH, 4.0)) as picture:
-        axes = picture.subplots(2, 4).flatten()
-        for axis, name in zip(axes, names, strict=False):
+    with drawing(path, (WIDTH, 4.4)) as picture:
+        axes = picture.subplots(2, 4)
+        for axis, name in zip(axes.flat, names, strict=False):
             for one in lines.paths:
                 found = one.changes[name]
                 share = 100 * found["counts"] / max(found["counts"].sum(), 1)
                 middle = (found["edges"][1:] + found["edges"][:-1]) / 2
-                axis.step(
-                    middle, share, where="mid", color=looks.get(one.defense, (BEFORE, "-"))[0], linewidth=1, label=one.defense
-                )
-            axis.set(title=name[-24:], yscale="log")
+                colour, dash = looks.get(one.defense, (BEFORE, "-"))
+                axis.step(middle, share, where="mid", color=colour, linestyle=dash, linewidth=1, label=one.defense)
+            axis.set_yscale("log")
+            axis.set_title(short(name, 32), fontsize=8)
             plain_numbers(axis.yaxis)
             axis.tick_params(labelsize=7)
-        for axis in axes[len(names) :]:
+        for axis in axes.flat[len(names) :]:
             axis.set_axis_off()
-        handles, labels = axes[0].get_legend_handles_labels()
-        picture.legend(handles, labels, loc="outside upper left", ncols=6)
+        for axis in axes[:, 0]:
+            axis.set_ylabel("share of weights (%)", fontsize=8)
+        for axis in axes.flat[max(0, len(names) - 4) : len(names)]:
+            axis.set_xlabel("change of a weight", fontsize=8)
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        picture.legend(handles, labels, loc="outside upper left", ncols=columns_of(labels))
     return path
 
 
@@ -192,7 +196,10 @@ def _table(lines: Lines) -> str:
 
 PATH = (
     "On the line from the backdoored model (t = 0) through the repaired one (t = 1) and beyond, first seed. Clean loss: of clean test images; backdoor loss: of triggered "
-    "ones under the attacker's class, low where the backdoor works. BatchNorm's statistics, where the net has it, are interpolated with the weights, or estimated anew from the reserved images (dashed)."
+    "ones under the attacker's class, low where the backdoor works. BatchNorm's statistics, where the net has it, are interpolated with the weights, or estimated anew from the reserved images (dashed). All points are in paths.csv."
 )
 PLANE = "The plane through the backdoored model and two repaired ones. Where both losses are low is the backdoor region."
-CHANGES = "Changes of single weights, for the tensors that changed most for their length; shares on a logarithmic axis."
+CHANGES = (
+    "Changes of single weights, for the tensors that changed most for their length; shares on a logarithmic axis. A tensor's bins are the same "
+    "for all defences; the outermost also hold what lies beyond them. How far every tensor moved is in changes.csv."
+)

@@ -24,8 +24,10 @@ from d3jax.base import Split, Variables, as_float
 from d3jax.config import OptimConfig
 from d3jax.config_file import loads
 from d3jax.defenses import FinetuneConfig, ScheduleConfig, finetune
+from d3jax.errors import ConfigError
 from d3jax.journal import Progress
 from d3jax.metrics import make_evaluate
+from d3jax.rows import read_csv
 
 from .small import register
 
@@ -174,9 +176,14 @@ def test_the_backdoor_loss_of_a_model(model, victim, attack, dataset):
 def test_changes_by_tensor():
     first = {"a": np.zeros((2, 2)), "b": {"c": np.full(4, 2.0)}}
     second = {"a": np.zeros((2, 2)), "b": {"c": np.array([2.0, 2.0, 2.0, 5.0])}}
-    found = changes(first, second)
+    third = {"a": np.full((2, 2), 9.0), "b": {"c": np.array([2.0, 2.0, 2.0, 2.5])}}
+    found, other = changes(first, [second, third])
     assert found["b/c"]["norm"] == 3 and found["b/c"]["relative"] == pytest.approx(3 / 4) and found["a"]["norm"] == 0
     assert found["a"]["counts"].sum() == 4 and found["a"]["counts"][30] == 4 and found["b/c"]["counts"][-1] == 1
+    assert other["b/c"]["norm"] == 0.5 and other["b/c"]["counts"][35] == 1  # the bins are the tensor's, not the model's
+    for name in found:
+        np.testing.assert_array_equal(found[name]["edges"], other[name]["edges"])
+    assert found["a"]["edges"][-1] == 9 and found["b/c"]["edges"][-1] == pytest.approx(3, abs=0.01)
 
 
 def test_a_study_shows_lines_and_plane(tmp_path):
@@ -187,3 +194,19 @@ def test_a_study_shows_lines_and_plane(tmp_path):
     assert "Losses along the line to each defence" in page and "½ΔᵀHΔ" in page and "Largest eigenvalues of the Hessian" in page
     pictures = {path.name for path in (tmp_path / "figures").iterdir()}
     assert {"badnets-path.png", "badnets-plane.png", "badnets-taylor.png", "badnets-changes.png"} <= pictures
+    rows = read_csv(tmp_path / "paths.csv")
+    treatments = {(row["attack"], row["defense"], row["statistics"]) for row in rows}
+    assert treatments == {("badnets", name, kind) for name in ("finetune", "d3-code") for kind in ("interpolated", "estimated", "first")}
+    results = {row["defense"]: row for row in read_csv(tmp_path / "results.csv") if row["attack"] == "badnets"}
+    at = {(row["defense"], row["t"]): row for row in rows if row["statistics"] == "interpolated"}
+    for name in ("finetune", "d3-code"):
+        assert [(at[name, t]["acc"], at[name, t]["asr"]) for t in (0, 1)] == [
+            (results[of]["acc"], results[of]["asr"]) for of in ("none", name)
+        ]
+    assert {row["tensor"] for row in read_csv(tmp_path / "changes.csv")} >= {"head/kernel", "head/bias"}
+
+
+def test_paths_want_a_trigger():
+    config = loads(STUDY, [("attacks", "[clean]")], registries=study.REGISTRIES)
+    with pytest.raises(ConfigError, match="paths: 4 .* none of the attacks .clean. has a trigger"):
+        study.check_study(config, "")

@@ -247,17 +247,19 @@ def top_eigenvalues(
     return np.sort(eigsh(operator, count, which="LA", tol=tolerance, v0=start, return_eigenvectors=False))[::-1]
 
 
-def changes(first: Params, second: Params, bins: int = 61) -> dict[str, dict[str, Any]]:
-    """How much each tensor changed: the `norm` of the change, `relative` to the tensor's, and a histogram of the changes' `counts` between
-    `edges`, the same for all."""
-    moved = jax.tree.map(lambda a, b: (np.asarray(a), np.asarray(b) - np.asarray(a)), first, second)
-    pairs = jax.tree_util.tree_leaves_with_path(moved, is_leaf=lambda leaf: isinstance(leaf, tuple))
-    limit = max(float(np.quantile(np.abs(change), 0.999)) for _, (_, change) in pairs) or 1.0
-    edges = np.linspace(-limit, limit, bins + 1)
-    found = {}
-    for path, (before, change) in pairs:
-        name, norm = jax.tree_util.keystr(path, simple=True, separator="/"), float(np.linalg.norm(change))
-        length = float(np.linalg.norm(before))
-        counts, _ = np.histogram(np.clip(change, -limit, limit), edges)
-        found[name] = {"norm": norm, "relative": norm / length if length else float("inf"), "counts": counts, "edges": edges}
+def changes(first: Params, others: Sequence[Params], bins: int = 61) -> list[dict[str, dict[str, Any]]]:
+    """How much each tensor of `first` changed to be that of each of the `others`: the `norm` of the change, `relative` to the tensor's, and a
+    histogram of the changes' `counts` between `edges`, a tensor's own, the same for all others; what lies further out is in the outermost bins.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(first)
+    found: list[dict[str, dict[str, Any]]] = [{} for _ in others]
+    for (path, before), *after in zip(leaves, *map(jax.tree.leaves, others), strict=True):
+        name, length = jax.tree_util.keystr(path, simple=True, separator="/"), float(np.linalg.norm(before))
+        moved = [np.asarray(leaf) - np.asarray(before) for leaf in after]
+        limit = max(float(np.quantile(np.abs(change), 0.999)) for change in moved) or 1.0
+        edges = np.linspace(-limit, limit, bins + 1)
+        for change, mine in zip(moved, found, strict=True):
+            norm = float(np.linalg.norm(change))
+            counts, _ = np.histogram(np.clip(change, -limit, limit), edges)
+            mine[name] = {"norm": norm, "relative": norm / length if length else float("inf"), "counts": counts, "edges": edges}
     return found
