@@ -183,7 +183,9 @@ def make_cells(lab: Lab) -> list[Cell]:
                     cells.append(Cell(case, "training" if isinstance(defense, TrainingDefense) else "repair", other, defense))
     if config.paths and not any(cell.case.attacked for cell in cells):
         labels = ", ".join(choice.label for choice in config.attacks)
-        raise ConfigError(f"paths: {config.paths} shows the backdoor loss between models: none of the attacks ({labels}) has a trigger")
+        raise ConfigError(
+            f"paths: {config.paths} shows the backdoor loss between models: none of the attacks ({labels}) has a trigger"
+        )
     return cells
 
 

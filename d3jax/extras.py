@@ -66,10 +66,19 @@ def extras_of(
         if is_first() and table:
             write_csv(lab.workdir / f"{name}.csv", table, columns=())
     features = attempt("features under inverted triggers", lambda: inverted_features(lab, cells, results, earlier), {})
-    read = lab.suspect.text if lab.suspect else ""
+    read = _how_read(lab) if lab.suspect else ""
     unknown = list(dict.fromkeys(cell.case.label for cell in cells if lab.suspect and not cell.case.attacked))
     found = Extras(looked, Lineages(evolved, compared, shown, predicted), filters, filtered, lines, turned, read, unknown)
     return found, features
+
+
+def _how_read(lab: Lab) -> str:
+    numbers = lambda values: ", ".join(f"{value:g}" for value in values)
+    info = lab.dataset.info
+    return (
+        f"{lab.suspect.text}. It sees images of {info.name}, normalised by mean ({numbers(info.mean)}) and standard deviation "
+        f"({numbers(info.std)}): where it was trained with others, its accuracy here is too low."
+    )
 
 
 def _controls(

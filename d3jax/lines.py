@@ -85,7 +85,8 @@ def path_rows(found: Sequence[Lines], seed: int) -> list[dict[str, Any]]:
 def change_rows(found: Sequence[Lines], seed: int) -> list[dict[str, Any]]:
     """The lines of changes.csv: for every attack, defence and tensor how far it moved."""
     return [
-        {"attack": lines.attack, "seed": seed, "defense": one.defense, "tensor": name} | {key: moved[key] for key in ("norm", "relative")}
+        {"attack": lines.attack, "seed": seed, "defense": one.defense, "tensor": name}
+        | {key: moved[key] for key in ("norm", "relative")}
         for lines in found
         for one in lines.paths
         for name, moved in one.changes.items()

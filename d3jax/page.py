@@ -29,7 +29,7 @@ from .report import (
 )
 from .rows import Row, write_whole
 from .sample_page import Samples, show_attack
-from .suspect_page import show_suspect, show_turned
+from .suspect_page import flagged, show_suspect, show_turned
 
 Groups = dict[tuple[str, str, str], list[Row]]
 """Rows of `summarise` by (dataset, model, attack)."""
@@ -76,19 +76,20 @@ def write_report(
     groups: Groups = {}
     for row in summarise(rows):
         groups.setdefault(group_of(row), []).append(row)
+    found = {attack: flagged(_of(attack, extras.looked)) for attack in extras.unknown}
     links, details = [], []
     for attack, stem in zip(attacks, _stems(attacks), strict=True):
         mine = [sample for sample in samples if sample.attack == attack]
         failed = [row for row in ended if row["attack"] == attack and row["status"] != "ok"]
         runs = {run: lines for run, lines in metrics.get(attack, {}).items() if run[0].split("/")[0] not in lineages.shown}
-        found = [one for one in extras.filters if one.attack == attack and one.seed == extras.filters[0].seed]
+        filters = [one for one in extras.filters if one.attack == attack and one.seed == extras.filters[0].seed]
         named = [row for row in extras.filtered if row["attack"] == attack]
         paths = [one for one in extras.lines if one.attack == attack]
         turned = [row for row in extras.turned if row["attack"] == attack]
         where = folder / "figures" / stem
         sections = (
             partial(show_evolutions, where, attack, lineages, failed, looks),
-            partial(show_filters, where, found, named, every.get(attack, {})),
+            partial(show_filters, where, filters, named, every.get(attack, {})),
             *(partial(show_paths, where, one, looks) for one in paths),
             partial(show_turned, [] if attack in extras.unknown else turned),
             partial(show_attack, where, attack, mine, runs, looks),
@@ -98,7 +99,7 @@ def write_report(
             links.append(f'<a href="#{stem}">{escape(attack)}</a>')
     parts = [
         f"<header><h1>{escape(title)}</h1><p class=note>{_subtitle(rows, lineages)}</p></header>",
-        _headlines(groups, headlines(lineages.compared)),
+        _headlines(groups, {attack: [text] for attack, text in headlines(lineages.compared).items()} | found),
         f"<nav aria-label='Attacks'>In detail: {' '.join(links)}</nav>" if len(links) > 1 else "",
         _glance(groups, looks),
         *(
@@ -107,7 +108,7 @@ def write_report(
         ),
         _study_table(groups, rows, looks),
         _detections(extras.looked),
-        GLOSSARY if rows else "",
+        _glossary(groups),
         *details,
         _environment(folder),
     ]
@@ -144,11 +145,11 @@ def _label(group: tuple[str, str, str], groups: Groups) -> str:
     return escape(group[2]) + (f" <small>{escape(', '.join(extra))}</small>" if extra else "")
 
 
-def _headlines(groups: Groups, survivals: Mapping[str, str]) -> str:
+def _headlines(groups: Groups, more: Mapping[str, Sequence[str]]) -> str:
     lines = [
         f"<li><b>{_label(key, groups)}</b>: {escape(text)}</li>"
         for key, group in groups.items()
-        for text in (headline(group), survivals.get(key[2]))
+        for text in (headline(group), *more.get(key[2], ()))
         if text
     ]
     means = any(row["n"] > 1 for group in groups.values() for row in group)
@@ -187,36 +188,44 @@ def _study_table(groups: Groups, rows: Sequence[Row], looks: Looks) -> str:
     if not groups:
         return ""
     published = any(row["published"] for group in groups.values() for row in group)
-    aims = (("ACC", "higher"), ("ASR", "lower"), ("RA", "higher"), ("DER", "higher"))
+    rates = _rates(groups)
     head = ["<th scope=col>Defence</th><th scope=col>Outcome</th>"]
-    head += [f"<th scope=col class=n>{name}<small>{aim} is better</small></th>" for name, aim in aims]
+    aims = {rate: "lower" if rate == "asr" else "higher" for rate in rates}
+    head += [f"<th scope=col class=n>{rate.upper()}<small>{aim} is better</small></th>" for rate, aim in aims.items()]
     head += ["<th scope=col class=n>Time<small>seconds</small></th>", "<th scope=col>Published</th>" if published else ""]
     bodies = []
     for key, group in groups.items():
-        rates = dict.fromkeys(row["poison_rate"] for row in rows if group_of(row) == key)
-        shown = ", ".join(f"{points(rate, digits=2)} %" for rate in rates if rate is not None)
-        poison = f"poison rate {shown}" + (" together" if len(rates) > 1 else "") if shown else "trained elsewhere"
+        shares = dict.fromkeys(row["poison_rate"] for row in rows if group_of(row) == key)
+        shown = ", ".join(f"{points(share, digits=2)} %" for share in shares if share is not None)
+        poison = f"poison rate {shown}" + (" together" if len(shares) > 1 else "") if shown else "trained elsewhere"
         seeds = len({row["seed"] for row in rows if group_of(row) == key})
         about = f"{_label(key, groups)} <small>{poison} · {seeds} seed{'' if seeds == 1 else 's'}</small>"
-        top = f"<tr class=group><th colspan={7 + published} scope=rowgroup><span>{about}</span></th></tr>"
-        bodies.append([top, *(_study_row(row, published, looks) for row in group)])
-    spread = " ± is the sample standard deviation over seeds." if len({row["seed"] for row in rows}) > 1 else ""
-    note = (
-        f"In percent.{spread} The small line is the change in points against the model before any repair (none) of the same seed."
-    )
+        top = f"<tr class=group><th colspan={3 + len(rates) + published} scope=rowgroup><span>{about}</span></th></tr>"
+        bodies.append([top, *(_study_row(row, rates, published, looks) for row in group)])
+    note = "In percent."
+    if len({row["seed"] for row in rows}) > 1:
+        note += " ± is the sample standard deviation over seeds."
+    note += " The small line is the change in points against the model before any repair (none) of the same seed."
+    if any(row.get("search_seconds") for row in rows):
+        note += " The time of a repair includes its search for a trigger, which may be one that others share."
     return f"<section><h2>Before and after</h2>{table(head, bodies, 'study')}<p class=note>{note}</p></section>"
 
 
 def _detections(looked: Sequence[Row]) -> str:
     """A line for every detection."""
     lines = "".join(f"<li>{escape(one['text'])}</li>" for one in detections(looked))
-    note = "Flagged: a norm more than two deviations (1.4826 · MAD) below the median of all classes."
+    note = "Flagged: a norm more than two deviations (1.4826 · MAD) below the median of all classes. Norms above it have an index too, and are never flagged."
     return f"<section><h2>Detections</h2><ul class=lead>{lines}</ul><p class=note>{note}</p></section>" if lines else ""
 
 
-def _study_row(row: Row, published: bool, looks: Looks) -> str:
+def _rates(groups: Groups) -> list[str]:
+    """The rates that some row has; without a trigger that is ACC alone."""
+    return [rate for rate in RATES if any(row[rate] is not None for group in groups.values() for row in group)] or ["acc"]
+
+
+def _study_row(row: Row, rates: Sequence[str], published: bool, looks: Looks) -> str:
     cells = []
-    for rate in RATES:
+    for rate in rates:
         text = points(row[f"{rate}_change"], sign=True)
         kind = "same" if text in ("", "0.00") else "better" if (row[f"{rate}_change"] < 0) == (rate == "asr") else "worse"
         bar = rate in ("acc", "asr") and row[rate] is not None
@@ -245,14 +254,22 @@ def _environment(folder: Path) -> str:
     return f"<section><h2>How it was made</h2>{''.join(parts)}</section>" if any(parts) else ""
 
 
-GLOSSARY = f"""<section><h2>How to read it</h2><dl>
-<dt>ACC</dt><dd>Accuracy: the share of clean test images classified as their true class.</dd>
-<dt>ASR</dt><dd>Attack success rate: of the triggered test images whose true class is not the target, the share classified as the
-target.</dd>
-<dt>RA</dt><dd>Robust accuracy: of the same images, the share classified as their true class. A repair that moves triggered images
-from the target to other wrong classes has a low ASR and a low RA.</dd>
-<dt>DER</dt><dd>Defence effectiveness rating: <span class=formula>(max(0, ΔASR) − max(0, ΔACC) + 1) / 2</span>, with ΔASR and ΔACC
-the drops from before to after. 100 % is the whole backdoor gone for nothing, 50 % is no effect.</dd>
-<dt>Outcome</dt><dd><b>removed</b>: ASR below {100 * GONE:.0f} % on every seed. <b>keeps the backdoor</b>: ASR of
-{100 * KEEPS:.0f} % or more. <b>weakened</b>: between them. <b>heavy ACC cost</b>: {100 * COSTLY:.0f} points of ACC or more.</dd>
-</dl></section>"""
+def _glossary(groups: Groups) -> str:
+    if not groups:
+        return ""
+    shown = [*_rates(groups), *(["outcome"] if "asr" in _rates(groups) else [])]
+    return f"<section><h2>How to read it</h2><dl>{''.join(GLOSSARY[name] for name in shown)}</dl></section>"
+
+
+GLOSSARY = {
+    "acc": "<dt>ACC</dt><dd>Accuracy: the share of clean test images classified as their true class.</dd>",
+    "asr": """<dt>ASR</dt><dd>Attack success rate: of the triggered test images whose true class is not the target, the share classified
+as the target.</dd>""",
+    "ra": """<dt>RA</dt><dd>Robust accuracy: of the same images, the share classified as their true class. A repair that moves triggered
+images from the target to other wrong classes has a low ASR and a low RA.</dd>""",
+    "der": """<dt>DER</dt><dd>Defence effectiveness rating: <span class=formula>(max(0, ΔASR) − max(0, ΔACC) + 1) / 2</span>, with ΔASR and
+ΔACC the drops from before to after. 100 % is the whole backdoor gone for nothing, 50 % is no effect.</dd>""",
+    "outcome": f"""<dt>Outcome</dt><dd><b>removed</b>: ASR below {100 * GONE:.0f} % on every seed. <b>keeps the backdoor</b>: ASR of
+{100 * KEEPS:.0f} % or more. <b>weakened</b>: between them. <b>heavy ACC cost</b>: {100 * COSTLY:.0f} points of ACC or more. <b>ACC near
+chance</b>: at most a tenth of the way from guessing to 100 %.</dd>""",
+}

@@ -102,7 +102,7 @@ def _save_plane(path: Path, plane: PlaneOf) -> Path:
                 axis.plot(x, y, "o", color="white", markeredgecolor=INK, markersize=6)
                 axis.annotate(name, (x, y), xytext=(6, 6), textcoords="offset points", color=INK, fontsize=8,
                               bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1.5})  # fmt: skip
-            axis.set(title=title, xlabel="distance in parameters", ylabel="distance in parameters")
+            axis.set(title=title, xlabel=f"distance towards {plane.names[1]}", ylabel="distance from that line")
             axis.grid(False)
     return path
 
@@ -198,7 +198,10 @@ PATH = (
     "On the line from the backdoored model (t = 0) through the repaired one (t = 1) and beyond, first seed. Clean loss: of clean test images; backdoor loss: of triggered "
     "ones under the attacker's class, low where the backdoor works. BatchNorm's statistics, where the net has it, are interpolated with the weights, or estimated anew from the reserved images (dashed). All points are in paths.csv."
 )
-PLANE = "The plane through the backdoored model and two repaired ones. Where both losses are low is the backdoor region."
+PLANE = (
+    "The plane through the backdoored model and two repaired ones, in Euclidean distances of parameters; the axes differ in scale. Where both "
+    "losses are low is the backdoor region."
+)
 CHANGES = (
     "Changes of single weights, for the tensors that changed most for their length; shares on a logarithmic axis. A tensor's bins are the same "
     "for all defences; the outermost also hold what lies beyond them. How far every tensor moved is in changes.csv."

@@ -13,6 +13,7 @@ RATES = ("acc", "asr", "ra", "der")
 KEEPS = 0.5  # an ASR from here on: the backdoor works
 GONE = 0.1  # an ASR below: what a model of ten classes reaches by chance
 COSTLY = 0.1  # an ACC loss from here on is a price nobody pays unasked
+NEAR = 0.1  # of the way from guessing to an ACC of 100 %: up to here a model has learned next to nothing
 
 
 def summarise(rows: Sequence[Row]) -> list[Row]:
@@ -24,7 +25,7 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
         (`acc_change`). Numbers that are None or not finite are left out. `n` counts the seeds with an ACC, `failed` those with
         a `status` other than "ok", whose first is in `status`; `kept` counts the seeds whose ASR is 50 % or more, `worked` those
         whose backdoored model's is (None where no such model is known), and `asr_worst` is the highest; `seconds` is a mean, with
-        what a search for a trigger took; `untouched` counts the seeds where a defence found nothing to repair, `searched` says what
+        what a search for a trigger took; `guesses`: whether ACC is near chance, for rows that know their number of `classes`; `untouched` counts the seeds where a defence found nothing to repair, `searched` says what
         it found, None for defences that do not search; `published` joins what the rows stand beside, None for nothing.
     """
     groups: dict[tuple[str, ...], list[Row]] = {}
@@ -59,7 +60,9 @@ def _summary(key: tuple[str, ...], group: list[Row], before: Mapping[tuple[Any, 
     earlier = _finite(before.get(_run(row), {}).get("asr") for row in group)
     searched = [row for row in group if row.get("chosen")]
     beside = dict.fromkeys(str(row["published"]) for row in group if row.get("published") not in (None, "none"))
+    chance = 1 / group[0]["classes"] if group[0].get("classes") else -1
     return summary | {
+        "guesses": summary["acc"] is not None and summary["acc"] <= chance + NEAR * (1 - chance),
         "n": len(_finite(row["acc"] for row in group)),
         "failed": len(failures),
         "status": failures[0] if failures else "ok",
@@ -91,8 +94,9 @@ def verdict(row: Row) -> str:
     failed = f"{what} on {row['failed']} of {row['failed'] + row['n']} seeds" if row["failed"] else ""
     if not row["n"]:
         return row["status"] if row["failed"] else ""
+    guesses = "ACC near chance" if row["guesses"] else ""
     if row["asr"] is None:
-        return failed
+        return ", ".join(filter(None, (guesses, failed)))
     if row["untouched"] == row["n"]:
         return ", ".join(filter(None, ("not repaired: nothing flagged", failed)))
     kept = "" if row["kept"] == row["n"] else f" on {row['kept']} of {row['n']} seeds"
@@ -108,7 +112,7 @@ def verdict(row: Row) -> str:
         words = "not weakened" if row["asr_change"] is not None and row["asr_change"] >= 0 else "weakened"
     if row["acc_change"] is not None and round(row["acc_change"], 6) <= -COSTLY:  # 0.8 − 0.9 is a hair above −0.1
         words += ", heavy ACC cost"
-    return ", ".join(filter(None, (words, failed)))
+    return ", ".join(filter(None, (words, guesses, failed)))
 
 
 def headline(group: Sequence[Row]) -> str:
@@ -119,7 +123,7 @@ def headline(group: Sequence[Row]) -> str:
     if before and before["n"] and before["asr"] is None:
         return f"ACC {_percent(before['acc'])}; without a trigger there is no ASR."
     start = f"ASR {_percent(before['asr'])}" if before and before["n"] else ""
-    parts = []
+    parts = [f"the model has hardly learned anything (ACC {_percent(before['acc'])})"] if before and before["guesses"] else []
     if start and not before["kept"]:
         parts.append(f"the backdoor does not work even before a defence ({start}), so there is little to remove")
     if ranked:
@@ -171,7 +175,7 @@ def spread(row: Row, rate: str) -> str:
 
 
 def detections(rows: Sequence[Row]) -> list[Row]:
-    """One row for each (dataset, model, attack, seed, detection) of detections.csv: its highest index among the small norms, the
+    """One row for each (dataset, model, attack, seed, detection) of detections.csv: the `anomaly_index` of its smallest norm, the
     classes `flagged`, whether that is `right` (all and only targets; None where that is not known), and a `text` that says so."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:

@@ -66,9 +66,12 @@ def show_attack(stem: Path, attack: str, samples: Sequence[Samples], runs: figur
 
 def _class_bars(path: Path, attack: str, samples: Sequence[Samples], looks: Looks) -> str:
     over = f"mean over {len(samples)} seeds" if len(samples) > 1 else f"seed {samples[0].seed}"
-    path = figures.save_classes(path, samples[0].classes, _mean_per_class(samples), looks)
-    text = f"ACC and ASR by true class ({over}). Wide grey bars: before; narrow bars: after. The target class has no ASR."
-    return figure(path, f"ACC and ASR by true class under {attack}", text)
+    rates = _mean_per_class(samples)
+    path = figures.save_classes(path, samples[0].classes, rates, looks)
+    triggered = any(np.isfinite(one.get("asr", np.nan)).any() for one in rates.values())
+    what, note = ("ACC and ASR", " The target class has no ASR.") if triggered else ("ACC", "")
+    text = f"{what} by true class ({over}). Wide grey bars: before; narrow bars: after.{note}"
+    return figure(path, f"{what} by true class under {attack}", text)
 
 
 def _curves(stem: Path, attack: str, runs: figures.Runs, looks: Looks) -> str:
@@ -110,6 +113,7 @@ def _sample_table(path: Path, sample: Samples, looks: Looks) -> str:
     if sample.likeness and np.isfinite(sample.likeness["psnr"]):
         found = sample.likeness
         text += f" The trigger changes an image by PSNR {found['psnr']:.1f} dB, SSIM {found['ssim']:.3f}, L∞ {found['largest']:.0f} of 255."
+        text += " PSNR and SSIM are means over whole images: of a small patch, which anybody sees, they say little."
     return f"<figure>{table(head, [body], 'samples', columns)}<figcaption>{escape(text)}</figcaption></figure>"
 
 

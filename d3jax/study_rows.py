@@ -48,11 +48,11 @@ def row(lab: Lab, cell: Cell, results: Mapping[str, Result]) -> dict[str, Any]:
                 "search_seconds": sum(results[needed.name].seconds for needed in cell.needs[1:]),
             }  # fmt: skip
     values |= {
-        "attack_seed": case.attack_seed,
+        "attack_seed": case.attack_seed, "classes": lab.dataset.info.num_classes,
         "net": " ".join(f"{key}={value}" for key, value in to_mapping(config.model.config).items()),
         "status": "ok" if isinstance(result, Stage) else result.status,
         "published": config.published.get(f"{case.label}/{cell.label}", "none"),
-    }
+    }  # fmt: skip
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
 
 

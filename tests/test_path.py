@@ -196,7 +196,9 @@ def test_a_study_shows_lines_and_plane(tmp_path):
     assert {"badnets-path.png", "badnets-plane.png", "badnets-taylor.png", "badnets-changes.png"} <= pictures
     rows = read_csv(tmp_path / "paths.csv")
     treatments = {(row["attack"], row["defense"], row["statistics"]) for row in rows}
-    assert treatments == {("badnets", name, kind) for name in ("finetune", "d3-code") for kind in ("interpolated", "estimated", "first")}
+    assert treatments == {
+        ("badnets", name, kind) for name in ("finetune", "d3-code") for kind in ("interpolated", "estimated", "first")
+    }
     results = {row["defense"]: row for row in read_csv(tmp_path / "results.csv") if row["attack"] == "badnets"}
     at = {(row["defense"], row["t"]): row for row in rows if row["statistics"] == "interpolated"}
     for name in ("finetune", "d3-code"):

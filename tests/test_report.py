@@ -336,6 +336,38 @@ def test_page_leaves_out_what_is_missing(tmp_path):
     assert Page(html_page.write_report(tmp_path / "half", [], [], "half")).headings == ["badnets in detail"]
 
 
+def test_a_model_that_guesses_is_named(tmp_path):
+    rows = [row(acc=0.15, asr=0.9, classes=10), row("ft", acc=0.6, asr=0.9, classes=10), row("np", acc=0.19, asr=0.0, classes=10)]
+    text = Page(html_page.write_report(tmp_path, rows, [], "guesses")).text
+    assert "backdoor works, ACC near chance" in text and "removed, ACC near chance" in text and "keeps the backdoor 60.00" in text
+    assert "the model has hardly learned anything (ACC 15.0 %)" in text and "a tenth of the way from guessing" in text
+    two = report.summarise([row(acc=0.56, classes=2), row("ft", acc=0.54, classes=2), row("np", acc=0.01)])
+    assert [one["guesses"] for one in two] == [False, True, False]
+
+
+def test_without_a_trigger_the_page_speaks_of_acc_alone(tmp_path):
+    none = dict.fromkeys(("asr", "ra", "der", "poison_rate"))
+    rows = [row(attack="unknown", **none), row("mcl", attack="unknown", **none, search_seconds=7.0)]
+    looked = [
+        {"dataset": "digits", "model": "vgg", "attack": "unknown", "seed": 0, "detection": "nc", "class": name, "norm": norm}
+        | {"index": 8.0 - norm, "flagged": norm < 2, "is_target": None}
+        for name, norm in (("cat", 1.0), ("dog", 7.0))
+    ]
+    seen = html_page.Extras(looked, read="a.pt: 9 tensors match.", unknown=["unknown"])
+    page = Page(html_page.write_report(tmp_path / "a", rows, [], "suspect", seen))
+    assert (
+        "nc (seed 0) flags cat; the smallest trigger has an anomaly index of 7.00" in page.text.split("A model from elsewhere")[0]
+    )
+    assert "Robust accuracy" not in page.text and "Outcome removed" not in page.text and "ASR lower is better" not in page.text
+    assert "includes its search for a trigger" in page.text and "MCL and NC were trained against one" in page.text
+    bare = Page(html_page.write_report(tmp_path / "b", rows[:1], [], "suspect", seen._replace(looked=[])))
+    assert (
+        "no detection looked for a trigger" in bare.text
+        and "where a class is flagged" not in bare.text
+        and "MCL" not in bare.text
+    )
+
+
 def test_many_attacks_get_an_overview_and_files_of_their_own(tmp_path):
     asrs = {"none": 1.0, "ft": 0.0, "np": 0.7}
     rows = [row(defense, attack=attack, asr=asr) for attack in ("a/b", "a b") for defense, asr in asrs.items()]
