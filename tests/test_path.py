@@ -45,6 +45,11 @@ defenses:
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    register()
+
+
 @pytest.fixture(scope="module")
 def repaired(model, victim, dataset):
     reserved = Split(*(part[:100] for part in dataset.train))
@@ -64,6 +69,13 @@ def test_the_ends_of_a_path_are_the_models(model, victim, repaired, attack, data
     logs = logits - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True)) - logits.max(1, keepdims=True)
     assert found.clean_loss[2] == pytest.approx(-logs[np.arange(len(labels)), labels].mean(), rel=1e-4, abs=1e-6)
     assert all(part.shape == (4,) and np.isfinite(part).all() for part in found)
+
+
+def test_points_together_are_the_points_alone(model, victim, repaired, attack, dataset):
+    points = [mixed((victim.variables, repaired), (1 - t, t)) for t in (0.0, 0.5, 1.0, 1.5, 2.0)]
+    alone, both = (losses_at(model, attack, victim.trigger, points, dataset.test, together=n) for n in (1, 2))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), alone, both)
+    assert len(both.acc) == 5 and len(losses_at(model, attack, victim.trigger, [], dataset.test).acc) == 0
 
 
 def test_clean_models_have_no_backdoor_loss(model, victim, dataset):
@@ -187,7 +199,6 @@ def test_changes_by_tensor():
 
 
 def test_a_study_shows_lines_and_plane(tmp_path):
-    register()
     config = loads(STUDY, registries=study.REGISTRIES)
     study.run_study(config, tmp_path, Progress(quiet=True))
     page = (tmp_path / "report.html").read_text()
