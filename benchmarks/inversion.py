@@ -24,8 +24,7 @@ from d3jax.data import SyntheticConfig, synthetic
 from d3jax.environment import environment
 from d3jax.inversion import InversionConfig, inversion_job
 from d3jax.models import PreActResNet18Config, preact_resnet18
-from d3jax.training import Session
-from d3jax.training.loop import Members
+from d3jax.training.members import Members
 
 
 def main() -> None:
@@ -67,7 +66,7 @@ def prepare(count: int, width: int, classes: int, batch: int, steps: int) -> Cal
     model, key = preact_resnet18(PreActResNet18Config(width), data.info), jax.random.key(0)
     config = InversionConfig(batch_size=batch, stop=0)
     job = inversion_job(key, model, model.init(key), data.train, config, np.arange(count))
-    members = Members([job], [job.state], Session())
+    members = Members(job.step, [job.state], [job.data])
     program = members.repeat.program(members.state, members.data, members.repeat.steps_per_call)
     state = members.state
 

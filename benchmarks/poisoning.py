@@ -25,8 +25,8 @@ from d3jax.config import TrainConfig
 from d3jax.data import SyntheticConfig, synthetic
 from d3jax.environment import environment
 from d3jax.models import PreActResNet18Config, preact_resnet18
-from d3jax.training import Session, backdoor_job
-from d3jax.training.loop import Members
+from d3jax.training import backdoor_job
+from d3jax.training.members import Members
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def prepare(attack: Attack, data, options: argparse.Namespace) -> Callable[[], f
     model, key = preact_resnet18(PreActResNet18Config(options.width), data.info), jax.random.key(0)
     prepared = Prepared(attack.init(key)) if attack.preparation else None
     job = backdoor_job(key, model, data, attack, TrainConfig(steps=options.steps, batch_size=options.batch), prepared)
-    members = Members([job], [job.state], Session())
+    members = Members(job.step, [job.state], [job.data])
     program = members.repeat.program(members.state, members.data, 1)
     state = members.state
 

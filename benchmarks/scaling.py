@@ -97,14 +97,14 @@ def run_case(options: argparse.Namespace) -> None:
     from d3jax.data import SyntheticConfig, synthetic
     from d3jax.environment import environment
     from d3jax.models import PreActResNet18Config, preact_resnet18
-    from d3jax.training import Session, backdoor_job
-    from d3jax.training.loop import Members
+    from d3jax.training import backdoor_job
+    from d3jax.training.members import Members
 
     data = synthetic(SyntheticConfig(size=32, channels=3, train=2000, test=100))
     model = preact_resnet18(PreActResNet18Config(options.width), data.info)
     config = TrainConfig(steps=options.steps, batch_size=options.batch)
     job = backdoor_job(jax.random.key(0), model, data, badnets(BadNetsConfig(), data.info), config)
-    members = Members([job], [job.state], Session(devices=tuple(jax.devices())))
+    members = Members(job.step, [job.state], [job.data], jax.devices())
     program = members.repeat.program(members.state, members.data, 1)
     state, seconds = members.state, []
     for step in range(1, options.steps + 1):

@@ -120,7 +120,7 @@ def test_members_resume_from_the_newest_step_that_all_of_them_have():
 
 def test_what_all_members_share_is_kept_once():
     """Data that are one array for all members are not stacked."""
-    from d3jax.training.loop import _stack_data
+    from d3jax.training.members import _stack_data
 
     stacked, axes = _stack_data([job(i).data for i in range(3)])
     assert stacked["images"] is IMAGES and axes == {"images": None, "target": 0, "limit": 0}

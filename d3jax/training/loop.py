@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ..base import Batch, Metrics, TrainState
+from ..base import Metrics, TrainState
 from ..errors import DivergedError, OutOfMemoryError
-from ..sharding import BATCHES, COPIES, MEMBERS, agree, local, make_mesh, place
+from ..sharding import agree
+from .members import Members
 from .repeat import LOWER, Repeat, memory_needed, memory_there, out_of_memory_named
 from .step import Step
 from .streaming import Feed
@@ -120,7 +120,7 @@ def fit_members(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcom
 def _fit(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcome]:
     session, steps = sessions[0], jobs[0].steps
     states, lines = _resume(jobs, sessions)
-    members = Members(jobs, states, session)
+    members = Members(jobs[0].step, states, [job.data for job in jobs], session.devices, session.steps_per_call)
     state, done = members.state, int(states[0].step)
     feed = jobs[0].feed and jobs[0].feed(done)
     earlier = max((line[-1]["seconds"] for line in lines if line), default=0.0)
@@ -168,67 +168,6 @@ def _fit(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcome]:
         if over or len(broken) == len(jobs):
             break
     return [broken.get(i) or (members.state_of(state, i), lines[i]) for i in range(len(jobs))]
-
-
-class Members:
-    """Jobs as one: their state and data, stacked where there are several, and what belongs to each of them."""
-
-    def __init__(self, jobs: Sequence[Job], states: Sequence[TrainState], session: Session):
-        self.several = len(jobs) > 1
-        self.mesh = make_mesh(len(jobs), session.devices)
-        self.device = session.devices[0] if session.devices else None
-        step = jobs[0].step
-        if self.several:
-            self.state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-            self.data, axes = _stack_data([job.data for job in jobs])
-            step = jax.vmap(step, in_axes=(0, axes), spmd_axis_name="member" if self.mesh else None)
-            if self.mesh:
-                split = lambda axis, leaf: place(leaf, self.mesh, COPIES if axis is None else MEMBERS)
-                self.data = jax.tree.map(split, axes, self.data, is_leaf=lambda axis: axis is None)
-        else:
-            self.state, self.data = jax.tree.map(jnp.copy, states[0]), jobs[0].data
-            if self.mesh:
-                self.data = place(self.data, self.mesh, COPIES)
-        if self.mesh:
-            self.state = place(self.state, self.mesh, MEMBERS if self.several else COPIES)
-        else:
-            self.state, self.data = jax.device_put((self.state, self.data), self.device)
-        self.repeat = Repeat(step, steps_per_call=session.steps_per_call, mesh=self.mesh, members=self.several)
-        everywhere = jax.sharding.NamedSharding(self.mesh, COPIES) if self.mesh else None
-        self._pick = jax.jit(lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree), out_shardings=everywhere)
-        check = jax.vmap(_all_finite) if self.several else _all_finite
-        self._finite = jax.jit(check, out_shardings=everywhere)
-
-    def fed(self, batches: list[Batch]) -> Any:
-        """The data of a call whose steps see these batches; on a mesh each device gets its share of them only."""
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
-        if not self.mesh:
-            return self.data._replace(batch=jax.device_put(stacked, self.device))
-        share = COPIES if len(batches[0].labels) % self.mesh.shape["data"] else BATCHES
-        return self.data._replace(batch=place(stacked, self.mesh, share))
-
-    def state_of(self, state: TrainState, i: int) -> TrainState:
-        """The state of member `i`, on one device of this process."""
-        picked = self._pick(state, i) if self.several else state
-        return local(picked) if self.mesh else picked
-
-    def metrics_of(self, stacked: dict[str, np.ndarray], i: int) -> dict[str, np.ndarray]:
-        """What member `i` reported at each step."""
-        return {name: values[:, i] for name, values in stacked.items()} if self.several else stacked
-
-    def finite(self, state: TrainState) -> np.ndarray:
-        """For every member, whether all its variables are finite."""
-        return np.atleast_1d(jax.device_get(self._finite(state.variables)))
-
-
-def _stack_data(datas: Sequence[Any]) -> tuple[Any, Any]:
-    """The members' data as one tree, and the axis of members in each of its arrays: None where all share one array."""
-    leaves, treedef = zip(*map(jax.tree.flatten, datas), strict=True)
-    columns = list(zip(*leaves, strict=True))
-    shared = [all(leaf is column[0] for leaf in column) for column in columns]
-    stacked = [column[0] if same else jnp.stack(column) for column, same in zip(columns, shared, strict=True)]
-    unflatten = treedef[0].unflatten
-    return unflatten(stacked), unflatten([None if same else 0 for same in shared])
 
 
 def _groups(sessions: Sequence[Session]) -> list[list[int]]:
@@ -298,10 +237,6 @@ def _check_loss(loss: np.ndarray, first: int) -> None:
         raise DivergedError(
             f"the loss became {loss[broken[0]]} at step {first + broken[0] + 1}: lower the learning rate, or look at the data"
         )
-
-
-def _all_finite(tree: Any) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def _check_state(finite: bool, done: int) -> None:
