@@ -84,6 +84,14 @@ def test_the_parts_run_on_this_machine_at_toy_size(tmp_path):
     assert gpu.run_part("ceilings", options) == 0
 
 
+@pytest.mark.slow
+def test_lineages_are_measured_together_and_alone():
+    import lineages
+
+    found = lineages.measure(width=1, members=[2], steps=1, rounds=1)
+    assert set(found["step_ms_a_member"]) == {1, 2} and found["speedup"][2]["median"] > 0 and found["update_s"]["steps"] > 0
+
+
 def test_the_queue_names_every_part():
     import gpu
 

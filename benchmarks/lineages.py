@@ -1,0 +1,106 @@
+"""What updates of a lineage cost: a member of a sweep run together with the others against one run alone; and measuring it. One device.
+
+Weights are random and images generated 28×28×1: a step costs the same whatever is in them. Programs are compiled beforehand, rounds go in turns.
+
+Command: python benchmarks/lineages.py [--width 8] [--members 2 4] [--steps 5] [--rounds 7] [--out benchmarks/results]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from d3jax import huge_pages
+from d3jax.attacks import BadNetsConfig, badnets
+from d3jax.data import SyntheticConfig, synthetic
+from d3jax.environment import environment
+from d3jax.evolution import EvolutionConfig, evolution_job
+from d3jax.metrics import make_evaluate
+from d3jax.models import PreActResNet18Config, preact_resnet18
+from d3jax.strategies import StrategyConfig
+from d3jax.training import Job
+from d3jax.training.members import Members
+
+UPDATE = 56
+"""Steps in an update of the experiments on Fashion-MNIST: two passes over 3,600 images."""
+MEASURED = 1000
+
+
+def main() -> None:
+    """Measures, prints and writes one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--members", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--steps", type=int, default=5, help="steps a round")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    settings = {name: getattr(options, name) for name in ("width", "members", "steps", "rounds")}
+    result = {"command": " ".join(["benchmarks/lineages.py", *sys.argv[1:]]), **measure(**settings), **environment()}
+    print(json.dumps(result, indent=1))
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"lineages_{result['backend']}_w{options.width}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
+
+
+def measure(*, width: int, members: list[int], steps: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds a step of one member, alone and among so many, how much faster that is, and seconds of an update with its measuring."""
+    data = synthetic(SyntheticConfig(size=28, channels=1, classes=10, train=8000, test=MEASURED))
+    model, attack = preact_resnet18(PreActResNet18Config(width), data.info), badnets(BadNetsConfig(), data.info)
+    variables, trigger = model.init(jax.random.key(0)), attack.init(jax.random.key(1))
+    config = lambda i: EvolutionConfig(updates=2, epochs=2, drift={"rotation": 4.0}, strategy=StrategyConfig(lr=0.01 * (i + 1)))
+    jobs = [
+        evolution_job(jax.random.key(i), model, variables, None, data.train, attack, trigger, config(i), data.info)
+        for i in range(max(members))
+    ]
+    runs = {count: _prepare(jobs[:count], steps) for count in (1, *members)}
+    evaluate = make_evaluate(model, attack, data.info.num_classes)
+    evaluate(variables, trigger, data.test)
+    seconds: dict[int, list[float]] = {count: [] for count in runs}
+    measuring = []
+    for _ in range(rounds):
+        for count, run in runs.items():
+            seconds[count].append(run() / steps / count)
+        began = time.perf_counter()
+        evaluate(variables, trigger, data.test)
+        measuring.append(time.perf_counter() - began)
+    ratios = {count: [alone / mine for alone, mine in zip(seconds[1], seconds[count], strict=True)] for count in members}
+    alone = statistics.median(seconds[1])
+    return {
+        "step_ms_a_member": {count: 1e3 * statistics.median(times) for count, times in seconds.items()},
+        "speedup": {
+            count: {"min": min(found), "median": statistics.median(found), "max": max(found)} for count, found in ratios.items()
+        },
+        "update_s": {"steps": UPDATE * alone, "clean and triggered test images": statistics.median(measuring)},
+    }
+
+
+def _prepare(jobs: list[Job], steps: int) -> Callable[[], float]:
+    """The compiled step of some lineages as one, as a function that runs a round and returns its seconds."""
+    members = Members(jobs[0].step, [job.state for job in jobs], [job.data for job in jobs], steps_per_call=1)
+    program = members.repeat.program(members.state, members.data, 1)
+    state = members.state
+
+    def run() -> float:
+        nonlocal state
+        began = time.perf_counter()
+        for _ in range(steps):
+            state, metrics = program(state, members.data)
+        jax.block_until_ready((state, metrics))
+        return time.perf_counter() - began
+
+    run()
+    return run
+
+
+if __name__ == "__main__":
+    huge_pages.start_again(sys.argv)
+    main()
