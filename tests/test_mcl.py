@@ -42,7 +42,7 @@ def test_the_default_is_the_authors_recipe():
     )
     assert (code.schedule.epochs, code.schedule.batch_size, code.schedule.augment) == (20, 64, "none")
     assert code.schedule.optimizer == OptimConfig(lr=0.1, momentum=0.9, weight_decay=1e-4, schedule="multistep")
-    assert (ours.clean_weight, ours.batch_norm) == (1.0, "mixed")
+    assert (ours.clean_weight, ours.batch_norm, ours.schedule.optimizer.lr) == (1.0, "mixed", 0.01)
     rate = make_schedule("multistep", steps=20 * 39, steps_per_epoch=39)
     rates = [0.1 * float(rate(step)) for step in (0, 38, 39, 10 * 39 - 1, 10 * 39, 20 * 39 - 1)]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
