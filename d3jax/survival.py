@@ -45,10 +45,11 @@ def compare(rows: Sequence[Row], evolved: Sequence[Row], shown: Mapping[str, Sho
 
     `rows` are those of results.csv, `evolved` those of evolution.csv. `baseline` is the evolution of the same group with a constant
     rate and the highest `valid_acc` (None for a group of one): of the lineages of a clean model where the study has them, else of this
-    attack's; ASR is not looked at. One that was scaled to a mean is held against the constant rate of that mean, where there is one. `counts` says whether the mean ACC is at most a point below the baseline's, `speedup` is the baseline's S at an ASR of
-    50 % over this one's (inf where this one's is 0), `speedup_bound` ≥ where the baseline's is censored and ≤ where this one's is;
-    where both are there is no number. A backdoor that did not work before the first update counts for no threshold. `survived_τ` are
-    means over seeds, `censored_τ` count the seeds on which the backdoor was there to the end.
+    attack's; ASR is not looked at. One that was scaled to a mean is held against the constant rate of that mean, where there is one.
+    `counts` says whether the mean ACC is at most a point below the baseline's, `speedup` is the baseline's S at an ASR of 50 % over
+    this one's (inf where this one's is 0), `speedup_bound` ≥ where the baseline's is censored and ≤ where this one's is; where both
+    are there is no number. A backdoor that did not work before the first update counts for no threshold. `survived_τ` are means over
+    seeds, `censored_τ` count the seeds on which the backdoor was there to the end.
     """
     compared = []
     for attack in dict.fromkeys(row["attack"] for row in evolved):
