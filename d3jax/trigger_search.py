@@ -164,7 +164,8 @@ def tidy(raw: Params, preset: str) -> Params:
 def size_of(raw: Params, preset: str) -> jax.Array:
     """What is kept small [L]: ‖mask‖₁, or for pixel the smooth count Σ max_c(tanh(p / 10) / 2 + 1/2) of both patterns."""
     if preset == "pixel":
-        return sum(_squash(part / 10).max(-1).sum((-2, -1)) for part in raw.values())
+        # The largest first: a maximum of what a compiler may compute twice with other rounding can equal none of them, and its gradient is 0/0.
+        return sum(_squash(part.max(-1) / 10).sum((-2, -1)) for part in raw.values())
     return trigger_of(raw, preset).mask.sum((-3, -2, -1))
 
 

@@ -47,9 +47,11 @@ def hue(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
     low, high = images.min(-1), images.max(-1)
     red, green, blue = images[..., 0], images[..., 1], images[..., 2]
     spread = jnp.where(high > low, high - low, 1)
+    # By comparison with the others, not with `high`: a compiler may compute the images twice, with other rounding.
     turns = jnp.where(
-        red == high, (green - blue) / spread, jnp.where(green == high, 2 + (blue - red) / spread, 4 + (red - green) / spread)
-    )
+        (red >= green) & (red >= blue), (green - blue) / spread,
+        jnp.where(green >= blue, 2 + (blue - red) / spread, 4 + (red - green) / spread),
+    )  # fmt: skip
     turns = turns + 6 * strength
     # A channel is high within a sixth on both sides of its own hue, low beyond two sixths, linear in between.
     apart = [jnp.abs(jnp.mod(turns - own + 3, 6) - 3) for own in (0, 2, 4)]
