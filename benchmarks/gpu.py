@@ -110,6 +110,13 @@ def inversion(options: argparse.Namespace) -> dict[str, Any]:
     return {f"{classes} classes": inversion.measure(classes=classes, **settings) for classes in (10, 100)}
 
 
+def lineages(options: argparse.Namespace) -> dict[str, Any]:
+    """Updates of models of width 8: 4 and 16 members of a sweep together against one alone."""
+    import lineages
+
+    return lineages.measure(width=min(options.width, 8), members=[4, 16], steps=options.steps or 50, rounds=5)
+
+
 def _job(options: argparse.Namespace, *, width: int, batch: int, seed: int = 0, streamed: bool = False) -> Any:
     """BadNets training on 10,000 generated images, six periods long. Jobs of one width share their images."""
     from d3jax.attacks import BadNetsConfig, badnets
@@ -169,6 +176,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "members": members,
     "streaming": streaming,
     "inversion": inversion,
+    "lineages": lineages,
     **{f"table-{attack}": functools.partial(table, attack) for attack in ATTACKS},
 }
 

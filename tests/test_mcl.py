@@ -1,5 +1,7 @@
 """MCL's loss against check values and float64 NumPy, its switches on a small net, and NC's unlearning."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +10,14 @@ import pytest
 
 from d3jax.base import Batch, Split, Variables, as_float
 from d3jax.config import OptimConfig
-from d3jax.defenses import MCLConfig, NCConfig, ScheduleConfig, mcl, nc
+from d3jax.config_file import loads
+from d3jax.defenses import FinetuneConfig, MCLConfig, NCConfig, ScheduleConfig, mcl, nc
 from d3jax.defenses.mcl import contrast, cosine, features_of, mcl_loss
 from d3jax.defenses.target import Found
 from d3jax.errors import ConfigError
 from d3jax.inversion import InversionConfig, Trigger, stamp
 from d3jax.metrics import make_evaluate
+from d3jax.study import REGISTRIES
 from d3jax.training import TrainData, make_schedule
 
 
@@ -42,10 +46,21 @@ def test_the_default_is_the_authors_recipe():
     )
     assert (code.schedule.epochs, code.schedule.batch_size, code.schedule.augment) == (20, 64, "none")
     assert code.schedule.optimizer == OptimConfig(lr=0.1, momentum=0.9, weight_decay=1e-4, schedule="multistep")
-    assert (ours.clean_weight, ours.batch_norm, ours.schedule.optimizer.lr) == (1.0, "mixed", 0.01)
+    assert (ours.clean_weight, ours.batch_norm, ours.schedule) == (1.0, "mixed", FinetuneConfig().schedule)
+    assert code.drop_last and not ours.drop_last
     rate = make_schedule("multistep", steps=20 * 39, steps_per_epoch=39)
     rates = [0.1 * float(rate(step)) for step in (0, 38, 39, 10 * 39 - 1, 10 * 39, 20 * 39 - 1)]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
+
+
+def test_what_a_file_leaves_out_is_the_presets():
+    text = (
+        "defenses: [{name: mcl, schedule: {epochs: 3}}, {name: mcl, preset: ours, schedule: {steps: 50, optimizer: {lr: 0.1}}}]"
+    )
+    code, ours = (choice.config.schedule for choice in loads(text, registries=REGISTRIES).defenses)
+    assert code == dataclasses.replace(MCLConfig().schedule, epochs=3)
+    assert (ours.steps, ours.batch_size, ours.augment) == (50, 256, "auto")
+    assert ours.optimizer == dataclasses.replace(FinetuneConfig().schedule.optimizer, lr=0.1)
 
 
 def features(seed, scale=1.0):

@@ -9,6 +9,7 @@ the model in training are pulled to those that the backdoored one f_b gave the c
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -24,24 +25,27 @@ from .distance_driven import select
 from .repair import ScheduleConfig, repair_job
 from .target import Search, Target, searching, target_option
 
+AUTHORS = ScheduleConfig(
+    20, batch_size=64, augment="none", optimizer=OptimConfig(lr=0.1, weight_decay=1e-4, schedule="multistep")
+)
 PRESETS = {
-    "code": {"clean_weight": 0.0, "batch_norm": "train"},
-    "ours": {"clean_weight": 1.0, "batch_norm": "mixed"},
+    "code": {"clean_weight": 0.0, "batch_norm": "train", "drop_last": True, "schedule": AUTHORS},
+    "ours": {"clean_weight": 1.0, "batch_norm": "mixed", "drop_last": False, "schedule": ScheduleConfig(optimizer=OptimConfig())},
 }
-OWN = {preset: OptimConfig(lr=lr, weight_decay=1e-4, schedule="multistep") for preset, lr in (("code", 0.1), ("ours", 0.01))}
 
 
 @dataclasses.dataclass(frozen=True)
 class MCLConfig:
-    """A preset and what departs from it. Both: SGD with momentum 0.9 and weight decay 1e-4, a tenth of the rate from epoch 1, a hundredth
-    from 10, 20 epochs of batches of 64, no augmentation.
+    """A preset and what departs from it.
 
-    `code` (the authors' release of 2023): no cross-entropy, BatchNorm sees stamped images alone, a rate of 0.1. `ours`: cross-entropy on the
-    clean twins, which share a batch with the stamped, and, as that cannot bear such a step, the 0.01 of all other repairs here.
+    `code` (the authors' release of 2023): no cross-entropy, BatchNorm sees stamped images alone; 20 epochs of batches of 64, no augmentation,
+    SGD with momentum 0.9 and weight decay 1e-4, a rate of 0.1, a tenth of it from epoch 1, a hundredth from 10. `ours`: cross-entropy on the
+    clean twins, which share a batch with the stamped, and fine-tuning's recipe for all else. What a schedule leaves out is the preset's in
+    a config file; made by hand, it is what the class says.
     """
 
     preset: Literal["code", "ours"] = option(
-        "code", "where clean_weight, batch_norm and schedule.optimizer come from unless given"
+        "code", "where clean_weight, batch_norm, drop_last and schedule come from unless given"
     )
     target: Target = target_option()
     tau: float = option(0.5, "τ, the temperature", above=0)
@@ -52,14 +56,18 @@ class MCLConfig:
     head: str = option("head/*", "glob of the classifier's parameters: nothing touches them where clean_weight is 0")
     inversion: InversionConfig = option(lambda: InversionConfig(preset="pixel"), "how the trigger is found")
     detection: InversionConfig = option(InversionConfig, "how the target is found, where it is to be detected")
-    schedule: ScheduleConfig = option(
-        lambda: ScheduleConfig(epochs=20, batch_size=64, augment="none"), "length, batch, optimiser (null: the preset's)"
-    )
+    drop_last: bool | None = option(None, "leave the short last batch of an epoch out, instead of cutting it into equal ones")
+    schedule: ScheduleConfig | None = option(None, "length, batch, optimiser")
 
     def __post_init__(self) -> None:
         check_fields(self)
         fill_preset(self, PRESETS)
-        object.__setattr__(self, "schedule", self.schedule.with_default(OWN[self.preset]))
+        object.__setattr__(self, "schedule", self.schedule.with_default(PRESETS[self.preset]["schedule"].optimizer))
+
+    @classmethod
+    def beneath(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a schedule begins with that a config file gives in part."""
+        return PRESETS.get(given.get("preset", "code"), {})
 
 
 def contrast(z: jax.Array, positive: jax.Array, negative: jax.Array, tau: jax.Array | float = 0.5) -> jax.Array:
@@ -151,11 +159,11 @@ def mcl(config: MCLConfig, info: DataInfo) -> Defense:
         return repair_job(
             stream(key, "steps"), variables, reserved,
             loss=mcl_loss(config, model), anchor=anchor, hyper=hyper, schedule=config.schedule, info=info,
-            fixed=None if config.clean_weight else select(variables.params, config.head, "head"), drop_last=True,
+            fixed=None if config.clean_weight else select(variables.params, config.head, "head"), drop_last=config.drop_last,
         )  # fmt: skip
 
     def check(params: Params, size: int) -> None:
         select(params, config.head, "head")
-        epoch_plan(size, config.schedule.batch_size, drop_last=True)
+        epoch_plan(size, config.schedule.batch_size, drop_last=config.drop_last)
 
     return searching(Search(config.target, config.inversion, config.detection), job, info, check)
