@@ -13,7 +13,7 @@ test: $(READY) lint
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow"
 
 test-all: $(READY) lint
-	$(BIN)/python -m pytest
+	XLA_FLAGS=--xla_backend_optimization_level=1 $(BIN)/python -m pytest
 
 lint: $(READY)
 	$(BIN)/ruff check .

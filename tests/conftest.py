@@ -5,10 +5,9 @@ import os
 import shutil
 import tempfile
 
-# LLVM at -O0: most of the time of these tests is compiling, and that takes less than half as long so.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-)
+# LLVM at -O0: most of the time of these tests is compiling, and that takes half as long so. What runs long sets XLA_FLAGS (.ci/run).
+OURS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{OURS} {os.environ.get('XLA_FLAGS', '')}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
