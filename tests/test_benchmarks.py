@@ -12,6 +12,7 @@ import pytest
 
 from d3jax.base import DataInfo
 from d3jax.models import PreActResNet18Config, preact_resnet18
+from d3jax.rows import write_csv
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -90,3 +91,55 @@ def test_the_queue_names_every_part():
     queue = (FOLDER / "gpu_queue.md").read_text()
     for name in gpu.PARTS:
         assert name in queue or f"`-{name.partition('-')[2]}`" in queue, name
+
+
+def curves(folder: Path, lineages: dict[tuple[str, str], list[list[float]]], counts: dict[str, bool]) -> Path:
+    """A run folder's tables for lineages with these ASRs, by (attack, evolution), a list a seed; the score is the ASR."""
+    evolved = [
+        {"attack": attack, "evolution": label, "seed": seed, "update": update, "asr": asr, "score": asr, "control": 0.1}
+        for (attack, label), seeds in lineages.items()
+        for seed, curve in enumerate(seeds)
+        for update, asr in enumerate(curve)
+    ]
+    shared = {"acc": 0.8, "lr_mean": 0.01, "steps": 6, "speedup": None, "speedup_bound": None, "baseline": "constant-lr0.01"}
+    lines = [{"attack": a, "evolution": label, "counts": counts.get(label)} | shared for a, label in lineages]
+    write_csv(folder / "evolution.csv", evolved, ())
+    write_csv(folder / "survival.csv", lines, ())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("claim", "lineages", "said"),
+    [
+        (1, {"lr0.01": [[1, 0.9, 0.4, 0.2, 0.1], [1, 0.9, 0.8, 0.2, 0.1]], "lr0.1": [[1, 0.4, 0, 0, 0]] * 2}, "holds"),
+        (1, {"lr0.01": [[1, 0.9, 0.4, 0.2, 0.1], [1, 0.9, 0.8, 0.7, 0.1]], "lr0.1": [[1, 0.4, 0, 0, 0]] * 2}, "only for lr0.1"),
+        (1, {"lr0.01": [[1, 0.9, 0.9, 0.9, 0.9]]}, "does not hold"),
+        (2, {"none": [[1, 0.9, 0.4]], "some": [[1, 0.9, 0.6]]}, "holds"),
+        (2, {"none": [[1, 0.9, 0.6]], "some": [[1, 0.9, 0.6]]}, "only for some"),
+        (2, {"none": [[1, 0.9, 0.4]], "some": [[1, 0.4, 0.6]]}, "only for none"),
+        (3, {"0": [[1, 0.9, 0.9]], "4": [[1, 0.9, 0.8]], "8": [[1, 0.9, 0.7]]}, "holds"),
+        (3, {"0": [[1, 0.9, 0.9]], "4": [[1, 0.9, 0.8]], "8": [[1, 0.9, 0.85]]}, "only for 0, 4"),
+        (4, {"constant-lr0.01": [[1, 0.9]], "cosine": [[1, 0.4]]}, "holds"),
+        (4, {"constant-lr0.01": [[1, 0.4]], "cosine": [[1, 0.4]]}, "holds, but constant-lr0.01 does it too"),
+        (4, {"constant-lr0.01": [[1, 0.9]], "cosine": [[1, 0.4], [1, 0.6]]}, "does not hold"),
+        (4, {"constant-lr0.01": [[1, 0.9]], "too-large": [[1, 0.0]]}, "does not hold"),
+        (5, {"lr0.01": [[1, 0.9, 0.8], [1, 1.0, 0.8]]}, "holds"),
+        (5, {"lr0.01": [[1, 0.9, 0.8], [1, 0.8, 0.95]], "lr0.1": [[1, 0.5, 0.1]]}, "only for lr0.1"),
+    ],
+)
+def test_claims_are_judged_by_what_was_written_down_before(claim, lineages, said, tmp_path):
+    import claims
+
+    counted = {"constant-lr0.01": True, "cosine": True, "too-large": False}
+    found = claims.read(curves(tmp_path, {("badnets", label): curve for label, curve in lineages.items()}, counted))
+    text = claims.tell(claim, found)
+    assert text.splitlines()[0].endswith(f"** badnets: {said}.")
+    assert len(text.splitlines()) == 4 + len(lineages)
+
+
+def test_a_claims_table_shows_what_each_seed_survived(tmp_path):
+    import claims
+
+    found = claims.read(curves(tmp_path, {("badnets", "slow"): [[1.0, 0.9, 0.6], [1.0, 0.9, 0.2]]}, {}))
+    row = claims.tell(1, found).splitlines()[-1]
+    assert row == "| badnets | slow | ≥2 1 | 100, 90, 40 | 10.0 | 0.40 | 80.0 | 0.06 | no |"
