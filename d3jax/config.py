@@ -221,7 +221,7 @@ class StudyConfig:
                     f"{names(known) or 'none'}{did_you_mean(called, known)}"
                 )
         if self.evolutions and not self.fresh:
-            raise ConfigError("fresh: 0 leaves no images for evolutions; the paper's share is 0.6")
+            raise ConfigError("fresh: 0 leaves no images for evolutions; usual is 0.6")
         kept = {"none", "train", "read", "trigger"} & {choice.label for choice in (*self.defenses, *self.evolutions)}
         if kept:
             raise ConfigError(f"defenses: the label {names(kept)} is kept for the backdoored model itself")

@@ -20,7 +20,7 @@ from .base import Attack, Batch, DataInfo, Metrics, Model, Params, Split, TrainS
 from .config import check_fields, option
 from .data.augment import make_augment
 from .data.batching import batch_rows
-from .data.drift import compose, label_shift
+from .data.drift import compose, keys_of, label_shift
 from .errors import ConfigError
 from .sharding import over_data
 from .strategies import StrategyConfig, rates
@@ -179,6 +179,11 @@ def _persistent(key: jax.Array, labels: np.ndarray, size: int, attack: Attack, c
     return owned
 
 
+def drift_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
+    """What an image's drift draws, by its row in a job's data: the same whenever it is learned. `key` is the state's."""
+    return keys_of(stream(key, "drift"), rows)
+
+
 def evolution_step(
     model: Model, attack: Attack, config: EvolutionConfig, info: DataInfo, *, size: int, past: int, per_epoch: int
 ) -> Step:
@@ -202,8 +207,8 @@ def evolution_step(
                 jax.random.randint(jax.random.fold_in(stream(key, "replay"), step), (replayed,), 0, past)
             )
         old = (rows < past)[:, None, None, None]
-        noise, crop = (jax.random.fold_in(stream(key, name), step) for name in ("drift", "augment"))
-        move = lambda x: jnp.where(old, x, drift(jax.random.split(noise, len(x)), x, data.hyper["strengths"] * (update + 1)))
+        crop = jax.random.fold_in(stream(key, "augment"), step)
+        move = lambda x: jnp.where(old, x, drift(drift_keys(key, rows), x, data.hyper["strengths"] * (update + 1)))
         batch = Batch(as_float(data.split.images[rows]), data.split.labels[rows], data.poisoned[rows])
         if config.trigger_first:
             batch = poison(data.trigger, key, batch)

@@ -196,5 +196,5 @@ PREDICTION = (
     "First seed. Above: how much of the direction in which the trigger moves the backdoored model's features lies in eigenspaces of "
     "the fresh images' second moment with at least that eigenvalue; what lies where eigenvalues are small is hardly forgotten. "
     "Below: by how much the trigger raises its class's logit, as a share of what it was, measured and as a linear model on the "
-    "first model's features predicts it (not drawn where its squared loss would diverge)."
+    "first model's features predicts it, for an optimum that stays where it is (not drawn where its squared loss would diverge)."
 )

@@ -51,7 +51,10 @@ def control_rates(lab: Lab, cell: Cell, folder: Path, trigger: Any) -> dict[int,
 def lineage_rows(
     lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result], controls: Mapping[str, Mapping[int, float]]
 ) -> list[dict[str, Any]]:
-    """The lines of evolution.csv: every lineage at every update, 0 being the model it began with."""
+    """The lines of evolution.csv: every lineage at every update, 0 being the model it began with, on all test images as they are.
+
+    `stale_…` is the model before the update on the images behind `acc`, `asr` and `score`.
+    """
     rows = []
     for cell in cells:
         result, model = results.get(cell.name), results.get(Cell(cell.case).name)
@@ -62,18 +65,20 @@ def lineage_rows(
         updates = updates_of(result.lines)
         start = {"update": 0, "acc": model.counts.acc, "asr": none(model.counts.asr), "ra": none(model.counts.ra)}
         start |= dict.fromkeys(("stale_acc", "valid_acc", "control", "trained_acc", "trained_asr", "moved", "lr_sum"))
-        rows.append(where | start | {"score": updates[0].get("first_score") if updates else None})
-        stale = None
+        start |= {"score": updates[0].get("first_score") if updates else None, "stale_asr": None, "stale_score": None}
+        rows.append(where | start)
+        stale: Line = {}
         for line in updates:
-            stale = line.get("first_acc", stale)
+            stale |= {name: line[f"first_{name}"] for name in ("acc", "asr", "score") if f"first_{name}" in line}
             rows.append(where | {
                 "update": int(line["update"]), "acc": line["watch_acc"], "asr": line.get("watch_asr"), "ra": line.get("watch_ra"),
-                "stale_acc": stale, "valid_acc": line.get("valid_acc"),
+                "stale_acc": stale.get("acc"), "valid_acc": line.get("valid_acc"),
                 "control": controls.get(cell.name, {}).get(int(line["update"])),
                 "trained_acc": line.get("trained_acc"), "trained_asr": line.get("trained_asr"),
                 "moved": line["moved"], "lr_sum": line["lr_sum"], "score": line.get("score"),
+                "stale_asr": stale.get("asr"), "stale_score": stale.get("score"),
             })  # fmt: skip
-            stale = line.get("next_acc")
+            stale = {name: line.get(f"next_{name}") for name in ("acc", "asr", "score")}
     return rows
 
 
@@ -100,25 +105,28 @@ def shown_evolutions(lab: Lab) -> dict[str, Shown]:
     for choice in lab.config.evolutions:
         config = choice.config
         others = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name != "strategy"}
-        shape = rates(config.strategy, per_update(lab, config))
+        shape = rates(config.strategy, per_update(lab, config)) * (config.learn == "all")
         found[choice.label] = Shown(shape, repr(others), config.strategy.name == "constant", config.strategy.mean is not None)
     return found
 
 
 def predictions(lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result], earlier: Mapping[str, Stage]) -> list[Predicted]:
     """For the lineages of the first seed whose attack has one target: what a linear model says of its forgetting, under both
-    curvatures. Lineages whose updates see the trigger, or are defended, have none, nor nets of more than `WIDEST` features."""
+    curvatures. Lineages whose updates see the trigger, are defended or carry their momentum have none, nor those whose trigger
+    drifts with the image, nor nets of more than `WIDEST` features."""
     found = []
     directions: dict[str, np.ndarray] = {}
     moments: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}
     for cell in cells:
         case, model, result = cell.case, earlier.get(Cell(cell.case).name), results.get(cell.name)
         wanted = targets_of(case.attack, lab.dataset.info.num_classes)
-        alone = cell.kind == "lineage" and not (cell.defense or cell.choice.config.persistent or cell.choice.config.replay)
-        usable = alone and case.seed == lab.config.seeds[0] and len(wanted) == 1
-        if not (usable and model and isinstance(result, Stage) and case.attacked):
+        if cell.kind != "lineage" or cell.defense or case.seed != lab.config.seeds[0] or len(wanted) != 1:
+            continue
+        if not (model and isinstance(result, Stage) and case.attacked):
             continue
         config, victim = cell.choice.config, model.tree
+        if config.persistent or config.replay or config.trigger_first or config.optimizer_state == "carried":
+            continue
         if case.label not in directions:
             directions[case.label] = _direction(lab, cell, victim)
         if len(directions[case.label]) > WIDEST:

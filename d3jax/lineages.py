@@ -17,7 +17,7 @@ from .analysis.forgetting import make_score
 from .base import Attack, Model, Prepared, Split, Variables, as_float, as_levels, stream
 from .cells import Cell
 from .data.drift import compose, keys_of, label_shift
-from .evolution import EvolutionConfig, divide, evolution_job, lineage_key, steps_of
+from .evolution import EvolutionConfig, divide, drift_keys, evolution_job, lineage_key, steps_of
 from .lab import Lab, reserved_split
 from .metrics import Counts, make_evaluate
 from .strategies import rates
@@ -72,10 +72,10 @@ def lineage_job(lab: Lab, cell: Cell, victim: Any, prepared: Prepared | None = N
 
 
 def lineage_watch(lab: Lab, cell: Cell, folder: Path, victim: Callable[[], Any]) -> Callable[[Any], Line]:
-    """What is measured at the end of an update: ACC, ASR and RA on the drifted test images, ACC on those of the next update (`next_acc`)
-    and on the fresh images kept from learning (`valid_acc`), by how much the trigger raises its class's logit (`score`),
+    """What is measured at the end of an update: ACC, ASR, RA and by how much the trigger raises its class's logit (`score`) on the
+    drifted test images, the same on those of the next update (`next_…`), ACC on the fresh images kept from learning (`valid_acc`),
     how far the parameters moved (`moved`, the norm over all of them), and the sum of the update's rates. After the first update the
-    model before it is measured too (`first_acc`, `first_score`).
+    model before it is measured too (`first_…`).
 
     The control, a lineage without a backdoor, keeps every update's model in `folder`/updates: attacks count on them what their
     trigger does there.
@@ -86,26 +86,27 @@ def lineage_watch(lab: Lab, cell: Cell, folder: Path, victim: Callable[[], Any])
     total = float(rates(config.strategy, steps).sum()) * (config.learn == "all")
     kept = fresh_sets(lab, cell)[1]
 
+    def measure(prefix: str, variables: Variables, update: int) -> Line:
+        """On the test images as they are at an update."""
+        counts = evaluate(variables, victim().trigger, measured(lab, config, update), strengths(config, update))
+        if not counts.triggered.sum():
+            return {f"{prefix}acc": counts.acc}
+        score = {f"{prefix.removeprefix('watch_')}score": _score(lab, cell, variables, victim().trigger, update)}
+        return {f"{prefix}acc": counts.acc, f"{prefix}asr": counts.asr, f"{prefix}ra": counts.ra} | score
+
     def watch(state: Any) -> Line:
         update = int(state.step) // steps
-        test = measured(lab, config, update)
-        counts = evaluate(state.variables, victim().trigger, test, strengths(config, update))
-        line = {"update": update, "watch_acc": counts.acc, "moved": _distance(state.variables.params, state.opt_state[1])}
-        line |= {"lr_sum": total}
+        line = {"update": update, "moved": _distance(state.variables.params, state.opt_state[1]), "lr_sum": total}
+        line |= measure("watch_", state.variables, update)
+        if "watch_asr" not in line:
+            checkpoint.save(folder / "updates" / str(update), state.variables)
         if kept.shape[1]:
             valid = Split(*(np.asarray(part)[kept[update - 1]] for part in lab.fresh))
             line["valid_acc"] = _accuracy(lab, config, state.variables, valid, update)
-        if counts.triggered.sum():
-            line |= {"watch_asr": counts.asr, "watch_ra": counts.ra}
-            line["score"] = _score(lab, cell, state.variables, victim().trigger, update)
-        else:
-            checkpoint.save(folder / "updates" / str(update), state.variables)
         if update < config.updates:
-            line["next_acc"] = _accuracy(lab, config, state.variables, measured(lab, config, update + 1), update + 1)
+            line |= measure("next_", state.variables, update + 1)
         if update == 1:
-            line["first_acc"] = _accuracy(lab, config, victim().variables, test, 1)
-            if counts.triggered.sum():
-                line["first_score"] = _score(lab, cell, victim().variables, victim().trigger, 1)
+            line |= measure("first_", victim().variables, 1)
         return line
 
     return watch
@@ -152,9 +153,8 @@ def _looked_through(lab: Lab, cell: Cell, job: Job, update: int) -> Split:
     first = len(job.data.split.labels) - learned * (config.updates - update + 1)
     clean = first + np.flatnonzero(~np.asarray(job.data.poisoned[first : first + learned]))
     rows = clean[: len(reserved_split(lab, cell.case.seed).labels)]
-    key = jax.random.fold_in(stream(lineage_key(cell.case.seed), "looked through"), update)
     images = as_float(job.data.split.images[rows])
-    drifted = compose(tuple(config.drift), info.shape[2])(jax.random.split(key, len(rows)), images, strengths(config, update))
+    drifted = compose(tuple(config.drift), info.shape[2])(drift_keys(job.state.key, rows), images, strengths(config, update))
     return Split(as_levels(drifted).astype(jnp.uint8), job.data.split.labels[rows])
 
 

@@ -46,9 +46,9 @@ class StrategyConfig:
 def rates(config: StrategyConfig, steps: int) -> np.ndarray:
     """The learning rate [steps] float32 of every step of one update.
 
-    Raises `ConfigError` where there are fewer steps than cycles.
+    Raises `ConfigError` where a cycle has not a step.
     """
-    if config.name in ("cyclical", "sgdr") and config.cycles > steps:
+    if config.name == "cyclical" and config.cycles > steps:
         raise ConfigError(f"cycles: {config.cycles} do not fit an update of {steps} steps")
     at = np.arange(steps)
     if config.name in ("constant", "cosine", "onecycle", "sgdr"):
@@ -77,7 +77,10 @@ def _schedule(config: StrategyConfig, steps: int) -> optax.Schedule:
         return optax.cosine_onecycle_schedule(steps, config.lr)
     shares = np.cumsum([0.0, *(float(config.growth) ** i for i in range(config.cycles))])
     borders = np.round(steps * shares / shares[-1]).astype(int)
-    cosines = [optax.cosine_decay_schedule(config.lr, max(int(length), 1)) for length in np.diff(borders)]
+    if np.diff(borders).min() < 1:
+        growing = f", each {config.growth} times as long as the one before," if config.growth > 1 else ""
+        raise ConfigError(f"cycles: {config.cycles}{growing} do not fit an update of {steps} steps")
+    cosines = [optax.cosine_decay_schedule(config.lr, int(length)) for length in np.diff(borders)]
     return optax.join_schedules(cosines, borders[1:-1].tolist())
 
 

@@ -93,53 +93,64 @@ def test_the_queue_names_every_part():
         assert name in queue or f"`-{name.partition('-')[2]}`" in queue, name
 
 
-def curves(folder: Path, lineages: dict[tuple[str, str], list[list[float]]], counts: dict[str, bool]) -> Path:
-    """A run folder's tables for lineages with these ASRs, by (attack, evolution), a list a seed; the score is the ASR."""
+def curves(folder: Path, lineages: dict[str, list[list[float]]], **lines: dict) -> Path:
+    """A run folder's tables for the evolutions of an attack with these ASRs, a list a seed; `lines` are what survival.csv has of them."""
     evolved = [
-        {"attack": attack, "evolution": label, "seed": seed, "update": update, "asr": asr, "score": asr, "control": 0.1}
-        for (attack, label), seeds in lineages.items()
+        {"attack": "badnets", "evolution": label, "seed": seed, "update": update, "asr": asr, "score": 10 * asr}
+        | {"control": 0.05 if update else None, "stale_asr": curve[update - 1] if update else None}
+        for label, seeds in lineages.items()
         for seed, curve in enumerate(seeds)
         for update, asr in enumerate(curve)
     ]
-    shared = {"acc": 0.8, "lr_mean": 0.01, "steps": 6, "speedup": None, "speedup_bound": None, "baseline": "constant-lr0.01"}
-    lines = [{"attack": a, "evolution": label, "counts": counts.get(label)} | shared for a, label in lineages]
+    shared = {"attack": "badnets", "acc": 0.8, "lr_mean": 0.01, "steps": 6, "speedup": None, "speedup_bound": None}
+    shared |= {"baseline": None, "counts": None}
     write_csv(folder / "evolution.csv", evolved, ())
-    write_csv(folder / "survival.csv", lines, ())
+    write_csv(folder / "survival.csv", [shared | {"evolution": label} | lines.get(label, {}) for label in lineages], ())
     return folder
 
 
+def against(baseline: str, mean: float, counts: bool = True) -> dict:
+    return {"baseline": baseline, "lr_mean": mean, "counts": counts}
+
+
+LOW, MEAN = against("constant-lr0.01", 0.01), against("constant-lr0.03", 0.03)
+
+
 @pytest.mark.parametrize(
-    ("claim", "lineages", "said"),
+    ("claim", "lineages", "lines", "said"),
     [
-        (1, {"lr0.01": [[1, 0.9, 0.4, 0.2, 0.1], [1, 0.9, 0.8, 0.2, 0.1]], "lr0.1": [[1, 0.4, 0, 0, 0]] * 2}, "holds"),
-        (1, {"lr0.01": [[1, 0.9, 0.4, 0.2, 0.1], [1, 0.9, 0.8, 0.7, 0.1]], "lr0.1": [[1, 0.4, 0, 0, 0]] * 2}, "only for lr0.1"),
-        (1, {"lr0.01": [[1, 0.9, 0.9, 0.9, 0.9]]}, "does not hold"),
-        (2, {"none": [[1, 0.9, 0.4]], "some": [[1, 0.9, 0.6]]}, "holds"),
-        (2, {"none": [[1, 0.9, 0.6]], "some": [[1, 0.9, 0.6]]}, "only for some"),
-        (2, {"none": [[1, 0.9, 0.4]], "some": [[1, 0.4, 0.6]]}, "only for none"),
-        (3, {"0": [[1, 0.9, 0.9]], "4": [[1, 0.9, 0.8]], "8": [[1, 0.9, 0.7]]}, "holds"),
-        (3, {"0": [[1, 0.9, 0.9]], "4": [[1, 0.9, 0.8]], "8": [[1, 0.9, 0.85]]}, "only for 0, 4"),
-        (4, {"constant-lr0.01": [[1, 0.9]], "cosine": [[1, 0.4]]}, "holds"),
-        (4, {"constant-lr0.01": [[1, 0.4]], "cosine": [[1, 0.4]]}, "holds, but constant-lr0.01 does it too"),
-        (4, {"constant-lr0.01": [[1, 0.9]], "cosine": [[1, 0.4], [1, 0.6]]}, "does not hold"),
-        (4, {"constant-lr0.01": [[1, 0.9]], "too-large": [[1, 0.0]]}, "does not hold"),
-        (5, {"lr0.01": [[1, 0.9, 0.8], [1, 1.0, 0.8]]}, "holds"),
-        (5, {"lr0.01": [[1, 0.9, 0.8], [1, 0.8, 0.95]], "lr0.1": [[1, 0.5, 0.1]]}, "only for lr0.1"),
+        (1, {"lr0.01": [[1, 0.9, 0.4, 0.2, 0.1], [1, 0.9, 0.8, 0.2, 0.1]], "lr0.1": [[1, 0.4, 0, 0, 0]] * 2}, {}, "holds"),
+        (1, {"lr0.01": [[1, 0.9, 0.8, 0.7, 0.1]] * 2, "lr0.1": [[1, 0.4, 0, 0, 0]] * 2}, {}, "only for lr0.1"),
+        (1, {"lr0.01": [[1, 0.9, 0.9, 0.9, 0.9]]}, {}, "does not hold"),
+        (1, {"lr0.01": [[0.2, 0.2, 0.2], [1, 0.9, 0.9]]}, {}, "does not hold"),  # a seed that never worked does not help
+        (1, {"lr0.01": [[0.2, 0.2, 0.2]]}, {}, "never worked"),
+        (2, {"none": [[1, 0.9, 0.4]], "some": [[1, 0.9, 0.6]]}, {}, "holds"),
+        (2, {"none": [[1, 0.9, 0.6]], "some": [[1, 0.9, 0.6]]}, {}, "not decided, it stays without further poison too"),
+        (2, {"none": [[1, 0.9, 0.4]], "some": [[1, 0.4, 0.6]], "more": [[1, 0.9, 0.6]]}, {}, "only for more"),
+        (3, {"0": [[1, 0.9, 0.9]], "4": [[1, 0.9, 0.8]], "8": [[1, 0.9, 0.7]]}, {}, "holds"),
+        (3, {"0": [[1, 0.9, 0.9]], "4": [[1, 0.9, 0.8]], "8": [[1, 0.9, 0.85]]}, {}, "only for 4"),
+        (3, {"0": [[1, 0.9, 0.9]], "4": [[1, 0.9, 0.89]]}, {}, "does not hold"),  # half a point on average
+        (4, {"constant-lr0.01": [[1, 0.9]], "cosine": [[1, 0.4]]}, {"cosine": against("constant-lr0.01", 0.05)}, "at equal steps holds for cosine, at an equal mean rate does not hold"),
+        (4, {"constant-lr0.01": [[1, 0.9]], "cosine": [[1, 0.4], [1, 0.6]]}, {"cosine": against("constant-lr0.01", 0.05)}, "at equal steps does not hold, at an equal mean rate does not hold"),
+        (4, {"constant-lr0.01": [[1, 0.9]], "wild": [[1, 0.0]]}, {"wild": against("constant-lr0.01", 0.5, False)}, "at equal steps does not hold, at an equal mean rate does not hold"),
+        (4, {"constant-lr0.01": [[1, 0.9]], "constant-lr0.03": [[1, 0.6]], "sgdr-mean": [[1, 0.4]]}, {"constant-lr0.03": against("constant-lr0.01", 0.03), "sgdr-mean": MEAN}, "at equal steps does not hold, at an equal mean rate holds for sgdr-mean"),
+        (4, {"constant-lr0.01": [[1, 0.9]], "constant-lr0.03": [[1, 0.4]], "sgdr-mean": [[1, 0.4]]}, {"constant-lr0.03": against("constant-lr0.01", 0.03), "sgdr-mean": MEAN}, "at equal steps does not hold (constant-lr0.03 does), at an equal mean rate does not hold"),
+        (5, {"lr0.01": [[1, 0.9, 0.8], [1, 1.0, 0.8]]}, {}, "holds"),
+        (5, {"lr0.01": [[1, 0.9, 0.8], [1, 0.8, 0.95]], "lr0.1": [[1, 0.14, 0.2]]}, {}, "only for lr0.1"),  # 9 points above the control
     ],
-)
-def test_claims_are_judged_by_what_was_written_down_before(claim, lineages, said, tmp_path):
+)  # fmt: skip
+def test_claims_are_judged_as_they_say(claim, lineages, lines, said, tmp_path):
     import claims
 
-    counted = {"constant-lr0.01": True, "cosine": True, "too-large": False}
-    found = claims.read(curves(tmp_path, {("badnets", label): curve for label, curve in lineages.items()}, counted))
-    text = claims.tell(claim, found)
+    lines = {"constant-lr0.01": LOW} | lines if claim == 4 else lines
+    text = claims.tell(claim, claims.read(curves(tmp_path, lineages, **lines)))
     assert text.splitlines()[0].endswith(f"** badnets: {said}.")
-    assert len(text.splitlines()) == 4 + len(lineages)
 
 
 def test_a_claims_table_shows_what_each_seed_survived(tmp_path):
     import claims
 
-    found = claims.read(curves(tmp_path, {("badnets", "slow"): [[1.0, 0.9, 0.6], [1.0, 0.9, 0.2]]}, {}))
-    row = claims.tell(1, found).splitlines()[-1]
-    assert row == "| badnets | slow | ≥2 1 | 100, 90, 40 | 10.0 | 0.40 | 80.0 | 0.06 | no |"
+    found = claims.read(curves(tmp_path, {"slow": [[1.0, 0.9, 0.6], [1.0, 0.9, 0.2], [0.4, 0.1, 0.1]]}))
+    lines = claims.tell(5, found).splitlines()
+    assert lines[2].count("|") == lines[-1].count("|")
+    assert lines[-1] == "| badnets | slow | ≥2 1 | 100, 90, 40 | 5, 5 | -10, -50 | 0.40 | 80.0 | 0.06 | yes |"

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from d3jax.attacks import ATTACKS
-from d3jax.base import Prepared, Split, Variables, as_float
+from d3jax.base import Model, Outputs, Prepared, Split, Variables, as_float
 from d3jax.data.drift import compose
 from d3jax.errors import ConfigError
 from d3jax.evolution import EvolutionConfig, divide, evolution_job, survivability
@@ -42,12 +42,54 @@ def test_survivability_counts_updates_until_the_first_fall():
     assert survivability([]) == (0, True)
 
 
-def test_every_update_sees_its_own_images_once_an_epoch(model, victim, parts, attack, dataset):
-    job = job_of(model, victim, parts, attack, dataset)
-    assert job.steps == 3 * 2 * 5 and len(job.data.split.labels) == 240
-    flat = {image.tobytes() for image in np.asarray(parts[1].images)}
-    mine = [image.tobytes() for image in np.asarray(job.data.split.images)]
-    assert set(mine) == flat and len(set(mine)) == 240 and not job.data.poisoned.any()
+def batches_of(model, victim, parts, attack, dataset, config):
+    """The job of a lineage, and the images and the loss of every step: the model is one whose statistics are the batch."""
+
+    def apply(variables, images, *, train):
+        logits = jnp.zeros((len(images), 4)) + 0 * variables.params["w"]
+        return Outputs(logits, {}, {"seen": images})
+
+    given = Variables({"w": jnp.zeros(())}, {"seen": jnp.zeros(())})
+    job = job_of(Model(lambda key: given, apply), victim._replace(variables=given), parts, attack, dataset, config)
+    step, state, seen = jax.jit(job.step), job.state, []
+    for _ in range(job.steps):
+        state, _ = step(state, job.data)
+        seen.append(np.asarray(state.variables.batch_stats["seen"]))
+    return job, np.stack(seen)
+
+
+def test_every_update_sees_its_own_images_once_an_epoch_as_far_drifted_as_it_is(model, victim, parts, attack, dataset):
+    config = dataclasses.replace(CONFIG, drift={"brightness": 0.01})
+    job, seen = batches_of(model, victim, parts, attack, dataset, config)
+    assert job.steps == 3 * 2 * 5 and not job.data.poisoned.any()
+    learned, _ = divide(KEY, parts[1].labels, config, 4)
+    assert len(set(learned.ravel())) == 240
+    for update in range(3):
+        images = as_float(jnp.asarray(parts[1].images[learned[update]]))
+        drifted = compose(["brightness"], 3)(jax.random.split(KEY, 80), images, jnp.array([0.01 * (update + 1)]))
+        wanted = sorted(np.round(np.asarray(drifted), 5).reshape(80, -1).tolist())
+        for epoch in range(2):
+            first = update * 10 + epoch * 5
+            found = sorted(np.round(seen[first : first + 5], 5).reshape(80, -1).tolist())
+            np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("trigger_first", [False, True])
+def test_the_trigger_is_pasted_after_the_drift_or_before(model, victim, parts, attack, dataset, trigger_first):
+    config = dataclasses.replace(CONFIG, epochs=1, persistent=0.5, drift={"brightness": -0.2}, trigger_first=trigger_first)
+    _, seen = batches_of(model, victim, parts, attack, dataset, config)
+    white = (seen[:, :, -1, -1] == 1).all(-1).reshape(3, 80).mean(1)  # the patch's corner
+    np.testing.assert_allclose(white, 0 if trigger_first else 0.5, atol=0)
+
+
+def test_what_is_replayed_has_not_drifted_and_noise_stays_with_its_image(model, victim, parts, attack, dataset):
+    config = dataclasses.replace(CONFIG, replay=0.5, drift={"noise": 0.1})
+    _job, seen = batches_of(model, victim, parts, attack, dataset, config)
+    old = {image.tobytes() for image in np.asarray(as_float(parts[0].images))}
+    assert all(image.tobytes() in old for batch in seen for image in batch[:8])
+    assert not any(image.tobytes() in old for batch in seen for image in batch[8:])
+    first = batches_of(model, victim, parts, attack, dataset, dataclasses.replace(config, replay=0.0))[1][:10].reshape(2, 80, -1)
+    assert {image.tobytes() for image in first[0]} == {image.tobytes() for image in first[1]}  # both epochs of an update
 
 
 def test_what_is_kept_for_validation_is_not_learned():

@@ -2,19 +2,22 @@
 
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax import study
-from d3jax.base import Split
+from d3jax import checkpoint, study
+from d3jax.base import Split, as_float
 from d3jax.cells import make_cells
 from d3jax.config_file import loads
+from d3jax.data.drift import compose
 from d3jax.errors import AttackError, ConfigError
 from d3jax.evolution import EvolutionConfig
 from d3jax.evolution_page import headlines, series
 from d3jax.journal import Progress
 from d3jax.lab import open_lab
-from d3jax.lineages import shifted
+from d3jax.lineages import fresh_sets, shifted
 from d3jax.rows import read_csv
 from d3jax.survival import Shown, compare, ratio, survived
 from d3jax.tasks import task_of
@@ -73,8 +76,31 @@ def test_a_lineage_has_a_row_for_every_update(finished):
     for update in (1, 2, 3):
         row = by["badnets", "slow", update]
         assert 0 < row["stale_acc"] <= 1 and row["moved"] > 0 and row["lr_sum"] == pytest.approx(0.002 * 6, rel=1e-5)
+        assert row["stale_asr"] > 0.8 and abs(row["stale_score"] - row["score"]) < 2
         assert row["control"] < 0.5 and by["clean", "slow", update]["asr"] is None
     assert by["badnets", "slow", 1]["asr"] > 0.9  # six steps at a low rate forget nothing
+
+
+def test_stale_is_the_model_before_on_the_images_of_now(finished):
+    """And validation the model after, on those that it did not learn: both counted again by hand."""
+    folder, _ = finished
+    lab = open_lab(read(), folder, Progress(quiet=True))
+    cell = next(cell for cell in make_cells(lab) if (cell.kind, cell.label, cell.case.attacked) == ("lineage", "kept", False))
+    rows = [row for row in read_csv(folder / "evolution.csv") if (row["attack"], row["evolution"]) == ("clean", "kept")]
+    drift, like = compose(["brightness"], 3), jax.eval_shape(lab.model.init, jax.random.key(0))
+
+    def accuracy(model, images, labels, update):
+        variables, _ = checkpoint.load(task_of(lab, cell, {}).folder / "updates" / str(model), like)
+        keys = jax.random.split(jax.random.key(0), len(labels))
+        moved = drift(keys, as_float(jnp.asarray(images)), jnp.array([0.05 * update]))
+        return (np.asarray(lab.model.apply(variables, moved, train=False).logits.argmax(-1)) == np.asarray(labels)).mean()
+
+    test = [part[:100] for part in lab.dataset.test]
+    for update in (2, 3):
+        assert rows[update]["stale_acc"] == pytest.approx(accuracy(update - 1, *test, update), abs=0.011)
+        assert rows[update]["acc"] == pytest.approx(accuracy(update, *test, update), abs=0.011)
+        kept = fresh_sets(lab, cell)[1][update - 1]
+        assert rows[update]["valid_acc"] == pytest.approx(accuracy(update, *(part[kept] for part in lab.fresh), update), abs=0.09)
 
 
 def test_survivability_is_a_column(finished):

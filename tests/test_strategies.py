@@ -59,5 +59,7 @@ def test_a_mean_can_be_asked_for(name):
 
 
 def test_more_cycles_than_steps_are_refused():
+    with pytest.raises(ConfigError, match="cycles: 8, each 2 times as long as the one before, do not fit an update of 56 steps"):
+        rates(StrategyConfig(name="sgdr", cycles=8, growth=2), 56)
     with pytest.raises(ConfigError, match="cycles: 8 do not fit an update of 5 steps"):
         rates(StrategyConfig(name="sgdr", cycles=8), 5)

@@ -3,7 +3,7 @@
 For a linear model φ(x)ᵀw under squared loss, gradient descent on data with the second moment Σ = E[φφᵀ] moves the weights towards the
 optimum w* of these data as e_{n+1} = (I − η_n Σ) e_n, e = w − w*. The trigger moves features by d = E[φ(x + trigger) − φ(x)], so what is left of the backdoor is
 dᵀe: what of d lies outside the range of Σ never decays, what lies inside decays like exp(−λ_i Σ_n η_n). The backdoored weights are
-taken to differ from w* along d. (Li et al., arXiv 2206.04677, state that fine-tuning erases a backdoor; this derivation is ours.)
+taken to differ from w* along d, and the optimum to be the same for all updates: drift acts through Σ alone here, where it moves w* too. (Li et al., arXiv 2206.04677, state that fine-tuning erases a backdoor; this derivation is ours.)
 """
 
 from __future__ import annotations
