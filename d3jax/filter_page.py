@@ -43,7 +43,10 @@ def show_filters(stem: Path, filters: Sequence[Filter], rows: Sequence[Row], run
         text = "Its first stage on the poisoned set, by epoch: training images under the labels they were given, and test images."
         parts.append(figure(path, f"{one.defense}: how clean and poisoned images are learned", f"{one.defense}. {text}"))
         path = _save_scores(Path(f"{name}-scores.png"), one)
-        text = "Above: scores behind the first stage, each kind's histogram of its own. Below: of the images with the lowest scores, the share that is poisoned, and the share of the poisoned found."
+        text = (
+            "Above: scores, each kind's histogram of its own. Below: of the images with the lowest scores, the share that is poisoned, "
+            "and the share of the poisoned found. Rescored: after unlearning; its lowest keep their labels, so that no poison is to be there."
+        )
         parts.append(figure(path, f"{one.defense}: scores of clean and poisoned images", f"{one.defense}. {text}"))
         parts.append(_table(mine))
     return "".join(parts)

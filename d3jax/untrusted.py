@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .analysis.isolation import auroc, precision_recall, scores_of
+from .analysis.isolation import auroc, precision_recall, scores_of, ties_of
 from .base import Split, Variables, stream
 from .cells import Case, Cell
 from .filter_page import Filter
@@ -89,7 +89,7 @@ def filters_of(lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result]) -
             beginning = cell.needs[-1].name.rpartition("/")[2]
             flags, found = flags_of(lab, cell.case), result.tree
             scored = [name for name, values in found.items() if values.dtype != np.bool_ and np.any(values)]
-            curves = {name: precision_recall(found[name], flags, found["cross_entropy"]) for name in scored}
+            curves = {name: precision_recall(found[name], flags, ties_of(name, found)) for name in scored}
             filters.append(Filter(cell.case.label, cell.label, cell.case.seed, flags, found, curves, beginning))
     return filters
 

@@ -117,6 +117,9 @@ def test_the_loss_of_a_mixmatch_step(model, victim, dataset):
     assert float(value) == pytest.approx(labelled + 15 * 0.4 * unlabelled, rel=1e-4)
     assert float(found["unlabelled_loss"]) == pytest.approx(unlabelled, rel=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), stats, outputs[0].batch_stats)
+    plain = mixmatch(dataclasses.replace(config, statistics="plain"), model)(*victim.variables, batch, KEY, jnp.float32(0.4))
+    assert float(plain[0]) == float(value)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), plain[1][0], run(batch.first).batch_stats)
 
 
 def test_the_loss_of_a_fixmatch_step(model, victim, dataset):
@@ -174,16 +177,17 @@ def test_cutout_takes_a_square_out():
     assert (black[..., 0] == black[..., 1]).all()
     count = black[..., 0].sum((1, 2))
     assert count.max() == 9 and count.min() == 4 and set(count) == {4, 6, 9}  # whole, at an edge, in a corner
+    assert set(np.asarray(cutout(KEY, images[:, :5, :5], 2) == 0)[..., 0].sum((1, 2))) == {1, 2, 4}
 
 
-def ascended(model, victim, dataset, steps=60, lr=0.5, **options):
+def ascended(model, victim, dataset, steps=60, lr=0.5, log_every=1, **options):
     labels = np.asarray(dataset.train.labels)
     suspects, trusted = np.flatnonzero(labels == 2)[:24], np.flatnonzero(labels != 2)
     job = ascent_job(
         KEY, model, victim.variables, dataset.train, suspects, trusted, tx=optax.sgd(lr, momentum=0.9), steps=steps,
         batch_size=12, **options,
     )  # fmt: skip
-    state, lines = fit(job, Session(log_every=1))
+    state, lines = fit(job, Session(log_every=log_every))
     right = lambda rows: float((np.asarray(predict(model, state.variables, dataset.train.images[rows])) == labels[rows]).mean())
     return state, lines, right(suspects), right(trusted)
 
@@ -193,8 +197,9 @@ def test_ascent_unlearns_and_rests_at_chance(model, victim, dataset):
     assert suspects < 0.5 and lines[-1]["resting"] == 1 and lines[0]["resting"] == 0, (suspects, lines[-1])
     first = next(i for i, line in enumerate(lines) if line["resting"])
     assert lines[first]["suspects_accuracy"] < 1 / 4
-    again, *_ = ascended(model, victim, dataset, steps=first + 1)
-    jax.tree.map(np.testing.assert_array_equal, state.variables, again.variables)  # nothing moved since
+    assert int(state.step) == first + 1 == len(lines) < 60  # it ends there
+    again, *_ = ascended(model, victim, dataset, log_every=60)
+    jax.tree.map(np.testing.assert_array_equal, state.variables, again.variables)  # and nothing moves where it goes on
     with pytest.raises(DivergedError):  # what has no upper bound
         ascended(model, victim, dataset, bounded=False)
 

@@ -7,7 +7,7 @@ et al., arXiv 2110.11571) and a low predictive entropy (DLP, Ying & Wu, arXiv 24
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -89,6 +89,12 @@ def mixture(values: np.ndarray) -> np.ndarray:
 def lowest(scores: np.ndarray, count: int, ties: np.ndarray | None = None) -> np.ndarray:
     """Sorted rows [count] with the lowest scores; among equal ones those with the lowest `ties` [N], then the first."""
     return np.sort(np.lexsort((np.zeros(len(scores)) if ties is None else ties, scores))[:count])
+
+
+def ties_of(name: str, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    """By what images are ranked [N] whose score `name` is the same, as all cross-entropies are that round to 0: by entropy, and those of
+    one entropy by cross-entropy."""
+    return scores["cross_entropy" if name == "entropy" else "entropy"]
 
 
 def precision_recall(scores: np.ndarray, flags: np.ndarray, ties: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -42,15 +42,16 @@ def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
     return jax.vmap(cut)(padded, corners)
 
 
-CUT = 3
-"""Side in pixels of the square that `cutout` takes out, as ABL's training has it."""
+CUT = 2
+"""Side in pixels of the square that `cutout` takes out in ABL's training (whose parameter, of which half is taken both ways, is 3)."""
 
 
 def cutout(key: jax.Array, images: jax.Array, side: int) -> jax.Array:
-    """A black square in each image, its centre anywhere in it (DeVries & Taylor, arXiv 1708.04552)."""
+    """A black square in each image, less at its edges: the centre, or the pixel behind it, is anywhere in it (DeVries & Taylor, arXiv 1708.04552)."""
     b, h, w, _ = images.shape
     centres = jax.random.randint(key, (b, 2), 0, jnp.array([h, w]))
-    within = lambda at, size: jnp.abs(jnp.arange(size)[None, :] - at[:, None]) <= side // 2
+    offsets = lambda at, size: jnp.arange(size)[None, :] - at[:, None]
+    within = lambda at, size: (offsets(at, size) >= -(side // 2)) & (offsets(at, size) < side - side // 2)
     cut = within(centres[:, 0], h)[:, :, None] & within(centres[:, 1], w)[:, None, :]
     return jnp.where(cut[..., None], 0.0, images)
 

@@ -1,7 +1,7 @@
 """DLP: active defence with a decoupled learning process (Ying & Wu, Cybersecurity 2023, arXiv 2406.13098).
 
 1. Supervised learning on all images, for few epochs: the backdoor is learned sooner than the task.
-2. Active unlearning: an entropy filter picks suspects, and gradient ascent unlearns them.
+2. Active unlearning: an entropy filter picks suspects, and they are unlearned.
 3. Active semi-supervised fine-tuning: the best half keeps its labels, the rest loses them.
 
 Known of the paper are its abstract and published summaries; its settings and tables were not available. The stages and the entropy filter are
@@ -11,16 +11,18 @@ the paper's, every number here is a relative's or ours, as the options say, and 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
 import numpy as np
 
-from ..analysis.isolation import Score, scores_of
+from ..analysis.isolation import Score, scores_of, ties_of
 from ..base import DataInfo, Model, Split, Trained, TrainingDefense, Variables, stream
 from ..config import OptimConfig, TrainConfig, check_fields, option
 from ..config_file import to_mapping
 from ..data.batching import epoch_plan
+from ..errors import ConfigError
 from ..sharding import same_arrays
 from ..training.loop import Job, Session, fit, trace_of
 from ..training.semi_supervised import SemiConfig, semi_job
@@ -39,6 +41,10 @@ from .untrusted import (
 )
 
 FIRST = OptimConfig(lr=0.1, nesterov=True, weight_decay=1e-4, schedule="constant")
+UNLEARN = functools.partial(UnlearnConfig, kind="uniform", steps=200, batch_norm="frozen")
+"""Towards an even prediction, not ascent: the entropy filter picks the most certain images, on which the gradient of cross-entropy
+vanishes (200 steps of ascent at ABL's rate leave all of them what they were). With frozen statistics, as those of suspects alone would
+be those under which all images are scored behind it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,36 +60,53 @@ class DLPConfig:
         "entropy", "what the filter ranks by: entropy as the paper; cross_entropy as ABL; symmetric as DBD; mixture"
     )
     ratio: float = option(0.01, "share of the images that is suspected (ABL's)", above=0, high=0.5)
-    unlearn: UnlearnConfig = option(UnlearnConfig, "stage 2 (ABL's, with a rule that stops it: ours)")
+    unlearn: UnlearnConfig = option(
+        UNLEARN, "stage 2 (ABL's rate; what is descended on, statistics and the rule that ends it: ours)"
+    )
     rescore: Literal["cross_entropy", "symmetric"] = option(
         "symmetric",
         "what stage 3 ranks by, after unlearning (DBD's); both know the label: entropy would not see that it is unlikely now",
     )
     kept: float = option(0.5, "share of the images that keep their labels (DBD's)", above=0, high=1)
-    least: int = option(10, "images of every class that keep their labels whatever they score, suspects excepted (ours)", low=0)
-    semi: SemiConfig = option(SemiConfig, "stage 3 (DBD's fine-tuning)")
+    least: float = option(
+        0.1,
+        "share of every class that keeps its labels whatever it scores, at least one image, suspects excepted (ours)",
+        low=0,
+        high=1,
+    )
+    semi: SemiConfig = option(SemiConfig, "stage 3 (DBD's fine-tuning, but that the images are split once, not in every epoch)")
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.least > self.kept:
+            raise ConfigError(f"least: {self.least:g} of every class cannot keep its labels where kept: {self.kept:g} of all do")
 
 
-def trusted_rows(scores: np.ndarray, labels: np.ndarray, suspects: np.ndarray, count: int, least: int) -> np.ndarray:
-    """Sorted rows [count] that keep their labels: the lowest scores, but of every class its `least` lowest first, and no suspect.
+def trusted_rows(
+    scores: np.ndarray, ties: np.ndarray, labels: np.ndarray, suspects: np.ndarray, count: int, least: float
+) -> np.ndarray:  # fmt: skip
+    """Sorted rows [count] that keep their labels: the lowest scores, among equal ones those with the lowest `ties`, but first of all
+    the lowest of every class, `least` of it and at least one (none at 0), and no suspect.
 
     Fewer than `count` where there are not so many. A class all of whose images are suspects is empty then, and stays so.
     """
     allowed = np.ones(len(scores), bool)
     allowed[suspects] = False
-    order = np.argsort(scores, kind="stable")
+    order = np.lexsort((ties, scores))
     order = order[allowed[order]]
-    first = np.zeros(len(scores), bool)
+    rank = np.full(len(scores), len(scores))  # of the images that come first, within their class
     for label in np.unique(labels):
-        first[order[labels[order] == label][:least]] = True
-    return np.sort(np.concatenate([order[first[order]], order[~first[order]]])[:count])
+        mine = order[labels[order] == label]
+        first = mine[: max(1, int(least * np.sum(labels == label)))] if least else mine[:0]
+        rank[first] = np.arange(len(first))
+    return np.sort(order[np.argsort(rank[order], kind="stable")][:count])
 
 
 def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
-    """DLP. Without stage 3 the model is what stage 1, or 2, leaves; without stage 2 nothing is unlearned, but suspects never keep labels."""
+    """DLP. Without stage 3 the model is what stage 1, or 2, leaves; without stage 2 nothing is unlearned.
+
+    Suspects never keep their labels; like all that lose them they are learned from under the labels that the model guesses.
+    """
 
     def begin(key: jax.Array, model: Model, data: Split) -> Job:
         return first_job(stream(key, "supervised"), model, data, config.supervised, info, classification_loss(model))
@@ -96,17 +119,21 @@ def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
             job = unlearning_job(stream(key, "unlearn"), model, variables, data, judged, config.unlearn)
             state, lines = fit(job, session.within("unlearn", max(1, config.unlearn.steps // 4)))
             variables = state.variables
+            right = scores_of(model, variables, Split(*(part[judged.suspects] for part in data)), ("right",))["right"].mean()
+            session.say(f"unlearning took {int(state.step)} steps; {right:.1%} of the suspects are still taken for their labels")
         if "3" in config.stages:
-            again = same_arrays({"again": scores_of(model, variables, data, (config.rescore,))[config.rescore]})["again"]
-            labels = np.asarray(data.labels)
-            labelled = trusted_rows(again, labels, judged.suspects, int(config.kept * size), config.least)
+            again = same_arrays(scores_of(model, variables, data, (config.rescore, "entropy")))
+            labels, ranked = np.asarray(data.labels), again[config.rescore]
+            labelled = trusted_rows(
+                ranked, ties_of(config.rescore, again), labels, judged.suspects, int(config.kept * size), config.least
+            )
             if gone := sorted(set(labels.tolist()) - set(labels[labelled].tolist())):
-                session.say(f"no image of {gone} keeps its label: all are suspects")
+                session.say(f"no image of {gone} keeps its label")
             others = np.setdiff1d(np.arange(size), labelled)
             job = semi_job(stream(key, "semi"), model, variables, data, labelled, others, config.semi, info)
             state, more = fit(job, session.within("semi", epoch_steps(max(len(labelled), len(others)), config.semi.batch_size)))
             variables, lines = state.variables, behind(lines, more)
-            found |= {"rescored": again, "labelled": labelled}
+            found |= {"rescored": ranked, "labelled": labelled}
         return Trained(variables, found_of(size, judged.scores, **found), trace_of(lines))
 
     def check(size: int) -> None:

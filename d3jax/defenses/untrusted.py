@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..analysis.isolation import NAMES, Score, lowest, scores_of
+from ..analysis.isolation import NAMES, Score, lowest, scores_of, ties_of
 from ..base import DataInfo, Model, Split, Variables, stream
 from ..config import OptimConfig, TrainConfig, check_fields, option
 from ..data.augment import make_augment
@@ -58,7 +58,7 @@ class UnlearnConfig:
     steps: int = option(16, "steps", low=1)
     batch_size: int = option(128, "images a step", low=1)
     batch_norm: Literal["train", "frozen"] = option("train", "statistics: of the suspects, which are learned, or the stored ones")
-    bounded: bool = option(True, "nothing moves any more once a batch of suspects is right less often than chance")
+    bounded: bool = option(True, "ends once a batch of suspects is right less often than chance")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -76,7 +76,7 @@ class Judged(NamedTuple):
 def judge(model: Model, variables: Variables, data: Split, score: Score, ratio: float) -> Judged:
     """Suspects are the ⌊ratio·N⌋ images (at least one) that are lowest by `score`. Several processes agree."""
     scores = same_arrays(scores_of(model, variables, data))
-    size, ties = len(data.labels), scores["cross_entropy"]
+    size, ties = len(data.labels), ties_of(score, scores)
     suspects = lowest(scores[score], suspected(size, ratio), ties)
     return Judged(scores, suspects, np.setdiff1d(np.arange(size), lowest(scores[score], size - size // 2, ties)))
 

@@ -53,8 +53,8 @@ def ascent_job(
         kind: `ascent` on cross-entropy; `alternate` (D-BR); `uniform`: descent on the divergence of the prediction from an even one,
             which is bounded below.
         batch_norm: whether the batch's statistics are used and learned, or the stored ones, which then stay.
-        bounded: once a batch of suspects is right less often than 1 / K before the step, nothing moves any more. `opt_state` is
-            (the optimiser's, whether it has come to rest); the metric `resting` says from where on.
+        bounded: once a batch of suspects is right less often than 1 / K before the step, nothing moves any more, and the loop may end;
+            descent goes on. `opt_state` is (the optimiser's, whether it has come to rest); the metric `resting` says from where on.
     """
     suspects, trusted = jnp.asarray(suspects), jnp.asarray(trusted)
     per_epoch, size = epoch_plan(len(suspects), batch_size, drop_last=False)
@@ -97,7 +97,8 @@ def ascent_job(
         return after, metrics
 
     state = TrainState(jnp.zeros((), jnp.int32), variables, (tx.init(variables.params), jnp.zeros((), bool)), key)
-    return Job(step, state, Two(Split(*map(jnp.asarray, split)), suspects, trusted), steps)
+    ended = (lambda state: state.opt_state[1]) if bounded and kind != "alternate" else None
+    return Job(step, state, Two(Split(*map(jnp.asarray, split)), suspects, trusted), steps, finished=ended)
 
 
 def _loss(model: Model, kind: Kind, *, training: bool) -> Callable[..., Any]:

@@ -33,7 +33,8 @@ PRESETS = {
 @dataclasses.dataclass(frozen=True)
 class SemiConfig:
     """MixMatch with the settings DBD fine-tunes with (Huang et al., arXiv 2202.03423: λ_u 15, ramped over the whole training, Adam 2e-3,
-    batch 64), or FixMatch with its authors' but for the length, the batch, seven times as many unlabelled images, and a cosine that ends at 0."""
+    batch 64; its training has 194,560 steps, so that λ_u rises far more slowly there), or FixMatch with its authors' but for the length,
+    the batch, seven times as many unlabelled images, and a cosine that ends at 0."""
 
     method: Literal["mixmatch", "fixmatch"] = option("mixmatch", "the loss")
     epochs: int = option(20, "passes over the larger of the two sets", low=1)
@@ -44,6 +45,9 @@ class SemiConfig:
     weight: float = option(15.0, "λ_u of MixMatch: weight of the unlabelled images, ramped up linearly from 0", low=0)
     ramp: float = option(1.0, "share of the training over which it is", low=0, high=1)
     threshold: float = option(0.95, "of FixMatch: pseudo-labels that are at least so probable count", low=0, high=1)
+    statistics: Literal["mixed", "plain"] = option(
+        "mixed", "whose BatchNorm's running statistics are: mixed images' (MixMatch's authors), or those labels are guessed for"
+    )
     optimizer: OptimConfig | None = option(None, "optimiser and schedule (null: the method's own)")
 
     def __post_init__(self) -> None:
@@ -125,15 +129,16 @@ SemiLoss = Callable[[Params, Params, Drawn, jax.Array, jax.Array], tuple[jax.Arr
 def mixmatch(config: SemiConfig, model: Model) -> SemiLoss:
     """MixMatch's loss of a batch: guessed labels, mixed images, cross-entropy and squared error.
 
-    As in the authors' release the guesses come from the net in train mode, whose running statistics they leave alone; the mixed images
-    are dealt out over three forward passes, each with labelled and unlabelled ones among its batch statistics, and only the first
-    moves the running ones.
+    As in the authors' release the guesses come from the net in train mode; the mixed images are dealt out over three forward passes,
+    each with labelled and unlabelled ones among its batch statistics. Only the first of these moves the running ones, or, with
+    `statistics: plain`, that of the first guesses alone: of images that are not mixed, as those are that the model is used on.
     """
 
     def loss(params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, share: jax.Array):
         run = lambda images: model.apply(Variables(params, batch_stats), images, train=True)
         count = len(batch.labels)
-        guesses = [jax.nn.softmax(run(images).logits) for images in (batch.first, batch.second)]
+        seen = [run(images) for images in (batch.first, batch.second)]
+        guesses = [jax.nn.softmax(output.logits) for output in seen]
         guessed = jax.lax.stop_gradient(sharpen((guesses[0] + guesses[1]) / 2, config.temperature))
         classes = guessed.shape[-1]
         images = jnp.concatenate([batch.images, batch.first, batch.second])
@@ -146,7 +151,8 @@ def mixmatch(config: SemiConfig, model: Model) -> SemiLoss:
         labelled, unlabelled = mixmatch_terms(logits[:count], targets[:count], logits[count:], targets[count:])
         weight = config.weight * share
         found = {"clean_loss": labelled, "unlabelled_loss": unlabelled, "confidence": guessed.max(-1).mean()}
-        return labelled + weight * unlabelled, (outputs[0].batch_stats, found)
+        moved = outputs if config.statistics == "mixed" else seen
+        return labelled + weight * unlabelled, (moved[0].batch_stats, found)
 
     return loss
 
