@@ -74,7 +74,9 @@ class DLPConfig:
         low=0,
         high=1,
     )
-    semi: SemiConfig = option(SemiConfig, "stage 3 (DBD's fine-tuning, but that the images are split once, not in every epoch)")
+    semi: SemiConfig = option(
+        lambda: SemiConfig(statistics="plain"), "stage 3 (DBD's fine-tuning, but that the images are split once, not in every epoch)"
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
