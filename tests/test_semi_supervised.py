@@ -122,6 +122,16 @@ def test_the_loss_of_a_mixmatch_step(model, victim, dataset):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), plain[1][0], run(batch.first).batch_stats)
 
 
+def test_unlabelled_images_weigh_more_with_every_step(model, victim, dataset):
+    config = SemiConfig(steps=10, batch_size=8, ramp=0.5)
+    job = semi_job(KEY, model, victim.variables, dataset.train, np.arange(40), np.arange(40, 400), config, dataset.info)
+    step, state, shares = jax.jit(job.step), job.state, []
+    for _ in range(10):
+        state, metrics = step(state, job.data)
+        shares.append(float((metrics["loss"] - metrics["clean_loss"]) / metrics["unlabelled_loss"]) / 15)
+    np.testing.assert_allclose(shares, [0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1], atol=0.01)
+
+
 def test_the_loss_of_a_fixmatch_step(model, victim, dataset):
     batch, config = drawn(dataset), SemiConfig(method="fixmatch", threshold=0.6)
     value, _ = fixmatch(config, model)(*victim.variables, batch, KEY, jnp.float32(0.0))
@@ -152,6 +162,10 @@ def test_unlabelled_images_help(method, model, dataset):
     recipe = TrainConfig(steps=300, batch_size=8, optimizer=dataclasses.replace(config.own_optimizer, schedule="constant"))
     alone = fit(first_job(KEY, model, few, recipe, dataset.info, classification_loss(model)))[0].variables
     assert right(semi) > right(alone) + 0.05, (right(semi), right(alone))
+    if method == "mixmatch":  # it is not mixing alone that helps
+        config = dataclasses.replace(config, weight=0.0)
+        mixed = fit(semi_job(KEY, model, start, hidden, labelled, unlabelled, config, dataset.info))[0].variables
+        assert right(semi) > right(mixed) + 0.02, (right(semi), right(mixed))
 
 
 def test_a_method_has_its_own_optimiser_from_a_file_too():
@@ -223,7 +237,7 @@ def test_one_step_of_ascent_is_sgd_uphill(model, victim, dataset):
 
 
 def test_alternation_keeps_what_is_trusted(model, victim, dataset):
-    _, _, suspects, trusted = ascended(model, victim, dataset, steps=120, kind="alternate")
+    _, _, suspects, trusted = ascended(model, victim, dataset, steps=120, alternate=True)
     assert suspects < 0.4 and trusted > 0.85
 
 

@@ -19,7 +19,7 @@ from d3jax.defenses.dlp import trusted_rows
 from d3jax.defenses.untrusted import Judged, UnlearnConfig, behind, found_of, found_shapes, judge
 from d3jax.errors import AttackError, ConfigError
 from d3jax.journal import Progress
-from d3jax.metrics import make_evaluate
+from d3jax.metrics import make_evaluate, predict
 from d3jax.rows import read_csv
 from d3jax.training import Session, fit
 from d3jax.training.optim import make_schedule
@@ -129,7 +129,9 @@ def judged(model, attack, variables, dataset):
 DLP = DLPConfig(
     supervised=RECIPE,
     ratio=0.05,
-    unlearn=dataclasses.replace(DLPConfig().unlearn, optimizer=OptimConfig(lr=0.05, schedule="constant"), batch_size=20),
+    unlearn=dataclasses.replace(
+        DLPConfig().unlearn, optimizer=OptimConfig(lr=0.005, schedule="constant"), steps=100, batch_size=20
+    ),
     semi=SemiConfig(steps=150, batch_size=32),
 )
 ABL = ABLConfig(
@@ -140,7 +142,7 @@ ABL = ABLConfig(
 )
 
 
-def test_dlp_weakens_the_backdoor_of_a_poisoned_set(model, dataset, poisoned):
+def test_dlp_learns_the_task_of_a_poisoned_set_without_the_backdoor(model, dataset, poisoned):
     attack, split, flags = poisoned
     begun = judged(
         model, attack, defend(dlp(dataclasses.replace(DLP, stages="1"), dataset.info), model, split).variables, dataset
@@ -148,10 +150,18 @@ def test_dlp_weakens_the_backdoor_of_a_poisoned_set(model, dataset, poisoned):
     assert begun.asr > 0.9
     found = defend(dlp(DLP, dataset.info), model, split)
     counts = judged(model, attack, found.variables, dataset)
-    assert counts.acc > 0.9 and counts.asr < 0.7, (counts.acc, counts.asr)
+    assert counts.acc > 0.95 and counts.asr < 0.1, (counts.acc, counts.asr)
     suspects, labelled = found.found["suspects"], found.found["labelled"]
     assert suspects.sum() == 20 and labelled.sum() == 200 and not (suspects & labelled).any()
     assert flags[suspects].mean() > 0.8 and flags[labelled].mean() < 0.05  # 15 % of all are poisoned
+
+
+def test_a_clean_set_stays_learnable(model, dataset):
+    """There is nothing to find; what is suspected for nothing, and what loses its label, must not cost the task."""
+    found = defend(dlp(DLP, dataset.info), model, dataset.train)
+    right = np.asarray(predict(model, found.variables, dataset.test.images)) == dataset.test.labels
+    assert right.mean() > 0.95 and found.found["suspects"].sum() == 20
+    assert np.bincount(np.asarray(dataset.train.labels)[found.found["labelled"]], minlength=4).min() >= 8
 
 
 def test_abl_unlearns_what_it_isolated(model, dataset, poisoned):
@@ -196,7 +206,7 @@ defenses:
   - {name: abl, ratio: 0.05, isolate: {steps: 20, batch_size: 32, augment: none, optimizer: {lr: 0.05, schedule: constant}},
      finetune: {steps: 30, batch_size: 32, optimizer: {lr: 0.05}}, unlearn: {optimizer: {lr: 0.1}, steps: 60, batch_size: 20, bounded: true}}
   - {name: dlp, ratio: 0.05, supervised: {steps: 20, batch_size: 32, augment: none, optimizer: {lr: 0.05, schedule: constant}},
-     unlearn: {optimizer: {lr: 0.05}, batch_size: 20}, semi: {steps: 100, batch_size: 32}}
+     unlearn: {optimizer: {lr: 0.005}, steps: 100, batch_size: 20}, semi: {steps: 100, batch_size: 32}}
   - {name: dlp, label: first, stages: "1", supervised: {steps: 20, batch_size: 32, augment: none, optimizer: {lr: 0.05, schedule: constant}}}
 loop: {log_every: 5, save_every: 1000}
 """
@@ -216,7 +226,7 @@ def test_rows_of_a_study(finished):
     folder, rows = finished
     assert [row["defense"] for row in rows] == ["none", "abl-authors", "dlp", "first"]
     none, found, dlp_row, first = rows
-    assert none["asr"] > 0.9 and first["asr"] > 0.9 and dlp_row["asr"] < 0.8 and dlp_row["der"] > 0.55
+    assert none["asr"] > 0.9 and first["asr"] > 0.9 and dlp_row["asr"] < 0.1 and dlp_row["der"] > 0.9
     assert found["suspects"] == 20 and dlp_row["suspects_poisoned"] > 0.5 and dlp_row["labelled_poisoned"] < 0.1
     assert first["labelled_poisoned"] is None and "suspects" not in none
     table = read_csv(folder / "filters.csv")
@@ -284,7 +294,7 @@ def same_models(model, *folders):
         (("defenses.1.semi.batch_size", "300"), "defenses: dlp: batch_size: 300 is more than the 200 images"),
         (("defenses.1.stages", "21"), "stages: 21 is not one of 1, 12, 13, 123"),
         (
-            ("defenses.0.unlearn", "{kind: alternate, batch_size: 201}"),
+            ("defenses.0.unlearn", "{alternate: true, batch_size: 201}"),
             "defenses: abl-authors: batch_size: 201 is more than the 200 images",
         ),
     ],

@@ -41,10 +41,11 @@ from .untrusted import (
 )
 
 FIRST = OptimConfig(lr=0.1, nesterov=True, weight_decay=1e-4, schedule="constant")
-UNLEARN = functools.partial(UnlearnConfig, kind="uniform", steps=200, batch_norm="frozen")
+UNLEARN = functools.partial(UnlearnConfig, kind="uniform", alternate=True, steps=200, batch_norm="frozen")
 """Towards an even prediction, not ascent: the entropy filter picks the most certain images, on which the gradient of cross-entropy
-vanishes (200 steps of ascent at ABL's rate leave all of them what they were). With frozen statistics, as those of suspects alone would
-be those under which all images are scored behind it."""
+vanishes (200 steps of ascent at ABL's rate leave all of them what they were). In turns with descent on trusted images, without which the
+suspects' class goes whole, and what is clean in it is no longer told from the poison. With frozen statistics, as those of suspects alone
+would be those under which all images are scored behind it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,8 @@ class DLPConfig:
         high=1,
     )
     semi: SemiConfig = option(
-        lambda: SemiConfig(statistics="plain"), "stage 3 (DBD's fine-tuning, but that the images are split once, not in every epoch)"
+        lambda: SemiConfig(statistics="plain"),
+        "stage 3 (DBD's fine-tuning, but that the images are split once, not in every epoch)",
     )
 
     def __post_init__(self) -> None:

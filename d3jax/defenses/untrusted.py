@@ -50,15 +50,13 @@ ASCENT = OptimConfig(lr=5e-4, nesterov=True, weight_decay=1e-4, schedule="consta
 class UnlearnConfig:
     """Unlearning of the suspects. Default: ABL's, ascent at 5e-4 for 16 steps, but stopped at chance."""
 
-    kind: Kind = option(
-        "ascent",
-        "ascent on their loss; alternate: with descent on the half that is least suspected; uniform: towards an even prediction",
-    )
+    kind: Kind = option("ascent", "ascent on their loss; uniform: towards an even prediction")
+    alternate: bool = option(False, "every second step descends on the half that is least suspected (D-BR's, with ascent)")
     optimizer: OptimConfig = option(lambda: ASCENT, "optimiser and schedule (ABL's)")
     steps: int = option(16, "steps", low=1)
     batch_size: int = option(128, "images a step", low=1)
     batch_norm: Literal["train", "frozen"] = option("train", "statistics: of the suspects, which are learned, or the stored ones")
-    bounded: bool = option(True, "ends once a batch of suspects is right less often than chance")
+    bounded: bool = option(True, "rests once a batch of suspects is right less often than chance")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -88,7 +86,7 @@ def suspected(size: int, ratio: float) -> int:
 
 def check_unlearning(config: UnlearnConfig, size: int) -> None:
     """Raises `ConfigError` where `alternate` has no batch of trusted images among `size`."""
-    if config.kind == "alternate":
+    if config.alternate:
         epoch_plan(size // 2, config.batch_size, drop_last=True)
 
 
@@ -99,7 +97,7 @@ def unlearning_job(
     return ascent_job(
         key, model, variables, data, judged.suspects, judged.trusted,
         tx=make_optimizer(config.optimizer, steps=config.steps, steps_per_epoch=config.steps), steps=config.steps,
-        batch_size=config.batch_size, kind=config.kind, batch_norm=config.batch_norm, bounded=config.bounded,
+        batch_size=config.batch_size, kind=config.kind, alternate=config.alternate, batch_norm=config.batch_norm, bounded=config.bounded,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from ..sharding import over_data
 from .loop import Job
 from .step import accuracy, cross_entropy
 
-Kind = Literal["ascent", "alternate", "uniform"]
+Kind = Literal["ascent", "uniform"]
 
 
 class Two(NamedTuple):
@@ -43,23 +43,25 @@ def ascent_job(
     steps: int,
     batch_size: int,
     kind: Kind = "ascent",
+    alternate: bool = False,
     batch_norm: Literal["train", "frozen"] = "train",
     bounded: bool = True,
 ) -> Job:
     """The loop that unlearns the rows `suspects` [k] of `split` under the labels they were given.
 
     Args:
-        trusted: rows whose loss `alternate` descends on, in every second step; unused by the others.
-        kind: `ascent` on cross-entropy; `alternate` (D-BR); `uniform`: descent on the divergence of the prediction from an even one,
-            which is bounded below.
+        trusted: rows whose loss `alternate` descends on.
+        kind: `ascent` on cross-entropy; `uniform`: descent on the divergence of the prediction from an even one, which is bounded below.
+        alternate: every second step descends on the cross-entropy of `trusted` images (D-BR, with `ascent`).
         batch_norm: whether the batch's statistics are used and learned, or the stored ones, which then stay.
-        bounded: once a batch of suspects is right less often than 1 / K before the step, nothing moves any more, and the loop may end;
-            descent goes on. `opt_state` is (the optimiser's, whether it has come to rest); the metric `resting` says from where on.
+        bounded: once a batch of suspects is right less often than 1 / K before the step, nothing moves any more, and the loop may end.
+            With `alternate` descent goes on, and so does unlearning where it brings the suspects back. `opt_state` is (the optimiser's,
+            whether it has come to rest); the metric `resting` says where.
     """
     suspects, trusted = jnp.asarray(suspects), jnp.asarray(trusted)
     per_epoch, size = epoch_plan(len(suspects), batch_size, drop_last=False)
     plans = {"suspects": (len(suspects), per_epoch, size)}
-    if kind == "alternate":
+    if alternate:
         per_epoch, size = epoch_plan(len(trusted), batch_size, drop_last=True)
         plans["trusted"] = (len(trusted), per_epoch, size)
 
@@ -69,21 +71,19 @@ def ascent_job(
         mine = getattr(data, name)[over_data(rows)]
         return as_float(data.split.images[mine]), data.split.labels[mine]
 
-    loss = _loss(model, kind, training=batch_norm == "train")
+    loss, descent = (_loss(model, aim, training=batch_norm == "train") for aim in (kind, "descent"))
 
     def step(state: TrainState, data: Two) -> tuple[TrainState, Metrics]:
         optimiser, resting = state.opt_state
         params, batch_stats = state.variables
-        images, labels = draw(state, data, "suspects", state.step // 2 if kind == "alternate" else state.step)
-        (_, (stats, value, right, chance)), grads = jax.value_and_grad(loss, has_aux=True)(
-            params, batch_stats, images, labels, -1.0
-        )
+        images, labels = draw(state, data, "suspects", state.step // 2 if alternate else state.step)
+        (_, (stats, value, right, chance)), grads = jax.value_and_grad(loss, has_aux=True)(params, batch_stats, images, labels)
         if bounded:
-            resting = resting | (right < chance)
+            resting = (resting & (not alternate)) | (right < chance)
         still = resting
-        if kind == "alternate":  # descent goes on where ascent rests
+        if alternate:
             images, labels = draw(state, data, "trusted", state.step // 2)
-            (_, (other_stats, *_)), other = jax.value_and_grad(loss, has_aux=True)(params, batch_stats, images, labels, 1.0)
+            (_, (other_stats, *_)), other = jax.value_and_grad(descent, has_aux=True)(params, batch_stats, images, labels)
             descend = state.step % 2 == 1
             pick = lambda a, b: jax.tree.map(lambda x, y: jnp.where(descend, x, y), a, b)
             grads, stats, still = pick(other, grads), pick(other_stats, stats), resting & ~descend
@@ -97,21 +97,21 @@ def ascent_job(
         return after, metrics
 
     state = TrainState(jnp.zeros((), jnp.int32), variables, (tx.init(variables.params), jnp.zeros((), bool)), key)
-    ended = (lambda state: state.opt_state[1]) if bounded and kind != "alternate" else None
+    ended = (lambda state: state.opt_state[1]) if bounded and not alternate else None
     return Job(step, state, Two(Split(*map(jnp.asarray, split)), suspects, trusted), steps, finished=ended)
 
 
-def _loss(model: Model, kind: Kind, *, training: bool) -> Callable[..., Any]:
-    """The loss to descend on, `sign` times cross-entropy or, for `uniform`, the divergence from an even prediction; with it the batch
-    statistics, the cross-entropy, and how often the images are right, before the step and by chance."""
+def _loss(model: Model, aim: str, *, training: bool) -> Callable[..., Any]:
+    """The loss to descend on: cross-entropy (`descent`), its negative (`ascent`) or the divergence from an even prediction (`uniform`);
+    with it the batch statistics, the cross-entropy, and how often the images are right, before the step and by chance."""
 
-    def loss(params: Params, batch_stats: Params, images: jax.Array, labels: jax.Array, sign: float):
+    def loss(params: Params, batch_stats: Params, images: jax.Array, labels: jax.Array):
         outputs = model.apply(Variables(params, batch_stats), images, train=training)
         value = cross_entropy(outputs.logits, labels).mean()
-        aim = sign * value
-        if kind == "uniform":
-            aim = -jax.nn.log_softmax(outputs.logits).mean(-1).mean() - jnp.log(outputs.logits.shape[-1])
+        aimed = -value if aim == "ascent" else value
+        if aim == "uniform":
+            aimed = -jax.nn.log_softmax(outputs.logits).mean(-1).mean() - jnp.log(outputs.logits.shape[-1])
         stats = outputs.batch_stats if training else batch_stats
-        return aim, (stats, value, accuracy(outputs.logits, labels), 1 / outputs.logits.shape[-1])
+        return aimed, (stats, value, accuracy(outputs.logits, labels), 1 / outputs.logits.shape[-1])
 
     return loss
