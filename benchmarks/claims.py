@@ -111,11 +111,9 @@ def worn(one: Lineages) -> bool:
     return all(one.mean("asr", update) < one.mean("stale_asr", update) for update in due)
 
 
-def scaled(one: Lineages, rows: Sequence[Lineages]) -> Lineages | None:
-    """The constant rate of equal mean that it is held against, if it was scaled to one."""
-    against = next((other for other in rows if other.name == one.line["baseline"]), None)
-    same = against and against is not one and math.isclose(against.line["lr_mean"], one.line["lr_mean"], rel_tol=1e-4)
-    return against if same else None
+def equal_mean(one: Lineages, rows: Sequence[Lineages]) -> Lineages | None:
+    """The constant rate of its mean, if it was scaled to it."""
+    return next((other for other in rows if other.name == one.line["baseline"]), None) if one.line["equal_mean"] else None
 
 
 def judge(claim: int, rows: Sequence[Lineages]) -> tuple[Said, str]:
@@ -149,9 +147,9 @@ def strategies(rows: Sequence[Lineages]) -> tuple[Said, str]:
     found: dict[str, list[str]] = {"steps": [], "mean": [], "constant": []}
     said: Said = []
     for one in rows:
-        against, true = scaled(one, rows), at_once(one) and one.line["counts"] is True
+        against, true = equal_mean(one, rows), at_once(one) and one.line["counts"] is True
         true = true and not (against and at_once(against))
-        kind = "constant" if one.name.startswith("constant") else "mean" if against else "steps"
+        kind = "constant" if one.line["constant"] else "mean" if against else "steps"
         said.append(true)
         if true:
             found[kind].append(one.name)

@@ -45,7 +45,7 @@ def compare(rows: Sequence[Row], evolved: Sequence[Row], shown: Mapping[str, Sho
 
     `rows` are those of results.csv, `evolved` those of evolution.csv. `baseline` is the evolution of the same group with a constant
     rate and the highest `valid_acc` (None for a group of one): of the lineages of a clean model where the study has them, else of this
-    attack's; ASR is not looked at. One that was scaled to a mean is held against the constant rate of that mean, where there is one.
+    attack's; ASR is not looked at. One that was scaled to a mean is held against the constant rate of that mean, where there is one (`equal_mean`).
     `counts` says whether the mean ACC is at most a point below the baseline's, `speedup` is the baseline's S at an ASR of 50 % over
     this one's (inf where this one's is 0), `speedup_bound` ≥ where the baseline's is censored and ≤ where this one's is; where both
     are there is no number. A backdoor that did not work before the first update counts for no threshold. `survived_τ` are means over
@@ -58,9 +58,11 @@ def compare(rows: Sequence[Row], evolved: Sequence[Row], shown: Mapping[str, Sho
             label: _one(attack, label, mine, rows, shown[label]) for label in dict.fromkeys(row["evolution"] for row in mine)
         }
         for label, row in found.items():
-            baseline = _baseline(label, attack, evolved, shown)
+            equal = _equal(label, shown)
+            baseline = equal or _chosen(label, attack, evolved, shown)
             against = found.get(baseline)
-            row |= {"baseline": baseline, "counts": None, "speedup": None, "speedup_bound": None}
+            row |= {"constant": shown[label].constant, "equal_mean": equal is not None, "baseline": baseline}
+            row |= {"counts": None, "speedup": None, "speedup_bound": None}
             if against:
                 row["counts"] = row["acc"] >= against["acc"] - ALLOWED
                 row |= _speedup(against, row)
@@ -91,13 +93,22 @@ def _one(attack: str, label: str, evolved: Sequence[Row], rows: Sequence[Row], s
     }  # fmt: skip
 
 
-def _baseline(label: str, attack: str, evolved: Sequence[Row], shown: Mapping[str, Shown]) -> str | None:
-    """The constant rate that an evolution is held against: that of its mean, or the one that clean validation chooses for its group."""
+def _alike(label: str, shown: Mapping[str, Shown]) -> list[str]:
+    """The constant rates of an evolution's group, none where it is alone."""
     group = [name for name, other in shown.items() if other.group == shown[label].group]
-    alike = [name for name in group if shown[name].constant] if len(group) > 1 else []
-    equal = [name for name in alike if np.isclose(shown[name].rates.mean(), shown[label].rates.mean(), rtol=1e-4)]
-    if shown[label].scaled and equal:
-        return equal[0]
+    return [name for name in group if shown[name].constant] if len(group) > 1 else []
+
+
+def _equal(label: str, shown: Mapping[str, Shown]) -> str | None:
+    """The constant rate of the mean that an evolution was scaled to."""
+    mean = shown[label].rates.mean()
+    equal = [name for name in _alike(label, shown) if np.isclose(shown[name].rates.mean(), mean, rtol=1e-4)]
+    return equal[0] if shown[label].scaled and equal else None
+
+
+def _chosen(label: str, attack: str, evolved: Sequence[Row], shown: Mapping[str, Shown]) -> str | None:
+    """The constant rate that clean validation chooses for an evolution's group."""
+    alike = _alike(label, shown)
     triggered = {row["attack"] for row in evolved if row["asr"] is not None}
 
     def means(counted) -> dict[str, float]:

@@ -115,6 +115,8 @@ def _lineage_task(lab: Lab, cell: Cell, victim: Stage | None = None, prepared: S
     """All updates of the victim on the fresh images, kept in the cache; counted after the last, under its drift."""
     case, config = cell.case, cell.choice.config
     recipe = {"evolution": to_mapping(config), "victim": case.recipe, "seed": case.seed, "fresh": lab.config.fresh}
+    if not case.attacked:  # where there is no trigger these say nothing
+        recipe["evolution"] |= {"persistent": 0.0, "trigger_first": False}
     recipe |= {"measured": lab.config.measured, "images": lab.fresh_hash}
     recipe |= {"drift": list(config.drift.items())}  # one after another: their order counts, which a mapping's hash does not know
     if cell.defense:

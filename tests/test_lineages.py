@@ -223,21 +223,36 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
     assert survived(found["clean", "low"], 0.5) == "–" and found["clean", "smart"]["speedup"] is None
     assert (smart["speedup_bound"], low["speedup_bound"]) == (None, "≤") and ratio(low) == "≤ 0.5×" and ratio(smart) == "9.0×"
     scaled = shown | {"smart": Shown(rate(0.015, 0.005), "a", False, scaled=True)}
-    assert [row["baseline"] for row in compare(ended, evolved, scaled) if row["evolution"] == "smart"] == ["low", "low"]
+    held = {row["evolution"]: row for row in compare(ended, evolved, scaled) if row["attack"] == "badnets"}
+    assert held["smart"]["baseline"] == "low"
+    assert [held[name]["equal_mean"] for name in shown] == [False, False, True, False]
+    assert [held[name]["constant"] for name in shown] == [True, True, False, True]
     dead = [row | {"asr": 0.3} if row["asr"] and not row["update"] else row for row in evolved]
     assert all(row["survived_0.5"] is None for row in compare(ended, dead, shown))  # what never worked did not fade
     alone = {row["evolution"]: row for row in compare(ended, [row for row in evolved if row["attack"] == "badnets"], shown)}
     assert alone["smart"]["baseline"] == "low" and alone["smart"]["counts"] is False  # two and a half points below
 
 
+def folder_of(tmp_path, attack: str, **setting: str) -> str:
+    """Where the first evolution's lineage of an attack lies."""
+    lab = open_lab(
+        read(STUDY, *((f"evolutions.0.{name}", value) for name, value in setting.items())), tmp_path, Progress(quiet=True)
+    )
+    cells = [cell for cell in make_cells(lab) if cell.kind == "lineage" and cell.case.label == attack]
+    return task_of(lab, cells[0], {}).folder.name
+
+
 def test_the_order_of_drifts_is_another_lineage(tmp_path):
     """Noise and then blur are other images than blur and then noise."""
-    folders = set()
-    for drift in ("{noise: 0.1, blur: 0.5}", "{blur: 0.5, noise: 0.1}"):
-        lab = open_lab(read(STUDY, ("evolutions.0.drift", drift)), tmp_path, Progress(quiet=True))
-        cell = next(cell for cell in make_cells(lab) if cell.kind == "lineage")
-        folders.add(task_of(lab, cell, {}).folder.name)
-    assert len(folders) == 2
+    assert folder_of(tmp_path, "badnets", drift="{noise: 0.1, blur: 0.5}") != folder_of(
+        tmp_path, "badnets", drift="{blur: 0.5, noise: 0.1}"
+    )
+
+
+def test_the_control_is_one_lineage_however_the_others_are_poisoned(tmp_path):
+    for setting in ({"persistent": "0.1"}, {"trigger_first": "true"}):
+        assert folder_of(tmp_path, "clean", **setting) == folder_of(tmp_path, "clean")
+        assert folder_of(tmp_path, "badnets", **setting) != folder_of(tmp_path, "badnets")
 
 
 def test_attacks_without_a_released_set_cannot_be_replayed(tmp_path):

@@ -18,7 +18,6 @@ from d3jax.errors import DivergedError
 from d3jax.metrics import predict
 from d3jax.study import REGISTRIES
 from d3jax.training import Session, fit
-from d3jax.training.ascent import ascent_job
 from d3jax.training.semi_supervised import (
     Drawn,
     SemiConfig,
@@ -33,6 +32,7 @@ from d3jax.training.semi_supervised import (
     sharpen,
 )  # fmt: skip
 from d3jax.training.step import classification_loss
+from d3jax.training.unlearn import unlearn_job
 
 KEY = jax.random.key(11)
 RNG = np.random.default_rng(4)
@@ -197,7 +197,7 @@ def test_cutout_takes_a_square_out():
 def ascended(model, victim, dataset, steps=60, lr=0.5, log_every=1, **options):
     labels = np.asarray(dataset.train.labels)
     suspects, trusted = np.flatnonzero(labels == 2)[:24], np.flatnonzero(labels != 2)
-    job = ascent_job(
+    job = unlearn_job(
         KEY, model, victim.variables, dataset.train, suspects, trusted, tx=optax.sgd(lr, momentum=0.9), steps=steps,
         batch_size=12, **options,
     )  # fmt: skip

@@ -15,11 +15,11 @@ from ..config import OptimConfig, TrainConfig, check_fields, option
 from ..data.augment import make_augment
 from ..data.batching import epoch_plan
 from ..sharding import same_arrays
-from ..training.ascent import Kind, ascent_job
 from ..training.loop import Job, Line
 from ..training.minimise import minimise_job
 from ..training.optim import make_optimizer
 from ..training.step import Loss
+from ..training.unlearn import Kind, unlearn_job
 
 
 def training_job(key: jax.Array, variables: Variables, data: Split, config: TrainConfig, info: DataInfo, loss: Loss) -> Job:
@@ -93,8 +93,8 @@ def check_unlearning(config: UnlearnConfig, size: int) -> None:
 def unlearning_job(
     key: jax.Array, model: Model, variables: Variables, data: Split, judged: Judged, config: UnlearnConfig
 ) -> Job:  # fmt: skip
-    """`ascent_job` by a config."""
-    return ascent_job(
+    """`unlearn_job` by a config."""
+    return unlearn_job(
         key, model, variables, data, judged.suspects, judged.trusted,
         tx=make_optimizer(config.optimizer, steps=config.steps, steps_per_epoch=config.steps), steps=config.steps,
         batch_size=config.batch_size, kind=config.kind, alternate=config.alternate, batch_norm=config.batch_norm, bounded=config.bounded,

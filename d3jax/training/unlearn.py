@@ -1,4 +1,4 @@
-"""Unlearning some images: gradient ascent on their loss, bounded by a rule that stops it.
+"""Unlearning some images: by gradient ascent on their loss, or towards an even prediction, with a rule that ends it.
 
 ABL (Li et al., arXiv 2110.11571) ascends on the images it isolated; turns of ascent and descent on trusted images are D-BR's (Chen, Wu &
 Wang, NeurIPS 2022). Cross-entropy has no upper bound, so ascent has no end of its own: here it rests as soon as a batch of the
@@ -31,7 +31,7 @@ class Two(NamedTuple):
     trusted: jax.Array
 
 
-def ascent_job(
+def unlearn_job(
     key: jax.Array,
     model: Model,
     variables: Variables,
