@@ -50,7 +50,9 @@ class EvolutionConfig:
     persistent: float = option(0.0, "share of every fresh set that is poisoned (0: one-shot)", low=0, high=1)
     replay: float = option(0.0, "share of every batch that comes from the first set, poison and all", low=0, high=1)
     optimizer_state: Literal["reset", "carried"] = option("reset", "momentum at the start of an update")
-    learn: Literal["all", "statistics"] = option("all", "statistics: only BatchNorm's running ones move")
+    learn: Literal["all", "statistics", "parameters"] = option(
+        "all", "statistics: only BatchNorm's running ones move; parameters: all else does, and these normalise"
+    )
     augment: Literal["auto", "none"] = option("auto", "auto: the crop and flip that the data set allows")
     momentum: float = option(0.9, "SGD momentum", low=0, high=1)
     weight_decay: float = option(5e-4, "coupled L2", low=0)
@@ -65,7 +67,7 @@ class EvolutionConfig:
     def program(self) -> tuple[Any, ...]:
         """What of it is part of the compiled program: lineages that agree in it can run as members of one."""
         static = (self.updates, self.validation, self.epochs, self.batch_size, tuple(self.drift), self.trigger_first, self.replay)
-        return (*static, self.optimizer_state, self.augment, self.momentum, self.weight_decay)
+        return (*static, self.optimizer_state, self.learn == "parameters", self.augment, self.momentum, self.weight_decay)
 
 
 EVOLUTIONS = {"evolution": EvolutionConfig}
@@ -94,8 +96,10 @@ def evolution_job(
         images = jnp.concatenate([jnp.asarray(replayed.images), images])
         labels = np.concatenate([np.asarray(replayed.labels), labels])
         owned = np.concatenate([np.zeros(past, bool), owned])  # their trigger is in them already
-    learning = rates(config.strategy, per_update) * (config.learn == "all")
-    hyper = {"rates": jnp.asarray(learning), "strengths": jnp.asarray(list(config.drift.values()), jnp.float32)}
+    hyper = {
+        "rates": jnp.asarray(update_rates(config, per_update)),
+        "strengths": jnp.asarray(list(config.drift.values()), jnp.float32),
+    }
     data = TrainData(Split(images, jnp.asarray(labels)), jnp.asarray(owned), trigger, hyper=hyper)
     step = evolution_step(model, attack, config, info, size=size, past=past, per_epoch=per_update // config.epochs)
     params = variables.params
@@ -109,8 +113,13 @@ def check_evolution(config: EvolutionConfig, count: int, info: DataInfo) -> int:
     """How many of `count` fresh images an update learns. Raises `ConfigError` where they do not fill a batch, or something else does
     not suit the images."""
     compose(tuple(config.drift), info.shape[2])
-    rates(config.strategy, steps_of(config, count))
+    update_rates(config, steps_of(config, count))
     return _sizes(config, count)[0]
+
+
+def update_rates(config: EvolutionConfig, steps: int) -> np.ndarray:
+    """The learning rate of every step of an update, [steps]; 0 where only statistics move."""
+    return rates(config.strategy, steps) * (config.learn != "statistics")
 
 
 def steps_of(config: EvolutionConfig, count: int) -> int:
@@ -195,7 +204,7 @@ def evolution_step(
     poison = poison_rows(attack.stamp, attack.relabel)
     augment = make_augment(info, config.augment)
     replayed = round(config.replay * config.batch_size)
-    per_update = config.epochs * per_epoch
+    per_update, moving = config.epochs * per_epoch, config.learn != "parameters"
     rule = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.trace(config.momentum))
 
     def draw(key: jax.Array, step: jax.Array, data: TrainData) -> Batch:
@@ -226,15 +235,15 @@ def evolution_step(
         batch = draw(state.key, state.step, data)
 
         def loss(params: Params):
-            outputs = model.apply(Variables(params, batch_stats), batch.images, train=True)
+            outputs = model.apply(Variables(params, batch_stats), batch.images, train=moving)
             value = cross_entropy(outputs.logits, batch.labels).mean()
-            return value, (outputs.batch_stats, accuracy(outputs.logits, batch.labels))
+            return value, (outputs.batch_stats if moving else batch_stats, accuracy(outputs.logits, batch.labels))
 
-        (value, (batch_stats, hits)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        (value, (stats, hits)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         updates, (_, trace) = rule.update(grads, (optax.EmptyState(), optax.TraceState(momentum)), params)
         rate = data.hyper["rates"][at]
         params = jax.tree.map(lambda w, u: w - rate * u, params, updates)
-        state = TrainState(state.step + 1, Variables(params, batch_stats), (trace.trace, began), state.key)
+        state = TrainState(state.step + 1, Variables(params, stats), (trace.trace, began), state.key)
         return state, {"loss": value, "accuracy": hits, "lr": rate}
 
     return step

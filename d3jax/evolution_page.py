@@ -189,6 +189,8 @@ def _table(compared: Sequence[Row], looks: Looks) -> str:
         "rates the one with the best accuracy on validation images, which learning did not see; ASR plays no part. A strategy counts "
         "while its mean ACC is at most a point below that one's."
     )
+    if any(row["equal_mean"] for row in compared):
+        note += " What was scaled to a mean rate is held against the constant rate of that mean, where there is one."
     return f"<figure>{table(head, [body], 'glance')}<figcaption>{note}</figcaption></figure>"
 
 

@@ -17,12 +17,11 @@ from .analysis.forgetting import moment, retained, spectrum
 from .base import as_float, as_levels
 from .cells import Cell
 from .data.drift import compose
-from .evolution import survivability
+from .evolution import survivability, update_rates
 from .exhibits import targets_of
 from .lab import Lab
 from .lineages import evaluate_of, fresh_sets, measured, per_update, strengths
 from .stages import Result, Stage
-from .strategies import rates
 from .survival import TAUS, Predicted, Shown
 from .training.loop import Line
 
@@ -105,7 +104,7 @@ def shown_evolutions(lab: Lab) -> dict[str, Shown]:
     for choice in lab.config.evolutions:
         config = choice.config
         others = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name != "strategy"}
-        shape = rates(config.strategy, per_update(lab, config)) * (config.learn == "all")
+        shape = update_rates(config, per_update(lab, config))
         found[choice.label] = Shown(shape, repr(others), config.strategy.name == "constant", config.strategy.mean is not None)
     return found
 
@@ -134,7 +133,7 @@ def predictions(lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result], 
         alike = (case.label, repr((config.drift, config.updates, config.validation, config.label_shift)))
         if alike not in moments:
             moments[alike] = _moments(lab, cell, victim, *wanted)
-        d, steps = directions[case.label], rates(config.strategy, per_update(lab, config)) * (config.learn == "all")
+        d, steps = directions[case.label], update_rates(config, per_update(lab, config))
         lines = updates_of(result.lines)
         scores = [lines[0]["first_score"], *(line["score"] for line in lines)]
         left = {

@@ -17,10 +17,9 @@ from .analysis.forgetting import make_score
 from .base import Attack, Model, Prepared, Split, Variables, as_float, as_levels, stream
 from .cells import Cell
 from .data.drift import compose, keys_of, label_shift
-from .evolution import EvolutionConfig, divide, drift_keys, evolution_job, lineage_key, steps_of
+from .evolution import EvolutionConfig, divide, drift_keys, evolution_job, lineage_key, steps_of, update_rates
 from .lab import Lab, reserved_split
 from .metrics import Counts, make_evaluate
-from .strategies import rates
 from .training.loop import Job, Line, Session, fit
 from .training.poisoned import poisoned_split
 
@@ -83,7 +82,7 @@ def lineage_watch(lab: Lab, cell: Cell, folder: Path, victim: Callable[[], Any])
     config, case = cell.choice.config, cell.case
     evaluate = evaluate_of(lab, case.attack, config)
     steps = per_update(lab, config)
-    total = float(rates(config.strategy, steps).sum()) * (config.learn == "all")
+    total = float(update_rates(config, steps).sum())
     kept = fresh_sets(lab, cell)[1]
 
     def measure(prefix: str, variables: Variables, update: int) -> Line:

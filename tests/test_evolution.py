@@ -158,6 +158,14 @@ def test_statistics_alone_move_where_that_is_wanted(model, victim, parts, attack
     assert not np.array_equal(*(jax.tree.leaves(v.batch_stats)[0] for v in (state.variables, victim.variables)))
 
 
+def test_parameters_alone_move_where_that_is_wanted(model, victim, parts, attack, dataset):
+    config = dataclasses.replace(CONFIG, learn="parameters")
+    state, _ = fit(job_of(model, victim, parts, attack, dataset, config))
+    jax.tree.map(np.testing.assert_array_equal, state.variables.batch_stats, victim.variables.batch_stats)
+    assert not np.array_equal(*(v.params["head"]["kernel"] for v in (state.variables, victim.variables)))
+    assert config.program != CONFIG.program
+
+
 @pytest.mark.parametrize("share", [0.05, 0.1])
 def test_persistent_poison_is_the_same_share_of_every_set(model, victim, parts, attack, dataset, share):
     job = job_of(model, victim, parts, attack, dataset, dataclasses.replace(CONFIG, persistent=share))
