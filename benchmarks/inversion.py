@@ -11,13 +11,13 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from rounds import spread, timed
 
 from d3jax import huge_pages
 from d3jax.data import SyntheticConfig, synthetic
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=5, help="steps a round")
+    parser.add_argument("--steps", type=int, default=5, help="calls of the compiled step a round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
@@ -52,34 +52,22 @@ def measure(*, width: int, classes: int, batch: int, steps: int, rounds: int) ->
     seconds = {count: [] for count in counts}
     for _ in range(rounds):
         for count, run in runs.items():
-            seconds[count].append(run() / steps)
+            seconds[count].append(run())
     speedups = [classes * one / together for one, together in zip(seconds[1], seconds[classes], strict=True)]
     return {
         "step_ms": {f"{count} of {classes}": 1e3 * statistics.median(times) for count, times in seconds.items()},
-        "speedup": {"min": min(speedups), "median": statistics.median(speedups), "max": max(speedups)},
+        "speedup": spread(speedups),
     }
 
 
 def prepare(count: int, width: int, classes: int, batch: int, steps: int) -> Callable[[], float]:
-    """The compiled step for `count` classes, as a function that runs a round and returns its seconds."""
+    """The compiled step for `count` classes, as a function that runs a round and returns the seconds of a step."""
     data = synthetic(SyntheticConfig(size=32, channels=3, classes=classes, train=1000, test=classes))
     model, key = preact_resnet18(PreActResNet18Config(width), data.info), jax.random.key(0)
     config = InversionConfig(batch_size=batch, stop=0)
     job = inversion_job(key, model, model.init(key), data.train, config, np.arange(count))
     members = Members(job.step, [job.state], [job.data])
-    program = members.repeat.program(members.state, members.data, members.repeat.steps_per_call)
-    state = members.state
-
-    def run() -> float:
-        nonlocal state
-        started = time.perf_counter()
-        for _ in range(steps):
-            state, metrics = program(state, members.data)
-        jax.block_until_ready(metrics)
-        return (time.perf_counter() - started) / members.repeat.steps_per_call
-
-    run()
-    return run
+    return timed(members, steps, members.repeat.steps_per_call)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+from rounds import spread, timed
 
 from d3jax import huge_pages
 from d3jax.attacks import BadNetsConfig, badnets
@@ -26,7 +26,6 @@ from d3jax.evolution import EvolutionConfig, evolution_job
 from d3jax.metrics import make_evaluate
 from d3jax.models import PreActResNet18Config, preact_resnet18
 from d3jax.strategies import StrategyConfig
-from d3jax.training import Job
 from d3jax.training.members import Members
 
 UPDATE = 56
@@ -61,14 +60,15 @@ def measure(*, width: int, members: list[int], steps: int, rounds: int) -> dict[
         evolution_job(jax.random.key(i), model, variables, None, data.train, attack, trigger, config(i), data.info)
         for i in range(max(members))
     ]
-    runs = {count: _prepare(jobs[:count], steps) for count in (1, *members)}
+    together = lambda mine: Members(jobs[0].step, [job.state for job in mine], [job.data for job in mine], steps_per_call=1)
+    runs = {count: timed(together(jobs[:count]), steps) for count in (1, *members)}
     evaluate = make_evaluate(model, attack, data.info.num_classes)
     evaluate(variables, trigger, data.test)
     seconds: dict[int, list[float]] = {count: [] for count in runs}
     measuring = []
     for _ in range(rounds):
         for count, run in runs.items():
-            seconds[count].append(run() / steps / count)
+            seconds[count].append(run() / count)
         began = time.perf_counter()
         evaluate(variables, trigger, data.test)
         measuring.append(time.perf_counter() - began)
@@ -76,29 +76,9 @@ def measure(*, width: int, members: list[int], steps: int, rounds: int) -> dict[
     alone = statistics.median(seconds[1])
     return {
         "step_ms_a_member": {count: 1e3 * statistics.median(times) for count, times in seconds.items()},
-        "speedup": {
-            count: {"min": min(found), "median": statistics.median(found), "max": max(found)} for count, found in ratios.items()
-        },
+        "speedup": {count: spread(found) for count, found in ratios.items()},
         "update_s": {"steps": UPDATE * alone, "clean and triggered test images": statistics.median(measuring)},
     }
-
-
-def _prepare(jobs: list[Job], steps: int) -> Callable[[], float]:
-    """The compiled step of some lineages as one, as a function that runs a round and returns its seconds."""
-    members = Members(jobs[0].step, [job.state for job in jobs], [job.data for job in jobs], steps_per_call=1)
-    program = members.repeat.program(members.state, members.data, 1)
-    state = members.state
-
-    def run() -> float:
-        nonlocal state
-        began = time.perf_counter()
-        for _ in range(steps):
-            state, metrics = program(state, members.data)
-        jax.block_until_ready((state, metrics))
-        return time.perf_counter() - began
-
-    run()
-    return run
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
+from rounds import spread, timed
 
 from d3jax import huge_pages
 from d3jax.attacks import ATTACKS
@@ -55,10 +55,8 @@ def main() -> None:
     }
     result = {
         "command": " ".join(["benchmarks/poisoning.py", *sys.argv[1:]]),
-        "step_ms": {name: 1e3 * statistics.median(times) / options.steps for name, times in seconds.items()},
-        "cost": {
-            name: {"min": min(found), "median": statistics.median(found), "max": max(found)} for name, found in costs.items()
-        },
+        "step_ms": {name: 1e3 * statistics.median(times) for name, times in seconds.items()},
+        "cost": {name: spread(found) for name, found in costs.items()},
         **environment(),
     }
     print(json.dumps(result, indent=1))
@@ -68,24 +66,12 @@ def main() -> None:
 
 
 def prepare(attack: Attack, data, options: argparse.Namespace) -> Callable[[], float]:
-    """The compiled step of one attack, as a function that runs a round and returns its seconds."""
+    """The compiled step of one attack, as a function that runs a round and returns the seconds of a step."""
     model, key = preact_resnet18(PreActResNet18Config(options.width), data.info), jax.random.key(0)
     prepared = Prepared(attack.init(key)) if attack.preparation else None
     job = backdoor_job(key, model, data, attack, TrainConfig(steps=options.steps, batch_size=options.batch), prepared)
     members = Members(job.step, [job.state], [job.data])
-    program = members.repeat.program(members.state, members.data, 1)
-    state = members.state
-
-    def run() -> float:
-        nonlocal state
-        began = time.perf_counter()
-        for _ in range(options.steps):
-            state, _ = program(state, members.data)
-        jax.block_until_ready(state)
-        return time.perf_counter() - began
-
-    run()
-    return run
+    return timed(members, options.steps)
 
 
 if __name__ == "__main__":

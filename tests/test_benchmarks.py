@@ -1,10 +1,12 @@
 """What benchmarks count and how their processes talk; the measurements themselves are `slow`."""
 
 import argparse
+import itertools
 import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +93,22 @@ def test_the_queue_names_every_part():
     queue = (FOLDER / "gpu_queue.md").read_text()
     for name in gpu.PARTS:
         assert name in queue or f"`-{name.partition('-')[2]}`" in queue, name
+
+
+def test_a_round_is_so_many_calls_and_tells_the_seconds_of_a_step(monkeypatch):
+    import rounds
+
+    done = []
+
+    def program(state, data, n):
+        return lambda state, data: (done.append((state, n)), (state + n, {}))[1]
+
+    clock = itertools.count(0.0, 30.0)
+    monkeypatch.setattr(rounds.time, "perf_counter", lambda: next(clock))
+    members = SimpleNamespace(state=0, data=None, repeat=SimpleNamespace(program=program))
+    assert rounds.timed(members, 3, 5)() == 30.0 / 15  # the round before went unseen
+    assert done == [(5 * i, 5) for i in range(6)]
+    assert rounds.spread([3.0, 1.0, 2.0, 9.0]) == {"min": 1.0, "median": 2.5, "max": 9.0}
 
 
 def curves(folder: Path, lineages: dict[str, list[list[float]]], **lines: dict) -> Path:
