@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .figures import BEFORE, WIDTH, Runs, drawing, plain_numbers
+from .figures import BEFORE, WIDTH, Runs, drawing, plain_numbers, short
 from .markup import escape, figure, table
-from .report import points
 from .rows import Row
 
 CLEAN, POISONED = BEFORE, "#d55e00"
-HUES = {"entropy": "#0072b2", "cross_entropy": "#d55e00", "symmetric": "#009e73", "mixture": "#cc79a7", "rescored": "#2a3138"}
+HUES = {"entropy": "#0072b2", "cross_entropy": "#d55e00", "symmetric": "#009e73", "mixture": "#cc79a7"}
+LOWEST = 1e-4
+"""Scores below it are drawn as it."""
 
 
 class Filter(NamedTuple):
@@ -30,25 +32,32 @@ class Filter(NamedTuple):
     beginning: str = ""
 
 
-def show_filters(stem: Path, filters: Sequence[Filter], rows: Sequence[Row], runs: Runs) -> str:
-    """For one attack: of each training-time defence under the first seed its first stage, its scores, and what they find.
+def show_filters(stem: Path, filters: Sequence[Filter], rows: Sequence[Row], ended: Sequence[Row], runs: Runs) -> str:
+    """For one attack: of each first stage, how it learned and what its scores find, and what the defences made of it.
 
-    `rows` are the lines of filters.csv for this attack, `runs` its logged runs.
+    `filters` are those of one seed, tables are means over seeds: `rows` are the lines of filters.csv for this attack, `ended` its lines of
+    results.csv, `runs` its logged runs.
     """
-    parts = []
+    groups: dict[str, list[Filter]] = {}
     for one in filters:
-        mine = [row for row in rows if row["defense"] == one.defense]
-        name = Path(f"{stem}-{one.defense}")
-        path = _save_learning(Path(f"{name}-learning.png"), runs.get((one.beginning, one.seed), []))
-        text = "Its first stage on the poisoned set, by epoch: training images under the labels they were given, and test images."
-        parts.append(figure(path, f"{one.defense}: how clean and poisoned images are learned", f"{one.defense}. {text}"))
-        path = _save_scores(Path(f"{name}-scores.png"), one)
+        groups.setdefault(one.beginning, []).append(one)
+    parts = []
+    for group in groups.values():
+        names, path = ", ".join(one.defense for one in group), f"{stem}-{group[0].defense}"
+        learned = _save_learning(Path(f"{path}-learning.png"), runs.get((group[0].beginning, group[0].seed), []))
+        text = "The first stage on the poisoned set, by epoch: training images under the labels they were given, and test images."
+        parts.append(figure(learned, f"{names}: how clean and poisoned images are learned", f"{names}. {text}"))
         text = (
-            "Above: scores, each kind's histogram of its own. Below: of the images with the lowest scores, the share that is poisoned, "
-            "and the share of the poisoned found. Rescored: after unlearning; its lowest keep their labels, so that no poison is to be there."
+            f"Scores behind that first stage. Above: each kind's histogram of its own, in its first bin all that is below {LOWEST:g}. "
+            "Below: of the images with the lowest scores, the share that is poisoned, and the share of the poisoned found."
         )
-        parts.append(figure(path, f"{one.defense}: scores of clean and poisoned images", f"{one.defense}. {text}"))
-        parts.append(_table(mine))
+        scored = _save_scores(Path(f"{path}-scores.png"), group[0])
+        parts.append(figure(scored, f"{names}: scores of clean and poisoned images", text))
+        parts.append(_scores_table([row for row in rows if row["defense"] == group[0].defense and row["score"] in HUES]))
+        text = "Scored again after unlearning: the lowest keep their labels, so that no poison is to be there."
+        again = _save_rescored(Path(f"{path}-rescored.png"), [one for one in group if "rescored" in one.curves])
+        parts.append(figure(again, f"{names}: scores after unlearning", text))
+        parts.append(_choices_table([row for row in ended for one in group if row["defense"] == one.defense]))
     return "".join(parts)
 
 
@@ -82,27 +91,19 @@ def _save_learning(path: Path, records: Sequence[Mapping[str, float]]) -> Path |
 
 
 def _save_scores(path: Path, one: Filter) -> Path:
-    shown = [name for name in ("entropy", "cross_entropy", "rescored") if name in one.curves]
     with drawing(path, (WIDTH, 4.8)) as picture:
-        grid = picture.add_gridspec(2, 6)
-        for i, name in enumerate(shown):
-            axis = picture.add_subplot(grid[0, 2 * i : 2 * i + 2])
-            scores = one.found[name]
-            finite = scores[np.isfinite(scores)]
-            edges = np.linspace(0, max(float(np.quantile(finite, 0.99)), 1e-6), 40)
-            for kind, mask, colour in (("clean", ~one.flags, CLEAN), ("poisoned", one.flags, POISONED)):
-                if mask.any():
-                    values = np.clip(scores[mask], 0, edges[-1])
-                    axis.hist(
-                        values, edges, weights=np.full(len(values), 100 / len(values)), color=colour, alpha=0.55, label=kind
-                    )
-            axis.set(title=name.replace("_", "-"), xlabel="score (nats)", ylabel="images (%)")
+        grid = picture.add_gridspec(2, 2)
+        for i, name in enumerate(name for name in ("entropy", "cross_entropy") if name in one.curves):
+            axis = picture.add_subplot(grid[0, i])
+            _histogram(axis, one.found[name], one.flags)
+            axis.set(title=_plain(name), ylabel="images (%)")
             axis.legend()
         share = 100 * np.arange(1, len(one.flags) + 1) / len(one.flags)
         for i, title in enumerate(("Precision", "Recall")):
-            axis = picture.add_subplot(grid[1, 3 * i : 3 * i + 3])
-            for name, curve in one.curves.items():
-                axis.plot(share, 100 * curve[i], color=HUES[name], linewidth=1.3, label=name.replace("_", "-"))
+            axis = picture.add_subplot(grid[1, i])
+            for name, hue in HUES.items():
+                if name in one.curves:
+                    axis.plot(share, 100 * one.curves[name][i], color=hue, linewidth=1.3, label=_plain(name))
             axis.axhline(100 * one.flags.mean(), color=CLEAN, linewidth=0.8, linestyle=":") if i == 0 else None
             axis.set(
                 title=title, xlabel="images with the lowest scores (%)", ylabel="%", xlim=(0.1, 100), ylim=(-3, 103), xscale="log"
@@ -112,19 +113,66 @@ def _save_scores(path: Path, one: Filter) -> Path:
     return path
 
 
-def _table(rows: Sequence[Row]) -> str:
-    """How well each score finds the poison."""
-    if not rows:
-        return ""
-    shares = [name.removeprefix("precision_") for name in rows[0] if name.startswith("precision_")]
+def _save_rescored(path: Path, filters: Sequence[Filter]) -> Path | None:
+    """A histogram for each of them."""
+    if not filters:
+        return None
+    columns = min(4, len(filters))
+    rows = -(-len(filters) // columns)
+    with drawing(path, (WIDTH, 0.5 + 1.9 * rows)) as picture:
+        axes = picture.subplots(rows, columns, squeeze=False).ravel()
+        for axis, one in zip(axes, filters, strict=False):
+            _histogram(axis, one.found["rescored"], one.flags)
+            axis.set_title(short(one.defense, 30))
+        for axis in axes[len(filters) :]:
+            axis.set_visible(False)
+        handles, names = axes[0].get_legend_handles_labels()
+        picture.legend(handles, names, loc="outside upper right", ncols=2)
+    return path
+
+
+def _histogram(axis: Any, scores: np.ndarray, flags: np.ndarray) -> None:
+    """Of the scores of clean and of poisoned images, each adding up to 100 %."""
+    top = max(float(scores[np.isfinite(scores)].max(initial=0)), 10 * LOWEST)
+    edges = np.geomspace(LOWEST, top, 40)
+    for kind, mask, colour in (("clean", ~flags, CLEAN), ("poisoned", flags, POISONED)):
+        if mask.any():
+            values = np.clip(scores[mask].astype(np.float64), LOWEST, top)
+            axis.hist(values, edges, weights=np.full(len(values), 100 / len(values)), color=colour, alpha=0.55, label=kind)
+    axis.set(xscale="log", xlabel="score (nats)")
+    plain_numbers(axis.xaxis)
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _scores_table(rows: Sequence[Row]) -> str:
+    """How well each score of a first stage finds the poison."""
+    shares = [name.removeprefix("precision_") for name in rows[0] if name.startswith("precision_")] if rows else []
     head = ["<th scope=col>Score</th><th scope=col class=n>AUROC</th>"]
     head += [f"<th scope=col class=n>Precision<small>of the lowest {100 * float(share):g} %</small></th>" for share in shares]
-    body = []
-    for row in rows:
-        cells = [f"<td class=n>{'–' if row['auroc'] is None else format(row['auroc'], '.3f')}</td>"]
-        cells += [f"<td class=n>{points(row[f'precision_{share}'], digits=1)}</td>" for share in shares]
-        body.append(
-            f"<tr><th scope=row>{escape(row['score'].replace('_', '-'))} <small>seed {row['seed']}</small></th>{''.join(cells)}</tr>"
-        )
+    columns = {"auroc": (1, 3)} | {f"precision_{share}": (100, 1) for share in shares}
     note = "How well low scores find the poison: AUROC, and the share of the poisoned among the images with the lowest scores."
-    return f"<figure>{table(head, [body])}<figcaption>{note}</figcaption></figure>"
+    return _means(head, rows, "score", columns, note)
+
+
+def _choices_table(rows: Sequence[Row]) -> str:
+    """Whom each defence suspected, and whose labels it kept."""
+    head = ["<th scope=col>Defence</th><th scope=col class=n>Suspects<small>images</small></th>"]
+    head += [f"<th scope=col class=n>Poisoned<small>of the {those}, %</small></th>" for those in ("suspects", "labelled")]
+    columns = {"suspects": (1, 0), "suspects_poisoned": (100, 1), "labelled_poisoned": (100, 2)}
+    return _means(head, rows, "defense", columns, "Suspects are unlearned; labelled are the images that keep their labels.")
+
+
+def _means(head: Sequence[str], rows: Sequence[Row], by: str, columns: Mapping[str, tuple[float, int]], note: str) -> str:
+    """A table with a line for each value of `by`: means over seeds of `columns`, a factor and decimals each."""
+    body = []
+    for name in dict.fromkeys(row[by] for row in rows):
+        line = f"<th scope=row>{escape(_plain(name))}</th>"
+        for column, (factor, digits) in columns.items():
+            there = [row[column] for row in rows if row[by] == name and row[column] is not None]
+            line += f"<td class=n>{f'{factor * statistics.fmean(there):,.{digits}f}' if there else '–'}</td>"
+        body.append(f"<tr>{line}</tr>")
+    several = " Means over seeds." if len({row["seed"] for row in rows}) > 1 else ""
+    return f"<figure>{table(head, [body])}<figcaption>{note}{several}</figcaption></figure>" if body else ""

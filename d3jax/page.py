@@ -89,7 +89,7 @@ def write_report(
         where = folder / "figures" / stem
         sections = (
             partial(show_evolutions, where, attack, lineages, failed, looks),
-            partial(show_filters, where, filters, named, every.get(attack, {})),
+            partial(show_filters, where, filters, named, [row for row in rows if row["attack"] == attack], every.get(attack, {})),
             *(partial(show_paths, where, one, looks) for one in paths),
             partial(show_turned, [] if attack in extras.unknown else turned),
             partial(show_attack, where, attack, mine, runs, looks),

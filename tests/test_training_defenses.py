@@ -238,11 +238,23 @@ def test_rows_of_a_study(finished):
 
 
 def test_the_page_shows_learning_scores_and_filters(finished):
-    folder, _ = finished
+    folder, rows = finished
     page = (folder / "report.html").read_text()
     assert "how clean and poisoned images are learned" in page and "of the lowest 1 %" in page
     pictures = {path.name for path in (folder / "figures").iterdir()}
-    assert {"badnets-dlp-learning.png", "badnets-dlp-scores.png", "badnets-abl-authors-scores.png"} <= pictures
+    assert {
+        "badnets-dlp-learning.png",
+        "badnets-dlp-scores.png",
+        "badnets-dlp-rescored.png",
+        "badnets-abl-authors-scores.png",
+    } <= pictures
+    assert "badnets-first-scores.png" not in pictures  # the same first stage as dlp's
+    dlp_row = next(row for row in rows if row["defense"] == "dlp")
+    share = 100 * dlp_row["labelled_poisoned"]
+    assert (
+        f"<th scope=row>dlp</th><td class=n>20</td><td class=n>{100 * dlp_row['suspects_poisoned']:.1f}</td><td class=n>{share:.2f}</td>"
+        in page
+    )
 
 
 def test_no_weight_knows_who_is_poisoned(finished, tmp_path, monkeypatch, model):
