@@ -20,7 +20,7 @@ from .data.drift import compose
 from .evolution import survivability, update_rates
 from .exhibits import targets_of
 from .lab import Lab
-from .lineages import evaluate_of, fresh_sets, measured, per_update, strengths
+from .lineages import fresh_sets, measure_of, measured, per_update, strengths
 from .stages import Result, Stage
 from .survival import TAUS, Predicted, Shown
 from .training.loop import Line
@@ -36,14 +36,14 @@ WIDEST = 1024
 def control_rates(lab: Lab, cell: Cell, folder: Path, trigger: Any) -> dict[int, float]:
     """How often the control's model says the attacker's class for triggered images, by update, as far as its models are there."""
     config = cell.choice.config
-    evaluate = evaluate_of(lab, cell.case.attack, config)
+    measure = measure_of(lab, cell.case.attack, config)
     like = jax.eval_shape(lab.model.init, jax.random.key(0))
     found = {}
     for update in range(1, config.updates + 1):
         path = folder / "updates" / str(update)
         if path.is_dir():
             variables, _ = checkpoint.load(path, like)
-            found[update] = evaluate(variables, trigger, measured(lab, config, update), strengths(config, update)).asr
+            found[update] = measure(variables, trigger, measured(lab, config, update), strengths(config, update))[0].asr
     return found
 
 

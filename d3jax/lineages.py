@@ -13,37 +13,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import checkpoint
-from .analysis.forgetting import make_score
 from .base import Attack, Model, Prepared, Split, Variables, as_float, as_levels, stream
 from .cells import Cell
+from .compiling import fast
 from .data.drift import compose, keys_of, label_shift
 from .evolution import EvolutionConfig, divide, drift_keys, evolution_job, lineage_key, steps_of, update_rates
 from .lab import Lab, reserved_split
-from .metrics import Counts, make_evaluate
+from .metrics import Counts, make_measure
 from .training.loop import Job, Line, Session, fit
 from .training.poisoned import poisoned_split
-
-SCORED = 1000
-"""Test images behind the score of a trigger."""
 
 
 @functools.lru_cache(maxsize=64)
 def _compiled(
-    make: Callable[..., Any], model: Model, attack: Attack, drift: tuple[str, ...], channels: int, *options: Any
-) -> Any:
-    """What `make` builds, once for all lineages that drift alike."""
-    return make(model, attack, compose(drift, channels), *options)
+    model: Model, attack: Attack, drift: tuple[str, ...], channels: int, first: bool, num_classes: int, batch: int
+) -> Callable[..., tuple[Counts, float]]:
+    """`make_measure`, once for all lineages that drift alike."""
+    return make_measure(model, attack, num_classes, batch, compose(drift, channels), first)
 
 
-def _counting(model: Model, attack: Attack, drift: Any, first: bool, num_classes: int, batch: int) -> Callable[..., Counts]:
-    return make_evaluate(model, attack, num_classes, batch, drift, first)
-
-
-def evaluate_of(lab: Lab, attack: Attack, config: EvolutionConfig) -> Callable[..., Counts]:
-    """`evaluate(variables, trigger, test, strengths)` under the drift of a lineage."""
+def measure_of(lab: Lab, attack: Attack, config: EvolutionConfig) -> Callable[..., tuple[Counts, float]]:
+    """`measure(variables, trigger, test, strengths)` under the drift of a lineage."""
     info = lab.dataset.info
     options = (config.trigger_first, info.num_classes, lab.config.loop.eval_batch)
-    return _compiled(_counting, lab.model, attack, tuple(config.drift), info.shape[2], *options)
+    return _compiled(lab.model, attack, tuple(config.drift), info.shape[2], *options)
 
 
 def strengths(config: EvolutionConfig, update: int) -> jax.Array:
@@ -80,18 +73,18 @@ def lineage_watch(lab: Lab, cell: Cell, folder: Path, victim: Callable[[], Any])
     trigger does there.
     """
     config, case = cell.choice.config, cell.case
-    evaluate = evaluate_of(lab, case.attack, config)
+    count = measure_of(lab, case.attack, config)
     steps = per_update(lab, config)
     total = float(update_rates(config, steps).sum())
     kept = fresh_sets(lab, cell)[1]
 
     def measure(prefix: str, variables: Variables, update: int) -> Line:
         """On the test images as they are at an update."""
-        counts = evaluate(variables, victim().trigger, measured(lab, config, update), strengths(config, update))
+        counts, score = count(variables, victim().trigger, measured(lab, config, update), strengths(config, update))
         if not counts.triggered.sum():
             return {f"{prefix}acc": counts.acc}
-        score = {f"{prefix.removeprefix('watch_')}score": _score(lab, cell, variables, victim().trigger, update)}
-        return {f"{prefix}acc": counts.acc, f"{prefix}asr": counts.asr, f"{prefix}ra": counts.ra} | score
+        rates = {f"{prefix}acc": counts.acc, f"{prefix}asr": counts.asr, f"{prefix}ra": counts.ra}
+        return rates | {f"{prefix.removeprefix('watch_')}score": score}
 
     def watch(state: Any) -> Line:
         update = int(state.step) // steps
@@ -122,7 +115,7 @@ def defended_lineage(
     """
     config, defense = cell.choice.config, cell.defense
     job, steps = lineage_job(lab, cell, victim, prepared), per_update(lab, config)
-    measure, watch = evaluate_of(lab, cell.case.attack, config), lineage_watch(lab, cell, folder, lambda: victim)
+    measure, watch = measure_of(lab, cell.case.attack, config), lineage_watch(lab, cell, folder, lambda: victim)
     key = stream(lineage_key(cell.case.seed), "defense")
     state, lines, seconds = job.state, [], 0.0
     for update in range(1, config.updates + 1):
@@ -132,7 +125,7 @@ def defended_lineage(
         line = {}
         call, due = divmod(update, config.every)
         if not due and (not config.calls or call <= config.calls):
-            counts = measure(state.variables, victim.trigger, measured(lab, config, update), strengths(config, update))
+            counts, _ = measure(state.variables, victim.trigger, measured(lab, config, update), strengths(config, update))
             line = {"trained_acc": counts.acc} | ({"trained_asr": counts.asr} if counts.triggered.sum() else {})
             images = _looked_through(lab, cell, job, update)
             given = (jax.random.fold_in(key, update), lab.model, state.variables, images)
@@ -172,20 +165,6 @@ def shifted(test: Split, config: EvolutionConfig, update: int, num_classes: int)
     return Split(*(part[rows] for part in test))
 
 
-def _score(lab: Lab, cell: Cell, variables: Variables, trigger: Any, update: int) -> float:
-    """By how much the trigger raises the wanted class's logit, on average over some test images."""
-    config, case, size = cell.choice.config, cell.case, lab.config.loop.eval_batch
-    channels = lab.dataset.info.shape[2]
-    score = _compiled(make_score, lab.model, case.attack, tuple(config.drift), channels, config.trigger_first)
-    test = Split(*(part[:SCORED] for part in measured(lab, config, update)))
-    parts = [
-        score(variables, trigger, keys, as_float(images), labels, strengths(config, update))
-        for keys, (images, labels) in _batches(test, size)
-    ]
-    raised, counted = np.sum(jax.device_get(parts), axis=0)
-    return float(raised / counted)
-
-
 def _accuracy(lab: Lab, config: EvolutionConfig, variables: Variables, images: Split, update: int) -> float:
     """ACC on images as they are at an update."""
     channels, amounts = lab.dataset.info.shape[2], strengths(config, update)
@@ -202,7 +181,7 @@ def _batches(split: Split, size: int) -> Sequence[tuple[jax.Array, Split]]:
     return [(keys_of(jax.random.key(0), mine), Split(*(part[mine] for part in split))) for mine in rows]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(fast, static=3)
 def _classes(model: Model, drift: tuple[str, ...], channels: int, variables: Variables, keys: jax.Array, images: jax.Array, amounts: jax.Array):  # fmt: skip
     moved = compose(drift, channels)(keys, as_float(images), amounts)
     return model.apply(variables, moved, train=False).logits.argmax(-1)

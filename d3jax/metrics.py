@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .base import Attack, Model, Split, Variables, as_float
+from .compiling import fast
 from .data.drift import Drift, keys_of
 
 
@@ -63,15 +64,24 @@ def der(before: Counts, after: Counts) -> float:
 def make_evaluate(
     model: Model, attack: Attack, num_classes: int, batch_size: int = 500, drift: Drift | None = None, trigger_first: bool = False
 ) -> Callable[..., Counts]:
-    """Builds `evaluate(variables, trigger, test) -> Counts`, exact for any number of test images.
+    """Builds `evaluate(variables, trigger, test) -> Counts`, exact for any number of test images: `make_measure` without the score."""
+    measure = make_measure(model, attack, num_classes, batch_size, drift, trigger_first)
+    return lambda *given: measure(*given)[0]
+
+
+def make_measure(
+    model: Model, attack: Attack, num_classes: int, batch_size: int = 500, drift: Drift | None = None, trigger_first: bool = False
+) -> Callable[..., tuple[Counts, float]]:
+    """Builds `measure(variables, trigger, test) -> (Counts, score)`, exact for any number of test images.
 
     A triggered image counts when the attacker wants another class for it than its own: for all-to-one that leaves the
-    target's images out, for all-to-all none. With a `drift` it is `evaluate(variables, trigger, test, strengths)`: clean and
+    target's images out, for all-to-all none. The score is by how much the trigger raises the logit of the wanted class, on average over
+    these; NaN without any. With a `drift` it is `measure(variables, trigger, test, strengths)`: clean and
     triggered images are drifted, the trigger pasted after that, or before (`trigger_first`); what is random in a drift belongs to the
     image's place in `test`, and is the same for the clean and the triggered one.
     """
 
-    @jax.jit
+    @fast
     def counts_of(
         variables: Variables,
         trigger: Any,
@@ -80,23 +90,27 @@ def make_evaluate(
         rows: jax.Array,
         valid: jax.Array,
         strengths: jax.Array | None,
-    ) -> Counts:
+    ) -> tuple[Counts, jax.Array]:
         clean = as_float(images)
         move = lambda x: x if drift is None else drift(keys_of(jax.random.key(0), rows), x, strengths)
         stamped = move(attack.stamp(trigger, clean)) if trigger_first else attack.stamp(trigger, move(clean))
-        predict = lambda x: model.apply(variables, x, train=False).logits.argmax(-1)
+        logits = [model.apply(variables, x, train=False).logits for x in (move(clean), stamped)]
         wanted = attack.relabel(labels)
         counted = valid & (wanted != labels)
-        predicted, triggered = predict(move(clean)), predict(stamped)
+        predicted, triggered = (one.argmax(-1) for one in logits)
         by_class = jax.nn.one_hot(labels, num_classes, dtype=jnp.int32)
         masks = (valid, valid & (predicted == labels), counted, counted & (triggered == wanted), counted & (triggered == labels))
-        return Counts(*(mask.astype(jnp.int32) @ by_class for mask in masks))
+        raised = jnp.take_along_axis(logits[1] - logits[0], wanted[:, None], 1)[:, 0]
+        return Counts(*(mask.astype(jnp.int32) @ by_class for mask in masks)), jnp.where(counted, raised, 0).sum()
 
-    def evaluate(variables: Variables, trigger: Any, test: Split, strengths: jax.Array | None = None) -> Counts:
+    def measure(variables: Variables, trigger: Any, test: Split, strengths: jax.Array | None = None) -> tuple[Counts, float]:
         batches = [counts_of(variables, trigger, *batch, strengths) for batch in _padded(test, batch_size)]
-        return Counts(*(np.sum(parts, axis=0) for parts in zip(*jax.device_get(batches), strict=True)))
+        parts, raised = zip(*jax.device_get(batches), strict=True)
+        counts = Counts(*(np.sum(part, axis=0) for part in zip(*parts, strict=True)))
+        total = int(counts.triggered.sum())
+        return counts, float(np.sum(raised)) / total if total else float("nan")
 
-    return evaluate
+    return measure
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -125,9 +125,9 @@ def _lineage_task(lab: Lab, cell: Cell, victim: Stage | None = None, prepared: S
     folder = _cache(lab) / f"{lab.dataset.info.name}-{case.label}-lineage-seed{case.seed}-{recipe_hash(recipe)}"
 
     def evaluate(variables):
-        counts, last = lineages.evaluate_of(lab, case.attack, config), config.updates
+        measure, last = lineages.measure_of(lab, case.attack, config), config.updates
         test = lineages.shifted(lab.dataset.test, config, last, lab.dataset.info.num_classes)
-        return counts(variables, victim.tree.trigger, test, lineages.strengths(config, last))
+        return measure(variables, victim.tree.trigger, test, lineages.strengths(config, last))[0]
 
     return Task(
         cell.name,

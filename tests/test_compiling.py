@@ -47,3 +47,21 @@ def test_a_program_that_was_compiled_is_kept():
     for constant in range(4, 5 + compiling.KEPT):
         compiling.compiled(lowered(constant), device)
     assert len(compiling._programs) == compiling.KEPT and compiling.compiled(lowered(2), device) is not program
+
+
+def test_fast_is_jit(monkeypatch):
+    """Compiled once for arguments of a shape, with arrays of the host and of a device, and with static ones in front."""
+    made = []
+    compiled = compiling.compiled
+    monkeypatch.setattr(compiling, "uses_onednn", lambda: True)
+    monkeypatch.setattr(compiling, "_compile", lambda lowered: lowered.compile())
+    monkeypatch.setattr(compiling, "compiled", lambda *given: made.append(given) or compiled(*given))
+    call = compiling.fast(lambda name, x, y: {name: x.sum() + (0 if y is None else y["a"].sum())}, static=1)
+    ones = np.ones(5, np.float32)
+    assert float(call("sum", ones, None)["sum"]) == float(call("sum", 2 * jnp.asarray(ones), None)["sum"]) / 2 == 5
+    assert float(call("sum", ones, {"a": ones})["sum"]) == 10 and float(call("more", ones, None)["more"]) == 5
+    assert float(call("sum", np.ones(6, np.uint8), None)["sum"]) == 6
+    assert len(made) == 5  # host and device arrays each
+    mesh = jax.sharding.Mesh(jax.devices()[:2], "x")
+    there = jax.device_put(np.ones(4), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x")))
+    assert float(call("sum", there, None)["sum"]) == 4 and len(made) == 5

@@ -13,7 +13,7 @@ from d3jax.base import Model, Outputs, Prepared, Split, Variables, as_float
 from d3jax.data.drift import compose
 from d3jax.errors import ConfigError
 from d3jax.evolution import EvolutionConfig, divide, evolution_job, survivability
-from d3jax.metrics import make_evaluate
+from d3jax.metrics import make_evaluate, make_measure
 from d3jax.strategies import StrategyConfig
 from d3jax.training import Session, fit, fit_members
 from d3jax.training.poisoned import poisoned_split
@@ -253,3 +253,17 @@ def test_clean_label_attacks_need_nothing_of_the_updates(model, victim, parts, d
     fresh = Split(*(part[np.asarray(parts[1].labels) != 0] for part in parts[1]))
     job = job_of(model, victim, (parts[0], fresh), attack, dataset)
     assert not job.data.poisoned.any()
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_the_score_is_a_difference_of_logits(model, victim, attack, dataset, first):
+    drift, strengths, keys = compose(["contrast"], 3), jnp.array([-0.4]), jax.random.split(jax.random.key(0), 130)
+    images, labels = as_float(jnp.asarray(dataset.test.images)), dataset.test.labels
+    given = (victim.variables, victim.trigger, dataset.test, strengths)
+    counts, score = make_measure(model, attack, 4, 50, drift, first)(*given)
+    move = lambda x: drift(keys, x, strengths)
+    stamp = lambda x: attack.stamp(victim.trigger, x)
+    logits = lambda x: np.asarray(model.apply(victim.variables, x, train=False).logits, np.float64)[:, 0]
+    apart = logits(move(stamp(images)) if first else stamp(move(images))) - logits(move(images))
+    assert score == pytest.approx(apart[labels != 0].mean(), rel=1e-4) and score > 0
+    jax.tree.map(np.testing.assert_array_equal, counts, make_evaluate(model, attack, 4, 50, drift, first)(*given))

@@ -1,13 +1,9 @@
-"""The linear prediction against gradient descent that was run; the trigger's score on images by hand."""
+"""The linear prediction against gradient descent that was run."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax.analysis.forgetting import decay, make_score, moment, retained, spectrum
-from d3jax.base import as_float
-from d3jax.data.drift import compose
+from d3jax.analysis.forgetting import decay, moment, retained, spectrum
 
 
 def test_the_prediction_is_what_a_linear_model_does():
@@ -54,16 +50,3 @@ def test_weights_weigh_the_rows():
     features = np.random.default_rng(2).normal(size=(40, 3))
     twice = moment(np.concatenate([features, features[:10]])) * 50
     np.testing.assert_allclose(moment(features, 1 + (np.arange(40) < 10)) * 40, twice, rtol=1e-12)
-
-
-@pytest.mark.parametrize("first", [False, True])
-def test_the_score_is_a_difference_of_logits(model, victim, attack, dataset, first):
-    drift, strengths, keys = compose(["contrast"], 3), jnp.array([-0.4]), jax.random.split(jax.random.key(0), 40)
-    images, labels = as_float(jnp.asarray(dataset.test.images[:40])), jnp.asarray(dataset.test.labels[:40])
-    raised, counted = make_score(model, attack, drift, first)(victim.variables, victim.trigger, keys, images, labels, strengths)
-    move = lambda x: drift(keys, x, strengths)
-    stamp = lambda x: attack.stamp(victim.trigger, x)
-    logits = lambda x: np.asarray(model.apply(victim.variables, x, train=False).logits, np.float64)[:, 0]
-    apart = logits(move(stamp(images)) if first else stamp(move(images))) - logits(move(images))
-    others = np.asarray(labels) != 0
-    assert counted == others.sum() and float(raised) == pytest.approx(apart[others].sum(), rel=1e-4) and raised > 0

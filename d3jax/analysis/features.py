@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import Model, Variables, as_float
+from ..compiling import fast
 
 
 def penultimate(model: Model, variables: Variables, images: np.ndarray | jax.Array, batch_size: int = 500) -> np.ndarray:
@@ -22,7 +23,7 @@ def penultimate(model: Model, variables: Variables, images: np.ndarray | jax.Arr
     return np.concatenate([np.asarray(part, np.float32) for part in parts])
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(fast, static=1)
 def _features(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
     features = model.apply(variables, as_float(images), train=False).features["penultimate"]
     return features.reshape(len(images), -1)

@@ -10,12 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-
-from ..base import Attack, Model, Variables
-from ..data.drift import Drift
 
 
 def moment(features: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -69,22 +64,3 @@ def decay(curvatures: np.ndarray, rates: np.ndarray, momentum: float = 0.0) -> n
 
 def _with_bias(direction: np.ndarray) -> np.ndarray:
     return np.append(np.asarray(direction, np.float64), 0.0)
-
-
-def make_score(model: Model, attack: Attack, drift: Drift, trigger_first: bool = False):
-    """Builds `score(variables, trigger, keys, images, labels, strengths) -> (sum, count)`: by how much the trigger raises the logit of
-    the class that the attacker wants, summed over the float images [B, H, W, C], which drift by their `keys` [B]; those count of which
-    he wants another class than `labels` [B]."""
-
-    @jax.jit
-    def score(variables: Variables, trigger, keys: jax.Array, images: jax.Array, labels: jax.Array, strengths: jax.Array):
-        move = lambda x: drift(keys, x, strengths)
-        clean = move(images)
-        stamped = move(attack.stamp(trigger, images)) if trigger_first else attack.stamp(trigger, clean)
-        wanted = attack.relabel(labels)
-        logits = [model.apply(variables, x, train=False).logits for x in (stamped, clean)]
-        raised = jnp.take_along_axis(logits[0] - logits[1], wanted[:, None], 1)[:, 0]
-        counted = wanted != labels
-        return jnp.where(counted, raised, 0).sum(), counted.sum()
-
-    return score

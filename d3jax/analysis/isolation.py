@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import Model, Split, Variables, as_float
+from ..compiling import fast
 from ..training.step import cross_entropy
 
 Score = Literal["entropy", "cross_entropy", "symmetric", "mixture"]
@@ -36,7 +37,7 @@ def symmetric_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return ALPHA * cross_entropy(logits, labels) - BETA * jnp.log(FLOOR) * (1 - given)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(fast, static=1)
 def _scores(model: Model, variables: Variables, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
     logits = model.apply(variables, as_float(images), train=False).logits
     return {
