@@ -94,5 +94,6 @@ def _controls(
         if cell.kind == "lineage" and cell.case.attacked and control and isinstance(results.get(control.name), Stage):
             model = earlier.get(Cell(cell.case).name)
             if model:
-                found[cell.name] = control_rates(lab, cell, task_of(lab, control, {}).folder, model.tree.trigger)
+                folder, name = task_of(lab, control, {}).folder, task_of(lab, cell, {}).folder.name
+                found[cell.name] = control_rates(lab, cell, folder, name, model.tree.trigger)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from .data.drift import compose
 from .evolution import survivability, update_rates
 from .exhibits import targets_of
 from .lab import Lab
-from .lineages import fresh_sets, measure_of, measured, per_update, strengths
+from .lineages import asr_of, fresh_sets, measured, per_update, strengths
+from .rows import write_whole
 from .stages import Result, Stage
 from .survival import TAUS, Predicted, Shown
 from .training.loop import Line
@@ -33,17 +35,25 @@ WIDEST = 1024
 """Features up to which second moments are decomposed: twice for each update of every lineage, which takes hours for 4096."""
 
 
-def control_rates(lab: Lab, cell: Cell, folder: Path, trigger: Any) -> dict[int, float]:
-    """How often the control's model says the attacker's class for triggered images, by update, as far as its models are there."""
-    config = cell.choice.config
-    measure = measure_of(lab, cell.case.attack, config)
+def control_rates(lab: Lab, cell: Cell, folder: Path, name: str, trigger: Any) -> dict[int, float]:
+    """How often the control's model says the attacker's class for triggered images, by update, as far as its models are there.
+
+    They lie in the control's `folder`; there the rates are kept too, under the `name` of the attack's lineage, which says all that they follow from.
+    """
+    config, kept = cell.choice.config, folder / "controls" / f"{name}.json"
+    alone = jax.process_count() == 1  # several processes compute together or not at all
+    if alone and kept.is_file():
+        return {int(update): rate for update, rate in json.loads(kept.read_text()).items()}
+    asr = asr_of(lab, cell.case.attack, config)
     like = jax.eval_shape(lab.model.init, jax.random.key(0))
     found = {}
     for update in range(1, config.updates + 1):
         path = folder / "updates" / str(update)
         if path.is_dir():
             variables, _ = checkpoint.load(path, like)
-            found[update] = measure(variables, trigger, measured(lab, config, update), strengths(config, update))[0].asr
+            found[update] = asr(variables, trigger, measured(lab, config, update), strengths(config, update))
+    if alone and len(found) == config.updates:
+        write_whole(kept, json.dumps(found))
     return found
 
 

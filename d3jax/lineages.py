@@ -19,24 +19,40 @@ from .compiling import fast
 from .data.drift import compose, keys_of, label_shift
 from .evolution import EvolutionConfig, divide, drift_keys, evolution_job, lineage_key, steps_of, update_rates
 from .lab import Lab, reserved_split
-from .metrics import Counts, make_measure
+from .metrics import Counts, make_asr, make_measure
 from .training.loop import Job, Line, Session, fit
 from .training.poisoned import poisoned_split
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(
-    model: Model, attack: Attack, drift: tuple[str, ...], channels: int, first: bool, num_classes: int, batch: int
-) -> Callable[..., tuple[Counts, float]]:
-    """`make_measure`, once for all lineages that drift alike."""
-    return make_measure(model, attack, num_classes, batch, compose(drift, channels), first)
+def _counting(
+    make: Callable[..., Any], model: Model, attack: Attack, classes: int, channels: int, drift: tuple[str, ...], first: bool, batch: int
+) -> Any:  # fmt: skip
+    """What `make` builds, once for all lineages that drift alike."""
+    return make(model, attack, classes, batch, compose(drift, channels), first)
+
+
+def _options(lab: Lab, attack: Attack, config: EvolutionConfig) -> tuple[Any, ...]:
+    info = lab.dataset.info
+    return (
+        lab.model,
+        attack,
+        info.num_classes,
+        info.shape[2],
+        tuple(config.drift),
+        config.trigger_first,
+        lab.config.loop.eval_batch,
+    )
 
 
 def measure_of(lab: Lab, attack: Attack, config: EvolutionConfig) -> Callable[..., tuple[Counts, float]]:
     """`measure(variables, trigger, test, strengths)` under the drift of a lineage."""
-    info = lab.dataset.info
-    options = (config.trigger_first, info.num_classes, lab.config.loop.eval_batch)
-    return _compiled(lab.model, attack, tuple(config.drift), info.shape[2], *options)
+    return _counting(make_measure, *_options(lab, attack, config))
+
+
+def asr_of(lab: Lab, attack: Attack, config: EvolutionConfig) -> Callable[..., float]:
+    """`asr(variables, trigger, test, strengths)` under the drift of a lineage."""
+    return _counting(make_asr, *_options(lab, attack, config))
 
 
 def strengths(config: EvolutionConfig, update: int) -> jax.Array:

@@ -80,8 +80,41 @@ def make_measure(
     triggered images are drifted, the trigger pasted after that, or before (`trigger_first`); what is random in a drift belongs to the
     image's place in `test`, and is the same for the clean and the triggered one.
     """
+    counts_of = fast(_counts_of(model, attack, num_classes, drift, trigger_first))
+
+    def measure(variables: Variables, trigger: Any, test: Split, strengths: jax.Array | None = None) -> tuple[Counts, float]:
+        batches = [counts_of(variables, trigger, *batch, strengths) for batch in _padded(test, batch_size)]
+        parts, raised = zip(*jax.device_get(batches), strict=True)
+        counts = Counts(*(np.sum(part, axis=0) for part in zip(*parts, strict=True)))
+        total = int(counts.triggered.sum())
+        return counts, float(np.sum(raised)) / total if total else float("nan")
+
+    return measure
+
+
+def make_asr(
+    model: Model, attack: Attack, num_classes: int, batch_size: int = 500, drift: Drift | None = None, trigger_first: bool = False
+) -> Callable[..., float]:
+    """Builds `asr(variables, trigger, test) -> float`: `make_evaluate`'s ASR alone, at half its cost, as clean images are not looked at."""
+    counts_of = _counts_of(model, attack, num_classes, drift, trigger_first)
 
     @fast
+    def shares_of(*batch: Any) -> tuple[jax.Array, jax.Array]:
+        counts, _ = counts_of(*batch)
+        return counts.reached.sum(), counts.triggered.sum()
+
+    def asr(variables: Variables, trigger: Any, test: Split, strengths: jax.Array | None = None) -> float:
+        batches = [shares_of(variables, trigger, *batch, strengths) for batch in _padded(test, batch_size)]
+        return _share(*np.asarray(jax.device_get(batches)).T)
+
+    return asr
+
+
+def _counts_of(
+    model: Model, attack: Attack, num_classes: int, drift: Drift | None, trigger_first: bool
+) -> Callable[..., tuple[Counts, jax.Array]]:
+    """What is counted in one padded batch, and the sum by which the trigger raises the wanted class's logit."""
+
     def counts_of(
         variables: Variables,
         trigger: Any,
@@ -103,14 +136,7 @@ def make_measure(
         raised = jnp.take_along_axis(logits[1] - logits[0], wanted[:, None], 1)[:, 0]
         return Counts(*(mask.astype(jnp.int32) @ by_class for mask in masks)), jnp.where(counted, raised, 0).sum()
 
-    def measure(variables: Variables, trigger: Any, test: Split, strengths: jax.Array | None = None) -> tuple[Counts, float]:
-        batches = [counts_of(variables, trigger, *batch, strengths) for batch in _padded(test, batch_size)]
-        parts, raised = zip(*jax.device_get(batches), strict=True)
-        counts = Counts(*(np.sum(part, axis=0) for part in zip(*parts, strict=True)))
-        total = int(counts.triggered.sum())
-        return counts, float(np.sum(raised)) / total if total else float("nan")
-
-    return measure
+    return counts_of
 
 
 @functools.partial(jax.jit, static_argnums=0)

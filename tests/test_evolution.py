@@ -13,7 +13,7 @@ from d3jax.base import Model, Outputs, Prepared, Split, Variables, as_float
 from d3jax.data.drift import compose
 from d3jax.errors import ConfigError
 from d3jax.evolution import EvolutionConfig, divide, evolution_job, survivability
-from d3jax.metrics import make_evaluate, make_measure
+from d3jax.metrics import make_asr, make_evaluate, make_measure
 from d3jax.strategies import StrategyConfig
 from d3jax.training import Session, fit, fit_members
 from d3jax.training.poisoned import poisoned_split
@@ -267,3 +267,4 @@ def test_the_score_is_a_difference_of_logits(model, victim, attack, dataset, fir
     apart = logits(move(stamp(images)) if first else stamp(move(images))) - logits(move(images))
     assert score == pytest.approx(apart[labels != 0].mean(), rel=1e-4) and score > 0
     jax.tree.map(np.testing.assert_array_equal, counts, make_evaluate(model, attack, 4, 50, drift, first)(*given))
+    assert make_asr(model, attack, 4, 50, drift, first)(*given) == counts.asr

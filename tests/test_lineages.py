@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax import checkpoint, study
+from d3jax import checkpoint, lineage_rows, study
 from d3jax.base import Split, as_float
 from d3jax.cells import make_cells
 from d3jax.config_file import loads
@@ -108,6 +108,14 @@ def test_survivability_is_a_column(finished):
     slow = rows[1]
     assert slow["survived_0.5"] == 3 and slow["survived_0.5_censored"] is True
     assert "survived_0.5" not in rows[0] and "survived_0.5" not in rows[4]
+
+
+def test_a_rerun_counts_no_control_again(finished, tmp_path, monkeypatch):
+    folder, _ = finished
+    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
+    monkeypatch.setattr(lineage_rows, "asr_of", lambda *_: pytest.fail("counted again"))
+    study.run_study(read(), tmp_path, Progress(quiet=True))
+    assert (tmp_path / "evolution.csv").read_text() == (folder / "evolution.csv").read_text()
 
 
 def test_together_they_have_the_numbers_they_have_apart(finished, tmp_path):
