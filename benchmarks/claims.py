@@ -1,12 +1,13 @@
 """What studies of evolving models say of the paper's claims C1 to C5 (arXiv 2206.04677): a table for each, with a verdict.
 
 The claims have no numbers, so that what counts as true is ours. It was written down when eight lineages of C1 had ended and none of the
-others, and changed once, after a review, before any table was made. T are the updates of a lineage, S_τ those that the backdoor survived before the ASR first fell
+others, and changed once, after a review, before any table was made; what was changed later is said at its claim. T are the updates of a lineage, S_τ those that the backdoor survived before the ASR first fell
 below τ; a row's condition must be met on every seed unless it says otherwise. Seeds whose backdoor did not work before the first update
 (ASR below 50 %) are left out.
 
 - C1, a one-shot backdoor does not survive a few updates, with larger triggers and more poison neither: S_0.5 is at most T / 2.
-- C2, poison must go on: without it the ASR falls below 50 % within T, with it it never does. Where it stays without, nothing is decided.
+- C2, poison must go on: without it the ASR falls below 50 % within T, with it it never does. Where it stays without, nothing is decided;
+  as it did under the constant rate on Fashion-MNIST, updates that forget (C4's `slanted`) were put beside it.
 - C3, larger drift, faster forgetting: what the ASR is above the control's rate, averaged over updates and seeds, falls by a point or
   more with every step of the drift.
 - C4, a smart schedule forgets in one update: S_0.5 is 0, and the mean ACC at most a point below that of the constant rate which
@@ -121,9 +122,12 @@ def judge(claim: int, rows: Sequence[Lineages]) -> tuple[Said, str]:
     if not all(one.seeds for one in rows):
         return [None] * len(rows), "never worked"
     if claim == 2:
-        lost = not any(censored for _, censored in rows[0].survived())
-        stays = [all(censored for _, censored in one.survived()) for one in rows[1:]]
-        return [lost, *stays], summary(stays, rows[1:]) if lost else "not decided, it stays without further poison too"
+        parts = [list(part) for _, part in itertools.groupby(rows, lambda one: one.name.partition("-persistent")[0])]
+        judged = [poisoned_on(part) for part in parts]
+        verdicts = [
+            f"{part[0].name.partition('-persistent')[0]} {verdict}" for part, (_, verdict) in zip(parts, judged, strict=True)
+        ]
+        return [true for said, _ in judged for true in said], ", ".join(verdicts)
     if claim == 3:
         means = [statistics.fmean(one.above("asr", update) for update in one.updates) for one in rows]
         falls = [after <= before - LESS for before, after in itertools.pairwise(means)]
@@ -132,6 +136,13 @@ def judge(claim: int, rows: Sequence[Lineages]) -> tuple[Said, str]:
         return strategies(rows)
     said = [(gone if claim == 1 else worn)(one) for one in rows]
     return said, summary(said, rows)
+
+
+def poisoned_on(rows: Sequence[Lineages]) -> tuple[Said, str]:
+    """C2's judgement of lineages that differ in their further poison; the first has none."""
+    lost = not any(censored for _, censored in rows[0].survived())
+    stays = [all(censored for _, censored in one.survived()) for one in rows[1:]]
+    return [lost, *stays], summary(stays, rows[1:]) if lost else "not decided, it stays without further poison too"
 
 
 def summary(said: Sequence[bool], rows: Sequence[Lineages]) -> str:

@@ -143,9 +143,10 @@ LOW, MEAN = against("constant-lr0.01"), against("constant-lr0.03", equal_mean=Tr
         (1, {"lr0.01": [[1, 0.9, 0.9, 0.9, 0.9]]}, {}, "does not hold"),
         (1, {"lr0.01": [[0.2, 0.2, 0.2], [1, 0.9, 0.9]]}, {}, "does not hold"),  # a seed that never worked does not help
         (1, {"lr0.01": [[0.2, 0.2, 0.2]]}, {}, "never worked"),
-        (2, {"none": [[1, 0.9, 0.4]], "some": [[1, 0.9, 0.6]]}, {}, "holds"),
-        (2, {"none": [[1, 0.9, 0.6]], "some": [[1, 0.9, 0.6]]}, {}, "not decided, it stays without further poison too"),
-        (2, {"none": [[1, 0.9, 0.4]], "some": [[1, 0.4, 0.6]], "more": [[1, 0.9, 0.6]]}, {}, "only for more"),
+        (2, {"a-persistent0": [[1, 0.9, 0.4]], "a-persistent1": [[1, 0.9, 0.6]]}, {}, "a holds"),
+        (2, {"a-persistent0": [[1, 0.9, 0.6]], "a-persistent1": [[1, 0.9, 0.6]]}, {}, "a not decided, it stays without further poison too"),
+        (2, {"a-persistent0": [[1, 0.9, 0.4]], "a-persistent1": [[1, 0.4, 0.6]], "a-persistent2": [[1, 0.9, 0.6]]}, {}, "a only for a-persistent2"),
+        (2, {"a-persistent0": [[1, 0.9, 0.6]], "a-persistent1": [[1, 0.9, 0.6]], "b-persistent0": [[1, 0.4, 0.4]], "b-persistent1": [[1, 0.9, 0.6]]}, {}, "a not decided, it stays without further poison too, b holds"),
         (3, {"0": [[1, 0.9, 0.9]], "4": [[1, 0.9, 0.8]], "8": [[1, 0.9, 0.7]]}, {}, "holds"),
         (3, {"0": [[1, 0.9, 0.9]], "4": [[1, 0.9, 0.8]], "8": [[1, 0.9, 0.85]]}, {}, "only for 4"),
         (3, {"0": [[1, 0.9, 0.9]], "4": [[1, 0.9, 0.89]]}, {}, "does not hold"),  # half a point on average
