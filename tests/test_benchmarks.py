@@ -174,3 +174,15 @@ def test_a_claims_table_shows_what_each_seed_survived(tmp_path):
     lines = claims.tell(5, found).splitlines()
     assert lines[2].count("|") == lines[-1].count("|")
     assert lines[-1] == "| badnets | slow | ≥2 1 | 100, 90, 40 | 5, 5 | -10, -50 | 0.40 | 80.0 | 0.06 | yes |"
+
+
+def test_the_tables_that_are_kept_are_what_the_command_prints(monkeypatch, capsys):
+    import claims
+
+    kept = sorted((FOLDER / "results").glob("claims_*.md"))
+    assert kept
+    for path in kept:
+        folders = FOLDER / "results" / f"evolution_c{{}}_{path.stem.removeprefix('claims_')}"
+        monkeypatch.setattr(sys, "argv", ["claims.py", str(folders)])
+        claims.main()
+        assert capsys.readouterr().out == path.read_text(encoding="utf8")
