@@ -20,6 +20,8 @@ PANELS = (
     ("asr", "ASR", (-3, 103)),
     ("control", "Control: target rate of the clean lineage", (-3, 103)),
 )
+BANDED = 6
+"""More evolutions than these have no bands: they would hide each other."""
 CURVATURES = {"squared": ((0, (5, 2)), "squared loss"), "softmax": ((0, (1, 1.3)), "softmax, at the start")}
 
 
@@ -41,7 +43,9 @@ def show_evolutions(stem: Path, attack: str, lineages: Lineages, failed: Sequenc
     if not evolved:
         return lost
     seeds = len({row["seed"] for row in evolved})
-    spread = f" Lines are means over {seeds} seeds, bands one standard deviation." if seeds > 1 else ""
+    few = len({row["evolution"] for row in evolved}) <= BANDED
+    bands = ", bands one standard deviation" if few else ""
+    spread = f" Lines are means over {seeds} seeds{bands}." if seeds > 1 else ""
     path = _save_curves(Path(f"{stem}-evolution.png"), evolved, looks)
     text = f"Rates on test images that drift with the updates; update 0 is the model they begin with.{spread}"
     parts = [figure(path, "Rates over the updates", text)]
@@ -95,7 +99,10 @@ def _save_curves(path: Path, evolved: Sequence[Row], looks: Looks) -> Path:
                 at, mean, deviation = series(evolved, label, name)
                 colour, dash = looks.get(label, ("#6f7780", "-"))
                 axis.plot(at, 100 * mean, color=colour, linestyle=dash, linewidth=1.5, label=label, marker="o", markersize=2.5)
-                axis.fill_between(at, 100 * (mean - deviation), 100 * (mean + deviation), color=colour, alpha=0.15, linewidth=0)
+                if len(labels) <= BANDED:
+                    axis.fill_between(
+                        at, 100 * (mean - deviation), 100 * (mean + deviation), color=colour, alpha=0.15, linewidth=0
+                    )
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.set(title=title, xlabel="update", ylabel="share (%)", ylim=limits)
         for axis in axes[len(drawn) :]:
