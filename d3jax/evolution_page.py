@@ -145,7 +145,7 @@ def _save_predicted(path: Path, predicted: Sequence[Predicted], looks: Looks) ->
         ):
             energy.plot(np.maximum(first.eigenvalues, 1e-9), 100 * np.cumsum(shares), color=colour, label=label, linewidth=1.5)
         energy.set(
-            xscale="log", title="Energy in the eigenspaces of update 1", xlabel="eigenvalue of the second moment, from the right"
+            xscale="log", title="Energy in the eigenspaces of update 1", xlabel="eigenvalue of the second moment, large to small"
         )
         energy.set(ylabel="energy so far (%)", ylim=(0, 103))
         plain_numbers(energy.xaxis)
@@ -162,7 +162,9 @@ def _save_predicted(path: Path, predicted: Sequence[Predicted], looks: Looks) ->
                 axis.plot(
                     at, np.where(np.abs(left) <= 1.0, left, np.nan), color="#2a3138", linestyle=dash, linewidth=1, label=label
                 )
-            axis.set(title=short(one.evolution, 26), ylim=(-0.3, 1.3))
+            axis.set(title=short(one.evolution, 26), xlabel="update", ylim=(-0.3, 1.3))
+            if i % columns == 0:
+                axis.set_ylabel("share of the logit")
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.tick_params(labelsize=7.5)
         handles, names = axis.get_legend_handles_labels()
