@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .analysis.isolation import auroc, precision_recall, scores_of, ties_of
@@ -23,7 +22,7 @@ from .training.loop import Line
 from .training.poisoned import poisoned_split
 
 WATCHED = 1000
-"""Clean and poisoned training images, of each at most so many, that are measured once an epoch."""
+"""Test images, clean and poisoned training images, of each at most so many, that are measured once an epoch."""
 
 SHARES = (0.01, 0.05, 0.1)
 """Of the images with the lowest scores, for which a filter's precision is given."""
@@ -49,8 +48,9 @@ def untrusted_data(lab: Lab, case: Case, prepared: Stage | None = None) -> tuple
 def training_watch(
     lab: Lab, case: Case, victim: Callable[[], Any], data: Callable[[], tuple[Split, np.ndarray]]
 ) -> Callable[[Any], Line]:
-    """What is measured along the way, for plots: ACC and ASR on test images; loss, accuracy and entropy of some clean and of some
+    """What is measured along the way, for plots: ACC and ASR on some test images; loss, accuracy and entropy of some clean and of some
     poisoned training images under the labels they were given."""
+    test = _some(lab.dataset.test, np.arange(len(lab.dataset.test.labels)))
     kept: list[tuple[str, Split]] = []
 
     def parts() -> list[tuple[str, Split]]:
@@ -58,13 +58,11 @@ def training_watch(
             split, flags = data()
             for name, rows in (("clean", np.flatnonzero(~flags)), ("poisoned", np.flatnonzero(flags))):
                 if len(rows):
-                    spread = np.linspace(0, len(rows) - 1, min(WATCHED, len(rows)))  # over all: a set may be sorted by class
-                    rows = rows[spread.astype(int)]
-                    kept.append((name, Split(*(jnp.asarray(part[rows]) for part in split))))
+                    kept.append((name, _some(split, rows)))
         return kept
 
     def watch(state: Any) -> Line:
-        counts = case.evaluate(state.variables, victim().trigger, lab.dataset.test)
+        counts = case.evaluate(state.variables, victim().trigger, test)
         line = {"watch_acc": counts.acc} | ({"watch_asr": counts.asr} if counts.triggered.sum() else {})
         for name, split in parts():
             scores = scores_of(lab.model, state.variables, split, ("entropy", "cross_entropy", "right"))
@@ -73,6 +71,12 @@ def training_watch(
         return line
 
     return watch
+
+
+def _some(split: Split, rows: np.ndarray) -> Split:
+    """At most `WATCHED` of these rows, from all over: a set may be sorted by class."""
+    rows = rows[np.linspace(0, len(rows) - 1, min(WATCHED, len(rows))).astype(int)]
+    return Split(*(np.asarray(part)[rows] for part in split))
 
 
 def flags_of(lab: Lab, case: Case) -> np.ndarray:
