@@ -125,7 +125,7 @@ class TrainConfig:
     steps: int = option(0, "length in steps instead of epochs (0: use epochs)", low=0)
     batch_size: int = option(128, "images a step; the last short batch is dropped", low=1)
     augment: Literal["auto", "none", "cutout"] = option(
-        "auto", "auto: the crop and flip that the data set allows; cutout: these, and a square of 3 pixels cut out"
+        "auto", "auto: the crop and flip that the data set allows; cutout: these, and a square of 2×2 pixels cut out, as ABL"
     )
     optimizer: OptimConfig = option(OptimConfig, "optimiser and schedule")
 

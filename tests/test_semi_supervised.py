@@ -11,10 +11,10 @@ import pytest
 from d3jax.base import Split, Variables, as_float
 from d3jax.config import TrainConfig
 from d3jax.config_file import loads
-from d3jax.data.augment import cutout
+from d3jax.data.augment import cutout, make_augment
 from d3jax.data.strong import OPERATIONS, strong_augment
 from d3jax.defenses.untrusted import first_job
-from d3jax.errors import DivergedError
+from d3jax.errors import ConfigError, DivergedError
 from d3jax.metrics import predict
 from d3jax.study import REGISTRIES
 from d3jax.training import Session, fit
@@ -117,9 +117,19 @@ def test_the_loss_of_a_mixmatch_step(model, victim, dataset):
     assert float(value) == pytest.approx(labelled + 15 * 0.4 * unlabelled, rel=1e-4)
     assert float(found["unlabelled_loss"]) == pytest.approx(unlabelled, rel=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), stats, outputs[0].batch_stats)
-    plain = mixmatch(dataclasses.replace(config, statistics="plain"), model)(*victim.variables, batch, KEY, jnp.float32(0.4))
-    assert float(plain[0]) == float(value)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), plain[1][0], run(batch.first).batch_stats)
+
+
+@pytest.mark.parametrize("method", ["mixmatch", "fixmatch"])
+def test_plain_statistics_are_those_of_both_kinds_of_images(method, model, victim, dataset):
+    batch, losses = drawn(dataset), {"mixmatch": mixmatch, "fixmatch": fixmatch}
+    trained, plain = (
+        losses[method](SemiConfig(method=method, statistics=kind), model)(*victim.variables, batch, KEY, jnp.float32(0.4))
+        for kind in ("trained", "plain")
+    )
+    assert float(plain[0]) == float(trained[0])
+    images = jnp.concatenate([batch.images[:6], batch.first[:6]])
+    wanted = model.apply(victim.variables, images, train=True).batch_stats
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), plain[1][0], wanted)
 
 
 def test_unlabelled_images_weigh_more_with_every_step(model, victim, dataset):
@@ -134,14 +144,17 @@ def test_unlabelled_images_weigh_more_with_every_step(model, victim, dataset):
 
 def test_the_loss_of_a_fixmatch_step(model, victim, dataset):
     batch, config = drawn(dataset), SemiConfig(method="fixmatch", threshold=0.6)
-    value, _ = fixmatch(config, model)(*victim.variables, batch, KEY, jnp.float32(0.0))
+    value, _ = fixmatch(config, model)(*victim.variables, batch, KEY, jnp.float32(1.0))
+    weighed, _ = fixmatch(dataclasses.replace(config, weight=3.0), model)(*victim.variables, batch, KEY, jnp.float32(0.5))
     images = jnp.concatenate([batch.images, batch.first, batch.second])
     logits = np.asarray(model.apply(victim.variables, images, train=True).logits, np.float64)
     labels = np.asarray(batch.labels)
     labelled = -np.log(softmax(logits[:12]))[np.arange(12), labels].mean()
     p = softmax(logits[12:24])
     ce = -np.log(softmax(logits[24:]))[np.arange(12), p.argmax(1)]
-    assert float(value) == pytest.approx(labelled + ((p.max(1) >= 0.6) * ce).sum() / 12, rel=1e-4)
+    unlabelled = ((p.max(1) >= 0.6) * ce).sum() / 12
+    assert unlabelled > 0 and float(value) == pytest.approx(labelled + unlabelled, rel=1e-4)
+    assert float(weighed) == pytest.approx(labelled + 1.5 * unlabelled, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["mixmatch", "fixmatch"])
@@ -155,11 +168,12 @@ def test_unlabelled_images_help(method, model, dataset):
     unlabelled = np.setdiff1d(np.arange(400), labelled)
     right = lambda v: float((np.asarray(predict(model, v, test.astype(np.uint8))) == dataset.test.labels).mean())
     start = model.init(KEY)
-    config = SemiConfig(method=method, steps=300, batch_size=8, threshold=0.8)
+    own = {"threshold": 0.8} if method == "fixmatch" else {}
+    config = SemiConfig(method=method, steps=300, batch_size=8, **own)
     hidden = Split(split.images, np.where(np.isin(np.arange(400), labelled), labels, -7))  # labels that nobody may read
     semi = fit(semi_job(KEY, model, start, hidden, labelled, unlabelled, config, dataset.info))[0].variables
     few = Split(noisy[labelled], labels[labelled])
-    recipe = TrainConfig(steps=300, batch_size=8, optimizer=dataclasses.replace(config.own_optimizer, schedule="constant"))
+    recipe = TrainConfig(steps=300, batch_size=8, optimizer=dataclasses.replace(config.own("optimizer"), schedule="constant"))
     alone = fit(first_job(KEY, model, few, recipe, dataset.info, classification_loss(model)))[0].variables
     assert right(semi) > right(alone) + 0.05, (right(semi), right(alone))
     if method == "mixmatch":  # it is not mixing alone that helps
@@ -168,11 +182,23 @@ def test_unlabelled_images_help(method, model, dataset):
         assert right(semi) > right(mixed) + 0.02, (right(semi), right(mixed))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "fixmatch", "alpha": 0.5}, "alpha: 0.5 stands beside method: fixmatch"),
+        ({"threshold": 0.9}, "threshold: 0.9 stands beside method: mixmatch"),
+    ],
+)
+def test_settings_of_the_other_method_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        SemiConfig(**settings)
+
+
 def test_a_method_has_its_own_optimiser_from_a_file_too():
     text = "defenses: [{name: dlp, semi: {method: fixmatch}}, {name: dlp, label: other}]"
     fix, mixed = (choice.config.semi for choice in loads(text, registries=REGISTRIES).defenses)
-    assert (fix.own_optimizer.name, fix.own_optimizer.lr) == ("sgd", 0.03)
-    assert (mixed.own_optimizer.name, mixed.own_optimizer.lr) == ("adam", 2e-3)
+    assert (fix.own("optimizer").name, fix.own("optimizer").lr) == ("sgd", 0.03)
+    assert (mixed.own("optimizer").name, mixed.own("optimizer").lr) == ("adam", 2e-3)
 
 
 def test_strong_augmentation_keeps_the_range_and_differs_by_image():
@@ -181,16 +207,19 @@ def test_strong_augmentation_keeps_the_range_and_differs_by_image():
     assert found.shape == images.shape and found.min() >= 0 and found.max() <= 1
     changed = np.abs(np.asarray(found - images)).mean((1, 2, 3))
     assert (changed > 0.01).mean() > 0.8 and len(set(changed.tolist())) > 25
+    images = images.at[0, 0].set(1.0)
     for operation, _ in OPERATIONS:
         np.testing.assert_allclose(operation(KEY, images, jnp.float32(0.0)), images, atol=1 / 255)
 
 
-def test_cutout_takes_a_square_out():
+def test_cutout_takes_a_square_out(dataset):
     images = jnp.ones((200, 9, 7, 2))
     black = np.asarray(cutout(KEY, images, 3) == 0)
     assert (black[..., 0] == black[..., 1]).all()
     count = black[..., 0].sum((1, 2))
     assert count.max() == 9 and count.min() == 4 and set(count) == {4, 6, 9}  # whole, at an edge, in a corner
+    found = make_augment(dataclasses.replace(dataset.info, crop=0, flip=False), "cutout")(KEY, jnp.ones((200, 9, 7, 2)))
+    assert set(np.asarray(found == 0)[..., 0].sum((1, 2))) == {1, 2, 4}  # ABL's two pixels
     assert set(np.asarray(cutout(KEY, images[:, :5, :5], 2) == 0)[..., 0].sum((1, 2))) == {1, 2, 4}
 
 
@@ -237,8 +266,27 @@ def test_one_step_of_ascent_is_sgd_uphill(model, victim, dataset):
 
 
 def test_alternation_keeps_what_is_trusted(model, victim, dataset):
-    _, _, suspects, trusted = ascended(model, victim, dataset, steps=120, alternate=True)
-    assert suspects < 0.4 and trusted > 0.85
+    *_, suspects, trusted = ascended(model, victim, dataset, steps=60, alternate=True)
+    *_, alone = ascended(model, victim, dataset, steps=60)
+    assert suspects < 0.4 and trusted > 0.85 and trusted > alone + 0.05, (suspects, trusted, alone)
+
+
+def test_suspects_at_rest_move_nothing(model, victim, dataset):
+    """They are never right under these labels: what is learned then is what is learned without them."""
+    labels = np.asarray(dataset.train.labels)
+    trusted = np.flatnonzero(labels != 2)
+    found = []
+    for rows in (np.flatnonzero(labels == 2)[:24], np.flatnonzero(labels == 3)[:24]):
+        given = labels.copy()
+        given[rows] = (np.asarray(predict(model, victim.variables, dataset.train.images[rows])) + 1) % 4
+        split = Split(dataset.train.images, given)
+        rest = np.setdiff1d(trusted, np.flatnonzero(labels == 3)[:24])
+        options = {"tx": optax.sgd(0.05, momentum=0.9), "steps": 3, "batch_size": 12, "alternate": True, "batch_norm": "frozen"}
+        state, _ = fit(unlearn_job(KEY, model, victim.variables, split, rows, rest, **options))
+        assert state.opt_state.resting and state.opt_state.moves == 0
+        found.append(state.variables)
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (found[0], victim.variables)), strict=True))
 
 
 def test_towards_an_even_prediction(model, victim, dataset):

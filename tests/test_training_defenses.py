@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from d3jax import checkpoint, study, study_rows, untrusted
-from d3jax.attacks import ATTACKS, BadNetsConfig, badnets
+from d3jax.attacks import BadNetsConfig, badnets
 from d3jax.config import OptimConfig, TrainConfig
 from d3jax.config_file import loads
 from d3jax.data import SyntheticConfig, synthetic
@@ -24,7 +24,6 @@ from d3jax.rows import read_csv
 from d3jax.training import Session, fit
 from d3jax.training.optim import make_schedule
 from d3jax.training.poisoned import poisoned_split
-from d3jax.training.semi_supervised import SemiConfig
 
 from .small import register, small_model
 from .test_lineages import Breaking
@@ -51,6 +50,9 @@ def test_presets():
     authors, bench = ABLConfig(), ABLConfig(preset="backdoorbench")
     assert (authors.isolate.epochs, authors.isolate.optimizer.lr, authors.ratio, authors.gamma) == (10, 0.1, 0.01, 0.5)
     assert (bench.isolate.epochs, bench.isolate.batch_size, bench.unlearn.steps) == (20, 256, 40)
+    assert (authors.finetune.optimizer.lr, authors.unlearn.optimizer.lr, authors.finetune.augment) == (0.1, 5e-4, "cutout")
+    assert (bench.finetune.optimizer.lr, bench.unlearn.optimizer.lr, bench.finetune.augment) == (0.01, 1e-4, "auto")
+    assert authors.unlearn == UnlearnConfig(bounded=False)
     rate = make_schedule(authors.finetune.optimizer.schedule, steps=60 * 390, steps_per_epoch=390)
     assert [round(float(rate(epoch * 390)), 3) for epoch in (0, 39, 40, 59)] == [1, 1, 0.1, 0.1]
     assert DLPConfig().score == "entropy" and DLPConfig().supervised.epochs == 20 and DLPConfig().kept == 0.5
@@ -72,6 +74,15 @@ def test_trusted_are_the_half_that_is_least_suspected(model, dataset, poisoned):
     assert len(judged.suspects) == 40 and len(judged.trusted) == 200 and not set(judged.suspects) & set(judged.trusted)
     entropy = judged.scores["entropy"]
     assert entropy[judged.suspects].max() <= np.sort(entropy)[40] and entropy[judged.trusted].min() >= np.sort(entropy)[199]
+
+
+def test_the_mixture_suspects_as_many_as_it_says(model, poisoned, monkeypatch):
+    _, split, _ = poisoned
+    posterior = np.where(np.arange(400) < 7, 0.1, 0.9).astype(np.float32)
+    scores = dict.fromkeys(("entropy", "cross_entropy"), np.arange(400.0)) | {"mixture": posterior}
+    monkeypatch.setattr(sys.modules["d3jax.defenses.untrusted"], "scores_of", lambda *given: scores)
+    assert judge(model, model.init(KEY), split, "mixture", 0.1).suspects.tolist() == list(range(7))
+    assert judge(model, model.init(KEY), split, "mixture", 0.01).suspects.tolist() == [0, 1, 2, 3]  # at most the ratio
 
 
 def test_a_second_loops_lines_count_on():
@@ -130,9 +141,9 @@ DLP = DLPConfig(
     supervised=RECIPE,
     ratio=0.05,
     unlearn=dataclasses.replace(
-        DLPConfig().unlearn, optimizer=OptimConfig(lr=0.005, schedule="constant"), steps=100, batch_size=20
+        DLPConfig().unlearn, optimizer=OptimConfig(lr=0.005, schedule="constant"), steps=50, batch_size=20
     ),
-    semi=SemiConfig(steps=150, batch_size=32),
+    semi=dataclasses.replace(DLPConfig().semi, steps=150, batch_size=32),
 )
 ABL = ABLConfig(
     isolate=RECIPE,
@@ -185,9 +196,15 @@ def test_a_class_all_of_whose_images_are_suspects_is_said(model, dataset, poison
 @pytest.mark.parametrize(
     ("make", "size", "message"),
     [
-        (lambda info: abl(ABLConfig(), info), 100, "batch_size: 128 is more than the 100 images"),
-        (lambda info: dlp(DLPConfig(), info), 120, "batch_size: 128 is more than the 120 images"),
-        (lambda info: dlp(dataclasses.replace(DLP, kept=0.05, least=0), info), 400, "batch_size: 32 is more than the 20 images"),
+        (lambda info: abl(ABLConfig(), info), 100, "isolate.batch_size: 128 is more than the 100 images there are"),
+        (lambda info: abl(ABLConfig(), info), 128, "finetune.batch_size: 128 is more than the 127 images that are not isolated"),
+        (lambda info: dlp(DLPConfig(), info), 120, "supervised.batch_size: 128 is more than the 120 images"),
+        (lambda info: dlp(dataclasses.replace(DLP, kept=0.05, least=0), info), 400, "semi.batch_size: 32 .* 20 images that keep"),
+        (
+            lambda info: dlp(dataclasses.replace(DLP, kept=1.0), info),
+            400,
+            "semi.batch_size: 32 is more than the 20 images that lose",
+        ),
         (lambda info: DLPConfig(kept=0.05), 400, "least: 0.1 of every class cannot keep its labels where kept: 0.05 of all do"),
     ],
 )
@@ -206,7 +223,7 @@ defenses:
   - {name: abl, ratio: 0.05, isolate: {steps: 20, batch_size: 32, augment: none, optimizer: {lr: 0.05, schedule: constant}},
      finetune: {steps: 30, batch_size: 32, optimizer: {lr: 0.05}}, unlearn: {optimizer: {lr: 0.1}, steps: 60, batch_size: 20, bounded: true}}
   - {name: dlp, ratio: 0.05, supervised: {steps: 20, batch_size: 32, augment: none, optimizer: {lr: 0.05, schedule: constant}},
-     unlearn: {optimizer: {lr: 0.005}, steps: 100, batch_size: 20}, semi: {steps: 100, batch_size: 32}}
+     unlearn: {optimizer: {lr: 0.005}, steps: 50, batch_size: 20}, semi: {steps: 100, batch_size: 32}}
   - {name: dlp, label: first, stages: "1", supervised: {steps: 20, batch_size: 32, augment: none, optimizer: {lr: 0.05, schedule: constant}}}
 loop: {log_every: 5, save_every: 1000}
 """
@@ -231,7 +248,9 @@ def test_rows_of_a_study(finished):
     assert first["labelled_poisoned"] is None and "suspects" not in none
     table = read_csv(folder / "filters.csv")
     scores = {(row["defense"], row["score"]): row for row in table}
-    assert {"entropy", "cross_entropy", "symmetric", "mixture", "rescored"} == {s for d, s in scores if d == "dlp"}
+    assert {"entropy", "cross_entropy", "symmetric", "mixture", "rescored", "rescored_entropy"} == {
+        s for d, s in scores if d == "dlp"
+    }
     assert scores["dlp", "rescored"]["auroc"] < 0.5  # unlearned, the poison is what fits worst
     assert scores["first", "entropy"] == scores["dlp", "entropy"] | {"defense": "first"}  # one first stage for both
     assert len(list((folder / "checkpoints").glob("*beginning*"))) == 2
@@ -303,15 +322,14 @@ def same_models(model, *folders):
             ("attacks", "[wanet]"),
             "attacks: wanet: defenses: abl-authors: has no poisoned set that could be released: it controls",
         ),
-        (("defenses.1.semi.batch_size", "300"), "defenses: dlp: batch_size: 300 is more than the 200 images"),
+        (("defenses.1.semi.batch_size", "300"), "defenses: dlp: semi.batch_size: 300 is more than the 200 images"),
         (("defenses.1.stages", "21"), "stages: 21 is not one of 1, 12, 13, 123"),
         (
             ("defenses.0.unlearn", "{alternate: true, batch_size: 201}"),
-            "defenses: abl-authors: batch_size: 201 is more than the 200 images",
+            "defenses: abl-authors: unlearn.batch_size: 201 is more than the 200 trusted images",
         ),
     ],
 )
 def test_mistakes_are_named_before_any_work(tmp_path, override, message):
     with pytest.raises((ConfigError, AttackError), match=message):
         study.check_study(read(override), tmp_path)
-    assert "wanet" in ATTACKS

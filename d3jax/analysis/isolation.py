@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ from ..compiling import fast
 from ..training.step import cross_entropy
 
 Score = Literal["entropy", "cross_entropy", "symmetric", "mixture"]
-"""What a filter may rank by; `mixture` is the posterior of the upper of two Gaussians fitted to the cross-entropy."""
+"""What a filter may rank by; `mixture` is the posterior of the upper of two Gaussians fitted to the cross-entropy, which ranks as
+that does, but says how many images belong below."""
 
 ALPHA, BETA, FLOOR = 0.1, 1.0, 1e-4
 """Symmetric cross-entropy as DBD has it (Huang et al., arXiv 2202.03423): α CE + β RCE, with log 0 taken as log 1e-4."""
@@ -48,7 +49,7 @@ def _scores(model: Model, variables: Variables, images: jax.Array, labels: jax.A
     }
 
 
-NAMES = ("entropy", "cross_entropy", "symmetric", "mixture")
+NAMES = get_args(Score)
 """Every score there is."""
 
 
@@ -92,10 +93,13 @@ def lowest(scores: np.ndarray, count: int, ties: np.ndarray | None = None) -> np
     return np.sort(np.lexsort((np.zeros(len(scores)) if ties is None else ties, scores))[:count])
 
 
+TIES = {"entropy": "cross_entropy", "mixture": "cross_entropy", "rescored": "rescored_entropy", "rescored_entropy": "rescored"}
+
+
 def ties_of(name: str, scores: Mapping[str, np.ndarray]) -> np.ndarray:
     """By what images are ranked [N] whose score `name` is the same, as all cross-entropies are that round to 0: by entropy, and those of
-    one entropy by cross-entropy."""
-    return scores["cross_entropy" if name == "entropy" else "entropy"]
+    one entropy or posterior by cross-entropy."""
+    return scores[TIES.get(name, "entropy")]
 
 
 def precision_recall(scores: np.ndarray, flags: np.ndarray, ties: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

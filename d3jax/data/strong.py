@@ -1,6 +1,6 @@
 """Strong augmentation on the device: two random operations an image, then a square cut out (FixMatch's RandAugment and Cutout).
 
-RandAugment: Cubuk et al. 2020; Cutout: DeVries and Taylor 2017. The operations are those of `drift` and four more, with strengths drawn evenly
+RandAugment: Cubuk et al. 2020; Cutout: DeVries and Taylor 2017. The operations are three of `drift`'s and four more, with strengths drawn evenly
 from a range; the field's list (sharpness, equalise, colour balance) is longer.
 """
 
@@ -19,8 +19,8 @@ def _posterise(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.A
 
 
 def _solarise(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
-    """Values from a threshold on are turned round."""
-    return jnp.where(images >= 1 - jnp.abs(strength), 1 - images, images)
+    """Values above a threshold are turned round."""
+    return jnp.where(images > 1 - jnp.abs(strength), 1 - images, images)
 
 
 def _shift(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:

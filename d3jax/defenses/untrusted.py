@@ -14,6 +14,7 @@ from ..base import DataInfo, Model, Split, Variables, stream
 from ..config import OptimConfig, TrainConfig, check_fields, option
 from ..data.augment import make_augment
 from ..data.batching import epoch_plan
+from ..errors import ConfigError
 from ..sharding import same_arrays
 from ..training.loop import Job, Line
 from ..training.minimise import minimise_job
@@ -51,7 +52,7 @@ class UnlearnConfig:
     """Unlearning of the suspects. Default: ABL's, ascent at 5e-4 for 16 steps, but stopped at chance."""
 
     kind: Kind = option("ascent", "ascent on their loss; uniform: towards an even prediction")
-    alternate: bool = option(False, "every second step descends on the half that is least suspected (D-BR's, with ascent)")
+    alternate: bool = option(False, "every step also descends on the half that is least suspected (D-BR's, with ascent)")
     optimizer: OptimConfig = option(lambda: ASCENT, "optimiser and schedule (ABL's)")
     steps: int = option(16, "steps", low=1)
     batch_size: int = option(128, "images a step", low=1)
@@ -72,10 +73,14 @@ class Judged(NamedTuple):
 
 
 def judge(model: Model, variables: Variables, data: Split, score: Score, ratio: float) -> Judged:
-    """Suspects are the ⌊ratio·N⌋ images (at least one) that are lowest by `score`. Several processes agree."""
+    """Suspects are the ⌊ratio·N⌋ images (at least one) that are lowest by `score`; by `mixture` fewer where it says of fewer that they
+    rather belong to the lower Gaussian. Several processes agree."""
     scores = same_arrays(scores_of(model, variables, data))
     size, ties = len(data.labels), ties_of(score, scores)
-    suspects = lowest(scores[score], suspected(size, ratio), ties)
+    count = suspected(size, ratio)
+    if score == "mixture":
+        count = max(1, min(count, int(np.sum(scores["mixture"] < 0.5))))
+    suspects = lowest(scores[score], count, ties)
     return Judged(scores, suspects, np.setdiff1d(np.arange(size), lowest(scores[score], size - size // 2, ties)))
 
 
@@ -84,10 +89,16 @@ def suspected(size: int, ratio: float) -> int:
     return max(1, int(ratio * size))
 
 
+def check_batch(part: str, batch_size: int, count: int, images: str) -> None:
+    """Raises `ConfigError` where `part` of a defence has no batch of its `images`, of which there are `count`."""
+    if batch_size > count:
+        raise ConfigError(f"{part}.batch_size: {batch_size} is more than the {count} {images} there are")
+
+
 def check_unlearning(config: UnlearnConfig, size: int) -> None:
     """Raises `ConfigError` where `alternate` has no batch of trusted images among `size`."""
     if config.alternate:
-        epoch_plan(size // 2, config.batch_size, drop_last=True)
+        check_batch("unlearn", config.batch_size, size // 2, "trusted images")
 
 
 def unlearning_job(
@@ -109,8 +120,10 @@ def behind(lines: list[Line], more: list[Line]) -> list[Line]:
 
 def found_shapes(size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """What a training-time defence finds out about `size` images: the scores behind its first stage, which are `suspects`, the score
-    that the rest was ranked by afterwards (`rescored`) and which kept their labels (`labelled`)."""
-    names = dict.fromkeys((*NAMES, "rescored"), jnp.float32) | dict.fromkeys(("suspects", "labelled"), jnp.bool_)
+    that the rest was ranked by afterwards (`rescored`, ties by `rescored_entropy`) and which kept their labels (`labelled`)."""
+    names = dict.fromkeys((*NAMES, "rescored", "rescored_entropy"), jnp.float32) | dict.fromkeys(
+        ("suspects", "labelled"), jnp.bool_
+    )
     return {name: jax.ShapeDtypeStruct((size,), dtype) for name, dtype in names.items()}
 
 

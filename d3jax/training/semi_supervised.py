@@ -19,49 +19,65 @@ from ..config import OptimConfig, check_fields, option
 from ..data.augment import make_augment
 from ..data.batching import batch_rows, epoch_plan
 from ..data.strong import strong_augment
+from ..errors import ConfigError
 from ..sharding import over_data
 from .loop import Job
 from .optim import make_optimizer
 from .step import cross_entropy
 
-PRESETS = {
-    "mixmatch": OptimConfig(name="adam", lr=2e-3, weight_decay=0.0, schedule="constant"),
-    "fixmatch": OptimConfig(lr=0.03, nesterov=True, schedule="cosine"),
+PRESETS: dict[str, dict[str, Any]] = {
+    "mixmatch": {
+        "weight": 15.0,
+        "ramp": 1.0,
+        "optimizer": OptimConfig(name="adam", lr=2e-3, weight_decay=0.0, schedule="constant"),
+    },
+    "fixmatch": {"weight": 1.0, "ramp": 0.0, "optimizer": OptimConfig(lr=0.03, nesterov=True, schedule="cosine")},
 }
+"""MixMatch with the settings DBD fine-tunes with (Huang et al., arXiv 2202.03423; its training has 194,560 steps, so that λ_u rises far
+more slowly there); FixMatch with its authors' but for the length, the batch, seven times as many unlabelled images, and a cosine that
+ends at 0."""
+
+FOREIGN = {"mixmatch": ("threshold",), "fixmatch": ("temperature", "alpha")}
+"""Settings that the other method alone has."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SemiConfig:
-    """MixMatch with the settings DBD fine-tunes with (Huang et al., arXiv 2202.03423: λ_u 15, ramped over the whole training, Adam 2e-3,
-    batch 64; its training has 194,560 steps, so that λ_u rises far more slowly there), or FixMatch with its authors' but for the length,
-    the batch, seven times as many unlabelled images, and a cosine that ends at 0."""
+    """MixMatch or FixMatch; what is left out is the method's own (`PRESETS`)."""
 
     method: Literal["mixmatch", "fixmatch"] = option("mixmatch", "the loss")
     epochs: int = option(20, "passes over the larger of the two sets", low=1)
     steps: int = option(0, "length in steps instead of epochs (0: use epochs)", low=0)
     batch_size: int = option(64, "labelled images a step, and as many unlabelled", low=1)
-    temperature: float = option(0.5, "T of sharpening", above=0)
-    alpha: float = option(0.75, "α of the Beta distribution that mixes images", above=0)
-    weight: float = option(15.0, "λ_u of MixMatch: weight of the unlabelled images, ramped up linearly from 0", low=0)
-    ramp: float = option(1.0, "share of the training over which it is", low=0, high=1)
+    temperature: float = option(0.5, "T of MixMatch's sharpening", above=0)
+    alpha: float = option(0.75, "α of the Beta distribution by which MixMatch mixes images", above=0)
     threshold: float = option(0.95, "of FixMatch: pseudo-labels that are at least so probable count", low=0, high=1)
-    statistics: Literal["mixed", "plain"] = option(
-        "mixed", "whose BatchNorm's running statistics are: mixed images' (MixMatch's authors), or those labels are guessed for"
+    statistics: Literal["trained", "plain"] = option(
+        "trained",
+        "whose BatchNorm's running statistics are: those of the images that are learned from (both methods' authors), which are mixed or "
+        "distorted; plain: of labelled and unlabelled ones in equal numbers, as the model is to be used on",
     )
+    weight: float | None = option(None, "λ_u, weight of the unlabelled images (null: 15, FixMatch 1)", low=0)
+    ramp: float | None = option(None, "share of the training over which λ_u rises from 0 (null: 1, FixMatch 0)", low=0, high=1)
     optimizer: OptimConfig | None = option(None, "optimiser and schedule (null: the method's own)")
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name in FOREIGN[self.method]:
+            if getattr(self, name) != getattr(SemiConfig, name):
+                raise ConfigError(
+                    f"{name}: {getattr(self, name):g} stands beside method: {self.method}, which has no such setting"
+                )
 
     @classmethod
     def beneath(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """What an optimiser begins with that a config file gives in part."""
-        return {"optimizer": PRESETS.get(given.get("method", "mixmatch"))}
+        return {"optimizer": PRESETS.get(given.get("method", "mixmatch"), {}).get("optimizer")}
 
-    @property
-    def own_optimizer(self) -> OptimConfig:
-        """The one that is given, or the method's."""
-        return self.optimizer or PRESETS[self.method]
+    def own(self, name: str) -> Any:
+        """A setting that is given, or the method's."""
+        value = getattr(self, name)
+        return PRESETS[self.method][name] if value is None else value
 
 
 class Semi(NamedTuple):
@@ -93,7 +109,8 @@ def semi_job(
     plans = {name: epoch_plan(size, config.batch_size, drop_last=True) for name, size in sizes.items()}
     per_epoch = max(steps for steps, _ in plans.values())
     steps = config.steps or config.epochs * per_epoch
-    tx = make_optimizer(config.own_optimizer, steps=steps, steps_per_epoch=per_epoch)
+    tx = make_optimizer(config.own("optimizer"), steps=steps, steps_per_epoch=per_epoch)
+    ramp = config.own("ramp") * steps
     weak = make_augment(info)
     strong = strong_augment if config.method == "fixmatch" else lambda key, images: images
     loss = mixmatch(config, model) if config.method == "mixmatch" else fixmatch(config, model)
@@ -113,7 +130,7 @@ def semi_job(
         params, batch_stats = state.variables
         batch = draw(state.key, state.step, data)
         key = jax.random.fold_in(stream(state.key, "loss"), state.step)
-        share = jnp.minimum(1.0, state.step / max(config.ramp * steps, 1))
+        share = jnp.minimum(1.0, state.step / ramp) if ramp else jnp.float32(1.0)
         (value, (stats, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params, batch_stats, batch, key, share)
         moves, opt_state = tx.update(grads, state.opt_state, params)
         variables = Variables(optax.apply_updates(params, moves), stats)
@@ -130,8 +147,8 @@ def mixmatch(config: SemiConfig, model: Model) -> SemiLoss:
     """MixMatch's loss of a batch: guessed labels, mixed images, cross-entropy and squared error.
 
     As in the authors' release the guesses come from the net in train mode; the mixed images are dealt out over three forward passes,
-    each with labelled and unlabelled ones among its batch statistics. Only the first of these moves the running ones, or, with
-    `statistics: plain`, that of the first guesses alone: of images that are not mixed, as those are that the model is used on.
+    each with labelled and unlabelled ones among its batch statistics. Only the first of these moves the running ones, as long as
+    `statistics` are those of the `trained` images.
     """
 
     def loss(params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, share: jax.Array):
@@ -149,12 +166,17 @@ def mixmatch(config: SemiConfig, model: Model) -> SemiLoss:
         outputs = [run(part) for part in dealt]
         logits = gather_dealt(jnp.stack([output.logits for output in outputs]))
         labelled, unlabelled = mixmatch_terms(logits[:count], targets[:count], logits[count:], targets[count:])
-        weight = config.weight * share
         found = {"clean_loss": labelled, "unlabelled_loss": unlabelled, "confidence": guessed.max(-1).mean()}
-        moved = outputs if config.statistics == "mixed" else seen
-        return labelled + weight * unlabelled, (moved[0].batch_stats, found)
+        stats = outputs[0].batch_stats if config.statistics == "trained" else _plain(run, batch)
+        return labelled + config.own("weight") * share * unlabelled, (stats, found)
 
     return loss
+
+
+def _plain(run: Callable[[jax.Array], Any], batch: Drawn) -> Params:
+    """Running statistics behind one more pass, over half of the labelled and half of the unlabelled images."""
+    half = -(-len(batch.labels) // 2)
+    return run(jnp.concatenate([batch.images[:half], batch.first[:half]])).batch_stats
 
 
 def sharpen(probabilities: jax.Array, temperature: float) -> jax.Array:
@@ -194,14 +216,15 @@ def fixmatch(config: SemiConfig, model: Model) -> SemiLoss:
     """FixMatch's loss of a batch: cross-entropy, and that of the strongly augmented images with the labels of the weakly augmented."""
 
     def loss(params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, share: jax.Array):
+        run = lambda images: model.apply(Variables(params, batch_stats), images, train=True)
         count = len(batch.labels)
-        images = jnp.concatenate([batch.images, batch.first, batch.second])
-        outputs = model.apply(Variables(params, batch_stats), images, train=True)
+        outputs = run(jnp.concatenate([batch.images, batch.first, batch.second]))
         labelled = cross_entropy(outputs.logits[:count], batch.labels).mean()
         weak, strong = outputs.logits[count : 2 * count], outputs.logits[2 * count :]
         unlabelled, kept = fixmatch_term(weak, strong, config.threshold)
         found = {"clean_loss": labelled, "unlabelled_loss": unlabelled, "pseudo_labelled": kept}
-        return labelled + unlabelled, (outputs.batch_stats, found)
+        stats = outputs.batch_stats if config.statistics == "trained" else _plain(run, batch)
+        return labelled + config.own("weight") * share * unlabelled, (stats, found)
 
     return loss
 

@@ -31,6 +31,16 @@ class Two(NamedTuple):
     trusted: jax.Array
 
 
+class Unlearning(NamedTuple):
+    """The optimiser that moves `away` from the suspects and that which goes `onward` on trusted images, whether the suspects rest, and
+    the `moves` that unlearned."""
+
+    away: Any
+    onward: Any
+    resting: jax.Array
+    moves: jax.Array
+
+
 def unlearn_job(
     key: jax.Array,
     model: Model,
@@ -47,16 +57,17 @@ def unlearn_job(
     batch_norm: Literal["train", "frozen"] = "train",
     bounded: bool = True,
 ) -> Job:
-    """The loop that unlearns the rows `suspects` [k] of `split` under the labels they were given.
+    """The loop that unlearns the rows `suspects` [k] of `split` under the labels they were given. Its `opt_state` is `Unlearning`.
 
     Args:
         trusted: rows whose loss `alternate` descends on.
         kind: `ascent` on cross-entropy; `uniform`: descent on the divergence of the prediction from an even one, which is bounded below.
-        alternate: every second step descends on the cross-entropy of `trusted` images (D-BR, with `ascent`).
+        alternate: a step is two, one on suspects and one that descends on the cross-entropy of `trusted` images (D-BR, with `ascent`),
+            each with an optimiser of its own: momentum would carry the one into the other.
         batch_norm: whether the batch's statistics are used and learned, or the stored ones, which then stay.
-        bounded: once a batch of suspects is right less often than 1 / K before the step, nothing moves any more, and the loop may end.
-            With `alternate` descent goes on, and so does unlearning where it brings the suspects back. `opt_state` is (the optimiser's,
-            whether it has come to rest); the metric `resting` says where.
+        bounded: once a batch of suspects is right less often than 1 / K before the step, suspects move nothing any more, and the loop
+            may end. With `alternate` descent goes on, and so does unlearning where it brings the suspects back. The metric `resting`
+            says when.
     """
     suspects, trusted = jnp.asarray(suspects), jnp.asarray(trusted)
     per_epoch, size = epoch_plan(len(suspects), batch_size, drop_last=False)
@@ -65,39 +76,37 @@ def unlearn_job(
         per_epoch, size = epoch_plan(len(trusted), batch_size, drop_last=True)
         plans["trusted"] = (len(trusted), per_epoch, size)
 
-    def draw(state: TrainState, data: Two, name: str, at: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def gradient(name: str, loss: Callable[..., Any], variables: Variables, state: TrainState, data: Two) -> Any:
         count, per_epoch, size = plans[name]
-        rows = batch_rows(stream(state.key, name), at, size=count, steps_per_epoch=per_epoch, batch_size=size)
+        rows = batch_rows(stream(state.key, name), state.step, size=count, steps_per_epoch=per_epoch, batch_size=size)
         mine = getattr(data, name)[over_data(rows)]
-        return as_float(data.split.images[mine]), data.split.labels[mine]
+        images, labels = as_float(data.split.images[mine]), data.split.labels[mine]
+        return jax.value_and_grad(loss, has_aux=True)(*variables, images, labels)
+
+    def moved(grads: Params, stats: Params, params: Params, optimiser: Any) -> tuple[Variables, Any]:
+        moves, optimiser = tx.update(grads, optimiser, params)
+        return Variables(optax.apply_updates(params, moves), stats), optimiser
 
     loss, descent = (_loss(model, aim, training=batch_norm == "train") for aim in (kind, "descent"))
 
     def step(state: TrainState, data: Two) -> tuple[TrainState, Metrics]:
-        optimiser, resting = state.opt_state
-        params, batch_stats = state.variables
-        images, labels = draw(state, data, "suspects", state.step // 2 if alternate else state.step)
-        (_, (stats, value, right, chance)), grads = jax.value_and_grad(loss, has_aux=True)(params, batch_stats, images, labels)
-        if bounded:
-            resting = (resting & (not alternate)) | (right < chance)
-        still = resting
+        before, variables = state.opt_state, state.variables
+        (_, (stats, value, right, chance)), grads = gradient("suspects", loss, variables, state, data)
+        resting = (before.resting & (not alternate)) | (right < chance) if bounded else before.resting
+        found = moved(grads, stats, variables.params, before.away)
+        variables, away = jax.tree.map(lambda x, y: jnp.where(resting, y, x), found, (variables, before.away))
+        onward = before.onward
         if alternate:
-            images, labels = draw(state, data, "trusted", state.step // 2)
-            (_, (other_stats, *_)), other = jax.value_and_grad(descent, has_aux=True)(params, batch_stats, images, labels)
-            descend = state.step % 2 == 1
-            pick = lambda a, b: jax.tree.map(lambda x, y: jnp.where(descend, x, y), a, b)
-            grads, stats, still = pick(other, grads), pick(other_stats, stats), resting & ~descend
-        moves, moved = tx.update(grads, optimiser, params)
-        keep = lambda new, old: jax.tree.map(lambda x, y: jnp.where(still, y, x), new, old)
-        params = keep(optax.apply_updates(params, moves), params)
-        after = TrainState(
-            state.step + 1, Variables(params, keep(stats, batch_stats)), (keep(moved, optimiser), resting), state.key
-        )
+            (_, (stats, *_)), grads = gradient("trusted", descent, variables, state, data)
+            variables, onward = moved(grads, stats, variables.params, onward)
+        after = Unlearning(away, onward, resting, before.moves + ~resting)
         metrics = {"loss": value, "suspects_accuracy": right, "resting": resting.astype(jnp.float32)}
-        return after, metrics
+        return TrainState(state.step + 1, variables, after, state.key), metrics
 
-    state = TrainState(jnp.zeros((), jnp.int32), variables, (tx.init(variables.params), jnp.zeros((), bool)), key)
-    ended = (lambda state: state.opt_state[1]) if bounded and not alternate else None
+    onward = tx.init(variables.params) if alternate else ()
+    begun = Unlearning(tx.init(variables.params), onward, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
+    state = TrainState(jnp.zeros((), jnp.int32), variables, begun, key)
+    ended = (lambda state: state.opt_state.resting) if bounded and not alternate else None
     return Job(step, state, Two(Split(*map(jnp.asarray, split)), suspects, trusted), steps, finished=ended)
 
 
