@@ -23,7 +23,7 @@ from d3jax import huge_pages
 from d3jax.base import Split
 from d3jax.config import OptimConfig, TrainConfig
 from d3jax.data import NpzConfig, npz
-from d3jax.defenses.untrusted import first_job
+from d3jax.defenses.training_time import first_job
 from d3jax.environment import environment
 from d3jax.metrics import predict
 from d3jax.models import PreActResNet18Config, preact_resnet18

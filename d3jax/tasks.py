@@ -165,14 +165,14 @@ def _training_task(lab: Lab, cell: Cell, victim: Stage | None, *earlier: Stage |
 
     def work(session):
         trained = cell.defense.train(untrusted.training_key(case), lab.model, data()[0], begun.tree, session)
-        return untrusted.Outcome(trained.variables, trained.found), lines_of(trained.trace)
+        return untrusted.TrainedModel(trained.variables, trained.found), lines_of(trained.trace)
 
     recipe = {"defense": choice.name, "settings": to_mapping(choice.config), "seed": case.seed, "victim": case.recipe}
     size = len(lab.dataset.train.labels)
     return Task(
         cell.name,
         lab.workdir / "checkpoints" / f"{case.label}-{choice.label}-seed{case.seed}-{recipe_hash(recipe)}",
-        like=untrusted.Outcome(jax.eval_shape(lab.model.init, jax.random.key(0)), cell.defense.found(size)),
+        like=untrusted.TrainedModel(jax.eval_shape(lab.model.init, jax.random.key(0)), cell.defense.found(size)),
         evaluate=lambda outcome: case.evaluate(outcome.variables, victim.tree.trigger, lab.dataset.test),
         work=work,
         watch=untrusted.training_watch(lab, case, lambda: victim.tree, data),

@@ -28,7 +28,7 @@ SHARES = (0.01, 0.05, 0.1)
 """Of the images with the lowest scores, for which a filter's precision is given."""
 
 
-class Outcome(NamedTuple):
+class TrainedModel(NamedTuple):
     """What a training-time defence leaves: the model, and what it found out about the training images."""
 
     variables: Variables

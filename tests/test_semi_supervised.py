@@ -13,7 +13,7 @@ from d3jax.config import TrainConfig
 from d3jax.config_file import loads
 from d3jax.data.augment import cutout, make_augment
 from d3jax.data.strong import OPERATIONS, strong_augment
-from d3jax.defenses.untrusted import first_job
+from d3jax.defenses.training_time import first_job
 from d3jax.errors import ConfigError, DivergedError
 from d3jax.metrics import predict
 from d3jax.study import REGISTRIES

@@ -16,7 +16,7 @@ from d3jax.data import SyntheticConfig, synthetic
 from d3jax.defenses import ABLConfig, DLPConfig, abl, dlp
 from d3jax.defenses.abl import bounded_loss
 from d3jax.defenses.dlp import trusted_rows
-from d3jax.defenses.untrusted import Judged, UnlearnConfig, behind, found_of, found_shapes, judge
+from d3jax.defenses.training_time import Judged, UnlearnConfig, behind, found_of, found_shapes, judge
 from d3jax.errors import AttackError, ConfigError
 from d3jax.journal import Progress
 from d3jax.metrics import make_evaluate, predict
@@ -80,7 +80,7 @@ def test_the_mixture_suspects_as_many_as_it_says(model, poisoned, monkeypatch):
     _, split, _ = poisoned
     posterior = np.where(np.arange(400) < 7, 0.1, 0.9).astype(np.float32)
     scores = dict.fromkeys(("entropy", "cross_entropy"), np.arange(400.0)) | {"mixture": posterior}
-    monkeypatch.setattr(sys.modules["d3jax.defenses.untrusted"], "scores_of", lambda *given: scores)
+    monkeypatch.setattr(sys.modules["d3jax.defenses.training_time"], "scores_of", lambda *given: scores)
     assert judge(model, model.init(KEY), split, "mixture", 0.1).suspects.tolist() == list(range(7))
     assert judge(model, model.init(KEY), split, "mixture", 0.01).suspects.tolist() == [0, 1, 2, 3]  # at most the ratio
 
@@ -309,7 +309,7 @@ def test_a_study_that_was_cut_off_continues(finished, tmp_path, model):
 
 
 def same_models(model, *folders):
-    like = untrusted.Outcome(jax.eval_shape(model.init, KEY), found_shapes(400))
+    like = untrusted.TrainedModel(jax.eval_shape(model.init, KEY), found_shapes(400))
     for name in ("dlp", "abl"):
         trees = [checkpoint.load(next(where.glob(f"checkpoints/*-{name}-*seed0-*/model")), like)[0] for where in folders]
         jax.tree.map(np.testing.assert_array_equal, *trees)

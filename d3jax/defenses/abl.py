@@ -19,7 +19,7 @@ from ..config import OptimConfig, TrainConfig, check_fields, fill_preset, option
 from ..config_file import to_mapping
 from ..training.loop import Job, Session, fit, trace_of
 from ..training.step import Loss, accuracy, classification_loss, cross_entropy
-from .untrusted import (
+from .training_time import (
     ASCENT,
     UnlearnConfig,
     behind,

@@ -26,7 +26,7 @@ from ..sharding import same_arrays
 from ..training.loop import Job, Session, fit, trace_of
 from ..training.semi_supervised import SemiConfig, semi_job
 from ..training.step import classification_loss
-from .untrusted import (
+from .training_time import (
     UnlearnConfig,
     behind,
     check_batch,
