@@ -1,20 +1,24 @@
 """What studies of evolving models say of the paper's claims C1 to C5 (arXiv 2206.04677): a table for each, with a verdict.
 
 The claims have no numbers, so that what counts as true is ours. It was written down when eight lineages of C1 had ended and none of the
-others, and changed once, after a review, before any table was made; what was changed later is said at its claim. T are the updates of a lineage, S_τ those that the backdoor survived before the ASR first fell
+others, and changed after reviews, the second when the tables on Fashion-MNIST had been seen: C3 and C5 then went from the ASR to the
+trigger's logit on the same images (drift alone moves an ASR, and at 100 % it shows nothing), C4's bar at an equal mean rate to that at equal steps, C1 asks of the end too. T are
+the updates of a lineage, S_τ those that the backdoor survived before the ASR first fell
 below τ; a row's condition must be met on every seed unless it says otherwise. Seeds whose backdoor did not work before the first update
-(ASR below 50 %) are left out.
+(ASR below 50 %) are left out. `!` marks a seed on which the clean control's rate was ever above 25 %: what the trigger does there is not the backdoor's alone.
 
-- C1, a one-shot backdoor does not survive a few updates, with larger triggers and more poison neither: S_0.5 is at most T / 2.
-- C2, poison must go on: without it the ASR falls below 50 % within T, with it it never does. Where it stays without, nothing is decided;
-  as it did under the constant rate on Fashion-MNIST, updates that forget (C4's `slanted`) were put beside it.
-- C3, larger drift, faster forgetting: what the ASR is above the control's rate, averaged over updates and seeds, falls by a point or
-  more with every step of the drift.
+- C1, a one-shot backdoor does not survive a few updates, with larger triggers and more poison neither: S_0.5 is at most T / 2, and the ASR
+  below 50 % at the end. Of updates that move BatchNorm's statistics alone nothing is said.
+- C2, poison must go on: without it the ASR falls below 50 % within T, with it it never does. Asked of a constant rate, and of updates that
+  forget more (C4's `slanted`), which were added when nothing was forgotten under the constant rate on Fashion-MNIST.
+- C3, larger drift, faster forgetting: what the updates leave of the trigger's logit (see below) falls with every step of the drift.
 - C4, a smart schedule forgets in one update: S_0.5 is 0, and the mean ACC at most a point below that of the constant rate which
-  validation of clean models chooses. At an equal mean rate: S_0.5 is 0, it is not under the constant rate of that mean, and the mean ACC is at most a
-  point below that one's.
-- C5, updates wear the backdoor down: the ASR is lower after an update than before it, on the same images, averaged over seeds, at every
-  update before which it was at least 10 points above the control's rate.
+  validation of clean models chooses. At an equal mean rate: likewise, and S_0.5 is not 0 under the constant rate of that mean.
+- C5, updates wear the backdoor down: an update leaves less than 99 % of the trigger's logit, averaged over seeds, at every update before
+  which the ASR was at least 10 points above the control's rate.
+
+What an update leaves of the trigger's logit is by how much the trigger raises its class's logit after it over that before it, on the
+same images; what all leave is the product.
 
 Command: python benchmarks/claims.py 'runs/evolution_c{}_fashion_mnist' (run folders with {} for the claim's number; absent ones are left out)
 """
@@ -35,18 +39,20 @@ from d3jax.survival import ratio
 
 WORKS = 0.5
 """ASR before the first update of a backdoor that works."""
-LESS = 0.01
-"""By how much a larger drift must lower the ASR."""
+LEFT = 0.99
+"""An update that leaves less of the trigger's logit wears the backdoor down."""
 FLOOR = 0.1
 """By how much the ASR must be above the control's for an update to have something to wear down."""
 
 SENTENCES = {
     1: "A one-shot backdoor is gone after half of the updates, with larger triggers and more poison too",
     2: "Without further poison the backdoor falls below an ASR of 50 %, with it it stays above",
-    3: "The larger the drift, the lower the ASR",
+    3: "The larger the drift, the faster the backdoor is forgotten",
     4: "A smart schedule takes the ASR below 50 % in one update, at no more than a point of ACC",
-    5: "Every update lowers the ASR",
+    5: "Every update wears the backdoor down",
 }
+DOUBTED = 0.25
+"""Control's rate above which an ASR is not the backdoor's alone."""
 
 
 class Lineages(NamedTuple):
@@ -69,10 +75,27 @@ class Lineages(NamedTuple):
         values = [rows[update][name] for rows in self.seeds if rows[update].get(name) is not None]
         return statistics.fmean(values) if values else math.nan
 
-    def above(self, name: str, update: int) -> float:
-        """A rate above the control's, which counts as 0 where there is none."""
-        control = self.mean("control", update)
-        return self.mean(name, update) - (0.0 if math.isnan(control) else control)
+    def left(self, update: int) -> list[float]:
+        """What an update leaves of the trigger's logit, by seed; none of those where it was not measured, or not above 0 before."""
+        pairs = [(rows[update]["score"], rows[update].get("stale_score")) for rows in self.seeds]
+        return [max(after, 0.0) / before for after, before in pairs if before is not None and before > 0]
+
+    def left_of_all(self) -> list[float | None]:
+        """What all updates leave of it, by seed; None where one was not measured."""
+        return [self._product(rows) for rows in self.seeds]
+
+    def _product(self, rows: Sequence[Row]) -> float | None:
+        value = 1.0
+        for update in self.updates:
+            after, before = rows[update]["score"], rows[update].get("stale_score")
+            if before is None:
+                return None
+            value *= max(after, 0.0) / before if before > 0 else 0.0
+        return value
+
+    def doubted(self) -> list[bool]:
+        """On which seeds the control says the target too."""
+        return [any((rows[update].get("control") or 0.0) > DOUBTED for update in self.updates) for rows in self.seeds]
 
     @property
     def updates(self) -> range:
@@ -96,9 +119,12 @@ Said = list[bool | None]
 """What is said of every row; None where there is nothing to say."""
 
 
-def gone(one: Lineages) -> bool:
+def gone(one: Lineages) -> bool | None:
     """C1's condition."""
-    return all(not censored and count <= len(one.updates) / 2 for count, censored in one.survived())
+    if not one.line["lr_mean"]:
+        return None
+    early = all(not censored and count <= len(one.updates) / 2 for count, censored in one.survived())
+    return early and all(rows[-1]["asr"] < WORKS for rows in one.seeds)
 
 
 def at_once(one: Lineages) -> bool:
@@ -106,15 +132,22 @@ def at_once(one: Lineages) -> bool:
     return all(count == 0 for count, _ in one.survived())
 
 
-def worn(one: Lineages) -> bool:
+def worn(one: Lineages) -> bool | None:
     """C5's condition."""
-    due = [update for update in one.updates if one.above("stale_asr", update) >= FLOOR]
-    return all(one.mean("asr", update) < one.mean("stale_asr", update) for update in due)
+    control = lambda update: 0.0 if math.isnan(one.mean("control", update)) else one.mean("control", update)
+    due = [update for update in one.updates if one.mean("stale_asr", update) >= FLOOR + control(max(update - 1, 1))]
+    return all(statistics.fmean(one.left(update) or [math.inf]) < LEFT for update in due) if due else None
+
+
+def falls(before: Lineages, after: Lineages) -> bool | None:
+    """C3's condition; None where something was not measured."""
+    pairs = list(zip(before.left_of_all(), after.left_of_all(), strict=True))
+    return None if any(None in pair for pair in pairs) else all(y < x for x, y in pairs)
 
 
 def equal_mean(one: Lineages, rows: Sequence[Lineages]) -> Lineages | None:
     """The constant rate of its mean, if it was scaled to it."""
-    return next((other for other in rows if other.name == one.line["baseline"]), None) if one.line["equal_mean"] else None
+    return next((other for other in rows if other.name == one.line["equal_mean"]), None)
 
 
 def judge(claim: int, rows: Sequence[Lineages]) -> tuple[Said, str]:
@@ -129,9 +162,8 @@ def judge(claim: int, rows: Sequence[Lineages]) -> tuple[Said, str]:
         ]
         return [true for said, _ in judged for true in said], ", ".join(verdicts)
     if claim == 3:
-        means = [statistics.fmean(one.above("asr", update) for update in one.updates) for one in rows]
-        falls = [after <= before - LESS for before, after in itertools.pairwise(means)]
-        return [None, *falls], summary(falls, rows[1:])
+        steps = [falls(before, after) for before, after in itertools.pairwise(rows)]
+        return [None, *steps], summary(steps, rows[1:])
     if claim == 4:
         return strategies(rows)
     said = [(gone if claim == 1 else worn)(one) for one in rows]
@@ -140,16 +172,20 @@ def judge(claim: int, rows: Sequence[Lineages]) -> tuple[Said, str]:
 
 def poisoned_on(rows: Sequence[Lineages]) -> tuple[Said, str]:
     """C2's judgement of lineages that differ in their further poison; the first has none."""
-    lost = not any(censored for _, censored in rows[0].survived())
+    alone = [censored for _, censored in rows[0].survived()]
     stays = [all(censored for _, censored in one.survived()) for one in rows[1:]]
-    return [lost, *stays], summary(stays, rows[1:]) if lost else "not decided, it stays without further poison too"
+    without = f"does not hold, without further poison it stays on {sum(alone)} of {len(alone)} seeds"
+    return [not any(alone), *stays], without if any(alone) else summary(stays, rows[1:])
 
 
-def summary(said: Sequence[bool], rows: Sequence[Lineages]) -> str:
-    """Holds, does not hold, or only where."""
-    if all(said):
-        return "holds"
-    true = [one.name for one, holds in zip(rows, said, strict=True) if holds]
+def summary(said: Said, rows: Sequence[Lineages]) -> str:
+    """Holds, does not hold, or only where; rows of which nothing is said aside."""
+    told = [(one.name, holds) for one, holds in zip(rows, said, strict=True) if holds is not None]
+    if not told:
+        return "nothing to say"
+    true = [name for name, holds in told if holds]
+    if len(true) == len(told):
+        return "holds" if len(told) == len(rows) else f"holds for {', '.join(true)}"
     return f"only for {', '.join(true)}" if true else "does not hold"
 
 
@@ -172,22 +208,28 @@ def strategies(rows: Sequence[Lineages]) -> tuple[Said, str]:
 def shown(one: Lineages, claim: int) -> dict[str, str]:
     """A row of a table, by the column's head, without its verdict."""
     line, points = one.line, lambda value: "–" if math.isnan(value) else f"{100 * value:.0f}"
+    largest = [max((rows[update].get("control") or 0.0 for rows in one.seeds), default=0.0) for update in one.updates]
+    marks = ["!" if doubted else "" for doubted in one.doubted()]
+    by_seed = zip(one.survived(), marks, strict=True)
     cells = {
         "attack": line["attack"], "evolution": one.name,
-        "S_0.5 by seed": " ".join(f"≥{count}" if censored else str(count) for count, censored in one.survived()),
+        "S_0.5 by seed": " ".join((f"≥{count}" if censored else str(count)) + mark for (count, censored), mark in by_seed),
         "ASR after update 0, 1, …": ", ".join(points(one.mean("asr", update)) for update in (0, *one.updates)),
-        "control": ", ".join(points(one.mean("control", update)) for update in one.updates),
+        "at the end, by seed": " ".join(points(rows[-1]["asr"]) for rows in one.seeds),
+        "control, largest": ", ".join(map(points, largest)),
     }  # fmt: skip
+    if claim == 3:
+        cells["logit left, by seed"] = " ".join("–" if value is None else f"{value:.2f}" for value in one.left_of_all())
     if claim == 5:
-        changes = [one.mean("asr", update) - one.mean("stale_asr", update) for update in one.updates]
-        cells["change by update"] = ", ".join("–" if math.isnan(change) else f"{100 * change:+.0f}" for change in changes)
-        cells["score left"] = f"{one.mean('score', one.updates[-1]) / one.mean('score', 0):.2f}"
-    cells |= {"ACC": f"{100 * line['acc']:.1f}", "Σ rates": f"{line['lr_mean'] * line['steps']:.2f}"}
-    if line["baseline"] is not None:
+        means = [statistics.fmean(one.left(update)) if one.left(update) else math.nan for update in one.updates]
+        cells["logit left by update"] = ", ".join("–" if math.isnan(mean) else f"{mean:.2f}" for mean in means)
+    spread = "" if line.get("acc_std") is None else f" ± {100 * line['acc_std']:.1f}"
+    cells |= {"ACC": f"{100 * line['acc']:.1f}{spread}", "Σ rates": f"{line['lr_mean'] * line['steps']:.2f}"}
+    if claim in (1, 4) and line["baseline"] is not None:
         chosen = line["baseline"] == one.name
-        counts: dict[Any, str] = {True: "counts", False: "ACC too low"}
-        cells["held against"] = "chosen" if chosen else f"{line['baseline']}: {counts[line['counts']]}"
-        cells["speed-up"] = "–" if chosen else ratio(line)
+        counts: dict[Any, str] = {True: "counts", False: "ACC too low", None: "seeds are missing"}
+        cells["beside the rate that validation chooses"] = "it is" if chosen else counts[line["counts"]]
+        cells["speed-up"] = "–" if chosen else ratio(line) + (f" over {line['equal_mean']}" if line["equal_mean"] else "")
     return cells
 
 

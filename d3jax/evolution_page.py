@@ -187,19 +187,21 @@ def _table(compared: Sequence[Row], looks: Looks) -> str:
     body = []
     for row in compared:
         cells = [survived(row, tau) for tau in TAUS]
-        cells += [points(row[name], digits=1) for name in ("acc", "valid_acc", "stale_acc")]
+        for name in ("acc", "valid_acc", "stale_acc"):
+            spread = "" if row[f"{name}_std"] is None else f" ± {points(row[f'{name}_std'], digits=1)}"
+            cells.append(f"{points(row[name], digits=1)}{spread}")
         low = "<small>ACC too low</small>" if row["counts"] is False else ""
         gain = "chosen" if row["baseline"] == row["evolution"] else ratio(row) + low
         cells += [f"{row['lr_mean']:.3g}", gain]
         body.append(f"<tr>{swatch(row['evolution'], looks)}{''.join(f'<td class=n>{cell}</td>' for cell in cells)}</tr>")
     note = (
         "S: updates survived until the ASR first falls below the threshold, mean over seeds; ≥ where on some seed it never did. ACC and "
-        "learning rate: means over updates, and over an update. Speed-up: S of the chosen constant rate over S. Chosen: of the constant "
+        "learning rate: means over updates, and over an update; ± one standard deviation over seeds. Speed-up: S of the chosen constant rate over S. Chosen: of the constant "
         "rates the one with the best accuracy on validation images, which learning did not see; ASR plays no part. A strategy counts "
         "while its mean ACC is at most a point below that one's."
     )
     if any(row["equal_mean"] for row in compared):
-        note += " What was scaled to a mean rate is held against the constant rate of that mean, where there is one."
+        note += " The speed-up of what was scaled to a mean rate is over the constant rate of that mean, where there is one."
     return f"<figure>{table(head, [body], 'glance')}<figcaption>{note}</figcaption></figure>"
 
 

@@ -16,7 +16,7 @@ NUMBERS = ("acc", "asr", "ra", "der", "n_clean", "n_triggered", "seconds")
 COLUMNS = ("dataset", "model", "attack", "poison_rate", "defense", "seed", *NUMBERS)
 """What every row of results.csv has: one for each (attack, defense, seed), fractions in [0, 1], None where there is no number, `defense`
 "none" for the backdoored model. Any others stand behind; a text column `status` other than "ok" says why a run failed."""
-TEXT = {"dataset", "model", "attack", "defense", "evolution", "baseline", "published", "status"}
+TEXT = {"dataset", "model", "attack", "defense", "evolution", "baseline", "equal_mean", "published", "status"}
 
 
 def write_csv(path: str | Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:

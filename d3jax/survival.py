@@ -45,11 +45,12 @@ def compare(rows: Sequence[Row], evolved: Sequence[Row], shown: Mapping[str, Sho
 
     `rows` are those of results.csv, `evolved` those of evolution.csv. `baseline` is the evolution of the same group with a constant
     rate and the highest `valid_acc` (None for a group of one): of the lineages of a clean model where the study has them, else of this
-    attack's; ASR is not looked at. One that was scaled to a mean is held against the constant rate of that mean, where there is one (`equal_mean`).
-    `counts` says whether the mean ACC is at most a point below the baseline's, `speedup` is the baseline's S at an ASR of 50 % over
-    this one's (inf where this one's is 0), `speedup_bound` ≥ where the baseline's is censored and ≤ where this one's is; where both
-    are there is no number. A backdoor that did not work before the first update counts for no threshold. `survived_τ` are means over
-    seeds, `censored_τ` count the seeds on which the backdoor was there to the end.
+    attack's, over the seeds that all candidates have; ASR is not looked at. `counts` says whether the mean ACC is at most a point below
+    the baseline's; None where not both have the same seeds. `speedup` is the baseline's S at an ASR of 50 % over this one's, or, of one
+    that was scaled to a mean, S under the constant rate of that mean (`equal_mean`, where there is one): inf where this one's is 0,
+    `speedup_bound` ≥ where the other's is censored and ≤ where this one's is; where both are there is no number. A backdoor that did
+    not work before the first update counts for no threshold. `survived_τ` are means over seeds, `censored_τ` count the seeds on which
+    the backdoor was there to the end; `…_std` are sample standard deviations over seeds (None for one).
     """
     compared = []
     for attack in dict.fromkeys(row["attack"] for row in evolved):
@@ -57,15 +58,16 @@ def compare(rows: Sequence[Row], evolved: Sequence[Row], shown: Mapping[str, Sho
         found = {
             label: _one(attack, label, mine, rows, shown[label]) for label in dict.fromkeys(row["evolution"] for row in mine)
         }
+        seeds = {label: {row["seed"] for row in mine if row["evolution"] == label and row["update"]} for label in found}
         for label, row in found.items():
-            equal = _equal(label, shown)
-            baseline = equal or _chosen(label, attack, evolved, shown)
-            against = found.get(baseline)
-            row |= {"constant": shown[label].constant, "equal_mean": equal is not None, "baseline": baseline}
+            equal, baseline = _equal(label, shown), _chosen(label, attack, evolved, shown)
+            row |= {"constant": shown[label].constant, "equal_mean": equal, "baseline": baseline}
             row |= {"counts": None, "speedup": None, "speedup_bound": None}
-            if against:
-                row["counts"] = row["acc"] >= against["acc"] - ALLOWED
-                row |= _speedup(against, row)
+            if baseline in found and seeds[baseline] == seeds[label]:
+                row["counts"] = row["acc"] >= found[baseline]["acc"] - ALLOWED
+            against = equal or baseline
+            if against in found and seeds[against] == seeds[label]:
+                row |= _speedup(found[against], row)
             compared.append(row)
     return compared
 
@@ -82,15 +84,20 @@ def _one(attack: str, label: str, evolved: Sequence[Row], rows: Sequence[Row], s
         row[f"survived_{tau:g}"] = statistics.fmean(counts) if counts else None
         row[f"censored_{tau:g}"] = sum(one[f"survived_{tau:g}_censored"] for one in mine) if counts else None
     for name in ("acc", "stale_acc", "valid_acc"):
-        values = [line[name] for line in lines if line.get(name) is not None]
-        row[name] = statistics.fmean(values) if values else None
-    last = [
-        line["asr"] for line in lines if line["asr"] is not None and line["update"] == max(other["update"] for other in lines)
-    ]
-    return row | {
-        "asr_last": statistics.fmean(last) if last else None,
-        "steps": len(shown.rates), "lr_mean": float(np.mean(shown.rates)), "lr_max": float(np.max(shown.rates)),
-    }  # fmt: skip
+        row |= _mean(name, name, lines)
+    row |= _mean("asr_last", "asr", [line for line in lines if line["update"] == row["updates"]])
+    return row | {"steps": len(shown.rates), "lr_mean": float(np.mean(shown.rates)), "lr_max": float(np.max(shown.rates))}
+
+
+def _mean(name: str, column: str, lines: Sequence[Row]) -> Row:
+    """A column's mean over seeds, and its deviation, as columns of `name`; of a seed's updates the mean counts."""
+    by_seed: dict[int, list[float]] = {}
+    for line in lines:
+        if line.get(column) is not None:
+            by_seed.setdefault(line["seed"], []).append(line[column])
+    values = [statistics.fmean(mine) for mine in by_seed.values()]
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {name: statistics.fmean(values) if values else None, f"{name}_std": deviation}
 
 
 def _alike(label: str, shown: Mapping[str, Shown]) -> list[str]:
@@ -112,17 +119,15 @@ def _chosen(label: str, attack: str, evolved: Sequence[Row], shown: Mapping[str,
     triggered = {row["attack"] for row in evolved if row["asr"] is not None}
 
     def means(counted) -> dict[str, float]:
-        found = {}
-        for name in alike:
-            mine = [
-                row for row in evolved if row["evolution"] == name and row.get("valid_acc") is not None and counted(row["attack"])
-            ]
-            if mine:
-                found[name] = statistics.fmean(row["valid_acc"] for row in mine)
-        return found
+        """Over the models, seeds of an attack, that all candidates began with."""
+        found: dict[str, dict[tuple[str, int], list[float]]] = {}
+        for row in evolved:
+            if row["evolution"] in alike and row.get("valid_acc") is not None and counted(row["attack"]):
+                found.setdefault(row["evolution"], {}).setdefault((row["attack"], row["seed"]), []).append(row["valid_acc"])
+        common = set.intersection(*map(set, found.values())) if len(found) == len(alike) and alike else set()
+        return {name: statistics.fmean(x for model in common for x in found[name][model]) for name in alike} if common else {}
 
-    clean, own = means(lambda other: other not in triggered), means(lambda other: other == attack)
-    chosen = clean if len(clean) == len(alike) else own  # the same models for all candidates
+    chosen = means(lambda other: other not in triggered) or means(lambda other: other == attack)
     return max(chosen, key=chosen.__getitem__) if chosen else None
 
 

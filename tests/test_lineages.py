@@ -232,13 +232,23 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
     assert (smart["speedup_bound"], low["speedup_bound"]) == (None, "≤") and ratio(low) == "≤ 0.5×" and ratio(smart) == "9.0×"
     scaled = shown | {"smart": Shown(rate(0.015, 0.005), "a", False, scaled=True)}
     held = {row["evolution"]: row for row in compare(ended, evolved, scaled) if row["attack"] == "badnets"}
-    assert held["smart"]["baseline"] == "low"
-    assert [held[name]["equal_mean"] for name in shown] == [False, False, True, False]
+    assert held["smart"]["baseline"] == "high" and held["smart"]["speedup"] == 8.5 / 0.5  # S under the rate of its mean
+    assert [held[name]["equal_mean"] for name in shown] == [None, None, "low", None]
     assert [held[name]["constant"] for name in shown] == [True, True, False, True]
+    assert smart["acc_std"] == 0 and smart["asr_last_std"] == 0
+    fewer = [row for row in evolved if (row["evolution"], row["seed"]) != ("smart", 1)]
+    assert next(row for row in compare(ended, fewer, shown) if row["evolution"] == "smart")["counts"] is None  # a seed is missing
+    lost = [row for row in evolved if (row["evolution"], row["seed"]) != ("high", 1)]
+    lost = [row | {"valid_acc": 0.0} if row["evolution"] == "low" and row["seed"] else row for row in lost]
+    assert _baselines(ended, lost, shown)["smart"] == "high"  # on the seeds that both have
     dead = [row | {"asr": 0.3} if row["asr"] and not row["update"] else row for row in evolved]
     assert all(row["survived_0.5"] is None for row in compare(ended, dead, shown))  # what never worked did not fade
     alone = {row["evolution"]: row for row in compare(ended, [row for row in evolved if row["attack"] == "badnets"], shown)}
     assert alone["smart"]["baseline"] == "low" and alone["smart"]["counts"] is False  # two and a half points below
+
+
+def _baselines(ended, evolved, shown):
+    return {row["evolution"]: row["baseline"] for row in compare(ended, evolved, shown) if row["attack"] == "badnets"}
 
 
 def folder_of(tmp_path, attack: str, **setting: str) -> str:
