@@ -53,7 +53,7 @@ def check_fields(config: Any) -> None:
         choices = literals_of(hints[field.name])
         if choices and value not in choices and not (isinstance(value, int) and int in typing.get_args(hints[field.name])):
             raise ConfigError(f"{field.name}: {value!r} is not one of {names(choices)}{did_you_mean(value, choices)}")
-        for number in value if isinstance(value, tuple) else (value,):
+        for number in value if isinstance(value, tuple) else value.values() if isinstance(value, dict) else (value,):
             if not isinstance(number, (int, float)) or isinstance(number, bool):
                 continue
             if (

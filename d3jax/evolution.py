@@ -111,8 +111,19 @@ def evolution_job(
 
 def check_evolution(config: EvolutionConfig, count: int, info: DataInfo) -> int:
     """How many of `count` fresh images an update learns. Raises `ConfigError` where they do not fill a batch, or something else does
-    not suit the images."""
+    not suit the images or the updates."""
     compose(tuple(config.drift), info.shape[2])
+    for name in {"brightness", "contrast"} & set(config.drift):
+        if (last := config.updates * config.drift[name]) <= -1:
+            raise ConfigError(
+                f"drift: {name}: {config.drift[name]:g} in each of {config.updates} updates ends at {last:g}, want above -1"
+            )
+    if config.replay and not round(config.replay * config.batch_size):
+        raise ConfigError(f"replay: {config.replay:g} of the {config.batch_size} images of a batch is less than one")
+    if config.defense and config.every > config.updates:
+        raise ConfigError(
+            f"every: {config.every} is more than the {config.updates} updates; {config.defense} would never be called"
+        )
     update_rates(config, steps_of(config, count))
     return _sizes(config, count)[0]
 

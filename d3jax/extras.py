@@ -22,7 +22,7 @@ from .page import Extras
 from .rows import Row, write_csv
 from .sharding import is_first
 from .stages import Result, Stage
-from .survival import compare
+from .survival import compare, forgetting_rows
 from .tasks import task_of
 from .trigger_rows import trigger_rows
 from .untrusted import filter_rows, filters_of
@@ -40,7 +40,7 @@ def extras_of(
     repaired: Mapping[str, Variables],
 ) -> tuple[Extras, dict[str, dict[str, Features]]]:
     """All of it, for the page, and the `inverted_features`; tables of it are written as filters.csv, evolution.csv, survival.csv,
-    triggers.csv, paths.csv and changes.csv."""
+    forgetting.csv, triggers.csv, paths.csv and changes.csv."""
 
     def attempt(what: str, work: Callable[[], Found], otherwise: Found) -> Found:
         try:
@@ -61,6 +61,7 @@ def extras_of(
     turned = attempt("inverted triggers on repaired models", lambda: trigger_rows(lab, cells, results, earlier), [])
     lines = attempt("lines between models", lambda: lines_of(lab, cells, earlier, repaired), [])
     tables = {"filters": filtered, "evolution": evolved, "survival": compared, "triggers": turned}
+    tables |= {"forgetting": forgetting_rows(predicted)}
     tables |= {"paths": path_rows(lines, lab.config.seeds[0]), "changes": change_rows(lines, lab.config.seeds[0])}
     for name, table in tables.items():
         if is_first() and table:

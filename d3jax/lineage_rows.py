@@ -60,8 +60,9 @@ def control_rates(lab: Lab, cell: Cell, folder: Path, name: str, trigger: Any) -
 def lineage_rows(
     lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result], controls: Mapping[str, Mapping[int, float]]
 ) -> list[dict[str, Any]]:
-    """The lines of evolution.csv: every lineage at every update, 0 being the model it began with, on all test images as they are.
+    """The lines of evolution.csv: every lineage at every update, on the test images that are measured, drifted as far as at that update.
 
+    Update 0 is the model that it began with, on all test images as they are; its `score` alone is that on the first update's images.
     `stale_…` is the model before the update on the images behind `acc`, `asr` and `score`.
     """
     rows = []

@@ -41,14 +41,18 @@ class StrategyConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        tops = {"cyclical": ("lr",), "super": ("lr", "lr2")}.get(self.name, ())
+        for name in tops:
+            if self.low > getattr(self, name):
+                raise ConfigError(f"low: {self.low:g} is above {name}: {getattr(self, name):g}")
 
 
 def rates(config: StrategyConfig, steps: int) -> np.ndarray:
     """The learning rate [steps] float32 of every step of one update.
 
-    Raises `ConfigError` where a cycle has not a step.
+    Raises `ConfigError` where a cycle or a triangle has not the steps to reach its highest rate.
     """
-    if config.name == "cyclical" and config.cycles > steps:
+    if config.name == "cyclical" and 2 * config.cycles > steps:
         raise ConfigError(f"cycles: {config.cycles} do not fit an update of {steps} steps")
     at = np.arange(steps)
     if config.name in ("constant", "cosine", "onecycle", "sgdr"):
@@ -61,6 +65,9 @@ def rates(config: StrategyConfig, steps: int) -> np.ndarray:
         values = _triangles(at, steps / (2 * config.cycles), config.low, config.lr)
     else:
         border = round(config.first * steps)
+        for which, part in (("first", border), ("second", steps - border)):
+            if 0 < part <= config.ramp:
+                raise ConfigError(f"ramp: {config.ramp} steps up do not fit the {part} steps of super's {which} phase")
         phases = ((at[:border], config.lr), (at[border:] - border, config.lr2))
         values = np.concatenate([_triangles(part, config.ramp, config.low, high) for part, high in phases])
     if config.mean is not None:

@@ -40,6 +40,18 @@ class Predicted(NamedTuple):
     left: dict[str, np.ndarray]
 
 
+def forgetting_rows(predicted: Sequence[Predicted]) -> list[Row]:
+    """The rows of forgetting.csv: after each update, by how much the trigger raises its class's logit (`score`), and the share of it that is
+    left: measured, and as a linear model predicts it under the curvature of squared loss and of softmax's at the start."""
+    return [
+        {"attack": one.attack, "evolution": one.evolution, "update": update, "score": float(score)}
+        | {"left": float(score / one.scores[0]) if one.scores[0] else None}
+        | {f"left_{name}": float(left[update - 1]) if update else 1.0 for name, left in one.left.items()}
+        for one in predicted
+        for update, score in enumerate(one.scores)
+    ]
+
+
 def compare(rows: Sequence[Row], evolved: Sequence[Row], shown: Mapping[str, Shown]) -> list[Row]:
     """One row for each (attack, evolution), over its seeds and updates: the rows of survival.csv.
 

@@ -12,7 +12,7 @@ from d3jax.attacks import ATTACKS
 from d3jax.base import Model, Outputs, Prepared, Split, Variables, as_float
 from d3jax.data.drift import compose
 from d3jax.errors import ConfigError
-from d3jax.evolution import EvolutionConfig, divide, evolution_job, survivability
+from d3jax.evolution import EvolutionConfig, check_evolution, divide, evolution_job, survivability
 from d3jax.metrics import make_asr, make_evaluate, make_measure
 from d3jax.strategies import StrategyConfig
 from d3jax.training import Session, fit, fit_members
@@ -78,8 +78,10 @@ def test_every_update_sees_its_own_images_once_an_epoch_as_far_drifted_as_it_is(
 def test_the_trigger_is_pasted_after_the_drift_or_before(model, victim, parts, attack, dataset, trigger_first):
     config = dataclasses.replace(CONFIG, epochs=1, persistent=0.5, drift={"brightness": -0.2}, trigger_first=trigger_first)
     _, seen = batches_of(model, victim, parts, attack, dataset, config)
-    white = (seen[:, :, -1, -1] == 1).all(-1).reshape(3, 80).mean(1)  # the patch's corner
-    np.testing.assert_allclose(white, 0 if trigger_first else 0.5, atol=0)
+    corners = seen[:, :, -1, -1].reshape(3, 80, -1)  # the patch's
+    for update, drifted in enumerate((0.8, 0.6, 0.4)):
+        patched = np.abs(corners[update] - (drifted if trigger_first else 1)).max(-1) < 1e-6
+        assert patched.mean() == 0.5
 
 
 def test_what_is_replayed_has_not_drifted_and_noise_stays_with_its_image(model, victim, parts, attack, dataset):
@@ -145,11 +147,38 @@ def test_the_first_update_is_sgd_with_momentum(model, victim, parts, attack, dat
 
 
 def test_momentum_is_carried_where_that_is_wanted(model, victim, parts, attack, dataset):
-    found = []
-    for kind in ("reset", "carried"):
+    """The last step of the first update and the first of the second, by hand."""
+    for kind, share in (("reset", 0.0), ("carried", 0.9)):
         job = job_of(model, victim, parts, attack, dataset, dataclasses.replace(CONFIG, optimizer_state=kind))
-        found.append(fit(job)[0].variables.params["head"]["kernel"])
-    assert not np.allclose(*found)
+        state, step = job.state, jax.jit(job.step)
+        for _ in range(10):
+            state, _ = step(state, job.data)
+        before, (after, metrics) = state, step(state, job.data)
+        old, new = (one.opt_state[0]["head"]["kernel"] for one in (before, after))
+        w, moved = (one.variables.params["head"]["kernel"] for one in (before, after))
+        np.testing.assert_allclose(moved, w - metrics["lr"] * new, rtol=1e-5, atol=1e-7)
+        gradients = new - share * old
+        fresh = dataclasses.replace(before, opt_state=(jax.tree.map(jnp.zeros_like, before.opt_state[0]), before.opt_state[1]))
+        wanted = step(fresh, job.data)[0].opt_state[0]["head"]["kernel"]  # without momentum: the gradient alone
+        np.testing.assert_allclose(gradients, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"drift": {"contrast": -0.4}}, "drift: contrast: -0.4 in each of 3 updates ends at -1.2, want above -1"),
+        ({"replay": 0.01}, "replay: 0.01 of the 16 images of a batch is less than one"),
+        ({"defense": "d3", "every": 4}, "every: 4 is more than the 3 updates; d3 would never be called"),
+    ],
+)
+def test_settings_that_would_do_nothing_or_something_else_are_refused(dataset, change, message):
+    with pytest.raises(ConfigError, match=message):
+        check_evolution(dataclasses.replace(CONFIG, **change), 240, dataset.info)
+
+
+def test_a_drift_that_is_no_number_is_refused():
+    with pytest.raises(ConfigError, match="drift: nan is out of range"):
+        dataclasses.replace(CONFIG, drift={"rotation": float("nan")})
 
 
 def test_statistics_alone_move_where_that_is_wanted(model, victim, parts, attack, dataset):

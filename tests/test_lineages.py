@@ -9,7 +9,7 @@ import pytest
 
 from d3jax import checkpoint, lineage_rows, study
 from d3jax.base import Split, as_float
-from d3jax.cells import make_cells
+from d3jax.cells import Cell, make_cells
 from d3jax.config_file import loads
 from d3jax.data.drift import compose
 from d3jax.errors import AttackError, ConfigError
@@ -103,6 +103,38 @@ def test_stale_is_the_model_before_on_the_images_of_now(finished):
         assert rows[update]["valid_acc"] == pytest.approx(accuracy(update, *(part[kept] for part in lab.fresh), update), abs=0.09)
 
 
+def test_the_linear_prediction_is_of_the_backdoored_models_features(finished):
+    """Of the one lineage that sees no poison: trigger's direction, moments of drifted images and decay, all by hand."""
+    folder, _ = finished
+    rows = read_csv(folder / "forgetting.csv")
+    assert [(row["attack"], row["evolution"], row["update"]) for row in rows] == [("badnets", "slow", i) for i in range(4)]
+    evolved = [row for row in read_csv(folder / "evolution.csv") if (row["attack"], row["evolution"]) == ("badnets", "slow")]
+    assert [row["score"] for row in rows] == [row["score"] for row in evolved]
+    assert [row["left"] for row in rows] == pytest.approx([row["score"] / evolved[0]["score"] for row in evolved])
+    assert all(rows[0][name] == 1 for name in ("left", "left_squared", "left_softmax"))
+
+    lab = open_lab(read(), folder, Progress(quiet=True))
+    cells = make_cells(lab)
+    cell = next(cell for cell in cells if (cell.kind, cell.label, cell.case.attacked) == ("lineage", "slow", True))
+    task = task_of(lab, Cell(cell.case), {})
+    victim, _ = checkpoint.load(task.folder / "model", task.like)
+    features = lambda x: np.asarray(lab.model.apply(victim.variables, x, train=False).features["penultimate"], np.float64)
+    images = as_float(jnp.asarray(lab.dataset.test.images[np.asarray(lab.dataset.test.labels) != 0]))
+    stamped = jnp.round(cell.case.attack.stamp(victim.trigger, images) * 255) / 255
+    direction = np.append((features(stamped) - features(images)).mean(0), 0)
+    left = direction.copy()
+    for update, learned in enumerate(fresh_sets(lab, cell)[0], 1):
+        seen = as_float(jnp.asarray(lab.fresh.images[learned]))
+        drifted = jnp.round(jnp.clip(seen * (1 + 0.05 * update), 0, 1) * 255) / 255
+        x = np.concatenate([features(drifted), np.ones((len(seen), 1))], 1)
+        second, speed = x.T @ x / len(x) + 5e-4 * np.eye(x.shape[1]), np.zeros_like(left)
+        for _ in range(6):
+            speed = 0.9 * speed + second @ left
+            left = left - 0.002 * speed
+        assert rows[update]["left_squared"] == pytest.approx(direction @ left / (direction @ direction), abs=2e-3)
+        assert rows[update]["left_squared"] < rows[update]["left_softmax"] < rows[update - 1]["left_softmax"]
+
+
 def test_survivability_is_a_column(finished):
     _, rows = finished
     slow = rows[1]
@@ -182,7 +214,7 @@ def test_the_page_shows_curves_rates_and_survivability(finished):
     page = (folder / "report.html").read_text()
     assert "updates survived" in page and "≥ 3" in page and "Learning rate of every step of an update" in page
     pictures = {path.name for path in (folder / "figures").iterdir()}
-    assert {"badnets-evolution.png", "badnets-rates.png", "clean-evolution.png"} <= pictures
+    assert {"badnets-evolution.png", "badnets-rates.png", "badnets-forgetting.png", "clean-evolution.png"} <= pictures
 
 
 def test_the_constant_rate_is_chosen_by_clean_validation():

@@ -63,3 +63,18 @@ def test_more_cycles_than_steps_are_refused():
         rates(StrategyConfig(name="sgdr", cycles=8, growth=2), 56)
     with pytest.raises(ConfigError, match="cycles: 8 do not fit an update of 5 steps"):
         rates(StrategyConfig(name="sgdr", cycles=8), 5)
+    with pytest.raises(ConfigError, match="cycles: 3 do not fit an update of 5 steps"):
+        rates(StrategyConfig(name="cyclical", cycles=3), 5)
+
+
+@pytest.mark.parametrize(("first", "which"), [(0.4, "the 8 steps of super's first"), (0.6, "the 8 steps of super's second")])
+def test_a_triangle_that_cannot_reach_its_top_is_refused(first, which):
+    with pytest.raises(ConfigError, match=f"ramp: 10 steps up do not fit {which} phase"):
+        rates(StrategyConfig(name="super", first=first), 20)
+    assert rates(StrategyConfig(name="super", first=0.0), 20).max() == pytest.approx(1e-3)  # without a first phase
+
+
+@pytest.mark.parametrize(("settings", "top"), [({"name": "cyclical", "lr": 1e-4}, "lr"), ({"name": "super", "lr2": 1e-4}, "lr2")])
+def test_a_lowest_rate_above_the_highest_is_refused(settings, top):
+    with pytest.raises(ConfigError, match=f"low: 0.0003 is above {top}: 0.0001"):
+        StrategyConfig(**settings)
