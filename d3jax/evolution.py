@@ -80,27 +80,27 @@ def evolution_job(
 ) -> Job:  # fmt: skip
     """The loop of all updates of `variables`.
 
-    `fresh` is cut into `config.updates` equal sets (`divide`), whose learned images stand behind each other in the job's data, after
-    those that are `replayed`: the first set as it was released (`poisoned_split`); None without replay. `opt_state` is (momentum, the parameters at the start of the update). Raises
+    `fresh` is cut into `config.updates` equal sets (`divide`); the rows of what they learn stand behind each other in `data.hyper["order"]`,
+    after those of the images that are `replayed`: the first set as it was released (`poisoned_split`); None without replay. Without it the
+    images are `fresh`'s own, of which members that run together hold one copy. `opt_state` is (momentum, the parameters at the start of the update). Raises
     `ConfigError` where the fresh images do not fill a batch an update, a drift does not suit them, or the attack has not enough rows.
     """
     check_evolution(config, len(fresh.labels), info)
     learned, _ = divide(key, fresh.labels, config, info.num_classes)
     order, size, per_update = learned.ravel(), learned.shape[1], steps_of(config, len(fresh.labels))
-    labels = np.asarray(fresh.labels)[order]
-    owned = _persistent(key, labels, size, attack, config)
-    past = 0
-    images = jnp.asarray(fresh.images)[order]
+    owned = _persistent(key, np.asarray(fresh.labels)[order], size, attack, config)
+    split, past = Split(*map(jnp.asarray, fresh)), 0
     if config.replay:
         past = len(replayed.labels)
-        images = jnp.concatenate([jnp.asarray(replayed.images), images])
-        labels = np.concatenate([np.asarray(replayed.labels), labels])
+        split = Split(*(jnp.concatenate([jnp.asarray(old), new]) for old, new in zip(replayed, split, strict=True)))
+        order = np.concatenate([np.arange(past), past + order])
         owned = np.concatenate([np.zeros(past, bool), owned])  # their trigger is in them already
     hyper = {
         "rates": jnp.asarray(update_rates(config, per_update)),
         "strengths": jnp.asarray(list(config.drift.values()), jnp.float32),
+        "order": jnp.asarray(order, jnp.int32),
     }
-    data = TrainData(Split(images, jnp.asarray(labels)), jnp.asarray(owned), trigger, hyper=hyper)
+    data = TrainData(split, jnp.asarray(owned), trigger, hyper=hyper)
     step = evolution_step(model, attack, config, info, size=size, past=past, per_epoch=per_update // config.epochs)
     params = variables.params
     state = TrainState(
@@ -199,17 +199,18 @@ def _persistent(key: jax.Array, labels: np.ndarray, size: int, attack: Attack, c
     return owned
 
 
-def drift_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
-    """What an image's drift draws, by its row in a job's data: the same whenever it is learned. `key` is the state's."""
-    return keys_of(stream(key, "drift"), rows)
+def drift_keys(key: jax.Array, places: jax.Array) -> jax.Array:
+    """What an image's drift draws, by its place in the order of a job: the same whenever it is learned. `key` is the state's."""
+    return keys_of(stream(key, "drift"), places)
 
 
 def evolution_step(
     model: Model, attack: Attack, config: EvolutionConfig, info: DataInfo, *, size: int, past: int, per_epoch: int
 ) -> Step:
-    """One step of an update: `size` images in a set, the first `past` of `data.split` those of the first set.
+    """One step of an update: `size` images in a set, before them in `data.hyper["order"]` the `past` ones of the first set.
 
-    `data.hyper` has the `rates` [n] of an update's n steps and the `strengths` that an update adds.
+    `data.hyper` has the `rates` [n] of an update's n steps, the `strengths` that an update adds, and the `order` in which rows of
+    `data.split` are learned; by their places there rows are drawn, poisoned and drift.
     """
     drift = compose(tuple(config.drift), info.shape[2])
     poison = poison_rows(attack.stamp, attack.relabel)
@@ -229,7 +230,8 @@ def evolution_step(
         old = (rows < past)[:, None, None, None]
         crop = jax.random.fold_in(stream(key, "augment"), step)
         move = lambda x: jnp.where(old, x, drift(drift_keys(key, rows), x, data.hyper["strengths"] * (update + 1)))
-        batch = Batch(as_float(data.split.images[rows]), data.split.labels[rows], data.poisoned[rows])
+        mine = data.hyper["order"][rows]
+        batch = Batch(as_float(data.split.images[mine]), data.split.labels[mine], data.poisoned[rows])
         if config.trigger_first:
             batch = poison(data.trigger, key, batch)
             return batch._replace(images=augment(crop, move(batch.images)))

@@ -66,6 +66,7 @@ def open_lab(config: StudyConfig, workdir: Path, progress: Progress, profile: st
     streamed = _is_streamed(loop, dataset, progress)
     if not streamed:
         dataset = Dataset(*(Split(*map(jnp.asarray, split)) for split in dataset[:2]), dataset.info)
+        fresh = fresh and Split(*map(jnp.asarray, fresh))  # one copy for all lineages
     together = loop.members == "together" or (loop.members == "auto" and not on_cpu)
     return Lab(config, dataset, fresh, fresh_hash, data_hash, model, precision, workdir, recorder, together, streamed, suspect)
 

@@ -158,12 +158,13 @@ def _looked_through(lab: Lab, cell: Cell, job: Job, update: int) -> Split:
     """The clean images of an update that a defence may use."""
     config, info = cell.choice.config, lab.dataset.info
     learned = fresh_sets(lab, cell)[0].shape[1]
-    first = len(job.data.split.labels) - learned * (config.updates - update + 1)
+    first = len(job.data.hyper["order"]) - learned * (config.updates - update + 1)
     clean = first + np.flatnonzero(~np.asarray(job.data.poisoned[first : first + learned]))
-    rows = clean[: len(reserved_split(lab, cell.case.seed).labels)]
-    images = as_float(job.data.split.images[rows])
-    drifted = compose(tuple(config.drift), info.shape[2])(drift_keys(job.state.key, rows), images, strengths(config, update))
-    return Split(as_levels(drifted).astype(jnp.uint8), job.data.split.labels[rows])
+    places = clean[: len(reserved_split(lab, cell.case.seed).labels)]
+    images, labels = (part[job.data.hyper["order"][places]] for part in job.data.split)
+    keys = drift_keys(job.state.key, places)
+    drifted = compose(tuple(config.drift), info.shape[2])(keys, as_float(images), strengths(config, update))
+    return Split(as_levels(drifted).astype(jnp.uint8), labels)
 
 
 def measured(lab: Lab, config: EvolutionConfig, update: int) -> Split:

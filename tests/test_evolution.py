@@ -124,7 +124,8 @@ def test_the_first_update_is_sgd_with_momentum(model, victim, parts, attack, dat
         from d3jax.data.batching import batch_rows
 
         rows = batch_rows(stream(job.state.key, "rows"), at, size=80, steps_per_epoch=5, batch_size=16) + at // 10 * 80
-        images, labels = as_float(job.data.split.images[rows]), job.data.split.labels[rows]
+        mine = job.data.hyper["order"][rows]
+        images, labels = as_float(job.data.split.images[mine]), job.data.split.labels[mine]
 
         def loss(params):
             outputs = model.apply(Variables(params, variables.batch_stats), images, train=True)
@@ -207,7 +208,8 @@ def test_more_poison_than_the_attack_can_take_is_refused(model, victim, parts, a
     config, construct = ATTACKS["sig"]
     sig = construct(config(rate=0.1), dataset.info)
     taken = job_of(model, victim, parts, sig, dataset, dataclasses.replace(CONFIG, persistent=0.1)).data
-    assert taken.poisoned.sum() == 3 * 8 and not taken.split.labels[np.asarray(taken.poisoned)].any()
+    owned = taken.hyper["order"][np.asarray(taken.poisoned)]
+    assert len(owned) == 3 * 8 and not taken.split.labels[owned].any()
     with pytest.raises(ConfigError, match="persistent: 0.8 of 80 images is 64, update 1 has .* that the attack can take"):
         job_of(model, victim, parts, sig, dataset, dataclasses.replace(CONFIG, persistent=0.8))
     with pytest.raises(ConfigError, match="persistent: 0.001 of the 80 images that an update learns is less than one"):
