@@ -155,14 +155,16 @@ def _save_predicted(path: Path, predicted: Sequence[Predicted], looks: Looks) ->
             axis = picture.add_subplot(grid[1 + i // columns, i % columns])
             at = np.arange(len(one.scores))
             measured = one.scores / one.scores[0] if one.scores[0] else one.scores
-            axis.plot(at, measured, color=looks.get(one.evolution, ("#6f7780", "-"))[0], linewidth=1.6, label="measured")
+            axis.plot(at, measured, color=looks.get(one.evolution, ("#6f7780", "-"))[0], linewidth=1.6)
+            axis.plot([], [], color="#6f7780", linewidth=1.6, label="measured")  # the legend's: every panel has its own colour
             for name, left in one.left.items():
                 dash, label = CURVATURES[name]
                 left = np.concatenate([[1.0], left])
                 axis.plot(
                     at, np.where(np.abs(left) <= 1.0, left, np.nan), color="#2a3138", linestyle=dash, linewidth=1, label=label
                 )
-            axis.set(title=short(one.evolution, 26), xlabel="update", ylim=(-0.3, 1.3))
+            top = float(np.max(measured[np.isfinite(measured)], initial=1.2))
+            axis.set(title=short(one.evolution, 26), xlabel="update", ylim=(-0.3, 1.08 * top))
             if i % columns == 0:
                 axis.set_ylabel("share of the logit")
             axis.xaxis.get_major_locator().set_params(integer=True)
