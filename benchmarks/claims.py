@@ -43,6 +43,8 @@ LEFT = 0.99
 """An update that leaves less of the trigger's logit wears the backdoor down."""
 FLOOR = 0.1
 """By how much the ASR must be above the control's for an update to have something to wear down."""
+DOUBTED = 0.25
+"""Control's rate above which an ASR is not the backdoor's alone."""
 
 SENTENCES = {
     1: "A one-shot backdoor is gone after half of the updates, with larger triggers and more poison too",
@@ -51,8 +53,6 @@ SENTENCES = {
     4: "A smart schedule takes the ASR below 50 % in one update, at no more than a point of ACC",
     5: "Every update wears the backdoor down",
 }
-DOUBTED = 0.25
-"""Control's rate above which an ASR is not the backdoor's alone."""
 
 
 class Lineages(NamedTuple):
