@@ -55,6 +55,12 @@ SENTENCES = {
 }
 
 
+def logit_left(row: Row) -> float | None:
+    """What an update leaves of the trigger's logit; None where it was not measured, NaN where it was not above 0 before."""
+    after, before = row["score"], row.get("stale_score")
+    return None if before is None else max(after, 0.0) / before if before > 0 else math.nan
+
+
 class Lineages(NamedTuple):
     """One attack under one evolution: its line of survival.csv, and the rows of evolution.csv by seed and update, 0 first, of those
     seeds on which the backdoor worked."""
@@ -77,21 +83,13 @@ class Lineages(NamedTuple):
 
     def left(self, update: int) -> list[float]:
         """What an update leaves of the trigger's logit, by seed; none of those where it was not measured, or not above 0 before."""
-        pairs = [(rows[update]["score"], rows[update].get("stale_score")) for rows in self.seeds]
-        return [max(after, 0.0) / before for after, before in pairs if before is not None and before > 0]
+        shares = [logit_left(rows[update]) for rows in self.seeds]
+        return [share for share in shares if share is not None and not math.isnan(share)]
 
     def left_of_all(self) -> list[float | None]:
-        """What all updates leave of it, by seed; None where one was not measured."""
-        return [self._product(rows) for rows in self.seeds]
-
-    def _product(self, rows: Sequence[Row]) -> float | None:
-        value = 1.0
-        for update in self.updates:
-            after, before = rows[update]["score"], rows[update].get("stale_score")
-            if before is None:
-                return None
-            value *= max(after, 0.0) / before if before > 0 else 0.0
-        return value
+        """What all updates leave of it, by seed: 0 from where it is not above 0 on; None where one was not measured."""
+        shares = [[logit_left(rows[update]) for update in self.updates] for rows in self.seeds]
+        return [None if None in each else math.prod(0.0 if math.isnan(share) else share for share in each) for each in shares]
 
     def doubted(self) -> list[bool]:
         """On which seeds the control says the target too."""
