@@ -17,10 +17,10 @@ import optax
 
 from .attacks.poisoning import poison_rows
 from .base import Attack, Batch, DataInfo, Metrics, Model, Params, Split, TrainState, Variables, as_float, stream
-from .config import check_fields, option
+from .config import check_fields, did_you_mean, names, option
 from .data.augment import make_augment
 from .data.batching import batch_rows
-from .data.drift import compose, keys_of, label_shift
+from .data.drift import DRIFTS, compose, keys_of, label_shift
 from .errors import ConfigError
 from .sharding import over_data
 from .strategies import StrategyConfig, rates
@@ -32,8 +32,7 @@ from .training.step import Step, TrainData, accuracy, cross_entropy
 class EvolutionConfig:
     """How a model evolves.
 
-    `drift` maps a kind of drift (rotation in degrees, hue in turns, brightness, contrast, noise, blur in pixels) to the strength that
-    each update adds; `label_shift` adds to the exponent of the class weights. Fresh images are poisoned by the trigger that the attacker
+    `drift` maps a kind of drift to the strength that each update adds; `label_shift` adds to the exponent of the class weights. Fresh images are poisoned by the trigger that the attacker
     has at test time: LC's without its perturbation.
     """
 
@@ -44,7 +43,11 @@ class EvolutionConfig:
     epochs: int = option(10, "passes over the fresh set in an update", low=1)
     batch_size: int = option(128, "images a step; the last short batch of a pass is dropped", low=1)
     strategy: StrategyConfig = option(StrategyConfig, "learning rates within an update, restarted at each")
-    drift: dict[str, float] = option(dict, "strength that each update adds, by kind of drift")
+    drift: dict[str, float] = option(
+        dict,
+        "strength that each update adds: rotation (degrees), hue (turns), brightness and contrast (factor less 1), noise (standard deviation "
+        "of values in [0, 1]), blur (pixels)",
+    )
     label_shift: float = option(0.0, "what each update adds to the exponent of the class weights")
     trigger_first: bool = option(False, "the trigger is pasted before the drift, not after it")
     persistent: float = option(0.0, "share of every fresh set that is poisoned (0: one-shot)", low=0, high=1)
@@ -62,6 +65,15 @@ class EvolutionConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for kind in self.drift:
+            if kind not in DRIFTS:
+                raise ConfigError(f"drift: {kind!r} is not one of {names(DRIFTS)}{did_you_mean(kind, DRIFTS)}")
+        for kind in {"noise", "blur"} & set(self.drift):
+            if self.drift[kind] < 0:
+                raise ConfigError(f"drift: {kind}: {self.drift[kind]:g} is out of range, want ≥ 0")
+        for name in ("every", "calls"):
+            if not self.defense and getattr(self, name) != getattr(EvolutionConfig, name):
+                raise ConfigError(f"{name}: {getattr(self, name)} says how often a defence is called, and there is no defense")
 
     @property
     def program(self) -> tuple[Any, ...]:

@@ -47,7 +47,7 @@ def show_evolutions(stem: Path, attack: str, lineages: Lineages, failed: Sequenc
     bands = ", bands one standard deviation" if few else ""
     spread = f" Lines are means over {seeds} seeds{bands}." if seeds > 1 else ""
     path = _save_curves(Path(f"{stem}-evolution.png"), evolved, looks)
-    text = f"Rates on test images that drift with the updates; update 0 is the model they begin with.{spread}"
+    text = f"Rates on test images that drift with the updates; update 0 is the model they begin with, on all test images as they are.{spread}"
     parts = [figure(path, "Rates over the updates", text)]
     if attack == lineages.rows[0]["attack"]:  # they are the same for all
         path = _save_strategies(Path(f"{stem}-rates.png"), lineages.shown, looks)
@@ -69,11 +69,13 @@ def headlines(compared: Sequence[Row]) -> dict[str, str]:
         if not mine:
             continue
         chosen = next((row for row in mine if row["baseline"] == row["evolution"]), mine[0])
-        shortest = min(mine, key=lambda row: row["survived_0.5"])
+        shortest = min(mine, key=lambda row: (row["survived_0.5"], row["counts"] is False))
+        others = sum(row["survived_0.5"] == shortest["survived_0.5"] for row in mine) - 1
         text = f"survives {survived(chosen, 0.5)} updates of {chosen['updates']} under {chosen['evolution']}"
         if shortest["survived_0.5"] < chosen["survived_0.5"]:
             small = "" if shortest["counts"] in (None, True) else ", whose ACC is too low"
-            text += f"; least under {shortest['evolution']}, {survived(shortest, 0.5)}{small}"
+            more = f" and {others} more" if others else ""
+            text += f"; least under {shortest['evolution']}{more}, {survived(shortest, 0.5)}{small}"
         found[attack] = text + "."
     return found
 
@@ -118,11 +120,14 @@ def _save_strategies(path: Path, shown: Mapping[str, Shown], looks: Looks) -> Pa
         return None
     columns = min(4, len(shown))
     lines = -(-len(shown) // columns)
-    with drawing(path, (WIDTH, 1.6 * lines + 0.2)) as picture:
-        axes = picture.subplots(lines, columns, squeeze=False).flatten()
-        for axis, (label, (rates, *_)) in zip(axes, shown.items(), strict=False):
+    with drawing(path, (WIDTH, 1.8 * lines + 0.2)) as picture:
+        axes = picture.subplots(lines, columns, squeeze=False, sharey=True).flatten()
+        top = max(float(np.max(one.rates)) for one in shown.values())
+        for i, (axis, (label, (rates, *_))) in enumerate(zip(axes, shown.items(), strict=False)):
             axis.plot(np.arange(1, len(rates) + 1), rates, color=looks.get(label, ("#6f7780", "-"))[0], linewidth=1.2)
-            axis.set(title=short(label, 26), ylim=(0, 1.05 * float(np.max(rates)) or 1.0))
+            axis.set(title=short(label, 26), xlabel="step", ylim=(0, 1.05 * top or 1.0))
+            if i % columns == 0:
+                axis.set_ylabel("learning rate")
             axis.tick_params(labelsize=7.5)
         for axis in axes[len(shown) :]:
             axis.set_axis_off()
@@ -156,7 +161,7 @@ def _save_predicted(path: Path, predicted: Sequence[Predicted], looks: Looks) ->
             at = np.arange(len(one.scores))
             measured = one.scores / one.scores[0] if one.scores[0] else one.scores
             axis.plot(at, measured, color=looks.get(one.evolution, ("#6f7780", "-"))[0], linewidth=1.6)
-            axis.plot([], [], color="#6f7780", linewidth=1.6, label="measured")  # the legend's: every panel has its own colour
+            axis.plot([], [], color="#2a3138", linewidth=1.6, label="measured (in each its own colour)")
             for name, left in one.left.items():
                 dash, label = CURVATURES[name]
                 left = np.concatenate([[1.0], left])
@@ -170,7 +175,7 @@ def _save_predicted(path: Path, predicted: Sequence[Predicted], looks: Looks) ->
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.tick_params(labelsize=7.5)
         handles, names = axis.get_legend_handles_labels()
-        picture.legend(handles, names, loc="outside upper right", ncols=3, handlelength=1.8)
+        picture.legend(handles, names, loc="outside lower right", ncols=3, handlelength=1.8)
     return path
 
 
@@ -197,9 +202,9 @@ def _table(compared: Sequence[Row], looks: Looks) -> str:
         cells += [f"{row['lr_mean']:.3g}", gain]
         body.append(f"<tr>{swatch(row['evolution'], looks)}{''.join(f'<td class=n>{cell}</td>' for cell in cells)}</tr>")
     note = (
-        "S: updates survived until the ASR first falls below the threshold, mean over seeds; ≥ where on some seed it never did. ACC and "
+        "S: updates survived, 0 where the ASR falls below the threshold with the first; mean over seeds; ≥ where on some seed it never did; – where it was below before. ACC and "
         "learning rate: means over updates, and over an update; ± one standard deviation over seeds. Speed-up: S of the chosen constant rate over S. Chosen: of the constant "
-        "rates the one with the best accuracy on validation images, which learning did not see; ASR plays no part. A strategy counts "
+        "rates the one with the best accuracy on validation images, which learning did not see: of the clean lineages, where the study has them (they are in their own section), so that neither ASR nor poison plays a part. A strategy counts "
         "while its mean ACC is at most a point below that one's."
     )
     if any(row["equal_mean"] for row in compared):

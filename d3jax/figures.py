@@ -70,7 +70,7 @@ TRAINING = (
     *WATCHED,
 )
 REPAIR = (
-    Panel(("clean_loss", "loss"), "Clean loss", "loss (nats)"),
+    Panel(("clean_loss", "loss"), "Loss", "loss (nats)"),
     Panel(("distance_ratio",), "Distance from the start", "‖W − W₀‖ / 2r", 1.0, (-0.03, 1.03)),
     Panel(("distance",), "Distance from the start", "‖W − W₀‖"),
     Panel(("cosine",), "Angle to the start", "cos ∠(W, W₀)", 1.0, (-1.06, 1.06)),

@@ -76,11 +76,13 @@ def _save_learning(path: Path, records: Sequence[Mapping[str, float]]) -> Path |
         for axis, (name, title, factor, unit) in zip(axes, panels, strict=False):
             for kind, colour in (("clean", CLEAN), ("poisoned", POISONED)):
                 values = [factor * record.get(f"{kind}_{name}", np.nan) for record in measured]
-                axis.plot(at, values, color=colour, marker="o", markersize=2.5, label=kind)
+                if np.isfinite(values).any():
+                    axis.plot(at, values, color=colour, marker="o", markersize=2.5, label=kind)
             axis.set(title=title, xlabel="epoch", ylabel=unit, ylim=(0, None))
         for name, label, colour in (("watch_acc", "ACC", CLEAN), ("watch_asr", "ASR", POISONED)):
             values = [100 * record.get(name, np.nan) for record in measured]
-            axes[3].plot(at, values, color=colour, marker="o", markersize=2.5, linestyle="--", label=label)
+            if np.isfinite(values).any():
+                axes[3].plot(at, values, color=colour, marker="o", markersize=2.5, linestyle="--", label=label)
         axes[3].set(title="Test images", xlabel="epoch", ylabel="share (%)", ylim=(-3, 103))
         axes[3].legend()
         for axis in axes:
@@ -91,15 +93,16 @@ def _save_learning(path: Path, records: Sequence[Mapping[str, float]]) -> Path |
 
 
 def _save_scores(path: Path, one: Filter) -> Path:
-    with drawing(path, (WIDTH, 4.8)) as picture:
-        grid = picture.add_gridspec(2, 2)
+    found = bool(one.flags.any())  # of a clean set the histograms say all
+    with drawing(path, (WIDTH, 4.8 if found else 2.5)) as picture:
+        grid = picture.add_gridspec(1 + found, 2)
         for i, name in enumerate(name for name in ("entropy", "cross_entropy") if name in one.curves):
             axis = picture.add_subplot(grid[0, i])
             _histogram(axis, one.found[name], one.flags)
             axis.set(title=_plain(name), ylabel="images (%)")
             axis.legend()
         share = 100 * np.arange(1, len(one.flags) + 1) / len(one.flags)
-        for i, title in enumerate(("Precision", "Recall")):
+        for i, title in enumerate(("Precision", "Recall") if found else ()):
             axis = picture.add_subplot(grid[1, i])
             for name, hue in HUES.items():
                 if name in one.curves:
@@ -123,7 +126,7 @@ def _save_rescored(path: Path, filters: Sequence[Filter]) -> Path | None:
         axes = picture.subplots(rows, columns, squeeze=False).ravel()
         for axis, one in zip(axes, filters, strict=False):
             _histogram(axis, one.found["rescored"], one.flags)
-            axis.set_title(short(one.defense, 30))
+            axis.set(title=short(one.defense, 30), ylabel="images (%)")
         for axis in axes[len(filters) :]:
             axis.set_visible(False)
         handles, names = axes[0].get_legend_handles_labels()
@@ -134,10 +137,11 @@ def _save_rescored(path: Path, filters: Sequence[Filter]) -> Path | None:
 def _histogram(axis: Any, scores: np.ndarray, flags: np.ndarray) -> None:
     """Of the scores of clean and of poisoned images, each adding up to 100 %."""
     top = max(float(scores[np.isfinite(scores)].max(initial=0)), 10 * LOWEST)
-    edges = np.geomspace(LOWEST, top, 40)
+    least = max(LOWEST, float(np.min(scores, initial=top)) / 2)
+    edges = np.geomspace(least, top, 40)
     for kind, mask, colour in (("clean", ~flags, CLEAN), ("poisoned", flags, POISONED)):
         if mask.any():
-            values = np.clip(scores[mask].astype(np.float64), LOWEST, top)
+            values = np.clip(scores[mask].astype(np.float64), least, top)
             axis.hist(values, edges, weights=np.full(len(values), 100 / len(values)), color=colour, alpha=0.55, label=kind)
     axis.set(xscale="log", xlabel="score (nats)")
     plain_numbers(axis.xaxis)
@@ -162,7 +166,13 @@ def _choices_table(rows: Sequence[Row]) -> str:
     head = ["<th scope=col>Defence</th><th scope=col class=n>Suspects<small>images</small></th>"]
     head += [f"<th scope=col class=n>Poisoned<small>of the {those}, %</small></th>" for those in ("suspects", "labelled")]
     columns = {"suspects": (1, 0), "suspects_poisoned": (100, 1), "labelled_poisoned": (100, 2)}
-    return _means(head, rows, "defense", columns, "Suspects are unlearned; labelled are the images that keep their labels.")
+    return _means(
+        head,
+        rows,
+        "defense",
+        columns,
+        "Suspects are what a defence unlearns, if it does; labelled are the images that keep their labels.",
+    )
 
 
 def _means(head: Sequence[str], rows: Sequence[Row], by: str, columns: Mapping[str, tuple[float, int]], note: str) -> str:

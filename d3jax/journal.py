@@ -27,12 +27,13 @@ class Journal:
             file.write(_text(stage, line))
 
     def reset(self, stage: str, lines: list[dict[str, float]]) -> None:
-        """Makes `lines` all there is of `stage`: a resumed stage takes back what it wrote after its checkpoint."""
+        """Makes `lines` all there is of `stage` and the loops within it: a resumed stage takes back what it wrote after its checkpoint,
+        a finished one says the same however it came about."""
         if not is_first():
             return
         with self._locked():
             texts = self.path.read_text(encoding="utf8").splitlines(keepends=True) if self.path.exists() else []
-            kept = [text for text in texts if _stage(text) not in (stage, None)]
+            kept = [text for text in texts if (other := _stage(text)) and other != stage and not other.startswith(f"{stage}/")]
             write_whole(self.path, "".join(kept) + "".join(_text(stage, line) for line in lines))
 
     def _locked(self):

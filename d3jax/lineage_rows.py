@@ -97,15 +97,17 @@ def updates_of(lines: Sequence[Line]) -> list[Line]:
     return [line for line in lines if "update" in line]
 
 
-def survival(lines: Sequence[Line]) -> dict[str, Any]:
-    """S_τ of a lineage as columns of results.csv, and whether each is censored; none without a trigger."""
+def survival(lines: Sequence[Line], began: float) -> dict[str, Any]:
+    """S_τ of a lineage as columns of results.csv, and whether each is censored; none without a trigger. Where the ASR that it `began`
+    with is below τ there was nothing to survive: None."""
     asr = [line["watch_asr"] for line in updates_of(lines) if "watch_asr" in line]
     if not asr:
         return {}
     values = {}
     for tau in TAUS:
         count, censored = survivability(asr, tau)
-        values |= {f"survived_{tau:g}": count, f"survived_{tau:g}_censored": censored}
+        there = began >= tau
+        values |= {f"survived_{tau:g}": count if there else None, f"survived_{tau:g}_censored": censored if there else None}
     return values
 
 

@@ -62,6 +62,8 @@ def write_report(
     part that cannot be drawn says so in its place.
     """
     folder, lineages = Path(workdir), extras.lineages
+    for picture in (folder / "figures").glob("*.png"):
+        picture.unlink()  # it may be an earlier study's
     metrics = every = figures.read_metrics(folder / "metrics.jsonl")
     if rows:  # a run folder may hold stages of an earlier config
         cells = {(row["attack"], row["defense"]) for row in rows} | {(row["attack"], "train") for row in rows}
@@ -205,7 +207,7 @@ def _study_table(groups: Groups, rows: Sequence[Row], looks: Looks) -> str:
     note = "In percent."
     if len({row["seed"] for row in rows}) > 1:
         note += " ± is the sample standard deviation over seeds."
-    note += " The small line is the change in points against the model before any repair (none) of the same seed."
+    note += " The small line is the change in points against none, the model that no defence has touched, of the same seed."
     if any(row.get("search_seconds") for row in rows):
         note += " The time of a repair includes its search for a trigger, which may be one that others share."
     return f"<section><h2>Before and after</h2>{table(head, bodies, 'study')}<p class=note>{note}</p></section>"

@@ -79,10 +79,10 @@ def _curves(stem: Path, attack: str, runs: figures.Runs, looks: Looks) -> str:
     thin = f" One line for each of {seeds} seeds." if seeds > 1 else ""
     training = {run: records for run, records in runs.items() if run[0] == "train"}
     path = figures.save_curves(Path(f"{stem}-training.png"), training, figures.TRAINING, looks)
-    parts = [figure(path, f"Training curves under {attack}", f"Training the backdoored model.{thin}")]
+    parts = [figure(path, f"Training curves under {attack}", f"Training the model that the rest begins with.{thin}")]
     repair = {run: records for run, records in runs.items() if run[0] != "train"}
     path = figures.save_curves(Path(f"{stem}-defenses.png"), repair, figures.REPAIR, looks)
-    text = f"The defences at work.{thin} Where a defence logs no clean loss, its training loss stands in."
+    text = f"The defences at work.{thin} The loss is that on clean images where a defence logs it apart, else that which it minimises; stages follow each other."
     watched = any("watch_asr" in record or "watch_acc" in record for records in repair.values() for record in records)
     text += " Watched ACC and ASR are for this plot only: no defence sees them." if watched else ""
     return "".join([*parts, figure(path, f"Curves of the defences against {attack}", text)])

@@ -223,6 +223,7 @@ def _finish(task: Task, tree: Any, lines: list[Line], members: int, *, elapsed: 
     note = {"counts": counts, "seconds": seconds, "lines": lines, "environment": recorder.environment, "members": members}
     note |= {"about": task.about or {}}
     checkpoint.save(task.folder / "model", tree, note)
+    recorder.journal.reset(task.name, lines)
     return stage
 
 

@@ -90,7 +90,11 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
             _make_folder(setting, folder)
         if not compute:
             _check_same_study(lab)
-        write_whole(lab.workdir / "config.yaml", dumps(config))
+        there = lab.workdir / "config.yaml"
+        if there.exists() and there.read_text(encoding="utf8") != dumps(config):
+            said = "holds a study with other settings: its tables and pictures are replaced, its finished models stay"
+            lab.recorder.progress.say(f"{lab.workdir} {said}")
+        write_whole(there, dumps(config))
         write_whole(lab.workdir / "environment.json", json.dumps(lab.recorder.environment, indent=1))
     results: dict[str, Result] = {}
     earlier: dict[str, Stage] = {}

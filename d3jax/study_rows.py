@@ -37,7 +37,8 @@ def row(lab: Lab, cell: Cell, results: Mapping[str, Result]) -> dict[str, Any]:
             "commit": result.environment["commit"], "device": result.environment["device"],
         }  # fmt: skip
         if cell.kind == "lineage":
-            values |= survival(result.lines)
+            began = results.get(Cell(case).name)
+            values |= survival(result.lines, began.counts.asr if began else math.inf)  # a part of a study may lack it
         if cell.kind == "training":
             values |= filter_columns(flags_of(lab, case), result.tree)
             values["seconds"] += results[cell.needs[-1].name].seconds  # its first stage is part of it

@@ -86,12 +86,11 @@ def compare(rows: Sequence[Row], evolved: Sequence[Row], shown: Mapping[str, Sho
 
 def _one(attack: str, label: str, evolved: Sequence[Row], rows: Sequence[Row], shown: Shown) -> Row:
     lines = [row for row in evolved if row["evolution"] == label and row["update"]]
-    ended = [row for row in rows if row["attack"] == attack and row["defense"] == label and row.get("survived_0.5") is not None]
+    ended = [row for row in rows if row["attack"] == attack and row["defense"] == label]
     row: Row = {"attack": attack, "evolution": label, "seeds": len({line["seed"] for line in lines})}
     row["updates"] = max((line["update"] for line in lines), default=0)
-    began = {line["seed"]: line["asr"] for line in evolved if line["evolution"] == label and not line["update"]}
     for tau in TAUS:
-        mine = [one for one in ended if (began.get(one["seed"]) or 0) >= tau]
+        mine = [one for one in ended if one.get(f"survived_{tau:g}") is not None]
         counts = [one[f"survived_{tau:g}"] for one in mine]
         row[f"survived_{tau:g}"] = statistics.fmean(counts) if counts else None
         row[f"censored_{tau:g}"] = sum(one[f"survived_{tau:g}_censored"] for one in mine) if counts else None

@@ -177,9 +177,18 @@ def test_settings_that_would_do_nothing_or_something_else_are_refused(dataset, c
         check_evolution(dataclasses.replace(CONFIG, **change), 240, dataset.info)
 
 
-def test_a_drift_that_is_no_number_is_refused():
-    with pytest.raises(ConfigError, match="drift: nan is out of range"):
-        dataclasses.replace(CONFIG, drift={"rotation": float("nan")})
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"drift": {"rotation": float("nan")}}, "drift: nan is out of range"),
+        ({"drift": {"rotaton": 3.0}}, "'rotaton' is not one of rotation, .*; did you mean 'rotation'"),
+        ({"drift": {"blur": -1.0}}, "drift: blur: -1 is out of range, want ≥ 0"),
+        ({"calls": 1}, "calls: 1 says how often a defence is called, and there is no defense"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(CONFIG, **change)
 
 
 def test_statistics_alone_move_where_that_is_wanted(model, victim, parts, attack, dataset):

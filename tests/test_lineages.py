@@ -17,6 +17,7 @@ from d3jax.evolution import EvolutionConfig
 from d3jax.evolution_page import headlines, series
 from d3jax.journal import Progress
 from d3jax.lab import open_lab
+from d3jax.lineage_rows import survival
 from d3jax.lineages import fresh_sets, shifted
 from d3jax.rows import read_csv
 from d3jax.survival import Shown, compare, ratio, survived
@@ -221,7 +222,7 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
     """Not by ASR, and not by the accuracy that is reported; a strategy is held against it."""
     ended, evolved = [], []
     for attack, asr in (("badnets", 0.9), ("clean", None)):
-        for label, acc, valid, survival in (
+        for label, acc, valid, counted in (
             ("low", 0.80, 0.70, 8),
             ("high", 0.78, 0.75, 4),
             ("smart", 0.775, 0.7, 0),
@@ -242,7 +243,7 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
                     evolved.append(one | {"valid_acc": (valid if asr is None else 1 - valid) if update else None})
                 row = {"attack": attack, "defense": label, "seed": seed}
                 for tau in ("0.9", "0.5", "0.1"):
-                    row |= {f"survived_{tau}": survival + seed, f"survived_{tau}_censored": label == "low"} if asr else {}
+                    row |= {f"survived_{tau}": counted + seed, f"survived_{tau}_censored": label == "low"} if asr else {}
                 ended.append(row)
     rate = lambda *values: np.array(values, np.float32)
     shown = {
@@ -273,10 +274,25 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
     lost = [row for row in evolved if (row["evolution"], row["seed"]) != ("high", 1)]
     lost = [row | {"valid_acc": 0.0} if row["evolution"] == "low" and row["seed"] else row for row in lost]
     assert _baselines(ended, lost, shown)["smart"] == "high"  # on the seeds that both have
-    dead = [row | {"asr": 0.3} if row["asr"] and not row["update"] else row for row in evolved]
-    assert all(row["survived_0.5"] is None for row in compare(ended, dead, shown))  # what never worked did not fade
+    dead = [row | dict.fromkeys((name for name in row if name.startswith("survived")), None) for row in ended]
+    assert all(row["survived_0.5"] is None for row in compare(dead, evolved, shown))
     alone = {row["evolution"]: row for row in compare(ended, [row for row in evolved if row["attack"] == "badnets"], shown)}
     assert alone["smart"]["baseline"] == "low" and alone["smart"]["counts"] is False  # two and a half points below
+
+
+def test_what_never_worked_did_not_fade():
+    lines = [{"update": update, "watch_asr": asr} for update, asr in ((1, 0.2), (2, 0.05))]
+    found = survival(lines, 0.3)
+    assert (found["survived_0.5"], found["survived_0.5_censored"], found["survived_0.1"]) == (None, None, 1)
+    assert survival(lines, 0.5)["survived_0.5"] == 0 and survival([{"update": 1}], 0.3) == {}
+
+
+def test_a_headline_names_one_of_those_that_forget_alike_and_rather_one_that_counts():
+    row = {"attack": "badnets", "updates": 4, "baseline": "slow", "censored_0.5": 0, "seeds": 1}
+    lines = [row | {"evolution": name, "survived_0.5": survived, "counts": counts} for name, survived, counts in (
+        ("slow", 3, True), ("wild", 1, False), ("smart", 1, True)
+    )]  # fmt: skip
+    assert headlines(lines) == {"badnets": "survives 3 updates of 4 under slow; least under smart and 1 more, 1."}
 
 
 def _baselines(ended, evolved, shown):

@@ -1,6 +1,7 @@
 """ABL and DLP: check values, what they keep, that they never see the flags, and both in a study."""
 
 import dataclasses
+import json
 import sys
 
 import jax
@@ -18,6 +19,7 @@ from d3jax.defenses.abl import bounded_loss
 from d3jax.defenses.dlp import trusted_rows
 from d3jax.defenses.training_time import Judged, UnlearnConfig, behind, found_of, found_shapes, judge
 from d3jax.errors import AttackError, ConfigError
+from d3jax.filter_page import Filter
 from d3jax.journal import Progress
 from d3jax.metrics import make_evaluate, predict
 from d3jax.rows import read_csv
@@ -205,6 +207,8 @@ def test_a_class_all_of_whose_images_are_suspects_is_said(model, dataset, poison
             400,
             "semi.batch_size: 32 is more than the 20 images that lose",
         ),
+        (lambda info: abl(ABLConfig(ratio=1e-3), info), 400, "ratio: 0.001 of the 400 images is less than one"),
+        (lambda info: dlp(DLPConfig(ratio=1e-3), info), 400, "ratio: 0.001 of the 400 images is less than one"),
         (lambda info: DLPConfig(kept=0.05), 400, "least: 0.1 of every class cannot keep its labels where kept: 0.05 of all do"),
     ],
 )
@@ -274,6 +278,31 @@ def test_the_page_shows_learning_scores_and_filters(finished):
         f"<th scope=row>dlp</th><td class=n>20</td><td class=n>{100 * dlp_row['suspects_poisoned']:.1f}</td><td class=n>{share:.2f}</td>"
         in page
     )
+
+
+def test_a_rerun_says_what_the_run_said(finished):
+    """Stages of several loops are logged as one, whether they were computed or found."""
+    folder, _ = finished
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    stages = {json.loads(line)["stage"] for line in lines}
+    assert {"badnets/seed0/dlp", "badnets/seed0/abl-authors"} <= stages and all(stage.count("/") == 2 for stage in stages)
+    (folder / "figures" / "of-an-earlier-study.png").touch()
+    study.run_study(read(), folder, Progress(quiet=True))
+    assert sorted((folder / "metrics.jsonl").read_text().splitlines()) == sorted(lines)
+    assert not (folder / "figures" / "of-an-earlier-study.png").exists()
+
+
+def test_another_study_in_the_same_folder_is_said(finished, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("seeds: [5]")
+    study.run_study(read(("defenses", "[]")), tmp_path, Progress())
+    assert f"{tmp_path} holds a study with other settings" in capsys.readouterr().out
+
+
+def test_a_clean_set_has_no_precision():
+    found = {"entropy": np.arange(20.0)}
+    curves = {"entropy": (np.zeros(20), np.zeros(20))}
+    (row,) = untrusted.filter_rows([Filter("clean", "dlp", 0, np.zeros(20, bool), found, curves)])
+    assert row["auroc"] is None and row["precision_0.1"] is None and row["recall_0.1"] is None
 
 
 def test_no_weight_knows_who_is_poisoned(finished, tmp_path, monkeypatch, model):

@@ -24,6 +24,7 @@ from .training_time import (
     UnlearnConfig,
     behind,
     check_batch,
+    check_ratio,
     check_unlearning,
     epoch_steps,
     first_job,
@@ -121,6 +122,7 @@ def abl(config: ABLConfig, info: DataInfo) -> TrainingDefense:
         return Trained(state.variables, found, trace_of(behind(lines, more)))
 
     def check(size: int) -> None:
+        check_ratio(config.ratio, size)
         check_batch("isolate", config.isolate.batch_size, size, "images")
         rest = size - suspected(size, config.ratio)
         check_batch("finetune", config.finetune.batch_size, rest, "images that are not isolated")

@@ -30,6 +30,7 @@ from .training_time import (
     UnlearnConfig,
     behind,
     check_batch,
+    check_ratio,
     check_unlearning,
     epoch_steps,
     first_job,
@@ -143,6 +144,7 @@ def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
         return Trained(variables, found_of(size, judged.scores, **found), trace_of(lines))
 
     def check(size: int) -> None:
+        check_ratio(config.ratio, size)
         check_batch("supervised", config.supervised.batch_size, size, "images")
         if "2" in config.stages:
             check_unlearning(config.unlearn, size)

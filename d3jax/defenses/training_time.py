@@ -89,6 +89,12 @@ def suspected(size: int, ratio: float) -> int:
     return max(1, int(ratio * size))
 
 
+def check_ratio(ratio: float, size: int) -> None:
+    """Raises `ConfigError` where `ratio` of the images is none."""
+    if int(ratio * size) < 1:
+        raise ConfigError(f"ratio: {ratio:g} of the {size} images is less than one")
+
+
 def check_batch(part: str, batch_size: int, count: int, images: str) -> None:
     """Raises `ConfigError` where `part` of a defence has no batch of its `images`, of which there are `count`."""
     if batch_size > count:
