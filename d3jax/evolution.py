@@ -17,10 +17,10 @@ import optax
 
 from .attacks.poisoning import poison_rows
 from .base import Attack, Batch, DataInfo, Metrics, Model, Params, Split, TrainState, Variables, as_float, stream
-from .config import check_fields, did_you_mean, names, option
+from .config import check_fields, option
 from .data.augment import make_augment
 from .data.batching import batch_rows
-from .data.drift import DRIFTS, compose, keys_of, label_shift
+from .data.drift import check_kinds, compose, keys_of, label_shift
 from .errors import ConfigError
 from .sharding import over_data
 from .strategies import StrategyConfig, rates
@@ -65,9 +65,7 @@ class EvolutionConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for kind in self.drift:
-            if kind not in DRIFTS:
-                raise ConfigError(f"drift: {kind!r} is not one of {names(DRIFTS)}{did_you_mean(kind, DRIFTS)}")
+        check_kinds(self.drift)
         for kind in {"noise", "blur"} & set(self.drift):
             if self.drift[kind] < 0:
                 raise ConfigError(f"drift: {kind}: {self.drift[kind]:g} is out of range, want ≥ 0")

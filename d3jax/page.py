@@ -63,7 +63,7 @@ def write_report(
     """
     folder, lineages = Path(workdir), extras.lineages
     for picture in (folder / "figures").glob("*.png"):
-        picture.unlink()  # it may be an earlier study's
+        picture.unlink(missing_ok=True)  # it may be an earlier study's
     metrics = every = figures.read_metrics(folder / "metrics.jsonl")
     if rows:  # a run folder may hold stages of an earlier config
         cells = {(row["attack"], row["defense"]) for row in rows} | {(row["attack"], "train") for row in rows}

@@ -108,10 +108,9 @@ def filter_rows(filters: Sequence[Filter]) -> list[dict[str, Any]]:
             line["auroc"] = None if np.isnan(rate) else rate
             for share in SHARES:
                 at = max(1, int(share * len(one.flags))) - 1
-                values = (
-                    (float(precision[at]), float(recall[at])) if one.flags.any() else (None, None)
-                )  # a clean set has nothing to find
-                line |= dict(zip((f"precision_{share:g}", f"recall_{share:g}"), values, strict=True))
+                found = one.flags.any()  # in a clean set there is nothing to find
+                line[f"precision_{share:g}"] = float(precision[at]) if found else None
+                line[f"recall_{share:g}"] = float(recall[at]) if found else None
             rows.append(line)
     return rows
 

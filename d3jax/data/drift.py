@@ -8,11 +8,12 @@ drifts are not known in detail: these are the usual ones.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from ..config import did_you_mean
 from ..errors import ConfigError
 from ..sampling import sample
 
@@ -97,14 +98,19 @@ DRIFTS: dict[str, Drift] = {
 }  # fmt: skip
 
 
+def check_kinds(names: Iterable[str]) -> None:
+    """Raises `ConfigError` for a name that is no drift's."""
+    for name in names:
+        if name not in DRIFTS:
+            raise ConfigError(f"drift: {name!r} is not one of {', '.join(DRIFTS)}{did_you_mean(name, DRIFTS)}")
+
+
 def compose(names: Sequence[str], channels: int) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
     """`f(keys, images, strengths [len(names)]) -> images`: the drifts of `names` one after another, each with its own noise.
 
     Raises `ConfigError` for an unknown name, and for hue on images that have no colour.
     """
-    for name in names:
-        if name not in DRIFTS:
-            raise ConfigError(f"drift: {name!r} is not one of {', '.join(DRIFTS)}")
+    check_kinds(names)
     if "hue" in names and channels != 3:
         raise ConfigError(f"drift: hue needs 3 channels, the images have {channels}")
 
