@@ -16,7 +16,7 @@ from d3jax.config_file import loads
 from d3jax.data import SyntheticConfig, synthetic
 from d3jax.defenses import ABLConfig, DLPConfig, abl, dlp
 from d3jax.defenses.abl import bounded_loss
-from d3jax.defenses.dlp import trusted_rows
+from d3jax.defenses.dlp import fallen_classes, guessed_rows, trusted_rows
 from d3jax.defenses.training_time import Judged, UnlearnConfig, behind, found_of, found_shapes, judge
 from d3jax.errors import AttackError, ConfigError
 from d3jax.filter_page import Filter
@@ -111,6 +111,22 @@ def test_who_keeps_a_label():
     assert found["suspects"].sum() == 2 and found["entropy"][3] == 3 and not found["labelled"].any()
 
 
+def test_which_classes_fell_whole():
+    labels, right = np.repeat(np.arange(4), 10), np.ones(40)
+    right[:8], right[10:17], right[20:30] = 0, 0, 0  # 2, 3, 0 and 10 of 10 are left: chance is 2.5
+    assert fallen_classes(right, labels, np.array([0, 0, 1, 3, 2]), 4) == [0, 2]
+    assert fallen_classes(right, labels, np.array([1, 3]), 4) == []
+
+
+def test_who_is_learned_from_without_a_label():
+    scores, ties = np.array([0.0, 5, 1, 4, 4, 2, 3, 9]), np.array([0.0, 0, 0, 2, 1, 0, 0, 0])
+    labelled, suspects = np.array([0, 2]), np.array([5])
+    rows = lambda dropped: guessed_rows(scores, ties, labelled, suspects, dropped).tolist()
+    assert rows(0) == [1, 3, 4, 5, 6, 7]
+    assert rows(1) == [1, 3, 4, 6, 7]  # a suspect goes first, though it ranks before all others
+    assert rows(4) == [4, 6]  # then 7, 1, and of two equal scores the one with the higher tie
+
+
 @pytest.fixture(scope="module")
 def dataset():
     """Noisier than the others' set: images that are learned as fast as a trigger cannot be told from it."""
@@ -203,9 +219,9 @@ def test_a_class_all_of_whose_images_are_suspects_is_said(model, dataset, poison
         (lambda info: dlp(DLPConfig(), info), 120, "supervised.batch_size: 128 is more than the 120 images"),
         (lambda info: dlp(dataclasses.replace(DLP, kept=0.05, least=0), info), 400, "semi.batch_size: 32 .* 20 images that keep"),
         (
-            lambda info: dlp(dataclasses.replace(DLP, kept=1.0), info),
+            lambda info: dlp(dataclasses.replace(DLP, kept=0.8), info),
             400,
-            "semi.batch_size: 32 is more than the 20 images that lose",
+            "semi.batch_size: 32 is more than the 0 images that lose their labels and are not dropped",
         ),
         (lambda info: abl(ABLConfig(ratio=1e-3), info), 400, "ratio: 0.001 of the 400 images is less than one"),
         (lambda info: dlp(DLPConfig(ratio=1e-3), info), 400, "ratio: 0.001 of the 400 images is less than one"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import Literal
 
 import jax
@@ -23,10 +24,11 @@ from ..config import OptimConfig, TrainConfig, check_fields, option
 from ..config_file import to_mapping
 from ..errors import ConfigError
 from ..sharding import same_arrays
-from ..training.loop import Job, Session, fit, trace_of
+from ..training.loop import Job, Line, Session, fit, trace_of
 from ..training.semi_supervised import SemiConfig, semi_job
 from ..training.step import classification_loss
 from .training_time import (
+    Judged,
     UnlearnConfig,
     behind,
     check_batch,
@@ -66,6 +68,11 @@ class DLPConfig:
     )
     ratio: float = option(0.01, "share of the images that is suspected (ABL's); with mixture at most", above=0, high=0.5)
     unlearn: UnlearnConfig = option(UNLEARN, "stage 2 (ABL's rate; all else ours, chosen on BadNets at 10 % by its poison flags)")
+    clear: bool = option(
+        True,
+        "where stage 2 leaves fewer of a class right than chance, it unlearned the class and not a trigger in it: it is done again without "
+        "that class's suspects (ours)",
+    )
     rescore: Literal["cross_entropy", "symmetric"] = option(
         "symmetric",
         "what stage 3 ranks by, after unlearning (DBD's); both know the label: entropy would not see that it is unlikely now",
@@ -73,7 +80,13 @@ class DLPConfig:
     kept: float = option(0.5, "share of the images that keep their labels (DBD's)", above=0, high=1)
     least: float = option(
         0.1,
-        "share of every class that keeps its labels whatever it scores, at least one image, suspects excepted (ours)",
+        "share of every class that keeps its labels whatever it scores, at least one image, suspects excepted (0: none; ours)",
+        low=0,
+        high=1,
+    )
+    dropped: float = option(
+        0.2,
+        "share of the images that stage 3 learns nothing from: suspects first, then those that rank last (ours)",
         low=0,
         high=1,
     )
@@ -86,6 +99,11 @@ class DLPConfig:
         check_fields(self)
         if self.least > self.kept:
             raise ConfigError(f"least: {self.least:g} of every class cannot keep its labels where kept: {self.kept:g} of all do")
+
+
+def fallen_classes(right: np.ndarray, labels: np.ndarray, suspected: np.ndarray, classes: int) -> list[int]:
+    """Those of the labels `suspected` of whose images [N] fewer than 1 / `classes` are still `right` (1)."""
+    return [label for label in np.unique(suspected).tolist() if right[labels == label].mean() < 1 / classes]
 
 
 def trusted_rows(
@@ -108,40 +126,65 @@ def trusted_rows(
     return np.sort(order[np.argsort(rank[order], kind="stable")][:count])
 
 
+def guessed_rows(scores: np.ndarray, ties: np.ndarray, labelled: np.ndarray, suspects: np.ndarray, dropped: int) -> np.ndarray:
+    """Sorted rows that are learned from without their labels: all but the `labelled` and `dropped` more. Suspects are dropped first,
+    then the highest scores, among equal ones those with the highest `ties`."""
+    rows = np.setdiff1d(np.arange(len(scores)), labelled)
+    order = rows[np.lexsort((ties[rows], scores[rows], np.isin(rows, suspects)))]
+    return np.sort(order[: len(rows) - dropped])
+
+
 def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
     """DLP. Without stage 3 the model is what stage 1, or 2, leaves; without stage 2 nothing is unlearned.
 
-    Suspects never keep their labels; like all that lose them they are learned from under the labels that the model guesses.
+    Suspects that are not cleared never keep their labels. What loses its label and is not dropped is learned from under the label that the model guesses.
     """
 
     def begin(key: jax.Array, model: Model, data: Split) -> Job:
         return first_job(stream(key, "supervised"), model, data, config.supervised, info, classification_loss(model))
 
     def train(key: jax.Array, model: Model, data: Split, begun: Variables, session: Session = Session()) -> Trained:
-        size, variables, lines = len(data.labels), begun, []
+        size, labels, variables, lines = len(data.labels), np.asarray(data.labels), begun, []
         judged = judge(model, begun, data, config.score, config.ratio)
-        found = {"suspects": judged.suspects}
         if "2" in config.stages:
-            job = unlearning_job(stream(key, "unlearn"), model, variables, data, judged, config.unlearn)
-            state, lines = fit(job, session.within("unlearn", max(1, config.unlearn.steps // 4)))
-            variables = state.variables
-            right = scores_of(model, variables, Split(*(part[judged.suspects] for part in data)), ("right",))["right"].mean()
-            taken = f"unlearning moved in {int(state.opt_state.moves)} of {int(state.step)} steps"
-            session.say(f"{taken}; {right:.1%} of the suspects are still taken for their labels")
+            variables, judged, lines = unlearn(key, model, data, begun, judged, session)
+        found = {"suspects": judged.suspects}
         if "3" in config.stages:
             again = same_arrays(scores_of(model, variables, data, (config.rescore, "entropy")))
-            labels, ranked, ties = np.asarray(data.labels), again[config.rescore], again["entropy"]
+            ranked, ties = again[config.rescore], again["entropy"]
             labelled = trusted_rows(ranked, ties, labels, judged.suspects, int(config.kept * size), config.least)
             if gone := sorted(set(labels.tolist()) - set(labels[labelled].tolist())):
                 session.say(f"no image of {gone} keeps its label")
             if config.semi.method == "mixmatch" and not (info.crop or info.flip):
                 session.say("the data allow neither crop nor flip: MixMatch guesses twice from the same images")
-            others = np.setdiff1d(np.arange(size), labelled)
+            others = guessed_rows(ranked, ties, labelled, judged.suspects, int(config.dropped * size))
             job = semi_job(stream(key, "semi"), model, variables, data, labelled, others, config.semi, info)
             state, more = fit(job, session.within("semi", epoch_steps(max(len(labelled), len(others)), config.semi.batch_size)))
             variables, lines = state.variables, behind(lines, more)
             found |= {"rescored": ranked, "rescored_entropy": ties, "labelled": labelled}
         return Trained(variables, found_of(size, judged.scores, **found), trace_of(lines))
+
+    def unlearn(
+        key: jax.Array, model: Model, data: Split, begun: Variables, judged: Judged, session: Session
+    ) -> tuple[Variables, Judged, list[Line]]:
+        """Stage 2: the model, who is still suspected, and what was logged."""
+        labels, lines = np.asarray(data.labels), []
+        for turn in itertools.count(1):
+            name = "unlearn" if turn == 1 else f"unlearn-{turn}"
+            job = unlearning_job(stream(key, name), model, begun, data, judged, config.unlearn)
+            state, more = fit(job, session.within(name, max(1, config.unlearn.steps // 4)))
+            lines = behind(lines, more)
+            right = same_arrays(scores_of(model, state.variables, data, ("right",)))["right"]
+            taken = f"unlearning moved in {int(state.opt_state.moves)} of {int(state.step)} steps"
+            session.say(f"{taken}; {right[judged.suspects].mean():.1%} of the suspects are still taken for their labels")
+            fallen = fallen_classes(right, labels, labels[judged.suspects], info.num_classes) if config.clear else []
+            if not fallen:
+                return state.variables, judged, lines
+            judged = judged._replace(suspects=judged.suspects[~np.isin(labels[judged.suspects], fallen)])
+            left = f"{len(judged.suspects)} suspects are left"
+            session.say(f"classes {fallen} were unlearned whole, and not a trigger in them: taken back, {left}")
+            if not len(judged.suspects):
+                return begun, judged, lines
 
     def check(size: int) -> None:
         check_ratio(config.ratio, size)
@@ -151,7 +194,8 @@ def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
         if "3" in config.stages:
             labelled = min(int(config.kept * size), size - suspected(size, config.ratio))
             check_batch("semi", config.semi.batch_size, labelled, "images that keep their labels")
-            check_batch("semi", config.semi.batch_size, size - labelled, "images that lose their labels")
+            guessed = max(0, size - labelled - int(config.dropped * size))
+            check_batch("semi", config.semi.batch_size, guessed, "images that lose their labels and are not dropped")
 
     epoch = lambda size: epoch_steps(size, config.supervised.batch_size)
     return TrainingDefense(begin, {"dlp": to_mapping(config.supervised)}, train, found_shapes, check, epoch)
