@@ -192,13 +192,41 @@ def test_what_the_control_says_too_is_marked_and_what_was_not_measured_not_judge
     assert "badnets: nothing to say." in text and "| ≥2! |" in text and "| 0, 30 | – |" in text
 
 
-def test_the_tables_that_are_kept_are_what_the_command_prints(monkeypatch, capsys):
-    import claims
+def test_tables_are_means_over_seeds_of_what_did_not_fail(tmp_path):
+    import tables
 
-    kept = sorted((FOLDER / "results").glob("claims_*.md"))
+    shared = {"attack": "badnets", "defense": "none", "seed": 0, "acc": 0.8, "asr": 1.0, "ra": 0.0, "der": None, "status": "ok"}
+    shared |= {"suspects": None, "suspects_poisoned": None, "labelled_poisoned": None, "published": "none"}
+    defended = shared | {"defense": "dlp", "acc": 0.7, "asr": 0.1, "der": 0.9, "suspects": 10, "suspects_poisoned": 0.5}
+    first = [shared, defended, defended | {"defense": "abl", "published": "83.32/0.00"}]
+    again = [
+        shared | {"seed": 1},
+        defended | {"seed": 1, "acc": 0.74},
+        defended | {"defense": "abl", "seed": 1, "status": "failed"},
+    ]
+    again.append(defended | {"acc": 0.0})  # the first folder has this run
+    for name, rows in {"a": first, "b": again}.items():
+        write_csv(tmp_path / name / "results.csv", rows, ())
+    rows = tables.gather([tmp_path / "a", tmp_path / "b"], "results.csv", ("attack", "defense", "seed"))
+    assert tables.markdown(tables.outcomes(rows)).splitlines()[2:] == [
+        "| badnets | none | 80.0±0.0 | 100.0±0.0 | 0.0±0.0 |  |  |  | none |",
+        "| badnets | dlp | 72.0±2.8, −8.0 | 10.0±0.0 | 0.0±0.0 | 90.0±0.0 | 50.0±0.0 |  | none |",
+        "| badnets | abl (1 of 2 seeds) | 70.0, −10.0 | 10.0 | 0.0 | 90.0 | 50.0 |  | 83.32/0.00 |",
+    ]
+    scores = [{"attack": "badnets", "defense": "dlp", "seed": seed, "score": "entropy", "auroc": 0.9} for seed in (0, 1)]
+    scores = [row | dict.fromkeys(tables.PRECISIONS, row["seed"] / 2) for row in scores]
+    found = tables.filters([*scores, scores[0] | {"score": "rescored"}, scores[0] | {"attack": "clean", "auroc": None}])
+    assert found[1:] == [["badnets", "dlp", "entropy", "0.900±0.000", *["25.0±35.4"] * 3]]
+
+
+def test_the_tables_that_are_kept_are_what_the_commands_print(monkeypatch, capsys):
+    import claims
+    import tables
+
+    kept = sorted((FOLDER / "results").glob("*.md"))
     assert kept
     for path in kept:
-        folders = FOLDER / "results" / f"evolution_c{{}}_{path.stem.removeprefix('claims_')}"
-        monkeypatch.setattr(sys, "argv", ["claims.py", str(folders)])
-        claims.main()
+        program, name = (claims, f"evolution_c{{}}_{path.stem[7:]}") if path.stem.startswith("claims_") else (tables, path.stem)
+        monkeypatch.setattr(sys, "argv", [program.__name__, str(FOLDER / "results" / name)])
+        program.main()
         assert capsys.readouterr().out == path.read_text(encoding="utf8")

@@ -1,0 +1,96 @@
+"""The tables of run folders in Markdown: means over seeds with standard deviations (of a sample), in percent.
+
+Of results.csv every attack's defences with ACC, what they changed of it, ASR, RA, DER, and of training-time defences the share of the poisoned
+among the suspects and among the images that keep their labels. Of filters.csv, where there is one, how well the scores behind a first stage
+find the poison. A mean over fewer seeds than the others has their number behind it.
+
+Command: python benchmarks/tables.py RUN… (folders with a results.csv; several are put together, the first counts where two have the same run)
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from d3jax.rows import Row, read_csv
+
+SCORES = {"entropy": "entropy", "cross_entropy": "cross-entropy", "symmetric": "symmetric", "mixture": "mixture"}
+PRECISIONS = {"precision_0.01": "lowest 1 %", "precision_0.05": "5 %", "precision_0.1": "10 %"}
+
+
+def gather(folders: Sequence[Path], name: str, key: Sequence[str]) -> list[Row]:
+    """The rows of `name` in all folders, one for each `key`; no row of a run that failed."""
+    rows: dict[tuple, Row] = {}
+    for folder in folders:
+        if (folder / name).is_file():
+            for row in read_csv(folder / name):
+                if row.get("status", "ok") == "ok":
+                    rows.setdefault(tuple(row[column] for column in key), row)
+    return list(rows.values())
+
+
+def mean(values: Sequence[float | None], digits: int = 1, factor: float = 100) -> str:
+    """Mean and, of more than one, standard deviation; empty where there are none."""
+    known = [factor * value for value in values if value is not None]
+    if not known:
+        return ""
+    spread = f"±{statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.{digits}f}{spread}".replace("-", "−")
+
+
+def outcomes(rows: Sequence[Row]) -> list[list[str]]:
+    """A line for every attack and defence, in the order of `rows`, behind one of headings."""
+    seeds = max(len({row["seed"] for row in rows if row["attack"] == attack}) for attack in {row["attack"] for row in rows})
+    before = {(row["attack"], row["seed"]): row["acc"] for row in rows if row["defense"] == "none"}
+    asks = any(row.get("suspects") is not None for row in rows)
+    lines = [
+        ["attack", "defence", "ACC, change", "ASR", "RA", "DER", *["suspects poisoned", "labelled poisoned"] * asks, "published"]
+    ]
+    for attack, defense in dict.fromkeys((row["attack"], row["defense"]) for row in rows):
+        mine = [row for row in rows if (row["attack"], row["defense"]) == (attack, defense)]
+        column = lambda name, mine=mine: mean([row.get(name) for row in mine])
+        acc = column("acc")
+        if defense != "none":
+            changes = [row["acc"] - before[attack, row["seed"]] for row in mine if (attack, row["seed"]) in before]
+            acc += f", {'+' if statistics.mean(changes) > 0 else ''}{mean(changes).split('±')[0]}" if changes else ""
+        found = [column("suspects_poisoned"), column("labelled_poisoned")] if asks else []
+        few = f" ({len(mine)} of {seeds} seeds)" if len(mine) < seeds else ""
+        published = next((row["published"] for row in mine if row.get("published")), "none")
+        lines.append([attack, defense + few, acc, *map(column, ("asr", "ra", "der")), *found, published])
+    return lines
+
+
+def filters(rows: Sequence[Row]) -> list[list[str]]:
+    """A line for every attack with poison, defence and score behind a first stage, behind one of headings."""
+    lines = [["attack", "first stage of", "score", "AUROC", *(f"poisoned of the {name}" for name in PRECISIONS.values())]]
+    poisoned = [row for row in rows if row["score"] in SCORES and row["auroc"] is not None]
+    for attack, defense, score in dict.fromkeys((row["attack"], row["defense"], row["score"]) for row in poisoned):
+        mine = [row for row in poisoned if (row["attack"], row["defense"], row["score"]) == (attack, defense, score)]
+        shares = [mean([row[name] for row in mine]) for name in PRECISIONS]
+        lines.append([attack, defense, SCORES[score], mean([row["auroc"] for row in mine], 3, 1), *shares])
+    return lines
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table of lines of which the first has the headings."""
+    head, *body = lines
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body)) + "\n"
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders")
+    folders = parser.parse_args().folders
+    rows = gather(folders, "results.csv", ("attack", "defense", "seed"))
+    if not rows:
+        raise SystemExit(f"no results.csv in {', '.join(map(str, folders))}; run an experiment with --workdir")
+    print(markdown(outcomes(rows)))
+    if scores := filters(gather(folders, "filters.csv", ("attack", "defense", "seed", "score"))):
+        print(markdown(scores), end="")
+
+
+if __name__ == "__main__":
+    main()
