@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax.analysis.isolation import auroc, entropy, lowest, mixture, precision_recall, scores_of, symmetric_cross_entropy
+from d3jax.analysis.isolation import auroc, entropy, mixture, precision_recall, ranking, scores_of, symmetric_cross_entropy
 from d3jax.attacks import ATTACKS
 from d3jax.base import as_float
 from d3jax.errors import AttackError
@@ -44,6 +44,9 @@ def test_scores_of_a_model(model, victim, dataset):
     )
     assert set(found) == {"entropy", "cross_entropy", "symmetric", "mixture"}
     assert all(values.shape == (130,) and values.dtype == np.float32 for values in found.values())
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, victim.variables)
+    lost = scores_of(model, broken, dataset.test, ("right", "entropy"))
+    assert lost["right"].sum() == 0 and np.isinf(lost["entropy"]).all()
 
 
 def test_a_mixture_tells_two_heaps_apart():
@@ -53,13 +56,21 @@ def test_a_mixture_tells_two_heaps_apart():
     assert upper[:100].mean() < 0.05 and upper[100:400].mean() > 0.95
     assert upper[-1] < 0.5  # far below the narrow heap: the wide one is denser there, but low it is
     assert np.all(np.diff(upper[np.argsort(values)]) >= 0)
+    wide = np.concatenate([rng.normal(0.8, 0.5, 300).clip(0), rng.normal(2.3, 0.05, 700), [4.0, 5.0]]).astype(np.float32)
+    assert 250 < np.sum(mixture(wide) < 0.5) < 310  # nor are those far above a narrow upper heap in the lower one
     assert mixture(np.ones(5, np.float32)).tolist() == [1] * 5
     assert mixture(np.array([0.0, 0.0, 9.0, np.inf], np.float32))[3] == 1
 
 
 def test_the_lowest_and_what_they_hold():
     scores = np.array([3.0, 1.0, 1.0, 2.0, 1.0])
-    assert lowest(scores, 2).tolist() == [1, 2] and lowest(scores, 2, np.array([0, 3, 2, 0, 1.0])).tolist() == [2, 4]
+    assert ranking(scores).tolist() == [1, 2, 4, 3, 0] and ranking(scores, np.array([0, 3, 2, 0, 1.0])).tolist() == [
+        4,
+        2,
+        1,
+        3,
+        0,
+    ]
     flags = np.array([False, True, False, True, True])
     precision, recall = precision_recall(scores, flags)
     np.testing.assert_allclose(precision, [1, 1 / 2, 2 / 3, 3 / 4, 3 / 5])

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from d3jax import checkpoint, study, study_rows, untrusted
+from d3jax.analysis.isolation import ranking
 from d3jax.attacks import BadNetsConfig, badnets
+from d3jax.base import stream
 from d3jax.config import OptimConfig, TrainConfig
 from d3jax.config_file import loads
 from d3jax.data import SyntheticConfig, synthetic
 from d3jax.defenses import ABLConfig, DLPConfig, abl, dlp
 from d3jax.defenses.abl import bounded_loss
 from d3jax.defenses.dlp import fallen_classes, guessed_rows, trusted_rows
-from d3jax.defenses.training_time import Judged, UnlearnConfig, behind, found_of, found_shapes, judge
+from d3jax.defenses.training_time import Judged, UnlearnConfig, behind, found_of, found_shapes, judge, unlearning_job
 from d3jax.errors import AttackError, ConfigError
 from d3jax.filter_page import Filter
 from d3jax.journal import Progress
@@ -112,10 +114,14 @@ def test_who_keeps_a_label():
 
 
 def test_which_classes_fell_whole():
-    labels, right = np.repeat(np.arange(4), 10), np.ones(40)
-    right[:8], right[10:17], right[20:30] = 0, 0, 0  # 2, 3, 0 and 10 of 10 are left: chance is 2.5
-    assert fallen_classes(right, labels, np.array([0, 0, 1, 3, 2]), 4) == [0, 2]
-    assert fallen_classes(right, labels, np.array([1, 3]), 4) == []
+    labels, before, after = np.repeat(np.arange(5), 10), np.ones(50), np.ones(50)
+    ranked = np.arange(50)[::-1]  # of each class its first five are the less suspected half
+    after[:4], after[10:13], after[25:30], after[30:40] = 0, 0, 0, 0  # of those 1, 2, 5, 0 and 5 are left: chance is 1.25
+    before[30:34] = 0
+    judge = lambda *suspects: Judged({}, ranked, np.array(suspects), np.array([]))
+    assert fallen_classes(before, after, labels, judge(0, 1, 10, 20, 30, 40), 4) == [0]  # class 3 was lost before
+    assert fallen_classes(np.ones(50), after, labels, judge(0, 30), 4) == [0, 3]
+    assert fallen_classes(before, after, labels, judge(10, 20), 4) == []
 
 
 def test_who_is_learned_from_without_a_label():
@@ -125,6 +131,7 @@ def test_who_is_learned_from_without_a_label():
     assert rows(0) == [1, 3, 4, 5, 6, 7]
     assert rows(1) == [1, 3, 4, 6, 7]  # a suspect goes first, though it ranks before all others
     assert rows(4) == [4, 6]  # then 7, 1, and of two equal scores the one with the higher tie
+    assert rows(6) == rows(7) == []
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +200,46 @@ def test_a_clean_set_stays_learnable(model, dataset):
     assert np.bincount(np.asarray(dataset.train.labels)[found.found["labelled"]], minlength=4).min() >= 8
 
 
+def test_a_class_that_fell_is_given_back(model, dataset, poisoned, monkeypatch):
+    """Stage 2 is done again from stage 1 without that class's suspects, and where none are left stage 1's model stays."""
+    _, split, _ = poisoned
+    labels, said = np.asarray(split.labels), []
+    defense = dlp(dataclasses.replace(DLP, stages="12"), dataset.info)
+    begun = fit(defense.begin(KEY, model, split))[0].variables
+    scores, ranked = judge(model, begun, split, "entropy", 0.05)[:2]
+    suspects = np.sort(np.concatenate([np.flatnonzero(labels == label)[:10] for label in (1, 2)]))
+    own = sys.modules["d3jax.defenses.dlp"]
+    monkeypatch.setattr(own, "judge", lambda *given: Judged(scores, ranked, suspects, ranked[200:]))
+
+    def train(*fallen):
+        turns = iter([*fallen, []])
+        monkeypatch.setattr(own, "fallen_classes", lambda *given: next(turns))
+        return defense.train(KEY, model, split, begun, session=Session(say=said.append))
+
+    once, again, never = train([1]), train([1], [2]), train()
+    assert "classes [1] were unlearned whole: taken back, 10 suspects are left" in said
+    np.testing.assert_array_equal(np.flatnonzero(once.found["suspects"]), suspects[labels[suspects] == 2])
+    assert never.found["suspects"].sum() == 20 and not again.found["suspects"].any()
+    jax.tree.map(np.testing.assert_array_equal, again.variables, begun)
+    suspects = suspects[labels[suspects] == 2]
+    job = unlearning_job(
+        stream(KEY, "unlearn-2"), model, begun, split, Judged(scores, ranked, suspects, ranked[200:]), DLP.unlearn
+    )
+    jax.tree.map(np.testing.assert_array_equal, once.variables, fit(job)[0].variables)
+
+
+def test_what_ranks_last_and_suspects_are_not_learned_from(model, dataset, poisoned, monkeypatch):
+    _, split, _ = poisoned
+    own, given = sys.modules["d3jax.defenses.dlp"], {}
+    true = own.semi_job
+    monkeypatch.setattr(own, "semi_job", lambda *args: given.update(labelled=args[4], others=args[5]) or true(*args))
+    found = defend(dlp(DLP, dataset.info), model, split).found
+    last = ranking(found["rescored"], found["rescored_entropy"])
+    last = last[~np.isin(last, np.flatnonzero(found["suspects"] | found["labelled"]))]
+    np.testing.assert_array_equal(given["labelled"], np.flatnonzero(found["labelled"]))
+    np.testing.assert_array_equal(given["others"], np.sort(last[: 200 - 80]))  # of 80 that are dropped 20 are the suspects
+
+
 def test_abl_unlearns_what_it_isolated(model, dataset, poisoned):
     attack, split, flags = poisoned
     found = defend(abl(ABL, dataset.info), model, split)
@@ -205,7 +252,9 @@ def test_a_class_all_of_whose_images_are_suspects_is_said(model, dataset, poison
     _, split, _ = poisoned
     rows, said = np.flatnonzero(split.labels == 3), []
     scores = {"entropy": np.zeros(400, np.float32)}
-    monkeypatch.setattr(sys.modules["d3jax.defenses.dlp"], "judge", lambda *given: Judged(scores, rows, np.arange(200)))
+    monkeypatch.setattr(
+        sys.modules["d3jax.defenses.dlp"], "judge", lambda *given: Judged(scores, np.arange(400), rows, np.arange(200))
+    )
     config = dataclasses.replace(DLP, stages="13")  # with sizes as above, so that nothing is compiled anew
     found = defend(dlp(config, dataset.info), model, split, session=Session(say=said.append)).found
     assert "no image of [3] keeps its label" in said and not (found["labelled"] & found["suspects"]).any()
@@ -219,10 +268,13 @@ def test_a_class_all_of_whose_images_are_suspects_is_said(model, dataset, poison
         (lambda info: dlp(DLPConfig(), info), 120, "supervised.batch_size: 128 is more than the 120 images"),
         (lambda info: dlp(dataclasses.replace(DLP, kept=0.05, least=0), info), 400, "semi.batch_size: 32 .* 20 images that keep"),
         (
-            lambda info: dlp(dataclasses.replace(DLP, kept=0.8), info),
+            lambda info: dlp(
+                dataclasses.replace(DLP, kept=0.75, ratio=0.2), info
+            ),  # as few as there are where all suspects are cleared
             400,
-            "semi.batch_size: 32 is more than the 0 images that lose their labels and are not dropped",
+            "semi.batch_size: 32 is more than the 20 images that lose their labels and are not dropped",
         ),
+        (lambda info: DLPConfig(kept=0.8), 400, "kept: 0.8 and dropped: 0.2 leave no images to learn from without their labels"),
         (lambda info: abl(ABLConfig(ratio=1e-3), info), 400, "ratio: 0.001 of the 400 images is less than one"),
         (lambda info: dlp(DLPConfig(ratio=1e-3), info), 400, "ratio: 0.001 of the 400 images is less than one"),
         (lambda info: DLPConfig(kept=0.05), 400, "least: 0.1 of every class cannot keep its labels where kept: 0.05 of all do"),

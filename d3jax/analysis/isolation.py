@@ -45,7 +45,7 @@ def _scores(model: Model, variables: Variables, images: jax.Array, labels: jax.A
         "entropy": entropy(logits),
         "cross_entropy": cross_entropy(logits, labels),
         "symmetric": symmetric_cross_entropy(logits, labels),
-        "right": logits.argmax(-1) == labels,
+        "right": (logits.argmax(-1) == labels) & jnp.isfinite(logits).all(-1),
     }
 
 
@@ -57,7 +57,7 @@ def scores_of(
     model: Model, variables: Variables, split: Split, names: Sequence[str] = NAMES, batch_size: int = 500
 ) -> dict[str, np.ndarray]:
     """The scores `names` [N] float32 of every image of a split, as they are and in eval mode; besides those of `NAMES` there is `right`,
-    1 where the model says the given label. Model outputs that are not finite score +inf."""
+    1 where the model says the given label. Model outputs that are not finite score +inf, and are not right."""
     parts = []
     for first in range(0, len(split.labels), batch_size):
         images, labels = (jnp.asarray(part[first : first + batch_size]) for part in split)
@@ -72,7 +72,7 @@ def scores_of(
 def mixture(values: np.ndarray) -> np.ndarray:
     """The posterior [N] float32 of the upper of two Gaussians that are fitted to `values` [N]; all 1 where they are all alike.
 
-    Made to rise with the value: far below a narrow lower Gaussian the wider upper one has the greater density again.
+    Beyond either mean it stays what it is there, and so never falls: far outside, the wider one has the greater density again.
     """
     from sklearn.mixture import GaussianMixture
 
@@ -81,16 +81,14 @@ def mixture(values: np.ndarray) -> np.ndarray:
     known = values[finite].astype(np.float64)[:, None]
     if len(known) > 1 and np.ptp(known) > 0:
         fitted = GaussianMixture(2, random_state=0, reg_covar=1e-6).fit(known)
-        upper = fitted.predict_proba(known)[:, np.argmax(fitted.means_[:, 0])]
-        order = np.argsort(known[:, 0], kind="stable")
-        upper[order] = np.minimum.accumulate(upper[order][::-1])[::-1]
-        posterior[finite] = upper
+        between = np.clip(known, fitted.means_.min(), fitted.means_.max())
+        posterior[finite] = fitted.predict_proba(between)[:, np.argmax(fitted.means_[:, 0])]
     return posterior
 
 
-def lowest(scores: np.ndarray, count: int, ties: np.ndarray | None = None) -> np.ndarray:
-    """Sorted rows [count] with the lowest scores; among equal ones those with the lowest `ties` [N], then the first."""
-    return np.sort(np.lexsort((np.zeros(len(scores)) if ties is None else ties, scores))[:count])
+def ranking(scores: np.ndarray, ties: np.ndarray | None = None) -> np.ndarray:
+    """Rows [N] from the lowest score up; of equal ones the one with the lower `ties` [N] comes first, then the earlier one."""
+    return np.lexsort((np.zeros(len(scores)) if ties is None else ties, scores))
 
 
 TIES = {"entropy": "cross_entropy", "mixture": "cross_entropy", "rescored": "rescored_entropy", "rescored_entropy": "rescored"}
@@ -103,13 +101,12 @@ def ties_of(name: str, scores: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def precision_recall(scores: np.ndarray, flags: np.ndarray, ties: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Of the k images that `lowest` takes, for k = 1 … N, the share that is poisoned (`flags` [N] bool), and the share of the poisoned
+    """Of the first k images of `ranking`, for k = 1 … N, the share that is poisoned (`flags` [N] bool), and the share of the poisoned
     there.
 
     For logs and reports only: no defender has the flags.
     """
-    order = np.lexsort((np.zeros(len(scores)) if ties is None else ties, scores))
-    hits = np.cumsum(np.asarray(flags)[order])
+    hits = np.cumsum(np.asarray(flags)[ranking(scores, ties)])
     return hits / np.arange(1, len(hits) + 1), hits / max(int(np.sum(flags)), 1)
 
 

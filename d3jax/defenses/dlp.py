@@ -2,7 +2,7 @@
 
 1. Supervised learning on all images, for few epochs: the backdoor is learned sooner than the task.
 2. Active unlearning: an entropy filter picks suspects, and they are unlearned.
-3. Active semi-supervised fine-tuning: the best half keeps its labels, the rest loses them.
+3. Active semi-supervised fine-tuning: the best half keeps its labels, the rest loses them, and of what ranks last nothing is learned.
 
 Known of the paper are its abstract and published summaries; its settings and tables were not available. The stages and the entropy filter are
 the paper's, every number here is a relative's or ours, as the options say, and no number of the paper is quoted.
@@ -18,7 +18,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from ..analysis.isolation import Score, scores_of
+from ..analysis.isolation import Score, ranking, scores_of
 from ..base import DataInfo, Model, Split, Trained, TrainingDefense, Variables, stream
 from ..config import OptimConfig, TrainConfig, check_fields, option
 from ..config_file import to_mapping
@@ -46,8 +46,8 @@ from .training_time import (
 FIRST = OptimConfig(lr=0.1, nesterov=True, weight_decay=1e-4, schedule="constant")
 UNLEARN = functools.partial(UnlearnConfig, kind="uniform", alternate=True, steps=100, batch_norm="frozen")
 """Towards an even prediction, not ascent: the entropy filter picks the most certain images, on which the gradient of cross-entropy
-vanishes (200 steps of ascent at ABL's rate leave all of them what they were). In turns with descent on trusted images, without which the
-suspects' class goes whole, and what is clean in it is no longer told from the poison. With frozen statistics, as those of suspects alone
+vanishes (200 steps of ascent at ABL's rate leave all of them what they were). In turns with descent on trusted images, without which a
+poisoned class goes whole, and what is clean in it is no longer told from the poison. With frozen statistics, as those of suspects alone
 would be those under which all images are scored behind it. Chosen on BadNets at 10 % (CIFAR-10 and digits) by the training set's poison
 flags, which a defender does not have."""
 
@@ -70,8 +70,8 @@ class DLPConfig:
     unlearn: UnlearnConfig = option(UNLEARN, "stage 2 (ABL's rate; all else ours, chosen on BadNets at 10 % by its poison flags)")
     clear: bool = option(
         True,
-        "where stage 2 leaves fewer of a class right than chance, it unlearned the class and not a trigger in it: it is done again without "
-        "that class's suspects (ours)",
+        "where stage 2 leaves fewer than chance right of a class's less suspected half, it unlearned the class and not a trigger in some of "
+        "it, and is done again without that class's suspects; a class that is poisoned whole looks the same (ours, by clean sets)",
     )
     rescore: Literal["cross_entropy", "symmetric"] = option(
         "symmetric",
@@ -86,24 +86,36 @@ class DLPConfig:
     )
     dropped: float = option(
         0.2,
-        "share of the images that stage 3 learns nothing from: suspects first, then those that rank last (ours)",
+        "share of the images that stage 3 learns nothing from: suspects first, then those that rank last (ours, chosen on SIG by its poison "
+        "flags)",
         low=0,
         high=1,
     )
     semi: SemiConfig = option(
         lambda: SemiConfig(statistics="plain"),
-        "stage 3 (DBD's fine-tuning, but that the images are split once, not in every epoch)",
+        "stage 3 (DBD's fine-tuning, but that the images are split once, not in every epoch, and some are left out)",
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.least > self.kept:
             raise ConfigError(f"least: {self.least:g} of every class cannot keep its labels where kept: {self.kept:g} of all do")
+        if "3" in self.stages and self.kept + self.dropped >= 1:
+            raise ConfigError(
+                f"kept: {self.kept:g} and dropped: {self.dropped:g} leave no images to learn from without their labels"
+            )
 
 
-def fallen_classes(right: np.ndarray, labels: np.ndarray, suspected: np.ndarray, classes: int) -> list[int]:
-    """Those of the labels `suspected` of whose images [N] fewer than 1 / `classes` are still `right` (1)."""
-    return [label for label in np.unique(suspected).tolist() if right[labels == label].mean() < 1 / classes]
+def fallen_classes(before: np.ndarray, after: np.ndarray, labels: np.ndarray, judged: Judged, classes: int) -> list[int]:
+    """Those of the suspects' labels of whose less suspected half fewer than 1 / `classes` are right (1 of [N]) `after` unlearning, and not
+    so few were `before`: of a class that is poisoned in part that half is the clean one."""
+    fallen = []
+    for label in np.unique(labels[judged.suspects]).tolist():
+        mine = judged.ranked[labels[judged.ranked] == label]
+        half = mine[len(mine) // 2 :]
+        if after[half].mean() < 1 / classes <= before[half].mean():
+            fallen.append(label)
+    return fallen
 
 
 def trusted_rows(
@@ -116,7 +128,7 @@ def trusted_rows(
     """
     allowed = np.ones(len(scores), bool)
     allowed[suspects] = False
-    order = np.lexsort((ties, scores))
+    order = ranking(scores, ties)
     order = order[allowed[order]]
     rank = np.full(len(scores), len(scores))  # of the images that come first, within their class
     for label in np.unique(labels):
@@ -131,7 +143,7 @@ def guessed_rows(scores: np.ndarray, ties: np.ndarray, labelled: np.ndarray, sus
     then the highest scores, among equal ones those with the highest `ties`."""
     rows = np.setdiff1d(np.arange(len(scores)), labelled)
     order = rows[np.lexsort((ties[rows], scores[rows], np.isin(rows, suspects)))]
-    return np.sort(order[: len(rows) - dropped])
+    return np.sort(order[: max(0, len(rows) - dropped)])
 
 
 def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
@@ -169,20 +181,22 @@ def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
     ) -> tuple[Variables, Judged, list[Line]]:
         """Stage 2: the model, who is still suspected, and what was logged."""
         labels, lines = np.asarray(data.labels), []
+        is_right = lambda variables: same_arrays(scores_of(model, variables, data, ("right",)))["right"]
+        before = is_right(begun)
         for turn in itertools.count(1):
             name = "unlearn" if turn == 1 else f"unlearn-{turn}"
             job = unlearning_job(stream(key, name), model, begun, data, judged, config.unlearn)
             state, more = fit(job, session.within(name, max(1, config.unlearn.steps // 4)))
             lines = behind(lines, more)
-            right = same_arrays(scores_of(model, state.variables, data, ("right",)))["right"]
+            after = is_right(state.variables)
             taken = f"unlearning moved in {int(state.opt_state.moves)} of {int(state.step)} steps"
-            session.say(f"{taken}; {right[judged.suspects].mean():.1%} of the suspects are still taken for their labels")
-            fallen = fallen_classes(right, labels, labels[judged.suspects], info.num_classes) if config.clear else []
+            session.say(f"{taken}; {after[judged.suspects].mean():.1%} of the suspects are still taken for their labels")
+            fallen = fallen_classes(before, after, labels, judged, info.num_classes) if config.clear else []
             if not fallen:
                 return state.variables, judged, lines
             judged = judged._replace(suspects=judged.suspects[~np.isin(labels[judged.suspects], fallen)])
             left = f"{len(judged.suspects)} suspects are left"
-            session.say(f"classes {fallen} were unlearned whole, and not a trigger in them: taken back, {left}")
+            session.say(f"classes {fallen} were unlearned whole: taken back, {left}")
             if not len(judged.suspects):
                 return begun, judged, lines
 
@@ -192,9 +206,10 @@ def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
         if "2" in config.stages:
             check_unlearning(config.unlearn, size)
         if "3" in config.stages:
-            labelled = min(int(config.kept * size), size - suspected(size, config.ratio))
+            kept = int(config.kept * size)
+            labelled = min(kept, size - suspected(size, config.ratio))
             check_batch("semi", config.semi.batch_size, labelled, "images that keep their labels")
-            guessed = max(0, size - labelled - int(config.dropped * size))
+            guessed = size - kept - int(config.dropped * size)
             check_batch("semi", config.semi.batch_size, guessed, "images that lose their labels and are not dropped")
 
     epoch = lambda size: epoch_steps(size, config.supervised.batch_size)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..analysis.isolation import NAMES, Score, lowest, scores_of, ties_of
+from ..analysis.isolation import NAMES, Score, ranking, scores_of, ties_of
 from ..base import DataInfo, Model, Split, Variables, stream
 from ..config import OptimConfig, TrainConfig, check_fields, option
 from ..data.augment import make_augment
@@ -64,10 +64,11 @@ class UnlearnConfig:
 
 
 class Judged(NamedTuple):
-    """What a filter says of N images: every score [N] by its name, and the sorted rows of the `suspects` and of the `trusted`, the half
-    that is least suspected."""
+    """What a filter says of N images: every score [N] by its name, all rows `ranked` [N] from the most to the least suspected, and the sorted
+    rows of the `suspects`, the first of them, and of the `trusted`, their later half."""
 
     scores: dict[str, np.ndarray]
+    ranked: np.ndarray
     suspects: np.ndarray
     trusted: np.ndarray
 
@@ -76,12 +77,12 @@ def judge(model: Model, variables: Variables, data: Split, score: Score, ratio: 
     """Suspects are the ⌊ratio·N⌋ images (at least one) that are lowest by `score`; by `mixture` fewer where it says of fewer that they
     rather belong to the lower Gaussian. Several processes agree."""
     scores = same_arrays(scores_of(model, variables, data))
-    size, ties = len(data.labels), ties_of(score, scores)
+    size = len(data.labels)
     count = suspected(size, ratio)
     if score == "mixture":
         count = max(1, min(count, int(np.sum(scores["mixture"] < 0.5))))
-    suspects = lowest(scores[score], count, ties)
-    return Judged(scores, suspects, np.setdiff1d(np.arange(size), lowest(scores[score], size - size // 2, ties)))
+    ranked = ranking(scores[score], ties_of(score, scores))
+    return Judged(scores, ranked, np.sort(ranked[:count]), np.sort(ranked[size - size // 2 :]))
 
 
 def suspected(size: int, ratio: float) -> int:
