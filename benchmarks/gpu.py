@@ -32,6 +32,7 @@ from d3jax.environment import environment
 
 BATCHES = (128, 256, 512, 1024)
 ATTACKS = ("badnets", "blended", "sig", "wanet", "lf", "input_aware", "ssba")
+UNTRUSTED = ("badnets", "blended", "sig", "clean")
 
 
 def ceilings(options: argparse.Namespace) -> dict[str, Any]:
@@ -152,18 +153,19 @@ def _seconds_a_step(jobs: list) -> float:
     return statistics.median(b["seconds"] - a["seconds"] for a, b in itertools.pairwise(lines)) / period
 
 
-def table(attack: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One attack of experiments/cifar10_d3.yaml at full width: training of 100 epochs, FT and both D3 presets, three seeds."""
+def table(study_of: str, attack: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One attack of an experiment at full width, three seeds: `cifar10_d3` has training of 100 epochs, FT and both D3 presets,
+    `dlp_cifar10_full` the same training, both ABL presets and DLP."""
     from d3jax import study
     from d3jax.config_file import load
 
     overrides = [("dataset.path", str(options.data)), *(tuple(word.split("=", 1)) for word in options.set)]
-    config = load(HERE.parent / "experiments" / "cifar10_d3.yaml", overrides, registries=study.REGISTRIES)
+    config = load(HERE.parent / "experiments" / f"{study_of}.yaml", overrides, registries=study.REGISTRIES)
     only = tuple(choice for choice in config.attacks if choice.label == attack)
     mine = {name: text for name, text in config.published.items() if name.startswith(f"{attack}/")}
     began = time.perf_counter()
     config = dataclasses.replace(config, attacks=only, published=mine, cache=config.cache or str(options.work / "models"))
-    rows = study.run_study(config, options.work / f"table-{attack}")
+    rows = study.run_study(config, options.work / study_of / attack)
     if failed := [f"{row['defense']}: {row['status']}" for row in rows if row["status"] != "ok"]:
         raise SystemExit("\n".join(failed))
     return {"seconds": time.perf_counter() - began, "rows": rows}
@@ -177,7 +179,8 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "streaming": streaming,
     "inversion": inversion,
     "lineages": lineages,
-    **{f"table-{attack}": functools.partial(table, attack) for attack in ATTACKS},
+    **{f"table-{attack}": functools.partial(table, "cifar10_d3", attack) for attack in ATTACKS},
+    **{f"untrusted-{attack}": functools.partial(table, "dlp_cifar10_full", attack) for attack in UNTRUSTED},
 }
 
 
@@ -191,7 +194,7 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=64, help="of throughput and profile (64: the published net)")
     parser.add_argument("--size", type=int, default=8192, help="of the matrices in ceilings")
     parser.add_argument("--steps", type=int, default=0, help="steps a round (0: as each part has it)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the table's study")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the tables' studies")
     options = parser.parse_args()
     if unknown := [name for name in options.parts if name not in PARTS]:
         parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")

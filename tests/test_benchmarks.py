@@ -95,6 +95,20 @@ def test_the_queue_names_every_part():
         assert name in queue or f"`-{name.partition('-')[2]}`" in queue, name
 
 
+@pytest.mark.parametrize("part", ["table-sig", "untrusted-sig"])
+def test_a_table_is_one_attack_of_its_experiment(part, tmp_path, monkeypatch):
+    import gpu
+
+    from d3jax import study
+
+    studies = []
+    monkeypatch.setattr(study, "run_study", lambda config, folder: studies.append((config, folder)) or [{"status": "ok"}])
+    gpu.PARTS[part](argparse.Namespace(work=tmp_path, data=tmp_path / "cifar10.npz", set=["train.steps=5"]))
+    ((config, _),) = studies
+    assert [choice.label for choice in config.attacks] == ["sig"] and config.train.steps == 5
+    assert config.published["sig/none"] == "84.48/98.27" and all(name.startswith("sig/") for name in config.published)
+
+
 def test_a_round_is_so_many_calls_and_tells_the_seconds_of_a_step(monkeypatch):
     import rounds
 
