@@ -44,7 +44,8 @@ _programs: collections.OrderedDict[Any, jax.stages.Compiled] = collections.Order
 def compiled(lowered: jax.stages.Lowered, devices: Iterable[jax.Device] = ()) -> jax.stages.Compiled:
     """The program on `devices`, with this backend's fastest libraries; one that was asked for before is not compiled again."""
     text = hashlib.sha256(lowered.as_text().encode()).hexdigest()  # constants included
-    key = (text, uses_onednn(), lowered.in_tree, lowered.out_tree, frozenset(devices))
+    given = tuple(jax.tree.leaves(lowered.in_avals))  # the text leaves out arguments that are not used
+    key = (text, given, uses_onednn(), lowered.in_tree, lowered.out_tree, frozenset(devices))
     if key not in _programs:
         _programs[key] = _compile(lowered)
         if len(_programs) > KEPT:

@@ -265,13 +265,40 @@ def test_one_step_of_ascent_is_sgd_uphill(model, victim, dataset):
     assert after > before and along > 0
 
 
-def test_alternation_keeps_what_is_trusted(model, victim, dataset):
-    *_, suspects, trusted = ascended(model, victim, dataset, steps=60, alternate=True)
+@pytest.mark.parametrize("descent", ["turns", "together"])
+def test_descent_keeps_what_is_trusted(descent, model, victim, dataset):
+    *_, suspects, trusted = ascended(model, victim, dataset, steps=60, descent=descent)
     *_, alone = ascended(model, victim, dataset, steps=60)
     assert suspects < 0.4 and trusted > 0.85 and trusted > alone + 0.05, (suspects, trusted, alone)
 
 
-def test_suspects_at_rest_move_nothing(model, victim, dataset):
+def test_a_step_together_is_one_of_sgd_on_both_losses(model, victim, dataset):
+    """A quarter of the batch are suspects; all of it is under its own statistics, which are learned."""
+    labels = np.asarray(dataset.train.labels)
+    suspects, trusted = np.flatnonzero(labels == 2)[:3], np.flatnonzero(labels != 2)[:9]  # as many as a batch has
+    job = unlearn_job(
+        KEY, model, victim.variables, dataset.train, suspects, trusted, tx=optax.sgd(0.01), steps=1, batch_size=12, kind="uniform",
+        descent="together",
+    )  # fmt: skip
+    state, (line,) = fit(job)
+    images, rows = as_float(jnp.asarray(dataset.train.images)), np.concatenate([suspects, trusted])
+
+    def loss(params):
+        outputs = model.apply(Variables(params, victim.variables.batch_stats), images[rows], train=True)
+        logs = jax.nn.log_softmax(outputs.logits)
+        even = -(logs[:3].mean(-1) + np.log(4)).mean()
+        return even - logs[np.arange(3, 12), labels[trusted]].mean(), outputs
+
+    (_, outputs), gradient = jax.value_and_grad(loss, has_aux=True)(victim.variables.params)
+    wanted = jax.tree.map(lambda p, g: p - 0.01 * g, victim.variables.params, gradient)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.variables.params, wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.variables.batch_stats, outputs.batch_stats)
+    ce = -np.asarray(jax.nn.log_softmax(outputs.logits))[np.arange(3), 2].mean()
+    assert line["loss"] == pytest.approx(ce, rel=1e-4) and line["resting"] == 0
+
+
+@pytest.mark.parametrize("descent", ["turns", "together"])
+def test_suspects_at_rest_move_nothing(descent, model, victim, dataset):
     """They are never right under these labels: what is learned then is what is learned without them."""
     labels = np.asarray(dataset.train.labels)
     trusted = np.flatnonzero(labels != 2)
@@ -281,7 +308,7 @@ def test_suspects_at_rest_move_nothing(model, victim, dataset):
         given[rows] = (np.asarray(predict(model, victim.variables, dataset.train.images[rows])) + 1) % 4
         split = Split(dataset.train.images, given)
         rest = np.setdiff1d(trusted, np.flatnonzero(labels == 3)[:24])
-        options = {"tx": optax.sgd(0.05, momentum=0.9), "steps": 3, "batch_size": 12, "alternate": True, "batch_norm": "frozen"}
+        options = {"tx": optax.sgd(0.05, momentum=0.9), "steps": 3, "batch_size": 12, "descent": descent, "batch_norm": "frozen"}
         state, _ = fit(unlearn_job(KEY, model, victim.variables, split, rows, rest, **options))
         assert state.opt_state.resting and state.opt_state.moves == 0
         found.append(state.variables)

@@ -422,7 +422,7 @@ def same_models(model, *folders):
         (("defenses.1.semi.batch_size", "300"), "defenses: dlp: semi.batch_size: 300 is more than the 200 images"),
         (("defenses.1.stages", "21"), "stages: 21 is not one of 1, 12, 13, 123"),
         (
-            ("defenses.0.unlearn", "{alternate: true, batch_size: 201}"),
+            ("defenses.0.unlearn", "{descent: turns, batch_size: 201}"),
             "defenses: abl-authors: unlearn.batch_size: 201 is more than the 200 trusted images",
         ),
     ],

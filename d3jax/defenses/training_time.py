@@ -20,7 +20,7 @@ from ..training.loop import Job, Line
 from ..training.minimise import minimise_job
 from ..training.optim import make_optimizer
 from ..training.step import Loss
-from ..training.unlearn import Kind, unlearn_job
+from ..training.unlearn import Descent, Kind, unlearn_job
 
 
 def training_job(key: jax.Array, variables: Variables, data: Split, config: TrainConfig, info: DataInfo, loss: Loss) -> Job:
@@ -52,7 +52,11 @@ class UnlearnConfig:
     """Unlearning of the suspects. Default: ABL's, ascent at 5e-4 for 16 steps, but stopped at chance."""
 
     kind: Kind = option("ascent", "ascent on their loss; uniform: towards an even prediction")
-    alternate: bool = option(False, "every step also descends on the half that is least suspected (D-BR's, with ascent)")
+    descent: Descent = option(
+        "none",
+        "on the loss of the half that is least suspected: in turns with unlearning (with ascent D-BR's), or together with it, in one batch",
+    )
+    share: float = option(0.25, "of the images of a batch that are suspects, where both are together in it", above=0, high=0.9)
     optimizer: OptimConfig = option(lambda: ASCENT, "optimiser and schedule (ABL's)")
     steps: int = option(16, "steps", low=1)
     batch_size: int = option(128, "images a step", low=1)
@@ -103,8 +107,10 @@ def check_batch(part: str, batch_size: int, count: int, images: str) -> None:
 
 
 def check_unlearning(config: UnlearnConfig, size: int) -> None:
-    """Raises `ConfigError` where `alternate` has no batch of trusted images among `size`."""
-    if config.alternate:
+    """Raises `ConfigError` where `descent` has no batch of trusted images among `size`, or no room for them beside a suspect."""
+    if config.descent == "together" and config.batch_size < 2:
+        raise ConfigError(f"unlearn.batch_size: {config.batch_size} is too few for suspects and trusted images together")
+    if config.descent != "none":
         check_batch("unlearn", config.batch_size, size // 2, "trusted images")
 
 
@@ -115,7 +121,8 @@ def unlearning_job(
     return unlearn_job(
         key, model, variables, data, judged.suspects, judged.trusted,
         tx=make_optimizer(config.optimizer, steps=config.steps, steps_per_epoch=config.steps), steps=config.steps,
-        batch_size=config.batch_size, kind=config.kind, alternate=config.alternate, batch_norm=config.batch_norm, bounded=config.bounded,
+        batch_size=config.batch_size, kind=config.kind, descent=config.descent, share=config.share, batch_norm=config.batch_norm,
+        bounded=config.bounded,
     )  # fmt: skip
 
 

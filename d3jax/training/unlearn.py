@@ -7,7 +7,6 @@ images is right less often than chance.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ from .loop import Job
 from .step import accuracy, cross_entropy
 
 Kind = Literal["ascent", "uniform"]
+Descent = Literal["none", "turns", "together"]
 
 
 class Two(NamedTuple):
@@ -32,13 +32,23 @@ class Two(NamedTuple):
 
 
 class Unlearning(NamedTuple):
-    """The optimiser that moves `away` from the suspects and that which goes `onward` on trusted images, whether the suspects rest, and
-    the `moves` that unlearned."""
+    """The optimiser that moves `away` from the suspects and, where they take turns, that which goes `onward` on trusted images, whether
+    the suspects rest, and the `moves` that unlearned."""
 
     away: Any
     onward: Any
     resting: jax.Array
     moves: jax.Array
+
+
+class Seen(NamedTuple):
+    """What a step finds out: the running statistics behind it, and before it the suspects' cross-entropy, how often they are right and
+    whether that is `rarer` than chance."""
+
+    batch_stats: Params
+    loss: jax.Array
+    right: jax.Array
+    rarer: jax.Array
 
 
 def unlearn_job(
@@ -53,74 +63,100 @@ def unlearn_job(
     steps: int,
     batch_size: int,
     kind: Kind = "ascent",
-    alternate: bool = False,
+    descent: Descent = "none",
+    share: float = 0.25,
     batch_norm: Literal["train", "frozen"] = "train",
     bounded: bool = True,
 ) -> Job:
     """The loop that unlearns the rows `suspects` [k] of `split` under the labels they were given. Its `opt_state` is `Unlearning`.
 
     Args:
-        trusted: rows whose loss `alternate` descends on.
+        trusted: rows on whose cross-entropy `descent` goes down.
         kind: `ascent` on cross-entropy; `uniform`: descent on the divergence of the prediction from an even one, which is bounded below.
-        alternate: a step is two, one on suspects and one that descends on the cross-entropy of `trusted` images (D-BR, with `ascent`),
-            each with an optimiser of its own: momentum would carry the one into the other.
+        descent: `turns`: a step is two, one on suspects and one on `trusted` images (D-BR, with `ascent`), each with an optimiser of its
+            own: momentum would carry the one into the other. `together`: a batch has both, and the step is on the sum of both losses, each
+            the mean over its images.
+        share: of the images of a batch that are suspects, at least one, where both are in it `together`.
         batch_norm: whether the batch's statistics are used and learned, or the stored ones, which then stay.
         bounded: once a batch of suspects is right less often than 1 / K before the step, suspects move nothing any more, and the loop
-            may end. With `alternate` descent goes on, and so does unlearning where it brings the suspects back. The metric `resting`
+            may end. With `descent` that goes on, and so does unlearning where it brings the suspects back. The metric `resting`
             says when.
     """
-    suspects, trusted = jnp.asarray(suspects), jnp.asarray(trusted)
-    per_epoch, size = epoch_plan(len(suspects), batch_size, drop_last=False)
-    plans = {"suspects": (len(suspects), per_epoch, size)}
-    if alternate:
-        per_epoch, size = epoch_plan(len(trusted), batch_size, drop_last=True)
-        plans["trusted"] = (len(trusted), per_epoch, size)
+    data = Two(Split(*map(jnp.asarray, split)), jnp.asarray(suspects), jnp.asarray(trusted))
+    mine = batch_size if descent != "together" else max(1, int(share * batch_size))
+    plans = {"suspects": epoch_plan(len(suspects), mine, drop_last=False)}
+    if descent != "none":
+        others = batch_size if descent == "turns" else batch_size - mine
+        plans["trusted"] = epoch_plan(len(trusted), others, drop_last=True)
+    training = batch_norm == "train"
 
-    def gradient(name: str, loss: Callable[..., Any], variables: Variables, state: TrainState, data: Two) -> Any:
-        count, per_epoch, size = plans[name]
-        rows = batch_rows(stream(state.key, name), state.step, size=count, steps_per_epoch=per_epoch, batch_size=size)
-        mine = getattr(data, name)[over_data(rows)]
-        images, labels = as_float(data.split.images[mine]), data.split.labels[mine]
-        return jax.value_and_grad(loss, has_aux=True)(*variables, images, labels)
+    def draw(name: str, state: TrainState, data: Two) -> tuple[jax.Array, jax.Array]:
+        given, (per_epoch, size) = getattr(data, name), plans[name]
+        rows = batch_rows(stream(state.key, name), state.step, size=len(given), steps_per_epoch=per_epoch, batch_size=size)
+        rows = given[over_data(rows)]
+        return as_float(data.split.images[rows]), data.split.labels[rows]
+
+    def forward(params: Params, batch_stats: Params, images: jax.Array) -> tuple[jax.Array, Params]:
+        outputs = model.apply(Variables(params, batch_stats), images, train=training)
+        return outputs.logits, outputs.batch_stats if training else batch_stats
+
+    def unlearned(params: Params, batch_stats: Params, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Seen]:
+        logits, stats = forward(params, batch_stats, images)
+        return _away(kind, logits, labels), _seen(stats, logits, labels)
+
+    def learned(params: Params, batch_stats: Params, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Params]:
+        logits, stats = forward(params, batch_stats, images)
+        return cross_entropy(logits, labels).mean(), stats
+
+    def both(params: Params, batch_stats: Params, away: Any, onward: Any) -> tuple[jax.Array, Seen]:
+        count = len(away[1])
+        logits, stats = forward(params, batch_stats, over_data(jnp.concatenate([away[0], onward[0]])))
+        seen = _seen(stats, logits[:count], away[1])
+        value = jnp.where(seen.rarer & bounded, 0.0, _away(kind, logits[:count], away[1]))
+        return value + cross_entropy(logits[count:], onward[1]).mean(), seen
 
     def moved(grads: Params, stats: Params, params: Params, optimiser: Any) -> tuple[Variables, Any]:
         moves, optimiser = tx.update(grads, optimiser, params)
         return Variables(optax.apply_updates(params, moves), stats), optimiser
 
-    loss, descent = (_loss(model, aim, training=batch_norm == "train") for aim in (kind, "descent"))
-
-    def step(state: TrainState, data: Two) -> tuple[TrainState, Metrics]:
+    def apart(state: TrainState, data: Two) -> tuple[Variables, Any, Any, jax.Array, Seen]:
         before, variables = state.opt_state, state.variables
-        (_, (stats, value, right, chance)), grads = gradient("suspects", loss, variables, state, data)
-        resting = (before.resting & (not alternate)) | (right < chance) if bounded else before.resting
-        found = moved(grads, stats, variables.params, before.away)
+        (_, seen), grads = jax.value_and_grad(unlearned, has_aux=True)(*variables, *draw("suspects", state, data))
+        resting = before.resting & (descent == "none") | seen.rarer & bounded
+        found = moved(grads, seen.batch_stats, variables.params, before.away)
         variables, away = jax.tree.map(lambda x, y: jnp.where(resting, y, x), found, (variables, before.away))
         onward = before.onward
-        if alternate:
-            (_, (stats, *_)), grads = gradient("trusted", descent, variables, state, data)
+        if descent == "turns":
+            (_, stats), grads = jax.value_and_grad(learned, has_aux=True)(*variables, *draw("trusted", state, data))
             variables, onward = moved(grads, stats, variables.params, onward)
-        after = Unlearning(away, onward, resting, before.moves + ~resting)
-        metrics = {"loss": value, "suspects_accuracy": right, "resting": resting.astype(jnp.float32)}
+        return variables, away, onward, resting, seen
+
+    def together(state: TrainState, data: Two) -> tuple[Variables, Any, Any, jax.Array, Seen]:
+        batches = draw("suspects", state, data), draw("trusted", state, data)
+        (_, seen), grads = jax.value_and_grad(both, has_aux=True)(*state.variables, *batches)
+        variables, away = moved(grads, seen.batch_stats, state.variables.params, state.opt_state.away)
+        return variables, away, (), seen.rarer & bounded, seen
+
+    def step(state: TrainState, data: Two) -> tuple[TrainState, Metrics]:
+        variables, away, onward, resting, seen = together(state, data) if descent == "together" else apart(state, data)
+        after = Unlearning(away, onward, resting, state.opt_state.moves + ~resting)
+        metrics = {"loss": seen.loss, "suspects_accuracy": seen.right, "resting": resting.astype(jnp.float32)}
         return TrainState(state.step + 1, variables, after, state.key), metrics
 
-    onward = tx.init(variables.params) if alternate else ()
+    onward = tx.init(variables.params) if descent == "turns" else ()
     begun = Unlearning(tx.init(variables.params), onward, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
     state = TrainState(jnp.zeros((), jnp.int32), variables, begun, key)
-    ended = (lambda state: state.opt_state.resting) if bounded and not alternate else None
-    return Job(step, state, Two(Split(*map(jnp.asarray, split)), suspects, trusted), steps, finished=ended)
+    ended = (lambda state: state.opt_state.resting) if bounded and descent == "none" else None
+    return Job(step, state, data, steps, finished=ended)
 
 
-def _loss(model: Model, aim: str, *, training: bool) -> Callable[..., Any]:
-    """The loss to descend on: cross-entropy (`descent`), its negative (`ascent`) or the divergence from an even prediction (`uniform`);
-    with it the batch statistics, the cross-entropy, and how often the images are right, before the step and by chance."""
+def _away(kind: Kind, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """What descends where suspects are unlearned: the negative cross-entropy, or the divergence of an even prediction from theirs."""
+    if kind == "ascent":
+        return -cross_entropy(logits, labels).mean()
+    return -jax.nn.log_softmax(logits).mean(-1).mean() - jnp.log(logits.shape[-1])
 
-    def loss(params: Params, batch_stats: Params, images: jax.Array, labels: jax.Array):
-        outputs = model.apply(Variables(params, batch_stats), images, train=training)
-        value = cross_entropy(outputs.logits, labels).mean()
-        aimed = -value if aim == "ascent" else value
-        if aim == "uniform":
-            aimed = -jax.nn.log_softmax(outputs.logits).mean(-1).mean() - jnp.log(outputs.logits.shape[-1])
-        stats = outputs.batch_stats if training else batch_stats
-        return aimed, (stats, value, accuracy(outputs.logits, labels), 1 / outputs.logits.shape[-1])
 
-    return loss
+def _seen(stats: Params, logits: jax.Array, labels: jax.Array) -> Seen:
+    right = accuracy(logits, labels)
+    return Seen(stats, cross_entropy(logits, labels).mean(), right, right < 1 / logits.shape[-1])
