@@ -49,6 +49,11 @@ def test_a_program_that_was_compiled_is_kept():
     assert len(compiling._programs) == compiling.KEPT and compiling.compiled(lowered(2), device) is not program
 
 
+def test_a_program_belongs_to_its_arguments_also_to_those_it_does_not_use():
+    program = {size: compiling.compiled(jax.jit(lambda x, y: x + 1).lower(1.0, jnp.zeros(size))) for size in (2, 3)}
+    assert all(program[size](1.0, jnp.zeros(size)) == 2 for size in (2, 3)) and program[2] is not program[3]
+
+
 def test_fast_is_jit(monkeypatch):
     """Compiled once for arguments of a shape, with arrays of the host and of a device, and with static ones in front."""
     made = []
