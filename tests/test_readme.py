@@ -68,12 +68,12 @@ def test_the_make_targets_exist():
     assert set(re.findall(r"^make ([\w-]+)", TEXT, re.MULTILINE)) <= targets
 
 
-def test_the_library_example_removes_the_backdoor():
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+def test_the_library_examples_do_what_they_say():
+    code = "".join(re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL))
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "README.md", "exec"), {})  # noqa: S102
-    (acc, asr), (acc_after, asr_after) = [
-        map(float, re.search(r"ACC (\S+)  ASR (\S+)", line).groups()) for line in printed.getvalue().splitlines()
-    ]
+    *repair, few = printed.getvalue().splitlines()
+    (acc, asr), (acc_after, asr_after) = [map(float, re.search(r"ACC (\S+)  ASR (\S+)", line).groups()) for line in repair]
     assert acc > 0.9 and asr > 0.9 and asr_after < 0.1 and acc_after > acc - 0.05
+    assert float(few.rsplit(" ", 1)[1]) > 0.8

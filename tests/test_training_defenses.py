@@ -423,7 +423,15 @@ def same_models(model, *folders):
         (("defenses.1.stages", "21"), "stages: 21 is not one of 1, 12, 13, 123"),
         (
             ("defenses.0.unlearn", "{descent: turns, batch_size: 201}"),
-            "defenses: abl-authors: unlearn.batch_size: 201 is more than the 200 trusted images",
+            "defenses: abl-authors: unlearn.batch_size: 201 wants 201 trusted images a step, more than the 200 there are",
+        ),
+        (
+            ("defenses.0.unlearn", "{descent: together, batch_size: 300}"),
+            "defenses: abl-authors: unlearn.batch_size: 300 wants 225 trusted images a step, more than the 200 there are",
+        ),
+        (
+            ("defenses.0.unlearn", "{descent: together, batch_size: 1}"),
+            "defenses: abl-authors: unlearn.batch_size: 1 has no room for trusted images beside the suspects",
         ),
     ],
 )

@@ -20,7 +20,7 @@ from ..training.loop import Job, Line
 from ..training.minimise import minimise_job
 from ..training.optim import make_optimizer
 from ..training.step import Loss
-from ..training.unlearn import Descent, Kind, unlearn_job
+from ..training.unlearn import Descent, Kind, parts_of, unlearn_job
 
 
 def training_job(key: jax.Array, variables: Variables, data: Split, config: TrainConfig, info: DataInfo, loss: Loss) -> Job:
@@ -107,11 +107,14 @@ def check_batch(part: str, batch_size: int, count: int, images: str) -> None:
 
 
 def check_unlearning(config: UnlearnConfig, size: int) -> None:
-    """Raises `ConfigError` where `descent` has no batch of trusted images among `size`, or no room for them beside a suspect."""
-    if config.descent == "together" and config.batch_size < 2:
-        raise ConfigError(f"unlearn.batch_size: {config.batch_size} is too few for suspects and trusted images together")
-    if config.descent != "none":
-        check_batch("unlearn", config.batch_size, size // 2, "trusted images")
+    """Raises `ConfigError` where a step wants more trusted images than the half of `size`, or has none beside its suspects."""
+    _, trusted = parts_of(config.batch_size, config.descent, config.share)
+    if config.descent != "none" and not trusted:
+        raise ConfigError(f"unlearn.batch_size: {config.batch_size} has no room for trusted images beside the suspects")
+    if trusted > size // 2:
+        raise ConfigError(
+            f"unlearn.batch_size: {config.batch_size} wants {trusted} trusted images a step, more than the {size // 2} there are"
+        )
 
 
 def unlearning_job(

@@ -83,10 +83,9 @@ def unlearn_job(
             says when.
     """
     data = Two(Split(*map(jnp.asarray, split)), jnp.asarray(suspects), jnp.asarray(trusted))
-    mine = batch_size if descent != "together" else max(1, int(share * batch_size))
+    mine, others = parts_of(batch_size, descent, share)
     plans = {"suspects": epoch_plan(len(suspects), mine, drop_last=False)}
-    if descent != "none":
-        others = batch_size if descent == "turns" else batch_size - mine
+    if others:
         plans["trusted"] = epoch_plan(len(trusted), others, drop_last=True)
     training = batch_norm == "train"
 
@@ -148,6 +147,14 @@ def unlearn_job(
     state = TrainState(jnp.zeros((), jnp.int32), variables, begun, key)
     ended = (lambda state: state.opt_state.resting) if bounded and descent == "none" else None
     return Job(step, state, data, steps, finished=ended)
+
+
+def parts_of(batch_size: int, descent: Descent, share: float) -> tuple[int, int]:
+    """How many suspects and how many trusted images there are in a step."""
+    if descent == "together":
+        suspects = max(1, int(share * batch_size))
+        return suspects, batch_size - suspects
+    return batch_size, batch_size if descent == "turns" else 0
 
 
 def _away(kind: Kind, logits: jax.Array, labels: jax.Array) -> jax.Array:
