@@ -99,16 +99,13 @@ def test_who_keeps_a_label():
     scores, ties = np.arange(10.0), np.zeros(10)
     suspects = np.array([0, 9])
     assert trusted_rows(scores, ties, labels, suspects, 4, 0.0).tolist() == [1, 2, 3, 4]
-    assert trusted_rows(scores, ties, labels, suspects, 4, 0.01).tolist() == [
-        1,
-        2,
-        3,
-        6,
-    ]  # one of each; the last has suspects alone
+    assert trusted_rows(scores, ties, labels, suspects, 4, 0.01).tolist() == [1, 2, 3, 6]  # one of each; the last has suspects alone
     assert trusted_rows(scores, ties, labels, suspects, 5, 0.5).tolist() == [1, 2, 3, 4, 6]
     assert trusted_rows(scores, ties, labels, suspects, 2, 0.5).tolist() == [1, 6]  # where there are too few, the best of each
     assert trusted_rows(scores, ties, labels, suspects, 99, 0.1).tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert trusted_rows(np.zeros(10), -scores, labels, suspects, 4, 0.0).tolist() == [5, 6, 7, 8]
+    later = np.where(np.arange(10) == 3, 20, scores)  # of a class larger than the mean, 10 / 3, no more than of the mean
+    assert trusted_rows(later, ties, labels, suspects, 7, 0.9).tolist() == [1, 2, 4, 5, 6, 7, 8]
     found = found_of(10, {"entropy": scores.astype(np.float32)}, suspects=suspects)
     assert found["suspects"].sum() == 2 and found["entropy"][3] == 3 and not found["labelled"].any()
 
@@ -277,7 +274,7 @@ def test_a_class_all_of_whose_images_are_suspects_is_said(model, dataset, poison
         (lambda info: DLPConfig(kept=0.8), 400, "kept: 0.8 and dropped: 0.2 leave no images to learn from without their labels"),
         (lambda info: abl(ABLConfig(ratio=1e-3), info), 400, "ratio: 0.001 of the 400 images is less than one"),
         (lambda info: dlp(DLPConfig(ratio=1e-3), info), 400, "ratio: 0.001 of the 400 images is less than one"),
-        (lambda info: DLPConfig(kept=0.05), 400, "least: 0.1 of every class cannot keep its labels where kept: 0.05 of all do"),
+        (lambda info: DLPConfig(kept=0.05), 400, "least: 0.4 of every class cannot keep its labels where kept: 0.05 of all do"),
     ],
 )
 def test_too_few_images_are_refused(dataset, make, size, message):

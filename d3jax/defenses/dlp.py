@@ -82,8 +82,9 @@ class DLPConfig:
     )
     kept: float = option(0.5, "share of the images that keep their labels (DBD's)", above=0, high=1)
     least: float = option(
-        0.1,
-        "share of every class that keeps its labels whatever it scores, at least one image, suspects excepted (0: none; ours)",
+        0.4,
+        "share of every class that keeps its labels whatever it scores, at least one image, suspects excepted; of a class larger than the "
+        "mean, as poison makes it, the share of the mean (0: none; ours, chosen by clean and poisoned training images)",
         low=0,
         high=1,
     )
@@ -125,7 +126,7 @@ def trusted_rows(
     scores: np.ndarray, ties: np.ndarray, labels: np.ndarray, suspects: np.ndarray, count: int, least: float
 ) -> np.ndarray:  # fmt: skip
     """Sorted rows [count] that keep their labels: the lowest scores, among equal ones those with the lowest `ties`, but first of all
-    the lowest of every class, `least` of it and at least one (none at 0), and no suspect.
+    the lowest of every class, `least` of it or of the mean class, if that is smaller, and at least one (none at 0), and no suspect.
 
     Fewer than `count` where there are not so many. A class all of whose images are suspects is empty then, and stays so.
     """
@@ -134,9 +135,10 @@ def trusted_rows(
     order = ranking(scores, ties)
     order = order[allowed[order]]
     rank = np.full(len(scores), len(scores))  # of the images that come first, within their class
-    for label in np.unique(labels):
+    classes, sizes = np.unique(labels, return_counts=True)
+    for label, size in zip(classes, np.minimum(sizes, sizes.mean()), strict=True):
         mine = order[labels[order] == label]
-        first = mine[: max(1, int(least * np.sum(labels == label)))] if least else mine[:0]
+        first = mine[: max(1, int(least * size))] if least else mine[:0]
         rank[first] = np.arange(len(first))
     return np.sort(order[np.argsort(rank[order], kind="stable")][:count])
 
