@@ -9,7 +9,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "base": "Attack Batch DataInfo Dataset Defense Joint Model Outputs Preparation Prepared Repaired Split Variables as_float as_levels stream",
+    "base": "Attack Batch DataInfo Dataset Defense Joint Model Outputs Preparation Prepared Repaired Split Trained TrainingDefense Variables as_float as_levels stream",
     "config": "OptimConfig ReservedConfig StudyConfig TrainConfig",
     "errors": "AttackError CheckpointError ConfigError D3JaxError DataError DivergedError",
     "data": "DATASETS DigitsConfig FolderConfig NpzConfig SyntheticConfig TfdsConfig digits folder from_arrays npz reserve synthetic tfds",

@@ -32,7 +32,7 @@ from d3jax.training.semi_supervised import (
     sharpen,
 )  # fmt: skip
 from d3jax.training.step import classification_loss
-from d3jax.training.unlearn import unlearn_job
+from d3jax.training.unlearn import parts_of, unlearn_job
 
 KEY = jax.random.key(11)
 RNG = np.random.default_rng(4)
@@ -297,9 +297,36 @@ def test_a_step_together_is_one_of_sgd_on_both_losses(model, victim, dataset):
     assert line["loss"] == pytest.approx(ce, rel=1e-4) and line["resting"] == 0
 
 
+@pytest.mark.parametrize(("suspects", "parts"), [(50, (32, 96)), (32, (32, 96)), (3, (3, 125))])
+def test_a_batch_of_both_has_the_size_that_is_given(suspects, parts):
+    assert parts_of(128, "together", 0.25, suspects) == parts
+    assert parts_of(128, "turns", 0.25, suspects) == (128, 128) and parts_of(128, "none", 0.25, suspects) == (128, 0)
+    with pytest.raises(ConfigError, match="128 has no room for trusted images"):
+        parts_of(128, "together", 1.0, 128)
+
+
+def test_momentum_runs_down_while_suspects_rest_together_but_not_in_turns(model, victim, dataset):
+    """The suspects are right at first; under one optimiser what they set going goes on a while, under one of their own it stands."""
+    labels = np.asarray(dataset.train.labels)
+    rows, trusted = np.flatnonzero(labels == 2)[:24], np.flatnonzero(labels != 2)
+    options = {"tx": optax.sgd(0.05, momentum=0.9), "steps": 40, "batch_size": 12, "kind": "uniform", "batch_norm": "frozen"}
+    for descent, stands in (("turns", True), ("together", False)):
+        job = unlearn_job(KEY, model, victim.variables, dataset.train, rows, trusted, descent=descent, **options)
+        state, before = job.state, None
+        for _ in range(40):
+            after, metrics = jax.jit(job.step)(state, job.data)
+            if before is not None and metrics["resting"] and before["resting"]:
+                same = jax.tree.map(np.array_equal, after.opt_state.away, state.opt_state.away)
+                assert jax.tree.all(same) == stands
+                break
+            state, before = after, metrics
+        else:
+            raise AssertionError("the suspects never rested twice")
+
+
 @pytest.mark.parametrize("descent", ["turns", "together"])
-def test_suspects_at_rest_move_nothing(descent, model, victim, dataset):
-    """They are never right under these labels: what is learned then is what is learned without them."""
+def test_suspects_that_were_never_right_move_nothing(descent, model, victim, dataset):
+    """What is learned then is what is learned without them; but for the statistics of a batch they are in."""
     labels = np.asarray(dataset.train.labels)
     trusted = np.flatnonzero(labels != 2)
     found = []

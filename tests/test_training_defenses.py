@@ -99,7 +99,12 @@ def test_who_keeps_a_label():
     scores, ties = np.arange(10.0), np.zeros(10)
     suspects = np.array([0, 9])
     assert trusted_rows(scores, ties, labels, suspects, 4, 0.0).tolist() == [1, 2, 3, 4]
-    assert trusted_rows(scores, ties, labels, suspects, 4, 0.01).tolist() == [1, 2, 3, 6]  # one of each; the last has suspects alone
+    assert trusted_rows(scores, ties, labels, suspects, 4, 0.01).tolist() == [
+        1,
+        2,
+        3,
+        6,
+    ]  # one of each; the last has suspects alone
     assert trusted_rows(scores, ties, labels, suspects, 5, 0.5).tolist() == [1, 2, 3, 4, 6]
     assert trusted_rows(scores, ties, labels, suspects, 2, 0.5).tolist() == [1, 6]  # where there are too few, the best of each
     assert trusted_rows(scores, ties, labels, suspects, 99, 0.1).tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -424,11 +429,15 @@ def same_models(model, *folders):
         ),
         (
             ("defenses.0.unlearn", "{descent: together, batch_size: 300}"),
-            "defenses: abl-authors: unlearn.batch_size: 300 wants 225 trusted images a step, more than the 200 there are",
+            "defenses: abl-authors: unlearn.batch_size: 300 wants 299 trusted images a step, more than the 200 there are",
         ),
         (
             ("defenses.0.unlearn", "{descent: together, batch_size: 1}"),
             "defenses: abl-authors: unlearn.batch_size: 1 has no room for trusted images beside the suspects",
+        ),
+        (
+            ("defenses.0.unlearn", "{descent: turns, share: 0.5}"),
+            "unlearn.share: 0.5 stands beside descent: turns, which has no such setting",
         ),
     ],
 )

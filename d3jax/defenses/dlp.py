@@ -51,8 +51,8 @@ UNLEARN = functools.partial(
 """Towards an even prediction, not ascent: the entropy filter picks the most certain images, on which the gradient of cross-entropy
 vanishes (200 steps of ascent at ABL's rate leave all of them what they were). With descent on trusted images, without which a poisoned
 class goes whole, and what is clean in it is no longer told from the poison. Both in one batch, whose statistics are learned: under frozen
-ones a net can unlearn a trigger that is back as soon as statistics are estimated anew, as stage 3 does. Chosen on CIFAR-10 and digits by
-the training set's poison flags, which a defender does not have."""
+ones a net can unlearn a trigger that is back as soon as statistics are estimated anew, as stage 3 does. Chosen by the training images'
+poison flags, which a defender does not have (BUILD_NOTES)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class DLPConfig:
     least: float = option(
         0.4,
         "share of every class that keeps its labels whatever it scores, at least one image, suspects excepted; of a class larger than the "
-        "mean, as poison makes it, the share of the mean (0: none; ours, chosen by clean and poisoned training images)",
+        "mean, which poison may have made it, the share of the mean: for classes that are about as large (0: none; ours)",
         low=0,
         high=1,
     )

@@ -57,14 +57,16 @@ class UnlearnConfig:
         "on the loss of the half that is least suspected: in turns with unlearning (with ascent D-BR's), or together with it, in one batch",
     )
     share: float = option(0.25, "of the images of a batch that are suspects, where both are together in it", above=0, high=0.9)
-    optimizer: OptimConfig = option(lambda: ASCENT, "optimiser and schedule (ABL's)")
+    optimizer: OptimConfig = option(lambda: ASCENT, "optimiser and schedule (ABL's; DLP's rate is ten times that)")
     steps: int = option(16, "steps", low=1)
-    batch_size: int = option(128, "images a step", low=1)
-    batch_norm: Literal["train", "frozen"] = option("train", "statistics: of the suspects, which are learned, or the stored ones")
+    batch_size: int = option(128, "images a step; in turns of each kind", low=1)
+    batch_norm: Literal["train", "frozen"] = option("train", "statistics: the batch's, which are learned, or the stored ones")
     bounded: bool = option(True, "rests once a batch of suspects is right less often than chance")
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.descent != "together" and self.share != UnlearnConfig.share:
+            raise ConfigError(f"share: {self.share:g} stands beside descent: {self.descent}, which has no such setting")
 
 
 class Judged(NamedTuple):
@@ -107,10 +109,10 @@ def check_batch(part: str, batch_size: int, count: int, images: str) -> None:
 
 
 def check_unlearning(config: UnlearnConfig, size: int) -> None:
-    """Raises `ConfigError` where a step wants more trusted images than the half of `size`, or has none beside its suspects."""
-    _, trusted = parts_of(config.batch_size, config.descent, config.share)
-    if config.descent != "none" and not trusted:
-        raise ConfigError(f"unlearn.batch_size: {config.batch_size} has no room for trusted images beside the suspects")
+    """Raises `ConfigError` where a step may want more trusted images than the half of `size`, or has none beside its suspects."""
+    _, trusted = parts_of(
+        config.batch_size, config.descent, config.share, suspects=1
+    )  # as few as are left where others are acquitted
     if trusted > size // 2:
         raise ConfigError(
             f"unlearn.batch_size: {config.batch_size} wants {trusted} trusted images a step, more than the {size // 2} there are"

@@ -2,7 +2,7 @@
 
 ABL (Li et al., arXiv 2110.11571) ascends on the images it isolated; turns of ascent and descent on trusted images are D-BR's (Chen, Wu &
 Wang, NeurIPS 2022). Cross-entropy has no upper bound, so ascent has no end of its own: here it rests as soon as a batch of the
-images is right less often than chance.
+images is right less often than chance. Both kinds of images in one batch are ours.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import optax
 
 from ..base import Metrics, Model, Params, Split, TrainState, Variables, as_float, stream
 from ..data.batching import batch_rows, epoch_plan
+from ..errors import ConfigError
 from ..sharding import over_data
 from .loop import Job
 from .step import accuracy, cross_entropy
@@ -32,8 +33,8 @@ class Two(NamedTuple):
 
 
 class Unlearning(NamedTuple):
-    """The optimiser that moves `away` from the suspects and, where they take turns, that which goes `onward` on trusted images, whether
-    the suspects rest, and the `moves` that unlearned."""
+    """The optimiser that moves `away` from the suspects and, where they take turns, that which goes `onward` on trusted images (where both
+    are together, one does both), whether the suspects rest, and the `moves` that unlearned."""
 
     away: Any
     onward: Any
@@ -73,18 +74,20 @@ def unlearn_job(
     Args:
         trusted: rows on whose cross-entropy `descent` goes down.
         kind: `ascent` on cross-entropy; `uniform`: descent on the divergence of the prediction from an even one, which is bounded below.
-        descent: `turns`: a step is two, one on suspects and one on `trusted` images (D-BR, with `ascent`), each with an optimiser of its
-            own: momentum would carry the one into the other. `together`: a batch has both, and the step is on the sum of both losses, each
-            the mean over its images.
-        share: of the images of a batch that are suspects, at least one, where both are in it `together`.
+        descent: `turns`: a step is two of `batch_size` images each, one on suspects and one on `trusted` images (D-BR, with `ascent`), each
+            with an optimiser of its own: momentum would carry the one into the other. `together`: a batch has both, and the step is on the
+            sum of both losses, each the mean over its images.
+        share: of the images of a batch that are suspects where both are in it `together`: at least one, at most all suspects there are.
         batch_norm: whether the batch's statistics are used and learned, or the stored ones, which then stay.
-        bounded: once a batch of suspects is right less often than 1 / K before the step, suspects move nothing any more, and the loop
-            may end. With `descent` that goes on, and so does unlearning where it brings the suspects back. The metric `resting`
-            says when.
+        bounded: once a batch of suspects is right less often than 1 / K before the step, their loss is left out, and the loop may end.
+            With `descent` that goes on, and so does unlearning where it brings the suspects back; `together` the momentum of earlier
+            steps runs down meanwhile, and suspects stay in the statistics of the batch. The metric `resting` says when.
+
+    Raises `ConfigError` where a batch has no room for both.
     """
     data = Two(Split(*map(jnp.asarray, split)), jnp.asarray(suspects), jnp.asarray(trusted))
-    mine, others = parts_of(batch_size, descent, share)
-    plans = {"suspects": epoch_plan(len(suspects), mine, drop_last=False)}
+    mine, others = parts_of(batch_size, descent, share, len(suspects))
+    plans = {"suspects": epoch_plan(len(suspects), mine, drop_last=descent == "together")}
     if others:
         plans["trusted"] = epoch_plan(len(trusted), others, drop_last=True)
     training = batch_norm == "train"
@@ -149,12 +152,17 @@ def unlearn_job(
     return Job(step, state, data, steps, finished=ended)
 
 
-def parts_of(batch_size: int, descent: Descent, share: float) -> tuple[int, int]:
-    """How many suspects and how many trusted images there are in a step."""
-    if descent == "together":
-        suspects = max(1, int(share * batch_size))
-        return suspects, batch_size - suspects
-    return batch_size, batch_size if descent == "turns" else 0
+def parts_of(batch_size: int, descent: Descent, share: float, suspects: int) -> tuple[int, int]:
+    """How many of so many `suspects`, and how many trusted images, there are in a step; together they are `batch_size`.
+
+    Raises `ConfigError` where both are to be together in a batch that has no room for it.
+    """
+    if descent != "together":
+        return batch_size, batch_size if descent == "turns" else 0
+    mine = min(suspects, max(1, int(share * batch_size)))
+    if mine == batch_size:
+        raise ConfigError(f"unlearn.batch_size: {batch_size} has no room for trusted images beside the suspects")
+    return mine, batch_size - mine
 
 
 def _away(kind: Kind, logits: jax.Array, labels: jax.Array) -> jax.Array:
