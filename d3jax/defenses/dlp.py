@@ -151,6 +151,31 @@ def guessed_rows(scores: np.ndarray, ties: np.ndarray, labelled: np.ndarray, sus
     return np.sort(order[: max(0, len(rows) - dropped)])
 
 
+def unlearn(
+    config: DLPConfig, info: DataInfo, key: jax.Array, model: Model, data: Split, begun: Variables, judged: Judged, session: Session
+) -> tuple[Variables, Judged, list[Line]]:  # fmt: skip
+    """Stage 2, from what stage 1 `begun`: the model, who is still suspected, and what was logged. Where `clear` acquits all suspects the
+    model is `begun` itself."""
+    labels, lines = np.asarray(data.labels), []
+    is_right = lambda variables: same_arrays(scores_of(model, variables, data, ("right",)))["right"]
+    before = is_right(begun)
+    for turn in itertools.count(1):
+        name = "unlearn" if turn == 1 else f"unlearn-{turn}"
+        job = unlearning_job(stream(key, name), model, begun, data, judged, config.unlearn)
+        state, more = fit(job, session.within(name, max(1, config.unlearn.steps // 4)))
+        lines = behind(lines, more)
+        after = is_right(state.variables)
+        taken = f"unlearning moved in {int(state.opt_state.moves)} of {int(state.step)} steps"
+        session.say(f"{taken}; {after[judged.suspects].mean():.1%} of the suspects are still taken for their labels")
+        fallen = fallen_classes(before, after, labels, judged, info.num_classes) if config.clear else []
+        if not fallen:
+            return state.variables, judged, lines
+        judged = judged._replace(suspects=judged.suspects[~np.isin(labels[judged.suspects], fallen)])
+        session.say(f"classes {fallen} were unlearned whole: taken back, {len(judged.suspects)} suspects are left")
+        if not len(judged.suspects):
+            return begun, judged, lines
+
+
 def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
     """DLP. Without stage 3 the model is what stage 1, or 2, leaves; without stage 2 nothing is unlearned.
 
@@ -164,7 +189,7 @@ def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
         size, labels, variables, lines = len(data.labels), np.asarray(data.labels), begun, []
         judged = judge(model, begun, data, config.score, config.ratio)
         if "2" in config.stages:
-            variables, judged, lines = unlearn(key, model, data, begun, judged, session)
+            variables, judged, lines = unlearn(config, info, key, model, data, begun, judged, session)
         found = {"suspects": judged.suspects}
         if "3" in config.stages:
             again = same_arrays(scores_of(model, variables, data, (config.rescore, "entropy")))
@@ -180,30 +205,6 @@ def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
             variables, lines = state.variables, behind(lines, more)
             found |= {"rescored": ranked, "rescored_entropy": ties, "labelled": labelled}
         return Trained(variables, found_of(size, judged.scores, **found), trace_of(lines))
-
-    def unlearn(
-        key: jax.Array, model: Model, data: Split, begun: Variables, judged: Judged, session: Session
-    ) -> tuple[Variables, Judged, list[Line]]:
-        """Stage 2: the model, who is still suspected, and what was logged."""
-        labels, lines = np.asarray(data.labels), []
-        is_right = lambda variables: same_arrays(scores_of(model, variables, data, ("right",)))["right"]
-        before = is_right(begun)
-        for turn in itertools.count(1):
-            name = "unlearn" if turn == 1 else f"unlearn-{turn}"
-            job = unlearning_job(stream(key, name), model, begun, data, judged, config.unlearn)
-            state, more = fit(job, session.within(name, max(1, config.unlearn.steps // 4)))
-            lines = behind(lines, more)
-            after = is_right(state.variables)
-            taken = f"unlearning moved in {int(state.opt_state.moves)} of {int(state.step)} steps"
-            session.say(f"{taken}; {after[judged.suspects].mean():.1%} of the suspects are still taken for their labels")
-            fallen = fallen_classes(before, after, labels, judged, info.num_classes) if config.clear else []
-            if not fallen:
-                return state.variables, judged, lines
-            judged = judged._replace(suspects=judged.suspects[~np.isin(labels[judged.suspects], fallen)])
-            left = f"{len(judged.suspects)} suspects are left"
-            session.say(f"classes {fallen} were unlearned whole: taken back, {left}")
-            if not len(judged.suspects):
-                return begun, judged, lines
 
     def check(size: int) -> None:
         check_ratio(config.ratio, size)

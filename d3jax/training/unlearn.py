@@ -7,6 +7,8 @@ images is right less often than chance. Both kinds of images in one batch are ou
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -90,66 +92,82 @@ def unlearn_job(
     plans = {"suspects": epoch_plan(len(suspects), mine, drop_last=descent == "together")}
     if others:
         plans["trusted"] = epoch_plan(len(trusted), others, drop_last=True)
-    training = batch_norm == "train"
-
-    def draw(name: str, state: TrainState, data: Two) -> tuple[jax.Array, jax.Array]:
-        given, (per_epoch, size) = getattr(data, name), plans[name]
-        rows = batch_rows(stream(state.key, name), state.step, size=len(given), steps_per_epoch=per_epoch, batch_size=size)
-        rows = given[over_data(rows)]
-        return as_float(data.split.images[rows]), data.split.labels[rows]
-
-    def forward(params: Params, batch_stats: Params, images: jax.Array) -> tuple[jax.Array, Params]:
-        outputs = model.apply(Variables(params, batch_stats), images, train=training)
-        return outputs.logits, outputs.batch_stats if training else batch_stats
-
-    def unlearned(params: Params, batch_stats: Params, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Seen]:
-        logits, stats = forward(params, batch_stats, images)
-        return _away(kind, logits, labels), _seen(stats, logits, labels)
-
-    def learned(params: Params, batch_stats: Params, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Params]:
-        logits, stats = forward(params, batch_stats, images)
-        return cross_entropy(logits, labels).mean(), stats
-
-    def both(params: Params, batch_stats: Params, away: Any, onward: Any) -> tuple[jax.Array, Seen]:
-        count = len(away[1])
-        logits, stats = forward(params, batch_stats, over_data(jnp.concatenate([away[0], onward[0]])))
-        seen = _seen(stats, logits[:count], away[1])
-        value = jnp.where(seen.rarer & bounded, 0.0, _away(kind, logits[:count], away[1]))
-        return value + cross_entropy(logits[count:], onward[1]).mean(), seen
-
-    def moved(grads: Params, stats: Params, params: Params, optimiser: Any) -> tuple[Variables, Any]:
-        moves, optimiser = tx.update(grads, optimiser, params)
-        return Variables(optax.apply_updates(params, moves), stats), optimiser
-
-    def apart(state: TrainState, data: Two) -> tuple[Variables, Any, Any, jax.Array, Seen]:
-        before, variables = state.opt_state, state.variables
-        (_, seen), grads = jax.value_and_grad(unlearned, has_aux=True)(*variables, *draw("suspects", state, data))
-        resting = before.resting & (descent == "none") | seen.rarer & bounded
-        found = moved(grads, seen.batch_stats, variables.params, before.away)
-        variables, away = jax.tree.map(lambda x, y: jnp.where(resting, y, x), found, (variables, before.away))
-        onward = before.onward
-        if descent == "turns":
-            (_, stats), grads = jax.value_and_grad(learned, has_aux=True)(*variables, *draw("trusted", state, data))
-            variables, onward = moved(grads, stats, variables.params, onward)
-        return variables, away, onward, resting, seen
-
-    def together(state: TrainState, data: Two) -> tuple[Variables, Any, Any, jax.Array, Seen]:
-        batches = draw("suspects", state, data), draw("trusted", state, data)
-        (_, seen), grads = jax.value_and_grad(both, has_aux=True)(*state.variables, *batches)
-        variables, away = moved(grads, seen.batch_stats, state.variables.params, state.opt_state.away)
-        return variables, away, (), seen.rarer & bounded, seen
-
-    def step(state: TrainState, data: Two) -> tuple[TrainState, Metrics]:
-        variables, away, onward, resting, seen = together(state, data) if descent == "together" else apart(state, data)
-        after = Unlearning(away, onward, resting, state.opt_state.moves + ~resting)
-        metrics = {"loss": seen.loss, "suspects_accuracy": seen.right, "resting": resting.astype(jnp.float32)}
-        return TrainState(state.step + 1, variables, after, state.key), metrics
-
+    unlearning = _Unlearn(model, tx, kind, descent, batch_norm == "train", bounded, plans)
     onward = tx.init(variables.params) if descent == "turns" else ()
     begun = Unlearning(tx.init(variables.params), onward, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
     state = TrainState(jnp.zeros((), jnp.int32), variables, begun, key)
     ended = (lambda state: state.opt_state.resting) if bounded and descent == "none" else None
-    return Job(step, state, data, steps, finished=ended)
+    return Job(unlearning.step, state, data, steps, finished=ended)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unlearn:
+    """A step of `unlearn_job`, by its arguments; `plans` are (steps an epoch, images a step) of suspects and of trusted images."""
+
+    model: Model
+    tx: optax.GradientTransformation
+    kind: Kind
+    descent: Descent
+    training: bool
+    bounded: bool
+    plans: Mapping[str, tuple[int, int]]
+
+    def step(self, state: TrainState, data: Two) -> tuple[TrainState, Metrics]:
+        move = self.together if self.descent == "together" else self.apart
+        variables, away, onward, resting, seen = move(state, data)
+        after = Unlearning(away, onward, resting, state.opt_state.moves + ~resting)
+        metrics = {"loss": seen.loss, "suspects_accuracy": seen.right, "resting": resting.astype(jnp.float32)}
+        return TrainState(state.step + 1, variables, after, state.key), metrics
+
+    def apart(self, state: TrainState, data: Two) -> tuple[Variables, Any, Any, jax.Array, Seen]:
+        """A step on suspects, unless they rest, and in turns with it one on trusted images."""
+        before, variables = state.opt_state, state.variables
+        (_, seen), grads = jax.value_and_grad(self.unlearned, has_aux=True)(*variables, *self.draw("suspects", state, data))
+        resting = before.resting & (self.descent == "none") | seen.rarer & self.bounded
+        found = self.moved(grads, seen.batch_stats, variables.params, before.away)
+        variables, away = jax.tree.map(lambda x, y: jnp.where(resting, y, x), found, (variables, before.away))
+        onward = before.onward
+        if self.descent == "turns":
+            (_, stats), grads = jax.value_and_grad(self.learned, has_aux=True)(*variables, *self.draw("trusted", state, data))
+            variables, onward = self.moved(grads, stats, variables.params, onward)
+        return variables, away, onward, resting, seen
+
+    def together(self, state: TrainState, data: Two) -> tuple[Variables, Any, Any, jax.Array, Seen]:
+        """One step on suspects and trusted images."""
+        batches = self.draw("suspects", state, data), self.draw("trusted", state, data)
+        (_, seen), grads = jax.value_and_grad(self.both, has_aux=True)(*state.variables, *batches)
+        variables, away = self.moved(grads, seen.batch_stats, state.variables.params, state.opt_state.away)
+        return variables, away, (), seen.rarer & self.bounded, seen
+
+    def unlearned(self, params: Params, batch_stats: Params, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Seen]:
+        logits, stats = self.forward(params, batch_stats, images)
+        return _away(self.kind, logits, labels), _seen(stats, logits, labels)
+
+    def learned(self, params: Params, batch_stats: Params, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Params]:
+        logits, stats = self.forward(params, batch_stats, images)
+        return cross_entropy(logits, labels).mean(), stats
+
+    def both(self, params: Params, batch_stats: Params, away: Any, onward: Any) -> tuple[jax.Array, Seen]:
+        count = len(away[1])
+        logits, stats = self.forward(params, batch_stats, over_data(jnp.concatenate([away[0], onward[0]])))
+        seen = _seen(stats, logits[:count], away[1])
+        value = jnp.where(seen.rarer & self.bounded, 0.0, _away(self.kind, logits[:count], away[1]))
+        return value + cross_entropy(logits[count:], onward[1]).mean(), seen
+
+    def forward(self, params: Params, batch_stats: Params, images: jax.Array) -> tuple[jax.Array, Params]:
+        outputs = self.model.apply(Variables(params, batch_stats), images, train=self.training)
+        return outputs.logits, outputs.batch_stats if self.training else batch_stats
+
+    def moved(self, grads: Params, stats: Params, params: Params, optimiser: Any) -> tuple[Variables, Any]:
+        moves, optimiser = self.tx.update(grads, optimiser, params)
+        return Variables(optax.apply_updates(params, moves), stats), optimiser
+
+    def draw(self, name: str, state: TrainState, data: Two) -> tuple[jax.Array, jax.Array]:
+        """Images and labels of the step's suspects or trusted images."""
+        given, (per_epoch, size) = getattr(data, name), self.plans[name]
+        rows = batch_rows(stream(state.key, name), state.step, size=len(given), steps_per_epoch=per_epoch, batch_size=size)
+        rows = given[over_data(rows)]
+        return as_float(data.split.images[rows]), data.split.labels[rows]
 
 
 def parts_of(batch_size: int, descent: Descent, share: float, suspects: int) -> tuple[int, int]:
