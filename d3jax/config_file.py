@@ -228,7 +228,8 @@ class _Reader:
             entry = copy.deepcopy(plain)
             for key, value in zip(sweep, values, strict=True):
                 _override(entry, key, value)
-            words = (f"-{key.rpartition('.')[2]}{_word(value)}" for key, value in zip(sweep, values, strict=True))
+            named = [key for key in sweep if key != "preset" or "label" in item]  # a label of our own has the preset already
+            words = (f"-{key.rpartition('.')[2]}{_word(value)}" for key, value in zip(sweep, values, strict=True) if key in named)
             entries.append((entry, "".join(words)))
         return entries
 

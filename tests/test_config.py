@@ -120,6 +120,14 @@ def test_a_filled_in_config_cannot_change_its_preset_in_name_only():
         read(text, ("defenses.0.preset", "paper"))
 
 
+def test_a_swept_preset_is_named_once():
+    entry = "sweep: {preset: [authors, backdoorbench], gamma: [0.5, 1]}"
+    labels = lambda text: [defense.label for defense in read(f"defenses: [{{name: abl, {text}{entry}}}]").defenses]
+    presets = ("authors", "backdoorbench")
+    assert labels("") == [f"abl-{preset}-gamma{gamma}" for preset in presets for gamma in ("0.5", "1")]
+    assert labels("label: mine, ") == [f"mine-preset{preset}-gamma{gamma}" for preset in presets for gamma in ("0.5", "1")]
+
+
 def test_overrides_reach_what_the_file_leaves_out():
     config = read("defenses: [d3]", ("defenses.0.schedule.steps", "5"), ("dataset.size", "24"), ("attacks.0.rate", "0.2"))
     assert (
