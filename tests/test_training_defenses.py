@@ -72,12 +72,28 @@ def test_what_a_file_leaves_out_is_the_presets():
     assert other.stages == "12" and other.semi.optimizer == OptimConfig(lr=0.5, nesterov=True, schedule="cosine")
 
 
-def test_trusted_are_the_half_that_is_least_suspected(model, dataset, poisoned):
+@pytest.mark.parametrize("trusted", ["class", "all"])
+def test_trusted_are_the_half_that_is_least_suspected(trusted, model, poisoned):
     _, split, _ = poisoned
-    judged = judge(model, model.init(KEY), split, "entropy", 0.1)
+    judged = judge(model, model.init(KEY), split, "entropy", 0.1, trusted)
     assert len(judged.suspects) == 40 and len(judged.trusted) == 200 and not set(judged.suspects) & set(judged.trusted)
-    entropy = judged.scores["entropy"]
-    assert entropy[judged.suspects].max() <= np.sort(entropy)[40] and entropy[judged.trusted].min() >= np.sort(entropy)[199]
+    entropy, mine = judged.scores["entropy"], np.isin(np.arange(400), judged.trusted)
+    assert entropy[judged.suspects].max() <= np.sort(entropy)[40]
+    groups = [split.labels == label for label in range(4)] if trusted == "class" else [np.ones(400, bool)]
+    for group in groups:
+        assert entropy[group & mine].min() >= entropy[group & ~mine].max()
+    assert np.ptp(np.bincount(split.labels[mine])) <= 1 or trusted == "all"
+
+
+def test_a_class_with_too_few_images_is_trusted_whole_but_for_suspects(model, poisoned, monkeypatch):
+    labels, scores = np.array([0] * 12 + [1] * 4), np.arange(16.0)[::-1]  # the fewer the class, the lower its scores
+    split = poisoned[1]._replace(images=poisoned[1].images[:16], labels=labels)
+    monkeypatch.setattr(
+        sys.modules["d3jax.defenses.training_time"],
+        "scores_of",
+        lambda *given: dict.fromkeys(("entropy", "cross_entropy"), scores),
+    )
+    assert judge(model, None, split, "entropy", 0.1).trusted.tolist() == [0, 1, 2, 3, 4, 12, 13, 14]
 
 
 def test_the_mixture_suspects_as_many_as_it_says(model, poisoned, monkeypatch):
@@ -439,6 +455,7 @@ def same_models(model, *folders):
             ("defenses.0.unlearn", "{descent: turns, share: 0.5}"),
             "unlearn.share: 0.5 stands beside descent: turns, which has no such setting",
         ),
+        (("defenses.0.unlearn", "{trusted: all}"), "unlearn.trusted: all stands beside descent: none, which has no such setting"),
     ],
 )
 def test_mistakes_are_named_before_any_work(tmp_path, override, message):

@@ -111,7 +111,7 @@ def abl(config: ABLConfig, info: DataInfo) -> TrainingDefense:
 
     def train(key: jax.Array, model: Model, data: Split, begun: Variables, session: Session = Session()) -> Trained:
         size = len(data.labels)
-        judged = judge(model, begun, data, "cross_entropy", config.ratio)
+        judged = judge(model, begun, data, "cross_entropy", config.ratio, config.unlearn.trusted)
         rest = np.setdiff1d(np.arange(size), judged.suspects)
         others = Split(*(np.asarray(part)[rest] for part in data))
         job = training_job(stream(key, "finetune"), begun, others, config.finetune, info, classification_loss(model))

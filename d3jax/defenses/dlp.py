@@ -187,7 +187,7 @@ def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
 
     def train(key: jax.Array, model: Model, data: Split, begun: Variables, session: Session = Session()) -> Trained:
         size, labels, variables, lines = len(data.labels), np.asarray(data.labels), begun, []
-        judged = judge(model, begun, data, config.score, config.ratio)
+        judged = judge(model, begun, data, config.score, config.ratio, config.unlearn.trusted)
         if "2" in config.stages:
             variables, judged, lines = unlearn(config, info, key, model, data, begun, judged, session)
         found = {"suspects": judged.suspects}

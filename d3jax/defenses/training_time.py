@@ -47,6 +47,9 @@ def epoch_steps(count: int, batch_size: int) -> int:
 ASCENT = OptimConfig(lr=5e-4, nesterov=True, weight_decay=1e-4, schedule="constant")
 
 
+Trusted = Literal["class", "all"]
+
+
 @dataclasses.dataclass(frozen=True)
 class UnlearnConfig:
     """Unlearning of the suspects. Default: ABL's, ascent at 5e-4 for 16 steps, but stopped at chance."""
@@ -54,7 +57,10 @@ class UnlearnConfig:
     kind: Kind = option("ascent", "ascent on their loss; uniform: towards an even prediction")
     descent: Descent = option(
         "none",
-        "on the loss of the half that is least suspected: in turns with unlearning (with ascent D-BR's), or together with it, in one batch",
+        "on the loss of trusted images: in turns with unlearning (with ascent D-BR's), or together with it, in one batch",
+    )
+    trusted: Trusted = option(
+        "class", "which half descent trusts: class: the least suspected of every class, as many of each; all: those of all images"
     )
     share: float = option(0.25, "of the images of a batch that are suspects, where both are together in it", above=0, high=0.9)
     optimizer: OptimConfig = option(lambda: ASCENT, "optimiser and schedule (ABL's; DLP's rate is ten times that)")
@@ -67,11 +73,13 @@ class UnlearnConfig:
         check_fields(self)
         if self.descent != "together" and self.share != UnlearnConfig.share:
             raise ConfigError(f"share: {self.share:g} stands beside descent: {self.descent}, which has no such setting")
+        if self.descent == "none" and self.trusted != UnlearnConfig.trusted:
+            raise ConfigError(f"trusted: {self.trusted} stands beside descent: none, which has no such setting")
 
 
 class Judged(NamedTuple):
     """What a filter says of N images: every score [N] by its name, all rows `ranked` [N] from the most to the least suspected, and the sorted
-    rows of the `suspects`, the first of them, and of the `trusted`, their later half."""
+    rows of the `suspects`, the first of them, and of the half that is `trusted`."""
 
     scores: dict[str, np.ndarray]
     ranked: np.ndarray
@@ -79,7 +87,7 @@ class Judged(NamedTuple):
     trusted: np.ndarray
 
 
-def judge(model: Model, variables: Variables, data: Split, score: Score, ratio: float) -> Judged:
+def judge(model: Model, variables: Variables, data: Split, score: Score, ratio: float, trusted: Trusted = "class") -> Judged:
     """Suspects are the ⌊ratio·N⌋ images (at least one) that are lowest by `score`; by `mixture` fewer where it says of fewer that they
     rather belong to the lower Gaussian. Several processes agree."""
     scores = same_arrays(scores_of(model, variables, data))
@@ -88,7 +96,19 @@ def judge(model: Model, variables: Variables, data: Split, score: Score, ratio: 
     if score == "mixture":
         count = max(1, min(count, int(np.sum(scores["mixture"] < 0.5))))
     ranked = ranking(scores[score], ties_of(score, scores))
-    return Judged(scores, ranked, np.sort(ranked[:count]), np.sort(ranked[size - size // 2 :]))
+    rest = ranked[: count - 1 : -1]  # the least suspected first
+    if trusted == "class":
+        rest = rest[np.argsort(_places(np.asarray(data.labels)[rest]), kind="stable")]
+    return Judged(scores, ranked, np.sort(ranked[:count]), np.sort(rest[: size // 2]))
+
+
+def _places(labels: np.ndarray) -> np.ndarray:
+    """How many of the same label stand before each."""
+    places = np.zeros(len(labels), int)
+    for label in np.unique(labels):
+        mine = np.flatnonzero(labels == label)
+        places[mine] = np.arange(len(mine))
+    return places
 
 
 def suspected(size: int, ratio: float) -> int:
