@@ -171,7 +171,7 @@ def _choices_table(rows: Sequence[Row]) -> str:
         rows,
         "defense",
         columns,
-        "Suspects are what a defence unlearns, if it does, and has not acquitted; labelled are the images that keep their labels. A share is a "
+        "Suspects are what a defence unlearns, if it does; labelled are the images that keep their labels. A share is a "
         "mean over the seeds that have any.",
     )
 

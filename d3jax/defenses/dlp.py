@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from typing import Literal
 
 import jax
@@ -24,12 +23,11 @@ from ..config import OptimConfig, TrainConfig, check_fields, option
 from ..config_file import to_mapping
 from ..errors import ConfigError
 from ..sharding import same_arrays
-from ..training.loop import Job, Line, Session, fit, trace_of
+from ..training.loop import Job, Session, fit, trace_of
 from ..training.semi_supervised import SemiConfig, semi_job
 from ..training.step import classification_loss
 from .training_time import (
     ASCENT,
-    Judged,
     UnlearnConfig,
     behind,
     check_batch,
@@ -49,8 +47,8 @@ UNLEARN = functools.partial(
     UnlearnConfig, kind="uniform", descent="together", optimizer=dataclasses.replace(ASCENT, lr=5e-3), steps=100
 )
 """Towards an even prediction, not ascent: the entropy filter picks the most certain images, on which the gradient of cross-entropy
-vanishes (200 steps of ascent at ABL's rate leave all of them what they were). With descent on trusted images, without which a poisoned
-class goes whole, and what is clean in it is no longer told from the poison. Both in one batch, whose statistics are learned: under frozen
+vanishes (200 steps of ascent at ABL's rate leave all of them what they were). With descent on trusted images of every class, without
+which the suspects' class goes whole, and what is clean in it is no longer told from the poison. Both in one batch, whose statistics are learned: under frozen
 ones a net can unlearn a trigger that is back as soon as statistics are estimated anew, as stage 3 does. Chosen by the training images'
 poison flags, which a defender does not have (BUILD_NOTES)."""
 
@@ -71,11 +69,6 @@ class DLPConfig:
     )
     ratio: float = option(0.01, "share of the images that is suspected (ABL's); with mixture at most", above=0, high=0.5)
     unlearn: UnlearnConfig = option(UNLEARN, "stage 2 (ours, chosen by poison flags)")
-    clear: bool = option(
-        True,
-        "where stage 2 leaves fewer than chance right of a class's less suspected half, it unlearned the class and not a trigger in some of "
-        "it, and is done again without that class's suspects; a class that is poisoned whole looks the same (ours, by clean sets)",
-    )
     rescore: Literal["cross_entropy", "symmetric"] = option(
         "symmetric",
         "what stage 3 ranks by, after unlearning (DBD's); both know the label: entropy would not see that it is unlikely now",
@@ -110,19 +103,7 @@ class DLPConfig:
             )
 
 
-def fallen_classes(before: np.ndarray, after: np.ndarray, labels: np.ndarray, judged: Judged, classes: int) -> list[int]:
-    """Those of the suspects' labels of whose less suspected half fewer than 1 / `classes` are right (1 of [N]) `after` unlearning, and not
-    so few were `before`: of a class that is poisoned in part that half is the clean one."""
-    fallen = []
-    for label in np.unique(labels[judged.suspects]).tolist():
-        mine = judged.ranked[labels[judged.ranked] == label]
-        half = mine[len(mine) // 2 :]
-        if after[half].mean() < 1 / classes <= before[half].mean():
-            fallen.append(label)
-    return fallen
-
-
-def trusted_rows(
+def labelled_rows(
     scores: np.ndarray, ties: np.ndarray, labels: np.ndarray, suspects: np.ndarray, count: int, least: float
 ) -> np.ndarray:  # fmt: skip
     """Sorted rows [count] that keep their labels: the lowest scores, among equal ones those with the lowest `ties`, but first of all
@@ -151,35 +132,10 @@ def guessed_rows(scores: np.ndarray, ties: np.ndarray, labelled: np.ndarray, sus
     return np.sort(order[: max(0, len(rows) - dropped)])
 
 
-def unlearn(
-    config: DLPConfig, info: DataInfo, key: jax.Array, model: Model, data: Split, begun: Variables, judged: Judged, session: Session
-) -> tuple[Variables, Judged, list[Line]]:  # fmt: skip
-    """Stage 2, from what stage 1 `begun`: the model, who is still suspected, and what was logged. Where `clear` acquits all suspects the
-    model is `begun` itself."""
-    labels, lines = np.asarray(data.labels), []
-    is_right = lambda variables: same_arrays(scores_of(model, variables, data, ("right",)))["right"]
-    before = is_right(begun)
-    for turn in itertools.count(1):
-        name = "unlearn" if turn == 1 else f"unlearn-{turn}"
-        job = unlearning_job(stream(key, name), model, begun, data, judged, config.unlearn)
-        state, more = fit(job, session.within(name, max(1, config.unlearn.steps // 4)))
-        lines = behind(lines, more)
-        after = is_right(state.variables)
-        taken = f"unlearning moved in {int(state.opt_state.moves)} of {int(state.step)} steps"
-        session.say(f"{taken}; {after[judged.suspects].mean():.1%} of the suspects are still taken for their labels")
-        fallen = fallen_classes(before, after, labels, judged, info.num_classes) if config.clear else []
-        if not fallen:
-            return state.variables, judged, lines
-        judged = judged._replace(suspects=judged.suspects[~np.isin(labels[judged.suspects], fallen)])
-        session.say(f"classes {fallen} were unlearned whole: taken back, {len(judged.suspects)} suspects are left")
-        if not len(judged.suspects):
-            return begun, judged, lines
-
-
 def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
     """DLP. Without stage 3 the model is what stage 1, or 2, leaves; without stage 2 nothing is unlearned.
 
-    Suspects that are not cleared never keep their labels. What loses its label and is not dropped is learned from under the label that the model guesses.
+    Suspects never keep their labels. What loses its label and is not dropped is learned from under the label that the model guesses.
     """
 
     def begin(key: jax.Array, model: Model, data: Split) -> Job:
@@ -189,12 +145,19 @@ def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
         size, labels, variables, lines = len(data.labels), np.asarray(data.labels), begun, []
         judged = judge(model, begun, data, config.score, config.ratio, config.unlearn.trusted)
         if "2" in config.stages:
-            variables, judged, lines = unlearn(config, info, key, model, data, begun, judged, session)
+            job = unlearning_job(stream(key, "unlearn"), model, begun, data, judged, config.unlearn)
+            state, lines = fit(job, session.within("unlearn", max(1, config.unlearn.steps // 4)))
+            variables = state.variables
+            right = same_arrays(scores_of(model, variables, data, ("right",)))["right"]
+            session.say(
+                f"unlearning moved in {int(state.opt_state.moves)} of {int(state.step)} steps; {right[judged.suspects].mean():.1%} of the "
+                "suspects are still taken for their labels"
+            )
         found = {"suspects": judged.suspects}
         if "3" in config.stages:
             again = same_arrays(scores_of(model, variables, data, (config.rescore, "entropy")))
             ranked, ties = again[config.rescore], again["entropy"]
-            labelled = trusted_rows(ranked, ties, labels, judged.suspects, int(config.kept * size), config.least)
+            labelled = labelled_rows(ranked, ties, labels, judged.suspects, int(config.kept * size), config.least)
             if gone := sorted(set(labels.tolist()) - set(labels[labelled].tolist())):
                 session.say(f"no image of {gone} keeps its label")
             if config.semi.method == "mixmatch" and not (info.crop or info.flip):

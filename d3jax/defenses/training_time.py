@@ -78,18 +78,18 @@ class UnlearnConfig:
 
 
 class Judged(NamedTuple):
-    """What a filter says of N images: every score [N] by its name, all rows `ranked` [N] from the most to the least suspected, and the sorted
-    rows of the `suspects`, the first of them, and of the half that is `trusted`."""
+    """What a filter says of N images: every score [N] by its name, and the sorted rows of the `suspects` and of the half that is
+    `trusted`."""
 
     scores: dict[str, np.ndarray]
-    ranked: np.ndarray
     suspects: np.ndarray
     trusted: np.ndarray
 
 
 def judge(model: Model, variables: Variables, data: Split, score: Score, ratio: float, trusted: Trusted = "class") -> Judged:
     """Suspects are the ⌊ratio·N⌋ images (at least one) that are lowest by `score`; by `mixture` fewer where it says of fewer that they
-    rather belong to the lower Gaussian. Several processes agree."""
+    rather belong to the lower Gaussian. `trusted` is half of all images, and no suspect: those with the highest scores, by `class` as many of
+    every class, of a class with too few all. Several processes agree."""
     scores = same_arrays(scores_of(model, variables, data))
     size = len(data.labels)
     count = suspected(size, ratio)
@@ -99,7 +99,7 @@ def judge(model: Model, variables: Variables, data: Split, score: Score, ratio: 
     rest = ranked[: count - 1 : -1]  # the least suspected first
     if trusted == "class":
         rest = rest[np.argsort(_places(np.asarray(data.labels)[rest]), kind="stable")]
-    return Judged(scores, ranked, np.sort(ranked[:count]), np.sort(rest[: size // 2]))
+    return Judged(scores, np.sort(ranked[:count]), np.sort(rest[: size // 2]))
 
 
 def _places(labels: np.ndarray) -> np.ndarray:
@@ -130,9 +130,7 @@ def check_batch(part: str, batch_size: int, count: int, images: str) -> None:
 
 def check_unlearning(config: UnlearnConfig, size: int) -> None:
     """Raises `ConfigError` where a step may want more trusted images than the half of `size`, or has none beside its suspects."""
-    _, trusted = parts_of(
-        config.batch_size, config.descent, config.share, suspects=1
-    )  # as few as are left where others are acquitted
+    _, trusted = parts_of(config.batch_size, config.descent, config.share, suspects=1)  # `mixture` may say of one alone
     if trusted > size // 2:
         raise ConfigError(
             f"unlearn.batch_size: {config.batch_size} wants {trusted} trusted images a step, more than the {size // 2} there are"
