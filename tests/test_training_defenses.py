@@ -17,8 +17,8 @@ from d3jax.config_file import loads
 from d3jax.data import SyntheticConfig, synthetic
 from d3jax.defenses import ABLConfig, DLPConfig, abl, dlp
 from d3jax.defenses.abl import bounded_loss
-from d3jax.defenses.dlp import guessed_rows, labelled_rows
-from d3jax.defenses.training_time import Judged, UnlearnConfig, behind, found_of, found_shapes, judge
+from d3jax.defenses.dlp import first_of, guessed_rows, labelled_rows, unlearn
+from d3jax.defenses.training_time import Judged, UnlearnConfig, behind, found_of, found_shapes, judge, suspect
 from d3jax.errors import AttackError, ConfigError
 from d3jax.filter_page import Filter
 from d3jax.journal import Progress
@@ -206,6 +206,39 @@ def test_a_clean_set_stays_learnable(model, dataset):
     assert np.bincount(np.asarray(dataset.train.labels)[found.found["labelled"]], minlength=4).min() >= 8
 
 
+def test_the_first_of_every_class():
+    labels, ranked = np.array([0, 1, 0, 1, 2, 0]), np.array([5, 4, 3, 2, 1, 0])
+    assert first_of(ranked, labels, np.array([2, 1, 0])).tolist() == [5, 2, 3]
+    assert first_of(ranked, labels, np.array([0, 9])).tolist() == [3, 1]
+
+
+def test_trials_find_the_class_where_the_lowest_scores_are_another_s(model, dataset, poisoned):
+    """The images of class 2 stand first, as those of an easy class would."""
+    _, split, flags = poisoned
+    begun = fit(dlp(DLP, dataset.info).begin(KEY, model, split))[0].variables
+    judged, said = judge(model, begun, split, "entropy", 0.05), []
+    labels = np.asarray(split.labels)
+    easy = judged.ranked[np.argsort(labels[judged.ranked] != 2, kind="stable")]
+    judged = suspect(judged._replace(ranked=easy), labels, easy[:20], "class")
+    found = {}
+    for trials in (0, 1, 2):
+        config = dataclasses.replace(DLP, trials=trials)
+        _, after, lines = unlearn(config, KEY, model, split, begun, judged, Session(say=said.append))
+        found[trials] = flags[after.suspects].mean()
+        assert (
+            len(after.suspects) == 20 and not set(after.suspects) & set(after.trusted) and lines[-1]["step"] == 50 * (trials + 1)
+        )
+    assert found[0] == 0 and found[1] > 0.5 and found[2] > 0.8, found
+    assert [line.split(":")[0] for line in said if "moved" in line] == [
+        "unlearn",
+        "trial-1",
+        "unlearn",
+        "trial-1",
+        "trial-2",
+        "unlearn",
+    ]
+
+
 def test_what_ranks_last_and_suspects_are_not_learned_from(model, dataset, poisoned, monkeypatch):
     _, split, _ = poisoned
     own, given = sys.modules["d3jax.defenses.dlp"], {}
@@ -230,7 +263,9 @@ def test_a_class_all_of_whose_images_are_suspects_is_said(model, dataset, poison
     _, split, _ = poisoned
     rows, said = np.flatnonzero(split.labels == 3), []
     scores = {"entropy": np.zeros(400, np.float32)}
-    monkeypatch.setattr(sys.modules["d3jax.defenses.dlp"], "judge", lambda *given: Judged(scores, rows, np.arange(200)))
+    monkeypatch.setattr(
+        sys.modules["d3jax.defenses.dlp"], "judge", lambda *given: Judged(scores, np.arange(400), rows, np.arange(200))
+    )
     config = dataclasses.replace(DLP, stages="13")  # with sizes as above, so that nothing is compiled anew
     found = defend(dlp(config, dataset.info), model, split, session=Session(say=said.append)).found
     assert "no image of [3] keeps its label" in said and not (found["labelled"] & found["suspects"]).any()

@@ -23,11 +23,12 @@ from ..config import OptimConfig, TrainConfig, check_fields, option
 from ..config_file import to_mapping
 from ..errors import ConfigError
 from ..sharding import same_arrays
-from ..training.loop import Job, Session, fit, trace_of
+from ..training.loop import Job, Line, Session, fit, trace_of
 from ..training.semi_supervised import SemiConfig, semi_job
 from ..training.step import classification_loss
 from .training_time import (
     ASCENT,
+    Judged,
     UnlearnConfig,
     behind,
     check_batch,
@@ -38,6 +39,7 @@ from .training_time import (
     found_of,
     found_shapes,
     judge,
+    suspect,
     suspected,
     unlearning_job,
 )
@@ -69,9 +71,15 @@ class DLPConfig:
     )
     ratio: float = option(0.01, "share of the images that is suspected (ABL's); with mixture at most", above=0, high=0.5)
     unlearn: UnlearnConfig = option(UNLEARN, "stage 2 (ours, chosen by poison flags)")
+    trials: int = option(
+        2,
+        "how often stage 2 unlearns for a trial first, to see in which classes labels become unlikely by it: of those are the suspects "
+        "(ours, chosen by poison flags; 0: the lowest of all, as the paper)",
+        low=0,
+    )
     rescore: Literal["cross_entropy", "symmetric"] = option(
         "symmetric",
-        "what stage 3 ranks by, after unlearning (DBD's); both know the label: entropy would not see that it is unlikely now",
+        "what trials and stage 3 rank by, after unlearning (DBD's); both know the label: entropy would not see that it is unlikely now",
     )
     kept: float = option(0.5, "share of the images that keep their labels (DBD's)", above=0, high=1)
     least: float = option(
@@ -132,6 +140,42 @@ def guessed_rows(scores: np.ndarray, ties: np.ndarray, labelled: np.ndarray, sus
     return np.sort(order[: max(0, len(rows) - dropped)])
 
 
+def first_of(ranked: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Of every class k the first `counts[k]` of the rows `ranked`."""
+    return np.concatenate([ranked[labels[ranked] == label][:count] for label, count in enumerate(counts)])
+
+
+def unlearn(
+    config: DLPConfig, key: jax.Array, model: Model, data: Split, begun: Variables, judged: Judged, session: Session
+) -> tuple[Variables, Judged, list[Line]]:  # fmt: skip
+    """Stage 2, from what stage 1 `begun`: the model, who was unlearned, and what was logged.
+
+    The lowest scores of all may be those of an easy class. A trial unlearns the lowest of every class, and descends on trusted images of
+    every class: where the suspects are like the others of their class, those hold them, and where they are poisoned they fall. The next
+    suspects are as many, again the lowest of their class, but of the classes to which those images belong whose labels became unlikely
+    most; then another trial may follow. All begin at stage 1.
+    """
+    labels, count, lines = np.asarray(data.labels), len(judged.suspects), []
+    if config.trials:
+        sizes = np.bincount(labels)
+        counts = np.where(sizes > 0, np.maximum(1, sizes * count // len(labels)), 0)
+    for trial in range(config.trials + 1):
+        if config.trials:
+            judged = suspect(judged, labels, first_of(judged.ranked, labels, counts), config.unlearn.trusted)
+        name = f"trial-{trial + 1}" if trial < config.trials else "unlearn"
+        job = unlearning_job(stream(key, name), model, begun, data, judged, config.unlearn)
+        state, more = fit(job, session.within(name, max(1, config.unlearn.steps // 4)))
+        lines = behind(lines, more)
+        after = same_arrays(scores_of(model, state.variables, data, ("right", config.rescore, "entropy")))
+        session.say(
+            f"{name}: moved in {int(state.opt_state.moves)} of {int(state.step)} steps; "
+            f"{after['right'][judged.suspects].mean():.1%} of the suspects are still taken for their labels"
+        )
+        risen = ranking(judged.scores[config.rescore] - after[config.rescore], after["entropy"])[:count]
+        counts = np.bincount(labels[risen])
+    return state.variables, judged, lines
+
+
 def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
     """DLP. Without stage 3 the model is what stage 1, or 2, leaves; without stage 2 nothing is unlearned.
 
@@ -145,14 +189,7 @@ def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
         size, labels, variables, lines = len(data.labels), np.asarray(data.labels), begun, []
         judged = judge(model, begun, data, config.score, config.ratio, config.unlearn.trusted)
         if "2" in config.stages:
-            job = unlearning_job(stream(key, "unlearn"), model, begun, data, judged, config.unlearn)
-            state, lines = fit(job, session.within("unlearn", max(1, config.unlearn.steps // 4)))
-            variables = state.variables
-            right = same_arrays(scores_of(model, variables, data, ("right",)))["right"]
-            session.say(
-                f"unlearning moved in {int(state.opt_state.moves)} of {int(state.step)} steps; {right[judged.suspects].mean():.1%} of the "
-                "suspects are still taken for their labels"
-            )
+            variables, judged, lines = unlearn(config, key, model, data, begun, judged, session)
         found = {"suspects": judged.suspects}
         if "3" in config.stages:
             again = same_arrays(scores_of(model, variables, data, (config.rescore, "entropy")))

@@ -78,28 +78,33 @@ class UnlearnConfig:
 
 
 class Judged(NamedTuple):
-    """What a filter says of N images: every score [N] by its name, and the sorted rows of the `suspects` and of the half that is
-    `trusted`."""
+    """What a filter says of N images: every score [N] by its name, all rows `ranked` [N] from the most to the least suspected, and the sorted
+    rows of the `suspects` and of the half that is `trusted`."""
 
     scores: dict[str, np.ndarray]
+    ranked: np.ndarray
     suspects: np.ndarray
     trusted: np.ndarray
 
 
 def judge(model: Model, variables: Variables, data: Split, score: Score, ratio: float, trusted: Trusted = "class") -> Judged:
     """Suspects are the ⌊ratio·N⌋ images (at least one) that are lowest by `score`; by `mixture` fewer where it says of fewer that they
-    rather belong to the lower Gaussian. `trusted` is half of all images, and no suspect: those with the highest scores, by `class` as many of
-    every class, of a class with too few all. Several processes agree."""
+    rather belong to the lower Gaussian. Several processes agree."""
     scores = same_arrays(scores_of(model, variables, data))
-    size = len(data.labels)
-    count = suspected(size, ratio)
+    count = suspected(len(data.labels), ratio)
     if score == "mixture":
         count = max(1, min(count, int(np.sum(scores["mixture"] < 0.5))))
     ranked = ranking(scores[score], ties_of(score, scores))
-    rest = ranked[: count - 1 : -1]  # the least suspected first
+    return suspect(Judged(scores, ranked, ranked, ranked), np.asarray(data.labels), ranked[:count], trusted)
+
+
+def suspect(judged: Judged, labels: np.ndarray, suspects: np.ndarray, trusted: Trusted) -> Judged:
+    """`judged` with other `suspects`. `trusted` is half of all images, and no suspect: the least suspected, by `class` as many of every
+    class, of a class with too few all."""
+    rest = judged.ranked[~np.isin(judged.ranked, suspects)][::-1]
     if trusted == "class":
-        rest = rest[np.argsort(_places(np.asarray(data.labels)[rest]), kind="stable")]
-    return Judged(scores, np.sort(ranked[:count]), np.sort(rest[: size // 2]))
+        rest = rest[np.argsort(_places(labels[rest]), kind="stable")]
+    return judged._replace(suspects=np.sort(suspects), trusted=np.sort(rest[: len(labels) // 2]))
 
 
 def _places(labels: np.ndarray) -> np.ndarray:
