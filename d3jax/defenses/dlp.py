@@ -1,11 +1,11 @@
 """DLP: active defence with a decoupled learning process (Ying & Wu, Cybersecurity 2023, arXiv 2406.13098).
 
 1. Supervised learning on all images, for few epochs: the backdoor is learned sooner than the task.
-2. Active unlearning: an entropy filter picks suspects, and they are unlearned.
+2. Active unlearning: an entropy filter picks suspects, of classes that trials single out, and they are unlearned.
 3. Active semi-supervised fine-tuning: the best half keeps its labels, the rest loses them, and of what ranks last nothing is learned.
 
 Known of the paper are its abstract and published summaries; its settings and tables were not available. The stages and the entropy filter are
-the paper's, every number here is a relative's or ours, as the options say, and no number of the paper is quoted.
+the paper's, the trials are ours, every number here is a relative's or ours, as the options say, and no number of the paper is quoted.
 """
 
 from __future__ import annotations
