@@ -114,12 +114,8 @@ def test_who_keeps_a_label():
     scores, ties = np.arange(10.0), np.zeros(10)
     suspects = np.array([0, 9])
     assert labelled_rows(scores, ties, labels, suspects, 4, 0.0).tolist() == [1, 2, 3, 4]
-    assert labelled_rows(scores, ties, labels, suspects, 4, 0.01).tolist() == [
-        1,
-        2,
-        3,
-        6,
-    ]  # one of each; the last has suspects alone
+    one_of_each = labelled_rows(scores, ties, labels, suspects, 4, 0.01)  # but of the last, which has suspects alone
+    assert one_of_each.tolist() == [1, 2, 3, 6]
     assert labelled_rows(scores, ties, labels, suspects, 5, 0.5).tolist() == [1, 2, 3, 4, 6]
     assert labelled_rows(scores, ties, labels, suspects, 2, 0.5).tolist() == [1, 6]  # where there are too few, the best of each
     assert labelled_rows(scores, ties, labels, suspects, 99, 0.1).tolist() == [1, 2, 3, 4, 5, 6, 7, 8]

@@ -50,9 +50,9 @@ UNLEARN = functools.partial(
 )
 """Towards an even prediction, not ascent: the entropy filter picks the most certain images, on which the gradient of cross-entropy
 vanishes (200 steps of ascent at ABL's rate leave all of them what they were). With descent on trusted images of every class, without
-which the suspects' class goes whole, and what is clean in it is no longer told from the poison. Both in one batch, whose statistics are learned: under frozen
-ones a net can unlearn a trigger that is back as soon as statistics are estimated anew, as stage 3 does. Chosen by the training images'
-poison flags, which a defender does not have (BUILD_NOTES)."""
+which the suspects' class goes whole, and what is clean in it is no longer told from the poison. Both in one batch, whose statistics are
+learned: under frozen ones a net can unlearn a trigger that is back as soon as statistics are estimated anew, as stage 3 does. Chosen by
+the training images' poison flags, which a defender does not have (BUILD_NOTES)."""
 
 
 @dataclasses.dataclass(frozen=True)
