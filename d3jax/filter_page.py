@@ -54,9 +54,9 @@ def show_filters(stem: Path, filters: Sequence[Filter], rows: Sequence[Row], end
         scored = _save_scores(Path(f"{path}-scores.png"), group[0])
         parts.append(figure(scored, f"{names}: scores of clean and poisoned images", text))
         parts.append(_scores_table([row for row in rows if row["defense"] == group[0].defense and row["score"] in HUES]))
-        text = "Scored again after unlearning: the lowest keep their labels, so that no poison is to be there."
+        text = "What stage 3 ranks by, behind unlearning where there is any: the lowest keep their labels, so that no poison is to be there."
         again = _save_rescored(Path(f"{path}-rescored.png"), [one for one in group if "rescored" in one.curves])
-        parts.append(figure(again, f"{names}: scores after unlearning", text))
+        parts.append(figure(again, f"{names}: scores by which labels are kept", text))
         parts.append(_choices_table([row for row in ended for one in group if row["defense"] == one.defense]))
     return "".join(parts)
 

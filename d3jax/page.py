@@ -84,7 +84,8 @@ def write_report(
         mine = [sample for sample in samples if sample.attack == attack]
         failed = [row for row in ended if row["attack"] == attack and row["status"] != "ok"]
         runs = {run: lines for run, lines in metrics.get(attack, {}).items() if run[0].split("/")[0] not in lineages.shown}
-        filters = [one for one in extras.filters if one.attack == attack and one.seed == extras.filters[0].seed]
+        filters = [one for one in extras.filters if one.attack == attack]
+        filters = [one for one in filters if one.seed == filters[0].seed]
         named = [row for row in extras.filtered if row["attack"] == attack]
         paths = [one for one in extras.lines if one.attack == attack]
         turned = [row for row in extras.turned if row["attack"] == attack]

@@ -82,7 +82,7 @@ def _curves(stem: Path, attack: str, runs: figures.Runs, looks: Looks) -> str:
     parts = [figure(path, f"Training curves under {attack}", f"Training the model that the rest begins with.{thin}")]
     repair = {run: records for run, records in runs.items() if run[0] != "train"}
     path = figures.save_curves(Path(f"{stem}-defenses.png"), repair, figures.REPAIR, looks)
-    text = f"The defences at work.{thin} The loss is that on clean images where a defence logs it apart, else that which it minimises; stages follow each other."
+    text = f"The defences at work.{thin} The loss is that on clean or labelled images where a defence logs it apart, the suspects' where they are unlearned, else what it minimises; stages follow each other, trials, which are thrown away, among them."
     watched = any("watch_asr" in record or "watch_acc" in record for records in repair.values() for record in records)
     text += " Watched ACC and ASR are for this plot only: no defence sees them." if watched else ""
     return "".join([*parts, figure(path, f"Curves of the defences against {attack}", text)])

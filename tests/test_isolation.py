@@ -7,7 +7,7 @@ import pytest
 
 from d3jax.analysis.isolation import auroc, entropy, mixture, precision_recall, ranking, scores_of, symmetric_cross_entropy
 from d3jax.attacks import ATTACKS
-from d3jax.base import as_float
+from d3jax.base import Model, Outputs, as_float
 from d3jax.errors import AttackError
 from d3jax.training.backdoor import poisoned_rows
 from d3jax.training.poisoned import poisoned_split
@@ -44,9 +44,16 @@ def test_scores_of_a_model(model, victim, dataset):
     )
     assert set(found) == {"entropy", "cross_entropy", "symmetric", "mixture"}
     assert all(values.shape == (130,) and values.dtype == np.float32 for values in found.values())
+    given = np.where(np.arange(130) % 3, labels, (labels + 1) % 4)
+    right = scores_of(model, victim.variables, dataset.test._replace(labels=given), ("right",))["right"]
+    np.testing.assert_array_equal(right, logits.argmax(1) == given)
+    assert 0 < right.mean() < 1
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, victim.variables)
     lost = scores_of(model, broken, dataset.test, ("right", "entropy"))
     assert lost["right"].sum() == 0 and np.isinf(lost["entropy"]).all()
+    half = lambda variables, images, train: Outputs(jnp.tile(jnp.array([9.0, -jnp.inf]), (len(images), 1)), {}, {})
+    lost = scores_of(Model(model.init, half), broken, dataset.test._replace(labels=np.zeros(130, np.int32)))
+    assert all(np.isinf(lost[name]).all() for name in ("entropy", "cross_entropy", "symmetric"))  # half of it looks certain
 
 
 def test_a_mixture_tells_two_heaps_apart():

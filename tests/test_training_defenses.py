@@ -7,10 +7,11 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from d3jax import checkpoint, study, study_rows, untrusted
-from d3jax.analysis.isolation import ranking
+from d3jax.analysis.isolation import ranking, scores_of
 from d3jax.attacks import BadNetsConfig, badnets
 from d3jax.config import OptimConfig, TrainConfig
 from d3jax.config_file import loads
@@ -18,7 +19,7 @@ from d3jax.data import SyntheticConfig, synthetic
 from d3jax.defenses import ABLConfig, DLPConfig, abl, dlp
 from d3jax.defenses.abl import bounded_loss
 from d3jax.defenses.dlp import first_of, guessed_rows, labelled_rows, unlearn
-from d3jax.defenses.training_time import Judged, UnlearnConfig, behind, found_of, found_shapes, judge, suspect
+from d3jax.defenses.training_time import Judged, UnlearnConfig, behind, found_of, found_shapes, judge, suspect, unlearning_job
 from d3jax.errors import AttackError, ConfigError
 from d3jax.filter_page import Filter
 from d3jax.journal import Progress
@@ -59,6 +60,22 @@ def test_presets():
     rate = make_schedule(authors.finetune.optimizer.schedule, steps=60 * 390, steps_per_epoch=390)
     assert [round(float(rate(epoch * 390)), 3) for epoch in (0, 39, 40, 59)] == [1, 1, 0.1, 0.1]
     assert DLPConfig().score == "entropy" and DLPConfig().supervised.epochs == 20 and DLPConfig().kept == 0.5
+    assert DLPConfig(stages="12", kept=0.3).kept == 0.3  # what stage 3 would refuse
+
+
+def test_an_unlearning_s_schedule_goes_by_steps(model, poisoned):
+    _, split, _ = poisoned
+    judged = judge(model, model.init(KEY), split, "entropy", 0.1)
+    optimizer = OptimConfig(lr=1e-3, momentum=0.0, weight_decay=0.0, schedule="drop")
+    config = UnlearnConfig(optimizer=optimizer, steps=9, batch_size=20, bounded=False)
+    job = unlearning_job(KEY, model, model.init(KEY), split, judged, config)
+    step, state = jax.jit(job.step), job.state
+    for factor in (1, 1, 1, 1, 1, 1, 0.1, 0.1, 0.1):  # against the same step by an optimiser that begins
+        after, _ = step(state, job.data)
+        fresh, _ = step(dataclasses.replace(state, opt_state=job.state.opt_state), job.data)
+        moved = [jax.tree.map(jnp.subtract, one.variables.params, state.variables.params) for one in (after, fresh)]
+        assert float(optax.tree.norm(moved[0]) / optax.tree.norm(moved[1])) == pytest.approx(factor, rel=1e-2)
+        state = after
 
 
 def test_what_a_file_leaves_out_is_the_presets():
@@ -199,7 +216,8 @@ def test_a_clean_set_stays_learnable(model, dataset):
     found = defend(dlp(DLP, dataset.info), model, dataset.train)
     right = np.asarray(predict(model, found.variables, dataset.test.images)) == dataset.test.labels
     assert right.mean() > 0.95 and found.found["suspects"].sum() == 20
-    assert np.bincount(np.asarray(dataset.train.labels)[found.found["labelled"]], minlength=4).min() >= 8
+    labelled = np.bincount(np.asarray(dataset.train.labels)[found.found["labelled"]], minlength=4)
+    assert labelled.sum() == 200 and labelled.min() >= 40, labelled  # two fifths of every 100
 
 
 def test_the_first_of_every_class():
@@ -208,23 +226,29 @@ def test_the_first_of_every_class():
     assert first_of(ranked, labels, np.array([0, 9])).tolist() == [3, 1]
 
 
-def test_trials_find_the_class_where_the_lowest_scores_are_another_s(model, dataset, poisoned):
+def test_trials_find_the_class_where_the_lowest_scores_are_another_s(model, dataset, poisoned, monkeypatch):
     """The images of class 2 stand first, as those of an easy class would."""
     _, split, flags = poisoned
     begun = fit(dlp(DLP, dataset.info).begin(KEY, model, split))[0].variables
     judged, said = judge(model, begun, split, "entropy", 0.05), []
     labels = np.asarray(split.labels)
     easy = judged.ranked[np.argsort(labels[judged.ranked] != 2, kind="stable")]
-    judged = suspect(judged._replace(ranked=easy), labels, easy[:20], "class")
-    found = {}
+    judged = suspect(judged.scores, easy, labels, easy[:20], "class")
+    own, found, begins = sys.modules["d3jax.defenses.dlp"], {}, []
+    true = own.unlearning_job
+    monkeypatch.setattr(own, "unlearning_job", lambda *given: begins.append(given) or true(*given))
     for trials in (0, 1, 2):
         config = dataclasses.replace(DLP, trials=trials)
-        _, after, lines = unlearn(config, KEY, model, split, begun, judged, Session(say=said.append))
+        done = unlearn(config, KEY, model, split, begun, judged, Session(say=said.append))
+        after = done.judged
         found[trials] = flags[after.suspects].mean()
-        assert (
-            len(after.suspects) == 20 and not set(after.suspects) & set(after.trusted) and lines[-1]["step"] == 50 * (trials + 1)
-        )
+        assert len(after.suspects) == 20 and not set(after.suspects) & set(after.trusted)
+        assert done.lines[-1]["step"] == 50 * (trials + 1)
+        np.testing.assert_array_equal(done.scores["entropy"], scores_of(model, done.variables, split, ["entropy"])["entropy"])
     assert found[0] == 0 and found[1] > 0.5 and found[2] > 0.8, found
+    assert len(begins) == 6 and all(given[2] is begun for given in begins)  # a trial leaves nothing but what it found
+    sizes = np.bincount(labels)
+    assert np.bincount(labels[begins[1][4].suspects]).tolist() == (sizes * 20 // 400).tolist()
     assert [line.split(":")[0] for line in said if "moved" in line] == [
         "unlearn",
         "trial-1",
@@ -247,9 +271,15 @@ def test_what_ranks_last_and_suspects_are_not_learned_from(model, dataset, poiso
     np.testing.assert_array_equal(given["others"], np.sort(last[: 200 - 80]))  # of 80 that are dropped 20 are the suspects
 
 
-def test_abl_unlearns_what_it_isolated(model, dataset, poisoned):
+def test_abl_unlearns_what_it_isolated(model, dataset, poisoned, monkeypatch):
     attack, split, flags = poisoned
+    own, given = sys.modules["d3jax.defenses.abl"], []
+    true = own.training_job
+    monkeypatch.setattr(own, "training_job", lambda *args: given.append(args[2]) or true(*args))
     found = defend(abl(ABL, dataset.info), model, split)
+    rest = np.flatnonzero(found.found["labelled"])
+    np.testing.assert_array_equal(given[-1].images, split.images[rest])  # what it fine-tunes on
+    np.testing.assert_array_equal(given[-1].labels, split.labels[rest])
     counts = judged(model, attack, found.variables, dataset)
     assert flags[found.found["suspects"]].mean() > 0.5 and counts.asr < 0.2 and counts.acc > 0.5, (counts.acc, counts.asr)
     assert (found.found["labelled"] ^ found.found["suspects"]).all()
@@ -258,7 +288,7 @@ def test_abl_unlearns_what_it_isolated(model, dataset, poisoned):
 def test_a_class_all_of_whose_images_are_suspects_is_said(model, dataset, poisoned, monkeypatch):
     _, split, _ = poisoned
     rows, said = np.flatnonzero(split.labels == 3), []
-    scores = {"entropy": np.zeros(400, np.float32)}
+    scores = dict.fromkeys(("entropy", "symmetric"), np.zeros(400, np.float32))
     monkeypatch.setattr(
         sys.modules["d3jax.defenses.dlp"], "judge", lambda *given: Judged(scores, np.arange(400), rows, np.arange(200))
     )
@@ -443,6 +473,14 @@ def same_models(model, *folders):
             "unlearn.share: 0.5 stands beside descent: turns, which has no such setting",
         ),
         (("defenses.0.unlearn", "{trusted: all}"), "unlearn.trusted: all stands beside descent: none, which has no such setting"),
+        (
+            ("defenses.1.unlearn", "{descent: none}"),
+            "trials: 2 stands beside unlearn.descent: none, but a trial needs trusted images",
+        ),
+        (
+            ("defenses.1.unlearn", "{trusted: all}"),
+            "trials: 2 stands beside unlearn.trusted: all, but a trial needs trusted images",
+        ),
     ],
 )
 def test_mistakes_are_named_before_any_work(tmp_path, override, message):

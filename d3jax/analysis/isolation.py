@@ -41,12 +41,14 @@ def symmetric_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 @functools.partial(fast, static=1)
 def _scores(model: Model, variables: Variables, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
     logits = model.apply(variables, as_float(images), train=False).logits
-    return {
+    finite = jnp.isfinite(logits).all(-1)
+    scores = {
         "entropy": entropy(logits),
         "cross_entropy": cross_entropy(logits, labels),
         "symmetric": symmetric_cross_entropy(logits, labels),
-        "right": (logits.argmax(-1) == labels) & jnp.isfinite(logits).all(-1),
     }
+    scores = {name: jnp.where(finite, values, jnp.inf) for name, values in scores.items()}
+    return scores | {"right": (logits.argmax(-1) == labels) & finite}
 
 
 NAMES = get_args(Score)
@@ -62,8 +64,7 @@ def scores_of(
     for first in range(0, len(split.labels), batch_size):
         images, labels = (jnp.asarray(part[first : first + batch_size]) for part in split)
         parts.append(jax.device_get(_scores(model, variables, images, labels)))
-    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    found = {name: np.where(np.isfinite(values), values, np.inf).astype(np.float32) for name, values in found.items()}
+    found = {name: np.concatenate([part[name] for part in parts]).astype(np.float32) for name in parts[0]}
     if "mixture" in names:
         found["mixture"] = mixture(found["cross_entropy"])
     return {name: found[name] for name in names}

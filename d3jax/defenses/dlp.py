@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -60,7 +60,9 @@ class DLPConfig:
     """Every slot of the three stages. What a part leaves out in a config file is DLP's; made by hand, it is what the part's class says, so
     that one begins with `dataclasses.replace(DLPConfig().unlearn, …)`."""
 
-    stages: Literal["1", "12", "13", "123"] = option("123", "which stages run: the ablations of the paper's kind")
+    stages: Literal["1", "12", "13", "123"] = option(
+        "123", "which stages run: the ablations of the paper's kind; settings of the others are not read"
+    )
     supervised: TrainConfig = option(
         lambda: TrainConfig(epochs=20, augment="none", optimizer=FIRST),
         "stage 1 (ABL's and DBD's settings, 20 epochs as ABL's paper)",
@@ -103,12 +105,22 @@ class DLPConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.least > self.kept:
-            raise ConfigError(f"least: {self.least:g} of every class cannot keep its labels where kept: {self.kept:g} of all do")
-        if "3" in self.stages and self.kept + self.dropped >= 1:
-            raise ConfigError(
-                f"kept: {self.kept:g} and dropped: {self.dropped:g} leave no images to learn from without their labels"
-            )
+        if "2" in self.stages and self.trials:
+            for name, wrong in (("descent", "none"), ("trusted", "all")):
+                if getattr(self.unlearn, name) == wrong:
+                    raise ConfigError(
+                        f"trials: {self.trials} stands beside unlearn.{name}: {wrong}, but a trial needs trusted images of every class "
+                        "to say anything; trials: 0 does without"
+                    )
+        if "3" in self.stages:
+            if self.least > self.kept:
+                raise ConfigError(
+                    f"least: {self.least:g} of every class cannot keep its labels where kept: {self.kept:g} of all do"
+                )
+            if self.kept + self.dropped >= 1:
+                raise ConfigError(
+                    f"kept: {self.kept:g} and dropped: {self.dropped:g} leave no images to learn from without their labels"
+                )
 
 
 def labelled_rows(
@@ -145,24 +157,31 @@ def first_of(ranked: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.n
     return np.concatenate([ranked[labels[ranked] == label][:count] for label, count in enumerate(counts)])
 
 
+class Unlearned(NamedTuple):
+    """What stage 2 leaves: the model, who was suspected, what `rescore` and entropy say of all images then, and what was logged."""
+
+    variables: Variables
+    judged: Judged
+    scores: dict[str, np.ndarray]
+    lines: list[Line]
+
+
 def unlearn(
     config: DLPConfig, key: jax.Array, model: Model, data: Split, begun: Variables, judged: Judged, session: Session
-) -> tuple[Variables, Judged, list[Line]]:  # fmt: skip
-    """Stage 2, from what stage 1 `begun`: the model, who was unlearned, and what was logged.
+) -> Unlearned:  # fmt: skip
+    """Stage 2, from what stage 1 `begun`.
 
-    The lowest scores of all may be those of an easy class. A trial unlearns the lowest of every class, and descends on trusted images of
-    every class: where the suspects are like the others of their class, those hold them, and where they are poisoned they fall. The next
-    suspects are as many, again the lowest of their class, but of the classes to which those images belong whose labels became unlikely
-    most; then another trial may follow. All begin at stage 1.
+    The lowest scores of all may be those of an easy class. The first trial unlearns the same share of every class, its lowest, at least
+    one image, and descends on trusted images of every class: where the suspects are like the others of their class, those hold them, and
+    where they are poisoned they fall. The next suspects, as many as were `judged`, are again the lowest of their class, but of the classes
+    to which those images belong whose labels became unlikely most; then another trial may follow. All begin at stage 1.
     """
-    labels, count, lines = np.asarray(data.labels), len(judged.suspects), []
+    labels, suspects, lines = np.asarray(data.labels), judged.suspects, []
+    count, names = len(suspects), [*(f"trial-{trial + 1}" for trial in range(config.trials)), "unlearn"]
     if config.trials:
-        sizes = np.bincount(labels)
-        counts = np.where(sizes > 0, np.maximum(1, sizes * count // len(labels)), 0)
-    for trial in range(config.trials + 1):
-        if config.trials:
-            judged = suspect(judged, labels, first_of(judged.ranked, labels, counts), config.unlearn.trusted)
-        name = f"trial-{trial + 1}" if trial < config.trials else "unlearn"
+        suspects = first_of(judged.ranked, labels, np.maximum(1, np.bincount(labels) * count // len(labels)))
+    for name in names:
+        judged = suspect(judged.scores, judged.ranked, labels, suspects, config.unlearn.trusted)
         job = unlearning_job(stream(key, name), model, begun, data, judged, config.unlearn)
         state, more = fit(job, session.within(name, max(1, config.unlearn.steps // 4)))
         lines = behind(lines, more)
@@ -172,8 +191,8 @@ def unlearn(
             f"{after['right'][judged.suspects].mean():.1%} of the suspects are still taken for their labels"
         )
         risen = ranking(judged.scores[config.rescore] - after[config.rescore], after["entropy"])[:count]
-        counts = np.bincount(labels[risen])
-    return state.variables, judged, lines
+        suspects = first_of(judged.ranked, labels, np.bincount(labels[risen]))
+    return Unlearned(state.variables, judged, after, lines)
 
 
 def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
@@ -186,14 +205,14 @@ def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
         return first_job(stream(key, "supervised"), model, data, config.supervised, info, classification_loss(model))
 
     def train(key: jax.Array, model: Model, data: Split, begun: Variables, session: Session = Session()) -> Trained:
-        size, labels, variables, lines = len(data.labels), np.asarray(data.labels), begun, []
+        size, labels = len(data.labels), np.asarray(data.labels)
         judged = judge(model, begun, data, config.score, config.ratio, config.unlearn.trusted)
+        variables, scores, lines = begun, judged.scores, []
         if "2" in config.stages:
-            variables, judged, lines = unlearn(config, key, model, data, begun, judged, session)
+            variables, judged, scores, lines = unlearn(config, key, model, data, begun, judged, session)
         found = {"suspects": judged.suspects}
         if "3" in config.stages:
-            again = same_arrays(scores_of(model, variables, data, (config.rescore, "entropy")))
-            ranked, ties = again[config.rescore], again["entropy"]
+            ranked, ties = scores[config.rescore], scores["entropy"]
             labelled = labelled_rows(ranked, ties, labels, judged.suspects, int(config.kept * size), config.least)
             if gone := sorted(set(labels.tolist()) - set(labels[labelled].tolist())):
                 session.say(f"no image of {gone} keeps its label")

@@ -95,16 +95,18 @@ def judge(model: Model, variables: Variables, data: Split, score: Score, ratio: 
     if score == "mixture":
         count = max(1, min(count, int(np.sum(scores["mixture"] < 0.5))))
     ranked = ranking(scores[score], ties_of(score, scores))
-    return suspect(Judged(scores, ranked, ranked, ranked), np.asarray(data.labels), ranked[:count], trusted)
+    return suspect(scores, ranked, np.asarray(data.labels), ranked[:count], trusted)
 
 
-def suspect(judged: Judged, labels: np.ndarray, suspects: np.ndarray, trusted: Trusted) -> Judged:
-    """`judged` with other `suspects`. `trusted` is half of all images, and no suspect: the least suspected, by `class` as many of every
-    class, of a class with too few all."""
-    rest = judged.ranked[~np.isin(judged.ranked, suspects)][::-1]
+def suspect(
+    scores: dict[str, np.ndarray], ranked: np.ndarray, labels: np.ndarray, suspects: np.ndarray, trusted: Trusted
+) -> Judged:  # fmt: skip
+    """What is trusted beside these `suspects`: half of all images, the least suspected by `ranked`, by `class` as many of every class, of
+    a class with too few all."""
+    rest = ranked[~np.isin(ranked, suspects)][::-1]
     if trusted == "class":
         rest = rest[np.argsort(_places(labels[rest]), kind="stable")]
-    return judged._replace(suspects=np.sort(suspects), trusted=np.sort(rest[: len(labels) // 2]))
+    return Judged(scores, ranked, np.sort(suspects), np.sort(rest[: len(labels) // 2]))
 
 
 def _places(labels: np.ndarray) -> np.ndarray:
@@ -145,10 +147,10 @@ def check_unlearning(config: UnlearnConfig, size: int) -> None:
 def unlearning_job(
     key: jax.Array, model: Model, variables: Variables, data: Split, judged: Judged, config: UnlearnConfig
 ) -> Job:  # fmt: skip
-    """`unlearn_job` by a config."""
+    """`unlearn_job` by a config. A schedule that goes by epochs goes by steps."""
     return unlearn_job(
         key, model, variables, data, judged.suspects, judged.trusted,
-        tx=make_optimizer(config.optimizer, steps=config.steps, steps_per_epoch=config.steps), steps=config.steps,
+        tx=make_optimizer(config.optimizer, steps=config.steps, steps_per_epoch=1), steps=config.steps,
         batch_size=config.batch_size, kind=config.kind, descent=config.descent, share=config.share, batch_norm=config.batch_norm,
         bounded=config.bounded,
     )  # fmt: skip
@@ -170,13 +172,11 @@ def found_shapes(size: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def found_of(size: int, scores: dict[str, np.ndarray], **more: Any) -> dict[str, np.ndarray]:
-    """The arrays of `found_shapes`: `scores`, and `more`, of which masks may be given as rows; 0 where nothing is said."""
+    """The arrays of `found_shapes`: `scores`, and `more`, of which masks are given as rows; 0 where nothing is said."""
     found: dict[str, np.ndarray] = {}
     for name, shape in found_shapes(size).items():
         value = more.get(name, scores.get(name, np.zeros(size)))
-        if shape.dtype == jnp.bool_ and value.dtype != np.bool_ and name in more:
-            mask = np.zeros(size, bool)
-            mask[value] = True
-            value = mask
+        if shape.dtype == jnp.bool_ and name in more:
+            value = np.isin(np.arange(size), value)
         found[name] = np.asarray(value, shape.dtype)
     return found

@@ -75,7 +75,7 @@ def unlearn_job(
 
     Args:
         trusted: rows on whose cross-entropy `descent` goes down.
-        kind: `ascent` on cross-entropy; `uniform`: descent on the divergence of the prediction from an even one, which is bounded below.
+        kind: `ascent` on cross-entropy; `uniform`: descent on the divergence of an even prediction from theirs, which is bounded below.
         descent: `turns`: a step is two of `batch_size` images each, one on suspects and one on `trusted` images (D-BR, with `ascent`), each
             with an optimiser of its own: momentum would carry the one into the other. `together`: a batch has both, and the step is on the
             sum of both losses, each the mean over its images.
@@ -171,7 +171,8 @@ class _Unlearn:
 
 
 def parts_of(batch_size: int, descent: Descent, share: float, suspects: int) -> tuple[int, int]:
-    """How many of so many `suspects`, and how many trusted images, there are in a step; together they are `batch_size`.
+    """How many of so many `suspects`, and how many trusted images, there are in a step: of each `batch_size`, or where
+    both are `together` in all.
 
     Raises `ConfigError` where both are to be together in a batch that has no room for it.
     """
