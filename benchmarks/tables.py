@@ -2,9 +2,11 @@
 
 Of results.csv every attack's defences with ACC, what they changed of it, ASR, RA, DER, and of training-time defences the share of the poisoned
 among the suspects and among the images that keep their labels. Of filters.csv, where there is one, how well the scores behind a first stage
-find the poison. A mean over fewer seeds than the others has their number behind it.
+find the poison. A mean over fewer seeds than the others has their number behind it. With --brief ACC/ASR alone: a line for every attack, a
+column for every defence.
 
-Command: python benchmarks/tables.py RUN… (folders with a results.csv; several are put together, the first counts where two have the same run)
+Command: python benchmarks/tables.py [--brief] RUN… (folders with a results.csv; several are put together, the first counts where two have
+the same run)
 """
 
 from __future__ import annotations
@@ -62,6 +64,17 @@ def outcomes(rows: Sequence[Row]) -> list[list[str]]:
     return lines
 
 
+def brief(rows: Sequence[Row]) -> list[list[str]]:
+    """A line for every attack with ACC/ASR of every defence, behind one of headings."""
+    attacks, defenses = (list(dict.fromkeys(row[column] for row in rows)) for column in ("attack", "defense"))
+
+    def cell(attack: str, defense: str) -> str:
+        mine = [row for row in rows if (row["attack"], row["defense"]) == (attack, defense)]
+        return " / ".join(mean([row[name] for row in mine]) or "–" for name in ("acc", "asr"))
+
+    return [["attack", *defenses], *([attack, *(cell(attack, defense) for defense in defenses)] for attack in attacks)]
+
+
 def filters(rows: Sequence[Row]) -> list[list[str]]:
     """A line for every attack with poison, defence and score behind a first stage, behind one of headings."""
     lines = [["attack", "first stage of", "score", "AUROC", *(f"poisoned of the {name}" for name in PRECISIONS.values())]]
@@ -83,10 +96,15 @@ def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="run folders")
-    folders = parser.parse_args().folders
+    parser.add_argument("--brief", action="store_true", help="ACC/ASR alone, a line for every attack")
+    options = parser.parse_args()
+    folders = options.folders
     rows = gather(folders, "results.csv", ("attack", "defense", "seed"))
     if not rows:
         raise SystemExit(f"no results.csv in {', '.join(map(str, folders))}; run an experiment with --workdir")
+    if options.brief:
+        print(markdown(brief(rows)), end="")
+        return
     print(markdown(outcomes(rows)))
     if scores := filters(gather(folders, "filters.csv", ("attack", "defense", "seed", "score"))):
         print(markdown(scores), end="")
