@@ -42,9 +42,14 @@ def mean(values: Sequence[float | None], digits: int = 1, factor: float = 100) -
     return f"{statistics.mean(known):.{digits}f}{spread}".replace("-", "−")
 
 
+def few(mine: Sequence[Row], seeds: int) -> str:
+    """What is said of a mean over fewer than all `seeds`."""
+    return f" ({len(mine)} of {seeds} seeds)" if 0 < len(mine) < seeds else ""
+
+
 def outcomes(rows: Sequence[Row]) -> list[list[str]]:
     """A line for every attack and defence, in the order of `rows`, behind one of headings."""
-    seeds = max(len({row["seed"] for row in rows if row["attack"] == attack}) for attack in {row["attack"] for row in rows})
+    seeds = len({row["seed"] for row in rows})
     before = {(row["attack"], row["seed"]): row["acc"] for row in rows if row["defense"] == "none"}
     asks = any(row.get("suspects") is not None for row in rows)
     lines = [
@@ -58,19 +63,19 @@ def outcomes(rows: Sequence[Row]) -> list[list[str]]:
             changes = [row["acc"] - before[attack, row["seed"]] for row in mine if (attack, row["seed"]) in before]
             acc += f", {'+' if statistics.mean(changes) > 0 else ''}{mean(changes).split('±')[0]}" if changes else ""
         found = [column("suspects_poisoned"), column("labelled_poisoned")] if asks else []
-        few = f" ({len(mine)} of {seeds} seeds)" if len(mine) < seeds else ""
         published = next((row["published"] for row in mine if row.get("published")), "none")
-        lines.append([attack, defense + few, acc, *map(column, ("asr", "ra", "der")), *found, published])
+        lines.append([attack, defense + few(mine, seeds), acc, *map(column, ("asr", "ra", "der")), *found, published])
     return lines
 
 
 def brief(rows: Sequence[Row]) -> list[list[str]]:
     """A line for every attack with ACC/ASR of every defence, behind one of headings."""
     attacks, defenses = (list(dict.fromkeys(row[column] for row in rows)) for column in ("attack", "defense"))
+    seeds = len({row["seed"] for row in rows})
 
     def cell(attack: str, defense: str) -> str:
         mine = [row for row in rows if (row["attack"], row["defense"]) == (attack, defense)]
-        return " / ".join(mean([row[name] for row in mine]) or "–" for name in ("acc", "asr"))
+        return " / ".join(mean([row[name] for row in mine]) or "–" for name in ("acc", "asr")) + few(mine, seeds)
 
     return [["attack", *defenses], *([attack, *(cell(attack, defense) for defense in defenses)] for attack in attacks)]
 

@@ -227,11 +227,10 @@ def test_tables_are_means_over_seeds_of_what_did_not_fail(tmp_path):
         "| badnets | dlp | 72.0±2.8, −8.0 | 10.0±0.0 | 0.0±0.0 | 90.0±0.0 | 50.0±0.0 |  | none |",
         "| badnets | abl (1 of 2 seeds) | 70.0, −10.0 | 10.0 | 0.0 | 90.0 | 50.0 |  | 83.32/0.00 |",
     ]
-    few = [row for row in rows if row["seed"] == 0] + [shared | {"attack": "clean", "asr": None}]
-    assert tables.brief(few) == [
+    assert tables.brief([*rows, shared | {"attack": "clean", "asr": None}]) == [
         ["attack", "none", "dlp", "abl"],
-        ["badnets", "80.0 / 100.0", "70.0 / 10.0", "70.0 / 10.0"],
-        ["clean", "80.0 / –", "– / –", "– / –"],
+        ["badnets", "80.0±0.0 / 100.0±0.0", "72.0±2.8 / 10.0±0.0", "70.0 / 10.0 (1 of 2 seeds)"],
+        ["clean", "80.0 / – (1 of 2 seeds)", "– / –", "– / –"],
     ]
     scores = [{"attack": "badnets", "defense": "dlp", "seed": seed, "score": "entropy", "auroc": 0.9} for seed in (0, 1)]
     scores = [row | dict.fromkeys(tables.PRECISIONS, row["seed"] / 2) for row in scores]
