@@ -269,7 +269,7 @@ def test_one_step_of_ascent_is_sgd_uphill(model, victim, dataset):
 def test_descent_keeps_what_is_trusted(descent, model, victim, dataset):
     *_, suspects, trusted = ascended(model, victim, dataset, steps=60, descent=descent)
     *_, alone = ascended(model, victim, dataset, steps=60)
-    assert suspects < 0.4 and trusted > 0.85 and trusted > alone + 0.05, (suspects, trusted, alone)
+    assert suspects < 0.4 and trusted > 0.8 and trusted > alone + 0.05, (suspects, trusted, alone)
 
 
 def test_a_step_together_is_one_of_sgd_on_both_losses(model, victim, dataset):
