@@ -52,7 +52,7 @@ def throughput(batch: int, options: argparse.Namespace) -> dict[str, Any]:
     import train_step
 
     settings = {"width": options.width, "batch": batch, "steps": options.steps, "rounds": 7, "images": 10_000}
-    result = train_step.measure(**settings, torch=sys.executable, ours=None, theirs=None)
+    result = train_step.measure(**settings, torch=sys.executable, ours=None, theirs=options.theirs)
     rates = result["images_a_second"]
     return result | {"tflops": {name: rate["median"] * result["flops_an_image"] / 1e12 for name, rate in rates.items()}}
 
@@ -155,7 +155,7 @@ def _seconds_a_step(jobs: list) -> float:
 
 def table(study_of: str, attack: str, options: argparse.Namespace) -> dict[str, Any]:
     """One attack of an experiment at full width, three seeds: `cifar10_d3` has training of 100 epochs, FT and both D3 presets,
-    `dlp_cifar10_full` the same training, both ABL presets and DLP."""
+    `dlp_cifar10_full` the same training, ABL as BackdoorBench has it and DLP."""
     from d3jax import study
     from d3jax.config_file import load
 
@@ -194,6 +194,9 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=64, help="of throughput and profile (64: the published net)")
     parser.add_argument("--size", type=int, default=8192, help="of the matrices in ceilings")
     parser.add_argument("--steps", type=int, default=0, help="steps a round (0: as each part has it)")
+    parser.add_argument(
+        "--theirs", nargs="*", metavar="VARIANT", help="of PyTorch in throughput (default: all; compiling them takes minutes)"
+    )
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the tables' studies")
     options = parser.parse_args()
     if unknown := [name for name in options.parts if name not in PARTS]:

@@ -29,6 +29,7 @@ from .metrics import Counts
 from .rows import write_whole
 from .sharding import is_first
 from .training.loop import Job, Line, Session, fit_members
+from .training.repeat import whole_calls
 
 
 class Stage(NamedTuple):
@@ -243,6 +244,9 @@ def _session(task: Task, recorder: Recorder, part: str = "", watch_every: int = 
     rolling, loop = checkpoint.Rolling(task.folder / "steps" / part), recorder.loop
     name = f"{task.name}/{part}" if part else task.name
 
+    def within(inside: str, every: int) -> Session:
+        return _session(task, recorder, f"{part}/{inside}" if part else inside, whole_calls(every, loop.steps_per_call))
+
     def start(step: int, lines: list[Line]) -> None:
         recorder.journal.reset(name, lines)
         if lines:  # a later one of several loops begins at a step too
@@ -264,7 +268,7 @@ def _session(task: Task, recorder: Recorder, part: str = "", watch_every: int = 
         restore=restore,
         watch=task.watch,
         say=lambda text: recorder.progress.say(f"{name}: {text}"),
-        part=lambda inside, every: _session(task, recorder, f"{part}/{inside}" if part else inside, every),
+        part=within,
         log_every=loop.log_every,
         save_every=loop.save_every,
         save_seconds=loop.save_seconds,

@@ -23,6 +23,7 @@ from .stages import Stage, Task, recipe_hash
 from .suspect import trigger_for
 from .training.backdoor import backdoor_job, prepare, trigger_of
 from .training.loop import lines_of
+from .training.repeat import whole_calls
 
 
 class Victim(NamedTuple):
@@ -154,7 +155,7 @@ def _beginning_task(lab: Lab, cell: Cell, victim: Stage | None, *prepared: Stage
             untrusted.training_key(case), lab.model, untrusted.untrusted_data(lab, case, *prepared)[0]
         ),
         watch=untrusted.training_watch(lab, case, lambda: victim.tree, lambda: untrusted.untrusted_data(lab, case, *prepared)),
-        watch_every=cell.defense.epoch(len(lab.dataset.train.labels)),
+        watch_every=whole_calls(cell.defense.epoch(len(lab.dataset.train.labels)), lab.config.loop.steps_per_call),
     )
 
 

@@ -22,7 +22,7 @@ from d3jax.training import (
 )
 from d3jax.training.backdoor import poisoned_rows
 from d3jax.training.loop import lines_of, trace_of
-from d3jax.training.repeat import Repeat
+from d3jax.training.repeat import Repeat, whole_calls
 
 
 def quadratic(params, batch_stats, batch, key, data):
@@ -148,6 +148,11 @@ def test_one_call_of_many_steps_is_many_calls():
         losses.append(metrics["loss"][0])
     np.testing.assert_allclose(stacked["loss"], losses, rtol=1e-6)
     np.testing.assert_allclose(many.variables.params["w"], one.variables.params["w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("period", "call", "whole"), [(390, 25, 400), (385, 25, 375), (7, 25, 25), (0, 25, 0), (390, 0, 390)])
+def test_periods_of_whole_calls(period, call, whole):
+    assert whole_calls(period, call) == whole
 
 
 def test_watch_is_measured_when_due():

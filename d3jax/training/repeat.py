@@ -21,6 +21,17 @@ SCAN = 25
 """Steps in one call on accelerators: enough to hide the host, few enough to compile once for every period."""
 
 
+def steps_a_call(steps_per_call: int = 0) -> int:
+    """Steps in one call: those that are asked for, else 1 on CPU and `SCAN` on accelerators."""
+    return steps_per_call or (1 if jax.default_backend() == "cpu" else SCAN)
+
+
+def whole_calls(period: int, steps_per_call: int = 0) -> int:
+    """The period nearest to `period` steps (0: none) that whole calls fill: what is left over would be a program of its own to compile."""
+    call = steps_a_call(steps_per_call)
+    return max(1, round(period / call)) * call if period else 0
+
+
 class Repeat:
     """`repeat(state, data, n) -> (state, metrics stacked over n steps)`, compiled once for each n and donated its state.
 
@@ -31,9 +42,8 @@ class Repeat:
     """
 
     def __init__(self, step: Step, *, steps_per_call: int = 0, mesh: Mesh | None = None, members: bool = False):
-        on_cpu = jax.default_backend() == "cpu"
-        self.steps_per_call = steps_per_call or (1 if on_cpu else SCAN)
-        self._step, self._mesh, self._unroll, self._programs = step, mesh, on_cpu, {}
+        self.steps_per_call = steps_a_call(steps_per_call)
+        self._step, self._mesh, self._unroll, self._programs = step, mesh, jax.default_backend() == "cpu", {}
         self._out = None if mesh is None else (NamedSharding(mesh, MEMBERS if members else COPIES), NamedSharding(mesh, COPIES))
 
     def __call__(self, state: TrainState, data: Any, n: int) -> tuple[TrainState, Metrics]:
