@@ -45,7 +45,7 @@ def show_filters(stem: Path, filters: Sequence[Filter], rows: Sequence[Row], end
     for group in groups.values():
         names, path = ", ".join(one.defense for one in group), f"{stem}-{group[0].defense}"
         learned = _save_learning(Path(f"{path}-learning.png"), runs.get((group[0].beginning, group[0].seed), []))
-        text = "The first stage on the poisoned set, by epoch: training images under the labels they were given, and test images."
+        text = "The first stage on the poisoned set, about once an epoch: training images under the labels they were given, and test images."
         parts.append(figure(learned, f"{names}: how clean and poisoned images are learned", f"{names}. {text}"))
         text = (
             f"Scores behind that first stage. Above: each kind's histogram of its own, in its first bin all that is below {LOWEST:g}. "
@@ -65,7 +65,7 @@ def _save_learning(path: Path, records: Sequence[Mapping[str, float]]) -> Path |
     measured = [record for record in records if "clean_ce" in record]
     if not measured:
         return None
-    at = np.arange(1, len(measured) + 1)
+    at = [record["step"] for record in measured]
     panels = (
         ("ce", "Cross-entropy", 1, "nats"),
         ("entropy", "Entropy of the prediction", 1, "nats"),
@@ -78,15 +78,15 @@ def _save_learning(path: Path, records: Sequence[Mapping[str, float]]) -> Path |
                 values = [factor * record.get(f"{kind}_{name}", np.nan) for record in measured]
                 if np.isfinite(values).any():
                     axis.plot(at, values, color=colour, marker="o", markersize=2.5, label=kind)
-            axis.set(title=title, xlabel="epoch", ylabel=unit, ylim=(0, None))
+            axis.set(title=title, xlabel="step", ylabel=unit, ylim=(0, None))
         for name, label, colour in (("watch_acc", "ACC", CLEAN), ("watch_asr", "ASR", POISONED)):
             values = [100 * record.get(name, np.nan) for record in measured]
             if np.isfinite(values).any():
                 axes[3].plot(at, values, color=colour, marker="o", markersize=2.5, linestyle="--", label=label)
-        axes[3].set(title="Test images", xlabel="epoch", ylabel="share (%)", ylim=(-3, 103))
+        axes[3].set(title="Test images", xlabel="step", ylabel="share (%)", ylim=(-3, 103))
         axes[3].legend()
         for axis in axes:
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.xaxis.get_major_locator().set_params(integer=True, nbins=4)
         handles, names = axes[0].get_legend_handles_labels()
         picture.legend(handles, names, loc="outside upper left", ncols=2)
     return path
