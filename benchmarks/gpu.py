@@ -155,7 +155,7 @@ def _seconds_a_step(jobs: list) -> float:
 
 def table(study_of: str, attack: str, options: argparse.Namespace) -> dict[str, Any]:
     """One attack of an experiment at full width, three seeds: `cifar10_d3` has training of 100 epochs, FT and both D3 presets,
-    `dlp_cifar10_full` the same training, ABL as BackdoorBench has it and DLP."""
+    `dlp_cifar10_full` the same training, ABL as BackdoorBench has it and DLP, `abl_cifar10` ABL as its authors have it, on their net."""
     from d3jax import study
     from d3jax.config_file import load
 
@@ -181,6 +181,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "lineages": lineages,
     **{f"table-{attack}": functools.partial(table, "cifar10_d3", attack) for attack in ATTACKS},
     **{f"untrusted-{attack}": functools.partial(table, "dlp_cifar10_full", attack) for attack in UNTRUSTED},
+    "untrusted-abl": functools.partial(table, "abl_cifar10", "badnets"),
 }
 
 
@@ -198,6 +199,9 @@ def main() -> int:
         "--theirs", nargs="*", metavar="VARIANT", help="of PyTorch in throughput (default: all; compiling them takes minutes)"
     )
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the tables' studies")
+    parser.add_argument(
+        "--name", default="", help="added to the files' names: of a part that is run once more, or with other settings"
+    )
     options = parser.parse_args()
     if unknown := [name for name in options.parts if name not in PARTS]:
         parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
@@ -213,7 +217,8 @@ def run_part(name: str, options: argparse.Namespace) -> int:
     for folder in (options.out, options.work):
         folder.mkdir(parents=True, exist_ok=True)
     about = environment()
-    path = options.out / f"{name}_{about['device'].replace(' ', '_').lower()}.json"
+    device = about["device"].replace(" ", "_").lower()
+    path = options.out / f"{name}{options.name and '-' + options.name}_{device}.json"
     if path.exists():
         print(f"{name}: done before, {path}")
         return 0

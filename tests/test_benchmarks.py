@@ -80,7 +80,7 @@ def test_the_parts_run_on_this_machine_at_toy_size(tmp_path):
     """All but the comparison with PyTorch, which needs it, and the tables, which need an hour."""
     import gpu
 
-    options = argparse.Namespace(out=tmp_path, work=tmp_path / "work", size=64, width=1, steps=1)
+    options = argparse.Namespace(out=tmp_path, work=tmp_path / "work", size=64, width=1, steps=1, name="")
     for name in ("ceilings", "members", "streaming", "profile", "inversion", "lineages"):
         assert gpu.run_part(name, options) == 0
         assert json.loads((tmp_path / f"{name}_cpu.json").read_text())["part"] == name

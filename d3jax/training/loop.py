@@ -48,7 +48,8 @@ class Session(NamedTuple):
     state. `saved()` lists the steps of which there are checkpoints, oldest first, and `restore(state, step)` gives back
     (state, lines) of one, or None where it turns out unreadable. `save_last`: the last state is saved too, as a later loop
     begins with it. `part(name, watch_every)` is the session of one of several loops, with checkpoints and lines of its own (`within`).
-    `watch(state) -> metrics` is measured every `watch_every` steps (0: never) and added to the line; the loop does not see it.
+    `watch(state) -> metrics` is measured every `watch_every` steps (0: never) and behind the last, and added to the line; the loop
+    does not see it.
     `say` is told of sizes.
 
     `steps_per_call` 0 suits the backend, `devices` share the work (none: the default device), and a profile of the
@@ -157,7 +158,7 @@ def _fit(jobs: Sequence[Job], sessions: Sequence[Session]) -> list[Outcome]:
                 continue
             line = {"step": done, "seconds": earlier + now - started}
             line |= {name: float(np.mean(values, dtype=np.float64)) for name, values in mine.items()}
-            if _due(done, session.watch_every):
+            if session.watch_every and (over or _due(done, session.watch_every)):
                 line |= sessions[i].watch(members.state_of(state, i))
             lines[i].append(line)
             sessions[i].log(line, steps)

@@ -27,9 +27,10 @@ def steps_a_call(steps_per_call: int = 0) -> int:
 
 
 def whole_calls(period: int, steps_per_call: int = 0) -> int:
-    """The period nearest to `period` steps (0: none) that whole calls fill: what is left over would be a program of its own to compile."""
+    """The period nearest to `period` steps that whole calls fill, where it is longer than one: what is left over would be a program of
+    its own to compile."""
     call = steps_a_call(steps_per_call)
-    return max(1, round(period / call)) * call if period else 0
+    return round(period / call) * call if period > call else period
 
 
 class Repeat:
