@@ -35,7 +35,9 @@ def main() -> None:
     config = DLPConfig().supervised
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, lr=options.lr), steps=options.steps)
     split = poisoned_split(jax.random.key(0), badnets(BadNetsConfig(), data.info), data.train)[0]
-    job = first_job(jax.random.key(0), model, jax.tree.map(jax.numpy.asarray, split), config, data.info, classification_loss(model))
+    job = first_job(
+        jax.random.key(0), model, jax.tree.map(jax.numpy.asarray, split), config, data.info, classification_loss(model)
+    )
     state, repeat = jax.tree.map(jax.numpy.copy, job.state), Repeat(job.step, steps_per_call=1)
     for step in range(1, options.steps + 1):
         state, metrics = repeat(state, job.data, 1)

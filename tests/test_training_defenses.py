@@ -59,7 +59,13 @@ def test_presets():
     assert authors.unlearn == UnlearnConfig(bounded=False)
     rate = make_schedule(authors.finetune.optimizer.schedule, steps=60 * 390, steps_per_epoch=390)
     assert [round(float(rate(epoch * 390)), 3) for epoch in (0, 39, 40, 59)] == [1, 1, 0.1, 0.1]
-    assert DLPConfig().score == "entropy" and DLPConfig().supervised.epochs == 20 and DLPConfig().kept == 0.5
+    dlps = DLPConfig()
+    assert (dlps.score, dlps.rescore, dlps.ratio, dlps.trials) == ("entropy", "symmetric", 0.01, 2)
+    assert (dlps.kept, dlps.least, dlps.dropped, dlps.supervised.epochs) == (0.5, 0.4, 0.2, 20)
+    assert dlps.supervised.optimizer == OptimConfig(lr=0.01, nesterov=True, weight_decay=1e-4, schedule="constant")
+    assert (dlps.unlearn.kind, dlps.unlearn.descent, dlps.unlearn.steps) == ("uniform", "together", 100)
+    assert (dlps.unlearn.optimizer.lr, dlps.unlearn.bounded, dlps.unlearn.batch_norm) == (5e-3, True, "train")
+    assert (dlps.semi.method, dlps.semi.statistics, dlps.semi.epochs) == ("mixmatch", "plain", 20)
     assert DLPConfig(stages="12", kept=0.3).kept == 0.3  # what stage 3 would refuse
 
 
@@ -209,6 +215,35 @@ def test_dlp_learns_the_task_of_a_poisoned_set_without_the_backdoor(model, datas
     suspects, labelled = found.found["suspects"], found.found["labelled"]
     assert suspects.sum() == 20 and labelled.sum() == 200 and not (suspects & labelled).any()
     assert flags[suspects].mean() > 0.8 and flags[labelled].mean() < 0.05  # 15 % of all are poisoned
+
+
+def test_behind_stage_2_the_backdoor_is_gone_and_the_task_still_there(model, dataset, poisoned):
+    attack, split, flags = poisoned
+    found = defend(dlp(dataclasses.replace(DLP, stages="12"), dataset.info), model, split)
+    counts = judged(model, attack, found.variables, dataset)
+    assert counts.acc > 0.7 and counts.asr < 0.2, (counts.acc, counts.asr)
+    assert found.found["suspects"].sum() == 20 and not found.found["labelled"].any()
+
+
+@pytest.mark.parametrize("change", [{"score": "mixture", "ratio": 0.2}, {"semi": "fixmatch"}])
+def test_other_slots_run_to_the_end(change, model, dataset, poisoned):
+    attack, split, flags = poisoned
+    if "semi" in change:
+        change = {"semi": dataclasses.replace(DLP.semi, method="fixmatch")}
+    found = defend(dlp(dataclasses.replace(DLP, **change), dataset.info), model, split)
+    counts = judged(model, attack, found.variables, dataset)
+    assert counts.acc > 0.8 and counts.asr < 0.3, (counts.acc, counts.asr)
+    assert 0 < found.found["suspects"].sum() <= 80 and flags[found.found["suspects"]].mean() > 0.5
+
+
+def test_isolation_by_local_gradient_ascent_keeps_the_loss_up(model, dataset, poisoned):
+    _, split, _ = poisoned
+    ends = {}
+    for loss, gamma in (("lga", 0.5), ("lga", 0.0)):
+        config = dataclasses.replace(ABL, loss=loss, gamma=gamma, isolate=dataclasses.replace(RECIPE, steps=60))
+        begun = fit(abl(config, dataset.info).begin(KEY, model, split))[0].variables
+        ends[gamma] = scores_of(model, begun, split)["cross_entropy"].mean()
+    assert ends[0.0] < 0.1 < 0.3 < ends[0.5], ends  # without a threshold it is plain cross-entropy
 
 
 def test_a_clean_set_stays_learnable(model, dataset):

@@ -64,8 +64,8 @@ PRESETS = {
 class ABLConfig:
     """A preset and what departs from it. `authors`: 10 epochs of isolation (the paper: 20), 60 of fine-tuning, a tenth of the learning
     rate from the 40th, 16 steps of unlearning, as 4 epochs are of 500 isolated images; for their WRN-16-1 (PreActResNet18 at width
-    64 is NaN within 18 steps at that rate). `backdoorbench`: 20 epochs, batches of 256, no cutout, 40 steps (20 epochs of 500), rates of 0.01
-    and 1e-4, as its program has them (those of its settings file are not read). What a part leaves out in a config file is the preset's;
+    64 is NaN within 20 steps at that rate). `backdoorbench`: 20 epochs, batches of 256, no cutout, 40 steps (20 epochs of 500), rates of 0.01
+    and 1e-4, as its program has them (it does not read its settings file's for fine-tuning and unlearning). What a part leaves out in a config file is the preset's;
     made by hand, it is what the class says."""
 
     preset: Literal["authors", "backdoorbench"] = option("authors", "where isolate, finetune and unlearn come from unless given")

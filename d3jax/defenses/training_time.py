@@ -54,7 +54,7 @@ Trusted = Literal["class", "all"]
 class UnlearnConfig:
     """Unlearning of the suspects. Default: ABL's, ascent at 5e-4 for 16 steps, but stopped at chance."""
 
-    kind: Kind = option("ascent", "ascent on their loss; uniform: towards an even prediction")
+    kind: Kind = option("ascent", "ascent on their loss (ABL's); uniform: towards an even prediction (ours)")
     descent: Descent = option(
         "none",
         "on the loss of trusted images: in turns with unlearning (with ascent D-BR's), or together with it, in one batch",
@@ -62,12 +62,16 @@ class UnlearnConfig:
     trusted: Trusted = option(
         "class", "which half descent trusts: class: the least suspected of every class, as many of each; all: those of all images"
     )
-    share: float = option(0.25, "of the images of a batch that are suspects, where both are together in it", above=0, high=0.9)
+    share: float = option(
+        0.25, "of the images of a batch that are suspects, where both are together in it (ours)", above=0, high=0.9
+    )
     optimizer: OptimConfig = option(lambda: ASCENT, "optimiser and schedule (ABL's; DLP's rate is ten times that)")
-    steps: int = option(16, "steps", low=1)
+    steps: int = option(16, "steps (ABL's four epochs of 500 images; DLP: 100, ours)", low=1)
     batch_size: int = option(128, "images a step; in turns of each kind", low=1)
-    batch_norm: Literal["train", "frozen"] = option("train", "statistics: the batch's, which are learned, or the stored ones")
-    bounded: bool = option(True, "rests once a batch of suspects is right less often than chance")
+    batch_norm: Literal["train", "frozen"] = option(
+        "train", "statistics: the batch's, which are learned (ABL's), or the stored ones"
+    )
+    bounded: bool = option(True, "rests once a batch of suspects is right less often than chance (ours; ABL has no end)")
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -46,12 +46,14 @@ class SemiConfig:
     """MixMatch or FixMatch; what is left out is the method's own (`PRESETS`)."""
 
     method: Literal["mixmatch", "fixmatch"] = option("mixmatch", "the loss")
-    epochs: int = option(20, "passes over the larger of the two sets", low=1)
+    epochs: int = option(20, "passes over the larger of the two sets (ours)", low=1)
     steps: int = option(0, "length in steps instead of epochs (0: use epochs)", low=0)
-    batch_size: int = option(64, "labelled images a step, and as many unlabelled", low=1)
+    batch_size: int = option(64, "labelled images a step, and as many unlabelled (MixMatch's)", low=1)
     temperature: float = option(0.5, "T of MixMatch's sharpening", above=0)
     alpha: float = option(0.75, "α of the Beta distribution by which MixMatch mixes images", above=0)
-    threshold: float = option(0.95, "of FixMatch: pseudo-labels that are at least so probable count", low=0, high=1)
+    threshold: float = option(
+        0.95, "of FixMatch (its authors'): pseudo-labels that are at least so probable count", low=0, high=1
+    )
     statistics: Literal["trained", "plain"] = option(
         "trained",
         "whose BatchNorm's running statistics are: those of the images that are learned from (both methods' authors), which are mixed or "
