@@ -31,6 +31,7 @@ from d3jax.training import fit
 from d3jax.training.semi_supervised import SemiConfig, semi_job
 from d3jax.training.step import classification_loss
 
+SETTINGS = ("crop", "width", "labels", "steps", "seeds")
 SUPERVISED = {
     "labels alone, Adam 0.002": OptimConfig(name="adam", lr=2e-3, weight_decay=0.0, schedule="constant"),
     "labels alone, SGD one-cycle 0.1": OptimConfig(lr=0.1, schedule="onecycle"),
@@ -54,7 +55,8 @@ def main() -> None:
             print(f"seed {seed}, {name}: {100 * accuracy:.2f} %", flush=True)
             accuracies.setdefault(name, []).append(accuracy)
     result = {
-        "command": " ".join(["benchmarks/few_labels.py", options.data.name, *sys.argv[2:]]),
+        "command": f"benchmarks/few_labels.py {options.data.name} "
+        + " ".join(f"--{name} {getattr(options, name)}" for name in SETTINGS),
         "test_accuracy": accuracies,
         "mean": {name: statistics.fmean(values) for name, values in accuracies.items()},
         **environment(),
