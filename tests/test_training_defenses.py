@@ -218,7 +218,7 @@ def test_dlp_learns_the_task_of_a_poisoned_set_without_the_backdoor(model, datas
 
 
 def test_behind_stage_2_the_backdoor_is_gone_and_the_task_still_there(model, dataset, poisoned):
-    attack, split, flags = poisoned
+    attack, split, _ = poisoned
     found = defend(dlp(dataclasses.replace(DLP, stages="12"), dataset.info), model, split)
     counts = judged(model, attack, found.variables, dataset)
     assert counts.acc > 0.7 and counts.asr < 0.2, (counts.acc, counts.asr)
@@ -243,7 +243,7 @@ def test_isolation_by_local_gradient_ascent_keeps_the_loss_up(model, dataset, po
         config = dataclasses.replace(ABL, loss=loss, gamma=gamma, isolate=dataclasses.replace(RECIPE, steps=60))
         begun = fit(abl(config, dataset.info).begin(KEY, model, split))[0].variables
         ends[gamma] = scores_of(model, begun, split)["cross_entropy"].mean()
-    assert ends[0.0] < 0.1 < 0.3 < ends[0.5], ends  # without a threshold it is plain cross-entropy
+    assert ends[0.0] < 0.1 and ends[0.5] > 0.3, ends  # without a threshold it is plain cross-entropy
 
 
 def test_a_clean_set_stays_learnable(model, dataset):
