@@ -111,8 +111,8 @@ def main() -> None:
         print(markdown(brief(rows)), end="")
         return
     print(markdown(outcomes(rows)))
-    if scores := filters(gather(folders, "filters.csv", ("attack", "defense", "seed", "score"))):
-        print(markdown(scores), end="")
+    if scores := gather(folders, "filters.csv", ("attack", "defense", "seed", "score")):
+        print(markdown(filters(scores)), end="")
 
 
 if __name__ == "__main__":

@@ -225,11 +225,11 @@ def test_behind_stage_2_the_backdoor_is_gone_and_the_task_still_there(model, dat
     assert found.found["suspects"].sum() == 20 and not found.found["labelled"].any()
 
 
-@pytest.mark.parametrize("change", [{"score": "mixture", "ratio": 0.2}, {"semi": "fixmatch"}])
+@pytest.mark.parametrize(
+    "change", [{"score": "mixture", "ratio": 0.2}, {"semi": dataclasses.replace(DLP.semi, method="fixmatch")}]
+)
 def test_other_slots_run_to_the_end(change, model, dataset, poisoned):
     attack, split, flags = poisoned
-    if "semi" in change:
-        change = {"semi": dataclasses.replace(DLP.semi, method="fixmatch")}
     found = defend(dlp(dataclasses.replace(DLP, **change), dataset.info), model, split)
     counts = judged(model, attack, found.variables, dataset)
     assert counts.acc > 0.8 and counts.asr < 0.3, (counts.acc, counts.asr)
