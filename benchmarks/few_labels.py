@@ -1,7 +1,7 @@
 """What MixMatch and FixMatch learn from a few labels and many images without, against the same labels alone.
 
 All begin at the same weights and make as many steps of as many labelled images, with crop and flip as the data set allows.
-Supervised learning has two recipes, MixMatch's own optimiser and SGD with a one-cycle rate. Seeds draw labels and weights.
+Supervised learning has two recipes, MixMatch's own optimiser, whose rate falls to 0 too, and SGD with a one-cycle rate. Seeds draw labels and weights.
 No published number stands beside these: the papers' nets are WRN-28-2 and larger, trained for a million steps.
 
 Command: python benchmarks/few_labels.py fashion_mnist.npz [--crop 2] [--labels 250] [--steps 1200] [--seeds 3] [--out benchmarks/results]
@@ -28,12 +28,12 @@ from d3jax.environment import environment
 from d3jax.metrics import predict
 from d3jax.models import PreActResNet18Config, preact_resnet18
 from d3jax.training import fit
-from d3jax.training.semi_supervised import SemiConfig, semi_job
+from d3jax.training.semi_supervised import PRESETS, SemiConfig, semi_job
 from d3jax.training.step import classification_loss
 
 SETTINGS = ("crop", "width", "labels", "steps", "seeds")
 SUPERVISED = {
-    "labels alone, Adam 0.002": OptimConfig(name="adam", lr=2e-3, weight_decay=0.0, schedule="constant"),
+    "labels alone, Adam 0.002": PRESETS["mixmatch"]["optimizer"],
     "labels alone, SGD one-cycle 0.1": OptimConfig(lr=0.1, schedule="onecycle"),
 }
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .figures import BEFORE, WIDTH, Runs, drawing, plain_numbers, short
-from .markup import escape, figure, table
+from .markup import Looks, escape, figure, table
 from .rows import Row
 
 CLEAN, POISONED = BEFORE, "#d55e00"
@@ -32,11 +32,13 @@ class Filter(NamedTuple):
     beginning: str = ""
 
 
-def show_filters(stem: Path, filters: Sequence[Filter], rows: Sequence[Row], ended: Sequence[Row], runs: Runs) -> str:
+def show_filters(
+    stem: Path, filters: Sequence[Filter], rows: Sequence[Row], ended: Sequence[Row], runs: Runs, looks: Looks
+) -> str:
     """For one attack: of each first stage, how it learned and what its scores find, and what the defences made of it.
 
     `filters` are those of one seed, tables are means over seeds: `rows` are the lines of filters.csv for this attack, `ended` its lines of
-    results.csv, `runs` its logged runs.
+    results.csv, `runs` its logged runs, `looks` the colour and dash of every defence.
     """
     groups: dict[str, list[Filter]] = {}
     for one in filters:
@@ -57,6 +59,16 @@ def show_filters(stem: Path, filters: Sequence[Filter], rows: Sequence[Row], end
         text = "What stage 3 ranks by, behind unlearning where there is any: the lowest keep their labels, so that no poison is to be there."
         again = _save_rescored(Path(f"{path}-rescored.png"), [one for one in group if "rescored" in one.curves])
         parts.append(figure(again, f"{names}: scores by which labels are kept", text))
+        text = (
+            "The same score as a filter for clean images, by how many of the lowest keep their labels: how many of them are clean, and how "
+            "many of the clean are among them. A dot is what the defence kept, which is not the lowest alone where every class has its share."
+        )
+        kept = _save_kept(
+            Path(f"{path}-kept.png"),
+            [one for one in group if "rescored" in one.curves and one.flags.any() and not one.flags.all()],
+            looks,
+        )
+        parts.append(figure(kept, f"{names}: precision and recall of the labels that are kept", text))
         parts.append(_choices_table([row for row in ended for one in group if row["defense"] == one.defense]))
     return "".join(parts)
 
@@ -131,6 +143,35 @@ def _save_rescored(path: Path, filters: Sequence[Filter]) -> Path | None:
             axis.set_visible(False)
         handles, names = axes[0].get_legend_handles_labels()
         picture.legend(handles, names, loc="outside upper right", ncols=2)
+    return path
+
+
+def kept_clean(poisoned: np.ndarray, flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and recall [N] of clean images among the first k of a ranking, of which the share `poisoned` [N] is; some of all are clean."""
+    clean = (1 - poisoned) * np.arange(1, len(flags) + 1)
+    return 1 - poisoned, clean / np.sum(~flags)
+
+
+def _save_kept(path: Path, filters: Sequence[Filter], looks: Looks) -> Path | None:
+    """Precision and recall of clean images against the share of the images that keeps its labels, a line for each defence."""
+    if not filters:
+        return None
+    with drawing(path, (WIDTH, max(2.8, 0.2 * len(filters)))) as picture:
+        axes = picture.subplots(1, 2)
+        for one in filters:
+            hue, dash = looks[one.defense]
+            clean, labelled = ~one.flags, one.found["labelled"]
+            share = 100 * np.arange(1, len(clean) + 1) / len(clean)
+            did = (clean[labelled].mean() if labelled.any() else np.nan, labelled[clean].mean())
+            for axis, line, dot in zip(axes, kept_clean(one.curves["rescored"][0], one.flags), did, strict=True):
+                axis.plot(share, 100 * line, color=hue, linestyle=dash, linewidth=1.2, label=short(one.defense, 30))
+                axis.plot(100 * labelled.mean(), 100 * dot, color=hue, marker="o", markersize=4)
+        axes[0].axhline(100 * (1 - filters[0].flags.mean()), color=CLEAN, linewidth=0.8, linestyle=":")
+        for axis, title in zip(axes, ("Precision: clean of those kept", "Recall: kept of the clean"), strict=True):
+            axis.set(title=title, xlabel="images that keep their labels (%)", ylabel="%", xlim=(0, 100))
+        axes[1].set_ylim(-3, 103)
+        handles, names = axes[0].get_legend_handles_labels()
+        picture.legend(handles, names, loc="outside right center")
     return path
 
 

@@ -87,12 +87,13 @@ def write_report(
         filters = [one for one in extras.filters if one.attack == attack]
         filters = [one for one in filters if one.seed == filters[0].seed]
         named = [row for row in extras.filtered if row["attack"] == attack]
+        reached = [row for row in rows if row["attack"] == attack]
         paths = [one for one in extras.lines if one.attack == attack]
         turned = [row for row in extras.turned if row["attack"] == attack]
         where = folder / "figures" / stem
         sections = (
             partial(show_evolutions, where, attack, lineages, failed, looks),
-            partial(show_filters, where, filters, named, [row for row in rows if row["attack"] == attack], every.get(attack, {})),
+            partial(show_filters, where, filters, named, reached, every.get(attack, {}), looks),
             *(partial(show_paths, where, one, looks) for one in paths),
             partial(show_turned, [] if attack in extras.unknown else turned),
             partial(show_attack, where, attack, mine, runs, looks),

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from d3jax import checkpoint, study, study_rows, untrusted
-from d3jax.analysis.isolation import ranking, scores_of
+from d3jax.analysis.isolation import precision_recall, ranking, scores_of
 from d3jax.attacks import BadNetsConfig, badnets
 from d3jax.config import OptimConfig, TrainConfig
 from d3jax.config_file import loads
@@ -21,7 +21,7 @@ from d3jax.defenses.abl import bounded_loss
 from d3jax.defenses.dlp import first_of, guessed_rows, labelled_rows, unlearn
 from d3jax.defenses.training_time import Judged, UnlearnConfig, behind, found_of, found_shapes, judge, suspect, unlearning_job
 from d3jax.errors import AttackError, ConfigError
-from d3jax.filter_page import Filter
+from d3jax.filter_page import Filter, kept_clean
 from d3jax.journal import Progress
 from d3jax.metrics import make_evaluate, predict
 from d3jax.rows import read_csv
@@ -407,6 +407,7 @@ def test_the_page_shows_learning_scores_and_filters(finished):
         "badnets-dlp-learning.png",
         "badnets-dlp-scores.png",
         "badnets-dlp-rescored.png",
+        "badnets-dlp-kept.png",
         "badnets-abl-authors-scores.png",
     } <= pictures
     assert "badnets-first-scores.png" not in pictures  # the same first stage as dlp's
@@ -416,6 +417,13 @@ def test_the_page_shows_learning_scores_and_filters(finished):
         f"<th scope=row>dlp</th><td class=n>20</td><td class=n>{100 * dlp_row['suspects_poisoned']:.1f}</td><td class=n>{share:.2f}</td>"
         in page
     )
+
+
+def test_precision_and_recall_of_the_labels_that_are_kept():
+    flags, scores = np.array([False, True, False, False]), np.array([0.1, 0.2, 0.3, 0.4])
+    precision, recall = kept_clean(precision_recall(scores, flags)[0], flags)
+    np.testing.assert_allclose(precision, [1, 1 / 2, 2 / 3, 3 / 4])
+    np.testing.assert_allclose(recall, [1 / 3, 1 / 3, 2 / 3, 1])
 
 
 def test_a_rerun_says_what_the_run_said(finished):

@@ -63,10 +63,11 @@ PRESETS = {
 @dataclasses.dataclass(frozen=True)
 class ABLConfig:
     """A preset and what departs from it. `authors`: 10 epochs of isolation (the paper: 20), 60 of fine-tuning, a tenth of the learning
-    rate from the 40th, 16 steps of unlearning, as 4 epochs are of 500 isolated images; for their WRN-16-1 (PreActResNet18 at width
-    64 is NaN within 20 steps at that rate). `backdoorbench`: 20 epochs, batches of 256, no cutout, 40 steps (20 epochs of 500), rates of 0.01
-    and 1e-4, as its program has them (it does not read its settings file's for fine-tuning and unlearning). What a part leaves out in a config file is the preset's;
-    made by hand, it is what the class says."""
+    rate from the 40th, 16 steps of unlearning, as 4 epochs are of 500 isolated images (of a smaller set's they are more, which costs
+    accuracy: give fewer `steps` there); for their WRN-16-1 (PreActResNet18 at width 64 is NaN within 20 steps at that rate).
+    `backdoorbench`: 20 epochs, batches of 256, no cutout, 40 steps (20 epochs of 500), rates of 0.01 and 1e-4, as its program has them (it
+    does not read its settings file's for fine-tuning and unlearning). What a part leaves out in a config file is the preset's; made by
+    hand, it is what the class says."""
 
     preset: Literal["authors", "backdoorbench"] = option("authors", "where isolate, finetune and unlearn come from unless given")
     loss: Literal["flooding", "lga"] = option("flooding", "flooding: |L − γ| + γ; lga: local gradient ascent, sign(L − γ) · L")
@@ -119,6 +120,8 @@ def abl(config: ABLConfig, info: DataInfo) -> TrainingDefense:
         state, lines = fit(job, session.within("finetune", epoch_steps(len(rest), config.finetune.batch_size)))
         job = unlearning_job(stream(key, "unlearn"), model, state.variables, data, judged, config.unlearn)
         state, more = fit(job, session.within("unlearn", max(1, config.unlearn.steps // 4)))
+        times = config.unlearn.steps * min(config.unlearn.batch_size, len(judged.suspects)) / len(judged.suspects)
+        session.say(f"unlearn: {config.unlearn.steps} steps, {times:.1f} times over {len(judged.suspects)} isolated images")
         found = found_of(size, judged.scores, suspects=judged.suspects, labelled=rest)
         return Trained(state.variables, found, trace_of(behind(lines, more)))
 

@@ -29,13 +29,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mixmatch": {
         "weight": 15.0,
         "ramp": 1.0,
-        "optimizer": OptimConfig(name="adam", lr=2e-3, weight_decay=0.0, schedule="constant"),
+        "optimizer": OptimConfig(name="adam", lr=2e-3, weight_decay=0.0, schedule="cosine"),
     },
     "fixmatch": {"weight": 1.0, "ramp": 0.0, "optimizer": OptimConfig(lr=0.03, nesterov=True, schedule="cosine")},
 }
 """MixMatch with the settings DBD fine-tunes with (Huang et al., arXiv 2202.03423; its training has 194,560 steps, so that λ_u rises far
-more slowly there); FixMatch with its authors' but for the length, the batch, seven times as many unlabelled images, and a cosine that
-ends at 0."""
+more slowly there), but that the rate falls to 0: theirs is constant, which MixMatch's authors make up for by averaging the weights.
+FixMatch with its authors' but for the length, the batch, seven times as many unlabelled images, and a cosine that ends at 0."""
 
 FOREIGN = {"mixmatch": ("threshold",), "fixmatch": ("temperature", "alpha")}
 """Settings that the other method alone has."""
