@@ -2,7 +2,7 @@
 
 Of results.csv every attack's defences with ACC, what they changed of it, ASR, RA, DER, and of training-time defences the share of the poisoned
 among the suspects and among the images that keep their labels. Of filters.csv, where there is one, how well the scores behind a first stage
-find the poison. A mean over fewer seeds than the others has their number behind it. With --brief ACC/ASR alone: a line for every attack, a
+find the poison; defences that say the same of an attack share a line, as those with one first stage do. A mean over fewer seeds than the others has their number behind it. With --brief ACC/ASR alone: a line for every attack, a
 column for every defence.
 
 Command: python benchmarks/tables.py [--brief] RUN… (folders with a results.csv; several are put together, the first counts where two have
@@ -81,13 +81,21 @@ def brief(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def filters(rows: Sequence[Row]) -> list[list[str]]:
-    """A line for every attack with poison, defence and score behind a first stage, behind one of headings."""
+    """A line for every attack with poison, first stage and score, behind one of headings."""
     lines = [["attack", "first stage of", "score", "AUROC", *(f"poisoned of the {name}" for name in PRECISIONS.values())]]
     poisoned = [row for row in rows if row["score"] in SCORES and row["auroc"] is not None]
-    for attack, defense, score in dict.fromkeys((row["attack"], row["defense"], row["score"]) for row in poisoned):
-        mine = [row for row in poisoned if (row["attack"], row["defense"], row["score"]) == (attack, defense, score)]
-        shares = [mean([row[name] for row in mine]) for name in PRECISIONS]
-        lines.append([attack, defense, SCORES[score], mean([row["auroc"] for row in mine], 3, 1), *shares])
+    said: dict[tuple, list[str]] = {}  # the defences that say it
+    for attack, defense in dict.fromkeys((row["attack"], row["defense"]) for row in poisoned):
+        block = []
+        for score, name in SCORES.items():
+            mine = [row for row in poisoned if (row["attack"], row["defense"], row["score"]) == (attack, defense, score)]
+            if mine:
+                shares = (mean([row[column] for row in mine]) for column in PRECISIONS)
+                block.append((name, mean([row["auroc"] for row in mine], 3, 1), *shares))
+        said.setdefault((attack, *block), []).append(defense)
+    for (attack, *block), defenses in said.items():
+        who = defenses[0] + (f" and {len(defenses) - 1} more" if len(defenses) > 1 else "")
+        lines += [[attack, who, *line] for line in block]
     return lines
 
 

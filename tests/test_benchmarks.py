@@ -234,8 +234,13 @@ def test_tables_are_means_over_seeds_of_what_did_not_fail(tmp_path):
     ]
     scores = [{"attack": "badnets", "defense": "dlp", "seed": seed, "score": "entropy", "auroc": 0.9} for seed in (0, 1)]
     scores = [row | dict.fromkeys(tables.PRECISIONS, row["seed"] / 2) for row in scores]
-    found = tables.filters([*scores, scores[0] | {"score": "rescored"}, scores[0] | {"attack": "clean", "auroc": None}])
-    assert found[1:] == [["badnets", "dlp", "entropy", "0.900±0.000", *["25.0±35.4"] * 3]]
+    others = [row | {"defense": name} for name in ("same", "alone") for row in scores]
+    others[-1]["auroc"] = 0.7
+    found = tables.filters([*scores, *others, scores[0] | {"score": "rescored"}, scores[0] | {"attack": "clean", "auroc": None}])
+    assert found[1:] == [
+        ["badnets", "dlp and 1 more", "entropy", "0.900±0.000", *["25.0±35.4"] * 3],
+        ["badnets", "alone", "entropy", "0.800±0.141", *["25.0±35.4"] * 3],
+    ]
 
 
 def test_the_tables_that_are_kept_are_what_the_commands_print(monkeypatch, capsys):
