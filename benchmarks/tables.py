@@ -68,6 +68,18 @@ def outcomes(rows: Sequence[Row]) -> list[list[str]]:
     return lines
 
 
+def heading(rows: Sequence[Row]) -> str:
+    """What the rows are of, in a sentence or two."""
+    values = lambda name: ", ".join(dict.fromkeys(str(row[name]) for row in rows))
+    return (
+        f"{values('dataset')}, {values('model')} ({values('net')}), seeds {values('seed')}. In percent, means ± standard deviations over seeds; "
+        "`published` are other people's numbers, of nets and lengths of their own: see the experiment's YAML."
+    )
+
+
+FILTERS = """How well low scores behind a first stage find the poison. What a defence suspects in the end may be other images: DLP's trials choose them."""
+
+
 def brief(rows: Sequence[Row]) -> list[list[str]]:
     """A line for every attack with ACC/ASR of every defence, behind one of headings."""
     attacks, defenses = (list(dict.fromkeys(row[column] for row in rows)) for column in ("attack", "defense"))
@@ -94,7 +106,7 @@ def filters(rows: Sequence[Row]) -> list[list[str]]:
                 block.append((name, mean([row["auroc"] for row in mine], 3, 1), *shares))
         said.setdefault((attack, *block), []).append(defense)
     for (attack, *block), defenses in said.items():
-        who = defenses[0] + (f" and {len(defenses) - 1} more" if len(defenses) > 1 else "")
+        who = defenses[0] + (f", {len(defenses) - 1} with the same" if len(defenses) > 1 else "")
         lines += [[attack, who, *line] for line in block]
     return lines
 
@@ -118,9 +130,9 @@ def main() -> None:
     if options.brief:
         print(markdown(brief(rows)), end="")
         return
-    print(markdown(outcomes(rows)))
+    print(f"{heading(rows)}\n\n{markdown(outcomes(rows))}")
     if scores := gather(folders, "filters.csv", ("attack", "defense", "seed", "score")):
-        print(markdown(filters(scores)), end="")
+        print(f"{FILTERS}\n\n{markdown(filters(scores))}", end="")
 
 
 if __name__ == "__main__":

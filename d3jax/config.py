@@ -163,7 +163,11 @@ class LoopConfig:
         "auto",
         "training images kept on the device, or brought batch by batch; auto: kept where they fill at most half of its free memory",
     )
-    watch_every: int = option(0, "steps between ACC/ASR measurements during repairs (0: none); for plots only", low=0)
+    watch_every: int = option(
+        0,
+        "steps between ACC/ASR measurements during repairs (0: none), in whole calls of a loop, so that they may be some more; for plots only",
+        low=0,
+    )
     eval_batch: int = option(500, "images a call in evaluation", low=1)
 
     def __post_init__(self) -> None:

@@ -51,7 +51,7 @@ Runs = dict[tuple[str, int], list[dict[str, Any]]]
 
 
 class Panel(NamedTuple):
-    """One pair of axes: the first of `keys` that a run has logged, times `scale`; `limits` are those of the y axis."""
+    """One pair of axes: of every record the first of `keys` that it has, times `scale`; `limits` are those of the y axis."""
 
     keys: tuple[str, ...]
     title: str
@@ -230,11 +230,10 @@ def _lines(runs: Runs, panel: Panel) -> list[tuple[str, np.ndarray]]:
     """(name, [2, T] steps and values) of every run with at least one finite number for the panel."""
     lines = []
     for (name, _), records in runs.items():
-        for key in panel.keys:
-            points = [(r["step"], r[key]) for r in records if isinstance(r.get(key), int | float)]
-            if any(math.isfinite(value) for _, value in points):
-                lines.append((name, np.asarray(points, np.float64).T))
-                break
+        found = [(r["step"], [r[key] for key in panel.keys if isinstance(r.get(key), int | float)]) for r in records]
+        points = [(step, values[0]) for step, values in found if values]
+        if any(math.isfinite(value) for _, value in points):
+            lines.append((name, np.asarray(points, np.float64).T))
     return lines
 
 

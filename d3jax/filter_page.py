@@ -51,7 +51,8 @@ def show_filters(
         parts.append(figure(learned, f"{names}: how clean and poisoned images are learned", f"{names}. {text}"))
         text = (
             f"Scores behind that first stage. Above: each kind's histogram of its own, in its first bin all that is below {LOWEST:g}. "
-            "Below: of the images with the lowest scores, the share that is poisoned, and the share of the poisoned found."
+            "Below: of the images with the lowest scores, the share that is poisoned (dotted: of all images), and the share of the poisoned found; "
+            "mixture ranks as cross-entropy does, and says besides how many are suspects."
         )
         scored = _save_scores(Path(f"{path}-scores.png"), group[0])
         parts.append(figure(scored, f"{names}: scores of clean and poisoned images", text))
@@ -60,7 +61,7 @@ def show_filters(
         again = _save_rescored(Path(f"{path}-rescored.png"), [one for one in group if "rescored" in one.curves])
         parts.append(figure(again, f"{names}: scores by which labels are kept", text))
         text = (
-            "The same score as a filter for clean images, by how many of the lowest keep their labels: how many of them are clean, and how "
+            "The same score as a filter for clean images, by how many of the lowest keep their labels: how many of them are clean (dotted: of all images), and how "
             "many of the clean are among them. A dot is what the defence kept, which is not the lowest alone where every class has its share."
         )
         kept = _save_kept(
@@ -116,9 +117,9 @@ def _save_scores(path: Path, one: Filter) -> Path:
         share = 100 * np.arange(1, len(one.flags) + 1) / len(one.flags)
         for i, title in enumerate(("Precision", "Recall") if found else ()):
             axis = picture.add_subplot(grid[1, i])
-            for name, hue in HUES.items():
+            for thin, (name, hue) in enumerate(HUES.items()):  # they often lie on one another
                 if name in one.curves:
-                    axis.plot(share, 100 * one.curves[name][i], color=hue, linewidth=1.3, label=_plain(name))
+                    axis.plot(share, 100 * one.curves[name][i], color=hue, linewidth=4 - thin, label=_plain(name))
             axis.axhline(100 * one.flags.mean(), color=CLEAN, linewidth=0.8, linestyle=":") if i == 0 else None
             axis.set(
                 title=title, xlabel="images with the lowest scores (%)", ylabel="%", xlim=(0.1, 100), ylim=(-3, 103), xscale="log"

@@ -238,7 +238,7 @@ def test_tables_are_means_over_seeds_of_what_did_not_fail(tmp_path):
     others[-1]["auroc"] = 0.7
     found = tables.filters([*scores, *others, scores[0] | {"score": "rescored"}, scores[0] | {"attack": "clean", "auroc": None}])
     assert found[1:] == [
-        ["badnets", "dlp and 1 more", "entropy", "0.900±0.000", *["25.0±35.4"] * 3],
+        ["badnets", "dlp, 1 with the same", "entropy", "0.900±0.000", *["25.0±35.4"] * 3],
         ["badnets", "alone", "entropy", "0.800±0.141", *["25.0±35.4"] * 3],
     ]
 

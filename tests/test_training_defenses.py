@@ -335,7 +335,7 @@ def test_a_class_all_of_whose_images_are_suspects_is_said(model, dataset, poison
 @pytest.mark.parametrize(
     ("make", "size", "message"),
     [
-        (lambda info: abl(ABLConfig(), info), 100, "isolate.batch_size: 128 is more than the 100 images there are"),
+        (lambda info: abl(ABLConfig(), info), 100, "isolate.batch_size: 128 is more than the 100 images$"),
         (lambda info: abl(ABLConfig(), info), 128, "finetune.batch_size: 128 is more than the 127 images that are not isolated"),
         (lambda info: dlp(DLPConfig(), info), 120, "supervised.batch_size: 128 is more than the 120 images"),
         (lambda info: dlp(dataclasses.replace(DLP, kept=0.05, least=0), info), 400, "semi.batch_size: 32 .* 20 images that keep"),
@@ -501,11 +501,11 @@ def same_models(model, *folders):
         (("defenses.1.stages", "21"), "stages: 21 is not one of 1, 12, 13, 123"),
         (
             ("defenses.0.unlearn", "{descent: turns, batch_size: 201}"),
-            "defenses: abl-authors: unlearn.batch_size: 201 wants 201 trusted images a step, more than the 200 there are",
+            "defenses: abl-authors: unlearn.batch_size: 201 may want 201 trusted images a step, more than the 200 there are",
         ),
         (
             ("defenses.0.unlearn", "{descent: together, batch_size: 300}"),
-            "defenses: abl-authors: unlearn.batch_size: 300 wants 299 trusted images a step, more than the 200 there are",
+            "defenses: abl-authors: unlearn.batch_size: 300 may want 299 trusted images a step, more than the 200 there are",
         ),
         (
             ("defenses.0.unlearn", "{descent: together, batch_size: 1}"),

@@ -67,7 +67,7 @@ class UnlearnConfig:
     )
     optimizer: OptimConfig = option(lambda: ASCENT, "optimiser and schedule (ABL's; DLP's rate is ten times that)")
     steps: int = option(16, "steps (ABL's four epochs of 500 images; DLP: 100, ours)", low=1)
-    batch_size: int = option(128, "images a step; in turns of each kind", low=1)
+    batch_size: int = option(128, "images a step, of suspects at most as many as there are; in turns of each kind", low=1)
     batch_norm: Literal["train", "frozen"] = option(
         "train", "statistics: the batch's, which are learned (ABL's), or the stored ones"
     )
@@ -136,7 +136,7 @@ def check_ratio(ratio: float, size: int) -> None:
 def check_batch(part: str, batch_size: int, count: int, images: str) -> None:
     """Raises `ConfigError` where `part` of a defence has no batch of its `images`, of which there are `count`."""
     if batch_size > count:
-        raise ConfigError(f"{part}.batch_size: {batch_size} is more than the {count} {images} there are")
+        raise ConfigError(f"{part}.batch_size: {batch_size} is more than the {count} {images}")
 
 
 def check_unlearning(config: UnlearnConfig, size: int) -> None:
@@ -144,7 +144,7 @@ def check_unlearning(config: UnlearnConfig, size: int) -> None:
     _, trusted = parts_of(config.batch_size, config.descent, config.share, suspects=1)  # `mixture` may say of one alone
     if trusted > size // 2:
         raise ConfigError(
-            f"unlearn.batch_size: {config.batch_size} wants {trusted} trusted images a step, more than the {size // 2} there are"
+            f"unlearn.batch_size: {config.batch_size} may want {trusted} trusted images a step, more than the {size // 2} there are"
         )
 
 
