@@ -101,9 +101,9 @@ class DLPConfig:
         high=1,
     )
     semi: SemiConfig = option(
-        lambda: SemiConfig(statistics="plain"),
-        "stage 3 (DBD's fine-tuning, but that the images are split once, not in every epoch, and some are left out; 20 epochs for its 190 and "
-        "`plain` statistics are ours)",
+        lambda: SemiConfig(statistics="plain", weight=1.0),
+        "stage 3 (DBD's fine-tuning, but that the images are split once, not in every epoch, and some are left out; 20 epochs for its 190, "
+        "λ_u 1 for its 15 and `plain` statistics are ours)",
     )
 
     def __post_init__(self) -> None:
