@@ -65,7 +65,7 @@ def test_presets():
     assert dlps.supervised.optimizer == OptimConfig(lr=0.01, nesterov=True, weight_decay=1e-4, schedule="constant")
     assert (dlps.unlearn.kind, dlps.unlearn.descent, dlps.unlearn.steps) == ("uniform", "together", 100)
     assert (dlps.unlearn.optimizer.lr, dlps.unlearn.bounded, dlps.unlearn.batch_norm) == (5e-3, True, "train")
-    assert (dlps.semi.method, dlps.semi.statistics, dlps.semi.epochs) == ("mixmatch", "plain", 20)
+    assert (dlps.semi.method, dlps.semi.statistics, dlps.semi.epochs, dlps.semi.weight) == ("mixmatch", "plain", 20, 1.0)
     assert DLPConfig(stages="12", kept=0.3).kept == 0.3  # what stage 3 would refuse
 
 
