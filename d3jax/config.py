@@ -11,7 +11,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from .errors import ConfigError
@@ -63,6 +63,16 @@ def check_fields(config: Any) -> None:
                 or ("above" in bounds and not number > bounds["above"])
             ):
                 raise ConfigError(f"{field.name}: {number!r} is out of range, want {_range(bounds)}")
+
+
+def check_foreign(config: Any, by: str, owners: Mapping[str, Collection[str]]) -> None:
+    """Raises `ConfigError` where a setting of `owners` departs from its default, but the choice in the field `by` is none that has it."""
+    choice = getattr(config, by)
+    for name, choices in owners.items():
+        value = getattr(config, name)
+        if choice not in choices and value != getattr(type(config), name):
+            shown = f"{value:g}" if isinstance(value, float) else value
+            raise ConfigError(f"{name}: {shown} stands beside {by}: {choice}, which has no such setting")
 
 
 def fill_preset(config: Any, presets: Mapping[str, Mapping[str, Any]]) -> None:

@@ -12,10 +12,15 @@ from typing import Literal
 import numpy as np
 import optax
 
-from .config import check_fields, option
+from .config import check_fields, check_foreign, option
 from .errors import ConfigError
 
 Name = Literal["constant", "cosine", "onecycle", "slanted", "cyclical", "sgdr", "super"]
+
+
+OWNERS = {"low": ("cyclical", "super"), "cycles": ("cyclical", "sgdr"), "growth": ("sgdr",)}
+OWNERS |= {"cut": ("slanted",), "ratio": ("slanted",), "lr2": ("super",), "first": ("super",), "ramp": ("super",)}
+"""Which strategies have a setting, of those that not all have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +46,7 @@ class StrategyConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_foreign(self, "name", OWNERS)
         tops = {"cyclical": ("lr",), "super": ("lr", "lr2")}.get(self.name, ())
         for name in tops:
             if self.low > getattr(self, name):

@@ -60,7 +60,12 @@ def test_the_configs_are_understood():
     lineages = loads(evolutions, [("fresh", "0.6")], registries=REGISTRIES).evolutions
     assert [choice.label for choice in lineages] == ["constant-lr0.003", "constant-lr0.01", "constant-lr0.03", "sgdr"]
     ours, theirs = (choice.config for choice in loads(training, registries=REGISTRIES).defenses)
-    assert (ours.unlearn.steps, ours.unlearn.optimizer.lr, theirs.unlearn.kind, theirs.semi.method) == (10, 1e-4, "uniform", "fixmatch")
+    assert (ours.unlearn.steps, ours.unlearn.optimizer.lr, theirs.unlearn.kind, theirs.semi.method) == (
+        10,
+        1e-4,
+        "uniform",
+        "fixmatch",
+    )
     config = loads(sweep, registries=REGISTRIES)
     assert len(config.defenses) == 6 and config.defenses[0].label == "d3-code-lam0.1-lr0.003"
 

@@ -217,6 +217,12 @@ def test_nothing_to_draw_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_loss_is_drawn_through_stages_that_log_it_by_other_names():
+    records = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 9.0, "clean_loss": 1.0}, {"step": 3, "accuracy": 0.5}]
+    ((name, points),) = figures._lines({("dlp", 0): records}, figures.REPAIR[0])
+    assert name == "dlp" and points.tolist() == [[1, 2], [2.0, 1.0]]
+
+
 def test_every_defence_has_its_own_look():
     looks = figures.palette(["none", *(f"d{i}" for i in range(25)), "d3"])
     assert len(set(looks.values())) == len(looks) == 26 and looks["d0"] == figures.palette(["d0"])["d0"]

@@ -78,3 +78,17 @@ def test_a_triangle_that_cannot_reach_its_top_is_refused(first, which):
 def test_a_lowest_rate_above_the_highest_is_refused(settings, top):
     with pytest.raises(ConfigError, match=f"low: 0.0003 is above {top}: 0.0001"):
         StrategyConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cycles": 2}, "cycles: 2 stands beside name: constant, which has no such setting"),
+        ({"name": "sgdr", "low": 1e-5}, "low: 1e-05 stands beside name: sgdr"),
+        ({"name": "cyclical", "growth": 2}, "growth: 2 stands beside name: cyclical"),
+        ({"name": "super", "ratio": 4.0}, "ratio: 4 stands beside name: super"),
+    ],
+)
+def test_settings_of_other_strategies_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        StrategyConfig(**settings)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..analysis.isolation import NAMES, Score, ranking, scores_of, ties_of
 from ..base import DataInfo, Model, Split, Variables, stream
-from ..config import OptimConfig, TrainConfig, check_fields, option
+from ..config import OptimConfig, TrainConfig, check_fields, check_foreign, option
 from ..data.augment import make_augment
 from ..data.batching import epoch_plan
 from ..errors import ConfigError
@@ -75,10 +75,7 @@ class UnlearnConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.descent != "together" and self.share != UnlearnConfig.share:
-            raise ConfigError(f"share: {self.share:g} stands beside descent: {self.descent}, which has no such setting")
-        if self.descent == "none" and self.trusted != UnlearnConfig.trusted:
-            raise ConfigError(f"trusted: {self.trusted} stands beside descent: none, which has no such setting")
+        check_foreign(self, "descent", {"share": ("together",), "trusted": ("turns", "together")})
 
 
 class Judged(NamedTuple):

@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import optax
 
 from ..base import DataInfo, Metrics, Model, Params, Split, TrainState, Variables, as_float, stream
-from ..config import OptimConfig, check_fields, option
+from ..config import OptimConfig, check_fields, check_foreign, option
 from ..data.augment import make_augment
 from ..data.batching import batch_rows, epoch_plan
 from ..data.strong import strong_augment
-from ..errors import ConfigError
 from ..sharding import over_data
 from .loop import Job
 from .optim import make_optimizer
@@ -37,8 +36,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 more slowly there), but that the rate falls to 0: theirs is constant, which MixMatch's authors make up for by averaging the weights.
 FixMatch with its authors' but for the length, the batch, seven times as many unlabelled images, and a cosine that ends at 0."""
 
-FOREIGN = {"mixmatch": ("threshold",), "fixmatch": ("temperature", "alpha")}
-"""Settings that the other method alone has."""
+OWNERS = {"threshold": ("fixmatch",), "temperature": ("mixmatch",), "alpha": ("mixmatch",)}
+"""Which method has a setting, of those that not both have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +64,7 @@ class SemiConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in FOREIGN[self.method]:
-            if getattr(self, name) != getattr(SemiConfig, name):
-                raise ConfigError(
-                    f"{name}: {getattr(self, name):g} stands beside method: {self.method}, which has no such setting"
-                )
+        check_foreign(self, "method", OWNERS)
 
     @classmethod
     def beneath(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
