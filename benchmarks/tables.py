@@ -2,8 +2,8 @@
 
 Of results.csv every attack's defences with ACC, what they changed of it, ASR, RA, DER, and of training-time defences the share of the poisoned
 among the suspects and among the images that keep their labels. Of filters.csv, where there is one, how well the scores behind a first stage
-find the poison; defences that say the same of an attack share a line, as those with one first stage do. A mean over fewer seeds than the others has their number behind it. With --brief ACC/ASR alone: a line for every attack, a
-column for every defence.
+find the poison; defences that say the same of an attack share its lines, as those with one first stage do. With --brief ACC/ASR alone: a
+line for every attack, a column for every defence. A mean of outcomes over fewer seeds than the others has their number behind it.
 
 Command: python benchmarks/tables.py [--brief] RUN… (folders with a results.csv; several are put together, the first counts where two have
 the same run)

@@ -19,6 +19,7 @@ from ..config import OptimConfig, TrainConfig, check_fields, fill_preset, option
 from ..config_file import to_mapping
 from ..training.loop import Job, Session, fit, trace_of
 from ..training.step import Loss, accuracy, classification_loss, cross_entropy
+from ..training.unlearn import parts_of
 from .training_time import (
     ASCENT,
     UnlearnConfig,
@@ -120,8 +121,12 @@ def abl(config: ABLConfig, info: DataInfo) -> TrainingDefense:
         state, lines = fit(job, session.within("finetune", epoch_steps(len(rest), config.finetune.batch_size)))
         job = unlearning_job(stream(key, "unlearn"), model, state.variables, data, judged, config.unlearn)
         state, more = fit(job, session.within("unlearn", max(1, config.unlearn.steps // 4)))
-        times = config.unlearn.steps * min(config.unlearn.batch_size, len(judged.suspects)) / len(judged.suspects)
-        session.say(f"unlearn: {config.unlearn.steps} steps, {times:.1f} times over {len(judged.suspects)} isolated images")
+        isolated, moves = len(judged.suspects), int(state.opt_state.moves)
+        each, _ = parts_of(config.unlearn.batch_size, config.unlearn.descent, config.unlearn.share, isolated)
+        times = moves * min(each, isolated) / isolated
+        session.say(
+            f"unlearn: moved in {moves} of {config.unlearn.steps} steps, {times:.1f} times over {isolated} isolated images"
+        )
         found = found_of(size, judged.scores, suspects=judged.suspects, labelled=rest)
         return Trained(state.variables, found, trace_of(behind(lines, more)))
 

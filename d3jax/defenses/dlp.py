@@ -103,7 +103,7 @@ class DLPConfig:
     semi: SemiConfig = option(
         lambda: SemiConfig(statistics="plain", weight=1.0),
         "stage 3 (DBD's fine-tuning, but that the images are split once, not in every epoch, and some are left out; 20 epochs for its 190, "
-        "λ_u 1 for its 15 and `plain` statistics are ours)",
+        "a rate that falls to 0, λ_u 1 for its 15 and `plain` statistics are ours)",
     )
 
     def __post_init__(self) -> None:
