@@ -1,7 +1,8 @@
 """What MixMatch and FixMatch learn from a few labels and many images without, against the same labels alone.
 
 All begin at the same weights and make as many steps of as many labelled images, with crop and flip as the data set allows.
-Supervised learning has two recipes, MixMatch's own optimiser, whose rate falls to 0 too, and SGD with a one-cycle rate. Seeds draw labels and weights.
+Supervised learning has two recipes, MixMatch's own optimiser and SGD with a one-cycle rate; every rate falls to 0. Seeds draw labels and
+weights.
 No published number stands beside these: the papers' nets are WRN-28-2 and larger, trained for a million steps.
 
 Command: python benchmarks/few_labels.py fashion_mnist.npz [--crop 2] [--labels 250] [--steps 1200] [--seeds 3] [--out benchmarks/results]

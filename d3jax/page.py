@@ -86,10 +86,8 @@ def write_report(
         runs = {run: lines for run, lines in metrics.get(attack, {}).items() if run[0].split("/")[0] not in lineages.shown}
         filters = [one for one in extras.filters if one.attack == attack]
         filters = [one for one in filters if one.seed == filters[0].seed]
-        named = [row for row in extras.filtered if row["attack"] == attack]
-        reached = [row for row in rows if row["attack"] == attack]
+        named, reached, turned = (_of(attack, table) for table in (extras.filtered, rows, extras.turned))
         paths = [one for one in extras.lines if one.attack == attack]
-        turned = [row for row in extras.turned if row["attack"] == attack]
         where = folder / "figures" / stem
         sections = (
             partial(show_evolutions, where, attack, lineages, failed, looks),
