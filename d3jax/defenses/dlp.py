@@ -60,7 +60,10 @@ the training images' poison flags, which a defender does not have (BUILD_NOTES).
 @dataclasses.dataclass(frozen=True)
 class DLPConfig:
     """Every slot of the three stages. What a part leaves out in a config file is DLP's; made by hand, it is what the part's class says, so
-    that one begins with `dataclasses.replace(DLPConfig().unlearn, …)`."""
+    that one begins with `dataclasses.replace(DLPConfig().unlearn, …)`.
+
+    The defaults spare every class, and so keep the backdoor where one is poisoned whole, as by a clean-label attack at a high rate.
+    `trials=0`, `least=0` and an `unlearn` whose `trusted` is all give the suspects' class up instead, poisoned or not (BUILD_NOTES)."""
 
     stages: Literal["1", "12", "13", "123"] = option(
         "123", "which stages run: the ablations of the paper's kind; settings of the others are not read"
