@@ -243,14 +243,47 @@ def test_tables_are_means_over_seeds_of_what_did_not_fail(tmp_path):
     ]
 
 
+def test_learning_is_told_by_first_stage_and_by_what_stage_3_changes():
+    import learning
+
+    said = {"clean_right": 0.5, "poisoned_entropy": 0.0, "clean_entropy": 1.25}
+    runs = {
+        ("beginning-a", 0): [{"step": n, "poisoned_right": right} | said for n, right in enumerate((0.2, 0.95, 0.85, 1.0))],
+        ("beginning-b", 0): [{"step": 1, "poisoned_right": 0.9} | said],
+        ("dlp", 0): [{"watch_acc": 0.6}, {"watch_acc": 0.75}, {"loss": 1.0}, {"watch_acc": 0.5, "unlabelled_loss": 0.1}],
+        ("stages12", 0): [{"watch_acc": 0.6}],
+    }
+    assert learning.first_stages("badnets", runs) == [
+        ["badnets", "0", "2", "100.0", "50.0", "0.00", "1.25"],
+        ["badnets", "0", "never", "90.0", "50.0", "0.00", "1.25"],
+    ]
+    assert learning.later_stages("badnets", runs) == [["badnets", "0", "dlp", "75.0", "50.0", "−25.0"]]
+
+
+def test_images_are_held_back_from_training_images_alone():
+    import held_back
+
+    data = {"train_images": np.arange(20), "train_labels": np.arange(20) % 3, "test_images": np.full(5, -1)}
+    parts = held_back.split(data, 8, 6, seed=7)
+    drawn = np.concatenate([parts["train_images"], parts["test_images"]])
+    assert len(parts["train_images"]) == 8 and len(parts["test_images"]) == 6 and len(set(drawn)) == 14 and drawn.min() >= 0
+    assert all((parts[f"{part}_labels"] == parts[f"{part}_images"] % 3).all() for part in ("train", "test"))
+    with pytest.raises(SystemExit, match="--train 15 and --test 6 are more than the 20 training images"):
+        held_back.split(data, 15, 6, seed=7)
+
+
 def test_the_tables_that_are_kept_are_what_the_commands_print(monkeypatch, capsys):
     import claims
+    import learning
     import tables
 
+    programs = {"claims": (claims, "evolution_c{{}}_{}"), "learning": (learning, "{}")}
     kept = sorted((FOLDER / "results").glob("*.md"))
     assert kept
     for path in kept:
-        program, name = (claims, f"evolution_c{{}}_{path.stem[7:]}") if path.stem.startswith("claims_") else (tables, path.stem)
+        first, _, rest = path.stem.partition("_")
+        program, pattern = programs.get(first, (tables, f"{first}_{{}}"))
+        name = pattern.format(rest)
         monkeypatch.setattr(sys, "argv", [program.__name__, str(FOLDER / "results" / name)])
         program.main()
         assert capsys.readouterr().out == path.read_text(encoding="utf8")
