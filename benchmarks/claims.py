@@ -33,9 +33,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from d3jax.evolution import survivability
-from d3jax.rows import Row, read_csv
-from d3jax.survival import ratio
+from d3jax.evolution.survivability import survivability
+from d3jax.results.survival import ratio
+from d3jax.results.tables import Row, read_csv
 
 WORKS = 0.5
 """ASR before the first update of a backdoor that works."""
@@ -89,11 +89,19 @@ class Lineages(NamedTuple):
     def left_of_all(self) -> list[float | None]:
         """What all updates leave of it, by seed: 0 from where it is not above 0 on; None where one was not measured."""
         shares = [[logit_left(rows[update]) for update in self.updates] for rows in self.seeds]
-        return [None if None in each else math.prod(0.0 if math.isnan(share) else share for share in each) for each in shares]
+        return [
+            None
+            if None in each
+            else math.prod(0.0 if math.isnan(share) else share for share in each)
+            for each in shares
+        ]
 
     def doubted(self) -> list[bool]:
         """On which seeds the control says the target too."""
-        return [any((rows[update].get("control") or 0.0) > DOUBTED for update in self.updates) for rows in self.seeds]
+        return [
+            any((rows[update].get("control") or 0.0) > DOUBTED for update in self.updates)
+            for rows in self.seeds
+        ]
 
     @property
     def updates(self) -> range:
@@ -104,10 +112,17 @@ def read(folder: Path) -> dict[str, list[Lineages]]:
     """The lineages of a run folder by attack, those of clean models left out."""
     evolved, found = read_csv(folder / "evolution.csv"), {}
     for line in read_csv(folder / "survival.csv"):
-        mine = [row for row in evolved if (row["attack"], row["evolution"]) == (line["attack"], line["evolution"])]
+        mine = [
+            row
+            for row in evolved
+            if (row["attack"], row["evolution"]) == (line["attack"], line["evolution"])
+        ]
         if mine[0]["asr"] is None:
             continue
-        seeds = [[row for row in mine if row["seed"] == seed] for seed in dict.fromkeys(row["seed"] for row in mine)]
+        seeds = [
+            [row for row in mine if row["seed"] == seed]
+            for seed in dict.fromkeys(row["seed"] for row in mine)
+        ]
         worked = [rows for rows in seeds if rows[0]["asr"] >= WORKS]
         found.setdefault(line["attack"], []).append(Lineages(line, worked))
     return found
@@ -121,7 +136,9 @@ def gone(one: Lineages) -> bool | None:
     """C1's condition."""
     if not one.line["lr_mean"]:
         return None
-    early = all(not censored and count <= len(one.updates) / 2 for count, censored in one.survived())
+    early = all(
+        not censored and count <= len(one.updates) / 2 for count, censored in one.survived()
+    )
     return early and all(rows[-1]["asr"] < WORKS for rows in one.seeds)
 
 
@@ -132,9 +149,19 @@ def at_once(one: Lineages) -> bool:
 
 def worn(one: Lineages) -> bool | None:
     """C5's condition."""
-    control = lambda update: 0.0 if math.isnan(one.mean("control", update)) else one.mean("control", update)
-    due = [update for update in one.updates if one.mean("stale_asr", update) >= FLOOR + control(max(update - 1, 1))]
-    return all(statistics.fmean(one.left(update) or [math.inf]) < LEFT for update in due) if due else None
+    control = lambda update: (
+        0.0 if math.isnan(one.mean("control", update)) else one.mean("control", update)
+    )
+    due = [
+        update
+        for update in one.updates
+        if one.mean("stale_asr", update) >= FLOOR + control(max(update - 1, 1))
+    ]
+    return (
+        all(statistics.fmean(one.left(update) or [math.inf]) < LEFT for update in due)
+        if due
+        else None
+    )
 
 
 def falls(before: Lineages, after: Lineages) -> bool | None:
@@ -153,10 +180,14 @@ def judge(claim: int, rows: Sequence[Lineages]) -> tuple[Said, str]:
     if not all(one.seeds for one in rows):
         return [None] * len(rows), "never worked"
     if claim == 2:
-        parts = [list(part) for _, part in itertools.groupby(rows, lambda one: one.name.partition("-persistent")[0])]
+        parts = [
+            list(part)
+            for _, part in itertools.groupby(rows, lambda one: one.name.partition("-persistent")[0])
+        ]
         judged = [poisoned_on(part) for part in parts]
         verdicts = [
-            f"{part[0].name.partition('-persistent')[0]} {verdict}" for part, (_, verdict) in zip(parts, judged, strict=True)
+            f"{part[0].name.partition('-persistent')[0]} {verdict}"
+            for part, (_, verdict) in zip(parts, judged, strict=True)
         ]
         return [true for said, _ in judged for true in said], ", ".join(verdicts)
     if claim == 3:
@@ -172,7 +203,9 @@ def poisoned_on(rows: Sequence[Lineages]) -> tuple[Said, str]:
     """C2's judgement of lineages that differ in their further poison; the first has none."""
     alone = [censored for _, censored in rows[0].survived()]
     stays = [all(censored for _, censored in one.survived()) for one in rows[1:]]
-    without = f"does not hold, without further poison it stays on {sum(alone)} of {len(alone)} seeds"
+    without = (
+        f"does not hold, without further poison it stays on {sum(alone)} of {len(alone)} seeds"
+    )
     return [not any(alone), *stays], without if any(alone) else summary(stays, rows[1:])
 
 
@@ -199,14 +232,24 @@ def strategies(rows: Sequence[Lineages]) -> tuple[Said, str]:
         if true:
             found[kind].append(one.name)
     tell = lambda names: f"holds for {', '.join(names)}" if names else "does not hold"
-    too = f" ({', '.join(found['constant'])} {'too' if found['steps'] else 'does'})" if found["constant"] else ""
-    return said, f"at equal steps {tell(found['steps'])}{too}, at an equal mean rate {tell(found['mean'])}"
+    too = (
+        f" ({', '.join(found['constant'])} {'too' if found['steps'] else 'does'})"
+        if found["constant"]
+        else ""
+    )
+    return (
+        said,
+        f"at equal steps {tell(found['steps'])}{too}, at an equal mean rate {tell(found['mean'])}",
+    )
 
 
 def shown(one: Lineages, claim: int) -> dict[str, str]:
     """A row of a table, by the column's head, without its verdict."""
     line, points = one.line, lambda value: "–" if math.isnan(value) else f"{100 * value:.0f}"
-    largest = [max((rows[update].get("control") or 0.0 for rows in one.seeds), default=0.0) for update in one.updates]
+    largest = [
+        max((rows[update].get("control") or 0.0 for rows in one.seeds), default=0.0)
+        for update in one.updates
+    ]
     marks = ["!" if doubted else "" for doubted in one.doubted()]
     by_seed = zip(one.survived(), marks, strict=True)
     cells = {
@@ -217,17 +260,33 @@ def shown(one: Lineages, claim: int) -> dict[str, str]:
         "control, largest": ", ".join(map(points, largest)),
     }  # fmt: skip
     if claim == 3:
-        cells["logit left, by seed"] = " ".join("–" if value is None else f"{value:.2f}" for value in one.left_of_all())
+        cells["logit left, by seed"] = " ".join(
+            "–" if value is None else f"{value:.2f}" for value in one.left_of_all()
+        )
     if claim == 5:
-        means = [statistics.fmean(one.left(update)) if one.left(update) else math.nan for update in one.updates]
-        cells["logit left by update"] = ", ".join("–" if math.isnan(mean) else f"{mean:.2f}" for mean in means)
+        means = [
+            statistics.fmean(one.left(update)) if one.left(update) else math.nan
+            for update in one.updates
+        ]
+        cells["logit left by update"] = ", ".join(
+            "–" if math.isnan(mean) else f"{mean:.2f}" for mean in means
+        )
     spread = "" if line.get("acc_std") is None else f" ± {100 * line['acc_std']:.1f}"
-    cells |= {"ACC": f"{100 * line['acc']:.1f}{spread}", "Σ rates": f"{line['lr_mean'] * line['steps']:.2f}"}
+    cells |= {
+        "ACC": f"{100 * line['acc']:.1f}{spread}",
+        "Σ rates": f"{line['lr_mean'] * line['steps']:.2f}",
+    }
     if claim in (1, 4) and line["baseline"] is not None:
         chosen = line["baseline"] == one.name
         counts: dict[Any, str] = {True: "counts", False: "ACC too low", None: "seeds are missing"}
-        cells["beside the rate that validation chooses"] = "it is" if chosen else counts[line["counts"]]
-        cells["speed-up"] = "–" if chosen else ratio(line) + (f" over {line['equal_mean']}" if line["equal_mean"] else "")
+        cells["beside the rate that validation chooses"] = (
+            "it is" if chosen else counts[line["counts"]]
+        )
+        cells["speed-up"] = (
+            "–"
+            if chosen
+            else ratio(line) + (f" over {line['equal_mean']}" if line["equal_mean"] else "")
+        )
     return cells
 
 
@@ -239,8 +298,12 @@ def tell(claim: int, found: dict[str, list[Lineages]]) -> str:
         verdicts.append(f"{attack}: {verdict}")
         for one, true in zip(rows, said, strict=True):
             if one.seeds:
-                lines.append(shown(one, claim) | {"so it is": {True: "yes", False: "no", None: "–"}[true]})
-    head = list(dict.fromkeys(name for line in lines for name in line if name != "so it is")) + ["so it is"]
+                lines.append(
+                    shown(one, claim) | {"so it is": {True: "yes", False: "no", None: "–"}[true]}
+                )
+    head = list(dict.fromkeys(name for line in lines for name in line if name != "so it is")) + [
+        "so it is"
+    ]
     body = [[line.get(name, "–") for name in head] for line in lines]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *body])
     return f"**C{claim}. {SENTENCES[claim]}.** {'; '.join(verdicts)}.\n\n{table}\n"
@@ -248,11 +311,15 @@ def tell(claim: int, found: dict[str, list[Lineages]]) -> str:
 
 def main() -> None:
     """Prints the claims' tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folders", help="run folders, with {} for the claim's number")
     pattern = parser.parse_args().folders
     there = {claim: Path(pattern.format(claim)) for claim in SENTENCES}
-    there = {claim: folder for claim, folder in there.items() if (folder / "survival.csv").is_file()}
+    there = {
+        claim: folder for claim, folder in there.items() if (folder / "survival.csv").is_file()
+    }
     if not there:
         raise SystemExit(
             f"no survival.csv in {pattern} for any claim of 1 to {len(SENTENCES)}; run experiments/evolution_c1_….yaml"

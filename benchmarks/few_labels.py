@@ -20,16 +20,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from d3jax import huge_pages
-from d3jax.base import Split
-from d3jax.config import OptimConfig, TrainConfig
+from d3jax.config.recipes import OptimConfig, TrainConfig
+from d3jax.core.types import Split
 from d3jax.data import NpzConfig, npz
-from d3jax.defenses.training_time import first_job
-from d3jax.environment import environment
-from d3jax.metrics import predict
+from d3jax.defenses.training_time.suspicion import first_stage_loop
+from d3jax.metrics.attack_success import predict
 from d3jax.models import PreActResNet18Config, preact_resnet18
+from d3jax.runtime import host as huge_pages
+from d3jax.runtime.environment import environment
 from d3jax.training import fit
-from d3jax.training.semi_supervised import PRESETS, SemiConfig, semi_job
+from d3jax.training.semi_supervised import PRESETS, SemiConfig, semi_supervised_loop
 from d3jax.training.step import classification_loss
 
 SETTINGS = ("crop", "width", "labels", "steps", "seeds")
@@ -41,11 +41,15 @@ SUPERVISED = {
 
 def main() -> None:
     """Trains, prints and writes one JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("--crop", type=int, default=2)
     parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--labels", type=int, default=250, help="labelled images, as many of each class")
+    parser.add_argument(
+        "--labels", type=int, default=250, help="labelled images, as many of each class"
+    )
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -74,22 +78,32 @@ def compare(seed: int, options: Any) -> dict[str, float]:
     key, labels = jax.random.key(seed), np.asarray(data.train.labels)
     each = options.labels // data.info.num_classes
     order = np.random.default_rng(seed).permutation(len(labels))
-    labelled = np.sort(np.concatenate([order[labels[order] == k][:each] for k in range(data.info.num_classes)]))
+    labelled = np.sort(
+        np.concatenate([order[labels[order] == k][:each] for k in range(data.info.num_classes)])
+    )
     unlabelled = np.setdiff1d(np.arange(len(labels)), labelled)
-    hidden = data.train._replace(labels=np.where(np.isin(np.arange(len(labels)), labelled), labels, 0))
+    hidden = data.train._replace(
+        labels=np.where(np.isin(np.arange(len(labels)), labelled), labels, 0)
+    )
     few = Split(np.asarray(data.train.images)[labelled], labels[labelled])
-    jobs = {}
+    loops = {}
     for name, optimizer in SUPERVISED.items():
         recipe = TrainConfig(steps=options.steps, batch_size=64, optimizer=optimizer)
-        jobs[name] = first_job(key, model, few, recipe, data.info, classification_loss(model))
-    start = next(iter(jobs.values())).state.variables
+        loops[name] = first_stage_loop(
+            key, model, few, recipe, data.info, classification_loss(model)
+        )
+    start = next(iter(loops.values())).state.variables
     for method in ("mixmatch", "fixmatch"):
         config = SemiConfig(method=method, steps=options.steps)
-        jobs[method] = semi_job(key, model, start, hidden, labelled, unlabelled, config, data.info)
-    found = {name: fit(job)[0].variables for name, job in jobs.items()}
+        loops[method] = semi_supervised_loop(
+            key, model, start, hidden, labelled, unlabelled, config, data.info
+        )
+    found = {name: fit(loop)[0].variables for name, loop in loops.items()}
     images, truth = np.asarray(data.test.images), np.asarray(data.test.labels)
     batches = np.array_split(np.arange(len(truth)), 20)
-    right = lambda v: np.concatenate([np.asarray(predict(model, v, images[rows])) == truth[rows] for rows in batches])
+    right = lambda v: np.concatenate(
+        [np.asarray(predict(model, v, images[rows])) == truth[rows] for rows in batches]
+    )
     return {name: float(right(variables).mean()) for name, variables in found.items()}
 
 

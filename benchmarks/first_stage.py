@@ -15,16 +15,18 @@ import numpy as np
 from d3jax.attacks import BadNetsConfig, badnets
 from d3jax.data import NpzConfig, npz
 from d3jax.defenses import DLPConfig
-from d3jax.defenses.training_time import first_job
+from d3jax.defenses.training_time.suspicion import first_stage_loop
 from d3jax.models import PreActResNet18Config, preact_resnet18
-from d3jax.training.poisoned import poisoned_split
-from d3jax.training.repeat import Repeat
+from d3jax.training.poisoned_set import poisoned_split
+from d3jax.training.scan import ScannedStep
 from d3jax.training.step import classification_loss
 
 
 def main() -> None:
     """Prints a line a step and stops at the first loss that is not finite."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--lr", type=float, default=0.1)
@@ -33,14 +35,24 @@ def main() -> None:
     data = npz(NpzConfig(path=options.data, limit_train=4000, limit_test=100))
     model = preact_resnet18(PreActResNet18Config(options.width), data.info)
     config = DLPConfig().supervised
-    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, lr=options.lr), steps=options.steps)
-    split = poisoned_split(jax.random.key(0), badnets(BadNetsConfig(), data.info), data.train)[0]
-    job = first_job(
-        jax.random.key(0), model, jax.tree.map(jax.numpy.asarray, split), config, data.info, classification_loss(model)
+    config = dataclasses.replace(
+        config, optimizer=dataclasses.replace(config.optimizer, lr=options.lr), steps=options.steps
     )
-    state, repeat = jax.tree.map(jax.numpy.copy, job.state), Repeat(job.step, steps_per_call=1)
+    split = poisoned_split(jax.random.key(0), badnets(BadNetsConfig(), data.info), data.train)[0]
+    loop = first_stage_loop(
+        jax.random.key(0),
+        model,
+        jax.tree.map(jax.numpy.asarray, split),
+        config,
+        data.info,
+        classification_loss(model),
+    )
+    state, repeat = (
+        jax.tree.map(jax.numpy.copy, loop.state),
+        ScannedStep(loop.step, steps_per_call=1),
+    )
     for step in range(1, options.steps + 1):
-        state, metrics = repeat(state, job.data, 1)
+        state, metrics = repeat(state, loop.data, 1)
         loss = float(np.asarray(metrics["loss"])[0])
         print(f"width {options.width}, lr {options.lr:g}, step {step}: loss {loss:.6g}", flush=True)
         if not math.isfinite(loss):

@@ -28,7 +28,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import jax
 import jax.numpy as jnp
 
-from d3jax.environment import environment
+from d3jax.runtime.environment import environment
 
 BATCHES = (128, 256, 512, 1024)
 ATTACKS = ("badnets", "blended", "sig", "wanet", "lf", "input_aware", "ssba")
@@ -51,10 +51,20 @@ def throughput(batch: int, options: argparse.Namespace) -> dict[str, Any]:
     """Our training step against PyTorch's at width 64 (benchmarks/train_step.py), and the rate of both in TFLOP/s."""
     import train_step
 
-    settings = {"width": options.width, "batch": batch, "steps": options.steps, "rounds": 7, "images": 10_000}
+    settings = {
+        "width": options.width,
+        "batch": batch,
+        "steps": options.steps,
+        "rounds": 7,
+        "images": 10_000,
+    }
     result = train_step.measure(**settings, torch=sys.executable, ours=None, theirs=options.theirs)
     rates = result["images_a_second"]
-    return result | {"tflops": {name: rate["median"] * result["flops_an_image"] / 1e12 for name, rate in rates.items()}}
+    return result | {
+        "tflops": {
+            name: rate["median"] * result["flops_an_image"] / 1e12 for name, rate in rates.items()
+        }
+    }
 
 
 def profile(options: argparse.Namespace) -> dict[str, Any]:
@@ -62,7 +72,13 @@ def profile(options: argparse.Namespace) -> dict[str, Any]:
     import ours
 
     run, about = ours.prepare(
-        {"name": "bfloat16", "width": options.width, "batch": 512, "images": 10_000, "steps": options.steps or 50}
+        {
+            "name": "bfloat16",
+            "width": options.width,
+            "batch": 512,
+            "images": 10_000,
+            "steps": options.steps or 50,
+        }
     )
     folder = options.work / "profile"
     with jax.profiler.trace(str(folder)):
@@ -81,8 +97,14 @@ def kernels(folder: Path, top: int = 60) -> dict[str, Any]:
                 for event in line.events:
                     spent[event.name] += event.duration_ns
                     calls[event.name] += 1
-                longest = [{"name": name, "ms": ns / 1e6, "calls": calls[name]} for name, ns in spent.most_common(top)]
-                found[f"{plane.name} {line.name}"] = {"ms": sum(spent.values()) / 1e6, "longest": longest}
+                longest = [
+                    {"name": name, "ms": ns / 1e6, "calls": calls[name]}
+                    for name, ns in spent.most_common(top)
+                ]
+                found[f"{plane.name} {line.name}"] = {
+                    "ms": sum(spent.values()) / 1e6,
+                    "longest": longest,
+                }
     return found
 
 
@@ -90,16 +112,23 @@ def members(options: argparse.Namespace) -> dict[str, Any]:
     """Eight narrow models trained together against one of them alone, for several widths: seconds a step, batch 128."""
     result = {}
     for width in (8, 16, 32):
-        jobs = [_job(options, width=width, batch=128, seed=seed) for seed in range(8)]
-        together, alone = _seconds_a_step(jobs), _seconds_a_step(jobs[:1])
-        result[f"width {width}"] = {"eight_together_s": together, "one_alone_s": alone, "speedup": 8 * alone / together}
+        loops = [_job(options, width=width, batch=128, seed=seed) for seed in range(8)]
+        together, alone = _seconds_a_step(loops), _seconds_a_step(loops[:1])
+        result[f"width {width}"] = {
+            "eight_together_s": together,
+            "one_alone_s": alone,
+            "speedup": 8 * alone / together,
+        }
     return result
 
 
 def streaming(options: argparse.Namespace) -> dict[str, Any]:
     """Images on the device against images brought batch by batch: seconds a step at width 64, batch 512."""
-    jobs = {name: _job(options, width=options.width, batch=512, streamed=name == "streamed") for name in ("resident", "streamed")}
-    seconds = {f"{name}_s": _seconds_a_step([job]) for name, job in jobs.items()}
+    loops = {
+        name: _job(options, width=options.width, batch=512, streamed=name == "streamed")
+        for name in ("resident", "streamed")
+    }
+    seconds = {f"{name}_s": _seconds_a_step([loop]) for name, loop in loops.items()}
     return seconds | {"ratio": seconds["streamed_s"] / seconds["resident_s"]}
 
 
@@ -108,29 +137,43 @@ def inversion(options: argparse.Namespace) -> dict[str, Any]:
     import inversion
 
     settings = {"width": options.width, "batch": 32, "steps": options.steps or 4, "rounds": 5}
-    return {f"{classes} classes": inversion.measure(classes=classes, **settings) for classes in (10, 100)}
+    return {
+        f"{classes} classes": inversion.measure(classes=classes, **settings)
+        for classes in (10, 100)
+    }
 
 
 def lineages(options: argparse.Namespace) -> dict[str, Any]:
     """Updates of models of width 8: 4 and 16 members of a sweep together against one alone."""
     import lineages
 
-    return lineages.measure(width=min(options.width, 8), members=[4, 16], steps=options.steps or 50, rounds=5)
+    return lineages.measure(
+        width=min(options.width, 8), members=[4, 16], steps=options.steps or 50, rounds=5
+    )
 
 
-def _job(options: argparse.Namespace, *, width: int, batch: int, seed: int = 0, streamed: bool = False) -> Any:
+def _job(
+    options: argparse.Namespace, *, width: int, batch: int, seed: int = 0, streamed: bool = False
+) -> Any:
     """BadNets training on 10,000 generated images, six periods long. Jobs of one width share their images."""
     from d3jax.attacks import BadNetsConfig, badnets
-    from d3jax.config import TrainConfig
+    from d3jax.config.recipes import TrainConfig
     from d3jax.models import PreActResNet18Config, preact_resnet18
-    from d3jax.training import backdoor_job
+    from d3jax.training import victim_loop
 
     data = _images()
     model = preact_resnet18(PreActResNet18Config(width), data.info, jnp.bfloat16)
     config = TrainConfig(steps=6 * _period(options), batch_size=batch)
     if streamed:
         data = data._replace(train=jax.device_get(data.train))
-    return backdoor_job(jax.random.key(seed), model, data, badnets(BadNetsConfig(), data.info), config, streamed=streamed)
+    return victim_loop(
+        jax.random.key(seed),
+        model,
+        data,
+        badnets(BadNetsConfig(), data.info),
+        config,
+        streamed=streamed,
+    )
 
 
 @functools.cache
@@ -145,26 +188,38 @@ def _period(options: argparse.Namespace) -> int:
     return options.steps or 100
 
 
-def _seconds_a_step(jobs: list) -> float:
-    from d3jax.training import Session, fit_members
+def _seconds_a_step(loops: list) -> float:
+    from d3jax.training import Hooks, fit_ensemble
 
-    period = jobs[0].steps // 6
-    lines = fit_members(jobs, [Session(log_every=period)] * len(jobs))[0][1]  # the first period compiles
-    return statistics.median(b["seconds"] - a["seconds"] for a, b in itertools.pairwise(lines)) / period
+    period = loops[0].steps // 6
+    lines = fit_ensemble(loops, [Hooks(log_every=period)] * len(loops))[0][
+        1
+    ]  # the first period compiles
+    return (
+        statistics.median(b["seconds"] - a["seconds"] for a, b in itertools.pairwise(lines))
+        / period
+    )
 
 
 def table(study_of: str, attack: str, options: argparse.Namespace) -> dict[str, Any]:
     """One attack of an experiment at full width, three seeds: `cifar10_d3` has training of 100 epochs, FT and both D3 presets,
     `dlp_cifar10_full` the same training, ABL as BackdoorBench has it and DLP, `abl_cifar10` ABL as its authors have it, on their net."""
-    from d3jax import study
-    from d3jax.config_file import load
+    from d3jax.config.loading import load
+    from d3jax.study import run as study
 
-    overrides = [("dataset.path", str(options.data)), *(tuple(word.split("=", 1)) for word in options.set)]
-    config = load(HERE.parent / "experiments" / f"{study_of}.yaml", overrides, registries=study.REGISTRIES)
+    overrides = [
+        ("dataset.path", str(options.data)),
+        *(tuple(word.split("=", 1)) for word in options.set),
+    ]
+    config = load(
+        HERE.parent / "experiments" / f"{study_of}.yaml", overrides, registries=study.REGISTRIES
+    )
     only = tuple(choice for choice in config.attacks if choice.label == attack)
     mine = {name: text for name, text in config.published.items() if name.startswith(f"{attack}/")}
     began = time.perf_counter()
-    config = dataclasses.replace(config, attacks=only, published=mine, cache=config.cache or str(options.work / "models"))
+    config = dataclasses.replace(
+        config, attacks=only, published=mine, cache=config.cache or str(options.work / "models")
+    )
     rows = study.run_study(config, options.work / study_of / attack)
     if failed := [f"{row['defense']}: {row['status']}" for row in rows if row["status"] != "ok"]:
         raise SystemExit("\n".join(failed))
@@ -180,27 +235,45 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "inversion": inversion,
     "lineages": lineages,
     **{f"table-{attack}": functools.partial(table, "cifar10_d3", attack) for attack in ATTACKS},
-    **{f"untrusted-{attack}": functools.partial(table, "dlp_cifar10_full", attack) for attack in UNTRUSTED},
+    **{
+        f"untrusted-{attack}": functools.partial(table, "dlp_cifar10_full", attack)
+        for attack in UNTRUSTED
+    },
     "untrusted-abl": functools.partial(table, "abl_cifar10", "badnets"),
 }
 
 
 def main() -> int:
     """Runs the parts that are asked for, each in a process of its own; one that fails is said and leaves no file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: all of {', '.join(PARTS)}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"default: all of {', '.join(PARTS)}"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--work", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--data", type=Path, default=Path("cifar10.npz"))
-    parser.add_argument("--width", type=int, default=64, help="of throughput and profile (64: the published net)")
-    parser.add_argument("--size", type=int, default=8192, help="of the matrices in ceilings")
-    parser.add_argument("--steps", type=int, default=0, help="steps a round (0: as each part has it)")
     parser.add_argument(
-        "--theirs", nargs="*", metavar="VARIANT", help="of PyTorch in throughput (default: all; compiling them takes minutes)"
+        "--width", type=int, default=64, help="of throughput and profile (64: the published net)"
     )
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the tables' studies")
+    parser.add_argument("--size", type=int, default=8192, help="of the matrices in ceilings")
     parser.add_argument(
-        "--name", default="", help="added to the files' names: of a part that is run once more, or with other settings"
+        "--steps", type=int, default=0, help="steps a round (0: as each part has it)"
+    )
+    parser.add_argument(
+        "--theirs",
+        nargs="*",
+        metavar="VARIANT",
+        help="of PyTorch in throughput (default: all; compiling them takes minutes)",
+    )
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the tables' studies"
+    )
+    parser.add_argument(
+        "--name",
+        default="",
+        help="added to the files' names: of a part that is run once more, or with other settings",
     )
     options = parser.parse_args()
     if unknown := [name for name in options.parts if name not in PARTS]:
@@ -208,7 +281,10 @@ def main() -> int:
     if len(options.parts) == 1:
         return run_part(options.parts[0], options)
     flags = [word for word in sys.argv[1:] if word not in options.parts]
-    codes = [subprocess.run([sys.executable, __file__, name, *flags], check=False).returncode for name in options.parts or PARTS]
+    codes = [
+        subprocess.run([sys.executable, __file__, name, *flags], check=False).returncode
+        for name in options.parts or PARTS
+    ]
     return 1 if any(codes) else 0
 
 
@@ -229,7 +305,9 @@ def run_part(name: str, options: argparse.Namespace) -> int:
     return 0
 
 
-def _median_seconds(function: Callable, *arguments: jax.Array, repeats: int = 20, calls: int = 10) -> float:
+def _median_seconds(
+    function: Callable, *arguments: jax.Array, repeats: int = 20, calls: int = 10
+) -> float:
     """Of one call among `calls` that are queued at once: waiting for each would time the host too."""
     seconds = []
     for _ in range(repeats + 3):

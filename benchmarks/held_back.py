@@ -15,15 +15,23 @@ def split(data: dict[str, np.ndarray], train: int, test: int, seed: int) -> dict
     """Of `data`'s training images `train` drawn ones and, held back from them, `test` others, under the names of an .npz data set."""
     size = len(data["train_labels"])
     if train + test > size:
-        raise SystemExit(f"--train {train} and --test {test} are more than the {size} training images")
+        raise SystemExit(
+            f"--train {train} and --test {test} are more than the {size} training images"
+        )
     order = np.random.default_rng(seed).permutation(size)
     rows = {"train": np.sort(order[:train]), "test": np.sort(order[train : train + test])}
-    return {f"{part}_{what}": data[f"train_{what}"][rows[part]] for part in rows for what in ("images", "labels")}
+    return {
+        f"{part}_{what}": data[f"train_{what}"][rows[part]]
+        for part in rows
+        for what in ("images", "labels")
+    }
 
 
 def main() -> None:
     """Writes the .npz."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--train", type=int, required=True)

@@ -19,17 +19,19 @@ import jax
 import numpy as np
 from rounds import spread, timed
 
-from d3jax import huge_pages
 from d3jax.data import SyntheticConfig, synthetic
-from d3jax.environment import environment
-from d3jax.inversion import InversionConfig, inversion_job
+from d3jax.inversion import InversionConfig, inversion_loop
 from d3jax.models import PreActResNet18Config, preact_resnet18
-from d3jax.training.members import Members
+from d3jax.runtime import host as huge_pages
+from d3jax.runtime.environment import environment
+from d3jax.training.ensemble import Ensemble
 
 
 def main() -> None:
     """Measures, prints and writes one JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--batch", type=int, default=32)
@@ -37,8 +39,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    settings = {name: getattr(options, name) for name in ("width", "classes", "batch", "steps", "rounds")}
-    result = {"command": " ".join(["benchmarks/inversion.py", *sys.argv[1:]]), **measure(**settings), **environment()}
+    settings = {
+        name: getattr(options, name) for name in ("width", "classes", "batch", "steps", "rounds")
+    }
+    result = {
+        "command": " ".join(["benchmarks/inversion.py", *sys.argv[1:]]),
+        **measure(**settings),
+        **environment(),
+    }
     print(json.dumps(result, indent=1))
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"inversion_{result['backend']}_w{options.width}_k{options.classes}.json"
@@ -53,20 +61,27 @@ def measure(*, width: int, classes: int, batch: int, steps: int, rounds: int) ->
     for _ in range(rounds):
         for count, run in runs.items():
             seconds[count].append(run())
-    speedups = [classes * one / together for one, together in zip(seconds[1], seconds[classes], strict=True)]
+    speedups = [
+        classes * one / together for one, together in zip(seconds[1], seconds[classes], strict=True)
+    ]
     return {
-        "step_ms": {f"{count} of {classes}": 1e3 * statistics.median(times) for count, times in seconds.items()},
+        "step_ms": {
+            f"{count} of {classes}": 1e3 * statistics.median(times)
+            for count, times in seconds.items()
+        },
         "speedup": spread(speedups),
     }
 
 
 def prepare(count: int, width: int, classes: int, batch: int, steps: int) -> Callable[[], float]:
     """The compiled step for `count` classes, as a function that runs a round and returns the seconds of a step."""
-    data = synthetic(SyntheticConfig(size=32, channels=3, classes=classes, train=1000, test=classes))
+    data = synthetic(
+        SyntheticConfig(size=32, channels=3, classes=classes, train=1000, test=classes)
+    )
     model, key = preact_resnet18(PreActResNet18Config(width), data.info), jax.random.key(0)
     config = InversionConfig(batch_size=batch, stop=0)
-    job = inversion_job(key, model, model.init(key), data.train, config, np.arange(count))
-    members = Members(job.step, [job.state], [job.data])
+    loop = inversion_loop(key, model, model.init(key), data.train, config, np.arange(count))
+    members = Ensemble(loop.step, [loop.state], [loop.data])
     return timed(members, steps, members.repeat.steps_per_call)
 
 

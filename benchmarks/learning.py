@@ -14,10 +14,18 @@ from pathlib import Path
 
 from tables import markdown
 
-from d3jax.figures import Runs, read_metrics
+from d3jax.report.plots.curves import Runs, read_metrics
 
 FIRST = [
-    ["attack", "seed", "watches until 90 % poisoned", "poisoned right", "clean right", "entropy of the poisoned", "of the clean"]
+    [
+        "attack",
+        "seed",
+        "watches until 90 % poisoned",
+        "poisoned right",
+        "clean right",
+        "entropy of the poisoned",
+        "of the clean",
+    ]
 ]
 LATER = [["attack", "seed", "defence", "ACC behind stage 2", "in the end", "change"]]
 
@@ -34,7 +42,9 @@ def first_stages(attack: str, runs: Runs) -> list[list[str]]:
         watched = [record for record in records if "poisoned_right" in record]
         if not name.startswith("beginning-") or not watched:
             continue
-        early = [number for number, record in enumerate(watched, 1) if record["poisoned_right"] > 0.9]
+        early = [
+            number for number, record in enumerate(watched, 1) if record["poisoned_right"] > 0.9
+        ]
         last = watched[-1]
         shares = (percent(last[f"{kind}_right"]) for kind in ("poisoned", "clean"))
         entropies = (f"{last[f'{kind}_entropy']:.2f}" for kind in ("poisoned", "clean"))
@@ -47,16 +57,29 @@ def later_stages(attack: str, runs: Runs) -> list[list[str]]:
     lines = []
     for (name, seed), records in runs.items():
         watched = [record for record in records if "watch_acc" in record]
-        before, behind = ([record for record in watched if ("unlabelled_loss" in record) is semi] for semi in (False, True))
+        before, behind = (
+            [record for record in watched if ("unlabelled_loss" in record) is semi]
+            for semi in (False, True)
+        )
         if before and behind:
             accs = before[-1]["watch_acc"], behind[-1]["watch_acc"]
-            lines.append([attack, str(seed), name, *map(percent, accs), f"{100 * (accs[1] - accs[0]):+.1f}".replace("-", "−")])
+            lines.append(
+                [
+                    attack,
+                    str(seed),
+                    name,
+                    *map(percent, accs),
+                    f"{100 * (accs[1] - accs[0]):+.1f}".replace("-", "−"),
+                ]
+            )
     return lines
 
 
 def main() -> None:
     """Prints the two tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folders", nargs="+", type=Path, help="run folders")
     first, later = list(FIRST), list(LATER)
     for folder in parser.parse_args().folders:
@@ -64,7 +87,9 @@ def main() -> None:
             first += first_stages(attack, runs)
             later += later_stages(attack, runs)
     if len(first) + len(later) == 2:
-        raise SystemExit("no first stage and no stage 3 was watched in a metrics.jsonl of these folders")
+        raise SystemExit(
+            "no first stage and no stage 3 was watched in a metrics.jsonl of these folders"
+        )
     print(f"{markdown(first)}\n{markdown(later)}", end="")
 
 

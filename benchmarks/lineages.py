@@ -18,15 +18,15 @@ from typing import Any
 import jax
 from rounds import spread, timed
 
-from d3jax import huge_pages
 from d3jax.attacks import BadNetsConfig, badnets
 from d3jax.data import SyntheticConfig, synthetic
-from d3jax.environment import environment
-from d3jax.evolution import EvolutionConfig, evolution_job
-from d3jax.metrics import make_evaluate
+from d3jax.evolution.lr_schedules import LRScheduleConfig
+from d3jax.evolution.updates import EvolutionConfig, evolution_loop
+from d3jax.metrics.attack_success import make_evaluate
 from d3jax.models import PreActResNet18Config, preact_resnet18
-from d3jax.strategies import StrategyConfig
-from d3jax.training.members import Members
+from d3jax.runtime import host as huge_pages
+from d3jax.runtime.environment import environment
+from d3jax.training.ensemble import Ensemble
 
 UPDATE = 56
 """Steps in an update of the experiments on Fashion-MNIST: two passes over 3,600 images."""
@@ -35,7 +35,9 @@ MEASURED = 1000
 
 def main() -> None:
     """Measures, prints and writes one JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--members", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--steps", type=int, default=5, help="steps a round")
@@ -43,7 +45,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     settings = {name: getattr(options, name) for name in ("width", "members", "steps", "rounds")}
-    result = {"command": " ".join(["benchmarks/lineages.py", *sys.argv[1:]]), **measure(**settings), **environment()}
+    result = {
+        "command": " ".join(["benchmarks/lineages.py", *sys.argv[1:]]),
+        **measure(**settings),
+        **environment(),
+    }
     print(json.dumps(result, indent=1))
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"lineages_{result['backend']}_w{options.width}.json"
@@ -53,15 +59,32 @@ def main() -> None:
 def measure(*, width: int, members: list[int], steps: int, rounds: int) -> dict[str, Any]:
     """Milliseconds a step of one member, alone and among so many, how much faster that is, and seconds of an update with its measuring."""
     data = synthetic(SyntheticConfig(size=28, channels=1, classes=10, train=8000, test=MEASURED))
-    model, attack = preact_resnet18(PreActResNet18Config(width), data.info), badnets(BadNetsConfig(), data.info)
+    model, attack = (
+        preact_resnet18(PreActResNet18Config(width), data.info),
+        badnets(BadNetsConfig(), data.info),
+    )
     variables, trigger = model.init(jax.random.key(0)), attack.init(jax.random.key(1))
-    config = lambda i: EvolutionConfig(updates=2, epochs=2, drift={"rotation": 4.0}, strategy=StrategyConfig(lr=0.01 * (i + 1)))
-    jobs = [
-        evolution_job(jax.random.key(i), model, variables, None, data.train, attack, trigger, config(i), data.info)
+    config = lambda i: EvolutionConfig(
+        updates=2, epochs=2, drift={"rotation": 4.0}, strategy=LRScheduleConfig(lr=0.01 * (i + 1))
+    )
+    loops = [
+        evolution_loop(
+            jax.random.key(i),
+            model,
+            variables,
+            None,
+            data.train,
+            attack,
+            trigger,
+            config(i),
+            data.info,
+        )
         for i in range(max(members))
     ]
-    together = lambda mine: Members(jobs[0].step, [job.state for job in mine], [job.data for job in mine], steps_per_call=1)
-    runs = {count: timed(together(jobs[:count]), steps) for count in (1, *members)}
+    together = lambda mine: Ensemble(
+        loops[0].step, [loop.state for loop in mine], [loop.data for loop in mine], steps_per_call=1
+    )
+    runs = {count: timed(together(loops[:count]), steps) for count in (1, *members)}
     evaluate = make_evaluate(model, attack, data.info.num_classes)
     evaluate(variables, trigger, data.test)
     seconds: dict[int, list[float]] = {count: [] for count in runs}
@@ -72,12 +95,20 @@ def measure(*, width: int, members: list[int], steps: int, rounds: int) -> dict[
         began = time.perf_counter()
         evaluate(variables, trigger, data.test)
         measuring.append(time.perf_counter() - began)
-    ratios = {count: [alone / mine for alone, mine in zip(seconds[1], seconds[count], strict=True)] for count in members}
+    ratios = {
+        count: [alone / mine for alone, mine in zip(seconds[1], seconds[count], strict=True)]
+        for count in members
+    }
     alone = statistics.median(seconds[1])
     return {
-        "step_ms_a_member": {count: 1e3 * statistics.median(times) for count, times in seconds.items()},
+        "step_ms_a_member": {
+            count: 1e3 * statistics.median(times) for count, times in seconds.items()
+        },
         "speedup": {count: spread(found) for count, found in ratios.items()},
-        "update_s": {"steps": UPDATE * alone, "clean and triggered test images": statistics.median(measuring)},
+        "update_s": {
+            "steps": UPDATE * alone,
+            "clean and triggered test images": statistics.median(measuring),
+        },
     }
 
 

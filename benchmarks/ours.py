@@ -12,42 +12,46 @@ import jax.numpy as jnp
 from worker import serve
 
 from d3jax.attacks import BadNetsConfig, badnets
-from d3jax.config import OptimConfig, TrainConfig
+from d3jax.config.recipes import OptimConfig, TrainConfig
 from d3jax.data import SyntheticConfig, synthetic
-from d3jax.environment import environment
 from d3jax.models import PreActResNet18Config, count_parameters, preact_resnet18
-from d3jax.training import backdoor_job
-from d3jax.training.repeat import Repeat, memory_needed
+from d3jax.runtime.environment import environment
+from d3jax.training import victim_loop
+from d3jax.training.scan import ScannedStep, memory_needed
 
 
 def prepare(settings: dict[str, Any]) -> tuple[Callable[[], float], dict[str, Any]]:
     """A round of `steps` steps of `batch` images each, in the precision that `name` says."""
     data = synthetic(SyntheticConfig(size=32, channels=3, train=settings["images"], test=100))
     info = dataclasses.replace(data.info, crop=4, flip=True)
-    model = preact_resnet18(PreActResNet18Config(settings["width"]), info, jnp.dtype(settings["name"]))
+    model = preact_resnet18(
+        PreActResNet18Config(settings["width"]), info, jnp.dtype(settings["name"])
+    )
     config = TrainConfig(steps=10**6, batch_size=settings["batch"], optimizer=OptimConfig())
-    job = backdoor_job(jax.random.key(0), model, data._replace(info=info), badnets(BadNetsConfig(), info), config)
-    repeat = Repeat(job.step)
+    loop = victim_loop(
+        jax.random.key(0), model, data._replace(info=info), badnets(BadNetsConfig(), info), config
+    )
+    repeat = ScannedStep(loop.step)
     n = repeat.steps_per_call
     calls = max(1, settings["steps"] // n)
     began = time.perf_counter()
-    program = repeat.program(job.state, job.data, n)
+    program = repeat.program(loop.state, loop.data, n)
     cost = program.cost_analysis() or {}
     about = {
         "compile_s": time.perf_counter() - began,
         "steps": calls * n,
         "bytes": memory_needed(program),
-        "parameters": count_parameters(job.state.variables.params),
+        "parameters": count_parameters(loop.state.variables.params),
         "xla_flops_a_call": cost.get("flops"),  # XLA counts the body of a loop once
         "xla_bytes_a_call": cost.get("bytes accessed"),
         "environment": environment(),
     }
-    box = [jax.tree.map(jnp.copy, job.state)]
+    box = [jax.tree.map(jnp.copy, loop.state)]
 
     def run() -> float:
         began = time.perf_counter()
         for _ in range(calls):
-            box[0], metrics = repeat(box[0], job.data, n)
+            box[0], metrics = repeat(box[0], loop.data, n)
         jax.block_until_ready((box[0], metrics))
         return time.perf_counter() - began
 

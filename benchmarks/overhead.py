@@ -19,15 +19,16 @@ from pathlib import Path
 
 import jax
 
-from d3jax import checkpoint, huge_pages
 from d3jax.attacks import BadNetsConfig, badnets
-from d3jax.config import LoopConfig, OptimConfig, TrainConfig
+from d3jax.config.recipes import LoopConfig, OptimConfig, TrainConfig
 from d3jax.data import SyntheticConfig, synthetic
-from d3jax.environment import environment
-from d3jax.journal import Journal
 from d3jax.models import PreActResNet18Config, preact_resnet18
-from d3jax.training import Session, backdoor_job, fit
-from d3jax.training.repeat import Repeat
+from d3jax.results.metric_writer import Journal
+from d3jax.runtime import checkpoint
+from d3jax.runtime import host as huge_pages
+from d3jax.runtime.environment import environment
+from d3jax.training import Hooks, fit, victim_loop
+from d3jax.training.scan import ScannedStep
 
 IMAGES_PER_EPOCH = 50_000
 """CIFAR-10's training set."""
@@ -35,14 +36,18 @@ IMAGES_PER_EPOCH = 50_000
 
 def main() -> None:
     """Measures, prints and writes one JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--placement", choices=["device", "stream"], default="device", help="where the images are")
+    parser.add_argument(
+        "--placement", choices=["device", "stream"], default="device", help="where the images are"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    calls, original, defaults = [], Repeat.__call__, LoopConfig()
+    calls, original, defaults = [], ScannedStep.__call__, LoopConfig()
 
     def timed(repeat, state, data, n):
         began = time.perf_counter()
@@ -50,20 +55,35 @@ def main() -> None:
         calls.append((began, time.perf_counter(), n))
         return out
 
-    Repeat.__call__ = timed
+    ScannedStep.__call__ = timed
     data = synthetic(SyntheticConfig(size=32, channels=3, train=5000, test=100))
-    model, attack = preact_resnet18(PreActResNet18Config(options.width), data.info), badnets(BadNetsConfig(), data.info)
-    config = TrainConfig(steps=defaults.save_every + options.steps, batch_size=options.batch, optimizer=OptimConfig())
+    model, attack = (
+        preact_resnet18(PreActResNet18Config(options.width), data.info),
+        badnets(BadNetsConfig(), data.info),
+    )
+    config = TrainConfig(
+        steps=defaults.save_every + options.steps, batch_size=options.batch, optimizer=OptimConfig()
+    )
     with tempfile.TemporaryDirectory() as folder:
         rolling = checkpoint.Rolling(Path(folder))
         journal = Journal(Path(folder) / "metrics.jsonl")
-        session = Session(
+        hooks = Hooks(
             log=lambda line, steps: journal.write("train", line),
             save=lambda state, lines: rolling.save(int(state.step), state, {"lines": lines}),
             log_every=defaults.log_every,
             save_every=defaults.save_every,
         )
-        fit(backdoor_job(jax.random.key(0), model, data, attack, config, streamed=options.placement == "stream"), session)
+        fit(
+            victim_loop(
+                jax.random.key(0),
+                model,
+                data,
+                attack,
+                config,
+                streamed=options.placement == "stream",
+            ),
+            hooks,
+        )
     steady = calls[defaults.save_every :]
     wall = steady[-1][1] - steady[0][0]
     inside, steps = sum(end - began for began, end, _ in steady), sum(n for _, _, n in steady)
@@ -71,7 +91,11 @@ def main() -> None:
     result = {
         "command": " ".join(["benchmarks/overhead.py", *sys.argv[1:]]),
         "steps": steps,
-        "step_ms": {"min": 1e3 * min(per_step), "median": 1e3 * statistics.median(per_step), "max": 1e3 * max(per_step)},
+        "step_ms": {
+            "min": 1e3 * min(per_step),
+            "median": 1e3 * statistics.median(per_step),
+            "max": 1e3 * max(per_step),
+        },
         "images_per_second": options.batch / statistics.median(per_step),
         "epoch_of_50000_s": IMAGES_PER_EPOCH // options.batch * statistics.median(per_step),
         "wall_images_per_second": options.batch * steps / wall,

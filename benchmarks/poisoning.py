@@ -18,21 +18,28 @@ from pathlib import Path
 import jax
 from rounds import spread, timed
 
-from d3jax import huge_pages
 from d3jax.attacks import ATTACKS
-from d3jax.base import Attack, Prepared
-from d3jax.config import TrainConfig
+from d3jax.config.recipes import TrainConfig
+from d3jax.core.types import Attack, Prepared
 from d3jax.data import SyntheticConfig, synthetic
-from d3jax.environment import environment
 from d3jax.models import PreActResNet18Config, preact_resnet18
-from d3jax.training import backdoor_job
-from d3jax.training.members import Members
+from d3jax.runtime import host as huge_pages
+from d3jax.runtime.environment import environment
+from d3jax.training import victim_loop
+from d3jax.training.ensemble import Ensemble
 
 
 def main() -> None:
     """Measures, prints and writes one JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("attacks", nargs="*", metavar="ATTACK", help="default: all, and WaNet and BPP with fixed rows too")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "attacks",
+        nargs="*",
+        metavar="ATTACK",
+        help="default: all, and WaNet and BPP with fixed rows too",
+    )
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=10, help="steps a round")
@@ -40,10 +47,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     data = synthetic(SyntheticConfig(size=32, channels=3, train=5000, test=100))
-    cases = {name: ATTACKS[name][1](ATTACKS[name][0](), data.info) for name in options.attacks or ATTACKS}
+    cases = {
+        name: ATTACKS[name][1](ATTACKS[name][0](), data.info) for name in options.attacks or ATTACKS
+    }
     for name in ("wanet", "bpp"):
         if name in cases:
-            cases[f"{name}, fixed rows"] = ATTACKS[name][1](ATTACKS[name][0](rows="fixed"), data.info)
+            cases[f"{name}, fixed rows"] = ATTACKS[name][1](
+                ATTACKS[name][0](rows="fixed"), data.info
+            )
     cases["clean"] = ATTACKS["clean"][1](ATTACKS["clean"][0](), data.info)
     rounds = {name: prepare(attack, data, options) for name, attack in cases.items()}
     seconds = {name: [] for name in rounds}
@@ -51,7 +62,8 @@ def main() -> None:
         for name, run in rounds.items():
             seconds[name].append(run())
     costs = {
-        name: [mine / clean - 1 for mine, clean in zip(times, seconds["clean"], strict=True)] for name, times in seconds.items()
+        name: [mine / clean - 1 for mine, clean in zip(times, seconds["clean"], strict=True)]
+        for name, times in seconds.items()
     }
     result = {
         "command": " ".join(["benchmarks/poisoning.py", *sys.argv[1:]]),
@@ -69,8 +81,15 @@ def prepare(attack: Attack, data, options: argparse.Namespace) -> Callable[[], f
     """The compiled step of one attack, as a function that runs a round and returns the seconds of a step."""
     model, key = preact_resnet18(PreActResNet18Config(options.width), data.info), jax.random.key(0)
     prepared = Prepared(attack.init(key)) if attack.preparation else None
-    job = backdoor_job(key, model, data, attack, TrainConfig(steps=options.steps, batch_size=options.batch), prepared)
-    members = Members(job.step, [job.state], [job.data])
+    loop = victim_loop(
+        key,
+        model,
+        data,
+        attack,
+        TrainConfig(steps=options.steps, batch_size=options.batch),
+        prepared,
+    )
+    members = Ensemble(loop.step, [loop.state], [loop.data])
     return timed(members, options.steps)
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from d3jax.training.members import Members
+from d3jax.training.ensemble import Ensemble
 
 
-def timed(members: Members, calls: int, per_call: int = 1) -> Callable[[], float]:
+def timed(members: Ensemble, calls: int, per_call: int = 1) -> Callable[[], float]:
     """A function that makes so many calls, of `per_call` steps each, and returns the seconds of a step; compiled, and run once, beforehand."""
     program = members.repeat.program(members.state, members.data, per_call)
     state = members.state

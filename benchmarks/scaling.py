@@ -31,11 +31,15 @@ WIDTHS = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
 
 def main() -> None:
     """Runs every case in processes of its own, prints the table and writes it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--case", nargs=3, metavar=("DEVICES", "WHERE", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--case", nargs=3, metavar=("DEVICES", "WHERE", "FILE"), help=argparse.SUPPRESS
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     if options.case:
@@ -54,7 +58,9 @@ def main() -> None:
     for case in cases.values():
         mine = case.pop("parameters", alone)
         scale = max(map(abs, alone))
-        case["largest_difference"] = max(abs(a - b) for a, b in zip(alone, mine, strict=True)) / scale
+        case["largest_difference"] = (
+            max(abs(a - b) for a, b in zip(alone, mine, strict=True)) / scale
+        )
     result = {"command": " ".join(map(os.path.basename, sys.argv)), "cases": cases}
     print(json.dumps(result, indent=1))
     options.out.mkdir(parents=True, exist_ok=True)
@@ -62,17 +68,33 @@ def main() -> None:
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
 
 
-def start(options: argparse.Namespace, processes: list[tuple[int, str]], folder: Path) -> dict[str, Any]:
+def start(
+    options: argparse.Namespace, processes: list[tuple[int, str]], folder: Path
+) -> dict[str, Any]:
     """What the first of the processes of one case reports."""
     running, reports = [], []
     for i, (devices, where) in enumerate(processes):
         reports.append(folder / f"{devices}-{i}-{len(processes)}.json")
         words = ["--width", options.width, "--batch", options.batch, "--steps", options.steps]
-        command = [sys.executable, __file__, *map(str, words), "--case", str(devices), where, str(reports[-1])]
+        command = [
+            sys.executable,
+            __file__,
+            *map(str, words),
+            "--case",
+            str(devices),
+            where,
+            str(reports[-1]),
+        ]
         flags = f"--xla_force_host_platform_device_count={devices}"
-        environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE.parent)}
+        environment = os.environ | {
+            "XLA_FLAGS": flags,
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(HERE.parent),
+        }
         running.append(subprocess.Popen(command, env=environment))
-    codes = [process.wait() for process in running]  # all of them: one that is left behind would keep the port
+    codes = [
+        process.wait() for process in running
+    ]  # all of them: one that is left behind would keep the port
     if any(codes):
         raise SystemExit(f"a case failed: {processes}")
     return json.loads(reports[0].read_text())
@@ -81,30 +103,30 @@ def start(options: argparse.Namespace, processes: list[tuple[int, str]], folder:
 def run_case(options: argparse.Namespace) -> None:
     """Trains a little in this process and reports."""
     _, where, file = options.case
-    from d3jax import huge_pages
+    from d3jax.runtime import host as huge_pages
 
     huge_pages.start_again(sys.argv)
     import jax
     import numpy as np
     from train_step import macs
 
-    from d3jax.sharding import bring_up
+    from d3jax.runtime.distributed import bring_up
 
     if where:
         bring_up(where)
     from d3jax.attacks import BadNetsConfig, badnets
-    from d3jax.config import TrainConfig
+    from d3jax.config.recipes import TrainConfig
     from d3jax.data import SyntheticConfig, synthetic
-    from d3jax.environment import environment
     from d3jax.models import PreActResNet18Config, preact_resnet18
-    from d3jax.training import backdoor_job
-    from d3jax.training.members import Members
+    from d3jax.runtime.environment import environment
+    from d3jax.training import victim_loop
+    from d3jax.training.ensemble import Ensemble
 
     data = synthetic(SyntheticConfig(size=32, channels=3, train=2000, test=100))
     model = preact_resnet18(PreActResNet18Config(options.width), data.info)
     config = TrainConfig(steps=options.steps, batch_size=options.batch)
-    job = backdoor_job(jax.random.key(0), model, data, badnets(BadNetsConfig(), data.info), config)
-    members = Members(job.step, [job.state], [job.data], jax.devices())
+    loop = victim_loop(jax.random.key(0), model, data, badnets(BadNetsConfig(), data.info), config)
+    members = Ensemble(loop.step, [loop.state], [loop.data], jax.devices())
     program = members.repeat.program(members.state, members.data, 1)
     state, seconds = members.state, []
     for step in range(1, options.steps + 1):
@@ -112,7 +134,9 @@ def run_case(options: argparse.Namespace) -> None:
         state, _ = jax.block_until_ready(program(state, members.data))
         seconds.append(time.perf_counter() - started)
         if step == COMPARED:
-            leaves = jax.device_get(jax.tree.leaves(members.state_of(state, 0).variables))  # before they are donated
+            leaves = jax.device_get(
+                jax.tree.leaves(members.state_of(state, 0).variables)
+            )  # before they are donated
     report = {
         "step_ms": 1e3 * statistics.median(seconds[COMPARED:]),
         **reduced(program.as_text()),
@@ -127,7 +151,10 @@ def reduced(program: str) -> dict[str, int]:
     """How many all-reduces a compiled program has, and how many bytes they sum over devices."""
     found = re.findall(r"= (.*?) all-reduce(?:-start)?\(", program)
     shapes = [shape for kinds in found for shape in re.findall(r"(\w+)\[([\d,]*)\]", kinds)]
-    size = sum(WIDTHS.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n) for kind, shape in shapes)
+    size = sum(
+        WIDTHS.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n)
+        for kind, shape in shapes
+    )
     return {"all_reduces_a_step": len(found), "all_reduce_bytes_a_step": size}
 
 

@@ -16,9 +16,14 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from d3jax.rows import Row, read_csv
+from d3jax.results.tables import Row, read_csv
 
-SCORES = {"entropy": "entropy", "cross_entropy": "cross-entropy", "symmetric": "symmetric", "mixture": "mixture"}
+SCORES = {
+    "entropy": "entropy",
+    "cross_entropy": "cross-entropy",
+    "symmetric": "symmetric",
+    "mixture": "mixture",
+}
 PRECISIONS = {"precision_0.01": "lowest 1 %", "precision_0.05": "5 %", "precision_0.1": "10 %"}
 
 
@@ -53,18 +58,44 @@ def outcomes(rows: Sequence[Row]) -> list[list[str]]:
     before = {(row["attack"], row["seed"]): row["acc"] for row in rows if row["defense"] == "none"}
     asks = any(row.get("suspects") is not None for row in rows)
     lines = [
-        ["attack", "defence", "ACC, change", "ASR", "RA", "DER", *["suspects poisoned", "labelled poisoned"] * asks, "published"]
+        [
+            "attack",
+            "defence",
+            "ACC, change",
+            "ASR",
+            "RA",
+            "DER",
+            *["suspects poisoned", "labelled poisoned"] * asks,
+            "published",
+        ]
     ]
     for attack, defense in dict.fromkeys((row["attack"], row["defense"]) for row in rows):
         mine = [row for row in rows if (row["attack"], row["defense"]) == (attack, defense)]
         column = lambda name, mine=mine: mean([row.get(name) for row in mine])
         acc = column("acc")
         if defense != "none":
-            changes = [row["acc"] - before[attack, row["seed"]] for row in mine if (attack, row["seed"]) in before]
-            acc += f", {'+' if statistics.mean(changes) > 0 else ''}{mean(changes).split('±')[0]}" if changes else ""
+            changes = [
+                row["acc"] - before[attack, row["seed"]]
+                for row in mine
+                if (attack, row["seed"]) in before
+            ]
+            acc += (
+                f", {'+' if statistics.mean(changes) > 0 else ''}{mean(changes).split('±')[0]}"
+                if changes
+                else ""
+            )
         found = [column("suspects_poisoned"), column("labelled_poisoned")] if asks else []
         published = next((row["published"] for row in mine if row.get("published")), "none")
-        lines.append([attack, defense + few(mine, seeds), acc, *map(column, ("asr", "ra", "der")), *found, published])
+        lines.append(
+            [
+                attack,
+                defense + few(mine, seeds),
+                acc,
+                *map(column, ("asr", "ra", "der")),
+                *found,
+                published,
+            ]
+        )
     return lines
 
 
@@ -82,25 +113,44 @@ FILTERS = """How well low scores behind a first stage find the poison. What a de
 
 def brief(rows: Sequence[Row]) -> list[list[str]]:
     """A line for every attack with ACC/ASR of every defence, behind one of headings."""
-    attacks, defenses = (list(dict.fromkeys(row[column] for row in rows)) for column in ("attack", "defense"))
+    attacks, defenses = (
+        list(dict.fromkeys(row[column] for row in rows)) for column in ("attack", "defense")
+    )
     seeds = len({row["seed"] for row in rows})
 
     def cell(attack: str, defense: str) -> str:
         mine = [row for row in rows if (row["attack"], row["defense"]) == (attack, defense)]
-        return " / ".join(mean([row[name] for row in mine]) or "–" for name in ("acc", "asr")) + few(mine, seeds)
+        return " / ".join(
+            mean([row[name] for row in mine]) or "–" for name in ("acc", "asr")
+        ) + few(mine, seeds)
 
-    return [["attack", *defenses], *([attack, *(cell(attack, defense) for defense in defenses)] for attack in attacks)]
+    return [
+        ["attack", *defenses],
+        *([attack, *(cell(attack, defense) for defense in defenses)] for attack in attacks),
+    ]
 
 
 def filters(rows: Sequence[Row]) -> list[list[str]]:
     """A line for every attack with poison, first stage and score, behind one of headings."""
-    lines = [["attack", "first stage of", "score", "AUROC", *(f"poisoned of the {name}" for name in PRECISIONS.values())]]
+    lines = [
+        [
+            "attack",
+            "first stage of",
+            "score",
+            "AUROC",
+            *(f"poisoned of the {name}" for name in PRECISIONS.values()),
+        ]
+    ]
     poisoned = [row for row in rows if row["score"] in SCORES and row["auroc"] is not None]
     said: dict[tuple, list[str]] = {}  # the defences that say it
     for attack, defense in dict.fromkeys((row["attack"], row["defense"]) for row in poisoned):
         block = []
         for score, name in SCORES.items():
-            mine = [row for row in poisoned if (row["attack"], row["defense"], row["score"]) == (attack, defense, score)]
+            mine = [
+                row
+                for row in poisoned
+                if (row["attack"], row["defense"], row["score"]) == (attack, defense, score)
+            ]
             if mine:
                 shares = (mean([row[column] for row in mine]) for column in PRECISIONS)
                 block.append((name, mean([row["auroc"] for row in mine], 3, 1), *shares))
@@ -114,19 +164,27 @@ def filters(rows: Sequence[Row]) -> list[list[str]]:
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """A table of lines of which the first has the headings."""
     head, *body = lines
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body)) + "\n"
+    return (
+        "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body)) + "\n"
+    )
 
 
 def main() -> None:
     """Prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folders", nargs="+", type=Path, help="run folders")
-    parser.add_argument("--brief", action="store_true", help="ACC/ASR alone, a line for every attack")
+    parser.add_argument(
+        "--brief", action="store_true", help="ACC/ASR alone, a line for every attack"
+    )
     options = parser.parse_args()
     folders = options.folders
     rows = gather(folders, "results.csv", ("attack", "defense", "seed"))
     if not rows:
-        raise SystemExit(f"no results.csv in {', '.join(map(str, folders))}; run an experiment with --workdir")
+        raise SystemExit(
+            f"no results.csv in {', '.join(map(str, folders))}; run an experiment with --workdir"
+        )
     if options.brief:
         print(markdown(brief(rows)), end="")
         return

@@ -22,7 +22,11 @@ VARIANTS = {
     "bfloat16": {"channels_last": True, "bfloat16": True},
     "compile": {"channels_last": True, "compile": "default"},
     "compile_bfloat16": {"channels_last": True, "bfloat16": True, "compile": "default"},
-    "compile_graphs_bfloat16": {"channels_last": True, "bfloat16": True, "compile": "reduce-overhead"},
+    "compile_graphs_bfloat16": {
+        "channels_last": True,
+        "bfloat16": True,
+        "compile": "reduce-overhead",
+    },
 }
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
 
@@ -35,7 +39,9 @@ class Block(nn.Module):
         self.bn1, self.bn2 = nn.BatchNorm2d(inside), nn.BatchNorm2d(out)
         self.conv1 = nn.Conv2d(inside, out, 3, stride, 1, bias=False)
         self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
-        self.shortcut = nn.Conv2d(inside, out, 1, stride, bias=False) if stride != 1 or inside != out else None
+        self.shortcut = (
+            nn.Conv2d(inside, out, 1, stride, bias=False) if stride != 1 or inside != out else None
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] → [B, out, H / stride, W / stride]."""
@@ -53,7 +59,9 @@ class PreActResNet18(nn.Module):
         channels = [width << stage for stage in range(4) for _ in range(2)]
         before = [width, *channels[:-1]]
         strides = [2 if i in (2, 4, 6) else 1 for i in range(8)]
-        self.blocks = nn.Sequential(*(Block(*sizes) for sizes in zip(before, channels, strides, strict=True)))
+        self.blocks = nn.Sequential(
+            *(Block(*sizes) for sizes in zip(before, channels, strides, strict=True))
+        )
         self.head = nn.Linear(channels[-1], classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -92,12 +100,16 @@ def prepare(settings: dict[str, Any]) -> tuple[Callable[[], float], dict[str, An
     return run, about
 
 
-def _step(variant: dict[str, Any], settings: dict[str, Any], images, labels, poisoned, device) -> tuple[Callable[[], None], int]:
+def _step(
+    variant: dict[str, Any], settings: dict[str, Any], images, labels, poisoned, device
+) -> tuple[Callable[[], None], int]:
     net = PreActResNet18(settings["width"]).to(device)
     if variant.get("channels_last"):
         net = net.to(memory_format=torch.channels_last)
     fused = device.type == "cuda"
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=fused)
+    optimizer = torch.optim.SGD(
+        net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=fused
+    )
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
     batch, arange = settings["batch"], torch.arange(32, device=device)
 
@@ -120,7 +132,11 @@ def _step(variant: dict[str, Any], settings: dict[str, Any], images, labels, poi
         padded = F.pad(x, (0, 0, 4, 4, 4, 4))
         down, right = torch.randint(0, 9, (2, batch, 1), device=device)
         columns = torch.where(torch.rand(batch, 1, device=device) < 0.5, arange, 31 - arange)
-        x = padded[torch.arange(batch, device=device)[:, None, None], (down + arange)[:, :, None], (right + columns)[:, None]]
+        x = padded[
+            torch.arange(batch, device=device)[:, None, None],
+            (down + arange)[:, :, None],
+            (right + columns)[:, None],
+        ]
         loss = loss_of(x.permute(0, 3, 1, 2), y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -136,7 +152,12 @@ def _wait(device: torch.device) -> None:
 
 def _environment(device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads(), "python": platform.python_version()}
+    return {
+        "torch": torch.__version__,
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+    }
 
 
 if __name__ == "__main__":

@@ -29,26 +29,38 @@ def macs(width: int, size: int = 32, classes: int = 10) -> int:
     total, inside = size * size * 9 * 3 * width, width
     for stage in range(4):
         out, size = width << stage, size // (2 if stage else 1)
-        total += size * size * out * (9 * inside + 27 * out) + (size * size * inside * out if stage else 0)
+        total += size * size * out * (9 * inside + 27 * out) + (
+            size * size * inside * out if stage else 0
+        )
         inside = out
     return total + inside * classes
 
 
 def main() -> None:
     """Measures, prints the ratios and writes one JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=0, help="steps a round (0: 4 on CPU, 50 elsewhere)")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="steps a round (0: 4 on CPU, 50 elsewhere)"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--torch", default=sys.executable, help="a python that has torch")
-    parser.add_argument("--ours", nargs="*", help="default: float32, elsewhere than on CPU bfloat16 too")
+    parser.add_argument(
+        "--ours", nargs="*", help="default: float32, elsewhere than on CPU bfloat16 too"
+    )
     parser.add_argument("--theirs", nargs="*", help="default: everything, on CPU nothing compiled")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     result = measure(**{name: value for name, value in vars(options).items() if name != "out"})
-    print(json.dumps({name: result[name] for name in ("images_a_second", "ratios", "failed")}, indent=1))
+    print(
+        json.dumps(
+            {name: result[name] for name in ("images_a_second", "ratios", "failed")}, indent=1
+        )
+    )
     device = next(iter(result["ours"].values()))["environment"]["device"].replace(" ", "_").lower()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"train_step_{device}_w{options.width}_b{options.batch}.json"
@@ -57,21 +69,53 @@ def main() -> None:
 
 
 def measure(
-    width: int, batch: int, steps: int, rounds: int, images: int, torch: str, ours: list[str] | None, theirs: list[str] | None
+    width: int,
+    batch: int,
+    steps: int,
+    rounds: int,
+    images: int,
+    torch: str,
+    ours: list[str] | None,
+    theirs: list[str] | None,
 ) -> dict[str, Any]:
     """Prepares both sides, then runs `rounds` rounds; a variant that does not work is named under `failed`."""
     # The first as `python -m d3jax.run` sets it; the other side gets it too. Neither may take all of a GPU's memory.
-    environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH"))))
-    cpu = not Path("/dev/nvidiactl").exists() and not os.environ.get("TPU_NAME")
-    settings = {"width": width, "batch": batch, "images": images, "steps": steps or (4 if cpu else 50)}
-    wanted = {
-        "ours": ([sys.executable, str(HERE / "ours.py")], OURS[: 1 if cpu else None] if ours is None else ours),
-        "torch": ([torch, str(HERE / "theirs.py")], THEIRS + (() if cpu else COMPILED) if theirs is None else theirs),
+    environment = {
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        **os.environ,
     }
-    workers = {side: Worker(command, environment) for side, (command, names) in wanted.items() if names}
-    result: dict[str, Any] = {"command": " ".join(map(os.path.basename, sys.argv)), **settings, "failed": {}}
-    result["flops_an_image"] = 6 * macs(width)  # forward and two backward products, a multiplication and an addition each
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH")))
+    )
+    cpu = not Path("/dev/nvidiactl").exists() and not os.environ.get("TPU_NAME")
+    settings = {
+        "width": width,
+        "batch": batch,
+        "images": images,
+        "steps": steps or (4 if cpu else 50),
+    }
+    wanted = {
+        "ours": (
+            [sys.executable, str(HERE / "ours.py")],
+            OURS[: 1 if cpu else None] if ours is None else ours,
+        ),
+        "torch": (
+            [torch, str(HERE / "theirs.py")],
+            THEIRS + (() if cpu else COMPILED) if theirs is None else theirs,
+        ),
+    }
+    workers = {
+        side: Worker(command, environment) for side, (command, names) in wanted.items() if names
+    }
+    result: dict[str, Any] = {
+        "command": " ".join(map(os.path.basename, sys.argv)),
+        **settings,
+        "failed": {},
+    }
+    result["flops_an_image"] = 6 * macs(
+        width
+    )  # forward and two backward products, a multiplication and an addition each
     times: dict[str, list[float]] = {}
     for side, worker in workers.items():
         result[side] = {}
@@ -96,10 +140,16 @@ def measure(
 
 def summary(times: dict[str, list[float]], batch: int) -> dict[str, Any]:
     """Images a second of every variant, and ours over each of theirs within a round: min, median, max."""
-    spread = lambda values: {"min": min(values), "median": statistics.median(values), "max": max(values)}
+    spread = lambda values: {
+        "min": min(values),
+        "median": statistics.median(values),
+        "max": max(values),
+    }
     rates = {name: spread([batch / value for value in values]) for name, values in times.items()}
     ratios = {
-        f"{mine} over {other}": spread([b / a for a, b in zip(times[mine], times[other], strict=True)])
+        f"{mine} over {other}": spread(
+            [b / a for a, b in zip(times[mine], times[other], strict=True)]
+        )
         for mine in times
         for other in times
         if mine.startswith("ours/") and other.startswith("torch/")

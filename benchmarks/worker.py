@@ -38,7 +38,12 @@ class Worker:
 
     def __init__(self, command: list[str], environment: dict[str, str]):
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sys.stderr, text=True, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=sys.stderr,
+            text=True,
+            env=environment,
         )
 
     def ask(self, order: dict[str, Any]) -> dict[str, Any]:

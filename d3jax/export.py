@@ -7,20 +7,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import checkpoint
-from .cells import make_cells
-from .config import did_you_mean, names
-from .config_file import load
-from .errors import CheckpointError, ConfigError, D3JaxError
+from .config.fields import did_you_mean, names
+from .config.loading import load
+from .core.errors import CheckpointError, ConfigError, D3JaxError
 from .interop import to_torch, write_tensors
-from .journal import Progress
-from .lab import open_lab
-from .study import REGISTRIES
-from .tasks import task_of
-from .trigger_rows import variables_of
+from .runtime import checkpoint
+from .runtime.progress import Progress
+from .study.attack_run import make_cells
+from .study.context import open_lab
+from .study.nodes.model_detection import variables_of
+from .study.nodes.repair import task_of
+from .study.run import REGISTRIES
 
 
-def export(config: str | Path, name: str, out: str | Path, workdir: str | Path | None = None) -> int:
+def export(
+    config: str | Path, name: str, out: str | Path, workdir: str | Path | None = None
+) -> int:
     """Writes the model of the cell `name` (such as badnets/seed0/train or badnets/seed0/d3-code) of a study to `out`; how many tensors.
 
     `workdir` is the study's run folder: without it the one that `config` lies in as config.yaml, or runs/ and the config's name. Raises
@@ -29,20 +31,34 @@ def export(config: str | Path, name: str, out: str | Path, workdir: str | Path |
     config, out = Path(config), Path(out)
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out}: want a name that ends on .safetensors")
-    folder = Path(workdir) if workdir else config.parent if config.name == "config.yaml" else Path("runs") / config.stem
+    folder = (
+        Path(workdir)
+        if workdir
+        else config.parent
+        if config.name == "config.yaml"
+        else Path("runs") / config.stem
+    )
     settings = load(config, registries=REGISTRIES)
     lab = open_lab(settings, folder, Progress(quiet=True))
-    models = {cell.name: cell for cell in make_cells(lab) if cell.kind in ("model", "repair", "training")}
+    models = {
+        cell.name: cell for cell in make_cells(lab) if cell.kind in ("model", "repair", "training")
+    }
     if name not in models:
-        raise ConfigError(f"{name!r} is no model of {config}, which has {names(models)}{did_you_mean(name, models)}")
+        raise ConfigError(
+            f"{name!r} is no model of {config}, which has {names(models)}{did_you_mean(name, models)}"
+        )
     where = task_of(lab, models[name], {}).folder
     if not checkpoint.exists(where / "model"):
         resolved = folder / "config.yaml"
         other = (
-            f", or, if it ran with other settings, give --config {resolved}" if resolved.exists() and resolved != config else ""
+            f", or, if it ran with other settings, give --config {resolved}"
+            if resolved.exists() and resolved != config
+            else ""
         )
         raise CheckpointError(f"{name} is not finished ({where}): run the study first{other}")
-    tensors = to_torch(variables_of(lab, models[name], {}), settings.model.name, settings.model.config)
+    tensors = to_torch(
+        variables_of(lab, models[name], {}), settings.model.name, settings.model.config
+    )
     write_tensors(out, tensors)
     return len(tensors)
 
@@ -50,10 +66,20 @@ def export(config: str | Path, name: str, out: str | Path, workdir: str | Path |
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 done, 2 a mistake."""
     parser = argparse.ArgumentParser(
-        prog="python -m d3jax.export", description="Writes a finished model of a study as .safetensors, under PyTorch's names."
+        prog="python -m d3jax.export",
+        description="Writes a finished model of a study as .safetensors, under PyTorch's names.",
     )
-    parser.add_argument("--config", metavar="FILE", required=True, help="the study, best the config.yaml in its run folder")
-    parser.add_argument("--workdir", metavar="DIR", help="its run folder (default: that of config.yaml, or runs/<name>)")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        required=True,
+        help="the study, best the config.yaml in its run folder",
+    )
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        help="its run folder (default: that of config.yaml, or runs/<name>)",
+    )
     parser.add_argument("cell", metavar="CELL", help="ATTACK/seedS/train, or ATTACK/seedS/DEFENCE")
     parser.add_argument("out", metavar="OUT.safetensors")
     options = parser.parse_args(argv)

@@ -11,14 +11,18 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import huge_pages
-from .config import StudyConfig
-from .config_file import describe, dumps, load
-from .errors import ConfigError, D3JaxError
+from .config.loading import describe, dumps, load
+from .config.study import StudyConfig
+from .core.errors import ConfigError, D3JaxError
+from .runtime import host as huge_pages
 
 ENTRY = (
     ("label", "null", "its name in the results (null: its own name, and its preset)"),
-    ("sweep", "null", "{setting: [values], …}: an entry for each combination, such as {schedule.optimizer.lr: [0.003, 0.01]}"),
+    (
+        "sweep",
+        "null",
+        "{setting: [values], …}: an entry for each combination, such as {schedule.optimizer.lr: [0.003, 0.01]}",
+    ),
 )
 """What every entry of the lists (attacks, detections, evolutions, defenses) takes besides its settings, as `describe` has them."""
 
@@ -41,17 +45,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Plants a backdoor, repairs the model, reports. A rerun continues where the last one stopped.", epilog=_settings(),
     )  # fmt: skip
     parser.add_argument("--config", metavar="FILE", help="the study, in YAML (see experiments/)")
-    parser.add_argument("--workdir", metavar="DIR", help="the run folder (default: runs/<name of the config file>)")
-    parser.add_argument("--part", metavar="I/N", help="run the I-th of N shares of the study's cells (array jobs); no report")
-    parser.add_argument("--report", action="store_true", help="compute nothing: gather what is finished into tables and report")
     parser.add_argument(
-        "--distributed", metavar="WHERE", help="one of several processes: auto (TPU pod, SLURM) or HOST:PORT,COUNT,INDEX"
+        "--workdir", metavar="DIR", help="the run folder (default: runs/<name of the config file>)"
     )
-    parser.add_argument("--profile", metavar="DIR", help="write a trace of each loop's second logged period there")
     parser.add_argument(
-        "--list", action="store_true", help="every data set, model, attack, detection, evolution and defence with its settings"
+        "--part",
+        metavar="I/N",
+        help="run the I-th of N shares of the study's cells (array jobs); no report",
     )
-    parser.add_argument("--check", action="store_true", help="read config and data, print the config in full and stop")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="compute nothing: gather what is finished into tables and report",
+    )
+    parser.add_argument(
+        "--distributed",
+        metavar="WHERE",
+        help="one of several processes: auto (TPU pod, SLURM) or HOST:PORT,COUNT,INDEX",
+    )
+    parser.add_argument(
+        "--profile", metavar="DIR", help="write a trace of each loop's second logged period there"
+    )
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="every data set, model, attack, detection, evolution and defence with its settings",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="read config and data, print the config in full and stop",
+    )
     several = False
     try:
         options, rest = parser.parse_known_args(argv)
@@ -67,7 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not several:
             raise
         traceback.print_exc()
-        print("d3jax: stopped, perhaps as another process did; run all of them again to continue", file=sys.stderr)
+        print(
+            "d3jax: stopped, perhaps as another process did; run all of them again to continue",
+            file=sys.stderr,
+        )
         return _leave(1)
 
 
@@ -88,7 +115,7 @@ class _Parser(argparse.ArgumentParser):
 def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     if not options.config and not options.list:
         raise ConfigError(f"no --config given; usage: {USAGE}")
-    from . import study  # imports jax: after the command line has been understood
+    from .study import run as study  # imports jax: after the command line has been understood
 
     if options.list:
         for registry, entries in study.REGISTRIES.items():
@@ -101,7 +128,7 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     if part and options.report:
         raise ConfigError("--report gathers all parts: leave --part out")
     if options.distributed is not None:
-        from .sharding import bring_up
+        from .runtime.distributed import bring_up
 
         bring_up(options.distributed)
     config = load(options.config, overrides, registries=study.REGISTRIES)
@@ -153,17 +180,23 @@ def _cache_compilations() -> None:
 
     home = Path(os.environ.get("D3JAX_CACHE", Path.home() / ".cache" / "d3jax"))
     jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a study has 150 small ones, 7 s together
+    jax.config.update(
+        "jax_persistent_cache_min_compile_time_secs", 0.0
+    )  # a study has 150 small ones, 7 s together
 
 
 def _settings() -> str:
-    return "settings (dotted, with their defaults; --list shows those of every component):\n" + _table(
-        describe(StudyConfig), "  "
+    return (
+        "settings (dotted, with their defaults; --list shows those of every component):\n"
+        + _table(describe(StudyConfig), "  ")
     )
 
 
 def _table(rows: Sequence[tuple[str, str, str]], indent: str) -> str:
-    return "\n".join(f"{indent}--{key} {default}\n{indent}      {doc}" for key, default, doc in rows) + "\n"
+    return (
+        "\n".join(f"{indent}--{key} {default}\n{indent}      {doc}" for key, default, doc in rows)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ jax.config.update("jax_compilation_cache_dir", os.environ["D3JAX_TESTS_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 from d3jax.attacks import BadNetsConfig, badnets
-from d3jax.config import OptimConfig, TrainConfig
+from d3jax.config.recipes import OptimConfig, TrainConfig
 from d3jax.data import SyntheticConfig, synthetic
 from d3jax.training import train_backdoored
 
@@ -31,7 +31,9 @@ from .small import small_model
 
 @pytest.fixture(scope="session")
 def dataset():
-    return synthetic(SyntheticConfig(size=12, channels=3, classes=4, train=400, test=130, noise=0.15))
+    return synthetic(
+        SyntheticConfig(size=12, channels=3, classes=4, train=400, test=130, noise=0.15)
+    )
 
 
 @pytest.fixture(scope="session")

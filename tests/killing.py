@@ -23,7 +23,9 @@ loop: {log_every: 2, save_every: 4, save_seconds: 0}
 
 def numbers(rows):
     """Rows without what differs from run to run."""
-    return [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows]
+    return [
+        {key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows
+    ]
 
 
 def results(folder: Path):
@@ -38,7 +40,13 @@ def logged(folder: Path, text: str) -> bool:
     return path.exists() and text in path.read_text()
 
 
-def unbroken(config: Path, workdir: Path, environment: dict[str, str], count: int = 1, program: str = "tests.small") -> str:
+def unbroken(
+    config: Path,
+    workdir: Path,
+    environment: dict[str, str],
+    count: int = 1,
+    program: str = "tests.small",
+) -> str:
     """Runs a study to its end, in `count` processes that work together, and returns what the first one printed."""
     running = start(config, workdir, environment, count, program)
     printed = [process.communicate() for process in running]
@@ -59,7 +67,9 @@ def kill_when(
     until(moment, running)
     for process in running:
         process.send_signal(signal.SIGKILL)
-    assert [process.wait() for process in running] == [-signal.SIGKILL] * count, "it ended before it could be killed"
+    assert [process.wait() for process in running] == [-signal.SIGKILL] * count, (
+        "it ended before it could be killed"
+    )
 
 
 def until(moment: Callable[[], object], running: list[subprocess.Popen]) -> None:
@@ -84,11 +94,17 @@ def start(
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    words = [["--distributed", f"localhost:{port},{count},{i}"] if count > 1 else [] for i in range(count)]
+    words = [
+        ["--distributed", f"localhost:{port},{count},{i}"] if count > 1 else []
+        for i in range(count)
+    ]
     words = [mine + list(extra) for mine, extra in itertools.zip_longest(words, more, fillvalue=())]
     environment = _without_fakes(environment)
     return [
-        subprocess.Popen(command + mine, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True) for mine in words
+        subprocess.Popen(
+            command + mine, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True
+        )
+        for mine in words
     ]
 
 

@@ -4,11 +4,12 @@ import sys
 
 import flax.linen as nn
 
-from d3jax import run, study
-from d3jax.base import DataInfo, Model
+from d3jax import run
+from d3jax.core.types import DataInfo, Model
 from d3jax.models import MODELS, PreActResNet18Config
-from d3jax.models.linen import Linear, model_of, normalise
-from d3jax.models.norm import BatchNorm
+from d3jax.models.layers.linen import Linear, model_of, normalise
+from d3jax.models.layers.norm import BatchNorm
+from d3jax.study import run as study
 
 
 class _Small(nn.Module):

@@ -7,16 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d3jax.base import DataInfo
+from d3jax.core.errors import ConfigError
+from d3jax.core.types import DataInfo
 from d3jax.data.augment import make_augment, random_crop, random_flip
 from d3jax.data.batching import batch_rows, epoch_plan, permute
-from d3jax.errors import ConfigError
 
 
 @settings(deadline=None, max_examples=12)
 @given(size=st.sampled_from([1, 2, 3, 4, 5, 16, 17, 255, 1000]), seed=st.integers(0, 2**31 - 1))
 def test_permute_is_a_permutation(size, seed):
-    assert sorted(permute(jax.random.key(seed), jnp.arange(size), size).tolist()) == list(range(size))
+    assert sorted(permute(jax.random.key(seed), jnp.arange(size), size).tolist()) == list(
+        range(size)
+    )
 
 
 def test_permute_is_uniform():
@@ -40,7 +42,12 @@ def test_an_epoch_visits_every_row_once_and_the_next_in_another_order():
 
 @pytest.mark.parametrize(
     ("size", "batch", "drop_last", "plan"),
-    [(50000, 128, True, (390, 128)), (2500, 256, False, (10, 250)), (144, 256, False, (1, 144)), (100, 100, True, (1, 100))],
+    [
+        (50000, 128, True, (390, 128)),
+        (2500, 256, False, (10, 250)),
+        (144, 256, False, (1, 144)),
+        (100, 100, True, (1, 100)),
+    ],
 )
 def test_epoch_plan(size, batch, drop_last, plan):
     assert epoch_plan(size, batch, drop_last=drop_last) == plan
@@ -65,7 +72,9 @@ def test_flip_mirrors_half():
     images = jnp.broadcast_to(jnp.arange(4.0)[:, None], (400, 3, 4, 1))
     out = random_flip(jax.random.key(0), images)[:, 0, :, 0]
     flipped = (out == jnp.arange(4.0)[::-1]).all(1)
-    assert 150 < int(flipped.sum()) < 250 and bool((flipped | (out == jnp.arange(4.0)).all(1)).all())
+    assert 150 < int(flipped.sum()) < 250 and bool(
+        (flipped | (out == jnp.arange(4.0)).all(1)).all()
+    )
 
 
 def test_augment_does_what_the_data_set_allows():

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax.base import DataInfo
+from d3jax.core.types import DataInfo
 from d3jax.models import PreActResNet18Config, preact_resnet18
-from d3jax.rows import read_csv, write_csv
+from d3jax.results.tables import read_csv, write_csv
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -29,9 +29,14 @@ def importable(monkeypatch):
 def test_multiplications_are_those_of_the_traced_network(width):
     import train_step
 
-    model = preact_resnet18(PreActResNet18Config(width), DataInfo("x", (32, 32, 3), tuple("0123456789"), (0.5,) * 3, (0.5,) * 3))
+    model = preact_resnet18(
+        PreActResNet18Config(width),
+        DataInfo("x", (32, 32, 3), tuple("0123456789"), (0.5,) * 3, (0.5,) * 3),
+    )
     variables = jax.eval_shape(model.init, jax.random.key(0))
-    traced = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False).logits)(variables, jnp.zeros((1, 32, 32, 3)))
+    traced = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False).logits)(
+        variables, jnp.zeros((1, 32, 32, 3))
+    )
     assert count(traced.jaxpr) == train_step.macs(width)
 
 
@@ -53,8 +58,12 @@ def count(jaxpr) -> int:
 def test_ratios_are_taken_within_a_round():
     import train_step
 
-    found = train_step.summary({"ours/float32": [1.0, 2.0, 4.0], "torch/eager": [2.0, 2.0, 2.0]}, batch=8)
-    assert found["ratios"] == {"ours/float32 over torch/eager": {"min": 0.5, "median": 1.0, "max": 2.0}}
+    found = train_step.summary(
+        {"ours/float32": [1.0, 2.0, 4.0], "torch/eager": [2.0, 2.0, 2.0]}, batch=8
+    )
+    assert found["ratios"] == {
+        "ours/float32 over torch/eager": {"min": 0.5, "median": 1.0, "max": 2.0}
+    }
     assert found["images_a_second"]["torch/eager"]["median"] == 4.0
 
 
@@ -81,7 +90,9 @@ def test_the_parts_run_on_this_machine_at_toy_size(tmp_path):
     """All but the comparison with PyTorch, which needs it, and the tables, which need an hour."""
     import gpu
 
-    options = argparse.Namespace(out=tmp_path, work=tmp_path / "work", size=64, width=1, steps=1, name="")
+    options = argparse.Namespace(
+        out=tmp_path, work=tmp_path / "work", size=64, width=1, steps=1, name=""
+    )
     for name in ("ceilings", "members", "streaming", "profile", "inversion", "lineages"):
         assert gpu.run_part(name, options) == 0
         assert json.loads((tmp_path / f"{name}_cpu.json").read_text())["part"] == name
@@ -100,14 +111,22 @@ def test_the_queue_names_every_part():
 def test_a_table_is_one_attack_of_its_experiment(part, tmp_path, monkeypatch):
     import gpu
 
-    from d3jax import study
+    from d3jax.study import run as study
 
     studies = []
-    monkeypatch.setattr(study, "run_study", lambda config, folder: studies.append((config, folder)) or [{"status": "ok"}])
-    gpu.PARTS[part](argparse.Namespace(work=tmp_path, data=tmp_path / "cifar10.npz", set=["train.steps=5"]))
+    monkeypatch.setattr(
+        study,
+        "run_study",
+        lambda config, folder: studies.append((config, folder)) or [{"status": "ok"}],
+    )
+    gpu.PARTS[part](
+        argparse.Namespace(work=tmp_path, data=tmp_path / "cifar10.npz", set=["train.steps=5"])
+    )
     ((config, _),) = studies
     assert [choice.label for choice in config.attacks] == ["sig"] and config.train.steps == 5
-    assert config.published["sig/none"] == "84.48/98.27" and all(name.startswith("sig/") for name in config.published)
+    assert config.published["sig/none"] == "84.48/98.27" and all(
+        name.startswith("sig/") for name in config.published
+    )
 
 
 def test_a_round_is_so_many_calls_and_tells_the_seconds_of_a_step(monkeypatch):
@@ -129,16 +148,33 @@ def test_a_round_is_so_many_calls_and_tells_the_seconds_of_a_step(monkeypatch):
 def curves(folder: Path, lineages: dict[str, list[list[float]]], **lines: dict) -> Path:
     """A run folder's tables for the evolutions of an attack with these ASRs, a list a seed; `lines` are what survival.csv has of them."""
     evolved = [
-        {"attack": "badnets", "evolution": label, "seed": seed, "update": update, "asr": asr, "score": 10 * asr}
+        {
+            "attack": "badnets",
+            "evolution": label,
+            "seed": seed,
+            "update": update,
+            "asr": asr,
+            "score": 10 * asr,
+        }
         | {"control": 0.05 if update else None, "stale_asr": curve[update - 1] if update else None}
         | {"stale_score": 10 * curve[update - 1] if update else None}
         for label, seeds in lineages.items()
         for seed, curve in enumerate(seeds)
         for update, asr in enumerate(curve)
     ]
-    shared = {"attack": "badnets", "acc": 0.8, "lr_mean": 0.01, "steps": 6, "speedup": None, "speedup_bound": None}
+    shared = {
+        "attack": "badnets",
+        "acc": 0.8,
+        "lr_mean": 0.01,
+        "steps": 6,
+        "speedup": None,
+        "speedup_bound": None,
+    }
     shared |= {"baseline": None, "counts": None, "equal_mean": None}
-    compared = [shared | {"evolution": label, "constant": "constant" in label} | lines.get(label, {}) for label in lineages]
+    compared = [
+        shared | {"evolution": label, "constant": "constant" in label} | lines.get(label, {})
+        for label in lineages
+    ]
     write_csv(folder / "evolution.csv", evolved, ())
     write_csv(folder / "survival.csv", compared, ())
     return folder
@@ -189,10 +225,15 @@ def test_claims_are_judged_as_they_say(claim, lineages, lines, said, tmp_path):
 def test_a_claims_table_shows_what_each_seed_survived(tmp_path):
     import claims
 
-    found = claims.read(curves(tmp_path, {"slow": [[1.0, 0.9, 0.6], [1.0, 0.9, 0.2], [0.4, 0.1, 0.1]]}))
+    found = claims.read(
+        curves(tmp_path, {"slow": [[1.0, 0.9, 0.6], [1.0, 0.9, 0.2], [0.4, 0.1, 0.1]]})
+    )
     lines = claims.tell(5, found).splitlines()
     assert lines[2].count("|") == lines[-1].count("|")
-    assert lines[-1] == "| badnets | slow | ≥2 1 | 100, 90, 40 | 60 20 | 5, 5 | 0.90, 0.44 | 80.0 | 0.06 | yes |"
+    assert (
+        lines[-1]
+        == "| badnets | slow | ≥2 1 | 100, 90, 40 | 60 20 | 5, 5 | 0.90, 0.44 | 80.0 | 0.06 | yes |"
+    )
 
 
 def test_what_the_control_says_too_is_marked_and_what_was_not_measured_not_judged(tmp_path):
@@ -210,9 +251,30 @@ def test_what_the_control_says_too_is_marked_and_what_was_not_measured_not_judge
 def test_tables_are_means_over_seeds_of_what_did_not_fail(tmp_path):
     import tables
 
-    shared = {"attack": "badnets", "defense": "none", "seed": 0, "acc": 0.8, "asr": 1.0, "ra": 0.0, "der": None, "status": "ok"}
-    shared |= {"suspects": None, "suspects_poisoned": None, "labelled_poisoned": None, "published": "none"}
-    defended = shared | {"defense": "dlp", "acc": 0.7, "asr": 0.1, "der": 0.9, "suspects": 10, "suspects_poisoned": 0.5}
+    shared = {
+        "attack": "badnets",
+        "defense": "none",
+        "seed": 0,
+        "acc": 0.8,
+        "asr": 1.0,
+        "ra": 0.0,
+        "der": None,
+        "status": "ok",
+    }
+    shared |= {
+        "suspects": None,
+        "suspects_poisoned": None,
+        "labelled_poisoned": None,
+        "published": "none",
+    }
+    defended = shared | {
+        "defense": "dlp",
+        "acc": 0.7,
+        "asr": 0.1,
+        "der": 0.9,
+        "suspects": 10,
+        "suspects_poisoned": 0.5,
+    }
     first = [shared, defended, defended | {"defense": "abl", "published": "83.32/0.00"}]
     again = [
         shared | {"seed": 1},
@@ -222,7 +284,9 @@ def test_tables_are_means_over_seeds_of_what_did_not_fail(tmp_path):
     again.append(defended | {"acc": 0.0})  # the first folder has this run
     for name, rows in {"a": first, "b": again}.items():
         write_csv(tmp_path / name / "results.csv", rows, ())
-    rows = tables.gather([tmp_path / "a", tmp_path / "b"], "results.csv", ("attack", "defense", "seed"))
+    rows = tables.gather(
+        [tmp_path / "a", tmp_path / "b"], "results.csv", ("attack", "defense", "seed")
+    )
     assert tables.markdown(tables.outcomes(rows)).splitlines()[2:] == [
         "| badnets | none | 80.0±0.0 | 100.0±0.0 | 0.0±0.0 |  |  |  | none |",
         "| badnets | dlp | 72.0±2.8, −8.0 | 10.0±0.0 | 0.0±0.0 | 90.0±0.0 | 50.0±0.0 |  | none |",
@@ -233,11 +297,21 @@ def test_tables_are_means_over_seeds_of_what_did_not_fail(tmp_path):
         ["badnets", "80.0±0.0 / 100.0±0.0", "72.0±2.8 / 10.0±0.0", "70.0 / 10.0 (1 of 2 seeds)"],
         ["clean", "80.0 / – (1 of 2 seeds)", "– / –", "– / –"],
     ]
-    scores = [{"attack": "badnets", "defense": "dlp", "seed": seed, "score": "entropy", "auroc": 0.9} for seed in (0, 1)]
+    scores = [
+        {"attack": "badnets", "defense": "dlp", "seed": seed, "score": "entropy", "auroc": 0.9}
+        for seed in (0, 1)
+    ]
     scores = [row | dict.fromkeys(tables.PRECISIONS, row["seed"] / 2) for row in scores]
     others = [row | {"defense": name} for name in ("same", "alone") for row in scores]
     others[-1]["auroc"] = 0.7
-    found = tables.filters([*scores, *others, scores[0] | {"score": "rescored"}, scores[0] | {"attack": "clean", "auroc": None}])
+    found = tables.filters(
+        [
+            *scores,
+            *others,
+            scores[0] | {"score": "rescored"},
+            scores[0] | {"attack": "clean", "auroc": None},
+        ]
+    )
     assert found[1:] == [
         ["badnets", "dlp, 1 with the same", "entropy", "0.900±0.000", *["25.0±35.4"] * 3],
         ["badnets", "alone", "entropy", "0.800±0.141", *["25.0±35.4"] * 3],
@@ -249,27 +323,50 @@ def test_learning_is_told_by_first_stage_and_by_what_stage_3_changes():
 
     said = {"clean_right": 0.5, "poisoned_entropy": 0.0, "clean_entropy": 1.25}
     runs = {
-        ("beginning-a", 0): [{"step": n, "poisoned_right": right} | said for n, right in enumerate((0.2, 0.95, 0.85, 1.0))],
+        ("beginning-a", 0): [
+            {"step": n, "poisoned_right": right} | said
+            for n, right in enumerate((0.2, 0.95, 0.85, 1.0))
+        ],
         ("beginning-b", 0): [{"step": 1, "poisoned_right": 0.9} | said],
-        ("dlp", 0): [{"watch_acc": 0.6}, {"watch_acc": 0.75}, {"loss": 1.0}, {"watch_acc": 0.5, "unlabelled_loss": 0.1}],
+        ("dlp", 0): [
+            {"watch_acc": 0.6},
+            {"watch_acc": 0.75},
+            {"loss": 1.0},
+            {"watch_acc": 0.5, "unlabelled_loss": 0.1},
+        ],
         ("stages12", 0): [{"watch_acc": 0.6}],
     }
     assert learning.first_stages("badnets", runs) == [
         ["badnets", "0", "2", "100.0", "50.0", "0.00", "1.25"],
         ["badnets", "0", "never", "90.0", "50.0", "0.00", "1.25"],
     ]
-    assert learning.later_stages("badnets", runs) == [["badnets", "0", "dlp", "75.0", "50.0", "−25.0"]]
+    assert learning.later_stages("badnets", runs) == [
+        ["badnets", "0", "dlp", "75.0", "50.0", "−25.0"]
+    ]
 
 
 def test_images_are_held_back_from_training_images_alone():
     import held_back
 
-    data = {"train_images": np.arange(20), "train_labels": np.arange(20) % 3, "test_images": np.full(5, -1)}
+    data = {
+        "train_images": np.arange(20),
+        "train_labels": np.arange(20) % 3,
+        "test_images": np.full(5, -1),
+    }
     parts = held_back.split(data, 8, 6, seed=7)
     drawn = np.concatenate([parts["train_images"], parts["test_images"]])
-    assert len(parts["train_images"]) == 8 and len(parts["test_images"]) == 6 and len(set(drawn)) == 14 and drawn.min() >= 0
-    assert all((parts[f"{part}_labels"] == parts[f"{part}_images"] % 3).all() for part in ("train", "test"))
-    with pytest.raises(SystemExit, match="--train 15 and --test 6 are more than the 20 training images"):
+    assert (
+        len(parts["train_images"]) == 8
+        and len(parts["test_images"]) == 6
+        and len(set(drawn)) == 14
+        and drawn.min() >= 0
+    )
+    assert all(
+        (parts[f"{part}_labels"] == parts[f"{part}_images"] % 3).all() for part in ("train", "test")
+    )
+    with pytest.raises(
+        SystemExit, match="--train 15 and --test 6 are more than the 20 training images"
+    ):
         held_back.split(data, 15, 6, seed=7)
 
 

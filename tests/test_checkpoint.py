@@ -8,20 +8,25 @@ import numpy as np
 import optax
 import pytest
 
-from d3jax import checkpoint
-from d3jax.base import TrainState, Variables
-from d3jax.errors import CheckpointError, DamagedError
+from d3jax.core.errors import CheckpointError, DamagedError
+from d3jax.core.types import TrainState, Variables
+from d3jax.runtime import checkpoint
 
 
 def state_of(seed=0, width=3):
-    params = {"stem": {"kernel": jax.random.normal(jax.random.key(seed), (200, width))}, "head": {"bias": jnp.arange(2)}}
+    params = {
+        "stem": {"kernel": jax.random.normal(jax.random.key(seed), (200, width))},
+        "head": {"bias": jnp.arange(2)},
+    }
     tx = optax.sgd(0.1, momentum=0.9)
     return TrainState(jnp.int32(seed), Variables(params, {}), tx.init(params), jax.random.key(seed))
 
 
 def same(one, other):
     flat = checkpoint.flatten(one), checkpoint.flatten(other)
-    return flat[0].keys() == flat[1].keys() and all(np.array_equal(flat[0][name], flat[1][name]) for name in flat[0])
+    return flat[0].keys() == flat[1].keys() and all(
+        np.array_equal(flat[0][name], flat[1][name]) for name in flat[0]
+    )
 
 
 def test_round_trip_keeps_everything(tmp_path):
@@ -29,15 +34,16 @@ def test_round_trip_keeps_everything(tmp_path):
     checkpoint.save(tmp_path / "a", state, {"lines": [{"step": 1}]})
     back, note = checkpoint.load(tmp_path / "a", state_of(0))
     assert same(back, state) and note == {"lines": [{"step": 1}]}
-    assert jax.random.key_impl(back.key) == jax.random.key_impl(state.key) and jax.random.bits(back.key) == jax.random.bits(
-        state.key
-    )
+    assert jax.random.key_impl(back.key) == jax.random.key_impl(state.key) and jax.random.bits(
+        back.key
+    ) == jax.random.bits(state.key)
 
 
 def test_another_models_checkpoint_names_the_tensors(tmp_path):
     checkpoint.save(tmp_path / "a", {"stem": jnp.ones(3), "old": jnp.ones(2)})
     with pytest.raises(
-        CheckpointError, match=r"another model: it lacks new; it also has old; stem is float32\[3\], not float32\[4\]"
+        CheckpointError,
+        match=r"another model: it lacks new; it also has old; stem is float32\[3\], not float32\[4\]",
     ):
         checkpoint.load(tmp_path / "a", {"stem": jnp.ones(4), "new": jnp.ones(2)})
 
@@ -51,7 +57,9 @@ def files_of(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's threads, when a read fails
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # of Orbax's threads, when a read fails
 def test_every_truncated_or_altered_file_is_noticed_or_harmless(tmp_path):
     """Each file in turn cut in half, emptied, deleted, one byte flipped: either an error, or the very same arrays."""
     state, like = state_of(5), state_of(0)
@@ -97,7 +105,10 @@ def test_rolling_keeps_the_newest_and_goes_back_past_damage(tmp_path):
     assert rolling.steps() == []
 
 
-@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), MemoryError(), ValueError("RESOURCE_EXHAUSTED: out")])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(24, "Too many open files"), MemoryError(), ValueError("RESOURCE_EXHAUSTED: out")],
+)
 def test_what_is_not_the_files_fault_leaves_it_alone(tmp_path, monkeypatch, error):
     rolling = checkpoint.Rolling(tmp_path / "steps")
     rolling.save(1, state_of(), {})

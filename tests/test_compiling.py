@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax import compiling
-from d3jax.models.conv import convolve
+from d3jax.models.layers.conv import convolve
+from d3jax.runtime import compilation as compiling
 
 
 @pytest.mark.parametrize("release", ["0.10.2", "0.11.0", "0.11.2", "0.12.0"])
@@ -21,7 +21,10 @@ def test_only_where_it_was_tried(release, monkeypatch):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_same_numbers_and_nothing_in_the_cache_that_cannot_be_read(stride, tmp_path):
     keys = jax.random.split(jax.random.key(0), 3)
-    x, kernel = jax.random.normal(keys[0], (16, 32, 32, 16)), jax.random.normal(keys[1], (3, 3, 16, 32))
+    x, kernel = (
+        jax.random.normal(keys[0], (16, 32, 32, 16)),
+        jax.random.normal(keys[1], (3, 3, 16, 32)),
+    )
     g = jax.random.normal(keys[2], (16, 32 // stride, 32 // stride, 32))
 
     def both(x, kernel, g):
@@ -38,7 +41,9 @@ def test_same_numbers_and_nothing_in_the_cache_that_cannot_be_read(stride, tmp_p
 
 
 def test_a_program_that_was_compiled_is_kept():
-    lowered = lambda constant: jax.jit(lambda x: {"y": x + jnp.arange(100) * constant}).lower(jnp.zeros(100))
+    lowered = lambda constant: jax.jit(lambda x: {"y": x + jnp.arange(100) * constant}).lower(
+        jnp.zeros(100)
+    )
     device = jax.devices()[:1]
     program = compiling.compiled(lowered(2), device)
     assert compiling.compiled(lowered(2), device) is program
@@ -46,12 +51,21 @@ def test_a_program_that_was_compiled_is_kept():
     assert compiling.compiled(lowered(2), jax.devices()[1:2]) is not program
     for constant in range(4, 5 + compiling.KEPT):
         compiling.compiled(lowered(constant), device)
-    assert len(compiling._programs) == compiling.KEPT and compiling.compiled(lowered(2), device) is not program
+    assert (
+        len(compiling._programs) == compiling.KEPT
+        and compiling.compiled(lowered(2), device) is not program
+    )
 
 
 def test_a_program_belongs_to_its_arguments_also_to_those_it_does_not_use():
-    program = {size: compiling.compiled(jax.jit(lambda x, y: x + 1).lower(1.0, jnp.zeros(size))) for size in (2, 3)}
-    assert all(program[size](1.0, jnp.zeros(size)) == 2 for size in (2, 3)) and program[2] is not program[3]
+    program = {
+        size: compiling.compiled(jax.jit(lambda x, y: x + 1).lower(1.0, jnp.zeros(size)))
+        for size in (2, 3)
+    }
+    assert (
+        all(program[size](1.0, jnp.zeros(size)) == 2 for size in (2, 3))
+        and program[2] is not program[3]
+    )
 
 
 def test_fast_is_jit(monkeypatch):
@@ -60,13 +74,26 @@ def test_fast_is_jit(monkeypatch):
     compiled = compiling.compiled
     monkeypatch.setattr(compiling, "uses_onednn", lambda: True)
     monkeypatch.setattr(compiling, "_compile", lambda lowered: lowered.compile())
-    monkeypatch.setattr(compiling, "compiled", lambda *given: made.append(given) or compiled(*given))
-    call = compiling.fast(lambda name, x, y: {name: x.sum() + (0 if y is None else y["a"].sum())}, static=1)
+    monkeypatch.setattr(
+        compiling, "compiled", lambda *given: made.append(given) or compiled(*given)
+    )
+    call = compiling.fast(
+        lambda name, x, y: {name: x.sum() + (0 if y is None else y["a"].sum())}, static=1
+    )
     ones = np.ones(5, np.float32)
-    assert float(call("sum", ones, None)["sum"]) == float(call("sum", 2 * jnp.asarray(ones), None)["sum"]) / 2 == 5
-    assert float(call("sum", ones, {"a": ones})["sum"]) == 10 and float(call("more", ones, None)["more"]) == 5
+    assert (
+        float(call("sum", ones, None)["sum"])
+        == float(call("sum", 2 * jnp.asarray(ones), None)["sum"]) / 2
+        == 5
+    )
+    assert (
+        float(call("sum", ones, {"a": ones})["sum"]) == 10
+        and float(call("more", ones, None)["more"]) == 5
+    )
     assert float(call("sum", np.ones(6, np.uint8), None)["sum"]) == 6
     assert len(made) == 5  # host and device arrays each
     mesh = jax.sharding.Mesh(jax.devices()[:2], "x")
-    there = jax.device_put(np.ones(4), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x")))
+    there = jax.device_put(
+        np.ones(4), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    )
     assert float(call("sum", there, None)["sum"]) == 4 and len(made) == 5

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from d3jax.base import Dataset, Split
-from d3jax.config import ReservedConfig
-from d3jax.config_file import loads
+from d3jax.config.loading import loads
+from d3jax.config.recipes import ReservedConfig
+from d3jax.core.errors import ConfigError, DataError
+from d3jax.core.types import Dataset, Split
 from d3jax.data import (
     DATASETS,
     DigitsConfig,
@@ -33,9 +34,8 @@ from d3jax.data import (
     reserve,
     synthetic,
     tfds,
-    tfds_cache,
 )
-from d3jax.errors import ConfigError, DataError
+from d3jax.data import tfds as tfds_cache
 
 
 def small_arrays(n: int = 12, shape: tuple[int, ...] = (8, 6, 3)) -> dict[str, np.ndarray]:
@@ -62,8 +62,12 @@ def fails(make, *words: str) -> str:
 
 def nearest_mean_accuracy(dataset: Dataset) -> float:
     """Test accuracy of the simplest classifier there is: whether labels and images belong together at all."""
-    train, test = (split.images.reshape(len(split.images), -1) / 255 for split in (dataset.train, dataset.test))
-    means = np.stack([train[dataset.train.labels == label].mean(0) for label in range(dataset.info.num_classes)])
+    train, test = (
+        split.images.reshape(len(split.images), -1) / 255 for split in (dataset.train, dataset.test)
+    )
+    means = np.stack(
+        [train[dataset.train.labels == label].mean(0) for label in range(dataset.info.num_classes)]
+    )
     nearest = ((test[:, None] - means) ** 2).sum(-1).argmin(1)
     return float((nearest == dataset.test.labels).mean())
 
@@ -71,10 +75,19 @@ def nearest_mean_accuracy(dataset: Dataset) -> float:
 def check_contract(dataset: Dataset) -> None:
     info = dataset.info
     for split in (dataset.train, dataset.test):
-        assert split.images.dtype == np.uint8 and split.images.shape == (len(split.labels), *info.shape)
-        assert split.labels.dtype == np.int32 and split.labels.min() >= 0 and split.labels.max() < info.num_classes
+        assert split.images.dtype == np.uint8 and split.images.shape == (
+            len(split.labels),
+            *info.shape,
+        )
+        assert (
+            split.labels.dtype == np.int32
+            and split.labels.min() >= 0
+            and split.labels.max() < info.num_classes
+        )
     assert len(info.mean) == len(info.std) == info.shape[2] and min(info.std) > 0
-    assert hash(info) is not None and all(type(name) is str for name in info.classes)  # static under jit
+    assert hash(info) is not None and all(
+        type(name) is str for name in info.classes
+    )  # static under jit
 
 
 # --- digits and synthetic ------------------------------------------------------------------------------------------
@@ -89,10 +102,17 @@ def test_digits_are_the_real_ones_each_once(digits16):
     from sklearn.datasets import load_digits
 
     check_contract(digits16)
-    assert digits16.train.images.shape == (1438, 16, 16, 1) and digits16.test.images.shape == (359, 16, 16, 1)
+    assert digits16.train.images.shape == (1438, 16, 16, 1) and digits16.test.images.shape == (
+        359,
+        16,
+        16,
+        1,
+    )
     images = np.concatenate([digits16.train.images, digits16.test.images])
     labels = np.concatenate([digits16.train.labels, digits16.test.labels])
-    np.testing.assert_array_equal(images, np.repeat(np.repeat(images[:, ::2, ::2], 2, 1), 2, 2))  # nearest: 2×2 blocks
+    np.testing.assert_array_equal(
+        images, np.repeat(np.repeat(images[:, ::2, ::2], 2, 1), 2, 2)
+    )  # nearest: 2×2 blocks
     raw = load_digits()
     want = np.column_stack([np.rint(raw.data / 16 * 255), raw.target])
     got = np.column_stack([images[:, ::2, ::2].reshape(1797, 64), labels])
@@ -110,10 +130,14 @@ def test_digits_split_is_fixed_and_stratified(digits16):
 def test_digits_bilinear_is_smooth_and_scales(size, crop, digits16):
     smooth = digits(DigitsConfig(size=size, resize="bilinear"))
     check_contract(smooth)
-    assert smooth.info.shape == (size, size, 1) and smooth.info.crop == crop and not smooth.info.flip
+    assert (
+        smooth.info.shape == (size, size, 1) and smooth.info.crop == crop and not smooth.info.flip
+    )
     np.testing.assert_array_equal(smooth.train.labels, digits16.train.labels)
     if size == 16:
-        steps = [np.abs(np.diff(d.train.images.astype(int), axis=2)).max() for d in (smooth, digits16)]
+        steps = [
+            np.abs(np.diff(d.train.images.astype(int), axis=2)).max() for d in (smooth, digits16)
+        ]
         assert steps[0] < steps[1] == 255
 
 
@@ -125,19 +149,30 @@ def test_digits_size_must_be_a_multiple_of_8():
 
 
 def test_synthetic_is_balanced_learnable_and_follows_its_seed():
-    config = SyntheticConfig(size=12, channels=2, classes=7, train=1003, test=105)  # two blocks: 1000 and 3
+    config = SyntheticConfig(
+        size=12, channels=2, classes=7, train=1003, test=105
+    )  # two blocks: 1000 and 3
     dataset = synthetic(config)
     check_contract(dataset)
-    assert dataset.train.images.shape == (1003, 12, 12, 2) and dataset.test.images.shape == (105, 12, 12, 2)
+    assert dataset.train.images.shape == (1003, 12, 12, 2) and dataset.test.images.shape == (
+        105,
+        12,
+        12,
+        2,
+    )
     counts = np.bincount(dataset.train.labels)
     assert len(counts) == 7 and counts.max() - counts.min() <= 1
     assert set(np.bincount(dataset.test.labels)) == {15}
     assert nearest_mean_accuracy(dataset) > 0.95
     assert fingerprint(synthetic(config)) == fingerprint(dataset)
     other = synthetic(dataclasses.replace(config, seed=1))
-    assert np.any(other.train.images != dataset.train.images) and np.any(other.train.labels != dataset.train.labels)
+    assert np.any(other.train.images != dataset.train.images) and np.any(
+        other.train.labels != dataset.train.labels
+    )
     more = synthetic(dataclasses.replace(config, train=50))
-    np.testing.assert_array_equal(more.test.images, dataset.test.images)  # the test set does not move with the training set
+    np.testing.assert_array_equal(
+        more.test.images, dataset.test.images
+    )  # the test set does not move with the training set
 
 
 def test_synthetic_noise_and_shift_mean_what_they_say():
@@ -147,8 +182,12 @@ def test_synthetic_noise_and_shift_mean_what_they_say():
     moved = synthetic(dataclasses.replace(base, shift=1)).train
     assert len(np.unique(moved.images, axis=0)) == 2 * 9
     noisy = synthetic(dataclasses.replace(base, noise=0.05)).train
-    inside = (still.images > 60) & (still.images < 195)  # far from the ends, where nothing is clipped
-    assert np.std((noisy.images - still.images.astype(float))[inside] / 255) == pytest.approx(0.05, rel=0.02)
+    inside = (still.images > 60) & (
+        still.images < 195
+    )  # far from the ends, where nothing is clipped
+    assert np.std((noisy.images - still.images.astype(float))[inside] / 255) == pytest.approx(
+        0.05, rel=0.02
+    )
 
 
 # --- from_arrays: the one check all sources share --------------------------------------------------------------------
@@ -157,12 +196,16 @@ def test_synthetic_noise_and_shift_mean_what_they_say():
 def test_from_arrays_measures_and_counts():
     a = small_arrays(1200)
     a["train_images"][..., 1] = 77
-    dataset = from_arrays((a["train_images"], a["train_labels"]), (jnp.asarray(a["test_images"]), a["test_labels"]))
+    dataset = from_arrays(
+        (a["train_images"], a["train_labels"]), (jnp.asarray(a["test_images"]), a["test_labels"])
+    )
     check_contract(dataset)
     assert dataset.info.classes == ("0", "1", "2")
     pixels = a["train_images"] / 255
     np.testing.assert_allclose(dataset.info.mean, pixels.mean((0, 1, 2)), atol=6e-5)
-    np.testing.assert_allclose(dataset.info.std, np.maximum(pixels.std((0, 1, 2)), 1 / 255), atol=6e-5)
+    np.testing.assert_allclose(
+        dataset.info.std, np.maximum(pixels.std((0, 1, 2)), 1 / 255), atol=6e-5
+    )
 
 
 def test_fingerprint_sees_every_part():
@@ -172,16 +215,24 @@ def test_fingerprint_sees_every_part():
         b = {key: array.copy() for key, array in a.items()}
         for key, value in changes.items():
             b[key].flat[-1] = value
-        return from_arrays((b["train_images"], b["train_labels"]), (b["test_images"], b["test_labels"]), classes="abc")
+        return from_arrays(
+            (b["train_images"], b["train_labels"]),
+            (b["test_images"], b["test_labels"]),
+            classes="abc",
+        )
 
     base = make()
     others = [make(**{key: (int(array.flat[-1]) + 1) % 3}) for key, array in a.items()]
     changes = ({"crop": 1}, {"name": "x"}, {"mean": (0.0,) * 3})
     others += [base._replace(info=dataclasses.replace(base.info, **change)) for change in changes]
-    others += [base._replace(train=Split(base.train.images.reshape(12, 6, 8, 3), base.train.labels))]
+    others += [
+        base._replace(train=Split(base.train.images.reshape(12, 6, 8, 3), base.train.labels))
+    ]
     prints = [fingerprint(dataset) for dataset in (base, *others)]
     assert len(set(prints)) == len(prints) and all(len(p) == 16 and int(p, 16) >= 0 for p in prints)
-    assert fingerprint(base._replace(train=Split(*map(jnp.asarray, base.train)))) == prints[0]  # wherever the arrays live
+    assert (
+        fingerprint(base._replace(train=Split(*map(jnp.asarray, base.train)))) == prints[0]
+    )  # wherever the arrays live
 
 
 # --- npz -----------------------------------------------------------------------------------------------------------
@@ -210,8 +261,16 @@ def test_npz_reads_what_was_written(tmp_path):
     np.testing.assert_array_equal(dataset.test.images, a["test_images"][:2])
     np.testing.assert_array_equal(dataset.test.labels, a["test_labels"][:2])
     info = dataset.info
-    assert (info.name, info.classes, info.mean, info.crop, info.flip) == ("birds", config.class_names, config.mean, 2, True)
-    np.testing.assert_allclose(info.std, (a["train_images"] / 255).std((0, 1, 2)), atol=6e-5)  # of all, not of the first 5
+    assert (info.name, info.classes, info.mean, info.crop, info.flip) == (
+        "birds",
+        config.class_names,
+        config.mean,
+        2,
+        True,
+    )
+    np.testing.assert_allclose(
+        info.std, (a["train_images"] / 255).std((0, 1, 2)), atol=6e-5
+    )  # of all, not of the first 5
 
 
 def test_npz_grey_images_get_a_channel_and_limits_may_exceed(tmp_path):
@@ -228,24 +287,78 @@ def replaced(key, value):
 
 
 BAD_ARRAYS = {
-    "float images": (replaced("train_images", lambda x: x / 255), ["train_images is float64 [12, 8, 6, 3]", "want uint8"]),
-    "int16 test images": (replaced("test_images", lambda x: x.astype(np.int16)), ["test_images is int16", "want uint8"]),
-    "flat images": (replaced("train_images", lambda x: x.reshape(12, -1)), ["train_images is uint8 [12, 144]", "[N, H, W, C]"]),
-    "channels first": (replaced("train_images", lambda x: x.transpose(0, 3, 1, 2)), ["[12, 3, 8, 6]", "looks like [N, C, H, W]"]),
-    "no images": (replaced("train_images", lambda x: x[:0]), ["train_images is empty", "[0, 8, 6, 3]"]),
-    "no pixels": (replaced("test_images", lambda x: x[:, :0]), ["test_images is empty", "[4, 0, 6, 3]"]),
-    "float labels": (replaced("train_labels", lambda x: x * 1.0), ["train_labels is float64 [12]", "want integers"]),
-    "label column": (replaced("test_labels", lambda x: x[:, None]), ["test_labels is int64 [4, 1]", "want integers [N]"]),
-    "label scalar": (replaced("train_labels", lambda x: x[0]), ["train_labels is int64 []", "want integers [N]"]),
-    "one-hot labels": (replaced("train_labels", lambda x: np.eye(3, dtype=int)[x]), ["train_labels is int64 [12, 3]"]),
-    "too few labels": (replaced("train_labels", lambda x: x[:-1]), ["train_labels has 11 rows for 12 images"]),
-    "other test shape": (replaced("test_images", lambda x: x[:, :4]), ["test images are [4, 6, 3]", "want [8, 6, 3]"]),
-    "negative label": (replaced("train_labels", lambda x: x - 1), ["train_labels[0] is -1", "want 0.."]),
-    "absurd label": (replaced("train_labels", lambda x: x + 10**9), ["train_labels[0] is 1000000000", "want 0..11"]),
-    "class only in test": (replaced("test_labels", lambda x: x + 1), ["test_labels[2] is 3", "want 0..2"]),
-    "one class": (lambda a: {**a, "train_labels": a["train_labels"] * 0, "test_labels": a["test_labels"] * 0}, ["only 1 class"]),
-    "missing array": (lambda a: {k: v for k, v in a.items() if k != "test_labels"}, ["no array test_labels", "train_images"]),
-    "other names": (lambda a: {"x": a["train_images"], "y": a["train_labels"]}, ["no array train_images", "['x', 'y']"]),
+    "float images": (
+        replaced("train_images", lambda x: x / 255),
+        ["train_images is float64 [12, 8, 6, 3]", "want uint8"],
+    ),
+    "int16 test images": (
+        replaced("test_images", lambda x: x.astype(np.int16)),
+        ["test_images is int16", "want uint8"],
+    ),
+    "flat images": (
+        replaced("train_images", lambda x: x.reshape(12, -1)),
+        ["train_images is uint8 [12, 144]", "[N, H, W, C]"],
+    ),
+    "channels first": (
+        replaced("train_images", lambda x: x.transpose(0, 3, 1, 2)),
+        ["[12, 3, 8, 6]", "looks like [N, C, H, W]"],
+    ),
+    "no images": (
+        replaced("train_images", lambda x: x[:0]),
+        ["train_images is empty", "[0, 8, 6, 3]"],
+    ),
+    "no pixels": (
+        replaced("test_images", lambda x: x[:, :0]),
+        ["test_images is empty", "[4, 0, 6, 3]"],
+    ),
+    "float labels": (
+        replaced("train_labels", lambda x: x * 1.0),
+        ["train_labels is float64 [12]", "want integers"],
+    ),
+    "label column": (
+        replaced("test_labels", lambda x: x[:, None]),
+        ["test_labels is int64 [4, 1]", "want integers [N]"],
+    ),
+    "label scalar": (
+        replaced("train_labels", lambda x: x[0]),
+        ["train_labels is int64 []", "want integers [N]"],
+    ),
+    "one-hot labels": (
+        replaced("train_labels", lambda x: np.eye(3, dtype=int)[x]),
+        ["train_labels is int64 [12, 3]"],
+    ),
+    "too few labels": (
+        replaced("train_labels", lambda x: x[:-1]),
+        ["train_labels has 11 rows for 12 images"],
+    ),
+    "other test shape": (
+        replaced("test_images", lambda x: x[:, :4]),
+        ["test images are [4, 6, 3]", "want [8, 6, 3]"],
+    ),
+    "negative label": (
+        replaced("train_labels", lambda x: x - 1),
+        ["train_labels[0] is -1", "want 0.."],
+    ),
+    "absurd label": (
+        replaced("train_labels", lambda x: x + 10**9),
+        ["train_labels[0] is 1000000000", "want 0..11"],
+    ),
+    "class only in test": (
+        replaced("test_labels", lambda x: x + 1),
+        ["test_labels[2] is 3", "want 0..2"],
+    ),
+    "one class": (
+        lambda a: {**a, "train_labels": a["train_labels"] * 0, "test_labels": a["test_labels"] * 0},
+        ["only 1 class"],
+    ),
+    "missing array": (
+        lambda a: {k: v for k, v in a.items() if k != "test_labels"},
+        ["no array test_labels", "train_images"],
+    ),
+    "other names": (
+        lambda a: {"x": a["train_images"], "y": a["train_labels"]},
+        ["no array train_images", "['x', 'y']"],
+    ),
 }
 
 
@@ -257,7 +370,12 @@ def test_npz_bad_arrays_are_named(damage, words, tmp_path):
 
 def test_npz_options_that_contradict_the_arrays(tmp_path):
     path = str(write(tmp_path / "a.npz", **small_arrays()))
-    fails(lambda: npz(NpzConfig(path=path, class_names=("cat", "dog"))), path, "train_labels[2] is 2", "want 0..1")
+    fails(
+        lambda: npz(NpzConfig(path=path, class_names=("cat", "dog"))),
+        path,
+        "train_labels[2] is 2",
+        "want 0..1",
+    )
     fails(lambda: npz(NpzConfig(path=path, mean=(0.5,))), path, "mean [0.5] has 1 values, want 3")
     fails(lambda: npz(NpzConfig(path=path, std=(0.5,) * 4)), path, "std", "has 4 values, want 3")
     with pytest.raises(ConfigError, match="mean: 125.3 is out of range"):
@@ -275,15 +393,31 @@ def test_npz_files_that_are_none(tmp_path):
         "empty": b"",
         "text": b"not a zip",
         "cut": good[:-30],
-        "flipped": good[:middle] + bytes(255 - byte for byte in good[middle : middle + 8]) + good[middle + 8 :],
+        "flipped": good[:middle]
+        + bytes(255 - byte for byte in good[middle : middle + 8])
+        + good[middle + 8 :],
     }
     for name, content in files.items():
         path = tmp_path / f"{name}.npz"
         path.write_bytes(content)
-        fails(lambda path=path: npz(NpzConfig(path=str(path))), path, f"({len(content)} bytes)", "cannot be read as .npz")
+        fails(
+            lambda path=path: npz(NpzConfig(path=str(path))),
+            path,
+            f"({len(content)} bytes)",
+            "cannot be read as .npz",
+        )
     np.save(tmp_path / "array.npy", np.zeros(3))
-    fails(lambda: npz(NpzConfig(path=str(tmp_path / "array.npy"))), "array.npy", "cannot be read as .npz")
-    fails(lambda: npz(NpzConfig(path=str(tmp_path / "nowhere.npz"))), tmp_path / "nowhere.npz", "no such file", "train_images")
+    fails(
+        lambda: npz(NpzConfig(path=str(tmp_path / "array.npy"))),
+        "array.npy",
+        "cannot be read as .npz",
+    )
+    fails(
+        lambda: npz(NpzConfig(path=str(tmp_path / "nowhere.npz"))),
+        tmp_path / "nowhere.npz",
+        "no such file",
+        "train_images",
+    )
     fails(lambda: npz(NpzConfig(path=str(tmp_path))), tmp_path, "no such file")
 
 
@@ -319,7 +453,9 @@ def test_npz_never_unpickles(kind, tmp_path):
 # --- folder --------------------------------------------------------------------------------------------------------
 
 
-def save_image(path: Path, color: tuple[int, int, int] = (0, 0, 0), size: tuple[int, int] = (10, 7)) -> None:
+def save_image(
+    path: Path, color: tuple[int, int, int] = (0, 0, 0), size: tuple[int, int] = (10, 7)
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, color).save(path)
 
@@ -340,12 +476,26 @@ def test_folder_with_train_and_test(tmp_path):
     check_contract(dataset)
     assert dataset.info.name == "beasts" and dataset.info.classes == ("ant", "bee", "cow")
     assert dataset.info.shape == (8, 8, 3) and dataset.info.flip and dataset.info.crop == 1
-    assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and dataset.test.labels.tolist() == [1, 2]
+    assert dataset.train.labels.tolist() == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        2,
+        2,
+        2,
+    ] and dataset.test.labels.tolist() == [1, 2]
     for image, label in zip(dataset.train.images, dataset.train.labels, strict=True):
-        np.testing.assert_array_equal(image, np.broadcast_to(list(COLORS.values())[label], (8, 8, 3)))
+        np.testing.assert_array_equal(
+            image, np.broadcast_to(list(COLORS.values())[label], (8, 8, 3))
+        )
     assert np.abs(dataset.test.images[0].astype(int) - COLORS["bee"]).max() < 5  # JPEG
     grey = folder(FolderConfig(path=str(root), size=4, channels=1))
-    assert grey.info.shape == (4, 4, 1) and grey.train.images[0, 0, 0, 0] == round(0.299 * 200)  # the luma of red
+    assert grey.info.shape == (4, 4, 1) and grey.train.images[0, 0, 0, 0] == round(
+        0.299 * 200
+    )  # the luma of red
 
 
 def test_folder_without_test_is_split_by_class_and_seed(tmp_path):
@@ -355,10 +505,22 @@ def test_folder_without_test_is_split_by_class_and_seed(tmp_path):
     config = FolderConfig(path=str(tmp_path), size=4, test_fraction=0.3)
     dataset = folder(config)
     check_contract(dataset)
-    assert np.bincount(dataset.train.labels).tolist() == [7, 7, 7] and np.bincount(dataset.test.labels).tolist() == [3, 3, 3]
-    pairs = [(int(im[0, 0, 0]), int(im[0, 0, 1]), int(lb)) for split in dataset[:2] for im, lb in zip(*split, strict=True)]
-    assert sorted(pairs) == [(row, i, row) for row in range(3) for i in range(10)]  # every image once, with its label
-    assert fingerprint(folder(config)) == fingerprint(dataset) != fingerprint(folder(dataclasses.replace(config, seed=1)))
+    assert np.bincount(dataset.train.labels).tolist() == [7, 7, 7] and np.bincount(
+        dataset.test.labels
+    ).tolist() == [3, 3, 3]
+    pairs = [
+        (int(im[0, 0, 0]), int(im[0, 0, 1]), int(lb))
+        for split in dataset[:2]
+        for im, lb in zip(*split, strict=True)
+    ]
+    assert sorted(pairs) == [
+        (row, i, row) for row in range(3) for i in range(10)
+    ]  # every image once, with its label
+    assert (
+        fingerprint(folder(config))
+        == fingerprint(dataset)
+        != fingerprint(folder(dataclasses.replace(config, seed=1)))
+    )
 
 
 def test_folder_bad_ones_are_named(tmp_path):
@@ -415,14 +577,26 @@ def mocked(monkeypatch):
 def test_tfds_prepares_once_then_needs_nothing(mocked, tmp_path, monkeypatch):
     builder, asked = mocked.core.DatasetBuilder, []
     read = builder.as_data_source
-    monkeypatch.setattr(builder, "as_data_source", lambda self, split: asked.append(split) or read(self, split=split))
+    monkeypatch.setattr(
+        builder,
+        "as_data_source",
+        lambda self, split: asked.append(split) or read(self, split=split),
+    )
     monkeypatch.setenv("D3JAX_CACHE", str(tmp_path / "cache"))
     config = TfdsConfig("cifar10")
     first = tfds(config)
     check_contract(first)
     assert asked == ["train", "test"]  # the mock gives both the same images
-    assert first.train.images.shape == (40, 32, 32, 3) and first.info.name == "cifar10" and first.info.num_classes == 10
-    assert (first.info.mean, first.info.crop, first.info.flip) == ((0.4914, 0.4822, 0.4465), 4, True)
+    assert (
+        first.train.images.shape == (40, 32, 32, 3)
+        and first.info.name == "cifar10"
+        and first.info.num_classes == 10
+    )
+    assert (first.info.mean, first.info.crop, first.info.flip) == (
+        (0.4914, 0.4822, 0.4465),
+        4,
+        True,
+    )
     source = mocked.builder("cifar10").as_data_source(split="train")
     np.testing.assert_array_equal(first.train.images, [source[i]["image"] for i in range(40)])
     np.testing.assert_array_equal(first.train.labels, [source[i]["label"] for i in range(40)])
@@ -449,7 +623,9 @@ def test_tfds_without_tensorflow_says_what_to_install_before_it_downloads(tmp_pa
 
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     monkeypatch.setattr(tensorflow_datasets.core.DatasetBuilder, "download_and_prepare", download)
-    config = TfdsConfig("cifar10", data_dir=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
+    config = TfdsConfig(
+        "cifar10", data_dir=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache")
+    )
     fails(lambda: tfds(config), "tfds:cifar10", "pip install d3jax[tfds]", "tensorflow")
     assert not list((tmp_path / "cache").iterdir())
 
@@ -478,13 +654,22 @@ def test_tfds_cache_is_written_whole_or_not_at_all(mocked, tmp_path, monkeypatch
     config = TfdsConfig("mnist", cache_dir=str(tmp_path / "cache"))
     with monkeypatch.context() as patch:
         patch.setattr(tfds_cache.np, "savez", full_disk)
-        fails(lambda: tfds(config), tmp_path / "cache" / "mnist.npz", "cannot be written", "No space left")
+        fails(
+            lambda: tfds(config),
+            tmp_path / "cache" / "mnist.npz",
+            "cannot be written",
+            "No space left",
+        )
     assert not list((tmp_path / "cache").iterdir())
     check_contract(tfds(config))
     (tmp_path / "cache" / "mnist.npz").write_bytes(b"damaged by someone else")
     fails(lambda: tfds(config), tmp_path / "cache" / "mnist.npz", "delete this cache")
     (tmp_path / "file").touch()
-    fails(lambda: tfds(TfdsConfig("mnist", cache_dir=str(tmp_path / "file"))), tmp_path / "file", "cannot be written")
+    fails(
+        lambda: tfds(TfdsConfig("mnist", cache_dir=str(tmp_path / "file"))),
+        tmp_path / "file",
+        "cannot be written",
+    )
 
 
 def test_tfds_names():
@@ -507,8 +692,12 @@ def test_registry_is_readable_from_yaml():
     rest = {"models": ["preact_resnet18"], "attacks": ["badnets"], "defenses": ["finetune", "d3"]}
     registries = {kind: dict.fromkeys(names, Nothing) for kind, names in rest.items()}
     registries["datasets"] = {name: config for name, (config, _) in DATASETS.items()}
-    assert loads("dataset: tfds:cifar10", registries=registries).dataset.config == TfdsConfig("cifar10")
-    chosen = loads("dataset: {name: npz, path: a.npz, mean: [0.5], class_names: [a, b]}", registries=registries).dataset.config
+    assert loads("dataset: tfds:cifar10", registries=registries).dataset.config == TfdsConfig(
+        "cifar10"
+    )
+    chosen = loads(
+        "dataset: {name: npz, path: a.npz, mean: [0.5], class_names: [a, b]}", registries=registries
+    ).dataset.config
     assert chosen == NpzConfig("a.npz", mean=(0.5,), class_names=("a", "b"))
     with pytest.raises(ConfigError, match=r"dataset\.path: is missing"):
         loads("dataset: folder", registries=registries)
@@ -518,7 +707,13 @@ def test_registry_is_readable_from_yaml():
 
 def test_import_is_light():
     code = "import sys, d3jax.data; print({'sklearn', 'PIL', 'tensorflow', 'tensorflow_datasets'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
     assert done.stdout.strip() == "set()"
 
 
@@ -538,7 +733,9 @@ def test_reserve_is_exact_and_repeatable(labels, data, stratified, seed):
     config = ReservedConfig(count=count, stratified=stratified)
     rows = reserve(split_of(labels), config, seed, 5)
     assert np.issubdtype(rows.dtype, np.integer) and len(rows) == count
-    assert np.all(np.diff(rows) > 0) and rows[0] >= 0 and rows[-1] < len(labels)  # sorted, none twice, all inside
+    assert (
+        np.all(np.diff(rows) > 0) and rows[0] >= 0 and rows[-1] < len(labels)
+    )  # sorted, none twice, all inside
     np.testing.assert_array_equal(rows, reserve(split_of(labels), config, seed, 5))
     if stratified:
         share = count / len(labels) * np.bincount(labels, minlength=5)
@@ -554,12 +751,19 @@ def test_reserve_fraction_count_and_seed():
     for stratified in (False, True):
         a, b = (reserve(split, ReservedConfig(stratified=stratified), seed, 10) for seed in (0, 1))
         assert set(a) != set(b)
-        assert set(a) <= set(reserve(split, ReservedConfig(stratified=stratified, fraction=0.1), 0, 10))
+        assert set(a) <= set(
+            reserve(split, ReservedConfig(stratified=stratified, fraction=0.1), 0, 10)
+        )
     plain = np.bincount(split.labels[reserve(split, ReservedConfig(), 0, 10)], minlength=10)
     assert plain.tolist() != [5] * 10  # a random draw is not balanced, a stratified one is
-    assert np.bincount(split.labels[reserve(split, ReservedConfig(stratified=True), 0, 10)]).tolist() == [5] * 10
+    assert (
+        np.bincount(split.labels[reserve(split, ReservedConfig(stratified=True), 0, 10)]).tolist()
+        == [5] * 10
+    )
     on_device = Split(split.images, jnp.asarray(split.labels))
-    np.testing.assert_array_equal(reserve(on_device, ReservedConfig(), 0, 10), reserve(split, ReservedConfig(), 0, 10))
+    np.testing.assert_array_equal(
+        reserve(on_device, ReservedConfig(), 0, 10), reserve(split, ReservedConfig(), 0, 10)
+    )
 
 
 def test_reserve_stratified_rare_classes_keep_their_share():
@@ -569,5 +773,12 @@ def test_reserve_stratified_rare_classes_keep_their_share():
 
 
 def test_reserve_refuses_what_it_cannot_give():
-    fails(lambda: reserve(split_of([0, 1, 2]), ReservedConfig(count=4), 0, 3), "4 images asked for", "has 3")
-    fails(lambda: reserve(split_of([0, 1, 2]), ReservedConfig(fraction=0.1), 0, 3), "0.1 of 3 training images is none")
+    fails(
+        lambda: reserve(split_of([0, 1, 2]), ReservedConfig(count=4), 0, 3),
+        "4 images asked for",
+        "has 3",
+    )
+    fails(
+        lambda: reserve(split_of([0, 1, 2]), ReservedConfig(fraction=0.1), 0, 3),
+        "0.1 of 3 training images is none",
+    )

@@ -21,7 +21,9 @@ def test_the_demo_keeps_its_promise_and_survives_sigkill(tmp_path):
     assert float(after["asr"]) < 0.05 and float(after["acc"]) > float(before["acc"]) - 0.03
     killed = tmp_path / "killed"
     moments = [
-        lambda: list(killed.glob("checkpoints/*/steps/*")),  # while, or right after, a checkpoint is written
+        lambda: list(
+            killed.glob("checkpoints/*/steps/*")
+        ),  # while, or right after, a checkpoint is written
         lambda: logged(killed, 'seed0/train", "step": 450'),
         lambda: logged(killed, 'd3-code", "step": 550'),
     ]

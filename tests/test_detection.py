@@ -8,13 +8,15 @@ import shutil
 import numpy as np
 import pytest
 
-from d3jax import inversion, study, tasks
-from d3jax.config_file import loads
-from d3jax.defenses import target
-from d3jax.errors import ConfigError, OutOfMemoryError
-from d3jax.journal import Progress
-from d3jax.report import detections
-from d3jax.rows import read_csv
+from d3jax.config.loading import loads
+from d3jax.core.errors import ConfigError, OutOfMemoryError
+from d3jax.defenses.repair import target
+from d3jax.inversion import invert as inversion
+from d3jax.results.summary import detections
+from d3jax.results.tables import read_csv
+from d3jax.runtime.progress import Progress
+from d3jax.study import run as study
+from d3jax.study.nodes import repair as tasks
 
 from .killing import kill_when, logged, results, unbroken
 from .small import register
@@ -27,7 +29,9 @@ def small():
 
 
 QUICK = "{batches: 4, passes: 40, patience: 2, stop: 6, preset: nc}"
-REPAIR = "{epochs: 15, batch_size: 32, optimizer: {lr: 0.1, weight_decay: 1e-4, schedule: constant}}"
+REPAIR = (
+    "{epochs: 15, batch_size: 32, optimizer: {lr: 0.1, weight_decay: 1e-4, schedule: constant}}"
+)
 STUDY = f"""
 dataset: {{name: synthetic, size: 12, classes: 5, train: 500, test: 130, noise: 0.15}}
 model: small
@@ -59,7 +63,9 @@ def test_one_inversion_serves_detection_and_defences(finished):
     """One of all classes, for the detection and for both defences that detect; and one of the given class."""
     folder, _ = finished
     assert len(list((folder / "checkpoints").glob("*inversion*"))) == 2
-    stages = {json.loads(line)["stage"] for line in (folder / "metrics.jsonl").read_text().splitlines()}
+    stages = {
+        json.loads(line)["stage"] for line in (folder / "metrics.jsonl").read_text().splitlines()
+    }
     searches = {stage.split("/")[2] for stage in stages if "inversion" in stage}
     assert len(searches) == 2 and {name.split("-")[2] for name in searches} == {"all", "class1"}
 
@@ -68,13 +74,25 @@ def test_the_backdoor_is_found_and_repaired(finished):
     folder, rows = finished
     found = read_csv(folder / "detections.csv")
     (one,) = detections(found)
-    assert len(found) == 5 and one["flagged"] == ["1"] and one["right"] and one["text"].endswith("; right")
+    assert (
+        len(found) == 5
+        and one["flagged"] == ["1"]
+        and one["right"]
+        and one["text"].endswith("; right")
+    )
     by = {row["defense"]: row for row in rows}
     for defense in ("mcl-code", "mcl-given", "nc"):
         row = by[defense]
         assert row["asr"] < 0.5 and row["target"] == 1 and row["trigger_success"] > 0.85, row
-    assert by["mcl-code"]["chosen"].startswith("flagged with index") and by["mcl-given"]["chosen"] == "given"
-    assert by["mcl-code"]["anomaly_index"] > 2 and by["mcl-given"]["anomaly_index"] is None and "target" not in by["none"]
+    assert (
+        by["mcl-code"]["chosen"].startswith("flagged with index")
+        and by["mcl-given"]["chosen"] == "given"
+    )
+    assert (
+        by["mcl-code"]["anomaly_index"] > 2
+        and by["mcl-given"]["anomaly_index"] is None
+        and "target" not in by["none"]
+    )
 
 
 def test_where_nothing_is_flagged_the_model_stays(finished, tmp_path, monkeypatch, capsys):
@@ -84,7 +102,9 @@ def test_where_nothing_is_flagged_the_model_stays(finished, tmp_path, monkeypatc
     for path in (copy / "checkpoints").glob("badnets-mcl-code-*"):
         shutil.rmtree(path)
     detect = target.detect
-    monkeypatch.setattr(target, "detect", lambda norms: detect(norms)._replace(flagged=np.zeros(5, bool)))
+    monkeypatch.setattr(
+        target, "detect", lambda norms: detect(norms)._replace(flagged=np.zeros(5, bool))
+    )
     again = {row["defense"]: row for row in study.run_study(read(), copy, Progress())}
     before, row = rows[0], again["mcl-code"]
     assert (row["target"], row["trigger_success"], row["asr"]) == (-1, None, before["asr"])
@@ -103,8 +123,13 @@ def test_a_detection_that_fails_is_a_row(finished, tmp_path, monkeypatch):
     for path in (copy / "checkpoints").glob("*badnets-inversion-*"):
         shutil.rmtree(path)
     monkeypatch.setattr(tasks, "invert", broken)
-    status = {row["defense"]: row["status"] for row in study.run_study(read(), copy, Progress(quiet=True))}
-    assert status["inversion-nc"] == "failed: no memory" and status["nc"] == "failed: its inversion failed"
+    status = {
+        row["defense"]: row["status"] for row in study.run_study(read(), copy, Progress(quiet=True))
+    }
+    assert (
+        status["inversion-nc"] == "failed: no memory"
+        and status["nc"] == "failed: its inversion failed"
+    )
     assert status["none"] == "ok"
 
 
@@ -129,8 +154,12 @@ def test_the_page_shows_triggers_and_features(finished):
 def test_a_report_reads_it_all_again(finished, capsys, monkeypatch):
     folder, rows = finished
     monkeypatch.setattr(inversion, "fit", lambda *_: pytest.fail("searched again"))
-    assert [row["asr"] for row in study.run_study(read(), folder, Progress(), compute=False)] == [row["asr"] for row in rows]
-    assert "badnets, seed 0, inversion-nc: flags 1 (index of the smallest" in capsys.readouterr().out
+    assert [row["asr"] for row in study.run_study(read(), folder, Progress(), compute=False)] == [
+        row["asr"] for row in rows
+    ]
+    assert (
+        "badnets, seed 0, inversion-nc: flags 1 (index of the smallest" in capsys.readouterr().out
+    )
 
 
 def test_an_inversion_that_is_missing_names_itself(finished, tmp_path):
@@ -149,9 +178,18 @@ def test_an_inversion_that_is_missing_names_itself(finished, tmp_path):
     ("override", "message"),
     [
         (("reserved.count", "20"), "inversion.batch_size: 32 is more than the 20 reserved images"),
-        (("defenses", "[]"), "detections: inversion-nc: batch_size: 200 is more than the 128 reserved images"),
-        (("defenses.0.schedule.batch_size", "200"), "defenses: mcl-code: batch_size: 200 is more than the 128 images there are"),
-        (("defenses.1.target", "9"), "defenses: mcl-given: target: 9 is no class of synthetic, which has 0 to 4"),
+        (
+            ("defenses", "[]"),
+            "detections: inversion-nc: batch_size: 200 is more than the 128 reserved images",
+        ),
+        (
+            ("defenses.0.schedule.batch_size", "200"),
+            "defenses: mcl-code: batch_size: 200 is more than the 128 images there are",
+        ),
+        (
+            ("defenses.1.target", "9"),
+            "defenses: mcl-given: target: 9 is no class of synthetic, which has 0 to 4",
+        ),
         (("defenses.1.inversion", "null"), "defenses.1.inversion: want a mapping, got None"),
         (("dataset.classes", "2"), "target: cannot be detected among 2 classes"),
         (("defenses.1.target", "no"), "want a whole number, got False"),
@@ -180,12 +218,20 @@ def test_killed_in_a_search_and_rerun_gives_the_same_numbers(tmp_path):
     config.write_text(STUDY.replace("save_every: 1000", "save_every: 20, save_seconds: 0"))
     unbroken(config, tmp_path / "whole", environment)
     for stage in ("badnets/seed0/inversion", "badnets/seed0/mcl-code", "badnets/seed0/nc"):
-        kill_when(lambda: logged(tmp_path / "broken", f'"stage": "{stage}'), config, tmp_path / "broken", environment)  # noqa: B023
+        kill_when(
+            lambda: logged(tmp_path / "broken", f'"stage": "{stage}'),
+            config,
+            tmp_path / "broken",
+            environment,
+        )
     unbroken(config, tmp_path / "broken", environment)
     assert results(tmp_path / "broken") == results(tmp_path / "whole")
 
     def without_times(folder):
         with (folder / "detections.csv").open() as file:
-            return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+            return [
+                {key: value for key, value in row.items() if key != "seconds"}
+                for row in csv.DictReader(file)
+            ]
 
     assert without_times(tmp_path / "broken") == without_times(tmp_path / "whole")

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from d3jax.errors import ConfigError
-from d3jax.sharding import agree, bring_up, copies, is_first
+from d3jax.core.errors import ConfigError
+from d3jax.runtime.distributed import bring_up, broadcast_from_host0, is_primary
+from d3jax.runtime.sharding import copies
 
 from .killing import CLI, kill_when, logged, results, start, unbroken, until
 
@@ -28,17 +29,24 @@ def test_two_processes_have_the_numbers_of_one_and_resume_together(tmp_path):
     for alone, together in zip(results(tmp_path / "one"), results(tmp_path / "two"), strict=True):
         assert float(together["acc"]) == pytest.approx(float(alone["acc"]), abs=0.07)
     losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        [
+            json.loads(line)["loss"]
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
         for name in ("one", "two")
     ]
-    assert losses[1][:5] == pytest.approx(losses[0][:5], rel=1e-4) and len(losses[0]) == len(losses[1])
+    assert losses[1][:5] == pytest.approx(losses[0][:5], rel=1e-4) and len(losses[0]) == len(
+        losses[1]
+    )
     assert json.loads((tmp_path / "two" / "environment.json").read_text())["devices"] == 2
 
 
 @pytest.mark.slow
 def test_two_processes_search_a_trigger_together(tmp_path):
     config = tmp_path / "search.yaml"
-    config.write_text(CLI + "detections: [{name: inversion, batches: 2, batch_size: 16, passes: 30}]\n")
+    config.write_text(
+        CLI + "detections: [{name: inversion, batches: 2, batch_size: 16, passes: 30}]\n"
+    )
     environment = {"D3JAX_CACHE": str(tmp_path / "cache")}
     found = []
     for count in (1, 2):
@@ -57,7 +65,13 @@ def test_two_processes_search_a_trigger_together(tmp_path):
 def test_where_one_process_goes_the_other_ends_too(tmp_path, sent, code):
     (tmp_path / "cli.yaml").write_text(CLI)
     environment = {"D3JAX_CACHE": str(tmp_path / "cache")}
-    first, second = start(tmp_path / "cli.yaml", tmp_path / "out", environment, 2, more=2 * [["--train.steps", "9999"]])
+    first, second = start(
+        tmp_path / "cli.yaml",
+        tmp_path / "out",
+        environment,
+        2,
+        more=2 * [["--train.steps", "9999"]],
+    )
     until(lambda: logged(tmp_path / "out", '"step": 10'), [first, second])
     second.send_signal(sent)
     said, _ = first.communicate(timeout=60)
@@ -72,18 +86,27 @@ def test_processes_with_other_settings_stop_before_any_work(tmp_path):
     both = start(tmp_path / "cli.yaml", tmp_path / "out", {}, 2, more=[[], ["--train.steps", "7"]])
     for process in both:
         said, _ = process.communicate(timeout=120)
-        assert process.returncode == 2 and "the settings of process 1 are not those of process 0" in said
+        assert (
+            process.returncode == 2
+            and "the settings of process 1 are not those of process 0" in said
+        )
     assert not (tmp_path / "out").exists()
 
 
 def test_waiting_for_the_others_has_an_end():
     code = "from d3jax import sharding; sharding.PATIENCE = 1; sharding.bring_up('localhost:1,2,1')"
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].endswith("not all processes have come within 1 s")
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].endswith(
+        "not all processes have come within 1 s"
+    )
 
 
 def test_alone_nothing_is_shared():
-    assert is_first() and agree([3, 1]) == [3, 1] and copies("anything") == "anything"
+    assert (
+        is_primary() and broadcast_from_host0([3, 1]) == [3, 1] and copies("anything") == "anything"
+    )
 
 
 @pytest.mark.parametrize("where", ["tpu", "localhost,2,0", "localhost:1,2,2"])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from d3jax.core.errors import ConfigError
 from d3jax.data.drift import DRIFTS, compose, label_shift
-from d3jax.errors import ConfigError
 
 KEY = jax.random.key(0)
 
@@ -36,7 +36,12 @@ def test_strength_zero_is_the_exact_identity(name, shape):
     np.testing.assert_array_equal(drifted(name, x, 0.0), x)
     for strength in (-0.4, 0.3, 25.0):
         y = drifted(name, x, strength)
-        assert y.shape == x.shape and y.dtype == np.float32 and (y >= 0).all() and (y <= 1 + 1e-6).all()
+        assert (
+            y.shape == x.shape
+            and y.dtype == np.float32
+            and (y >= 0).all()
+            and (y <= 1 + 1e-6).all()
+        )
         assert not np.array_equal(y, x)
 
 
@@ -44,27 +49,46 @@ def test_strength_zero_is_the_exact_identity(name, shape):
 @pytest.mark.parametrize("shape", [(9, 9), (10, 10), (8, 13)])
 def test_rotation_is_scipys(degrees, shape):
     x = images(*shape)
-    expected = ndimage.rotate(np.asarray(x, np.float64), degrees, axes=(1, 2), reshape=False, order=1, mode="grid-constant")
+    expected = ndimage.rotate(
+        np.asarray(x, np.float64),
+        degrees,
+        axes=(1, 2),
+        reshape=False,
+        order=1,
+        mode="grid-constant",
+    )
     np.testing.assert_allclose(drifted("rotation", x, degrees), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("turn", [-0.3, 0.05, 0.5, 1.0])
 def test_hue_is_colorsys(turn):
-    x = images().at[0, 0].set(0.4).at[0, 1, :, 1].set(0.0).at[0, 2].set(jnp.array([1.0, 0.0, 1.0]))  # grey, no green, magenta
+    x = (
+        images().at[0, 0].set(0.4).at[0, 1, :, 1].set(0.0).at[0, 2].set(jnp.array([1.0, 0.0, 1.0]))
+    )  # grey, no green, magenta
     expected = [
         colorsys.hsv_to_rgb((h + turn) % 1, s, v)
-        for h, s, v in (colorsys.rgb_to_hsv(*map(float, pixel)) for pixel in np.asarray(x).reshape(-1, 3))
+        for h, s, v in (
+            colorsys.rgb_to_hsv(*map(float, pixel)) for pixel in np.asarray(x).reshape(-1, 3)
+        )
     ]
     np.testing.assert_allclose(drifted("hue", x, turn).reshape(-1, 3), expected, atol=1e-5)
 
 
 def test_brightness_contrast_and_blur_are_their_formulas():
     x = np.asarray(images(), np.float64)
-    np.testing.assert_allclose(drifted("brightness", images(), 0.3), np.clip(1.3 * x, 0, 1), atol=1e-6)
+    np.testing.assert_allclose(
+        drifted("brightness", images(), 0.3), np.clip(1.3 * x, 0, 1), atol=1e-6
+    )
     mean = x.mean((1, 2, 3), keepdims=True)
-    np.testing.assert_allclose(drifted("contrast", images(), -0.5), mean + 0.5 * (x - mean), atol=1e-6)
-    np.testing.assert_allclose(drifted("contrast", images(), -1.0), np.broadcast_to(mean, x.shape), atol=1e-6)
-    middle = ndimage.gaussian_filter(x, (0, 0.8, 0.8, 0), truncate=20)[:, 4, 4]  # far enough from the border
+    np.testing.assert_allclose(
+        drifted("contrast", images(), -0.5), mean + 0.5 * (x - mean), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        drifted("contrast", images(), -1.0), np.broadcast_to(mean, x.shape), atol=1e-6
+    )
+    middle = ndimage.gaussian_filter(x, (0, 0.8, 0.8, 0), truncate=20)[
+        :, 4, 4
+    ]  # far enough from the border
     np.testing.assert_allclose(drifted("blur", images(), 0.8)[:, 4, 4], middle, atol=1e-4)
     even = jnp.full((1, 6, 6, 1), 0.7)
     np.testing.assert_allclose(drifted("blur", even, 2.0), even, atol=1e-6)
@@ -79,11 +103,15 @@ def test_noise_has_its_deviation():
 def test_drifts_compose_in_order():
     x = images()
     both = jax.jit(compose(["brightness", "contrast"], 3))(keys(x), x, jnp.array([0.5, -0.2]))
-    np.testing.assert_array_equal(both, drifted("contrast", jnp.asarray(drifted("brightness", x, 0.5)), -0.2))
+    np.testing.assert_array_equal(
+        both, drifted("contrast", jnp.asarray(drifted("brightness", x, 0.5)), -0.2)
+    )
     np.testing.assert_array_equal(compose(["rotation", "noise"], 3)(keys(x), x, jnp.zeros(2)), x)
     even = jnp.full((20, 16, 16, 3), 0.5)
     twice = compose(["noise", "noise"], 3)(keys(even), even, jnp.array([0.1, 0.1]))
-    assert float(twice.std()) == pytest.approx(0.1 * np.sqrt(2), rel=0.05)  # not the same noise twice
+    assert float(twice.std()) == pytest.approx(
+        0.1 * np.sqrt(2), rel=0.05
+    )  # not the same noise twice
     with pytest.raises(ConfigError, match="drift: 'tilt' is not one of rotation, hue"):
         compose(["tilt"], 3)
     with pytest.raises(ConfigError, match="hue needs 3 channels, the images have 1"):

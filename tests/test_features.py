@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from d3jax.analysis import penultimate, project, separation
-from d3jax.base import as_float
+from d3jax.core.images import as_float
 
 RNG = np.random.default_rng(0)
 CLASSES = np.repeat(np.arange(3), 20)
@@ -43,7 +43,9 @@ def test_points_keep_clusters_apart(method):
     assert (nearest == CLASSES).all()
 
 
-@pytest.mark.parametrize("features", [np.zeros((60, 8)), CLEAN[:1], np.full((60, 8), np.nan), np.full((60, 8), 1e30)])
+@pytest.mark.parametrize(
+    "features", [np.zeros((60, 8)), CLEAN[:1], np.full((60, 8), np.nan), np.full((60, 8), 1e30)]
+)
 @pytest.mark.parametrize("method", ["pca", "tsne"])
 def test_where_there_is_nothing_to_place_all_points_are_zero(features, method):
     """A network whose units are all dead; scikit-learn's t-SNE would crash the process."""
@@ -53,5 +55,7 @@ def test_where_there_is_nothing_to_place_all_points_are_zero(features, method):
 def test_features_are_what_the_classifier_sees(dataset, model, victim):
     found = penultimate(model, victim.variables, dataset.test.images, batch_size=50)
     head = victim.variables.params["head"]
-    logits = model.apply(victim.variables, as_float(jnp.asarray(dataset.test.images)), train=False).logits
+    logits = model.apply(
+        victim.variables, as_float(jnp.asarray(dataset.test.images)), train=False
+    ).logits
     np.testing.assert_allclose(found @ head["kernel"] + head["bias"], logits, rtol=1e-3, atol=1e-3)

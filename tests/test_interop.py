@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax.base import DataInfo
-from d3jax.errors import CheckpointError
+from d3jax.core.errors import CheckpointError
+from d3jax.core.types import DataInfo
 from d3jax.interop import from_torch, read_tensors, to_torch, write_tensors
 from d3jax.models import MODELS, PreActResNet18Config, VGG19BNConfig, ViTConfig, WideResNetConfig
 
@@ -52,14 +52,28 @@ def theirs_of(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_are_pytorchs(name, tmp_path):
     torch, made = theirs_of(name)
-    beside = {"original_index_array": np.arange(9), "poison_indicator": np.ones(9, bool), "of": {np.int64(3): np.array(["a"])}}
+    beside = {
+        "original_index_array": np.arange(9),
+        "poison_indicator": np.ones(9, bool),
+        "of": {np.int64(3): np.array(["a"])},
+    }
     torch.save(
-        {"model_name": name, "num_classes": 4, "model": made.state_dict(), "bd_train": None, "bd_test": beside},
+        {
+            "model_name": name,
+            "num_classes": 4,
+            "model": made.state_dict(),
+            "bd_train": None,
+            "bd_test": beside,
+        },
         tmp_path / "attack_result.pt",
     )
     net = net_of(name)
-    variables, report = from_torch(read_tensors(tmp_path / "attack_result.pt"), name, CONFIGS[name], net, "attack_result.pt")
-    assert len(report.matched) == len([key for key in made.state_dict() if not key.endswith("num_batches_tracked")])
+    variables, report = from_torch(
+        read_tensors(tmp_path / "attack_result.pt"), name, CONFIGS[name], net, "attack_result.pt"
+    )
+    assert len(report.matched) == len(
+        [key for key in made.state_dict() if not key.endswith("num_batches_tracked")]
+    )
     images = np.random.default_rng(1).random((6, 32, 32, 3), np.float32)
     there = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     for train in (False, True):
@@ -73,8 +87,12 @@ def test_logits_are_pytorchs(name, tmp_path):
     for key, value in back.items():
         if "running" not in key:  # train mode has moved those in PyTorch's
             np.testing.assert_array_equal(value, kept[key])
-    missed = made.load_state_dict({key: torch.from_numpy(value) for key, value in back.items()}, strict=False)
-    assert not missed.unexpected_keys and all(key.endswith("num_batches_tracked") for key in missed.missing_keys)
+    missed = made.load_state_dict(
+        {key: torch.from_numpy(value) for key, value in back.items()}, strict=False
+    )
+    assert not missed.unexpected_keys and all(
+        key.endswith("num_batches_tracked") for key in missed.missing_keys
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -83,20 +101,27 @@ def test_out_and_in_again_is_the_same_model(name, tmp_path):
     net = net_of(name)
     variables = net.init(KEY)
     write_tensors(tmp_path / "model.safetensors", to_torch(variables, name, CONFIGS[name]))
-    again, report = from_torch(read_tensors(tmp_path / "model.safetensors"), name, CONFIGS[name], net, "model.safetensors")
+    again, report = from_torch(
+        read_tensors(tmp_path / "model.safetensors"), name, CONFIGS[name], net, "model.safetensors"
+    )
     jax.tree.map(np.testing.assert_array_equal, again, variables)
     assert report.text == f"{len(report.matched)} tensors match"
 
 
 def test_wrapped_names_are_understood():
     tensors = to_torch(net_of("vit").init(KEY), "vit", CONFIGS["vit"])
-    wrapped = {f"module.1.{name}".replace("mlp.0.", "mlp.linear_1."): value for name, value in tensors.items()}
+    wrapped = {
+        f"module.1.{name}".replace("mlp.0.", "mlp.linear_1."): value
+        for name, value in tensors.items()
+    }
     wrapped |= {"module.1.bn.num_batches_tracked": np.zeros(())}
     from_torch(wrapped, "vit", CONFIGS["vit"], net_of("vit"), "x")
 
 
 def broken(change):
-    tensors = to_torch(net_of("preact_resnet18").init(KEY), "preact_resnet18", CONFIGS["preact_resnet18"])
+    tensors = to_torch(
+        net_of("preact_resnet18").init(KEY), "preact_resnet18", CONFIGS["preact_resnet18"]
+    )
     change(tensors)
     return tensors
 
@@ -104,33 +129,54 @@ def broken(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("layer2.1.bn1.weight"), "x is not a preact_resnet18 .* 1 missing: layer2.1.bn1.weight"),
+        (
+            lambda t: t.pop("layer2.1.bn1.weight"),
+            "x is not a preact_resnet18 .* 1 missing: layer2.1.bn1.weight",
+        ),
         (lambda t: t.update(extra=np.zeros(3)), "1 not in the net: extra"),
         (
             lambda t: t.update({"linear.weight": np.zeros((10, 32))}),
             r"1 of another shape: linear.weight \[10, 32\] for \[4, 32\]",
         ),
         (
-            lambda t: t.update({"layer1.0.bn1.running_var": np.full_like(t["layer1.0.bn1.running_var"], -1)}),
+            lambda t: t.update(
+                {"layer1.0.bn1.running_var": np.full_like(t["layer1.0.bn1.running_var"], -1)}
+            ),
             "x holds negative variances: layer1.0.bn1.running_var",
         ),
-        (lambda t: t.update({"linear.bias": np.full(4, np.nan)}), "x holds weights that are no numbers: linear.bias"),
+        (
+            lambda t: t.update({"linear.bias": np.full(4, np.nan)}),
+            "x holds weights that are no numbers: linear.bias",
+        ),
     ],
 )
 def test_what_does_not_match_is_named(change, message):
     with pytest.raises(CheckpointError, match=message):
-        from_torch(broken(change), "preact_resnet18", CONFIGS["preact_resnet18"], net_of("preact_resnet18"), "x")
+        from_torch(
+            broken(change),
+            "preact_resnet18",
+            CONFIGS["preact_resnet18"],
+            net_of("preact_resnet18"),
+            "x",
+        )
 
 
 def test_another_architecture_is_told():
     tensors = to_torch(net_of("wide_resnet").init(KEY), "wide_resnet", CONFIGS["wide_resnet"])
-    with pytest.raises(CheckpointError, match="is not a preact_resnet18 of these settings: .* missing: .* and .* more"):
-        from_torch(tensors, "preact_resnet18", CONFIGS["preact_resnet18"], net_of("preact_resnet18"), "x")
+    with pytest.raises(
+        CheckpointError,
+        match="is not a preact_resnet18 of these settings: .* missing: .* and .* more",
+    ):
+        from_torch(
+            tensors, "preact_resnet18", CONFIGS["preact_resnet18"], net_of("preact_resnet18"), "x"
+        )
     with pytest.raises(CheckpointError, match="convnext has no names in PyTorch here"):
         from_torch(tensors, "convnext", None, net_of("wide_resnet"), "x")
     wider = dataclasses.replace(CONFIGS["wide_resnet"], width=1)
     with pytest.raises(CheckpointError, match="of another shape"):
-        from_torch(tensors, "wide_resnet", wider, MODELS["wide_resnet"][1](wider, INFO, jnp.float32), "x")
+        from_torch(
+            tensors, "wide_resnet", wider, MODELS["wide_resnet"][1](wider, INFO, jnp.float32), "x"
+        )
 
 
 class Harmful:
@@ -145,7 +191,9 @@ class Harmful:
 
 def test_the_code_in_a_pickle_is_not_run(tmp_path):
     torch = pytest.importorskip("torch")
-    torch.save({"model": {"a": torch.zeros(2)}, "more": Harmful(tmp_path / "harm")}, tmp_path / "x.pt")
+    torch.save(
+        {"model": {"a": torch.zeros(2)}, "more": Harmful(tmp_path / "harm")}, tmp_path / "x.pt"
+    )
     with pytest.raises(CheckpointError, match="holds more than tensors .* it was not run"):
         read_tensors(tmp_path / "x.pt")
     assert not (tmp_path / "harm").exists()

@@ -7,21 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax import checkpoint, lineage_rows, study
-from d3jax.base import Split, as_float
-from d3jax.cells import Cell, make_cells
-from d3jax.config_file import loads
+from d3jax.config.loading import loads
+from d3jax.core.errors import AttackError, ConfigError
+from d3jax.core.images import as_float
+from d3jax.core.types import Split
 from d3jax.data.drift import compose
-from d3jax.errors import AttackError, ConfigError
-from d3jax.evolution import EvolutionConfig
-from d3jax.evolution_page import headlines, series
-from d3jax.journal import Progress
-from d3jax.lab import open_lab
-from d3jax.lineage_rows import survival
-from d3jax.lineages import fresh_sets, shifted
-from d3jax.rows import read_csv
-from d3jax.survival import Shown, compare, ratio, survived
-from d3jax.tasks import task_of
+from d3jax.evolution.updates import EvolutionConfig
+from d3jax.report.sections.evolution import headlines, series
+from d3jax.results.survival import Shown, compare, ratio, survived
+from d3jax.results.tables import read_csv
+from d3jax.runtime import checkpoint
+from d3jax.runtime.progress import Progress
+from d3jax.study import run as study
+from d3jax.study.attack_run import Cell, make_cells
+from d3jax.study.context import open_lab
+from d3jax.study.nodes import forgetting as lineage_rows
+from d3jax.study.nodes.evolution import fresh_sets, shifted
+from d3jax.study.nodes.forgetting import survival
+from d3jax.study.nodes.repair import task_of
 
 from .small import register
 
@@ -73,10 +76,16 @@ def test_a_lineage_has_a_row_for_every_update(finished):
     assert [row["update"] for row in table] == 4 * [0, 1, 2, 3]
     by = {(row["attack"], row["evolution"], row["update"]): row for row in table}
     first = by["badnets", "slow", 0]
-    assert (first["acc"], first["asr"]) == (rows[0]["acc"], rows[0]["asr"]) and first["moved"] is None
+    assert (first["acc"], first["asr"]) == (rows[0]["acc"], rows[0]["asr"]) and first[
+        "moved"
+    ] is None
     for update in (1, 2, 3):
         row = by["badnets", "slow", update]
-        assert 0 < row["stale_acc"] <= 1 and row["moved"] > 0 and row["lr_sum"] == pytest.approx(0.002 * 6, rel=1e-5)
+        assert (
+            0 < row["stale_acc"] <= 1
+            and row["moved"] > 0
+            and row["lr_sum"] == pytest.approx(0.002 * 6, rel=1e-5)
+        )
         assert row["stale_asr"] > 0.8 and abs(row["stale_score"] - row["score"]) < 2
         assert row["control"] < 0.5 and by["clean", "slow", update]["asr"] is None
     assert by["badnets", "slow", 1]["asr"] > 0.9  # six steps at a low rate forget nothing
@@ -86,41 +95,72 @@ def test_stale_is_the_model_before_on_the_images_of_now(finished):
     """And validation the model after, on those that it did not learn: both counted again by hand."""
     folder, _ = finished
     lab = open_lab(read(), folder, Progress(quiet=True))
-    cell = next(cell for cell in make_cells(lab) if (cell.kind, cell.label, cell.case.attacked) == ("lineage", "kept", False))
-    rows = [row for row in read_csv(folder / "evolution.csv") if (row["attack"], row["evolution"]) == ("clean", "kept")]
+    cell = next(
+        cell
+        for cell in make_cells(lab)
+        if (cell.kind, cell.label, cell.case.attacked) == ("lineage", "kept", False)
+    )
+    rows = [
+        row
+        for row in read_csv(folder / "evolution.csv")
+        if (row["attack"], row["evolution"]) == ("clean", "kept")
+    ]
     drift, like = compose(["brightness"], 3), jax.eval_shape(lab.model.init, jax.random.key(0))
 
     def accuracy(model, images, labels, update):
         variables, _ = checkpoint.load(task_of(lab, cell, {}).folder / "updates" / str(model), like)
         keys = jax.random.split(jax.random.key(0), len(labels))
         moved = drift(keys, as_float(jnp.asarray(images)), jnp.array([0.05 * update]))
-        return (np.asarray(lab.model.apply(variables, moved, train=False).logits.argmax(-1)) == np.asarray(labels)).mean()
+        return (
+            np.asarray(lab.model.apply(variables, moved, train=False).logits.argmax(-1))
+            == np.asarray(labels)
+        ).mean()
 
     test = [part[:100] for part in lab.dataset.test]
     for update in (2, 3):
-        assert rows[update]["stale_acc"] == pytest.approx(accuracy(update - 1, *test, update), abs=0.011)
+        assert rows[update]["stale_acc"] == pytest.approx(
+            accuracy(update - 1, *test, update), abs=0.011
+        )
         assert rows[update]["acc"] == pytest.approx(accuracy(update, *test, update), abs=0.011)
         kept = fresh_sets(lab, cell)[1][update - 1]
-        assert rows[update]["valid_acc"] == pytest.approx(accuracy(update, *(part[kept] for part in lab.fresh), update), abs=0.09)
+        assert rows[update]["valid_acc"] == pytest.approx(
+            accuracy(update, *(part[kept] for part in lab.fresh), update), abs=0.09
+        )
 
 
 def test_the_linear_prediction_is_of_the_backdoored_models_features(finished):
     """Of the one lineage that sees no poison: trigger's direction, moments of drifted images and decay, all by hand."""
     folder, _ = finished
     rows = read_csv(folder / "forgetting.csv")
-    assert [(row["attack"], row["evolution"], row["update"]) for row in rows] == [("badnets", "slow", i) for i in range(4)]
-    evolved = [row for row in read_csv(folder / "evolution.csv") if (row["attack"], row["evolution"]) == ("badnets", "slow")]
+    assert [(row["attack"], row["evolution"], row["update"]) for row in rows] == [
+        ("badnets", "slow", i) for i in range(4)
+    ]
+    evolved = [
+        row
+        for row in read_csv(folder / "evolution.csv")
+        if (row["attack"], row["evolution"]) == ("badnets", "slow")
+    ]
     assert [row["score"] for row in rows] == [row["score"] for row in evolved]
-    assert [row["left"] for row in rows] == pytest.approx([row["score"] / evolved[0]["score"] for row in evolved])
+    assert [row["left"] for row in rows] == pytest.approx(
+        [row["score"] / evolved[0]["score"] for row in evolved]
+    )
     assert all(rows[0][name] == 1 for name in ("left", "left_squared", "left_softmax"))
 
     lab = open_lab(read(), folder, Progress(quiet=True))
     cells = make_cells(lab)
-    cell = next(cell for cell in cells if (cell.kind, cell.label, cell.case.attacked) == ("lineage", "slow", True))
+    cell = next(
+        cell
+        for cell in cells
+        if (cell.kind, cell.label, cell.case.attacked) == ("lineage", "slow", True)
+    )
     task = task_of(lab, Cell(cell.case), {})
     victim, _ = checkpoint.load(task.folder / "model", task.like)
-    features = lambda x: np.asarray(lab.model.apply(victim.variables, x, train=False).features["penultimate"], np.float64)
-    images = as_float(jnp.asarray(lab.dataset.test.images[np.asarray(lab.dataset.test.labels) != 0]))
+    features = lambda x: np.asarray(
+        lab.model.apply(victim.variables, x, train=False).features["penultimate"], np.float64
+    )
+    images = as_float(
+        jnp.asarray(lab.dataset.test.images[np.asarray(lab.dataset.test.labels) != 0])
+    )
     stamped = jnp.round(cell.case.attack.stamp(victim.trigger, images) * 255) / 255
     direction = np.append((features(stamped) - features(images)).mean(0), 0)
     left = direction.copy()
@@ -132,8 +172,14 @@ def test_the_linear_prediction_is_of_the_backdoored_models_features(finished):
         for _ in range(6):
             speed = 0.9 * speed + second @ left
             left = left - 0.002 * speed
-        assert rows[update]["left_squared"] == pytest.approx(direction @ left / (direction @ direction), abs=2e-3)
-        assert rows[update]["left_squared"] < rows[update]["left_softmax"] < rows[update - 1]["left_softmax"]
+        assert rows[update]["left_squared"] == pytest.approx(
+            direction @ left / (direction @ direction), abs=2e-3
+        )
+        assert (
+            rows[update]["left_squared"]
+            < rows[update]["left_softmax"]
+            < rows[update - 1]["left_softmax"]
+        )
 
 
 def test_survivability_is_a_column(finished):
@@ -153,13 +199,21 @@ def test_a_rerun_counts_no_control_again(finished, tmp_path, monkeypatch):
 
 def test_together_they_have_the_numbers_they_have_apart(finished, tmp_path):
     folder, _ = finished
-    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints", ignore=shutil.ignore_patterns("*-lineage-*"))
+    shutil.copytree(
+        folder / "checkpoints",
+        tmp_path / "checkpoints",
+        ignore=shutil.ignore_patterns("*-lineage-*"),
+    )
     study.run_study(read(STUDY, ("loop.members", "together")), tmp_path, Progress(quiet=True))
-    pairs = zip(read_csv(folder / "evolution.csv"), read_csv(tmp_path / "evolution.csv"), strict=True)
+    pairs = zip(
+        read_csv(folder / "evolution.csv"), read_csv(tmp_path / "evolution.csv"), strict=True
+    )
     for apart, together in pairs:
         for name in ("acc", "asr", "stale_acc", "moved"):
             if apart[name] is not None:
-                assert together[name] == pytest.approx(apart[name], **({"rel": 0.02} if name == "moved" else {"abs": 0.05})), (
+                assert together[name] == pytest.approx(
+                    apart[name], **({"rel": 0.02} if name == "moved" else {"abs": 0.05})
+                ), (
                     name,
                     apart,
                     together,
@@ -173,7 +227,10 @@ def test_lineages_of_equal_settings_are_one(finished, tmp_path):
     again = read(STUDY.replace("label: slow", "label: steady") + DOUBLE, *cached)
     same = study.run_study(again, tmp_path, Progress(quiet=True))
     assert [row["defense"] for row in same] == ["none", "steady", "kept", "twin", "other"]
-    assert same[1]["asr"] == same[3]["asr"] == rows[1]["asr"] and same[1]["seconds"] == rows[1]["seconds"]
+    assert (
+        same[1]["asr"] == same[3]["asr"] == rows[1]["asr"]
+        and same[1]["seconds"] == rows[1]["seconds"]
+    )
     assert len(set((folder / "checkpoints").iterdir()) - kept) == 1, "only the other is new"
 
 
@@ -182,7 +239,9 @@ def test_a_report_reads_it_again(finished, tmp_path):
     before = (folder / "evolution.csv").read_text()
     study.run_study(read(), folder, Progress(quiet=True), compute=False)
     assert (folder / "evolution.csv").read_text() == before
-    assert [row["defense"] for row in study.run_study(read(), folder, Progress(quiet=True), part=(2, 6))] == ["slow"]
+    assert [
+        row["defense"] for row in study.run_study(read(), folder, Progress(quiet=True), part=(2, 6))
+    ] == ["slow"]
 
 
 @pytest.mark.parametrize(
@@ -196,13 +255,22 @@ def test_a_report_reads_it_again(finished, tmp_path):
         (("evolutions.0.drift", "{tilt: 1.0}"), "drift: 'tilt' is not one of rotation, hue"),
         (("evolutions.1.strategy.cycles", "50"), "cycles: 50 do not fit an update of 6 steps"),
         (("evolutions.1.label", "slow"), "evolutions: slow stands twice"),
-        (("defenses", "[{name: finetune, label: slow}]"), "evolutions: slow is a label of defenses too"),
+        (
+            ("defenses", "[{name: finetune, label: slow}]"),
+            "evolutions: slow is a label of defenses too",
+        ),
         (
             ("evolutions.0.persistent", "0.001"),
             "slow: persistent: 0.001 of the 108 images that an update learns is less than one",
         ),
-        (("loop.placement", "stream"), "loop.placement: stream is for models and repairs; slow, kept keeps its images"),
-        (("evolutions.0.defense", "d3"), "evolutions: slow: defense: 'd3' is no label of `defenses`, which are none"),
+        (
+            ("loop.placement", "stream"),
+            "loop.placement: stream is for models and repairs; slow, kept keeps its images",
+        ),
+        (
+            ("evolutions.0.defense", "d3"),
+            "evolutions: slow: defense: 'd3' is no label of `defenses`, which are none",
+        ),
     ],
 )
 def test_mistakes_are_named_before_any_work(tmp_path, override, message):
@@ -213,9 +281,18 @@ def test_mistakes_are_named_before_any_work(tmp_path, override, message):
 def test_the_page_shows_curves_rates_and_survivability(finished):
     folder, _ = finished
     page = (folder / "report.html").read_text()
-    assert "updates survived" in page and "≥ 3" in page and "Learning rate of every step of an update" in page
+    assert (
+        "updates survived" in page
+        and "≥ 3" in page
+        and "Learning rate of every step of an update" in page
+    )
     pictures = {path.name for path in (folder / "figures").iterdir()}
-    assert {"badnets-evolution.png", "badnets-rates.png", "badnets-forgetting.png", "clean-evolution.png"} <= pictures
+    assert {
+        "badnets-evolution.png",
+        "badnets-rates.png",
+        "badnets-forgetting.png",
+        "clean-evolution.png",
+    } <= pictures
 
 
 def test_the_constant_rate_is_chosen_by_clean_validation():
@@ -240,10 +317,20 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
                         "stale_acc": acc,
                     }
                     # Under attack the validation accuracy is another: the clean lineage's counts.
-                    evolved.append(one | {"valid_acc": (valid if asr is None else 1 - valid) if update else None})
+                    evolved.append(
+                        one
+                        | {"valid_acc": (valid if asr is None else 1 - valid) if update else None}
+                    )
                 row = {"attack": attack, "defense": label, "seed": seed}
                 for tau in ("0.9", "0.5", "0.1"):
-                    row |= {f"survived_{tau}": counted + seed, f"survived_{tau}_censored": label == "low"} if asr else {}
+                    row |= (
+                        {
+                            f"survived_{tau}": counted + seed,
+                            f"survived_{tau}_censored": label == "low",
+                        }
+                        if asr
+                        else {}
+                    )
                 ended.append(row)
     rate = lambda *values: np.array(values, np.float32)
     shown = {
@@ -255,35 +342,71 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
         "low": "high", "high": "high", "smart": "high", "wild": None
     }  # fmt: skip
     smart, low = found["badnets", "smart"], found["badnets", "low"]
-    assert smart["survived_0.5"] == 0.5 and smart["speedup"] == 4.5 / 0.5 and smart["counts"] is True
+    assert (
+        smart["survived_0.5"] == 0.5 and smart["speedup"] == 4.5 / 0.5 and smart["counts"] is True
+    )
     assert low["survived_0.5"] == 8.5 and low["censored_0.5"] == 2 and survived(low, 0.5) == "≥ 8.5"
-    assert smart["lr_mean"] == pytest.approx(0.2) and smart["lr_max"] == np.float32(0.3) and smart["asr_last"] == 0.9
+    assert (
+        smart["lr_mean"] == pytest.approx(0.2)
+        and smart["lr_max"] == np.float32(0.3)
+        and smart["asr_last"] == 0.9
+    )
     assert headlines(list(found.values())) == {
         "badnets": "survives 4.5 updates of 2 under high; least under smart, 0.5."
     }  # fmt: skip
-    assert survived(found["clean", "low"], 0.5) == "–" and found["clean", "smart"]["speedup"] is None
-    assert (smart["speedup_bound"], low["speedup_bound"]) == (None, "≤") and ratio(low) == "≤ 0.5×" and ratio(smart) == "9.0×"
+    assert (
+        survived(found["clean", "low"], 0.5) == "–" and found["clean", "smart"]["speedup"] is None
+    )
+    assert (
+        (smart["speedup_bound"], low["speedup_bound"]) == (None, "≤")
+        and ratio(low) == "≤ 0.5×"
+        and ratio(smart) == "9.0×"
+    )
     scaled = shown | {"smart": Shown(rate(0.015, 0.005), "a", False, scaled=True)}
-    held = {row["evolution"]: row for row in compare(ended, evolved, scaled) if row["attack"] == "badnets"}
-    assert held["smart"]["baseline"] == "high" and held["smart"]["speedup"] == 8.5 / 0.5  # S under the rate of its mean
+    held = {
+        row["evolution"]: row
+        for row in compare(ended, evolved, scaled)
+        if row["attack"] == "badnets"
+    }
+    assert (
+        held["smart"]["baseline"] == "high" and held["smart"]["speedup"] == 8.5 / 0.5
+    )  # S under the rate of its mean
     assert [held[name]["equal_mean"] for name in shown] == [None, None, "low", None]
     assert [held[name]["constant"] for name in shown] == [True, True, False, True]
     assert smart["acc_std"] == 0 and smart["asr_last_std"] == 0
     fewer = [row for row in evolved if (row["evolution"], row["seed"]) != ("smart", 1)]
-    assert next(row for row in compare(ended, fewer, shown) if row["evolution"] == "smart")["counts"] is None  # a seed is missing
+    assert (
+        next(row for row in compare(ended, fewer, shown) if row["evolution"] == "smart")["counts"]
+        is None
+    )  # a seed is missing
     lost = [row for row in evolved if (row["evolution"], row["seed"]) != ("high", 1)]
-    lost = [row | {"valid_acc": 0.0} if row["evolution"] == "low" and row["seed"] else row for row in lost]
+    lost = [
+        row | {"valid_acc": 0.0} if row["evolution"] == "low" and row["seed"] else row
+        for row in lost
+    ]
     assert _baselines(ended, lost, shown)["smart"] == "high"  # on the seeds that both have
-    dead = [row | dict.fromkeys((name for name in row if name.startswith("survived")), None) for row in ended]
+    dead = [
+        row | dict.fromkeys((name for name in row if name.startswith("survived")), None)
+        for row in ended
+    ]
     assert all(row["survived_0.5"] is None for row in compare(dead, evolved, shown))
-    alone = {row["evolution"]: row for row in compare(ended, [row for row in evolved if row["attack"] == "badnets"], shown)}
-    assert alone["smart"]["baseline"] == "low" and alone["smart"]["counts"] is False  # two and a half points below
+    alone = {
+        row["evolution"]: row
+        for row in compare(ended, [row for row in evolved if row["attack"] == "badnets"], shown)
+    }
+    assert (
+        alone["smart"]["baseline"] == "low" and alone["smart"]["counts"] is False
+    )  # two and a half points below
 
 
 def test_what_never_worked_did_not_fade():
     lines = [{"update": update, "watch_asr": asr} for update, asr in ((1, 0.2), (2, 0.05))]
     found = survival(lines, 0.3)
-    assert (found["survived_0.5"], found["survived_0.5_censored"], found["survived_0.1"]) == (None, None, 1)
+    assert (found["survived_0.5"], found["survived_0.5_censored"], found["survived_0.1"]) == (
+        None,
+        None,
+        1,
+    )
     assert survival(lines, 0.5)["survived_0.5"] == 0 and survival([{"update": 1}], 0.3) == {}
 
 
@@ -292,19 +415,29 @@ def test_a_headline_names_one_of_those_that_forget_alike_and_rather_one_that_cou
     lines = [row | {"evolution": name, "survived_0.5": survived, "counts": counts} for name, survived, counts in (
         ("slow", 3, True), ("wild", 1, False), ("smart", 1, True)
     )]  # fmt: skip
-    assert headlines(lines) == {"badnets": "survives 3 updates of 4 under slow; least under smart and 1 more, 1."}
+    assert headlines(lines) == {
+        "badnets": "survives 3 updates of 4 under slow; least under smart and 1 more, 1."
+    }
 
 
 def _baselines(ended, evolved, shown):
-    return {row["evolution"]: row["baseline"] for row in compare(ended, evolved, shown) if row["attack"] == "badnets"}
+    return {
+        row["evolution"]: row["baseline"]
+        for row in compare(ended, evolved, shown)
+        if row["attack"] == "badnets"
+    }
 
 
 def folder_of(tmp_path, attack: str, **setting: str) -> str:
     """Where the first evolution's lineage of an attack lies."""
     lab = open_lab(
-        read(STUDY, *((f"evolutions.0.{name}", value) for name, value in setting.items())), tmp_path, Progress(quiet=True)
+        read(STUDY, *((f"evolutions.0.{name}", value) for name, value in setting.items())),
+        tmp_path,
+        Progress(quiet=True),
     )
-    cells = [cell for cell in make_cells(lab) if cell.kind == "lineage" and cell.case.label == attack]
+    cells = [
+        cell for cell in make_cells(lab) if cell.kind == "lineage" and cell.case.label == attack
+    ]
     return task_of(lab, cells[0], {}).folder.name
 
 
@@ -323,17 +456,31 @@ def test_the_control_is_one_lineage_however_the_others_are_poisoned(tmp_path):
 
 def test_attacks_without_a_released_set_cannot_be_replayed(tmp_path):
     attacks, replay = ("attacks", "[{name: wanet, rate: 0.2}]"), ("evolutions.0.replay", "0.5")
-    with pytest.raises(AttackError, match="attacks: wanet: evolutions: slow: has no poisoned set that could be released"):
+    with pytest.raises(
+        AttackError,
+        match="attacks: wanet: evolutions: slow: has no poisoned set that could be released",
+    ):
         study.check_study(read(STUDY, attacks, replay), tmp_path)
-    study.check_study(read(STUDY, ("attacks", "[{name: wanet, rate: 0.2, rows: fixed}]"), replay), tmp_path)
-    lab = open_lab(read(STUDY, ("attacks", "[{name: lc, rate: 0.1}]"), replay), tmp_path, Progress(quiet=True))
+    study.check_study(
+        read(STUDY, ("attacks", "[{name: wanet, rate: 0.2, rows: fixed}]"), replay), tmp_path
+    )
+    lab = open_lab(
+        read(STUDY, ("attacks", "[{name: lc, rate: 0.1}]"), replay), tmp_path, Progress(quiet=True)
+    )
     slow, kept = [cell for cell in make_cells(lab) if cell.kind == "lineage"]
-    assert [cell.kind for cell in slow.needs] == ["model", "trigger"] and [cell.kind for cell in kept.needs] == ["model"]
+    assert [cell.kind for cell in slow.needs] == ["model", "trigger"] and [
+        cell.kind for cell in kept.needs
+    ] == ["model"]
 
 
 def test_statistics_alone_need_batchnorm(tmp_path):
-    changes = (("model", "{name: vit, width: 12, depth: 1, heads: 3}"), ("evolutions.0.learn", "statistics"))
-    with pytest.raises(ConfigError, match="evolutions: slow: learn: statistics moves nothing: vit has no BatchNorm"):
+    changes = (
+        ("model", "{name: vit, width: 12, depth: 1, heads: 3}"),
+        ("evolutions.0.learn", "statistics"),
+    )
+    with pytest.raises(
+        ConfigError, match="evolutions: slow: learn: statistics moves nothing: vit has no BatchNorm"
+    ):
         study.check_study(read(STUDY, *changes), tmp_path)
 
 
@@ -346,9 +493,17 @@ def test_shifted_labels_reach_the_test_images():
 
 
 def test_means_over_seeds():
-    evolved = [{"evolution": "a", "update": t, "seed": seed, "asr": v} for seed, v in ((0, 0.2), (1, 0.6)) for t in (0, 1)]
+    evolved = [
+        {"evolution": "a", "update": t, "seed": seed, "asr": v}
+        for seed, v in ((0, 0.2), (1, 0.6))
+        for t in (0, 1)
+    ]
     at, mean, deviation = series(evolved, "a", "asr")
-    assert at.tolist() == [0, 1] and mean == pytest.approx([0.4, 0.4]) and deviation == pytest.approx([0.8 / 8**0.5] * 2)
+    assert (
+        at.tolist() == [0, 1]
+        and mean == pytest.approx([0.4, 0.4])
+        and deviation == pytest.approx([0.8 / 8**0.5] * 2)
+    )
 
 
 DEFENDED = """
@@ -385,19 +540,32 @@ def test_a_defence_is_called_between_updates_and_what_was_cut_off_continues(tmp_
     table = read_csv(tmp_path / "whole" / "evolution.csv")
     assert [row["trained_asr"] is not None for row in table] == [False, False, True, False]
     called = table[2]
-    assert called["trained_asr"] > 0.9 and called["asr"] < 0.5, called  # the rate is too low to forget anything by itself
+    assert called["trained_asr"] > 0.9 and called["asr"] < 0.5, (
+        called
+    )  # the rate is too low to forget anything by itself
     assert table[3]["asr"] < 0.5 and min(row["acc"] for row in table) > 0.6
-    for stop in (60, 13, 5, 4):  # in the training, and then in an update, in the defence, in the last update
+    for stop in (
+        60,
+        13,
+        5,
+        4,
+    ):  # in the training, and then in an update, in the defence, in the last update
         with pytest.raises(KeyboardInterrupt):
             study.run_study(read(DEFENDED), tmp_path / "cut", Breaking(stop))
     study.run_study(read(DEFENDED), tmp_path / "cut", Progress(quiet=True))
-    assert (tmp_path / "cut" / "evolution.csv").read_text() == (tmp_path / "whole" / "evolution.csv").read_text()
+    assert (tmp_path / "cut" / "evolution.csv").read_text() == (
+        tmp_path / "whole" / "evolution.csv"
+    ).read_text()
 
 
 @pytest.mark.slow
 def test_a_sweep_that_was_cut_off_continues(finished, tmp_path):
     folder, _ = finished
-    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints", ignore=shutil.ignore_patterns("*-lineage-*"))
+    shutil.copytree(
+        folder / "checkpoints",
+        tmp_path / "checkpoints",
+        ignore=shutil.ignore_patterns("*-lineage-*"),
+    )
     often = (("loop.save_every", "6"), ("loop.save_seconds", "0"))
     for stop in (3, 5, 4):
         with pytest.raises(KeyboardInterrupt):

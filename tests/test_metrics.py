@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from d3jax.attacks import BadNetsConfig, CleanConfig, badnets, clean
-from d3jax.base import DataInfo, Model, Outputs, Split, Variables
-from d3jax.metrics import Counts, der, make_evaluate
+from d3jax.core.types import DataInfo, Model, Outputs, Split, Variables
+from d3jax.metrics.attack_success import Counts, der, make_evaluate
 
 INFO = DataInfo("x", (4, 4, 1), ("a", "b", "c"), (0.5,), (0.5,))
 NOTHING = Variables({}, {})
@@ -38,15 +38,23 @@ def test_counts_of_any_batch_size(batch_size):
     # class 0 right, 1 right, 2 taken for 1; triggered: 0 → 0 (not counted), 1 → target 0, 2 → still 2
     model = model_that_says([[0, 0], [1, 0], [1, 2]])
     attack = badnets(BadNetsConfig(size=1), INFO)
-    counts = make_evaluate(model, attack, 3, batch_size)(NOTHING, attack.init(jax.random.key(0)), TEST)
+    counts = make_evaluate(model, attack, 3, batch_size)(
+        NOTHING, attack.init(jax.random.key(0)), TEST
+    )
     assert counts.clean.tolist() == [3, 5, 4] and counts.correct.tolist() == [3, 5, 0]
     assert (
-        counts.triggered.tolist() == [0, 5, 4] and counts.reached.tolist() == [0, 5, 0] and counts.recovered.tolist() == [0, 0, 4]
+        counts.triggered.tolist() == [0, 5, 4]
+        and counts.reached.tolist() == [0, 5, 0]
+        and counts.recovered.tolist() == [0, 0, 4]
     )
     assert counts.acc == 8 / 12 and counts.asr == 5 / 9 and counts.ra == 4 / 9
     assert counts.acc_non_target == 5 / 9
     per_class = counts.per_class()
-    assert per_class["acc"].tolist() == [1, 1, 0] and np.isnan(per_class["asr"][0]) and per_class["asr"][1:].tolist() == [1, 0]
+    assert (
+        per_class["acc"].tolist() == [1, 1, 0]
+        and np.isnan(per_class["asr"][0])
+        and per_class["asr"][1:].tolist() == [1, 0]
+    )
 
 
 def test_the_target_class_is_never_counted_in_asr():
@@ -66,7 +74,12 @@ def test_all_to_all_counts_every_image():
 def test_without_a_trigger_asr_is_undefined():
     model, attack = model_that_says([[0, 0], [1, 1], [2, 2]]), clean(CleanConfig(), INFO)
     counts = make_evaluate(model, attack, 3)(NOTHING, {}, TEST)
-    assert counts.acc == 1 and np.isnan(counts.asr) and np.isnan(counts.ra) and np.isnan(der(counts, counts))
+    assert (
+        counts.acc == 1
+        and np.isnan(counts.asr)
+        and np.isnan(counts.ra)
+        and np.isnan(der(counts, counts))
+    )
 
 
 def counts_with(acc, asr):

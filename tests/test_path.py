@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax import study
-from d3jax.analysis.path import (
+from d3jax.analysis.loss_landscape import (  # fmt: skip
     changes,
     estimated,
     hessian_product,
@@ -18,16 +17,18 @@ from d3jax.analysis.path import (
     plane_of,
     taylor,
     top_eigenvalues,
-)  # fmt: skip
+)
 from d3jax.attacks import ATTACKS
-from d3jax.base import Split, Variables, as_float
-from d3jax.config import OptimConfig
-from d3jax.config_file import loads
+from d3jax.config.loading import loads
+from d3jax.config.recipes import OptimConfig
+from d3jax.core.errors import ConfigError
+from d3jax.core.images import as_float
+from d3jax.core.types import Split, Variables
 from d3jax.defenses import FinetuneConfig, ScheduleConfig, finetune
-from d3jax.errors import ConfigError
-from d3jax.journal import Progress
-from d3jax.metrics import make_evaluate
-from d3jax.rows import read_csv
+from d3jax.metrics.attack_success import make_evaluate
+from d3jax.results.tables import read_csv
+from d3jax.runtime.progress import Progress
+from d3jax.study import run as study
 
 from .small import register
 
@@ -53,29 +54,58 @@ def small():
 @pytest.fixture(scope="module")
 def repaired(model, victim, dataset):
     reserved = Split(*(part[:100] for part in dataset.train))
-    schedule = ScheduleConfig(steps=40, batch_size=25, augment="none", optimizer=OptimConfig(lr=0.02))
-    return finetune(FinetuneConfig(schedule=schedule), dataset.info).repair(KEY, model, victim.variables, reserved).variables
+    schedule = ScheduleConfig(
+        steps=40, batch_size=25, augment="none", optimizer=OptimConfig(lr=0.02)
+    )
+    return (
+        finetune(FinetuneConfig(schedule=schedule), dataset.info)
+        .repair(KEY, model, victim.variables, reserved)
+        .variables
+    )
 
 
 def test_the_ends_of_a_path_are_the_models(model, victim, repaired, attack, dataset):
-    found = path_losses(model, attack, victim.trigger, victim.variables, repaired, [0.0, 0.5, 1.0, 2.0], dataset.test)
+    found = path_losses(
+        model,
+        attack,
+        victim.trigger,
+        victim.variables,
+        repaired,
+        [0.0, 0.5, 1.0, 2.0],
+        dataset.test,
+    )
     evaluate = make_evaluate(model, attack, 4)
     for i, variables in ((0, victim.variables), (2, repaired)):
         counts = evaluate(variables, victim.trigger, dataset.test)
         assert (found.acc[i], found.asr[i]) == pytest.approx((counts.acc, counts.asr), abs=1e-12)
-        jax.tree.map(np.testing.assert_array_equal, mixed((victim.variables, repaired), (1.0 - i // 2, i // 2)), variables)
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            mixed((victim.variables, repaired), (1.0 - i // 2, i // 2)),
+            variables,
+        )
     images, labels = as_float(jnp.asarray(dataset.test.images)), np.asarray(dataset.test.labels)
     logits = np.asarray(model.apply(repaired, images, train=False).logits, np.float64)
-    logs = logits - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True)) - logits.max(1, keepdims=True)
-    assert found.clean_loss[2] == pytest.approx(-logs[np.arange(len(labels)), labels].mean(), rel=1e-4, abs=1e-6)
+    logs = (
+        logits
+        - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True))
+        - logits.max(1, keepdims=True)
+    )
+    assert found.clean_loss[2] == pytest.approx(
+        -logs[np.arange(len(labels)), labels].mean(), rel=1e-4, abs=1e-6
+    )
     assert all(part.shape == (4,) and np.isfinite(part).all() for part in found)
 
 
 def test_points_together_are_the_points_alone(model, victim, repaired, attack, dataset):
     points = [mixed((victim.variables, repaired), (1 - t, t)) for t in (0.0, 0.5, 1.0, 1.5, 2.0)]
-    alone, both = (losses_at(model, attack, victim.trigger, points, dataset.test, together=n) for n in (1, 2))
+    alone, both = (
+        losses_at(model, attack, victim.trigger, points, dataset.test, together=n) for n in (1, 2)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), alone, both)
-    assert len(both.acc) == 5 and len(losses_at(model, attack, victim.trigger, [], dataset.test).acc) == 0
+    assert (
+        len(both.acc) == 5
+        and len(losses_at(model, attack, victim.trigger, [], dataset.test).acc) == 0
+    )
 
 
 def test_clean_models_have_no_backdoor_loss(model, victim, dataset):
@@ -87,8 +117,12 @@ def test_the_plane_holds_its_three_models(model, victim, repaired, attack, datas
     third = jax.tree.map(lambda x: x * 0.9 + 0.01, victim.variables)
     models = [victim.variables, repaired, third]
     plane = plane_of(*(variables.params for variables in models))
-    dot = lambda a, b: sum(float(jnp.vdot(x, y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-    assert dot(plane.u, plane.u) == pytest.approx(1, abs=1e-4) and dot(plane.u, plane.v) == pytest.approx(0, abs=1e-4)
+    dot = lambda a, b: sum(
+        float(jnp.vdot(x, y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+    assert dot(plane.u, plane.u) == pytest.approx(1, abs=1e-4) and dot(
+        plane.u, plane.v
+    ) == pytest.approx(0, abs=1e-4)
     xs, ys = plane.places[:, 0], plane.places[:, 1]
     found = plane_losses(model, attack, victim.trigger, models, xs, ys, dataset.test)
     alone = losses_at(model, attack, victim.trigger, models, dataset.test)
@@ -103,12 +137,28 @@ def test_statistics_are_estimated_without_knowing_the_momentum(model, victim, da
     images = Split(*(part[:100] for part in dataset.train))
     found = estimated(model, victim.variables, images, batch_size=50)
     stats = victim.variables.batch_stats
-    for _ in range(400):  # running statistics that see the same two batches over and over end there, but for their order
+    for _ in range(
+        400
+    ):  # running statistics that see the same two batches over and over end there, but for their order
         for first in (0, 50):
             batch = as_float(jnp.asarray(images.images[first : first + 50]))
-            stats = model.apply(Variables(victim.variables.params, stats), batch, train=True).batch_stats
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.1, atol=0.05), found.batch_stats, stats)
-    again = path_losses(model, _attack(dataset), {}, victim.variables, victim.variables, [0.0], dataset.test, "estimated", images)
+            stats = model.apply(
+                Variables(victim.variables.params, stats), batch, train=True
+            ).batch_stats
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0.1, atol=0.05), found.batch_stats, stats
+    )
+    again = path_losses(
+        model,
+        _attack(dataset),
+        {},
+        victim.variables,
+        victim.variables,
+        [0.0],
+        dataset.test,
+        "estimated",
+        images,
+    )
     assert again.acc[0] > 0.9
 
 
@@ -120,14 +170,23 @@ def _attack(dataset):
 
 def test_variances_stay_positive_beyond_the_models(model, victim, repaired, attack, dataset):
     stats = lambda *leaves: {"mean": jnp.array([leaves[0]]), "var": jnp.array([leaves[1]])}
-    far = mixed([Variables({}, stats(-1.0, 4.0)), Variables({}, stats(1.0, 1.0))], (-2.0, 3.0)).batch_stats
+    far = mixed(
+        [Variables({}, stats(-1.0, 4.0)), Variables({}, stats(1.0, 1.0))], (-2.0, 3.0)
+    ).batch_stats
     assert far["mean"][0] == 5.0 and far["var"][0] == pytest.approx(4.0**-2)
     broken = jax.tree.map(lambda x: x * jnp.nan, victim.variables)
     found = losses_at(model, attack, victim.trigger, [broken], dataset.test)
-    assert found.asr[0] == 0 and found.acc[0] == 0 and np.isnan(found.clean_loss[0])  # NaN is not class 0
-    fixed = path_losses(model, attack, victim.trigger, victim.variables, repaired, [1.0], dataset.test, "first")
+    assert (
+        found.asr[0] == 0 and found.acc[0] == 0 and np.isnan(found.clean_loss[0])
+    )  # NaN is not class 0
+    fixed = path_losses(
+        model, attack, victim.trigger, victim.variables, repaired, [1.0], dataset.test, "first"
+    )
     point = repaired._replace(batch_stats=victim.variables.batch_stats)
-    assert fixed.clean_loss[0] == losses_at(model, attack, victim.trigger, [point], dataset.test).clean_loss[0]
+    assert (
+        fixed.clean_loss[0]
+        == losses_at(model, attack, victim.trigger, [point], dataset.test).clean_loss[0]
+    )
 
 
 @pytest.fixture
@@ -151,12 +210,16 @@ def small_loss():
 
 def test_hessian_products_against_finite_differences(double):
     loss, params = small_loss()
-    direction = jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(1).normal(size=x.shape)), params)
+    direction = jax.tree.map(
+        lambda x: jnp.asarray(np.random.default_rng(1).normal(size=x.shape)), params
+    )
     found, h = hessian_product(loss, params, direction), 1e-5
     gradient = lambda t: jax.grad(loss)(jax.tree.map(lambda x, d: x + t * d, params, direction))
     wanted = jax.tree.map(lambda a, b: (a - b) / (2 * h), gradient(h), gradient(-h))
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * scale), found, wanted)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * scale), found, wanted
+    )
 
 
 def test_taylor_fits_near_the_point(double):
@@ -174,15 +237,22 @@ def test_eigenvalues_against_the_whole_hessian(double):
     loss, params = small_loss()
     flat, restore = jax.flatten_util.ravel_pytree(params)
     whole = np.linalg.eigvalsh(np.asarray(jax.hessian(lambda x: loss(restore(x)))(flat)))[::-1]
-    np.testing.assert_allclose(top_eigenvalues(loss, params, count=3, tolerance=1e-8), whole[:3], rtol=1e-6)
+    np.testing.assert_allclose(
+        top_eigenvalues(loss, params, count=3, tolerance=1e-8), whole[:3], rtol=1e-6
+    )
 
 
 def test_the_backdoor_loss_of_a_model(model, victim, attack, dataset):
     rows = np.flatnonzero(np.asarray(dataset.test.labels) != 0)
     loss = make_backdoor_loss(model, attack, victim.variables.batch_stats)
-    images, labels = as_float(jnp.asarray(dataset.test.images[rows])), jnp.asarray(dataset.test.labels[rows])
+    images, labels = (
+        as_float(jnp.asarray(dataset.test.images[rows])),
+        jnp.asarray(dataset.test.labels[rows]),
+    )
     found = losses_at(model, attack, victim.trigger, [victim.variables], dataset.test)
-    assert float(loss(victim.variables.params, victim.trigger, images, labels)) == pytest.approx(found.backdoor_loss[0], rel=1e-4)
+    assert float(loss(victim.variables.params, victim.trigger, images, labels)) == pytest.approx(
+        found.backdoor_loss[0], rel=1e-4
+    )
 
 
 def test_changes_by_tensor():
@@ -190,9 +260,19 @@ def test_changes_by_tensor():
     second = {"a": np.zeros((2, 2)), "b": {"c": np.array([2.0, 2.0, 2.0, 5.0])}}
     third = {"a": np.full((2, 2), 9.0), "b": {"c": np.array([2.0, 2.0, 2.0, 2.5])}}
     found, other = changes(first, [second, third])
-    assert found["b/c"]["norm"] == 3 and found["b/c"]["relative"] == pytest.approx(3 / 4) and found["a"]["norm"] == 0
-    assert found["a"]["counts"].sum() == 4 and found["a"]["counts"][30] == 4 and found["b/c"]["counts"][-1] == 1
-    assert other["b/c"]["norm"] == 0.5 and other["b/c"]["counts"][35] == 1  # the bins are the tensor's, not the model's
+    assert (
+        found["b/c"]["norm"] == 3
+        and found["b/c"]["relative"] == pytest.approx(3 / 4)
+        and found["a"]["norm"] == 0
+    )
+    assert (
+        found["a"]["counts"].sum() == 4
+        and found["a"]["counts"][30] == 4
+        and found["b/c"]["counts"][-1] == 1
+    )
+    assert (
+        other["b/c"]["norm"] == 0.5 and other["b/c"]["counts"][35] == 1
+    )  # the bins are the tensor's, not the model's
     for name in found:
         np.testing.assert_array_equal(found[name]["edges"], other[name]["edges"])
     assert found["a"]["edges"][-1] == 9 and found["b/c"]["edges"][-1] == pytest.approx(3, abs=0.01)
@@ -202,21 +282,39 @@ def test_a_study_shows_lines_and_plane(tmp_path):
     config = loads(STUDY, registries=study.REGISTRIES)
     study.run_study(config, tmp_path, Progress(quiet=True))
     page = (tmp_path / "report.html").read_text()
-    assert "Losses along the line to each defence" in page and "½ΔᵀHΔ" in page and "Largest eigenvalues of the Hessian" in page
+    assert (
+        "Losses along the line to each defence" in page
+        and "½ΔᵀHΔ" in page
+        and "Largest eigenvalues of the Hessian" in page
+    )
     pictures = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert {"badnets-path.png", "badnets-plane.png", "badnets-taylor.png", "badnets-changes.png"} <= pictures
+    assert {
+        "badnets-path.png",
+        "badnets-plane.png",
+        "badnets-taylor.png",
+        "badnets-changes.png",
+    } <= pictures
     rows = read_csv(tmp_path / "paths.csv")
     treatments = {(row["attack"], row["defense"], row["statistics"]) for row in rows}
     assert treatments == {
-        ("badnets", name, kind) for name in ("finetune", "d3-code") for kind in ("interpolated", "estimated", "first")
+        ("badnets", name, kind)
+        for name in ("finetune", "d3-code")
+        for kind in ("interpolated", "estimated", "first")
     }
-    results = {row["defense"]: row for row in read_csv(tmp_path / "results.csv") if row["attack"] == "badnets"}
+    results = {
+        row["defense"]: row
+        for row in read_csv(tmp_path / "results.csv")
+        if row["attack"] == "badnets"
+    }
     at = {(row["defense"], row["t"]): row for row in rows if row["statistics"] == "interpolated"}
     for name in ("finetune", "d3-code"):
         assert [(at[name, t]["acc"], at[name, t]["asr"]) for t in (0, 1)] == [
             (results[of]["acc"], results[of]["asr"]) for of in ("none", name)
         ]
-    assert {row["tensor"] for row in read_csv(tmp_path / "changes.csv")} >= {"head/kernel", "head/bias"}
+    assert {row["tensor"] for row in read_csv(tmp_path / "changes.csv")} >= {
+        "head/kernel",
+        "head/bias",
+    }
 
 
 def test_paths_want_a_trigger():

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from d3jax import export, run
-from d3jax.config import StudyConfig
-from d3jax.config_file import describe, loads
-from d3jax.study import REGISTRIES
+from d3jax.config.loading import describe, loads
+from d3jax.config.study import StudyConfig
+from d3jax.study.run import REGISTRIES
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf8")
@@ -43,13 +43,19 @@ def test_the_export_command_is_understood(tmp_path, monkeypatch, capsys):
 
 
 def test_the_files_it_names_exist():
-    named = re.findall(r"`((?:d3jax|experiments|tests|benchmarks)/[\w./-]+)`", TEXT) + re.findall(r"\]\((\w[\w./]*\.md)\)", TEXT)
+    named = re.findall(r"`((?:d3jax|experiments|tests|benchmarks)/[\w./-]+)`", TEXT) + re.findall(
+        r"\]\((\w[\w./]*\.md)\)", TEXT
+    )
     assert len(named) > 5 and [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_every_flag_exists():
     """Flags named anywhere in the text are options of the command line or settings of a study."""
-    known = {name for name, _, _ in describe(StudyConfig)} | set(re.findall(r'"--(\w+)"', inspect.getsource(run))) | {"help"}
+    known = (
+        {name for name, _, _ in describe(StudyConfig)}
+        | set(re.findall(r'"--(\w+)"', inspect.getsource(run)))
+        | {"help"}
+    )
     named = re.findall(r"(?<![\w-])--([a-z_][\w.]*)", TEXT)
     assert {name.split(".0.")[0] for name in named} <= known
 
@@ -58,9 +64,19 @@ def test_the_configs_are_understood():
     evolutions, training, sweep, whole = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
     assert loads(whole, registries=REGISTRIES).defenses[1].label == "d3-code"
     lineages = loads(evolutions, [("fresh", "0.6")], registries=REGISTRIES).evolutions
-    assert [choice.label for choice in lineages] == ["constant-lr0.003", "constant-lr0.01", "constant-lr0.03", "sgdr"]
+    assert [choice.label for choice in lineages] == [
+        "constant-lr0.003",
+        "constant-lr0.01",
+        "constant-lr0.03",
+        "sgdr",
+    ]
     ours, theirs = (choice.config for choice in loads(training, registries=REGISTRIES).defenses)
-    assert (ours.unlearn.steps, ours.unlearn.optimizer.lr, theirs.unlearn.kind, theirs.semi.method) == (
+    assert (
+        ours.unlearn.steps,
+        ours.unlearn.optimizer.lr,
+        theirs.unlearn.kind,
+        theirs.semi.method,
+    ) == (
         10,
         1e-4,
         "uniform",
@@ -81,6 +97,8 @@ def test_the_library_examples_do_what_they_say():
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "README.md", "exec"), {})  # noqa: S102
     *repair, few = printed.getvalue().splitlines()
-    (acc, asr), (acc_after, asr_after) = [map(float, re.search(r"ACC (\S+)  ASR (\S+)", line).groups()) for line in repair]
+    (acc, asr), (acc_after, asr_after) = [
+        map(float, re.search(r"ACC (\S+)  ASR (\S+)", line).groups()) for line in repair
+    ]
     assert acc > 0.9 and asr > 0.9 and asr_after < 0.1 and acc_after > acc - 0.05
     assert float(few.rsplit(" ", 1)[1]) > 0.8

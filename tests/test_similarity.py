@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from d3jax.similarity import largest, likeness, psnr, ssim
+from d3jax.metrics.image_similarity import largest, likeness, psnr, ssim
 
 
 def test_closed_forms():
@@ -13,11 +13,13 @@ def test_closed_forms():
     b = a.at[0].set(0.1)
     np.testing.assert_allclose(psnr(a, b), [20.0, jnp.inf], rtol=1e-5)
     np.testing.assert_allclose(largest(a, b), [0.1, 0.0], rtol=1e-6)
-    np.testing.assert_allclose(ssim(a, b), [0.01**2 / (0.01 + 0.01**2), 1.0], rtol=1e-4)  # means 0 and 0.1, no variance
+    np.testing.assert_allclose(
+        ssim(a, b), [0.01**2 / (0.01 + 0.01**2), 1.0], rtol=1e-4
+    )  # means 0 and 0.1, no variance
     found = likeness(a, b)
-    assert found["psnr"] == pytest.approx(10 * np.log10(2 / 0.01), rel=1e-5) and found["largest"] == pytest.approx(
-        12.75, rel=1e-5
-    )
+    assert found["psnr"] == pytest.approx(10 * np.log10(2 / 0.01), rel=1e-5) and found[
+        "largest"
+    ] == pytest.approx(12.75, rel=1e-5)
 
 
 def test_ssim_is_wangs():

@@ -6,49 +6,65 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax import lab
-from d3jax.base import Dataset, Split
-from d3jax.config import LoopConfig, OptimConfig, TrainConfig
-from d3jax.errors import ConfigError
-from d3jax.journal import Progress
-from d3jax.training import Session, backdoor_job, fit, streaming
+from d3jax.config.recipes import LoopConfig, OptimConfig, TrainConfig
+from d3jax.core.errors import ConfigError
+from d3jax.core.types import Dataset, Split
+from d3jax.runtime.progress import Progress
+from d3jax.study import context as lab
+from d3jax.training import Hooks, fit, streaming, victim_loop
 
 CONFIG = TrainConfig(steps=30, batch_size=32, optimizer=OptimConfig(lr=0.05))
 
 
 @pytest.fixture(scope="module")
 def resident(dataset, model, attack):
-    return fit(backdoor_job(jax.random.key(3), model, dataset, attack, CONFIG))[0]
+    return fit(victim_loop(jax.random.key(3), model, dataset, attack, CONFIG))[0]
 
 
 @pytest.mark.parametrize(("devices", "steps_per_call"), [(0, 1), (0, 4), (4, 1)])
 def test_streamed_is_resident(dataset, model, attack, resident, devices, steps_per_call):
     """400 images in epochs of 12 batches, on one device and on four, one step a call and four."""
-    job = backdoor_job(jax.random.key(3), model, dataset, attack, CONFIG, streamed=True)
-    session = Session(log_every=10, steps_per_call=steps_per_call, devices=tuple(jax.devices()[:devices]))
-    state, lines = fit(job, session)
+    loop = victim_loop(jax.random.key(3), model, dataset, attack, CONFIG, streamed=True)
+    hooks = Hooks(
+        log_every=10, steps_per_call=steps_per_call, devices=tuple(jax.devices()[:devices])
+    )
+    state, lines = fit(loop, hooks)
     chex.assert_trees_all_close(state.variables, resident.variables, rtol=2e-4, atol=2e-5)
     assert [line["step"] for line in lines] == [10, 20, 30]
 
 
 def test_a_stream_resumes_in_the_middle_of_an_epoch(dataset, model, attack):
-    job = backdoor_job(jax.random.key(3), model, dataset, attack, CONFIG, streamed=True)
+    loop = victim_loop(jax.random.key(3), model, dataset, attack, CONFIG, streamed=True)
     kept = {}
-    keep = lambda state, lines: kept.update({int(state.step): (jax.tree.map(jnp.copy, state), list(lines))})
-    session = Session(save=keep, save_every=17)
-    whole, _ = fit(job, session)
-    again, _ = fit(job, Session(saved=lambda: [17], restore=lambda state, step: kept[step]))
+    keep = lambda state, lines: kept.update(
+        {int(state.step): (jax.tree.map(jnp.copy, state), list(lines))}
+    )
+    hooks = Hooks(save=keep, save_every=17)
+    whole, _ = fit(loop, hooks)
+    again, _ = fit(loop, Hooks(saved=lambda: [17], restore=lambda state, step: kept[step]))
     chex.assert_trees_all_equal(whole.variables, again.variables)
 
 
 def test_the_feed_brings_the_rows_that_a_step_would_draw(dataset, model, attack):
-    job = backdoor_job(jax.random.key(3), model, dataset, attack, CONFIG, streamed=True)
-    numbered = Dataset(dataset.train._replace(images=np.arange(400, dtype=np.uint8).reshape(-1, 1, 1, 1)), *dataset[1:])
-    feed = backdoor_job(jax.random.key(3), model, dataset._replace(train=numbered.train), attack, CONFIG, streamed=True).feed
+    loop = victim_loop(jax.random.key(3), model, dataset, attack, CONFIG, streamed=True)
+    numbered = Dataset(
+        dataset.train._replace(images=np.arange(400, dtype=np.uint8).reshape(-1, 1, 1, 1)),
+        *dataset[1:],
+    )
+    feed = victim_loop(
+        jax.random.key(3),
+        model,
+        dataset._replace(train=numbered.train),
+        attack,
+        CONFIG,
+        streamed=True,
+    ).feed
     first = [np.asarray(batch.images).ravel() for batch in feed(0)]
     later = [np.asarray(batch.images).ravel() for batch in feed(12)]
-    assert len(first) == 30 and all(np.array_equal(a, b) for a, b in zip(first[12:], later, strict=True))
-    labels = np.concatenate([batch.labels for batch in list(job.feed(0))[:12]])
+    assert len(first) == 30 and all(
+        np.array_equal(a, b) for a, b in zip(first[12:], later, strict=True)
+    )
+    labels = np.concatenate([batch.labels for batch in list(loop.feed(0))[:12]])
     assert len(labels) == 384 and np.bincount(labels, minlength=4).min() > 80
 
 
@@ -64,5 +80,5 @@ def test_where_images_go_follows_from_their_size(dataset, monkeypatch, capsys):
 def test_without_grain_there_is_one_clear_error(dataset, model, attack, monkeypatch):
     monkeypatch.setattr(streaming.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install d3jax\[stream\]"):
-        backdoor_job(jax.random.key(3), model, dataset, attack, CONFIG, streamed=True)
+        victim_loop(jax.random.key(3), model, dataset, attack, CONFIG, streamed=True)
     assert isinstance(dataset.train, Split)

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from d3jax import cells, run, stages, study, tasks
-from d3jax.config_file import dumps, loads
-from d3jax.errors import AttackError, ConfigError, OutOfMemoryError
-from d3jax.journal import Journal, Progress
-from d3jax.lab import open_lab
-from d3jax.rows import write_whole
-from d3jax.training import fit_members
+from d3jax import run
+from d3jax.config.loading import dumps, loads
+from d3jax.core.errors import AttackError, ConfigError, OutOfMemoryError
+from d3jax.results.metric_writer import Journal
+from d3jax.runtime.files import write_whole
+from d3jax.runtime.progress import Progress
+from d3jax.study import attack_run as cells
+from d3jax.study import executor as stages
+from d3jax.study import run as study
+from d3jax.study.context import open_lab
+from d3jax.study.nodes import repair as tasks
+from d3jax.training import fit_ensemble
 
 from .killing import CLI, kill_when, logged, numbers, results, unbroken
 from .small import register
@@ -49,7 +54,12 @@ def test_rows_and_files(finished):
     folder, rows = finished
     assert [row["defense"] for row in rows] == ["none", "finetune", "d3-code"]
     none, _, d3 = rows
-    assert none["acc"] > 0.9 and none["asr"] > 0.9 and d3["asr"] < none["asr"] - 0.5 and none["der"] is None
+    assert (
+        none["acc"] > 0.9
+        and none["asr"] > 0.9
+        and d3["asr"] < none["asr"] - 0.5
+        and none["der"] is None
+    )
     assert (none["n_clean"], none["n_triggered"], none["poison_rate"]) == (130, 130 - 33, 0.1)
     assert d3["published"].startswith("90.77") and none["published"] == "none" and d3["cosine"] < 0
     with (folder / "results.csv").open() as file:
@@ -74,24 +84,34 @@ def test_rows_and_files(finished):
         assert (folder / name).exists(), name
     assert read((folder / "config.yaml").read_text()) == read()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert {line["stage"] for line in lines} == {f"badnets/seed0/{name}" for name in ("train", "finetune", "d3-code")}
+    assert {line["stage"] for line in lines} == {
+        f"badnets/seed0/{name}" for name in ("train", "finetune", "d3-code")
+    }
     assert not list(folder.glob("checkpoints/*/steps"))
     assert {row["status"] for row in rows} == {"ok"} and rows[0]["device"] == "cpu"
 
 
 def test_a_rerun_takes_everything_as_it_is(finished, monkeypatch):
     folder, rows = finished
-    monkeypatch.setattr(tasks, "backdoor_job", lambda *_: pytest.fail("trained again"))
-    monkeypatch.setattr(cells, "make_evaluate", lambda *_: lambda *_: pytest.fail("evaluated again"))
+    monkeypatch.setattr(tasks, "victim_loop", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        cells, "make_evaluate", lambda *_: lambda *_: pytest.fail("evaluated again")
+    )
     again = study.run_study(read(), folder, Progress(quiet=True))
     assert again == rows
 
 
 def test_a_new_defence_shares_the_victim(finished, monkeypatch):
     folder, rows = finished
-    monkeypatch.setattr(tasks, "backdoor_job", lambda *_: pytest.fail("trained again"))
-    more = study.run_study(read(TINY, ("defenses.0.schedule.steps", "5")), folder, Progress(quiet=True))
-    assert numbers(more)[0] == numbers(rows)[0] and numbers(more)[2] == numbers(rows)[2] and numbers(more)[1] != numbers(rows)[1]
+    monkeypatch.setattr(tasks, "victim_loop", lambda *_: pytest.fail("trained again"))
+    more = study.run_study(
+        read(TINY, ("defenses.0.schedule.steps", "5")), folder, Progress(quiet=True)
+    )
+    assert (
+        numbers(more)[0] == numbers(rows)[0]
+        and numbers(more)[2] == numbers(rows)[2]
+        and numbers(more)[1] != numbers(rows)[1]
+    )
 
 
 def recipe_of(folder, *overrides):
@@ -108,7 +128,12 @@ def recipe_of(folder, *overrides):
 )  # fmt: skip
 def test_whatever_makes_a_victim_is_in_its_hash(tmp_path, override):
     assert recipe_of(tmp_path, override) != recipe_of(tmp_path)
-    for neutral in (("loop.log_every", "3"), ("reserved.count", "70"), ("attacks.0.label", "other"), ("published", "{}")):
+    for neutral in (
+        ("loop.log_every", "3"),
+        ("reserved.count", "70"),
+        ("attacks.0.label", "other"),
+        ("published", "{}"),
+    ):
         if neutral[0] != "attacks.0.label":
             assert recipe_of(tmp_path, neutral) == recipe_of(tmp_path)
 
@@ -128,29 +153,43 @@ def test_a_repair_that_diverges_is_a_row_and_does_not_stop_the_others(finished, 
     shutil.copytree(folder, tmp_path / "copy")
     config = read(TINY, ("defenses.0.schedule.optimizer.lr", "1e30"))
     none, broken, d3 = study.run_study(config, tmp_path / "copy", Progress(quiet=True))
-    assert broken["status"].startswith("failed: ") and broken["acc"] is None and broken["defense"] == "finetune"
+    assert (
+        broken["status"].startswith("failed: ")
+        and broken["acc"] is None
+        and broken["defense"] == "finetune"
+    )
     assert numbers([none, d3]) == [numbers(rows)[0], numbers(rows)[2]]
     assert "failed" in (tmp_path / "copy" / "report.html").read_text()
 
 
 def test_a_repair_that_returns_something_else_is_told_what_to(finished, tmp_path, monkeypatch):
-    from d3jax.base import Defense
+    from d3jax.core.types import Defense
     from d3jax.defenses import DEFENSES
 
-    broken = lambda config, info: Defense(lambda key, model, variables, reserved, session: variables)
+    broken = lambda config, info: Defense(lambda key, model, variables, reserved, hooks: variables)
     monkeypatch.setitem(DEFENSES, "finetune", (DEFENSES["finetune"][0], broken))
     shutil.copytree(finished[0], tmp_path / "copy")
     config = read(TINY, ("defenses.0.label", "mine"))
     _, mine, _ = study.run_study(config, tmp_path / "copy", Progress(quiet=True))
-    assert mine["status"].endswith("mine: repair returned a Variables; want d3jax.Repaired(variables, trace)")
+    assert mine["status"].endswith(
+        "mine: repair returned a Variables; want d3jax.Repaired(variables, trace)"
+    )
 
 
 def test_a_model_that_diverges_fails_its_repairs_and_nothing_else(tmp_path, capsys):
     attacks = "[{name: badnets, rate: 0.1}, {name: clean, label: other}]"
-    config = read(TINY, ("attacks", attacks), ("defenses", "[{name: d3, schedule: {steps: 5}}]"), ("train.optimizer.lr", "1e30"))
+    config = read(
+        TINY,
+        ("attacks", attacks),
+        ("defenses", "[{name: d3, schedule: {steps: 5}}]"),
+        ("train.optimizer.lr", "1e30"),
+    )
     rows = study.run_study(config, tmp_path, Progress(quiet=True))
     assert [row["status"].partition(" ")[0] for row in rows] == ["failed:"] * 4
-    assert "the loss became" in rows[0]["status"] and rows[1]["status"] == "failed: its backdoored model failed"
+    assert (
+        "the loss became" in rows[0]["status"]
+        and rows[1]["status"] == "failed: its backdoored model failed"
+    )
     assert capsys.readouterr().err.count("d3jax: badnets/seed0/train failed: the loss became") == 1
     (note,) = tmp_path.glob("checkpoints/*badnets*/failed.json")
     assert "DivergedError" in json.loads(note.read_text())["traceback"]
@@ -160,13 +199,13 @@ def test_a_model_that_diverges_fails_its_repairs_and_nothing_else(tmp_path, caps
 
 def test_whatever_breaks_a_cell_the_others_go_on(finished, tmp_path, monkeypatch, capsys):
     from d3jax.defenses import DEFENSES
-    from d3jax.defenses.repair import one_loop
+    from d3jax.defenses.repair.common import one_loop
 
     def broken(config, info):
-        def job(*_):
+        def loop(*_):
             raise TypeError("a mistake in the code")
 
-        return one_loop(job)
+        return one_loop(loop)
 
     monkeypatch.setitem(DEFENSES, "finetune", (DEFENSES["finetune"][0], broken))
     shutil.copytree(finished[0], tmp_path / "copy")
@@ -183,10 +222,16 @@ def test_parts_of_a_study_make_the_whole(finished, tmp_path, capsys):
     assert [row["defense"] for row in share(1)] == ["none"]
     assert not (tmp_path / "results.csv").exists()
     early = study.run_study(read(), tmp_path, Progress(quiet=True), compute=False)
-    assert [row["status"] for row in early] == ["ok", "not finished: no model yet", "not finished: no model yet"]
+    assert [row["status"] for row in early] == [
+        "ok",
+        "not finished: no model yet",
+        "not finished: no model yet",
+    ]
     capsys.readouterr()
     assert [row["defense"] for row in share(2)] == ["finetune", "d3-code"]
-    assert "backdoor works" in capsys.readouterr().out  # the model of the other part, to which the changes refer
+    assert (
+        "backdoor works" in capsys.readouterr().out
+    )  # the model of the other part, to which the changes refer
     whole = study.run_study(read(), tmp_path, Progress(quiet=True), compute=False)
     assert numbers(whole) == numbers(rows) and (tmp_path / "report.html").exists()
 
@@ -195,8 +240,12 @@ def test_a_report_with_other_settings_loses_nothing(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "copy")
     write_whole(tmp_path / "copy" / "config.yaml", dumps(read()))
     before = (tmp_path / "copy" / "results.csv").read_text()
-    report = lambda *overrides: study.run_study(read(TINY, *overrides), tmp_path / "copy", Progress(quiet=True), compute=False)
-    with pytest.raises(ConfigError, match="--report: train.steps is 60 here and 120 in .*config.yaml"):
+    report = lambda *overrides: study.run_study(
+        read(TINY, *overrides), tmp_path / "copy", Progress(quiet=True), compute=False
+    )
+    with pytest.raises(
+        ConfigError, match="--report: train.steps is 60 here and 120 in .*config.yaml"
+    ):
         report(("train.steps", "60"))
     with pytest.raises(ConfigError, match="--report: seeds.1 is 3 here and missing in"):
         report(("seeds", "[0, 3]"))
@@ -207,29 +256,34 @@ def test_a_report_with_other_settings_loses_nothing(finished, tmp_path):
 def test_a_member_that_cannot_begin_does_not_stop_its_group(tmp_path, monkeypatch):
     """One of two settings has no loop; the group does not fit the memory together, and halves of it do."""
     from d3jax.defenses import DEFENSES
-    from d3jax.defenses.repair import one_loop
+    from d3jax.defenses.repair.common import one_loop
 
     make, together = DEFENSES["d3"][1], []
 
     def broken(config, info):
-        def job(*words):
+        def loop(*words):
             if config.lam == 3:
                 raise TypeError("not this one")
-            return make(config, info).job(*words)
+            return make(config, info).loop(*words)
 
-        return one_loop(job)
+        return one_loop(loop)
 
-    def small_memory(jobs, sessions):
-        together.append(len(jobs))
-        if len(jobs) > 1:
+    def small_memory(loops, every_hooks):
+        together.append(len(loops))
+        if len(loops) > 1:
             raise OutOfMemoryError("too many")
-        return fit_members(jobs, sessions)
+        return fit_ensemble(loops, every_hooks)
 
     monkeypatch.setitem(DEFENSES, "d3", (DEFENSES["d3"][0], broken))
-    monkeypatch.setattr(stages, "fit_members", small_memory)
-    overrides = (("defenses", "[{name: d3, sweep: {lam: [1, 2, 3]}, schedule: {steps: 4}}]"), ("train.steps", "8"))
+    monkeypatch.setattr(stages, "fit_ensemble", small_memory)
+    overrides = (
+        ("defenses", "[{name: d3, sweep: {lam: [1, 2, 3]}, schedule: {steps: 4}}]"),
+        ("train.steps", "8"),
+    )
     rows = study.run_study(
-        read(TINY, ("published", "{}"), ("loop.members", "together"), *overrides), tmp_path, Progress(quiet=True)
+        read(TINY, ("published", "{}"), ("loop.members", "together"), *overrides),
+        tmp_path,
+        Progress(quiet=True),
     )
     assert [row["status"] for row in rows] == ["ok", "ok", "ok", "failed: TypeError: not this one"]
     assert together == [1, 2, 1, 1] and {row["members"] for row in rows[:3]} == {1}
@@ -237,13 +291,19 @@ def test_a_member_that_cannot_begin_does_not_stop_its_group(tmp_path, monkeypatc
 
 def test_a_report_moves_nothing(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "copy")
-    write_whole(tmp_path / "copy" / "config.yaml", dumps(read()))  # another test may have added to the study
+    write_whole(
+        tmp_path / "copy" / "config.yaml", dumps(read())
+    )  # another test may have added to the study
     (model,) = (tmp_path / "copy" / "checkpoints").glob("*d3-code*/model")
     for file in model.rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:10])
     rows = study.run_study(read(), tmp_path / "copy", Progress(quiet=True), compute=False)
-    assert "cannot be read" in rows[2]["status"] and model.is_dir() and not list(model.parent.glob("*.damaged"))
+    assert (
+        "cannot be read" in rows[2]["status"]
+        and model.is_dir()
+        and not list(model.parent.glob("*.damaged"))
+    )
 
 
 SWEEP = "[{name: d3, sweep: {lam: [0.5, 2], schedule.optimizer.lr: [0.01, 0.02]}, schedule: {steps: 12}}]"
@@ -251,7 +311,12 @@ SWEEP = "[{name: d3, sweep: {lam: [0.5, 2], schedule.optimizer.lr: [0.01, 0.02]}
 
 def test_a_sweep_runs_together_with_the_numbers_it_has_apart(tmp_path):
     """Two seeds by four settings of D3 are eight members of one program, the two backdoored models two of another."""
-    overrides = (("seeds", "[0, 1]"), ("defenses", SWEEP), ("published", "{}"), ("train.steps", "30"))
+    overrides = (
+        ("seeds", "[0, 1]"),
+        ("defenses", SWEEP),
+        ("published", "{}"),
+        ("train.steps", "30"),
+    )
     rows = {}
     for members in ("together", "apart"):
         config = read(TINY, *overrides, ("loop.members", members))
@@ -261,13 +326,15 @@ def test_a_sweep_runs_together_with_the_numbers_it_has_apart(tmp_path):
     assert [row["members"] for row in rows["together"]] == 2 * [2, 8, 8, 8, 8]
     assert {row["members"] for row in rows["apart"]} == {1}
     for one, other in zip(rows["together"], rows["apart"], strict=True):
-        assert one["acc"] == pytest.approx(other["acc"], abs=0.02) and one["asr"] == pytest.approx(other["asr"], abs=0.05)
+        assert one["acc"] == pytest.approx(other["acc"], abs=0.02) and one["asr"] == pytest.approx(
+            other["asr"], abs=0.05
+        )
         if one["cosine"] is not None:
             assert one["cosine"] == pytest.approx(other["cosine"], abs=1e-3)
     # What ran together is found by a run apart: the folders are the same.
-    assert numbers(study.run_study(read(TINY, *overrides), tmp_path / "together", Progress(quiet=True))) == numbers(
-        rows["together"]
-    )
+    assert numbers(
+        study.run_study(read(TINY, *overrides), tmp_path / "together", Progress(quiet=True))
+    ) == numbers(rows["together"])
 
 
 @pytest.mark.parametrize("sweep", ["[1]", "{}", "{lam: 3}", "{lam: []}"])
@@ -292,8 +359,14 @@ def test_counts_per_class(finished):
         table = list(csv.DictReader(file))
     assert len(table) == 3 * 4
     mine = [row for row in table if row["defense"] == "d3-code"]
-    total = {name: sum(int(row[name]) for row in mine) for name in ("clean", "correct", "triggered", "reached")}
-    assert total["correct"] / total["clean"] == rows[2]["acc"] and total["reached"] / total["triggered"] == rows[2]["asr"]
+    total = {
+        name: sum(int(row[name]) for row in mine)
+        for name in ("clean", "correct", "triggered", "reached")
+    }
+    assert (
+        total["correct"] / total["clean"] == rows[2]["acc"]
+        and total["reached"] / total["triggered"] == rows[2]["asr"]
+    )
 
 
 @pytest.mark.parametrize("damage", ["model", "nothing finished"])
@@ -314,18 +387,37 @@ def test_a_damaged_model_is_reported_and_made_again(finished, tmp_path, damage):
 
 
 def test_two_seeds_on_one_victim(tmp_path):
-    config = read(TINY, ("seeds", "[0, 1]"), ("attack_seed", "0"), ("defenses", "[{name: d3, schedule: {steps: 30}}]"))
+    config = read(
+        TINY,
+        ("seeds", "[0, 1]"),
+        ("attack_seed", "0"),
+        ("defenses", "[{name: d3, schedule: {steps: 30}}]"),
+    )
     rows = study.run_study(config, tmp_path, Progress(quiet=True))
-    assert [(row["seed"], row["defense"]) for row in rows] == [(0, "none"), (0, "d3-code"), (1, "none"), (1, "d3-code")]
-    stages = {json.loads(line)["stage"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()}
+    assert [(row["seed"], row["defense"]) for row in rows] == [
+        (0, "none"),
+        (0, "d3-code"),
+        (1, "none"),
+        (1, "d3-code"),
+    ]
+    stages = {
+        json.loads(line)["stage"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    }
     assert stages == {"badnets/seed0/train", "badnets/seed0/d3-code", "badnets/seed1/d3-code"}
     assert rows[0]["acc"] == rows[2]["acc"] and rows[1]["cosine"] != rows[3]["cosine"]
 
 
 def test_no_attack_is_a_control(tmp_path):
-    config = read(TINY, ("attacks", "[clean]"), ("defenses", "[]"), ("published", "{}"), ("train.steps", "20"))
+    config = read(
+        TINY, ("attacks", "[clean]"), ("defenses", "[]"), ("published", "{}"), ("train.steps", "20")
+    )
     (row,) = study.run_study(config, tmp_path, Progress(quiet=True))
-    assert row["asr"] is None and row["poison_rate"] == 0 and row["n_triggered"] == 0 and row["acc"] > 0.3
+    assert (
+        row["asr"] is None
+        and row["poison_rate"] == 0
+        and row["n_triggered"] == 0
+        and row["acc"] > 0.3
+    )
 
 
 def test_journal_forgets_what_comes_after_a_checkpoint(tmp_path):
@@ -373,19 +465,51 @@ def test_killed_at_three_moments_and_rerun_gives_the_same_numbers(tmp_path):
             2,
             "attacks: badnets: target: 9 is not a class of synthetic, want 0 to 3",
         ),
-        (["--config", "{tiny}", "--attacks.0.target", "9", "--check"], 2, "target: 9 is not a class of synthetic, want 0 to 3"),
-        (["--config", "{tiny}", "--train.batch_size", "401"], 2, "train: batch_size: 401 is more than the 400 images"),
+        (
+            ["--config", "{tiny}", "--attacks.0.target", "9", "--check"],
+            2,
+            "target: 9 is not a class of synthetic, want 0 to 3",
+        ),
+        (
+            ["--config", "{tiny}", "--train.batch_size", "401"],
+            2,
+            "train: batch_size: 401 is more than the 400 images",
+        ),
         (["--config", "{tiny}", "--workdir", "/proc/x"], 2, "--workdir: /proc/x cannot be made"),
-        (["--config", "{tiny}", "--attacks", "[{name: sig, rate: 0.9}]", "--published", "{}"], 2, "asks for 360 images"),
-        (["--config", "{tiny}", "--dataset", "{name: npz, path: /no/such.npz}"], 2, "/no/such.npz: no such file"),
-        (["--config", "{tiny}", "--defenses", "[{name: d3, tensors: nope}]"], 2, "'nope' matches none"),
-        (["--config", "{tiny}", "--reserved.count", "401"], 2, "401 images asked for, the training set has 400"),
+        (
+            ["--config", "{tiny}", "--attacks", "[{name: sig, rate: 0.9}]", "--published", "{}"],
+            2,
+            "asks for 360 images",
+        ),
+        (
+            ["--config", "{tiny}", "--dataset", "{name: npz, path: /no/such.npz}"],
+            2,
+            "/no/such.npz: no such file",
+        ),
+        (
+            ["--config", "{tiny}", "--defenses", "[{name: d3, tensors: nope}]"],
+            2,
+            "'nope' matches none",
+        ),
+        (
+            ["--config", "{tiny}", "--reserved.count", "401"],
+            2,
+            "401 images asked for, the training set has 400",
+        ),
         (["--config", "{tiny}", "--part", "3/2"], 2, "want I/N with I from 1 to N"),
         (["--config", "{tiny}", "--part", "-1/2"], 2, "argument --part: expected one argument"),
         (["--config", "{tiny}", "--part", "1/2", "--report"], 2, "leave --part out"),
         (["--config", "{tiny}", "--cache", "{tiny}"], 2, "tiny.yaml cannot be made (File exists)"),
-        (["--config", "{tiny}", "--profile", "{tiny}"], 2, "tiny.yaml cannot be made (File exists)"),
-        (["--config", "{tiny}", "--distributed", ""], 2, "want auto or HOST:PORT,COUNT,INDEX with INDEX below COUNT, got ''"),
+        (
+            ["--config", "{tiny}", "--profile", "{tiny}"],
+            2,
+            "tiny.yaml cannot be made (File exists)",
+        ),
+        (
+            ["--config", "{tiny}", "--distributed", ""],
+            2,
+            "want auto or HOST:PORT,COUNT,INDEX with INDEX below COUNT, got ''",
+        ),
         (
             ["--config", "{tiny}", "--train.sweep", "{epochs: [1]}"],
             2,
@@ -402,7 +526,11 @@ def test_exit_codes(tmp_path, capsys, monkeypatch, words, code, message):
     assert run.main(["--workdir", str(tmp_path / "out"), *words]) == code
     errors = capsys.readouterr().err
     if message:
-        assert message in errors and len(errors.strip().splitlines()) == 1 and errors.startswith("d3jax: ")
+        assert (
+            message in errors
+            and len(errors.strip().splitlines()) == 1
+            and errors.startswith("d3jax: ")
+        )
         assert not Path(tmp_path, "out", "results.csv").exists()
 
 
@@ -410,9 +538,15 @@ def test_list_and_check(tmp_path, capsys):
     (tmp_path / "tiny.yaml").write_text(TINY)
     assert run.main(["--list"]) == 0
     listed = capsys.readouterr().out
-    assert all(f"{registry}: {name}" in listed for registry, names in study.REGISTRIES.items() for name in names)
+    assert all(
+        f"{registry}: {name}" in listed
+        for registry, names in study.REGISTRIES.items()
+        for name in names
+    )
     d3 = listed.partition("defenses: d3")[2]
-    assert "--schedule.optimizer.weight_decay 0.0\n" in d3 and "--schedule.optimizer.lr 0.01\n" in d3  # its own defaults
+    assert (
+        "--schedule.optimizer.weight_decay 0.0\n" in d3 and "--schedule.optimizer.lr 0.01\n" in d3
+    )  # its own defaults
     assert listed.count("--sweep ") == 4 and "--schedule.optimizer.weight_decay 0.0005" in listed
     assert run.main(["--config", str(tmp_path / "tiny.yaml"), "--check", "--seeds=[4]"]) == 0
     assert read(capsys.readouterr().out).seeds == (4,)

@@ -8,15 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax import checkpoint, export, study
+from d3jax import export
 from d3jax.attacks import BlendedConfig, LFConfig, blended, lf
-from d3jax.base import stream
-from d3jax.config_file import dumps, loads, to_mapping
+from d3jax.config.loading import dumps, loads, to_mapping
+from d3jax.core.errors import AttackError, CheckpointError, ConfigError, DamagedError
+from d3jax.core.random import stream
 from d3jax.data import SyntheticConfig, synthetic
-from d3jax.errors import AttackError, CheckpointError, ConfigError, DamagedError
-from d3jax.journal import Progress
-from d3jax.rows import read_csv
-from d3jax.suspect import Suspect, trigger_for
+from d3jax.results.tables import read_csv
+from d3jax.runtime import checkpoint
+from d3jax.runtime.progress import Progress
+from d3jax.study import run as study
+from d3jax.study.external_model import Suspect, trigger_for
 
 from .small import register
 
@@ -37,7 +39,10 @@ detections: []
 defenses: [{name: d3, label: repair, schedule: {steps: 60, batch_size: 32, augment: none, optimizer: {lr: 0.1, schedule: constant}}}]
 loop: {log_every: 20, save_every: 1000}
 """
-UNKNOWN = (("attacks", "[unknown]"), ("detections", "[{name: inversion, label: nc, passes: 30, batches: 2}]"))
+UNKNOWN = (
+    ("attacks", "[unknown]"),
+    ("detections", "[{name: inversion, label: nc, passes: 30, batches: 2}]"),
+)
 
 
 def read(*overrides, text=STUDY):
@@ -59,25 +64,37 @@ def walked_in(trained):
     run, _ = trained
     victim = folder_of(run, "synthetic-small-badnets-*")
     config = read(*UNKNOWN, ("model.checkpoint", str(victim)))
-    return run.parent / "unknown", study.run_study(config, run.parent / "unknown", Progress(quiet=True)), config
+    return (
+        run.parent / "unknown",
+        study.run_study(config, run.parent / "unknown", Progress(quiet=True)),
+        config,
+    )
 
 
 def test_a_folder_of_ours_is_the_model_it_holds(trained, walked_in):
     (_, (victim, _)), (folder, (none, repair), config) = trained, walked_in
     assert none["acc"] == victim["acc"] and none["asr"] is None and none["poison_rate"] is None
     assert repair["status"] == "ok" and repair["asr"] is None
-    assert loads(dumps(config), registries=study.REGISTRIES) == config and f"checkpoint: {config.model.checkpoint}" in dumps(
-        config
-    )
+    assert loads(
+        dumps(config), registries=study.REGISTRIES
+    ) == config and f"checkpoint: {config.model.checkpoint}" in dumps(config)
     turned = {row["defense"]: row for row in read_csv(folder / "triggers.csv")}
-    assert list(turned) == ["none", "repair"] and turned["none"]["turned"] > 0.8 and turned["none"]["acc"] == none["acc"]
+    assert (
+        list(turned) == ["none", "repair"]
+        and turned["none"]["turned"] > 0.8
+        and turned["none"]["acc"] == none["acc"]
+    )
     assert turned["repair"]["turned"] < turned["none"]["turned"]
     assert all(row["is_target"] is None for row in read_csv(folder / "detections.csv"))
 
 
 def test_the_page_says_what_cannot_be_said(walked_in):
     page = (walked_in[0] / "report.html").read_text()
-    assert "What can be said" in page and "ASR, RA and DER, before or after a repair" in page and "trained elsewhere" in page
+    assert (
+        "What can be said" in page
+        and "ASR, RA and DER, before or after a repair" in page
+        and "trained elsewhere" in page
+    )
     assert (
         "whether rightly is not known" in page
         and "clean and with the inverted trigger" in page
@@ -90,9 +107,13 @@ def test_with_its_trigger_it_has_the_rates_it_had(trained, tmp_path):
     for pattern, before in (("synthetic-small-badnets-*", victim), ("badnets-repair-*", repaired)):
         where = folder_of(run, pattern)
         found = study.run_study(
-            read(("model.checkpoint", str(where / "model")), ("defenses", "[]")), tmp_path / pattern[:5], Progress(quiet=True)
+            read(("model.checkpoint", str(where / "model")), ("defenses", "[]")),
+            tmp_path / pattern[:5],
+            Progress(quiet=True),
         )
-        assert [found[0][name] for name in ("acc", "asr", "ra")] == [before[name] for name in ("acc", "asr", "ra")]
+        assert [found[0][name] for name in ("acc", "asr", "ra")] == [
+            before[name] for name in ("acc", "asr", "ra")
+        ]
 
 
 def damaged(source, target, change):
@@ -109,14 +130,18 @@ def test_what_is_wrong_with_a_checkpoint_is_said_before_any_work(trained, tmp_pa
 
     def check(path, message, error=CheckpointError, *overrides):
         with pytest.raises(error, match=message):
-            study.check_study(read(*UNKNOWN, ("model.checkpoint", str(path)), *overrides), tmp_path / "run")
+            study.check_study(
+                read(*UNKNOWN, ("model.checkpoint", str(path)), *overrides), tmp_path / "run"
+            )
         assert not (tmp_path / "run").exists()
 
     check(tmp_path / "nowhere", "model.checkpoint: .*nowhere: no such file or folder")
     (tmp_path / "empty").mkdir()
     check(tmp_path / "empty", "no checkpoint of d3jax; want a folder <workdir>/checkpoints/<cell>")
     broken = damaged(
-        victim, tmp_path / "nan", lambda flat: flat.update({"variables.params.head.bias": np.full(4, np.nan, np.float32)})
+        victim,
+        tmp_path / "nan",
+        lambda flat: flat.update({"variables.params.head.bias": np.full(4, np.nan, np.float32)}),
     )
     check(broken, "nan holds weights that are no numbers: params.head.bias")
     fewer = damaged(victim, tmp_path / "fewer", lambda flat: flat.pop("variables.params.head.bias"))
@@ -131,10 +156,17 @@ def test_what_is_wrong_with_a_checkpoint_is_said_before_any_work(trained, tmp_pa
     check(tmp_path / "a.npz", r"\.npz is not one of \.safetensors, \.pt, \.pth")
     check(victim, "defenses: abl-authors: trains from scratch", ConfigError, ("defenses", "[abl]"))
     replay = ("evolutions", "[{name: evolution, updates: 1, batch_size: 8, replay: 0.5}]")
-    check(victim, "replay: the set that a model from elsewhere", ConfigError, ("fresh", "0.5"), replay)
+    check(
+        victim, "replay: the set that a model from elsewhere", ConfigError, ("fresh", "0.5"), replay
+    )
     with pytest.raises(ConfigError, match="the label read is kept"):
         read(("defenses", "[{name: finetune, label: read}]"))
-    check(victim, "attacks: lf: makes its trigger before or with the training", AttackError, ("attacks", "[lf]"))
+    check(
+        victim,
+        "attacks: lf: makes its trigger before or with the training",
+        AttackError,
+        ("attacks", "[lf]"),
+    )
     with pytest.raises(ConfigError, match="attacks: unknown: is for a model from elsewhere"):
         study.check_study(read(*UNKNOWN), tmp_path)
     with pytest.raises(ConfigError, match="model.checkpoint: want a file or a folder, got 3"):
@@ -144,7 +176,9 @@ def test_what_is_wrong_with_a_checkpoint_is_said_before_any_work(trained, tmp_pa
 def test_several_seeds_share_the_model(trained, tmp_path):
     where = folder_of(trained[0], "synthetic-small-badnets-*")
     rows = study.run_study(
-        read(*UNKNOWN[:1], ("model.checkpoint", str(where)), ("seeds", "[0, 1]"), ("features", "0")),
+        read(
+            *UNKNOWN[:1], ("model.checkpoint", str(where)), ("seeds", "[0, 1]"), ("features", "0")
+        ),
         tmp_path,
         Progress(quiet=True),
     )
@@ -154,7 +188,10 @@ def test_several_seeds_share_the_model(trained, tmp_path):
         ("none", 1, 0),
         ("repair", 1, 0),
     ]
-    assert len(list((tmp_path / "checkpoints").glob("synthetic-small-unknown-*"))) == 1 and rows[0]["acc"] == rows[2]["acc"]
+    assert (
+        len(list((tmp_path / "checkpoints").glob("synthetic-small-unknown-*"))) == 1
+        and rows[0]["acc"] == rows[2]["acc"]
+    )
 
 
 def test_the_trigger_that_lay_there_is_taken_by_the_attack_that_made_it(trained):
@@ -163,10 +200,14 @@ def test_the_trigger_that_lay_there_is_taken_by_the_attack_that_made_it(trained)
     settings = to_mapping(BlendedConfig())
     suspect = Suspect(None, there, {"attack": "blended", "settings": settings}, "", "")
     attack, key = blended(BlendedConfig(), info), jax.random.key(3)
-    take = lambda name, settings, attack: trigger_for(suspect, attack, {"attack": name, "settings": settings}, key)
+    take = lambda name, settings, attack: trigger_for(
+        suspect, attack, {"attack": name, "settings": settings}, key
+    )
     np.testing.assert_array_equal(take("blended", settings, attack)["pattern"], there["pattern"])
     drawn = attack.init(stream(key, "trigger"))["pattern"]
-    np.testing.assert_array_equal(take("blended", settings | {"alpha": 0.5}, attack)["pattern"], drawn)
+    np.testing.assert_array_equal(
+        take("blended", settings | {"alpha": 0.5}, attack)["pattern"], drawn
+    )
     assert not np.array_equal(drawn, there["pattern"])
     with pytest.raises(AttackError, match="the trigger there is of blended, or of other settings"):
         take("lf", to_mapping(LFConfig()), lf(LFConfig(), info))  # whose trigger has the same shape
@@ -188,10 +229,15 @@ def test_out_as_safetensors_and_in_again(tmp_path, capsys):
     out, config = tmp_path / "new" / "model.safetensors", tmp_path / "run" / "config.yaml"
     assert export.main(["--config", str(config), "badnets/seed0/train", str(out)]) == 0
     assert "86 tensors" in capsys.readouterr().out and out.stat().st_mode & 0o777 == 0o644
-    again = study.run_study(read(("model.checkpoint", str(out)), text=DIGITS), tmp_path / "again", Progress(quiet=True))
+    again = study.run_study(
+        read(("model.checkpoint", str(out)), text=DIGITS), tmp_path / "again", Progress(quiet=True)
+    )
     assert again[0]["acc"] == rows[0]["acc"] and again[0]["asr"] == rows[0]["asr"]
     for words, message in (
-        (["badnets/seed0/d3", str(out)], "'badnets/seed0/d3' is no model of .*, which has badnets/seed0/train"),
+        (
+            ["badnets/seed0/d3", str(out)],
+            "'badnets/seed0/d3' is no model of .*, which has badnets/seed0/train",
+        ),
         (["badnets/seed0/train", "x.pt"], "x.pt: want a name that ends on .safetensors"),
     ):
         assert export.main(["--config", str(config), *words]) == 2
@@ -200,6 +246,8 @@ def test_out_as_safetensors_and_in_again(tmp_path, capsys):
         export.export(config, "badnets/seed0/train", out, tmp_path / "elsewhere")
     other = tmp_path / "other.yaml"
     other.write_text(config.read_text().replace("rate: 0.1", "rate: 0.2"))
-    with pytest.raises(CheckpointError, match="if it ran with other settings, give --config .*run/config.yaml"):
+    with pytest.raises(
+        CheckpointError, match="if it ran with other settings, give --config .*run/config.yaml"
+    ):
         export.export(other, "badnets/seed0/train", out, tmp_path / "run")
     assert jnp.isfinite(rows[0]["acc"])

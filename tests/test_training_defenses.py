@@ -10,30 +10,45 @@ import numpy as np
 import optax
 import pytest
 
-from d3jax import checkpoint, study, study_rows, untrusted
-from d3jax.analysis.isolation import precision_recall, ranking, scores_of
 from d3jax.attacks import BadNetsConfig, badnets
-from d3jax.config import OptimConfig, TrainConfig
-from d3jax.config_file import loads
+from d3jax.config.loading import loads
+from d3jax.config.recipes import OptimConfig, TrainConfig
+from d3jax.core.errors import AttackError, ConfigError
 from d3jax.data import SyntheticConfig, synthetic
-from d3jax.defenses import ABLConfig, DLPConfig, abl, dlp
-from d3jax.defenses.abl import bounded_loss
-from d3jax.defenses.dlp import first_of, guessed_rows, labelled_rows, unlearn
-from d3jax.defenses.training_time import Judged, UnlearnConfig, behind, found_of, found_shapes, judge, suspect, unlearning_job
-from d3jax.errors import AttackError, ConfigError
-from d3jax.filter_page import Filter, kept_clean
-from d3jax.journal import Progress
-from d3jax.metrics import make_evaluate, predict
-from d3jax.rows import read_csv
-from d3jax.training import Session, fit
+from d3jax.defenses import ABLConfig, DLPConfig
+from d3jax.defenses.training_time import abl, dlp
+from d3jax.defenses.training_time.abl import bounded_loss
+from d3jax.defenses.training_time.dlp import first_of, guessed_rows, labelled_rows, unlearn
+from d3jax.defenses.training_time.suspicion import (
+    Judged,
+    UnlearnConfig,
+    behind,
+    found_of,
+    found_shapes,
+    judge,
+    suspect,
+    unlearning_loop,
+)
+from d3jax.metrics.attack_success import make_evaluate, predict
+from d3jax.metrics.sample_scores import precision_recall, ranking, scores_of
+from d3jax.report.sections.training_time import Filter, kept_clean
+from d3jax.results.tables import read_csv
+from d3jax.runtime import checkpoint
+from d3jax.runtime.progress import Progress
+from d3jax.study import rows as study_rows
+from d3jax.study import run as study
+from d3jax.study.nodes import training_time as untrusted
+from d3jax.training import Hooks, fit
 from d3jax.training.optim import make_schedule
-from d3jax.training.poisoned import poisoned_split
+from d3jax.training.poisoned_set import poisoned_split
 
 from .small import register, small_model
 from .test_lineages import Breaking
 
 KEY = jax.random.key(21)
-RECIPE = TrainConfig(steps=20, batch_size=32, augment="none", optimizer=OptimConfig(lr=0.05, schedule="constant"))
+RECIPE = TrainConfig(
+    steps=20, batch_size=32, augment="none", optimizer=OptimConfig(lr=0.05, schedule="constant")
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,7 +58,9 @@ def small():
 
 def test_abls_check_value():
     for kind in ("flooding", "lga"):
-        assert float(bounded_loss(jnp.float32(0.6047), kind, 0.5)) == pytest.approx(0.6047, abs=1e-6)
+        assert float(bounded_loss(jnp.float32(0.6047), kind, 0.5)) == pytest.approx(
+            0.6047, abs=1e-6
+        )
     assert float(bounded_loss(jnp.float32(0.3), "flooding", 0.5)) == pytest.approx(0.7)
     assert float(bounded_loss(jnp.float32(0.3), "lga", 0.5)) == pytest.approx(-0.3)
     slope = jax.grad(lambda x: bounded_loss(x, "flooding", 0.5))
@@ -52,20 +69,48 @@ def test_abls_check_value():
 
 def test_presets():
     authors, bench = ABLConfig(), ABLConfig(preset="backdoorbench")
-    assert (authors.isolate.epochs, authors.isolate.optimizer.lr, authors.ratio, authors.gamma) == (10, 0.1, 0.01, 0.5)
+    assert (authors.isolate.epochs, authors.isolate.optimizer.lr, authors.ratio, authors.gamma) == (
+        10,
+        0.1,
+        0.01,
+        0.5,
+    )
     assert (bench.isolate.epochs, bench.isolate.batch_size, bench.unlearn.steps) == (20, 256, 40)
-    assert (authors.finetune.optimizer.lr, authors.unlearn.optimizer.lr, authors.finetune.augment) == (0.1, 5e-4, "cutout")
-    assert (bench.finetune.optimizer.lr, bench.unlearn.optimizer.lr, bench.finetune.augment) == (0.01, 1e-4, "auto")
+    assert (
+        authors.finetune.optimizer.lr,
+        authors.unlearn.optimizer.lr,
+        authors.finetune.augment,
+    ) == (0.1, 5e-4, "cutout")
+    assert (bench.finetune.optimizer.lr, bench.unlearn.optimizer.lr, bench.finetune.augment) == (
+        0.01,
+        1e-4,
+        "auto",
+    )
     assert authors.unlearn == UnlearnConfig(bounded=False)
     rate = make_schedule(authors.finetune.optimizer.schedule, steps=60 * 390, steps_per_epoch=390)
     assert [round(float(rate(epoch * 390)), 3) for epoch in (0, 39, 40, 59)] == [1, 1, 0.1, 0.1]
     dlps = DLPConfig()
     assert (dlps.score, dlps.rescore, dlps.ratio, dlps.trials) == ("entropy", "symmetric", 0.01, 2)
     assert (dlps.kept, dlps.least, dlps.dropped, dlps.supervised.epochs) == (0.5, 0.4, 0.2, 20)
-    assert dlps.supervised.optimizer == OptimConfig(lr=0.01, nesterov=True, weight_decay=1e-4, schedule="constant")
-    assert (dlps.unlearn.kind, dlps.unlearn.descent, dlps.unlearn.steps) == ("uniform", "together", 100)
-    assert (dlps.unlearn.optimizer.lr, dlps.unlearn.bounded, dlps.unlearn.batch_norm) == (5e-3, True, "train")
-    assert (dlps.semi.method, dlps.semi.statistics, dlps.semi.epochs, dlps.semi.weight) == ("mixmatch", "plain", 20, 1.0)
+    assert dlps.supervised.optimizer == OptimConfig(
+        lr=0.01, nesterov=True, weight_decay=1e-4, schedule="constant"
+    )
+    assert (dlps.unlearn.kind, dlps.unlearn.descent, dlps.unlearn.steps) == (
+        "uniform",
+        "together",
+        100,
+    )
+    assert (dlps.unlearn.optimizer.lr, dlps.unlearn.bounded, dlps.unlearn.batch_norm) == (
+        5e-3,
+        True,
+        "train",
+    )
+    assert (dlps.semi.method, dlps.semi.statistics, dlps.semi.epochs, dlps.semi.weight) == (
+        "mixmatch",
+        "plain",
+        20,
+        1.0,
+    )
     assert DLPConfig(stages="12", kept=0.3).kept == 0.3  # what stage 3 would refuse
 
 
@@ -74,13 +119,28 @@ def test_an_unlearning_s_schedule_goes_by_steps(model, poisoned):
     judged = judge(model, model.init(KEY), split, "entropy", 0.1)
     optimizer = OptimConfig(lr=1e-3, momentum=0.0, weight_decay=0.0, schedule="drop")
     config = UnlearnConfig(optimizer=optimizer, steps=9, batch_size=20, bounded=False)
-    job = unlearning_job(KEY, model, model.init(KEY), split, judged, config)
-    step, state = jax.jit(job.step), job.state
-    for factor in (1, 1, 1, 1, 1, 1, 0.1, 0.1, 0.1):  # against the same step by an optimiser that begins
-        after, _ = step(state, job.data)
-        fresh, _ = step(dataclasses.replace(state, opt_state=job.state.opt_state), job.data)
-        moved = [jax.tree.map(jnp.subtract, one.variables.params, state.variables.params) for one in (after, fresh)]
-        assert float(optax.tree.norm(moved[0]) / optax.tree.norm(moved[1])) == pytest.approx(factor, rel=1e-2)
+    loop = unlearning_loop(KEY, model, model.init(KEY), split, judged, config)
+    step, state = jax.jit(loop.step), loop.state
+    for factor in (
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+        0.1,
+        0.1,
+        0.1,
+    ):  # against the same step by an optimiser that begins
+        after, _ = step(state, loop.data)
+        fresh, _ = step(dataclasses.replace(state, opt_state=loop.state.opt_state), loop.data)
+        moved = [
+            jax.tree.map(jnp.subtract, one.variables.params, state.variables.params)
+            for one in (after, fresh)
+        ]
+        assert float(optax.tree.norm(moved[0]) / optax.tree.norm(moved[1])) == pytest.approx(
+            factor, rel=1e-2
+        )
         state = after
 
 
@@ -89,26 +149,46 @@ def test_what_a_file_leaves_out_is_the_presets():
     text += "{name: dlp, stages: 12, semi: {method: fixmatch, optimizer: {lr: 0.5}}}]"
     found, other = (choice.config for choice in loads(text, registries=study.REGISTRIES).defenses)
     preset = ABLConfig(preset="backdoorbench")
-    assert found.isolate == dataclasses.replace(preset.isolate, epochs=3) and found.finetune == preset.finetune
-    assert found.unlearn.steps == 40 and found.unlearn.optimizer == dataclasses.replace(preset.unlearn.optimizer, lr=0.1)
-    assert other.stages == "12" and other.semi.optimizer == OptimConfig(lr=0.5, nesterov=True, schedule="cosine")
+    assert (
+        found.isolate == dataclasses.replace(preset.isolate, epochs=3)
+        and found.finetune == preset.finetune
+    )
+    assert found.unlearn.steps == 40 and found.unlearn.optimizer == dataclasses.replace(
+        preset.unlearn.optimizer, lr=0.1
+    )
+    assert other.stages == "12" and other.semi.optimizer == OptimConfig(
+        lr=0.5, nesterov=True, schedule="cosine"
+    )
 
 
 @pytest.mark.parametrize("trusted", ["class", "all"])
 def test_trusted_are_the_half_that_is_least_suspected(trusted, model, poisoned):
     _, split, _ = poisoned
     judged = judge(model, model.init(KEY), split, "entropy", 0.1, trusted)
-    assert len(judged.suspects) == 40 and len(judged.trusted) == 200 and not set(judged.suspects) & set(judged.trusted)
+    assert (
+        len(judged.suspects) == 40
+        and len(judged.trusted) == 200
+        and not set(judged.suspects) & set(judged.trusted)
+    )
     entropy, mine = judged.scores["entropy"], np.isin(np.arange(400), judged.trusted)
     assert entropy[judged.suspects].max() <= np.sort(entropy)[40]
-    groups = [split.labels == label for label in range(4)] if trusted == "class" else [np.ones(400, bool)]
+    groups = (
+        [split.labels == label for label in range(4)]
+        if trusted == "class"
+        else [np.ones(400, bool)]
+    )
     for group in groups:
         assert entropy[group & mine].min() >= entropy[group & ~mine].max()
     assert np.ptp(np.bincount(split.labels[mine])) <= 1 or trusted == "all"
 
 
-def test_a_class_with_too_few_images_is_trusted_whole_but_for_suspects(model, poisoned, monkeypatch):
-    labels, scores = np.array([0] * 12 + [1] * 4), np.arange(16.0)[::-1]  # the fewer the class, the lower its scores
+def test_a_class_with_too_few_images_is_trusted_whole_but_for_suspects(
+    model, poisoned, monkeypatch
+):
+    labels, scores = (
+        np.array([0] * 12 + [1] * 4),
+        np.arange(16.0)[::-1],
+    )  # the fewer the class, the lower its scores
     split = poisoned[1]._replace(images=poisoned[1].images[:16], labels=labels)
     monkeypatch.setattr(
         sys.modules["d3jax.defenses.training_time"],
@@ -122,13 +202,22 @@ def test_the_mixture_suspects_as_many_as_it_says(model, poisoned, monkeypatch):
     _, split, _ = poisoned
     posterior = np.where(np.arange(400) < 7, 0.1, 0.9).astype(np.float32)
     scores = dict.fromkeys(("entropy", "cross_entropy"), np.arange(400.0)) | {"mixture": posterior}
-    monkeypatch.setattr(sys.modules["d3jax.defenses.training_time"], "scores_of", lambda *given: scores)
+    monkeypatch.setattr(
+        sys.modules["d3jax.defenses.training_time"], "scores_of", lambda *given: scores
+    )
     assert judge(model, model.init(KEY), split, "mixture", 0.1).suspects.tolist() == list(range(7))
-    assert judge(model, model.init(KEY), split, "mixture", 0.01).suspects.tolist() == [0, 1, 2, 3]  # at most the ratio
+    assert judge(model, model.init(KEY), split, "mixture", 0.01).suspects.tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]  # at most the ratio
 
 
 def test_a_second_loops_lines_count_on():
-    lines = behind([{"step": 5, "seconds": 2.0, "loss": 1.0}], [{"step": 3, "seconds": 0.5, "loss": 0.5}])
+    lines = behind(
+        [{"step": 5, "seconds": 2.0, "loss": 1.0}], [{"step": 3, "seconds": 0.5, "loss": 0.5}]
+    )
     assert lines[1] == {"step": 8, "seconds": 2.5, "loss": 0.5} and behind([], lines) == lines
 
 
@@ -137,13 +226,29 @@ def test_who_keeps_a_label():
     scores, ties = np.arange(10.0), np.zeros(10)
     suspects = np.array([0, 9])
     assert labelled_rows(scores, ties, labels, suspects, 4, 0.0).tolist() == [1, 2, 3, 4]
-    one_of_each = labelled_rows(scores, ties, labels, suspects, 4, 0.01)  # but of the last, which has suspects alone
+    one_of_each = labelled_rows(
+        scores, ties, labels, suspects, 4, 0.01
+    )  # but of the last, which has suspects alone
     assert one_of_each.tolist() == [1, 2, 3, 6]
     assert labelled_rows(scores, ties, labels, suspects, 5, 0.5).tolist() == [1, 2, 3, 4, 6]
-    assert labelled_rows(scores, ties, labels, suspects, 2, 0.5).tolist() == [1, 6]  # where there are too few, the best of each
-    assert labelled_rows(scores, ties, labels, suspects, 99, 0.1).tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert labelled_rows(scores, ties, labels, suspects, 2, 0.5).tolist() == [
+        1,
+        6,
+    ]  # where there are too few, the best of each
+    assert labelled_rows(scores, ties, labels, suspects, 99, 0.1).tolist() == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+    ]
     assert labelled_rows(np.zeros(10), -scores, labels, suspects, 4, 0.0).tolist() == [5, 6, 7, 8]
-    later = np.where(np.arange(10) == 3, 20, scores)  # of a class larger than the mean, 10 / 3, no more than of the mean
+    later = np.where(
+        np.arange(10) == 3, 20, scores
+    )  # of a class larger than the mean, 10 / 3, no more than of the mean
     assert labelled_rows(later, ties, labels, suspects, 7, 0.9).tolist() == [1, 2, 4, 5, 6, 7, 8]
     found = found_of(10, {"entropy": scores.astype(np.float32)}, suspects=suspects)
     assert found["suspects"].sum() == 2 and found["entropy"][3] == 3 and not found["labelled"].any()
@@ -162,7 +267,9 @@ def test_who_is_learned_from_without_a_label():
 @pytest.fixture(scope="module")
 def dataset():
     """Noisier than the others' set: images that are learned as fast as a trigger cannot be told from it."""
-    return synthetic(SyntheticConfig(size=12, channels=3, classes=4, train=400, test=130, noise=0.3))
+    return synthetic(
+        SyntheticConfig(size=12, channels=3, classes=4, train=400, test=130, noise=0.3)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +298,10 @@ DLP = DLPConfig(
     supervised=RECIPE,
     ratio=0.05,
     unlearn=dataclasses.replace(
-        DLPConfig().unlearn, optimizer=OptimConfig(lr=0.005, schedule="constant"), steps=50, batch_size=20
+        DLPConfig().unlearn,
+        optimizer=OptimConfig(lr=0.005, schedule="constant"),
+        steps=50,
+        batch_size=20,
     ),
     semi=dataclasses.replace(DLPConfig().semi, steps=150, batch_size=32),
 )
@@ -199,14 +309,19 @@ ABL = ABLConfig(
     isolate=RECIPE,
     ratio=0.05,
     finetune=dataclasses.replace(RECIPE, steps=30),
-    unlearn=UnlearnConfig(optimizer=OptimConfig(lr=0.1, weight_decay=0, schedule="constant"), steps=60, batch_size=20),
+    unlearn=UnlearnConfig(
+        optimizer=OptimConfig(lr=0.1, weight_decay=0, schedule="constant"), steps=60, batch_size=20
+    ),
 )
 
 
 def test_dlp_learns_the_task_of_a_poisoned_set_without_the_backdoor(model, dataset, poisoned):
     attack, split, flags = poisoned
     begun = judged(
-        model, attack, defend(dlp(dataclasses.replace(DLP, stages="1"), dataset.info), model, split).variables, dataset
+        model,
+        attack,
+        defend(dlp(dataclasses.replace(DLP, stages="1"), dataset.info), model, split).variables,
+        dataset,
     )
     assert begun.asr > 0.9
     found = defend(dlp(DLP, dataset.info), model, split)
@@ -214,7 +329,9 @@ def test_dlp_learns_the_task_of_a_poisoned_set_without_the_backdoor(model, datas
     assert counts.acc > 0.95 and counts.asr < 0.1, (counts.acc, counts.asr)
     suspects, labelled = found.found["suspects"], found.found["labelled"]
     assert suspects.sum() == 20 and labelled.sum() == 200 and not (suspects & labelled).any()
-    assert flags[suspects].mean() > 0.8 and flags[labelled].mean() < 0.05  # 15 % of all are poisoned
+    assert (
+        flags[suspects].mean() > 0.8 and flags[labelled].mean() < 0.05
+    )  # 15 % of all are poisoned
 
 
 def test_behind_stage_2_the_backdoor_is_gone_and_the_task_still_there(model, dataset, poisoned):
@@ -226,7 +343,11 @@ def test_behind_stage_2_the_backdoor_is_gone_and_the_task_still_there(model, dat
 
 
 @pytest.mark.parametrize(
-    "change", [{"score": "mixture", "ratio": 0.2}, {"semi": dataclasses.replace(DLP.semi, method="fixmatch")}]
+    "change",
+    [
+        {"score": "mixture", "ratio": 0.2},
+        {"semi": dataclasses.replace(DLP.semi, method="fixmatch")},
+    ],
 )
 def test_other_slots_run_to_the_end(change, model, dataset, poisoned):
     attack, split, flags = poisoned
@@ -240,10 +361,14 @@ def test_isolation_by_local_gradient_ascent_keeps_the_loss_up(model, dataset, po
     _, split, _ = poisoned
     ends = {}
     for loss, gamma in (("lga", 0.5), ("lga", 0.0)):
-        config = dataclasses.replace(ABL, loss=loss, gamma=gamma, isolate=dataclasses.replace(RECIPE, steps=60))
+        config = dataclasses.replace(
+            ABL, loss=loss, gamma=gamma, isolate=dataclasses.replace(RECIPE, steps=60)
+        )
         begun = fit(abl(config, dataset.info).begin(KEY, model, split))[0].variables
         ends[gamma] = scores_of(model, begun, split)["cross_entropy"].mean()
-    assert ends[0.0] < 0.1 and ends[0.5] > 0.3, ends  # without a threshold it is plain cross-entropy
+    assert ends[0.0] < 0.1 and ends[0.5] > 0.3, (
+        ends
+    )  # without a threshold it is plain cross-entropy
 
 
 def test_a_clean_set_stays_learnable(model, dataset):
@@ -261,7 +386,9 @@ def test_the_first_of_every_class():
     assert first_of(ranked, labels, np.array([0, 9])).tolist() == [3, 1]
 
 
-def test_trials_find_the_class_where_the_lowest_scores_are_another_s(model, dataset, poisoned, monkeypatch):
+def test_trials_find_the_class_where_the_lowest_scores_are_another_s(
+    model, dataset, poisoned, monkeypatch
+):
     """The images of class 2 stand first, as those of an easy class would."""
     _, split, flags = poisoned
     begun = fit(dlp(DLP, dataset.info).begin(KEY, model, split))[0].variables
@@ -270,18 +397,22 @@ def test_trials_find_the_class_where_the_lowest_scores_are_another_s(model, data
     easy = judged.ranked[np.argsort(labels[judged.ranked] != 2, kind="stable")]
     judged = suspect(judged.scores, easy, labels, easy[:20], "class")
     own, found, begins = sys.modules["d3jax.defenses.dlp"], {}, []
-    true = own.unlearning_job
-    monkeypatch.setattr(own, "unlearning_job", lambda *given: begins.append(given) or true(*given))
+    true = own.unlearning_loop
+    monkeypatch.setattr(own, "unlearning_loop", lambda *given: begins.append(given) or true(*given))
     for trials in (0, 1, 2):
         config = dataclasses.replace(DLP, trials=trials)
-        done = unlearn(config, KEY, model, split, begun, judged, Session(say=said.append))
+        done = unlearn(config, KEY, model, split, begun, judged, Hooks(say=said.append))
         after = done.judged
         found[trials] = flags[after.suspects].mean()
         assert len(after.suspects) == 20 and not set(after.suspects) & set(after.trusted)
         assert done.lines[-1]["step"] == 50 * (trials + 1)
-        np.testing.assert_array_equal(done.scores["entropy"], scores_of(model, done.variables, split, ["entropy"])["entropy"])
+        np.testing.assert_array_equal(
+            done.scores["entropy"], scores_of(model, done.variables, split, ["entropy"])["entropy"]
+        )
     assert found[0] == 0 and found[1] > 0.5 and found[2] > 0.8, found
-    assert len(begins) == 6 and all(given[2] is begun for given in begins)  # a trial leaves nothing but what it found
+    assert len(begins) == 6 and all(
+        given[2] is begun for given in begins
+    )  # a trial leaves nothing but what it found
     sizes = np.bincount(labels)
     assert np.bincount(labels[begins[1][4].suspects]).tolist() == (sizes * 20 // 400).tolist()
     assert [line.split(":")[0] for line in said if "moved" in line] == [
@@ -297,26 +428,35 @@ def test_trials_find_the_class_where_the_lowest_scores_are_another_s(model, data
 def test_what_ranks_last_and_suspects_are_not_learned_from(model, dataset, poisoned, monkeypatch):
     _, split, _ = poisoned
     own, given = sys.modules["d3jax.defenses.dlp"], {}
-    true = own.semi_job
-    monkeypatch.setattr(own, "semi_job", lambda *args: given.update(labelled=args[4], others=args[5]) or true(*args))
+    true = own.semi_supervised_loop
+    monkeypatch.setattr(
+        own,
+        "semi_supervised_loop",
+        lambda *args: given.update(labelled=args[4], others=args[5]) or true(*args),
+    )
     found = defend(dlp(DLP, dataset.info), model, split).found
     last = ranking(found["rescored"], found["rescored_entropy"])
     last = last[~np.isin(last, np.flatnonzero(found["suspects"] | found["labelled"]))]
     np.testing.assert_array_equal(given["labelled"], np.flatnonzero(found["labelled"]))
-    np.testing.assert_array_equal(given["others"], np.sort(last[: 200 - 80]))  # of 80 that are dropped 20 are the suspects
+    np.testing.assert_array_equal(
+        given["others"], np.sort(last[: 200 - 80])
+    )  # of 80 that are dropped 20 are the suspects
 
 
 def test_abl_unlearns_what_it_isolated(model, dataset, poisoned, monkeypatch):
     attack, split, flags = poisoned
     own, given = sys.modules["d3jax.defenses.abl"], []
-    true = own.training_job
-    monkeypatch.setattr(own, "training_job", lambda *args: given.append(args[2]) or true(*args))
+    true = own.training_loop
+    monkeypatch.setattr(own, "training_loop", lambda *args: given.append(args[2]) or true(*args))
     found = defend(abl(ABL, dataset.info), model, split)
     rest = np.flatnonzero(found.found["labelled"])
     np.testing.assert_array_equal(given[-1].images, split.images[rest])  # what it fine-tunes on
     np.testing.assert_array_equal(given[-1].labels, split.labels[rest])
     counts = judged(model, attack, found.variables, dataset)
-    assert flags[found.found["suspects"]].mean() > 0.5 and counts.asr < 0.2 and counts.acc > 0.5, (counts.acc, counts.asr)
+    assert flags[found.found["suspects"]].mean() > 0.5 and counts.asr < 0.2 and counts.acc > 0.5, (
+        counts.acc,
+        counts.asr,
+    )
     assert (found.found["labelled"] ^ found.found["suspects"]).all()
 
 
@@ -325,29 +465,68 @@ def test_a_class_all_of_whose_images_are_suspects_is_said(model, dataset, poison
     rows, said = np.flatnonzero(split.labels == 3), []
     scores = dict.fromkeys(("entropy", "symmetric"), np.zeros(400, np.float32))
     monkeypatch.setattr(
-        sys.modules["d3jax.defenses.dlp"], "judge", lambda *given: Judged(scores, np.arange(400), rows, np.arange(200))
+        sys.modules["d3jax.defenses.dlp"],
+        "judge",
+        lambda *given: Judged(scores, np.arange(400), rows, np.arange(200)),
     )
-    config = dataclasses.replace(DLP, stages="13")  # with sizes as above, so that nothing is compiled anew
-    found = defend(dlp(config, dataset.info), model, split, session=Session(say=said.append)).found
-    assert "no image of [3] keeps its label" in said and not (found["labelled"] & found["suspects"]).any()
+    config = dataclasses.replace(
+        DLP, stages="13"
+    )  # with sizes as above, so that nothing is compiled anew
+    found = defend(dlp(config, dataset.info), model, split, hooks=Hooks(say=said.append)).found
+    assert (
+        "no image of [3] keeps its label" in said
+        and not (found["labelled"] & found["suspects"]).any()
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "size", "message"),
     [
-        (lambda info: abl(ABLConfig(), info), 100, "isolate.batch_size: 128 is more than the 100 images$"),
-        (lambda info: abl(ABLConfig(), info), 128, "finetune.batch_size: 128 is more than the 127 images that are not isolated"),
-        (lambda info: dlp(DLPConfig(), info), 120, "supervised.batch_size: 128 is more than the 120 images"),
-        (lambda info: dlp(dataclasses.replace(DLP, kept=0.05, least=0), info), 400, "semi.batch_size: 32 .* 20 images that keep"),
+        (
+            lambda info: abl(ABLConfig(), info),
+            100,
+            "isolate.batch_size: 128 is more than the 100 images$",
+        ),
+        (
+            lambda info: abl(ABLConfig(), info),
+            128,
+            "finetune.batch_size: 128 is more than the 127 images that are not isolated",
+        ),
+        (
+            lambda info: dlp(DLPConfig(), info),
+            120,
+            "supervised.batch_size: 128 is more than the 120 images",
+        ),
+        (
+            lambda info: dlp(dataclasses.replace(DLP, kept=0.05, least=0), info),
+            400,
+            "semi.batch_size: 32 .* 20 images that keep",
+        ),
         (
             lambda info: dlp(dataclasses.replace(DLP, kept=0.75), info),
             400,
             "semi.batch_size: 32 is more than the 20 images that lose their labels and are not dropped",
         ),
-        (lambda info: DLPConfig(kept=0.8), 400, "kept: 0.8 and dropped: 0.2 leave no images to learn from without their labels"),
-        (lambda info: abl(ABLConfig(ratio=1e-3), info), 400, "ratio: 0.001 of the 400 images is less than one"),
-        (lambda info: dlp(DLPConfig(ratio=1e-3), info), 400, "ratio: 0.001 of the 400 images is less than one"),
-        (lambda info: DLPConfig(kept=0.05), 400, "least: 0.4 of every class cannot keep its labels where kept: 0.05 of all do"),
+        (
+            lambda info: DLPConfig(kept=0.8),
+            400,
+            "kept: 0.8 and dropped: 0.2 leave no images to learn from without their labels",
+        ),
+        (
+            lambda info: abl(ABLConfig(ratio=1e-3), info),
+            400,
+            "ratio: 0.001 of the 400 images is less than one",
+        ),
+        (
+            lambda info: dlp(DLPConfig(ratio=1e-3), info),
+            400,
+            "ratio: 0.001 of the 400 images is less than one",
+        ),
+        (
+            lambda info: DLPConfig(kept=0.05),
+            400,
+            "least: 0.4 of every class cannot keep its labels where kept: 0.05 of all do",
+        ),
     ],
 )
 def test_too_few_images_are_refused(dataset, make, size, message):
@@ -385,8 +564,14 @@ def test_rows_of_a_study(finished):
     folder, rows = finished
     assert [row["defense"] for row in rows] == ["none", "abl-authors", "dlp", "first"]
     none, found, dlp_row, first = rows
-    assert none["asr"] > 0.9 and first["asr"] > 0.9 and dlp_row["asr"] < 0.1 and dlp_row["der"] > 0.9
-    assert found["suspects"] == 20 and dlp_row["suspects_poisoned"] > 0.5 and dlp_row["labelled_poisoned"] < 0.1
+    assert (
+        none["asr"] > 0.9 and first["asr"] > 0.9 and dlp_row["asr"] < 0.1 and dlp_row["der"] > 0.9
+    )
+    assert (
+        found["suspects"] == 20
+        and dlp_row["suspects_poisoned"] > 0.5
+        and dlp_row["labelled_poisoned"] < 0.1
+    )
     assert first["labelled_poisoned"] is None and "suspects" not in none
     table = read_csv(folder / "filters.csv")
     scores = {(row["defense"], row["score"]): row for row in table}
@@ -394,7 +579,9 @@ def test_rows_of_a_study(finished):
         s for d, s in scores if d == "dlp"
     }
     assert scores["dlp", "rescored"]["auroc"] < 0.5  # unlearned, the poison is what fits worst
-    assert scores["first", "entropy"] == scores["dlp", "entropy"] | {"defense": "first"}  # one first stage for both
+    assert scores["first", "entropy"] == scores["dlp", "entropy"] | {
+        "defense": "first"
+    }  # one first stage for both
     assert len(list((folder / "checkpoints").glob("*beginning*"))) == 2
 
 
@@ -431,7 +618,9 @@ def test_a_rerun_says_what_the_run_said(finished):
     folder, _ = finished
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     stages = {json.loads(line)["stage"] for line in lines}
-    assert {"badnets/seed0/dlp", "badnets/seed0/abl-authors"} <= stages and all(stage.count("/") == 2 for stage in stages)
+    assert {"badnets/seed0/dlp", "badnets/seed0/abl-authors"} <= stages and all(
+        stage.count("/") == 2 for stage in stages
+    )
     (folder / "figures" / "of-an-earlier-study.png").touch()
     study.run_study(read(), folder, Progress(quiet=True))
     assert sorted((folder / "metrics.jsonl").read_text().splitlines()) == sorted(lines)
@@ -455,7 +644,9 @@ def test_no_weight_knows_who_is_poisoned(finished, tmp_path, monkeypatch, model)
     """Other flags, other precision; the same models to the bit."""
     folder, rows = finished
     true = untrusted.poisoned_split
-    monkeypatch.setattr(untrusted, "poisoned_split", lambda *given: (true(*given)[0], np.roll(true(*given)[1], 7)))
+    monkeypatch.setattr(
+        untrusted, "poisoned_split", lambda *given: (true(*given)[0], np.roll(true(*given)[1], 7))
+    )
     monkeypatch.setattr(untrusted, "flags_of", lambda lab, case: np.arange(400) % 2 == 0)
     monkeypatch.setattr(study_rows, "flags_of", lambda lab, case: np.arange(400) % 2 == 0)
     again = study.run_study(read(), tmp_path, Progress(quiet=True))
@@ -478,7 +669,9 @@ def test_a_study_that_was_cut_off_continues(finished, tmp_path, model):
             cuts += 1
     assert 5 < cuts < 20
     assert (tmp_path / "filters.csv").read_text() == (folder / "filters.csv").read_text()
-    rates = lambda where: [(row["acc"], row["asr"], row["ra"]) for row in read_csv(where / "results.csv")]
+    rates = lambda where: [
+        (row["acc"], row["asr"], row["ra"]) for row in read_csv(where / "results.csv")
+    ]
     assert rates(tmp_path) == rates(folder)
     same_models(model, folder, tmp_path)
 
@@ -486,7 +679,10 @@ def test_a_study_that_was_cut_off_continues(finished, tmp_path, model):
 def same_models(model, *folders):
     like = untrusted.TrainedModel(jax.eval_shape(model.init, KEY), found_shapes(400))
     for name in ("dlp", "abl"):
-        trees = [checkpoint.load(next(where.glob(f"checkpoints/*-{name}-*seed0-*/model")), like)[0] for where in folders]
+        trees = [
+            checkpoint.load(next(where.glob(f"checkpoints/*-{name}-*seed0-*/model")), like)[0]
+            for where in folders
+        ]
         jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
@@ -497,7 +693,10 @@ def same_models(model, *folders):
             ("attacks", "[wanet]"),
             "attacks: wanet: defenses: abl-authors: has no poisoned set that could be released: it controls",
         ),
-        (("defenses.1.semi.batch_size", "300"), "defenses: dlp: semi.batch_size: 300 is more than the 200 images"),
+        (
+            ("defenses.1.semi.batch_size", "300"),
+            "defenses: dlp: semi.batch_size: 300 is more than the 200 images",
+        ),
         (("defenses.1.stages", "21"), "stages: 21 is not one of 1, 12, 13, 123"),
         (
             ("defenses.0.unlearn", "{descent: turns, batch_size: 201}"),
@@ -515,7 +714,10 @@ def same_models(model, *folders):
             ("defenses.0.unlearn", "{descent: turns, share: 0.5}"),
             "unlearn.share: 0.5 stands beside descent: turns, which has no such setting",
         ),
-        (("defenses.0.unlearn", "{trusted: all}"), "unlearn.trusted: all stands beside descent: none, which has no such setting"),
+        (
+            ("defenses.0.unlearn", "{trusted: all}"),
+            "unlearn.trusted: all stands beside descent: none, which has no such setting",
+        ),
         (
             ("defenses.1.unlearn", "{descent: none}"),
             "trials: 2 stands beside unlearn.descent: none, but a trial needs trusted images",

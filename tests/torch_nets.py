@@ -11,8 +11,14 @@ from torch import nn
 class PreActBlock(nn.Module):
     def __init__(self, inputs, outputs, stride):
         super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn1, self.conv1 = (
+            nn.BatchNorm2d(inputs),
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+        )
+        self.bn2, self.conv2 = (
+            nn.BatchNorm2d(outputs),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+        )
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
 
@@ -43,9 +49,17 @@ class PreActResNet18(nn.Module):
 class WideBlock(nn.Module):
     def __init__(self, inputs, outputs, stride):
         super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
+        self.bn1, self.conv1 = (
+            nn.BatchNorm2d(inputs),
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+        )
+        self.bn2, self.conv2 = (
+            nn.BatchNorm2d(outputs),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+        )
+        self.convShortcut = (
+            nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
+        )
 
     def forward(self, x):
         activated = torch.relu(self.bn1(x))
@@ -57,7 +71,10 @@ class WideStage(nn.Module):
     def __init__(self, count, inputs, outputs, stride):
         super().__init__()
         self.layer = nn.Sequential(
-            *(WideBlock(inputs if i == 0 else outputs, outputs, stride if i == 0 else 1) for i in range(count))
+            *(
+                WideBlock(inputs if i == 0 else outputs, outputs, stride if i == 0 else 1)
+                for i in range(count)
+            )
         )
 
     def forward(self, x):
@@ -70,7 +87,11 @@ class WideResNet(nn.Module):
         count, sizes = (depth - 4) // 6, [16, 16 * k, 32 * k, 64 * k]
         self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
         for stage in range(1, 4):
-            setattr(self, f"block{stage}", WideStage(count, sizes[stage - 1], sizes[stage], 2 if stage > 1 else 1))
+            setattr(
+                self,
+                f"block{stage}",
+                WideStage(count, sizes[stage - 1], sizes[stage], 2 if stage > 1 else 1),
+            )
         self.bn1, self.fc = nn.BatchNorm2d(sizes[3]), nn.Linear(sizes[3], classes)
 
     def forward(self, x):
@@ -84,7 +105,11 @@ class VGG19BN(nn.Module):
         layers, inputs = [], channels
         for multiple, count in ((1, 2), (2, 2), (4, 4), (8, 4), (8, 4)):
             for _ in range(count):
-                layers += [nn.Conv2d(inputs, multiple * width, 3, 1, 1), nn.BatchNorm2d(multiple * width), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(inputs, multiple * width, 3, 1, 1),
+                    nn.BatchNorm2d(multiple * width),
+                    nn.ReLU(),
+                ]
                 inputs = multiple * width
             layers.append(nn.MaxPool2d(2))
         hidden = 64 * width
@@ -101,9 +126,14 @@ class VGG19BN(nn.Module):
 class EncoderBlock(nn.Module):
     def __init__(self, width, heads):
         super().__init__()
-        self.ln_1, self.self_attention = nn.LayerNorm(width, eps=1e-6), nn.MultiheadAttention(width, heads, batch_first=True)
+        self.ln_1, self.self_attention = (
+            nn.LayerNorm(width, eps=1e-6),
+            nn.MultiheadAttention(width, heads, batch_first=True),
+        )
         self.ln_2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(0.0), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(0.0), nn.Linear(4 * width, width)
+        )
 
     def forward(self, x):
         y = self.ln_1(x)

@@ -12,14 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import Model, Variables, as_float
-from ..compiling import fast
+from ..core.images import as_float
+from ..core.types import Model, Variables
+from ..runtime.compilation import fast
 
 
-def penultimate(model: Model, variables: Variables, images: np.ndarray | jax.Array, batch_size: int = 500) -> np.ndarray:
+def penultimate(
+    model: Model, variables: Variables, images: np.ndarray | jax.Array, batch_size: int = 500
+) -> np.ndarray:
     """Features [N, D] float32 of uint8 images [N, H, W, C], in eval mode: what the classifier sees."""
     images = jnp.asarray(images)
-    parts = [_features(model, variables, images[first : first + batch_size]) for first in range(0, len(images), batch_size)]
+    parts = [
+        _features(model, variables, images[first : first + batch_size])
+        for first in range(0, len(images), batch_size)
+    ]
     return np.concatenate([np.asarray(part, np.float32) for part in parts])
 
 
@@ -29,7 +35,9 @@ def _features(model: Model, variables: Variables, images: jax.Array) -> jax.Arra
     return features.reshape(len(images), -1)
 
 
-def separation(clean: np.ndarray, triggered: np.ndarray, labels: np.ndarray, twins: np.ndarray) -> dict[str, float]:
+def separation(
+    clean: np.ndarray, triggered: np.ndarray, labels: np.ndarray, twins: np.ndarray
+) -> dict[str, float]:
     """How far the triggered features lie from where they belong.
 
     Args:
@@ -50,7 +58,10 @@ def separation(clean: np.ndarray, triggered: np.ndarray, labels: np.ndarray, twi
     gaps = np.linalg.norm(triggered - clean[twins], axis=1)
     groups = np.concatenate([labels, np.full(len(triggered), labels.max() + 1)])
     silhouettes = silhouette_samples(np.concatenate([clean, triggered]), groups)[len(clean) :]
-    return {"twin_distance": float(gaps.mean() / apart) if apart else float("nan"), "silhouette": float(silhouettes.mean())}
+    return {
+        "twin_distance": float(gaps.mean() / apart) if apart else float("nan"),
+        "silhouette": float(silhouettes.mean()),
+    }
 
 
 def project(features: np.ndarray, method: str, seed: int = 0) -> np.ndarray:
@@ -72,6 +83,8 @@ def project(features: np.ndarray, method: str, seed: int = 0) -> np.ndarray:
     if method == "pca":
         return PCA(2, random_state=seed).fit_transform(np.asarray(features, np.float64))
     perplexity = min(30.0, (len(features) - 1) / 3)
-    with threadpool_limits(1):  # several threads that share their cores with a training run take four times as long
+    with threadpool_limits(
+        1
+    ):  # several threads that share their cores with a training run take four times as long
         embedding = TSNE(2, init="pca", perplexity=perplexity, max_iter=500, random_state=seed)
         return embedding.fit_transform(np.asarray(features, np.float32))

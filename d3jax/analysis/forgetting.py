@@ -18,7 +18,9 @@ def moment(features: np.ndarray, weights: np.ndarray | None = None) -> np.ndarra
 
     With p (1 − p) for weights, p the probability of the target, it is the curvature that softmax cross-entropy has for the target's logit.
     """
-    features = np.concatenate([np.asarray(features, np.float64), np.ones((len(features), 1))], axis=1)
+    features = np.concatenate(
+        [np.asarray(features, np.float64), np.ones((len(features), 1))], axis=1
+    )
     weighted = features if weights is None else features * np.asarray(weights, np.float64)[:, None]
     return weighted.T @ features / len(features)
 
@@ -31,7 +33,11 @@ def spectrum(direction: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def retained(
-    direction: np.ndarray, seconds: Sequence[np.ndarray], rates: np.ndarray, momentum: float = 0.0, weight_decay: float = 0.0
+    direction: np.ndarray,
+    seconds: Sequence[np.ndarray],
+    rates: np.ndarray,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
 ) -> np.ndarray:
     """What is left of dᵀ(w − w*) after each update, [T], as a share of what there was at first.
 
@@ -46,7 +52,9 @@ def retained(
     left, e = [], d.copy()
     for second in seconds:
         values, vectors = np.linalg.eigh(second)
-        e = vectors @ (decay(np.maximum(values, 0) + weight_decay, rates, momentum) * (vectors.T @ e))
+        e = vectors @ (
+            decay(np.maximum(values, 0) + weight_decay, rates, momentum) * (vectors.T @ e)
+        )
         left.append(float(d @ e / (d @ d)))
     return np.array(left)
 

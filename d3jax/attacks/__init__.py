@@ -1,16 +1,16 @@
 """Backdoor attacks: `ATTACKS[name] = (config class, constructor(config, info) -> Attack)`, one file per family."""
 
-from .blend import BlendedConfig, blended
+from .badnets import BadNetsConfig, badnets
+from .blended import BlendedConfig, blended
+from .bpp import BPPConfig, bpp
+from .clean import CleanConfig, UnknownConfig, clean
 from .input_aware import InputAwareConfig, input_aware
-from .label_consistent import LCConfig, lc
-from .low_frequency import LFConfig, lf
-from .no_attack import CleanConfig, UnknownConfig, clean
-from .patch import BadNetsConfig, badnets
-from .quantise import BPPConfig, bpp
-from .sinusoid import SIGConfig, sig
-from .steganography import SSBAConfig, ssba
-from .trojan import TrojanNNConfig, trojannn
-from .warp import WaNetConfig, wanet
+from .lc import LCConfig, lc
+from .lf import LFConfig, lf
+from .sig import SIGConfig, sig
+from .ssba import SSBAConfig, ssba
+from .trojannn import TrojanNNConfig, trojannn
+from .wanet import WaNetConfig, wanet
 
 ATTACKS = {
     "clean": (CleanConfig, clean),

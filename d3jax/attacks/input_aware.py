@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..base import Attack, Batch, DataInfo, Joint, Preparation, Prepared, Variables, stream
-from ..config import check_fields, option
+from ..config.fields import check_fields, option
+from ..core.random import stream
+from ..core.types import Attack, Batch, DataInfo, Joint, Preparation, Prepared, Variables
 from ..data.augment import make_augment
 from ..data.batching import epoch_plan
-from ..models.triggers import generator
+from ..models.trigger_networks import generator
 from ..training.loop import fit
-from ..training.minimise import minimise_job
+from ..training.split_loop import split_loop
 from .poisoning import (
     Mode,
     cross_option,
@@ -40,7 +41,9 @@ class InputAwareConfig:
     target: int = target_option()
     mode: Mode = mode_option()
     cross_ratio: float = cross_option(1.0)
-    width: int = option(32, "channels of the generator's and mask net's first stage (32: the published nets)", low=1)
+    width: int = option(
+        32, "channels of the generator's and mask net's first stage (32: the published nets)", low=1
+    )
     density: float = option(0.032, "share of the image that a mask may cover", low=0, high=1)
     mask_weight: float = option(100.0, "λ_norm of the mask's density", low=0)
     diversity: float = option(1.0, "λ_div of the diversity of triggers", low=0)
@@ -48,7 +51,9 @@ class InputAwareConfig:
     mask_steps: int = option(0, "length of them in steps instead (0: use mask_epochs)", low=0)
     mask_batch: int = option(128, "images a step of it", low=2)
     lr: float = option(
-        0.01, "Adam's learning rate for both nets; the mask net's falls tenfold at 0.4 and 0.8 of its length", above=0
+        0.01,
+        "Adam's learning rate for both nets; the mask net's falls tenfold at 0.4 and 0.8 of its length",
+        above=0,
     )
 
     def __post_init__(self) -> None:
@@ -63,22 +68,35 @@ def input_aware(config: InputAwareConfig, info: DataInfo) -> Attack:
     own trigger, `cross_ratio` times as many the trigger of another image and keep their labels. Deviations from the authors'
     code, which never clears G's gradient: here it is each step's; triggers are put on before the augmentation, not behind it.
     """
-    pattern_net, mask_net = generator(info, config.width, info.shape[2]), generator(info, config.width, 1)
+    pattern_net, mask_net = (
+        generator(info, config.width, info.shape[2]),
+        generator(info, config.width, 1),
+    )
     std = jnp.asarray(info.std, jnp.float32)
 
     def init(key: jax.Array) -> dict[str, Variables]:
-        return {"generator": pattern_net.init(stream(key, "generator")), "mask": mask_net.init(stream(key, "mask"))}
+        return {
+            "generator": pattern_net.init(stream(key, "generator")),
+            "mask": mask_net.init(stream(key, "mask")),
+        }
 
-    def draw(net: Any, variables: Variables, images: jax.Array, train: bool = False) -> tuple[jax.Array, Any]:
+    def draw(
+        net: Any, variables: Variables, images: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, Any]:
         out = net.apply(variables, images, train=train)
         return jnp.tanh(out.logits) / 2 + 0.5, out.batch_stats
 
-    def masks(variables: Variables, images: jax.Array, train: bool = False) -> tuple[jax.Array, Any]:
+    def masks(
+        variables: Variables, images: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, Any]:
         soft, stats = draw(mask_net, variables, images, train)
         return jnp.tanh(20 * soft - 10) / 2 + 0.5, stats
 
     def stamp(trigger: dict[str, Variables], images: jax.Array) -> jax.Array:
-        pattern, mask = draw(pattern_net, trigger["generator"], images)[0], masks(trigger["mask"], images)[0]
+        pattern, mask = (
+            draw(pattern_net, trigger["generator"], images)[0],
+            masks(trigger["mask"], images)[0],
+        )
         return images + (pattern - images) * mask
 
     def poison(trigger: dict[str, Variables], key: jax.Array, batch: Batch) -> Batch:
@@ -92,27 +110,38 @@ def input_aware(config: InputAwareConfig, info: DataInfo) -> Attack:
         crosses = crossing + (second[:m] - crossing) * masks(frozen, lenders[:m])[0]
         penalty = config.diversity * _ratio(mine, lenders[:n], first, second[:n], std)
         moved = trigger | {"generator": made._replace(batch_stats=jax.lax.stop_gradient(stats))}
-        return put_first(batch, own, stamped, crosses, relabel)._replace(joint=Joint(penalty, moved))
+        return put_first(batch, own, stamped, crosses, relabel)._replace(
+            joint=Joint(penalty, moved)
+        )
 
-    def prepare(key, model, clean, dataset, poisoned, session):
+    def prepare(key, model, clean, dataset, poisoned, hooks):
         """Trains the mask net: masks of few pixels, that differ as the images do."""
-        steps_per_epoch, batch_size = epoch_plan(len(dataset.train.labels), config.mask_batch, drop_last=True)
+        steps_per_epoch, batch_size = epoch_plan(
+            len(dataset.train.labels), config.mask_batch, drop_last=True
+        )
         steps = config.mask_steps or config.mask_epochs * steps_per_epoch
         trigger = init(stream(key, "trigger"))
 
         def loss(params, batch_stats, batch, key, data):
             found, stats = masks(Variables(params, batch_stats), batch.images, train=True)
             size = jax.nn.relu(found - config.density).mean()
-            far = _ratio(batch.images, jnp.roll(batch.images, 1, 0), found, jnp.roll(found, 1, 0), std)
-            return config.mask_weight * size + config.diversity * far, (stats, {"density": found.mean()})
+            far = _ratio(
+                batch.images, jnp.roll(batch.images, 1, 0), found, jnp.roll(found, 1, 0), std
+            )
+            return config.mask_weight * size + config.diversity * far, (
+                stats,
+                {"density": found.mean()},
+            )
 
-        drops = optax.piecewise_constant_schedule(config.lr, {int(0.4 * steps): 0.1, int(0.8 * steps): 0.1})
-        job = minimise_job(
+        drops = optax.piecewise_constant_schedule(
+            config.lr, {int(0.4 * steps): 0.1, int(0.8 * steps): 0.1}
+        )
+        loop = split_loop(
             stream(key, "masks"), trigger["mask"], dataset.train,
             loss=loss, tx=optax.adam(drops, b1=0.5, b2=0.9), steps=steps, steps_per_epoch=steps_per_epoch,
             batch_size=batch_size, augment=make_augment(info),
         )  # fmt: skip
-        state, lines = fit(job, session)
+        state, lines = fit(loop, hooks)
         return Prepared(trigger | {"mask": state.variables}), lines
 
     relabel = labeller(config, info)
@@ -122,7 +151,13 @@ def input_aware(config: InputAwareConfig, info: DataInfo) -> Attack:
     )  # fmt: skip
 
 
-def _ratio(images: jax.Array, other_images: jax.Array, made: jax.Array, other_made: jax.Array, std: jax.Array) -> jax.Array:
+def _ratio(
+    images: jax.Array,
+    other_images: jax.Array,
+    made: jax.Array,
+    other_made: jax.Array,
+    std: jax.Array,
+) -> jax.Array:
     """The mean of ‖x − x′‖ / ‖t − t′‖, root mean squares of images and of what was made of them; images as the model sees them."""
     scale = std if made.shape[3] == images.shape[3] else 1.0
     return (_rms((images - other_images) / std) / (_rms((made - other_made) / scale) + TINY)).mean()

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..base import Attack, Batch, DataInfo, Preparation
-from ..config import option
-from ..errors import AttackError
+from ..config.fields import option
+from ..core.errors import AttackError
+from ..core.types import Attack, Batch, DataInfo, Preparation
 
 Mode = Literal["all_to_one", "all_to_all"]
 RateOf = Literal["set", "class"]
@@ -35,7 +35,10 @@ def target_option() -> Any:
 
 def mode_option() -> Any:
     """The `mode` field of a dirty-label attack's config."""
-    return option("all_to_one", "all_to_one: every label becomes the target; all_to_all: label + 1 modulo the classes")
+    return option(
+        "all_to_one",
+        "all_to_one: every label becomes the target; all_to_all: label + 1 modulo the classes",
+    )
 
 
 def rows_option() -> Any:
@@ -72,7 +75,7 @@ def dirty_label(
     poison: Callable[[Any, jax.Array, Batch], Batch] | None = None,
     preparation: Preparation | None = None,
     optimizer: optax.GradientTransformation | None = None,
-    anew: float | None = None,
+    per_batch_rate: float | None = None,
 ) -> Attack:
     """An attack that relabels what it stamps: round(rate·N) rows drawn over all classes, the target's own included.
 
@@ -83,10 +86,14 @@ def dirty_label(
     relabel = labeller(config, info)
 
     def select(key: jax.Array, labels: jax.Array) -> jax.Array:
-        return _draw(key, np.ones(len(labels), bool), 0 if anew is not None else round(config.rate * len(labels)))
+        return _draw(
+            key,
+            np.ones(len(labels), bool),
+            0 if per_batch_rate is not None else round(config.rate * len(labels)),
+        )
 
     poison = poison or poison_rows(stamp, relabel)
-    return Attack(init, stamp, select, relabel, poison, preparation, optimizer, anew)
+    return Attack(init, stamp, select, relabel, poison, preparation, optimizer, per_batch_rate)
 
 
 def crossed(
@@ -101,7 +108,14 @@ def crossed(
     by_position = config.rows == "batch"
     make = _poison_first if by_position else _poison_and_cross
     poison = make(config, stamp, labeller(config, info), cross)
-    return dirty_label(config, info, init=init, stamp=stamp, poison=poison, anew=config.rate if by_position else None)
+    return dirty_label(
+        config,
+        info,
+        init=init,
+        stamp=stamp,
+        poison=poison,
+        anew=config.rate if by_position else None,
+    )
 
 
 def clean_label(
@@ -135,14 +149,16 @@ def clean_label(
         return jnp.full_like(labels, config.target)
 
     eligible = lambda labels: labels == config.target
-    return Attack(init, stamp, select, relabel, poison_rows(stamp, relabel), preparation, eligible=eligible)
+    return Attack(
+        init, stamp, select, relabel, poison_rows(stamp, relabel), preparation, eligible=eligible
+    )
 
 
 def poisoned_share(attack: Attack, selected: jax.Array, batch_size: int) -> float:
     """The share of what a training sees that the attacker poisons: of the rows `selected` [N], or of each batch."""
-    if attack.anew is None:
+    if attack.per_batch_rate is None:
         return int(selected.sum()) / len(selected)
-    wanted = attack.anew * batch_size
+    wanted = attack.per_batch_rate * batch_size
     return (int(wanted) if wanted >= 1 else wanted) / batch_size
 
 
@@ -152,12 +168,16 @@ def poison_rows(stamp: Callable, relabel: Callable) -> Callable[[Any, jax.Array,
     def poison(trigger: Any, key: jax.Array, batch: Batch) -> Batch:
         own = batch.poisoned[:, None, None, None]
         images = jnp.where(own, stamp(trigger, batch.images), batch.images)
-        return batch._replace(images=images, labels=jnp.where(batch.poisoned, relabel(batch.labels), batch.labels))
+        return batch._replace(
+            images=images, labels=jnp.where(batch.poisoned, relabel(batch.labels), batch.labels)
+        )
 
     return poison
 
 
-def heads(batch: Batch, rate: float, cross_ratio: float, key: jax.Array) -> tuple[int, int, jax.Array]:
+def heads(
+    batch: Batch, rate: float, cross_ratio: float, key: jax.Array
+) -> tuple[int, int, jax.Array]:
     """(n, m, [n] bool): the first n rows of a batch of B are the attacker's where the mask says so, the m behind them are crossed.
 
     n is ⌊rate·B⌋; where rate·B < 1 it is one row, the attacker's with that probability. m is ⌊n · cross_ratio⌋.
@@ -169,7 +189,9 @@ def heads(batch: Batch, rate: float, cross_ratio: float, key: jax.Array) -> tupl
     return n, min(int(n * cross_ratio), size - n), own
 
 
-def put_first(batch: Batch, own: jax.Array, stamped: jax.Array, crosses: jax.Array, relabel: Callable) -> Batch:
+def put_first(
+    batch: Batch, own: jax.Array, stamped: jax.Array, crosses: jax.Array, relabel: Callable
+) -> Batch:
     """The batch with the `stamped` images [n, …] in its first rows, as far as they are `own` [n], and the `crosses` behind them."""
     n, m = len(stamped), len(crosses)
     images = jnp.where(own[:, None, None, None], stamped, batch.images[:n])
@@ -186,7 +208,9 @@ def others(images: jax.Array, first: int, count: int) -> jax.Array:
     return jnp.take(images, jnp.arange(first, first + count) % len(images), axis=0)
 
 
-def _poison_first(config: Any, stamp: Callable, relabel: Callable, cross: Cross) -> Callable[[Any, jax.Array, Batch], Batch]:
+def _poison_first(
+    config: Any, stamp: Callable, relabel: Callable, cross: Cross
+) -> Callable[[Any, jax.Array, Batch], Batch]:
     """Poisons the first rows of a batch, and crosses those behind them."""
 
     def poison(trigger: Any, key: jax.Array, batch: Batch) -> Batch:
@@ -199,7 +223,9 @@ def _poison_first(config: Any, stamp: Callable, relabel: Callable, cross: Cross)
     return poison
 
 
-def _poison_and_cross(config: Any, stamp: Callable, relabel: Callable, cross: Cross) -> Callable[[Any, jax.Array, Batch], Batch]:
+def _poison_and_cross(
+    config: Any, stamp: Callable, relabel: Callable, cross: Cross
+) -> Callable[[Any, jax.Array, Batch], Batch]:
     """Poisons the attacker's rows, and crosses others: each with a chance that makes `cross_ratio` for each poisoned one."""
     chance = min(1.0, config.rate * config.cross_ratio / max(1 - config.rate, 1e-9))
     plain = poison_rows(stamp, relabel)
@@ -209,7 +235,9 @@ def _poison_and_cross(config: Any, stamp: Callable, relabel: Callable, cross: Cr
         chosen = (jax.random.uniform(coin, batch.labels.shape) < chance) & ~batch.poisoned
         crosses = cross(trigger, noise, batch.images, others(batch.images, 1, len(batch.labels)))
         poisoned = plain(trigger, key, batch)
-        return poisoned._replace(images=jnp.where(chosen[:, None, None, None], crosses, poisoned.images))
+        return poisoned._replace(
+            images=jnp.where(chosen[:, None, None, None], crosses, poisoned.images)
+        )
 
     return poison
 
@@ -217,7 +245,9 @@ def _poison_and_cross(config: Any, stamp: Callable, relabel: Callable, cross: Cr
 def check_target(target: int, info: DataInfo) -> None:
     """Raises `AttackError` unless `target` is one of the data set's classes."""
     if not 0 <= target < info.num_classes:
-        raise AttackError(f"target: {target} is not a class of {info.name}, want 0 to {info.num_classes - 1}")
+        raise AttackError(
+            f"target: {target} is not a class of {info.name}, want 0 to {info.num_classes - 1}"
+        )
 
 
 def _draw(key: jax.Array, candidates: np.ndarray, count: int) -> jax.Array:

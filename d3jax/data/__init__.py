@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..base import Dataset
+from ..core.types import Dataset
 from .arrays import fingerprint, from_arrays
+from .digits import DigitsConfig, digits
+from .image_folder import FolderConfig, folder
+from .npz import NpzConfig, npz
 from .reserved import reserve
-from .sources import DigitsConfig, FolderConfig, NpzConfig, SyntheticConfig, digits, folder, npz, synthetic
-from .tfds_cache import TfdsConfig, tfds
+from .synthetic import SyntheticConfig, synthetic
+from .tfds import TfdsConfig, tfds
 
 DATASETS: dict[str, tuple[type, Callable[[Any], Dataset]]] = {
     "digits": (DigitsConfig, digits),

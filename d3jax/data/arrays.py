@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ..base import DataInfo, Dataset, Split
-from ..errors import DataError
+from ..core.errors import DataError
+from ..core.types import DataInfo, Dataset, Split
 
 Arrays = tuple[np.ndarray | jax.Array, np.ndarray | jax.Array]
 """Images and labels not checked yet."""
@@ -40,25 +40,35 @@ def from_arrays(
     """
     source = str(source or name)
     # Unnamed classes are counted by the labels; a label beyond the number of images is a mistake, not a class.
-    train = check_split(source, "train", *train, len(classes) if classes is not None else np.size(train[1]))
+    train = check_split(
+        source, "train", *train, len(classes) if classes is not None else np.size(train[1])
+    )
     if classes is None:
         classes = [str(label) for label in range(int(train.labels.max()) + 1)]
     if len(classes) < 2:
         raise DataError(f"{source}: only {len(classes)} class, want at least 2")
     test = check_split(source, "test", *test, len(classes))
     if train.images.shape[1:] != test.images.shape[1:]:
-        raise DataError(f"{source}: test images are {_shape(test.images[0])}, want {_shape(train.images[0])} as in training")
+        raise DataError(
+            f"{source}: test images are {_shape(test.images[0])}, want {_shape(train.images[0])} as in training"
+        )
     if mean is None or std is None:
         measured = measure(train.images)
         mean, std = mean or measured[0], std or measured[1]
     shape = train.images.shape[1:]
     for field, values in (("mean", mean), ("std", std)):
         if len(values) != shape[2]:
-            raise DataError(f"{source}: {field} {list(values)} has {len(values)} values, want {shape[2]}, one per channel")
-    return Dataset(train, test, DataInfo(name, shape, tuple(classes), tuple(mean), tuple(std), crop, flip))
+            raise DataError(
+                f"{source}: {field} {list(values)} has {len(values)} values, want {shape[2]}, one per channel"
+            )
+    return Dataset(
+        train, test, DataInfo(name, shape, tuple(classes), tuple(mean), tuple(std), crop, flip)
+    )
 
 
-def check_split(source: str, part: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> Split:
+def check_split(
+    source: str, part: str, images: np.ndarray, labels: np.ndarray, num_classes: int
+) -> Split:
     """The split as the contract has it: images [N, H, W, C] uint8, labels [N] int32 within 0..num_classes-1, N > 0.
 
     Raises `DataError`, one line that names `source`, the offending array of `part` ("train" or "test"), and what is wanted.
@@ -66,15 +76,21 @@ def check_split(source: str, part: str, images: np.ndarray, labels: np.ndarray, 
     images, labels = np.asarray(images), np.asarray(labels)
     where = f"{source}: {part}_"
     if images.dtype != np.uint8 or images.ndim != 4:
-        raise DataError(f"{where}images is {images.dtype} {_shape(images)}, want uint8 [N, H, W, C]")
+        raise DataError(
+            f"{where}images is {images.dtype} {_shape(images)}, want uint8 [N, H, W, C]"
+        )
     if images.size == 0:
         raise DataError(f"{where}images is empty, {_shape(images)}, want at least one image")
     if images.shape[1] in (1, 3) and images.shape[3] > 4:
-        raise DataError(f"{where}images is {_shape(images)}, which looks like [N, C, H, W], want [N, H, W, C]")
+        raise DataError(
+            f"{where}images is {_shape(images)}, which looks like [N, C, H, W], want [N, H, W, C]"
+        )
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
         raise DataError(f"{where}labels is {labels.dtype} {_shape(labels)}, want integers [N]")
     if len(images) != len(labels):
-        raise DataError(f"{where}labels has {len(labels)} rows for {len(images)} images, want as many")
+        raise DataError(
+            f"{where}labels has {len(labels)} rows for {len(images)} images, want as many"
+        )
     outside = (labels < 0) | (labels >= num_classes)
     if outside.any():
         row = int(outside.argmax())
@@ -117,9 +133,13 @@ def read_npz(path: Path, keys: Sequence[str] = NPZ_KEYS) -> dict[str, np.ndarray
                     arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
     except DataError:
         raise
-    except Exception as error:  # flipped bits in a file raised eleven types, from BadZipFile to SyntaxError
+    except (
+        Exception
+    ) as error:  # flipped bits in a file raised eleven types, from BadZipFile to SyntaxError
         reason = " ".join(str(error).split())
-        raise DataError(f"{path} ({path.stat().st_size} bytes): {key} cannot be read as .npz: {reason}") from error
+        raise DataError(
+            f"{path} ({path.stat().st_size} bytes): {key} cannot be read as .npz: {reason}"
+        ) from error
     return arrays
 
 

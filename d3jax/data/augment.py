@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ..base import DataInfo
+from ..core.types import DataInfo
 
 
 def make_augment(info: DataInfo, mode: str = "auto") -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -51,11 +51,15 @@ def cutout(key: jax.Array, images: jax.Array, side: int) -> jax.Array:
     b, h, w, _ = images.shape
     centres = jax.random.randint(key, (b, 2), 0, jnp.array([h, w]))
     offsets = lambda at, size: jnp.arange(size)[None, :] - at[:, None]
-    within = lambda at, size: (offsets(at, size) >= -(side // 2)) & (offsets(at, size) < side - side // 2)
+    within = lambda at, size: (
+        (offsets(at, size) >= -(side // 2)) & (offsets(at, size) < side - side // 2)
+    )
     cut = within(centres[:, 0], h)[:, :, None] & within(centres[:, 1], w)[:, None, :]
     return jnp.where(cut[..., None], 0.0, images)
 
 
 def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
     """Each image mirrored left to right with probability one half."""
-    return jnp.where(jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1)), images[:, :, ::-1], images)
+    return jnp.where(
+        jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1)), images[:, :, ::-1], images
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 
 
 def epoch_plan(size: int, batch_size: int, *, drop_last: bool) -> tuple[int, int]:
@@ -22,10 +22,14 @@ def epoch_plan(size: int, batch_size: int, *, drop_last: bool) -> tuple[int, int
     return steps, batch_size if drop_last else size // steps
 
 
-def batch_rows(key: jax.Array, step: jax.Array, *, size: int, steps_per_epoch: int, batch_size: int) -> jax.Array:
+def batch_rows(
+    key: jax.Array, step: jax.Array, *, size: int, steps_per_epoch: int, batch_size: int
+) -> jax.Array:
     """Row numbers [batch_size] int32 of `step`: every epoch is a fresh shuffle of `size` rows, without replacement."""
     epoch, place = jnp.divmod(step, steps_per_epoch)
-    return permute(jax.random.fold_in(key, epoch), place * batch_size + jnp.arange(batch_size), size)
+    return permute(
+        jax.random.fold_in(key, epoch), place * batch_size + jnp.arange(batch_size), size
+    )
 
 
 def permute(key: jax.Array, positions: jax.Array, size: int) -> jax.Array:
@@ -46,7 +50,9 @@ def permute(key: jax.Array, positions: jax.Array, size: int) -> jax.Array:
 
     # Written out it is one kernel on an accelerator, and a second of compilation too much on CPU.
     unroll = jax.default_backend() != "cpu"
-    return jax.lax.fori_loop(0, rounds, swap_or_not, positions.astype(jnp.uint32), unroll=unroll).astype(jnp.int32)
+    return jax.lax.fori_loop(
+        0, rounds, swap_or_not, positions.astype(jnp.uint32), unroll=unroll
+    ).astype(jnp.int32)
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import jax.numpy as jnp
 
-from ..config import did_you_mean
-from ..errors import ConfigError
-from ..sampling import sample
+from ..config.fields import did_you_mean
+from ..core.errors import ConfigError
+from .grid_sample import sample
 
 Drift = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -76,7 +76,11 @@ def contrast(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Arr
 @_unless_zero
 def noise(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
     """Gaussian noise of standard deviation `strength` on every value, clipped."""
-    return jnp.clip(images + strength * jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys), 0, 1)
+    return jnp.clip(
+        images + strength * jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys),
+        0,
+        1,
+    )
 
 
 @_unless_zero
@@ -88,7 +92,9 @@ def blur(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
 
 def _means(side: int, deviation: jax.Array) -> jax.Array:
     """The matrix [side, side] of a Gaussian mean along a line, each row summing to 1."""
-    apart = (jnp.arange(side)[:, None] - jnp.arange(side)[None, :]) / jnp.maximum(jnp.abs(deviation), 1e-3)
+    apart = (jnp.arange(side)[:, None] - jnp.arange(side)[None, :]) / jnp.maximum(
+        jnp.abs(deviation), 1e-3
+    )
     weights = jnp.exp(-apart * apart / 2)
     return weights / weights.sum(1, keepdims=True)
 
@@ -102,10 +108,14 @@ def check_kinds(names: Iterable[str]) -> None:
     """Raises `ConfigError` for a name that is no drift's."""
     for name in names:
         if name not in DRIFTS:
-            raise ConfigError(f"drift: {name!r} is not one of {', '.join(DRIFTS)}{did_you_mean(name, DRIFTS)}")
+            raise ConfigError(
+                f"drift: {name!r} is not one of {', '.join(DRIFTS)}{did_you_mean(name, DRIFTS)}"
+            )
 
 
-def compose(names: Sequence[str], channels: int) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+def compose(
+    names: Sequence[str], channels: int
+) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
     """`f(keys, images, strengths [len(names)]) -> images`: the drifts of `names` one after another, each with its own noise.
 
     Raises `ConfigError` for an unknown name, and for hue on images that have no colour.
@@ -131,7 +141,9 @@ def keys_of(key: jax.Array, rows: jax.Array) -> jax.Array:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
-def label_shift(key: jax.Array, labels: jax.Array, strength: jax.Array, num_classes: int) -> jax.Array:
+def label_shift(
+    key: jax.Array, labels: jax.Array, strength: jax.Array, num_classes: int
+) -> jax.Array:
     """Rows [N] of a set with `labels` [N], drawn so that class k weighs exp(`strength` · (k / (K − 1) − ½)) of what it did.
 
     Systematic resampling: as many rows as there are, each about as often as its weight says; at strength 0 each row once, in order.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..base import Split
-from ..config import ReservedConfig
-from ..errors import DataError
+from ..config.recipes import ReservedConfig
+from ..core.errors import DataError
+from ..core.types import Split
 
 
 def reserve(split: Split, config: ReservedConfig, seed: int, num_classes: int) -> np.ndarray:
@@ -18,21 +18,43 @@ def reserve(split: Split, config: ReservedConfig, seed: int, num_classes: int) -
     labels = np.asarray(split.labels)
     total = config.count or round(config.fraction * len(labels))
     if total > len(labels):
-        raise DataError(f"reserved.count: {total} images asked for, the training set has {len(labels)}")
+        raise DataError(
+            f"reserved.count: {total} images asked for, the training set has {len(labels)}"
+        )
     if total == 0:
-        raise DataError(f"reserved.fraction: {config.fraction} of {len(labels)} training images is none, want at least one")
+        raise DataError(
+            f"reserved.fraction: {config.fraction} of {len(labels)} training images is none, want at least one"
+        )
     rng = np.random.default_rng(seed)
     if config.stratified:
         return draw_stratified(labels, total, num_classes, rng)
     return np.sort(rng.permutation(len(labels))[:total])
 
 
-def draw_stratified(labels: np.ndarray, total: int, num_classes: int, rng: np.random.Generator) -> np.ndarray:
+def draw_stratified(
+    labels: np.ndarray, total: int, num_classes: int, rng: np.random.Generator
+) -> np.ndarray:
     """`total` sorted indices into `labels [N]`, the same share of each class to within one image (largest remainder)."""
     shares = total * np.bincount(labels, minlength=num_classes)
     counts = shares // len(labels)
     # Where `shares` divides, no image is left over for the class: so a class never gives more than it has.
     by_remainder = np.argsort(-(shares % len(labels)), kind="stable")
     counts[by_remainder[: total - counts.sum()]] += 1
-    drawn = [rng.permutation(np.flatnonzero(labels == label))[:count] for label, count in enumerate(counts)]
+    drawn = [
+        rng.permutation(np.flatnonzero(labels == label))[:count]
+        for label, count in enumerate(counts)
+    ]
     return np.sort(np.concatenate(drawn))
+
+
+def split_by_class(
+    images: np.ndarray, labels: np.ndarray, num_classes: int, *, fraction: float, seed: int
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Draws `fraction` of each class as the test set; the rest, in the old order, is the training set."""
+    test = np.zeros(len(labels), bool)
+    test[
+        draw_stratified(
+            labels, round(fraction * len(labels)), num_classes, np.random.default_rng(seed)
+        )
+    ] = True
+    return (images[~test], labels[~test]), (images[test], labels[test])

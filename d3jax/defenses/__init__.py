@@ -1,12 +1,12 @@
 """Defences: `DEFENSES[name] = (config class, constructor(config, info) -> Defense or TrainingDefense)`, one file per method."""
 
-from .abl import ABLConfig, abl
-from .distance_driven import D3Config, d3
-from .dlp import DLPConfig, dlp
-from .fine_tuning import FinetuneConfig, finetune
-from .mcl import MCLConfig, mcl
-from .repair import ScheduleConfig
-from .unlearning import NCConfig, nc
+from ..config.recipes import ScheduleConfig
+from .repair.d3 import D3Config, d3
+from .repair.finetune import FinetuneConfig, finetune
+from .repair.mcl import MCLConfig, mcl
+from .repair.neural_cleanse import NCConfig, nc
+from .training_time.abl import ABLConfig, abl
+from .training_time.dlp import DLPConfig, dlp
 
 DEFENSES = {
     "finetune": (FinetuneConfig, finetune),

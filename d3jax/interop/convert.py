@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ..base import Model, Variables
-from ..checkpoint import describe, flatten, unflatten
-from ..config import names
-from ..errors import CheckpointError
+from ..config.fields import names
+from ..core.errors import CheckpointError
+from ..core.types import Model, Variables
+from ..runtime.checkpoint import describe, flatten, unflatten
 from .names import ALIASES, IGNORED, NAMES, PREFIXES, Entry
 
 SHOWN = 6
@@ -34,7 +34,9 @@ class Report(NamedTuple):
             if found:
                 parts.append(f"{len(found)} {what}: {_some(found)}")
         if self.misshapen:
-            shapes = [f"{name} {list(theirs)} for {list(ours)}" for name, theirs, ours in self.misshapen]
+            shapes = [
+                f"{name} {list(theirs)} for {list(ours)}" for name, theirs, ours in self.misshapen
+            ]
             parts.append(f"{len(shapes)} of another shape: {_some(shapes)}")
         return "; ".join(parts)
 
@@ -46,12 +48,16 @@ def _some(found: list[str]) -> str:
 def entries_of(model: str, config: Any, like: Variables) -> list[Entry]:
     """The tensors that `model` with this config has in PyTorch. Raises `CheckpointError` for an architecture that has no names there."""
     if model not in NAMES:
-        raise CheckpointError(f"{model} has no names in PyTorch here; those that have are {names(NAMES)}")
+        raise CheckpointError(
+            f"{model} has no names in PyTorch here; those that have are {names(NAMES)}"
+        )
     there = describe(like)
     return [entry for entry in NAMES[model](config) if all(name in there for name in entry.ours)]
 
 
-def from_torch(tensors: Mapping[str, np.ndarray], model: str, config: Any, net: Model, origin: str) -> tuple[Variables, Report]:
+def from_torch(
+    tensors: Mapping[str, np.ndarray], model: str, config: Any, net: Model, origin: str
+) -> tuple[Variables, Report]:
     """The variables of `net`, the architecture `model` with `config`, from tensors by PyTorch's names.
 
     Raises `CheckpointError`, which begins with `origin`, where a tensor is missing, too many, of another shape, not finite, or
@@ -77,14 +83,20 @@ def from_torch(tensors: Mapping[str, np.ndarray], model: str, config: Any, net: 
     if report.missing or report.extra or report.misshapen:
         raise CheckpointError(f"{origin} is not a {model} of these settings: {report.text}")
     check_weights({name: given[name] for name, *_ in report.matched}, origin)
-    return unflatten({name: jax.numpy.asarray(value) for name, value in found.items()}, like), report
+    return unflatten(
+        {name: jax.numpy.asarray(value) for name, value in found.items()}, like
+    ), report
 
 
 def check_weights(tensors: Mapping[str, Any], origin: str) -> None:
     """Raises `CheckpointError` where a weight is NaN or infinite, or a running variance, by our name or PyTorch's, is negative."""
-    if broken := [name for name, value in tensors.items() if not np.isfinite(np.asarray(value)).all()]:
+    if broken := [
+        name for name, value in tensors.items() if not np.isfinite(np.asarray(value)).all()
+    ]:
         raise CheckpointError(f"{origin} holds weights that are no numbers: {_some(broken)}")
-    variances = {name: value for name, value in tensors.items() if name.endswith((".var", ".running_var"))}
+    variances = {
+        name: value for name, value in tensors.items() if name.endswith((".var", ".running_var"))
+    }
     if broken := [name for name, value in variances.items() if (np.asarray(value) < 0).any()]:
         raise CheckpointError(f"{origin} holds negative variances: {_some(broken)}")
 
@@ -106,7 +118,10 @@ def _renamed(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         stripped = False
         for prefix in PREFIXES:
             if all(name.startswith(prefix) for name in found):
-                found, stripped = {name.removeprefix(prefix): value for name, value in found.items()}, True
+                found, stripped = (
+                    {name.removeprefix(prefix): value for name, value in found.items()},
+                    True,
+                )
     for old, new in ALIASES:
         found = {name.replace(old, new): value for name, value in found.items()}
     return found

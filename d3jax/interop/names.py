@@ -32,7 +32,9 @@ def _same(theirs: str, ours: str) -> Entry:
 
 def _conv(theirs: str, ours: str) -> Entry:
     """[out, in, h, w] and [h, w, in, out]."""
-    return Entry(theirs, (ours,), lambda x: (x.transpose(2, 3, 1, 0),), lambda x: x.transpose(3, 2, 0, 1))
+    return Entry(
+        theirs, (ours,), lambda x: (x.transpose(2, 3, 1, 0),), lambda x: x.transpose(3, 2, 0, 1)
+    )
 
 
 def _matrix(theirs: str, ours: str) -> Entry:
@@ -72,7 +74,9 @@ def _wide_resnet(config: Any) -> Iterator[Entry]:
     yield _conv("conv1.weight", "params.stem.kernel")
     for stage in range(1, 4):
         for block in range((config.depth - 4) // 6):
-            yield from _block(f"block{stage}.layer.{block}", f"block{stage}_{block + 1}", "convShortcut")
+            yield from _block(
+                f"block{stage}.layer.{block}", f"block{stage}_{block + 1}", "convShortcut"
+            )
     yield from _norm("bn1", "norm")
     yield from _linear("fc", "head")
 

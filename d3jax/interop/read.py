@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError
+from ..core.errors import CheckpointError
 
 SAFE = (2, 6)
 """The first version of torch whose weights-only loading keeps its promise."""
@@ -96,12 +96,16 @@ def _read_pickle(path: Path) -> Any:
     except Exception as error:  # a damaged pickle makes the loader raise almost anything
         if isinstance(error, MemoryError):
             raise
-        if isinstance(error, pickle.UnpicklingError) and (asked := re.search(r"GLOBAL ([\w.]+)", str(error))):
+        if isinstance(error, pickle.UnpicklingError) and (
+            asked := re.search(r"GLOBAL ([\w.]+)", str(error))
+        ):
             raise CheckpointError(
                 f"{path}: holds more than tensors and plain containers ({asked[1]}), which only running its code could read; it was not "
                 "run. Save the state dict alone, best as .safetensors"
             ) from error
-        raise CheckpointError(f"{path}: cannot be read as a PyTorch file ({_line(error)})") from error
+        raise CheckpointError(
+            f"{path}: cannot be read as a PyTorch file ({_line(error)})"
+        ) from error
 
 
 def _numpys() -> list[Any]:
@@ -120,14 +124,23 @@ def _state_dict(found: Any, path: Path) -> dict[str, np.ndarray]:
 
     for _ in INSIDE:  # a dictionary may hold itself
         if isinstance(found, Mapping):
-            found = next((found[name] for name in INSIDE if isinstance(found.get(name), Mapping)), found)
+            found = next(
+                (found[name] for name in INSIDE if isinstance(found.get(name), Mapping)), found
+            )
     if not isinstance(found, Mapping):
         raise CheckpointError(f"{path}: no state dict in it, but a {type(found).__name__}")
     tensors = {str(name): value for name, value in found.items() if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise CheckpointError(f"{path}: no state dict in it; it has {', '.join(map(str, list(found)[:8])) or 'nothing'}")
+        raise CheckpointError(
+            f"{path}: no state dict in it; it has {', '.join(map(str, list(found)[:8])) or 'nothing'}"
+        )
     for name, value in tensors.items():
-        if value.layout != torch.strided or value.is_meta or value.is_complex() or value.is_quantized:
+        if (
+            value.layout != torch.strided
+            or value.is_meta
+            or value.is_complex()
+            or value.is_quantized
+        ):
             raise CheckpointError(
                 f"{path}: {name} is no plain tensor of real numbers ({value.dtype}, {value.layout}, {value.device})"
             )

@@ -8,11 +8,11 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ..base import DataInfo, Model
-from ..config import check_fields, fill_preset, option
-from ..errors import ConfigError
-from .depthwise import Depthwise
-from .linen import Linear, model_of, normalise, resize
+from ..config.fields import check_fields, fill_preset, option
+from ..core.errors import ConfigError
+from ..core.types import DataInfo, Model
+from .layers.depthwise import Depthwise
+from .layers.linen import Linear, model_of, normalise, resize
 
 PRESETS = {
     "tiny": {"resize": 224, "patch": 4, "width": 96},
@@ -27,8 +27,12 @@ class ConvNeXtConfig:
     """`tiny` is ConvNeXt-T at 224 pixels (27,827,818 parameters at 10 classes), which the field starts from pretrained weights;
     `small_images` is half as wide and cuts images of 28 or 32 pixels into patches of 2."""
 
-    preset: Literal["tiny", "small_images"] = option("small_images", "where everything below comes from unless given")
-    resize: int | None = option(None, "pixels to which images are enlarged first (0: as they are)", low=0)
+    preset: Literal["tiny", "small_images"] = option(
+        "small_images", "where everything below comes from unless given"
+    )
+    resize: int | None = option(
+        None, "pixels to which images are enlarged first (0: as they are)", low=0
+    )
     patch: int | None = option(None, "side of the stem's patches in pixels", low=1)
     width: int | None = option(None, "channels of the first stage (96: ConvNeXt-T)", low=1)
 

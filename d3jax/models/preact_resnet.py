@@ -8,11 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ..base import DataInfo, Model
-from ..config import check_fields, option
-from .conv import Conv
-from .linen import Linear, model_of, normalise
-from .norm import BatchNorm
+from ..config.fields import check_fields, option
+from ..core.types import DataInfo, Model
+from .layers.conv import Conv
+from .layers.linen import Linear, model_of, normalise
+from .layers.norm import BatchNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +55,17 @@ class _PreActResNet(nn.Module):
         for stage in range(4):
             for block in range(2):
                 stride = 2 if stage and not block else 1
-                x = Block(self.width << stage, stride, self.dtype, name=f"block{stage + 1}_{block + 1}")(x, train)
+                x = Block(
+                    self.width << stage, stride, self.dtype, name=f"block{stage + 1}_{block + 1}"
+                )(x, train)
             features[f"block{stage + 1}"] = x
         features["penultimate"] = x.mean((1, 2), dtype=jnp.float32)
         return Linear(self.info.num_classes, name="head")(features["penultimate"]), features
 
 
-def preact_resnet18(config: PreActResNet18Config, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
+def preact_resnet18(
+    config: PreActResNet18Config, info: DataInfo, dtype: jnp.dtype = jnp.float32
+) -> Model:
     """PreActResNet18 for images of `info.shape`; features `block1`…`block4` [B, h, w, c] and `penultimate` [B, 8·width].
 
     Deviations of this variant from He et al., as the field runs it: no norm or ReLU after the last block, and the 1×1

@@ -8,12 +8,12 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ..base import DataInfo, Model
-from ..config import check_fields, option
-from ..errors import ConfigError
-from .conv import Conv
-from .linen import Linear, model_of, normalise
-from .norm import BatchNorm
+from ..config.fields import check_fields, option
+from ..core.errors import ConfigError
+from ..core.types import DataInfo, Model
+from .layers.conv import Conv
+from .layers.linen import Linear, model_of, normalise
+from .layers.norm import BatchNorm
 
 STAGES = ((1, 2), (2, 2), (4, 4), (8, 4), (8, 4))
 """Of each stage its channels, in widths, and how many convolutions it has; a pooling by 2 ends it."""
@@ -27,7 +27,8 @@ class VGG19BNConfig:
 
     width: int = option(64, "channels of the first stage (64: the published net)", low=1)
     classifier: Literal["torchvision", "linear"] = option(
-        "torchvision", "torchvision: 7×7 pooled features and two hidden layers of 64·width; linear: their mean, one layer"
+        "torchvision",
+        "torchvision: 7×7 pooled features and two hidden layers of 64·width; linear: their mean, one layer",
     )
 
     def __post_init__(self) -> None:
@@ -44,7 +45,12 @@ class _VGG(nn.Module):
         x, features = normalise(images, self.info), {}
         for stage, (multiple, count) in enumerate(STAGES, 1):
             for i in range(count):
-                x = Conv(multiple * self.config.width, bias=True, dtype=self.dtype, name=f"conv{stage}_{i + 1}")(x)
+                x = Conv(
+                    multiple * self.config.width,
+                    bias=True,
+                    dtype=self.dtype,
+                    name=f"conv{stage}_{i + 1}",
+                )(x)
                 x = nn.relu(BatchNorm(train, self.dtype, name=f"norm{stage}_{i + 1}")(x))
             x = nn.max_pool(x, (2, 2), (2, 2))
             features[f"block{stage}"] = x

@@ -8,10 +8,10 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ..base import DataInfo, Model
-from ..config import check_fields, fill_preset, option
-from ..errors import ConfigError
-from .linen import Linear, model_of, normalise, resize
+from ..config.fields import check_fields, fill_preset, option
+from ..core.errors import ConfigError
+from ..core.types import DataInfo, Model
+from .layers.linen import Linear, model_of, normalise, resize
 
 PRESETS = {
     "b16": {"resize": 224, "patch": 16, "width": 768, "depth": 12, "heads": 12, "pool": "token"},
@@ -24,13 +24,19 @@ class ViTConfig:
     """`b16` is ViT-B/16 at 224 pixels (85,806,346 parameters at 10 classes), which the field starts from pretrained weights;
     `small` learns images of 28 or 32 pixels from nothing."""
 
-    preset: Literal["b16", "small"] = option("small", "where everything below comes from unless given")
-    resize: int | None = option(None, "pixels to which images are enlarged first (0: as they are)", low=0)
+    preset: Literal["b16", "small"] = option(
+        "small", "where everything below comes from unless given"
+    )
+    resize: int | None = option(
+        None, "pixels to which images are enlarged first (0: as they are)", low=0
+    )
     patch: int | None = option(None, "side of a patch in pixels", low=1)
     width: int | None = option(None, "numbers a token has", low=1)
     depth: int | None = option(None, "layers", low=1)
     heads: int | None = option(None, "attention heads", low=1)
-    pool: Literal["token", "mean"] | None = option(None, "what the classifier sees: the class token, or the mean over patches")
+    pool: Literal["token", "mean"] | None = option(
+        None, "what the classifier sees: the class token, or the mean over patches"
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -47,12 +53,20 @@ class _Layer(nn.Module):
     def __call__(self, x):
         width, xavier = x.shape[-1], nn.initializers.xavier_uniform()
         norm = lambda name: nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
-        attention = nn.MultiHeadDotProductAttention(self.heads, dtype=self.dtype, kernel_init=xavier, name="attention")
+        attention = nn.MultiHeadDotProductAttention(
+            self.heads, dtype=self.dtype, kernel_init=xavier, name="attention"
+        )
         x = x + attention(norm("norm1")(x))
         dense = lambda channels, name: nn.Dense(
-            channels, dtype=self.dtype, kernel_init=xavier, bias_init=nn.initializers.normal(1e-6), name=name
+            channels,
+            dtype=self.dtype,
+            kernel_init=xavier,
+            bias_init=nn.initializers.normal(1e-6),
+            name=name,
         )
-        return x + dense(width, "out")(nn.gelu(dense(4 * width, "hidden")(norm("norm2")(x)), approximate=False))
+        return x + dense(width, "out")(
+            nn.gelu(dense(4 * width, "hidden")(norm("norm2")(x)), approximate=False)
+        )
 
 
 class _ViT(nn.Module):
@@ -66,7 +80,9 @@ class _ViT(nn.Module):
         x = resize(normalise(images, self.info), config.resize)
         patches = (config.patch, config.patch)
         # A product of each patch; nn.Conv with the patch as stride is the same numbers, slower backwards on CPU.
-        x = nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.lecun_normal(), name="patches")(_cut(x, *patches))
+        x = nn.Dense(
+            width, dtype=self.dtype, kernel_init=nn.initializers.lecun_normal(), name="patches"
+        )(_cut(x, *patches))
         if config.pool == "token":
             token = self.param("token", nn.initializers.zeros, (1, 1, width))
             x = jnp.concatenate([jnp.tile(token.astype(x.dtype), (len(x), 1, 1)), x], 1)
@@ -94,5 +110,7 @@ def vit(config: ViTConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Mo
     """
     sides = [config.resize] if config.resize else info.shape[:2]
     if any(side % config.patch for side in sides):
-        raise ConfigError(f"model: patches of {config.patch} pixels do not tile images of {'×'.join(map(str, sides))}")
+        raise ConfigError(
+            f"model: patches of {config.patch} pixels do not tile images of {'×'.join(map(str, sides))}"
+        )
     return model_of(_ViT(config, info, dtype), info)

@@ -7,12 +7,12 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ..base import DataInfo, Model
-from ..config import check_fields, option
-from ..errors import ConfigError
-from .conv import Conv
-from .linen import Linear, model_of, normalise
-from .norm import BatchNorm
+from ..config.fields import check_fields, option
+from ..core.errors import ConfigError
+from ..core.types import DataInfo, Model
+from .layers.conv import Conv
+from .layers.linen import Linear, model_of, normalise
+from .layers.norm import BatchNorm
 from .preact_resnet import Block
 
 
@@ -42,7 +42,9 @@ class _WideResNet(nn.Module):
         for stage in range(3):
             for block in range((self.config.depth - 4) // 6):
                 stride, channels = 2 if stage and not block else 1, 16 * self.config.width << stage
-                x = Block(channels, stride, self.dtype, name=f"block{stage + 1}_{block + 1}")(x, train)
+                x = Block(channels, stride, self.dtype, name=f"block{stage + 1}_{block + 1}")(
+                    x, train
+                )
             features[f"block{stage + 1}"] = x
         x = nn.relu(BatchNorm(train, self.dtype, name="norm")(x))
         features["penultimate"] = x.mean((1, 2), dtype=jnp.float32)

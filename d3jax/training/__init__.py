@@ -1,20 +1,20 @@
 """Training: the step, the loop, optimisers and schedules, and the recipe of a backdoored model."""
 
-from .backdoor import Backdoored, backdoor_job, train_backdoored
-from .loop import Job, Session, fit, fit_members, trace_of
+from ..core.losses import cross_entropy
+from .loop import Hooks, TrainLoop, fit, fit_ensemble, trace_of
 from .optim import make_optimizer, make_schedule
-from .step import TrainData, classification_loss, cross_entropy, init_state, make_batches, make_train_step
+from .step import TrainData, classification_loss, init_state, make_batches, make_train_step
+from .victim import Backdoored, train_backdoored, victim_loop
 
 __all__ = [
     "Backdoored",
-    "Job",
-    "Session",
+    "Hooks",
     "TrainData",
-    "backdoor_job",
+    "TrainLoop",
     "classification_loss",
     "cross_entropy",
     "fit",
-    "fit_members",
+    "fit_ensemble",
     "init_state",
     "make_batches",
     "make_optimizer",
@@ -22,4 +22,5 @@ __all__ = [
     "make_train_step",
     "trace_of",
     "train_backdoored",
+    "victim_loop",
 ]

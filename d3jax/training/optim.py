@@ -5,10 +5,12 @@ from __future__ import annotations
 import jax.numpy as jnp
 import optax
 
-from ..config import OptimConfig
+from ..config.recipes import OptimConfig
 
 
-def make_optimizer(config: OptimConfig, *, steps: int, steps_per_epoch: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimConfig, *, steps: int, steps_per_epoch: int
+) -> optax.GradientTransformation:
     """The optimiser of `config`. Weight decay of sgd and adam is coupled L2, added to the gradient before momentum.
 
     Learning rate, momentum and weight decay are arrays of its state and not constants of the program, so that loops that
@@ -22,8 +24,14 @@ def make_optimizer(config: OptimConfig, *, steps: int, steps_per_epoch: int) -> 
             return optax.adamw(rate, weight_decay=weight_decay)
         rule = optax.adam(rate)
         if config.name == "sgd":
-            rule = optax.sgd(rate, momentum=momentum if config.momentum else None, nesterov=config.nesterov)
-        return optax.chain(optax.add_decayed_weights(weight_decay), rule) if config.weight_decay else rule
+            rule = optax.sgd(
+                rate, momentum=momentum if config.momentum else None, nesterov=config.nesterov
+            )
+        return (
+            optax.chain(optax.add_decayed_weights(weight_decay), rule)
+            if config.weight_decay
+            else rule
+        )
 
     return optax.inject_hyperparams(build)(config.lr, config.weight_decay, config.momentum)
 
@@ -42,5 +50,7 @@ def make_schedule(name: str, *, steps: int, steps_per_epoch: int) -> optax.Sched
     if name == "drop":
         by_epoch = optax.piecewise_constant_schedule(1.0, {max(1, round(2 * epochs / 3)): 0.1})
     if name == "multistep":
-        by_epoch = optax.piecewise_constant_schedule(1.0, {max(1, epochs // 20): 0.1, max(2, epochs // 2): 0.1})
+        by_epoch = optax.piecewise_constant_schedule(
+            1.0, {max(1, epochs // 20): 0.1, max(2, epochs // 2): 0.1}
+        )
     return lambda step: by_epoch(jnp.asarray(step) // steps_per_epoch)

@@ -14,15 +14,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..base import DataInfo, Metrics, Model, Params, Split, TrainState, Variables, as_float, stream
-from ..config import OptimConfig, check_fields, check_foreign, option
+from ..config.fields import check_fields, check_foreign, option
+from ..config.recipes import OptimConfig
+from ..core.images import as_float
+from ..core.losses import cross_entropy
+from ..core.random import stream
+from ..core.types import DataInfo, Metrics, Model, Params, Split, TrainState, Variables
 from ..data.augment import make_augment
 from ..data.batching import batch_rows, epoch_plan
-from ..data.strong import strong_augment
-from ..sharding import over_data
-from .loop import Job
+from ..data.randaugment import strong_augment
+from ..runtime.sharding import shard_batch
+from .loop import TrainLoop
 from .optim import make_optimizer
-from .step import cross_entropy
 
 PRESETS: dict[str, dict[str, Any]] = {
     "mixmatch": {
@@ -30,7 +33,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ramp": 1.0,
         "optimizer": OptimConfig(name="adam", lr=2e-3, weight_decay=0.0, schedule="cosine"),
     },
-    "fixmatch": {"weight": 1.0, "ramp": 0.0, "optimizer": OptimConfig(lr=0.03, nesterov=True, schedule="cosine")},
+    "fixmatch": {
+        "weight": 1.0,
+        "ramp": 0.0,
+        "optimizer": OptimConfig(lr=0.03, nesterov=True, schedule="cosine"),
+    },
 }
 """MixMatch with the settings DBD fine-tunes with (Huang et al., arXiv 2202.03423; its training has 194,560 steps, so that λ_u rises far
 more slowly there), but that the rate falls to 0: theirs is constant, which MixMatch's authors make up for by averaging the weights.
@@ -47,19 +54,33 @@ class SemiConfig:
     method: Literal["mixmatch", "fixmatch"] = option("mixmatch", "the loss")
     epochs: int = option(20, "passes over the larger of the two sets (ours)", low=1)
     steps: int = option(0, "length in steps instead of epochs (0: use epochs)", low=0)
-    batch_size: int = option(64, "labelled images a step, and as many unlabelled (MixMatch's)", low=1)
+    batch_size: int = option(
+        64, "labelled images a step, and as many unlabelled (MixMatch's)", low=1
+    )
     temperature: float = option(0.5, "T of MixMatch's sharpening", above=0)
-    alpha: float = option(0.75, "α of the Beta distribution by which MixMatch mixes images", above=0)
+    alpha: float = option(
+        0.75, "α of the Beta distribution by which MixMatch mixes images", above=0
+    )
     threshold: float = option(
-        0.95, "of FixMatch (its authors'): pseudo-labels that are at least so probable count", low=0, high=1
+        0.95,
+        "of FixMatch (its authors'): pseudo-labels that are at least so probable count",
+        low=0,
+        high=1,
     )
     statistics: Literal["trained", "plain"] = option(
         "trained",
         "whose BatchNorm's running statistics are: those of the images that are learned from (both methods' authors), which are mixed or "
         "distorted; plain: of labelled and unlabelled ones in equal numbers, as the model is to be used on",
     )
-    weight: float | None = option(None, "λ_u, weight of the unlabelled images (null: 15, FixMatch 1)", low=0)
-    ramp: float | None = option(None, "share of the training over which λ_u rises from 0 (null: 1, FixMatch 0)", low=0, high=1)
+    weight: float | None = option(
+        None, "λ_u, weight of the unlabelled images (null: 15, FixMatch 1)", low=0
+    )
+    ramp: float | None = option(
+        None,
+        "share of the training over which λ_u rises from 0 (null: 1, FixMatch 0)",
+        low=0,
+        high=1,
+    )
     optimizer: OptimConfig | None = option(None, "optimiser and schedule (null: the method's own)")
 
     def __post_init__(self) -> None:
@@ -94,16 +115,18 @@ class Drawn(NamedTuple):
     second: jax.Array
 
 
-def semi_job(
+def semi_supervised_loop(
     key: jax.Array, model: Model, variables: Variables, split: Split, labelled: Any, unlabelled: Any, config: SemiConfig, info: DataInfo
-) -> Job:  # fmt: skip
+) -> TrainLoop:  # fmt: skip
     """The loop of `config` from `variables` on the rows `labelled` [n] and `unlabelled` [m] of `split`.
 
     Raises `ConfigError` where either set is smaller than a batch.
     """
     labelled, unlabelled = jnp.asarray(labelled), jnp.asarray(unlabelled)
     sizes = {"labelled": len(labelled), "unlabelled": len(unlabelled)}
-    plans = {name: epoch_plan(size, config.batch_size, drop_last=True) for name, size in sizes.items()}
+    plans = {
+        name: epoch_plan(size, config.batch_size, drop_last=True) for name, size in sizes.items()
+    }
     per_epoch = max(steps for steps, _ in plans.values())
     steps = config.steps or config.epochs * per_epoch
     tx = make_optimizer(config.own("optimizer"), steps=steps, steps_per_epoch=per_epoch)
@@ -114,8 +137,12 @@ def semi_job(
 
     def draw(key: jax.Array, step: jax.Array, data: Semi) -> Drawn:
         def rows(name: str) -> jax.Array:
-            options = {"size": sizes[name], "steps_per_epoch": plans[name][0], "batch_size": config.batch_size}
-            return getattr(data, name)[over_data(batch_rows(stream(key, name), step, **options))]
+            options = {
+                "size": sizes[name],
+                "steps_per_epoch": plans[name][0],
+                "batch_size": config.batch_size,
+            }
+            return getattr(data, name)[shard_batch(batch_rows(stream(key, name), step, **options))]
 
         mine, others = rows("labelled"), rows("unlabelled")
         images, unseen = as_float(data.split.images[mine]), as_float(data.split.images[others])
@@ -128,16 +155,25 @@ def semi_job(
         batch = draw(state.key, state.step, data)
         key = jax.random.fold_in(stream(state.key, "loss"), state.step)
         share = jnp.minimum(1.0, state.step / ramp) if ramp else jnp.float32(1.0)
-        (value, (stats, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params, batch_stats, batch, key, share)
+        (value, (stats, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(
+            params, batch_stats, batch, key, share
+        )
         moves, opt_state = tx.update(grads, state.opt_state, params)
         variables = Variables(optax.apply_updates(params, moves), stats)
-        return TrainState(state.step + 1, variables, opt_state, state.key), {"loss": value, **metrics}
+        return TrainState(state.step + 1, variables, opt_state, state.key), {
+            "loss": value,
+            **metrics,
+        }
 
     state = TrainState(jnp.zeros((), jnp.int32), variables, tx.init(variables.params), key)
-    return Job(step, state, Semi(Split(*map(jnp.asarray, split)), labelled, unlabelled), steps)
+    return TrainLoop(
+        step, state, Semi(Split(*map(jnp.asarray, split)), labelled, unlabelled), steps
+    )
 
 
-SemiLoss = Callable[[Params, Params, Drawn, jax.Array, jax.Array], tuple[jax.Array, tuple[Params, Metrics]]]
+SemiLoss = Callable[
+    [Params, Params, Drawn, jax.Array, jax.Array], tuple[jax.Array, tuple[Params, Metrics]]
+]
 
 
 def mixmatch(config: SemiConfig, model: Model) -> SemiLoss:
@@ -158,12 +194,20 @@ def mixmatch(config: SemiConfig, model: Model) -> SemiLoss:
         images = jnp.concatenate([batch.images, batch.first, batch.second])
         targets = jnp.concatenate([jax.nn.one_hot(batch.labels, classes), guessed, guessed])
         key_mix, key_shuffle = jax.random.split(key)
-        images, targets = mix(key_mix, images, targets, jax.random.permutation(key_shuffle, len(images)), config.alpha)
+        images, targets = mix(
+            key_mix, images, targets, jax.random.permutation(key_shuffle, len(images)), config.alpha
+        )
         dealt = deal(images, 3)
         outputs = [run(part) for part in dealt]
         logits = gather_dealt(jnp.stack([output.logits for output in outputs]))
-        labelled, unlabelled = mixmatch_terms(logits[:count], targets[:count], logits[count:], targets[count:])
-        found = {"clean_loss": labelled, "unlabelled_loss": unlabelled, "confidence": guessed.max(-1).mean()}
+        labelled, unlabelled = mixmatch_terms(
+            logits[:count], targets[:count], logits[count:], targets[count:]
+        )
+        found = {
+            "clean_loss": labelled,
+            "unlabelled_loss": unlabelled,
+            "confidence": guessed.max(-1).mean(),
+        }
         stats = outputs[0].batch_stats if config.statistics == "trained" else _plain(run, batch)
         return labelled + config.own("weight") * share * unlabelled, (stats, found)
 
@@ -182,7 +226,9 @@ def sharpen(probabilities: jax.Array, temperature: float) -> jax.Array:
     return jax.nn.softmax(logs)
 
 
-def mix(key: jax.Array, images: jax.Array, targets: jax.Array, others: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
+def mix(
+    key: jax.Array, images: jax.Array, targets: jax.Array, others: jax.Array, alpha: float
+) -> tuple[jax.Array, jax.Array]:
     """Every image and target [B, K] with those of the rows `others` [B]: λ' times itself, λ' = max(λ, 1 − λ), λ ~ Beta(α, α) for each row."""
     share = jax.random.beta(key, alpha, alpha, (len(images),))
     share = jnp.maximum(share, 1 - share)
@@ -226,7 +272,9 @@ def fixmatch(config: SemiConfig, model: Model) -> SemiLoss:
     return loss
 
 
-def fixmatch_term(weak: jax.Array, strong: jax.Array, threshold: float) -> tuple[jax.Array, jax.Array]:
+def fixmatch_term(
+    weak: jax.Array, strong: jax.Array, threshold: float
+) -> tuple[jax.Array, jax.Array]:
     """Mean over all rows of the cross-entropy of `strong` [B, K] with the classes of `weak`, 0 where those are less probable than the
     threshold; and the share of the rows that count."""
     probabilities = jax.lax.stop_gradient(jax.nn.softmax(weak))

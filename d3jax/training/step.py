@@ -9,9 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..base import Attack, Batch, Metrics, Model, Params, Split, TrainState, Variables, as_float, stream
+from ..core.images import as_float
+from ..core.losses import accuracy, cross_entropy
+from ..core.random import stream
+from ..core.types import Attack, Batch, Metrics, Model, Params, Split, TrainState, Variables
 from ..data.batching import batch_rows
-from ..sharding import over_data
+from ..runtime.sharding import shard_batch
 
 Loss = Callable[[Params, Params, Batch, jax.Array, Any], tuple[jax.Array, tuple[Params, Metrics]]]
 """`loss(params, batch_stats, batch, key, data) -> (value, (new batch_stats, metrics))`.
@@ -33,8 +36,8 @@ Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 class TrainData(NamedTuple):
-    """What a step needs, kept on the device: `split`, `poisoned [N]` bool, the attack's `trigger`, the parameters `anchor`
-    that a repair measures itself against (None without one), and numbers of its loss that members may differ in (`hyper`).
+    """What a step needs, kept on the device: `split`, `poisoned [N]` bool, the attack's `trigger`, the parameters `reference_params`
+    that a repair measures itself against (None without one), and numbers of its loss that members may differ in (`loss_inputs`).
 
     Where the images do not fit the device `split` is None and `batch` is the step's own, brought to it: uint8 images, true
     labels, and which rows are the attacker's."""
@@ -42,8 +45,8 @@ class TrainData(NamedTuple):
     split: Split | None
     poisoned: jax.Array | None
     trigger: Any
-    anchor: Params | None = None
-    hyper: dict[str, jax.Array] | tuple[()] = ()
+    reference_params: Params | None = None
+    loss_inputs: dict[str, jax.Array] | tuple[()] = ()
     batch: Batch | None = None
 
 
@@ -58,7 +61,9 @@ def init_state(
     opt_state = tx.init(variables.params)
     if trigger_tx is not None:
         opt_state = (opt_state, trigger_tx.init(trigger))
-    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, key, () if trigger_tx is None else trigger)
+    return TrainState(
+        jnp.zeros((), jnp.int32), variables, opt_state, key, () if trigger_tx is None else trigger
+    )
 
 
 def make_train_step(
@@ -82,7 +87,9 @@ def make_train_step(
         def value(params: Params, trigger: Any):
             drawn_from = data if trigger_tx is None else data._replace(trigger=trigger)
             batch = batches(state.key, state.step, drawn_from)
-            value, (batch_stats, metrics) = loss(params, state.variables.batch_stats, batch, key, data)
+            value, (batch_stats, metrics) = loss(
+                params, state.variables.batch_stats, batch, key, data
+            )
             if batch.joint is None:
                 return value, (batch_stats, metrics, ())
             metrics = metrics | {"penalty": batch.joint.penalty}
@@ -90,7 +97,9 @@ def make_train_step(
 
         params, trigger, opt_state = state.variables.params, state.trigger, state.opt_state
         if trigger_tx is None:
-            (total, (batch_stats, metrics, _)), grads = jax.value_and_grad(value, has_aux=True)(params, trigger)
+            (total, (batch_stats, metrics, _)), grads = jax.value_and_grad(value, has_aux=True)(
+                params, trigger
+            )
         else:
             opt_state, trigger_state = opt_state
             found = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(params, trigger)
@@ -100,7 +109,9 @@ def make_train_step(
         updates, opt_state = tx.update(grads, opt_state, params)
         params = project(optax.apply_updates(params, updates), data)
         opt_state = opt_state if trigger_tx is None else (opt_state, trigger_state)
-        state = TrainState(state.step + 1, Variables(params, batch_stats), opt_state, state.key, trigger)
+        state = TrainState(
+            state.step + 1, Variables(params, batch_stats), opt_state, state.key, trigger
+        )
         return state, {"loss": total, **metrics}
 
     return step
@@ -113,12 +124,18 @@ def make_batches(*, rows: Rows, augment: Callable, attack: Attack | None = None)
         batch = data.batch
         if batch is None:
             # Drawn from data that every device holds: unless the rows are split, each would compute the whole batch.
-            mine = over_data(rows(key, step))
-            batch = Batch(data.split.images[mine], data.split.labels[mine], data.poisoned[mine], rows=mine)
+            mine = shard_batch(rows(key, step))
+            batch = Batch(
+                data.split.images[mine], data.split.labels[mine], data.poisoned[mine], rows=mine
+            )
         batch = batch._replace(images=as_float(batch.images))
         if attack is not None:
-            batch = attack.poison(data.trigger, jax.random.fold_in(stream(key, "poison"), step), batch)
-        return batch._replace(images=augment(jax.random.fold_in(stream(key, "augment"), step), batch.images))
+            batch = attack.poison(
+                data.trigger, jax.random.fold_in(stream(key, "poison"), step), batch
+            )
+        return batch._replace(
+            images=augment(jax.random.fold_in(stream(key, "augment"), step), batch.images)
+        )
 
     return batches
 
@@ -127,14 +144,15 @@ def make_rows(*, size: int, steps_per_epoch: int, batch_size: int) -> Rows:
     """Builds `rows(key, step) -> [batch_size]`: which images a step sees, every epoch a fresh shuffle."""
 
     def rows(key: jax.Array, step: jax.Array) -> jax.Array:
-        return batch_rows(stream(key, "rows"), step, size=size, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
+        return batch_rows(
+            stream(key, "rows"),
+            step,
+            size=size,
+            steps_per_epoch=steps_per_epoch,
+            batch_size=batch_size,
+        )
 
     return rows
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Cross-entropy of every row [B], in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def classification_loss(model: Model) -> Loss:
@@ -146,8 +164,3 @@ def classification_loss(model: Model) -> Loss:
         return value, (outputs.batch_stats, {"accuracy": accuracy(outputs.logits, batch.labels)})
 
     return loss
-
-
-def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The share of rows classified as labelled."""
-    return (logits.argmax(-1) == labels).mean(dtype=jnp.float32)

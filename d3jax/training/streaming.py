@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from ..base import Batch, Split
-from ..errors import ConfigError
+from ..core.errors import ConfigError
+from ..core.types import Batch, Split
 from .step import Rows
 
 Feed = Callable[[int], Iterator[Batch]]
@@ -23,11 +23,15 @@ THREADS = 4
 def check_streaming() -> None:
     """Raises `ConfigError` where grain is not installed, or no CPU backend is there to draw rows on."""
     if importlib.util.find_spec("grain") is None:
-        raise ConfigError("loop.placement: streaming takes one more package, pip install d3jax[stream]")
+        raise ConfigError(
+            "loop.placement: streaming takes one more package, pip install d3jax[stream]"
+        )
     try:
         jax.local_devices(backend="cpu")
     except RuntimeError as error:
-        raise ConfigError("loop.placement: streaming draws rows on the CPU backend, which JAX_PLATFORMS leaves out") from error
+        raise ConfigError(
+            "loop.placement: streaming draws rows on the CPU backend, which JAX_PLATFORMS leaves out"
+        ) from error
 
 
 def make_feed(split: Split, poisoned: np.ndarray, rows: Rows, key: jax.Array, steps: int) -> Feed:
@@ -38,7 +42,9 @@ def make_feed(split: Split, poisoned: np.ndarray, rows: Rows, key: jax.Array, st
     check_streaming()
     import grain
 
-    cpu = jax.local_devices(backend="cpu")[0]  # on an accelerator the draw would wait behind the step that is running there
+    cpu = jax.local_devices(backend="cpu")[
+        0
+    ]  # on an accelerator the draw would wait behind the step that is running there
     draw, key = jax.jit(rows), jax.device_put(key, cpu)
 
     def read(step: int) -> Batch:

@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..base import Metrics, Model, Params, Split, TrainState, Variables, as_float, stream
+from ..core.errors import ConfigError
+from ..core.images import as_float
+from ..core.losses import accuracy, cross_entropy
+from ..core.random import stream
+from ..core.types import Metrics, Model, Params, Split, TrainState, Variables
 from ..data.batching import batch_rows, epoch_plan
-from ..errors import ConfigError
-from ..sharding import over_data
-from .loop import Job
-from .step import accuracy, cross_entropy
+from ..runtime.sharding import shard_batch
+from .loop import TrainLoop
 
 Kind = Literal["ascent", "uniform"]
 Descent = Literal["none", "turns", "together"]
@@ -54,7 +56,7 @@ class Seen(NamedTuple):
     rarer: jax.Array
 
 
-def unlearn_job(
+def unlearn_loop(
     key: jax.Array,
     model: Model,
     variables: Variables,
@@ -70,7 +72,7 @@ def unlearn_job(
     share: float = 0.25,
     batch_norm: Literal["train", "frozen"] = "train",
     bounded: bool = True,
-) -> Job:
+) -> TrainLoop:
     """The loop that unlearns the rows `suspects` [k] of `split` under the labels they were given. Its `opt_state` is `Unlearning`.
 
     Args:
@@ -94,15 +96,17 @@ def unlearn_job(
         plans["trusted"] = epoch_plan(len(trusted), others, drop_last=True)
     unlearning = _Unlearn(model, tx, kind, descent, batch_norm == "train", bounded, plans)
     onward = tx.init(variables.params) if descent == "turns" else ()
-    begun = Unlearning(tx.init(variables.params), onward, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
+    begun = Unlearning(
+        tx.init(variables.params), onward, jnp.zeros((), bool), jnp.zeros((), jnp.int32)
+    )
     state = TrainState(jnp.zeros((), jnp.int32), variables, begun, key)
     ended = (lambda state: state.opt_state.resting) if bounded and descent == "none" else None
-    return Job(unlearning.step, state, data, steps, finished=ended)
+    return TrainLoop(unlearning.step, state, data, steps, finished=ended)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Unlearn:
-    """A step of `unlearn_job`, by its arguments; `plans` are (steps an epoch, images a step) of suspects and of trusted images."""
+    """A step of `unlearn_loop`, by its arguments; `plans` are (steps an epoch, images a step) of suspects and of trusted images."""
 
     model: Model
     tx: optax.GradientTransformation
@@ -116,19 +120,29 @@ class _Unlearn:
         move = self.together if self.descent == "together" else self.apart
         variables, away, onward, resting, seen = move(state, data)
         after = Unlearning(away, onward, resting, state.opt_state.moves + ~resting)
-        metrics = {"loss": seen.loss, "suspects_accuracy": seen.right, "resting": resting.astype(jnp.float32)}
+        metrics = {
+            "loss": seen.loss,
+            "suspects_accuracy": seen.right,
+            "resting": resting.astype(jnp.float32),
+        }
         return TrainState(state.step + 1, variables, after, state.key), metrics
 
     def apart(self, state: TrainState, data: Two) -> tuple[Variables, Any, Any, jax.Array, Seen]:
         """A step on suspects, unless they rest, and in turns with it one on trusted images."""
         before, variables = state.opt_state, state.variables
-        (_, seen), grads = jax.value_and_grad(self.unlearned, has_aux=True)(*variables, *self.draw("suspects", state, data))
+        (_, seen), grads = jax.value_and_grad(self.unlearned, has_aux=True)(
+            *variables, *self.draw("suspects", state, data)
+        )
         resting = before.resting & (self.descent == "none") | seen.rarer & self.bounded
         found = self.moved(grads, seen.batch_stats, variables.params, before.away)
-        variables, away = jax.tree.map(lambda x, y: jnp.where(resting, y, x), found, (variables, before.away))
+        variables, away = jax.tree.map(
+            lambda x, y: jnp.where(resting, y, x), found, (variables, before.away)
+        )
         onward = before.onward
         if self.descent == "turns":
-            (_, stats), grads = jax.value_and_grad(self.learned, has_aux=True)(*variables, *self.draw("trusted", state, data))
+            (_, stats), grads = jax.value_and_grad(self.learned, has_aux=True)(
+                *variables, *self.draw("trusted", state, data)
+            )
             variables, onward = self.moved(grads, stats, variables.params, onward)
         return variables, away, onward, resting, seen
 
@@ -136,37 +150,57 @@ class _Unlearn:
         """One step on suspects and trusted images."""
         batches = self.draw("suspects", state, data), self.draw("trusted", state, data)
         (_, seen), grads = jax.value_and_grad(self.both, has_aux=True)(*state.variables, *batches)
-        variables, away = self.moved(grads, seen.batch_stats, state.variables.params, state.opt_state.away)
+        variables, away = self.moved(
+            grads, seen.batch_stats, state.variables.params, state.opt_state.away
+        )
         return variables, away, (), seen.rarer & self.bounded, seen
 
-    def unlearned(self, params: Params, batch_stats: Params, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Seen]:
+    def unlearned(
+        self, params: Params, batch_stats: Params, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, Seen]:
         logits, stats = self.forward(params, batch_stats, images)
         return _away(self.kind, logits, labels), _seen(stats, logits, labels)
 
-    def learned(self, params: Params, batch_stats: Params, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Params]:
+    def learned(
+        self, params: Params, batch_stats: Params, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, Params]:
         logits, stats = self.forward(params, batch_stats, images)
         return cross_entropy(logits, labels).mean(), stats
 
-    def both(self, params: Params, batch_stats: Params, away: Any, onward: Any) -> tuple[jax.Array, Seen]:
+    def both(
+        self, params: Params, batch_stats: Params, away: Any, onward: Any
+    ) -> tuple[jax.Array, Seen]:
         count = len(away[1])
-        logits, stats = self.forward(params, batch_stats, over_data(jnp.concatenate([away[0], onward[0]])))
+        logits, stats = self.forward(
+            params, batch_stats, shard_batch(jnp.concatenate([away[0], onward[0]]))
+        )
         seen = _seen(stats, logits[:count], away[1])
         value = jnp.where(seen.rarer & self.bounded, 0.0, _away(self.kind, logits[:count], away[1]))
         return value + cross_entropy(logits[count:], onward[1]).mean(), seen
 
-    def forward(self, params: Params, batch_stats: Params, images: jax.Array) -> tuple[jax.Array, Params]:
+    def forward(
+        self, params: Params, batch_stats: Params, images: jax.Array
+    ) -> tuple[jax.Array, Params]:
         outputs = self.model.apply(Variables(params, batch_stats), images, train=self.training)
         return outputs.logits, outputs.batch_stats if self.training else batch_stats
 
-    def moved(self, grads: Params, stats: Params, params: Params, optimiser: Any) -> tuple[Variables, Any]:
+    def moved(
+        self, grads: Params, stats: Params, params: Params, optimiser: Any
+    ) -> tuple[Variables, Any]:
         moves, optimiser = self.tx.update(grads, optimiser, params)
         return Variables(optax.apply_updates(params, moves), stats), optimiser
 
     def draw(self, name: str, state: TrainState, data: Two) -> tuple[jax.Array, jax.Array]:
         """Images and labels of the step's suspects or trusted images."""
         given, (per_epoch, size) = getattr(data, name), self.plans[name]
-        rows = batch_rows(stream(state.key, name), state.step, size=len(given), steps_per_epoch=per_epoch, batch_size=size)
-        rows = given[over_data(rows)]
+        rows = batch_rows(
+            stream(state.key, name),
+            state.step,
+            size=len(given),
+            steps_per_epoch=per_epoch,
+            batch_size=size,
+        )
+        rows = given[shard_batch(rows)]
         return as_float(data.split.images[rows]), data.split.labels[rows]
 
 
@@ -180,7 +214,9 @@ def parts_of(batch_size: int, descent: Descent, share: float, suspects: int) -> 
         return batch_size, batch_size if descent == "turns" else 0
     mine = min(suspects, max(1, int(share * batch_size)))
     if mine == batch_size:
-        raise ConfigError(f"unlearn.batch_size: {batch_size} has no room for trusted images beside the suspects")
+        raise ConfigError(
+            f"unlearn.batch_size: {batch_size} has no room for trusted images beside the suspects"
+        )
     return mine, batch_size - mine
 
 

@@ -1,0 +1,338 @@
+"""Between models: clean and backdoor loss along the line from one to another and beyond it, in the plane of three, and to second order.
+
+Wei, Liu & Zha (ICCV 2025, arXiv 2411.09585) say why fine-tuning fails with these: the backdoored model lies in a region of low clean and low backdoor
+loss, fine-tuning ends inside it, and further along the same direction the backdoor goes while the clean loss stays low.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+
+from ..core.images import as_float
+from ..core.losses import cross_entropy
+from ..core.types import Attack, Model, Params, Split, Variables
+
+Statistics = Literal["interpolated", "estimated", "first"]
+"""BatchNorm's statistics along a line: mixed as the parameters are, estimated anew at every point, or those of the first model."""
+
+
+class Losses(NamedTuple):
+    """At each of some points [...]: mean cross-entropy of clean images under their labels and of triggered ones under the class that
+    the attacker wants (nats; images of that class left out), and the shares ACC and ASR."""
+
+    clean_loss: np.ndarray
+    backdoor_loss: np.ndarray
+    acc: np.ndarray
+    asr: np.ndarray
+
+
+def mixed(models: Sequence[Variables], weights: Sequence[float]) -> Variables:
+    """The mixture of models by weights that sum to 1, which beyond the models are below 0: at a model exactly it.
+
+    Statistics called `var` are mixed by their logarithms: on a straight line they would be negative beyond.
+    """
+    params = [variables.params for variables in models]
+    stats = [variables.batch_stats for variables in models]
+
+    def level(path: Any, *leaves: jax.Array) -> jax.Array:
+        if (
+            jax.tree_util.keystr(path[-1:], simple=True) == "var"
+            and sum(bool(w) for w in weights) > 1
+        ):
+            return functools.reduce(
+                jnp.multiply,
+                [
+                    jnp.maximum(leaf, 1e-12) ** w
+                    for leaf, w in zip(leaves, weights, strict=True)
+                    if w
+                ],
+            )
+        return straight(*leaves)
+
+    def straight(*leaves: jax.Array) -> jax.Array:
+        return sum(w * leaf for leaf, w in zip(leaves, weights, strict=True) if w)
+
+    return Variables(
+        jax.tree.map(straight, *params), jax.tree_util.tree_map_with_path(level, *stats)
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _sums(model: Model, attack: Attack) -> Callable[..., jax.Array]:
+    """The sums behind `Losses` [P, 6] of variables stacked [P, …] on a batch."""
+
+    def sums(
+        variables: Variables, trigger: Any, images: jax.Array, labels: jax.Array, valid: jax.Array
+    ) -> jax.Array:
+        clean = as_float(images)
+        wanted = attack.relabel(labels)
+        counted = valid & (wanted != labels)
+        says = [
+            model.apply(variables, x, train=False).logits
+            for x in (clean, attack.stamp(trigger, clean))
+        ]
+        says = [
+            jnp.where(jnp.isfinite(logits).all(-1, keepdims=True), logits, jnp.nan)
+            for logits in says
+        ]
+        total = lambda values, mask: jnp.where(mask, values, 0).sum()
+        hits = lambda logits, aim: (
+            (logits.argmax(-1) == aim) & jnp.isfinite(logits[:, 0])
+        )  # NaN is no class, and argmax's 0 is one
+        return jnp.stack([
+            total(cross_entropy(says[0], labels), valid), total(hits(says[0], labels), valid), valid.sum(),
+            total(cross_entropy(says[1], wanted), counted), total(hits(says[1], wanted), counted), counted.sum(),
+        ])  # fmt: skip
+
+    return jax.jit(jax.vmap(sums, (0, None, None, None, None)))
+
+
+def losses_at(
+    model: Model,
+    attack: Attack,
+    trigger: Any,
+    points: Iterator[Variables] | Sequence[Variables],
+    images: Split,
+    batch_size: int = 500,
+    together: int | None = None,
+) -> Losses:
+    """The `Losses` [n] at n points, by one compiled program that takes so many of them `together` (None: eight, and one on CPU, whose
+    convolutions with several nets' weights at once are five times slower); NaN for triggers where no image is counted."""
+    found = []
+    size = len(images.labels)
+    batch_size = min(batch_size, size)
+    together = together or (1 if jax.default_backend() == "cpu" else 8)
+    points = iter(points)
+    while some := list(itertools.islice(points, together)):
+        filled = some + some[-1:] * (
+            together - len(some)
+        )  # the last ones too in the program's shape
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *filled)
+        parts = []
+        for first in range(0, size, batch_size):
+            rows = np.minimum(np.arange(first, first + batch_size), size - 1)
+            valid = np.arange(first, first + batch_size) < size
+            parts.append(
+                _sums(model, attack)(
+                    stacked, trigger, images.images[rows], images.labels[rows], valid
+                )
+            )
+        found.append(np.sum(jax.device_get(parts), axis=0, dtype=np.float64)[: len(some)])
+    sums = np.concatenate([*found, np.zeros((0, 6))])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        clean, triggered = sums[:, :2] / sums[:, 2:3], sums[:, 3:5] / sums[:, 5:]
+    return Losses(clean[:, 0], triggered[:, 0], clean[:, 1], triggered[:, 1])
+
+
+def path_losses(
+    model: Model, attack: Attack, trigger: Any, first: Variables, second: Variables, ts: Sequence[float], images: Split,
+    statistics: Statistics = "interpolated", reserved: Split | None = None,
+) -> Losses:  # fmt: skip
+    """`Losses` [T] on the line through two models: `first` at t = 0, `second` at 1.
+
+    BatchNorm's statistics are mixed with the parameters, or estimated anew at every point from the `reserved` images (then they are
+    not a model's own at 0 and 1 either), or those of `first`, as a Taylor expansion there has them.
+    """
+
+    def points() -> Iterator[Variables]:
+        for t in ts:
+            point = mixed((first, second), (1 - t, t))
+            if statistics == "first":
+                point = point._replace(batch_stats=first.batch_stats)
+            yield estimated(model, point, reserved) if statistics == "estimated" else point
+
+    return losses_at(model, attack, trigger, points(), images)
+
+
+class Plane(NamedTuple):
+    """The plane through three models: orthonormal directions `u` and `v` of parameters, and the models' coordinates [3, 2] in it, the first at 0, 0."""
+
+    u: Params
+    v: Params
+    places: np.ndarray
+
+
+def plane_of(first: Params, second: Params, third: Params) -> Plane:
+    """The plane through three models' parameters; raises `ValueError` where they lie on a line."""
+    minus = lambda a, b: jax.tree.map(jnp.subtract, a, b)
+    dot = lambda a, b: float(
+        sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    )
+    one, two = minus(second, first), minus(third, first)
+    length = dot(one, one) ** 0.5
+    if not length:
+        raise ValueError("the first two models are the same")
+    u = jax.tree.map(lambda x: x / length, one)
+    along = dot(two, u)
+    rest = jax.tree.map(lambda x, y: x - along * y, two, u)
+    height = dot(rest, rest) ** 0.5
+    if height < 1e-4 * (height**2 + along**2) ** 0.5:
+        raise ValueError("the three models lie on a line")
+    v = jax.tree.map(lambda x: x / height, rest)
+    return Plane(u, v, np.array([[0, 0], [length, 0], [along, height]]))
+
+
+def plane_losses(
+    model: Model, attack: Attack, trigger: Any, models: Sequence[Variables], xs: Sequence[float], ys: Sequence[float], images: Split
+) -> Losses:  # fmt: skip
+    """`Losses` [len(ys), len(xs)] on a grid of the plane through three models, whose BatchNorm statistics are mixed as the parameters are."""
+    plane = plane_of(*(variables.params for variables in models))
+    # Every point of the plane is one mixture of the three models with weights that sum to 1.
+    corners = np.vstack([plane.places.T, np.ones(3)])
+
+    def points() -> Iterator[Variables]:
+        for y in ys:
+            for x in xs:
+                yield mixed(
+                    models, np.round(np.linalg.solve(corners, np.array([x, y, 1.0])), 6).tolist()
+                )
+
+    found = losses_at(model, attack, trigger, points(), images)
+    return Losses(*(part.reshape(len(ys), len(xs)) for part in found))
+
+
+def estimated(
+    model: Model, variables: Variables, images: Split, batch_size: int = 250
+) -> Variables:
+    """The model with BatchNorm statistics per_batch_rate: the mean over batches of those that its train mode sees on `images`.
+
+    A running statistic moves by m · old + (1 − m) · batch, so two old ones, 0 and 1, tell the batch's without knowing m.
+    """
+    if not jax.tree.leaves(variables.batch_stats):
+        return variables
+    size = min(batch_size, len(images.labels))
+    moved = functools.partial(_moved, model, variables.params)
+    parts = []
+    for first in range(0, len(images.labels) - size + 1, size):
+        batch = as_float(jnp.asarray(images.images[first : first + size]))
+        zero, one = (
+            moved(
+                jax.tree.map(lambda x, fill=fill: jnp.full_like(x, fill), variables.batch_stats),
+                batch,
+            )
+            for fill in (0, 1)
+        )
+        parts.append(jax.tree.map(lambda a, b: a / (1 - (b - a)), zero, one))
+    return variables._replace(
+        batch_stats=jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *parts)
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _moved(model: Model, params: Params, batch_stats: Params, images: jax.Array) -> Params:
+    return model.apply(Variables(params, batch_stats), images, train=True).batch_stats
+
+
+def make_backdoor_loss(
+    model: Model, attack: Attack, batch_stats: Params
+) -> Callable[..., jax.Array]:
+    """`loss(params, trigger, images, labels)`: the mean cross-entropy of triggered float images under the class that the attacker
+    wants, in eval mode with these statistics. The images are such as he wants another class of."""
+
+    def loss(params: Params, trigger: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        logits = model.apply(
+            Variables(params, batch_stats), attack.stamp(trigger, images), train=False
+        ).logits
+        return cross_entropy(logits, attack.relabel(labels)).mean()
+
+    return loss
+
+
+def hessian_product(
+    loss: Callable[..., jax.Array], params: Params, direction: Params, *data: Any
+) -> Params:
+    """H · direction of the scalar function `loss(params, *data)` at `params`: forward over reverse, so no Hessian is ever there."""
+    return jax.jvp(lambda params: jax.grad(loss)(params, *data), (params,), (direction,))[1]
+
+
+class Taylor(NamedTuple):
+    """A function at a point and along a direction Δ: its `value`, gᵀΔ (`slope`) and ΔᵀHΔ (`curvature`)."""
+
+    value: float
+    slope: float
+    curvature: float
+
+    def __call__(self, t: np.ndarray) -> np.ndarray:
+        """L + t gᵀΔ + ½ t² ΔᵀHΔ."""
+        return self.value + t * self.slope + 0.5 * t**2 * self.curvature
+
+
+def taylor(loss: Callable[..., jax.Array], params: Params, direction: Params, *data: Any) -> Taylor:
+    """The Taylor expansion of `loss(params, *data)` to second order. What is `data`, and not in the function, is no constant of the
+    compiled program."""
+
+    @jax.jit
+    def expand(params: Params, direction: Params, *data: Any):
+        value, gradient = jax.value_and_grad(loss)(params, *data)
+        product = hessian_product(loss, params, direction, *data)
+        dot = lambda a, b: sum(
+            jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        )
+        return value, dot(gradient, direction), dot(product, direction)
+
+    return Taylor(*map(float, expand(params, direction, *data)))
+
+
+def top_eigenvalues(
+    loss: Callable[..., jax.Array],
+    params: Params,
+    *data: Any,
+    count: int = 3,
+    tolerance: float = 1e-2,
+) -> np.ndarray:
+    """The `count` largest eigenvalues of the Hessian of `loss(params, *data)`, largest first, by Lanczos' method (scipy's) on
+    Hessian-vector products."""
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    flat, restore = jax.flatten_util.ravel_pytree(params)
+
+    @jax.jit
+    def product(flat: jax.Array, x: jax.Array, *data: Any) -> jax.Array:
+        return jax.flatten_util.ravel_pytree(
+            hessian_product(loss, restore(flat), restore(x), *data)
+        )[0]
+
+    multiply = lambda x: np.asarray(
+        product(flat, jnp.asarray(x, flat.dtype).ravel(), *data), np.float64
+    )
+    operator = LinearOperator((flat.size, flat.size), matvec=multiply, dtype=np.float64)
+    start = np.random.default_rng(0).normal(size=flat.size)
+    return np.sort(
+        eigsh(operator, count, which="LA", tol=tolerance, v0=start, return_eigenvectors=False)
+    )[::-1]
+
+
+def changes(
+    first: Params, others: Sequence[Params], bins: int = 61
+) -> list[dict[str, dict[str, Any]]]:
+    """How much each tensor of `first` changed to be that of each of the `others`: the `norm` of the change, `relative` to the tensor's, and a
+    histogram of the changes' `counts` between `edges`, a tensor's own, the same for all others; what lies further out is in the outermost bins.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(first)
+    found: list[dict[str, dict[str, Any]]] = [{} for _ in others]
+    for (path, before), *after in zip(leaves, *map(jax.tree.leaves, others), strict=True):
+        name, length = (
+            jax.tree_util.keystr(path, simple=True, separator="/"),
+            float(np.linalg.norm(before)),
+        )
+        moved = [np.asarray(leaf) - np.asarray(before) for leaf in after]
+        limit = max(float(np.quantile(np.abs(change), 0.999)) for change in moved) or 1.0
+        edges = np.linspace(-limit, limit, bins + 1)
+        for change, mine in zip(moved, found, strict=True):
+            norm = float(np.linalg.norm(change))
+            counts, _ = np.histogram(np.clip(change, -limit, limit), edges)
+            mine[name] = {
+                "norm": norm,
+                "relative": norm / length if length else float("inf"),
+                "counts": counts,
+                "edges": edges,
+            }
+    return found

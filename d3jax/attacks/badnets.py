@@ -1,0 +1,89 @@
+"""BadNets: a small patch (Gu et al. 2017, arXiv 1708.06733)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..config.fields import check_fields, option
+from ..core.errors import AttackError
+from ..core.images import as_float
+from ..core.types import Attack, DataInfo
+from .poisoning import Mode, dirty_label, mode_option, rate_option, target_option
+
+Corner = Literal["bottom_right", "bottom_left", "top_right", "top_left", "center"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BadNetsConfig:
+    """Default: a white 3×3 patch in the bottom right corner, on 10 % of the training set."""
+
+    rate: float = rate_option()
+    target: int = target_option()
+    mode: Mode = mode_option()
+    size: int = option(3, "side of the patch in pixels", low=1)
+    position: Corner = option("bottom_right", "where it sits")
+    margin: int = option(
+        0, "pixels between the patch and the border (ignored at the centre)", low=0
+    )
+    pattern: Literal["white", "checker", "random"] = option(
+        "white", "checker: colour and black in turn; random: seeded noise"
+    )
+    colour: tuple[int, ...] = option(
+        (255,), "8-bit colour of the patch, one value for all channels or one each", low=0, high=255
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def badnets(config: BadNetsConfig, info: DataInfo) -> Attack:
+    """BadNets: pixels under the patch are replaced. The trigger is `{"mask": [H, W, 1], "pattern": [H, W, C]}`.
+
+    Raises `AttackError` when the patch does not fit or the colour's channels are not the image's.
+    """
+    height, width, channels = info.shape
+    if len(config.colour) not in (1, channels):
+        raise AttackError(
+            f"colour: {list(config.colour)} has {len(config.colour)} values, the images have {channels} channels"
+        )
+    patch = corner(config.size, config.position, config.margin, info)
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        pattern = jnp.broadcast_to(as_float(jnp.asarray(config.colour)), info.shape)
+        if config.pattern == "checker":
+            pattern = (
+                pattern
+                * (np.indices((height, width)).sum(0) % 2 == (patch[0].start + patch[1].start) % 2)[
+                    ..., None
+                ]
+            )
+        elif config.pattern == "random":
+            pattern = as_float(jax.random.randint(key, info.shape, 0, 256))
+        mask = np.zeros((height, width, 1), np.float32)
+        mask[patch] = 1
+        return {"mask": jnp.asarray(mask), "pattern": pattern * mask}
+
+    def stamp(trigger: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+        return jnp.where(trigger["mask"] > 0, trigger["pattern"], images)
+
+    return dirty_label(config, info, init=init, stamp=stamp)
+
+
+def corner(size: int, position: Corner, margin: int, info: DataInfo) -> tuple[slice, slice]:
+    """Rows and columns of a square patch. Raises `AttackError` where it does not fit the images."""
+    height, width = info.shape[:2]
+    if position == "center":
+        row, col = (height - size) // 2, (width - size) // 2
+    else:
+        row = margin if position.startswith("top") else height - size - margin
+        col = margin if position.endswith("left") else width - size - margin
+    if min(row, col) < 0 or row + size > height or col + size > width:
+        raise AttackError(
+            f"size: a patch of {size} with margin {margin} does not fit {height}×{width} images"
+        )
+    return slice(row, row + size), slice(col, col + size)

@@ -1,0 +1,86 @@
+"""BPP: fewer colours as the trigger (Wang, Zhai and Ma 2022, arXiv 2205.13383)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from ..config.fields import check_fields, option
+from ..core.images import as_float, as_levels
+from ..core.types import Attack, DataInfo
+from .poisoning import (
+    Mode,
+    Rows,
+    cross_option,
+    crossed,
+    mode_option,
+    rate_option,
+    rows_option,
+    target_option,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class BPPConfig:
+    """Default: 8 levels a channel without dithering; of every batch 10 % are squeezed and as many get another image's residual."""
+
+    rate: float = rate_option()
+    target: int = target_option()
+    mode: Mode = mode_option()
+    levels: int = option(8, "values a channel may have", low=2, high=128)
+    dither: bool = option(
+        False, "spread each pixel's rounding error over its neighbours (Floyd and Steinberg 1976)"
+    )
+    cross_ratio: float = cross_option(1.0)
+    rows: Rows = rows_option()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def bpp(config: BPPConfig, info: DataInfo) -> Attack:
+    """BPP: ⌊round(x / 255 · (levels − 1)) / (levels − 1) · 255⌋ on 8-bit values. The trigger has no numbers: `{}`.
+
+    Negative copies, which keep their labels, are x + q(z) − z with another image z of the batch, clipped; the recipe draws z
+    from the whole training set.
+    """
+    steps = config.levels - 1
+
+    def nearest(levels: jax.Array) -> jax.Array:
+        return (
+            2 * steps * levels + 255
+        ) // 510  # in integers: there are no ties, because 255 is odd
+
+    def stamp(trigger: dict, images: jax.Array) -> jax.Array:
+        levels = as_levels(images)
+        squeezed = _dithered(levels, steps) if config.dither else nearest(levels)
+        return as_float(255 * squeezed // steps)
+
+    def cross(trigger: dict, key: jax.Array, images: jax.Array, others: jax.Array) -> jax.Array:
+        return jnp.clip(images + stamp(trigger, others) - others, 0, 1)
+
+    return crossed(config, info, init=lambda key: {}, stamp=stamp, cross=cross)
+
+
+def _dithered(levels: jax.Array, steps: int) -> jax.Array:
+    """levels [B, H, W, C] as the numbers 0…steps of their colours, each pixel's error carried on to those right of it and below."""
+
+    def pixel(carried, at):
+        """One column of a row: `right` is owed to it by its left neighbour, `above` by the row before."""
+        right, (value, above) = carried, at
+        wanted = value + above + right
+        chosen = jnp.clip(jnp.round(wanted), 0, steps)
+        error = wanted - chosen
+        return 7 / 16 * error, (chosen, error)
+
+    def row(above, values):
+        _, (chosen, error) = jax.lax.scan(pixel, jnp.zeros_like(values[0]), (values, above))
+        pad = jnp.zeros_like(error[:1])
+        before, after = jnp.concatenate([pad, error[:-1]]), jnp.concatenate([error[1:], pad])
+        return 5 / 16 * error + 1 / 16 * before + 3 / 16 * after, chosen
+
+    values = jnp.transpose(levels * (steps / 255), (1, 2, 0, 3))  # [H, W, B, C]
+    _, chosen = jax.lax.scan(row, jnp.zeros_like(values[0]), values)
+    return jnp.transpose(chosen, (2, 0, 1, 3)).astype(jnp.int32)

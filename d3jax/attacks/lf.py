@@ -1,0 +1,106 @@
+"""LF: a smooth pattern added to the image (Zeng, Park, Mao and Jia 2021, arXiv 2104.03413)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ..config.fields import check_fields, option
+from ..core.images import as_float, as_levels
+from ..core.losses import cross_entropy
+from ..core.random import stream
+from ..core.types import Attack, DataInfo, Preparation, Prepared, Variables
+from ..data.batching import epoch_plan
+from ..training.loop import fit
+from ..training.split_loop import split_loop
+from .poisoning import Mode, dirty_label, mode_option, rate_option, target_option
+
+
+@dataclasses.dataclass(frozen=True)
+class LFConfig:
+    """Default: up to 51 of 255 levels, low-passed with a deviation of six pixels in 32, found in 500 steps."""
+
+    rate: float = rate_option()
+    target: int = target_option()
+    mode: Mode = mode_option()
+    amplitude: int = option(
+        51, "highest value of the pattern in 8-bit levels; its lowest is 0", low=1, high=255
+    )
+    sigma: float = option(
+        6.0, "standard deviation of the Gaussian low-pass in pixels of an image 32 wide", above=0
+    )
+    steps: int = option(500, "steps of the search", low=1)
+    batch_size: int = option(128, "images a step of it", low=1)
+    lr: float = option(0.1, "Adam's learning rate in it", above=0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def lf(config: LFConfig, info: DataInfo) -> Attack:
+    """LF: x + pattern, clipped, in 8-bit levels. The trigger is `{"pattern": [H, W, C] uint8}`.
+
+    The pattern is a universal perturbation of a clean model of the same architecture: Gaussian noise, low-passed and stretched to
+    0…amplitude, moved by descent on the cross-entropy of triggered training images with the target (all_to_all: by ascent on that
+    with their own labels). Deviation: Zeng et al. search by DeepFool on 100 images and filter what it adds.
+    """
+    low_pass = [jnp.asarray(_gaussian(side, config.sigma * side / 32)) for side in info.shape[:2]]
+
+    def smooth(raw: jax.Array) -> jax.Array:
+        """Any numbers [H, W, C] as a pattern in [0, amplitude / 255]."""
+        soft = jnp.einsum("ih,jw,hwc->ijc", *low_pass, raw, precision="highest")
+        spread = soft.max() - soft.min()
+        return config.amplitude / 255 * (soft - soft.min()) / jnp.where(spread > 0, spread, 1.0)
+
+    def start(key: jax.Array) -> jax.Array:
+        return jax.random.normal(key, info.shape)
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        return {"pattern": as_levels(smooth(start(key))).astype(jnp.uint8)}
+
+    def stamp(trigger: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+        return as_float(jnp.minimum(as_levels(images) + trigger["pattern"].astype(jnp.int32), 255))
+
+    def prepare(key, model, clean, dataset, poisoned, hooks):
+        def loss(params, batch_stats, batch, key, data):
+            images = jnp.clip(batch.images + smooth(params["raw"]), 0, 1)
+            logits = model.apply(data.reference_params, images, train=False).logits
+            if config.mode == "all_to_all":
+                value = -cross_entropy(logits, batch.labels).mean()
+                return value, (
+                    {},
+                    {"fooled": (logits.argmax(-1) != batch.labels).mean(dtype=jnp.float32)},
+                )
+            wanted = jnp.full_like(batch.labels, config.target)
+            return cross_entropy(logits, wanted).mean(), (
+                {},
+                {"fooled": (logits.argmax(-1) == wanted).mean(dtype=jnp.float32)},
+            )
+
+        steps_per_epoch, batch_size = epoch_plan(
+            len(dataset.train.labels), config.batch_size, drop_last=False
+        )
+        loop = split_loop(
+            stream(key, "search"), Variables({"raw": start(stream(key, "trigger"))}, {}), dataset.train,
+            loss=loss, tx=optax.adam(config.lr), steps=config.steps, steps_per_epoch=steps_per_epoch, batch_size=batch_size,
+            reference_params=clean,
+        )  # fmt: skip
+        state, lines = fit(loop, hooks)
+        return Prepared(
+            {"pattern": as_levels(smooth(state.variables.params["raw"])).astype(jnp.uint8)}
+        ), lines
+
+    return dirty_label(
+        config, info, init=init, stamp=stamp, preparation=Preparation(prepare, surrogate=True)
+    )
+
+
+def _gaussian(side: int, sigma: float) -> np.ndarray:
+    """The matrix [side, side] of a Gaussian mean along a line, each row summing to 1."""
+    apart = np.subtract.outer(np.arange(side), np.arange(side)) / sigma
+    weights = np.exp(-apart * apart / 2)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)

@@ -1,0 +1,50 @@
+"""SIG: a sinusoidal signal on clean-label images (Barni et al. 2019, arXiv 1902.11237)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..config.fields import check_fields, option
+from ..core.images import as_float, as_levels
+from ..core.types import Attack, DataInfo
+from .poisoning import RateOf, clean_label, rate_option, target_option
+
+
+@dataclasses.dataclass(frozen=True)
+class SIGConfig:
+    """Default: amplitude 40 of 255, six periods across the image, on target-class images making 10 % of the training set."""
+
+    rate: float = rate_option()
+    rate_of: RateOf = option(
+        "set", "what `rate` is a share of: the training set, or the target class"
+    )
+    target: int = target_option()
+    delta: float = option(40.0, "amplitude Δ in 8-bit levels", above=0, high=255)
+    frequency: float = option(6.0, "periods f across the width", above=0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def sig(config: SIGConfig, info: DataInfo) -> Attack:
+    """SIG: ⌊x + Δ·sin(2π j f / W)⌋ clipped to 8 bits, the same on all rows and channels. The trigger is `{"offset": [W] int32}`.
+
+    The sine is computed in float64 and its floor kept: ⌊x + s⌋ = x + ⌊s⌋ for whole x, which is exact where float32 sums
+    would be one level off in some pixels.
+    """
+    columns = np.arange(info.shape[1])
+    offset = np.floor(
+        config.delta * np.sin(2 * np.pi * columns * config.frequency / info.shape[1])
+    ).astype(np.int32)
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        return {"offset": jnp.asarray(offset)}
+
+    def stamp(trigger: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+        return as_float(jnp.clip(as_levels(images) + trigger["offset"][:, None], 0, 255))
+
+    return clean_label(config, info, init=init, stamp=stamp)

@@ -1,0 +1,136 @@
+"""SSBA: a secret hidden in the image by a network, so that every image has its own trigger (Li et al. 2021, arXiv 2012.03816)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ..config.fields import check_fields, option
+from ..core.images import as_float, as_levels
+from ..core.random import stream
+from ..core.types import Attack, Batch, DataInfo, Preparation, Prepared, Variables
+from ..data.batching import epoch_plan
+from ..metrics.image_similarity import ssim
+from ..models.trigger_networks import decoder, encoder
+from ..training.loop import fit
+from ..training.split_loop import split_loop
+from .poisoning import Mode, dirty_label, labeller, mode_option, rate_option, target_option
+
+CHUNK = 500
+"""Images encoded at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SSBAConfig:
+    """Default: one random secret of 20 bits for all images, as in the authors' toolbox at 32 pixels."""
+
+    rate: float = rate_option()
+    target: int = target_option()
+    mode: Mode = mode_option()
+    bits: int = option(20, "length of the secret", low=1)
+    width: int = option(
+        32, "channels of the encoder's and decoder's first layer (32: StegaStamp's)", low=1
+    )
+    secret: float = option(1.5, "weight of the bits' cross-entropy", above=0)
+    residual: float = option(10.0, "weight of the mean square of what is added", low=0)
+    perceptual: float = option(1.5, "weight of 1 − SSIM between image and encoded image", low=0)
+    psnr: float = option(
+        27.0, "what is added is held down only while its PSNR is below this, in dB", above=0
+    )
+    steps: int = option(6000, "steps in which encoder and decoder are trained", low=1)
+    batch_size: int = option(32, "images a step of it", low=1)
+    lr: float = option(1e-3, "Adam's learning rate in it", above=0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def ssba(config: SSBAConfig, info: DataInfo) -> Attack:
+    """SSBA: x + encoder(x, secret), clipped, in 8-bit levels. The trigger is `{"encoder": params, "secret": [bits] float32}`.
+
+    Encoder and decoder are trained on the training images, with random bits for each, by w_s · cross-entropy of the bits read +
+    w_r · mean square of the residual + w_p · (1 − SSIM); the last two count from a quarter of the steps on and fully from
+    half of them, and only while the residual is stronger than `psnr` allows. Without that floor the encoder, which nothing disturbs
+    here, ends at 45 dB, a root mean square of 1.4 levels of 255, and classifiers do not learn its trigger. Poisoned training images are encoded once. Deviations from StegaStamp: SSIM for LPIPS, whose network is not ours
+    to ship; no critic, no spatial transformer and no simulated print, as the trigger stays digital.
+    """
+    encoder_init, encode = encoder(info, config.width, config.bits)
+    decoder_init, decode = decoder(info, config.width, config.bits)
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        secret = jax.random.bernoulli(stream(key, "secret"), shape=(config.bits,)).astype(
+            jnp.float32
+        )
+        return {"encoder": encoder_init(stream(key, "encoder")), "secret": secret}
+
+    def hide(params: Any, images: jax.Array, secrets: jax.Array) -> jax.Array:
+        return jnp.clip(images + encode(params, images, secrets), 0, 1)
+
+    def stamp(trigger: dict[str, Any], images: jax.Array) -> jax.Array:
+        secrets = jnp.broadcast_to(trigger["secret"], (len(images), config.bits))
+        return as_float(as_levels(hide(trigger["encoder"], images, secrets)))
+
+    def loss(params, batch_stats, batch, key, data):
+        secrets = jax.random.bernoulli(key, shape=(len(batch.images), config.bits)).astype(
+            jnp.float32
+        )
+        hidden = hide(params["encoder"], batch.images, secrets)
+        logits = decode(params["decoder"], hidden)
+        read = optax.sigmoid_binary_cross_entropy(logits, secrets).mean()
+        residual, unlike = (
+            ((hidden - batch.images) ** 2).mean(),
+            1 - ssim(hidden, batch.images).mean(),
+        )
+        share = jnp.clip(4 * batch_stats["step"] / config.steps - 1, 0, 1) * (
+            residual > 10 ** (-config.psnr / 10)
+        )
+        value = config.secret * read + share * (
+            config.residual * residual + config.perceptual * unlike
+        )
+        right = ((logits > 0) == (secrets > 0.5)).mean(dtype=jnp.float32)
+        return value, (
+            {"step": batch_stats["step"] + 1},
+            {"bits": right, "psnr": -10 * jnp.log10(residual), "ssim": 1 - unlike},
+        )
+
+    def prepare(key, model, clean, dataset, poisoned, hooks):
+        trigger = init(stream(key, "trigger"))
+        params = {"encoder": trigger["encoder"], "decoder": decoder_init(stream(key, "decoder"))}
+        steps_per_epoch, batch_size = epoch_plan(
+            len(dataset.train.labels), config.batch_size, drop_last=False
+        )
+        loop = split_loop(
+            stream(key, "search"), Variables(params, {"step": jnp.zeros(())}), dataset.train,
+            loss=loss, tx=optax.adam(config.lr), steps=config.steps, steps_per_epoch=steps_per_epoch, batch_size=batch_size,
+        )  # fmt: skip
+        state, lines = fit(loop, hooks)
+        trigger = trigger | {"encoder": state.variables.params["encoder"]}
+        images = jnp.asarray(dataset.train.images)[np.flatnonzero(poisoned)]
+        return Prepared(trigger, stamped_levels(stamp, trigger, images)), lines
+
+    relabel = labeller(config, info)
+
+    def poison(trigger: dict[str, Any], key: jax.Array, batch: Batch) -> Batch:
+        return batch._replace(labels=jnp.where(batch.poisoned, relabel(batch.labels), batch.labels))
+
+    return dirty_label(
+        config,
+        info,
+        init=init,
+        stamp=stamp,
+        poison=poison,
+        preparation=Preparation(prepare, replaces=True),
+    )
+
+
+def stamped_levels(stamp: Callable, trigger: Any, images: jax.Array) -> jax.Array:
+    """Images [n, H, W, C] uint8, stamped a few at a time."""
+    stamp = jax.jit(stamp)
+    parts = [stamp(trigger, as_float(images[i : i + CHUNK])) for i in range(0, len(images), CHUNK)]
+    return as_levels(jnp.concatenate([*parts, jnp.zeros((0, *images.shape[1:]))])).astype(jnp.uint8)

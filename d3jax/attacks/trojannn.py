@@ -1,0 +1,108 @@
+"""TrojanNN: a patch that excites chosen neurons (Liu et al. 2018, NDSS, "Trojaning Attack on Neural Networks")."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ..config.fields import check_fields, option
+from ..core.errors import AttackError
+from ..core.images import as_float, as_levels
+from ..core.random import stream
+from ..core.types import Attack, DataInfo, Preparation, Prepared, Variables
+from ..training.loop import fit
+from ..training.split_loop import split_loop
+from .badnets import Corner, corner
+from .poisoning import Mode, dirty_label, mode_option, rate_option, target_option
+
+
+@dataclasses.dataclass(frozen=True)
+class TrojanNNConfig:
+    """Default: a square of 8 pixels, 3 from the lower right corner, as large in a 32-pixel image as the paper's in 224, that
+    drives two neurons towards 100."""
+
+    rate: float = rate_option()
+    target: int = target_option()
+    mode: Mode = mode_option()
+    size: int = option(8, "side of the patch in pixels", low=1)
+    position: Corner = option("bottom_right", "where it sits")
+    margin: int = option(
+        3, "pixels between the patch and the border (ignored at the centre)", low=0
+    )
+    neurons: int = option(
+        2, "how many penultimate neurons, those with the largest sums of |weights|", low=1
+    )
+    value: float = option(100.0, "the activation wanted of each", above=0)
+    steps: int = option(1000, "steps of the search", low=1)
+    lr: float = option(0.1, "Adam's learning rate in it", above=0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def trojannn(config: TrojanNNConfig, info: DataInfo) -> Attack:
+    """TrojanNN: pixels under the patch are replaced. The trigger is `{"mask": [H, W, 1], "pattern": [H, W, C]}`.
+
+    The pattern minimises Σ (activation − value)² over the chosen neurons of a clean model of the same architecture, shown on the
+    data set's mean colour (section 4.1 of the paper); then a new model is trained on poisoned data, as BackdoorBench does (the
+    paper retrains the clean one on data it inverts). Raises `AttackError` where the patch does not fit, or the model's classifier
+    is not at `head/kernel` or has fewer neurons.
+    """
+    patch = corner(config.size, config.position, config.margin, info)
+    mask = np.zeros((*info.shape[:2], 1), np.float32)
+    mask[patch] = 1
+
+    def pattern(raw: jax.Array) -> jax.Array:
+        return as_float(as_levels(raw)) * mask
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        return {"mask": jnp.asarray(mask), "pattern": pattern(jax.random.uniform(key, info.shape))}
+
+    def stamp(trigger: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+        return jnp.where(trigger["mask"] > 0, trigger["pattern"], images)
+
+    def prepare(key, model, clean, dataset, poisoned, hooks):
+        chosen = strongest(clean.params, config.neurons)
+        ground = jnp.broadcast_to(jnp.asarray(info.mean, jnp.float32), info.shape)
+
+        def loss(params, batch_stats, batch, key, data):
+            image = jnp.where(mask > 0, params["raw"], ground)
+            found = model.apply(data.reference_params, image[None], train=False).features[
+                "penultimate"
+            ][0, data.loss_inputs["neurons"]]
+            return ((found - config.value) ** 2).sum(), ({}, {"activation": found.mean()})
+
+        trigger = init(stream(key, "trigger"))
+        loop = split_loop(
+            stream(key, "search"), Variables({"raw": trigger["pattern"]}, {}), dataset.train._replace(
+                images=dataset.train.images[:1], labels=dataset.train.labels[:1]
+            ),
+            loss=loss, tx=optax.adam(config.lr), steps=config.steps, steps_per_epoch=1, batch_size=1,
+            project=lambda params, data: jax.tree.map(lambda raw: jnp.clip(raw, 0, 1), params),
+            reference_params=clean, loss_inputs={"neurons": chosen},
+        )  # fmt: skip
+        state, lines = fit(loop, hooks)
+        return Prepared(trigger | {"pattern": pattern(state.variables.params["raw"])}), lines
+
+    return dirty_label(
+        config, info, init=init, stamp=stamp, preparation=Preparation(prepare, surrogate=True)
+    )
+
+
+def strongest(params, count: int) -> jax.Array:
+    """The numbers [count] of the penultimate neurons whose weights in the classifier have the largest Σ |w|."""
+    try:
+        kernel = params["head"]["kernel"]
+    except (KeyError, TypeError) as error:
+        raise AttackError(
+            "trojannn: the model's classifier is not at head/kernel, so its neurons cannot be ranked"
+        ) from error
+    if kernel.ndim != 2 or count > len(kernel):
+        raise AttackError(
+            f"neurons: {count} asked for, head/kernel has the shape {list(kernel.shape)}"
+        )
+    return jnp.argsort(-jnp.abs(kernel).sum(1))[:count]

@@ -1,0 +1,1 @@
+"""The contracts that every part of d3jax is written against."""

@@ -1,0 +1,43 @@
+"""Data sets that need nothing but what is on this machine: digits, synthetic images, .npz files, image folders."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from ..config.fields import check_fields, option
+from ..core.errors import ConfigError
+from ..core.types import Dataset
+from .arrays import from_arrays
+from .reserved import split_by_class
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitsConfig:
+    """scikit-learn's handwritten digits: 1,797 real 8×8 images in 10 classes, enlarged; 1,438 to train, 359 to test."""
+
+    size: int = option(16, "height and width in pixels, a multiple of 8", low=8)
+    resize: Literal["nearest", "bilinear"] = option("nearest", "how the 8×8 images are enlarged")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.size % 8:
+            raise ConfigError(f"size: {self.size} is not a multiple of 8")
+
+
+def digits(config: DigitsConfig) -> Dataset:
+    """The digits, grey [size, size, 1], split once and for all (seeded, 20 % of each class to test)."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    small = np.rint(raw.images / 16 * 255).astype(np.uint8)
+    resample = Image.Resampling[config.resize.upper()]
+    images = np.stack(
+        [Image.fromarray(image).resize((config.size, config.size), resample) for image in small]
+    )[..., None]
+    classes = [str(name) for name in raw.target_names]
+    train, test = split_by_class(images, raw.target, len(classes), fraction=0.2, seed=0)
+    return from_arrays(train, test, name="digits", classes=classes, crop=config.size // 16)

@@ -1,0 +1,82 @@
+"""Strong augmentation on the device: two random operations an image, then a square cut out (FixMatch's RandAugment and Cutout).
+
+RandAugment: Cubuk et al. 2020; Cutout: DeVries and Taylor 2017. The operations are three of `drift`'s and four more, with strengths drawn evenly
+from a range; the field's list (sharpness, equalise, colour balance) is longer.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from .drift import DRIFTS
+
+
+def _posterise(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+    """Only the highest 4 to 8 bits of every value."""
+    levels = 2.0 ** jnp.round(8 - 4 * jnp.abs(strength))
+    return jnp.floor(images * 255 / 256 * levels) / levels * 256 / 255
+
+
+def _solarise(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+    """Values above a threshold are turned round."""
+    return jnp.where(images > 1 - jnp.abs(strength), 1 - images, images)
+
+
+def _shift(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+    """Moved sideways by up to 30 % of the width, black moving in."""
+    width = images.shape[2]
+    by = jnp.round(0.3 * strength * width).astype(jnp.int32)
+    at = jnp.arange(width) - by
+    return jnp.where(
+        ((at >= 0) & (at < width))[None, None, :, None], images[:, :, jnp.clip(at, 0, width - 1)], 0
+    )
+
+
+def _rise(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+    """Moved up or down likewise."""
+    return _shift(keys, images.swapaxes(1, 2), strength).swapaxes(1, 2)
+
+
+OPERATIONS = (
+    (lambda keys, images, strength: images, 0.0),
+    (DRIFTS["rotation"], 30.0),
+    (DRIFTS["brightness"], 0.9),
+    (DRIFTS["contrast"], 0.9),
+    (_posterise, 1.0),
+    (_solarise, 1.0),
+    (_shift, 1.0),
+    (_rise, 1.0),
+)
+"""Each an `f(keys, images, strength)` and the largest strength; it is drawn evenly between that and its negative."""
+
+
+def strong_augment(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Images [B, H, W, C] in [0, 1], each through two of `OPERATIONS` and with a square of up to half its side made grey."""
+    keys = jax.random.split(key, 3)
+    for one in keys[:2]:
+        images = jax.vmap(_one)(jax.random.split(one, len(images)), images)
+    return jnp.clip(jax.vmap(_cut)(jax.random.split(keys[2], len(images)), images), 0, 1)
+
+
+def _one(key: jax.Array, image: jax.Array) -> jax.Array:
+    """One random operation on one image. Under vmap all are computed: they cost little beside a net."""
+    key_which, key_strength, key_inside = jax.random.split(key, 3)
+    which = jax.random.randint(key_which, (), 0, len(OPERATIONS))
+    strength = jax.random.uniform(key_strength, (), minval=-1, maxval=1)
+    branches = [
+        lambda x, f=f, most=most: f(key_inside[None], x[None], strength * most)[0]
+        for f, most in OPERATIONS
+    ]
+    return jax.lax.switch(which, branches, image)
+
+
+def _cut(key: jax.Array, image: jax.Array) -> jax.Array:
+    height, width = image.shape[:2]
+    key_side, key_y, key_x = jax.random.split(key, 3)
+    half = jax.random.uniform(key_side) * min(height, width) / 4
+    y, x = jax.random.uniform(key_y) * height, jax.random.uniform(key_x) * width
+    inside = (jnp.abs(jnp.arange(height) - y) < half)[:, None] & (
+        jnp.abs(jnp.arange(width) - x) < half
+    )[None, :]
+    return jnp.where(inside[..., None], 0.5, image)

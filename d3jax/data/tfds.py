@@ -1,0 +1,163 @@
+"""TensorFlow Datasets, prepared once into an .npz cache. Where the cache exists nothing of TensorFlow is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import re
+import tempfile
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config.fields import check_fields, option
+from ..core.errors import ConfigError, DataError
+from ..core.types import Dataset
+from .arrays import NPZ_KEYS, Arrays, from_arrays, read_npz
+
+_KNOWN: dict[str, dict[str, Any]] = {
+    "cifar10": {
+        "mean": (0.4914, 0.4822, 0.4465),
+        "std": (0.247, 0.243, 0.261),
+        "crop": 4,
+        "flip": True,
+    },
+    "cifar100": {
+        "mean": (0.5071, 0.4867, 0.4408),
+        "std": (0.2675, 0.2565, 0.2761),
+        "crop": 4,
+        "flip": True,
+    },
+    "svhn_cropped": {
+        "mean": (0.4377, 0.4438, 0.4728),
+        "std": (0.198, 0.201, 0.197),
+        "crop": 4,
+        "flip": False,
+    },
+    "fashion_mnist": {"mean": (0.2860,), "std": (0.3530,), "crop": 2, "flip": False},
+    "mnist": {"mean": (0.1307,), "std": (0.3081,), "crop": 2, "flip": False},
+}
+"""What the field normalises and augments with. Other sets are measured, and neither cropped nor flipped."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsConfig:
+    """An image classification set of TensorFlow Datasets with `image`, `label`, and the splits `train` and `test`."""
+
+    dataset: str = option(
+        dataclasses.MISSING, "name in TensorFlow Datasets: cifar10, or name/config:version"
+    )
+    data_dir: str = option("", "where tensorflow_datasets keeps its files (empty: its default)")
+    cache_dir: str = option(
+        "", "where the .npz made of them lies (empty: $D3JAX_CACHE, or ~/.cache/d3jax)"
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not re.fullmatch(r"\w[\w.:/+-]*", self.dataset):
+            raise ConfigError(
+                f"dataset: {self.dataset!r} is no name of a TensorFlow data set; want one like cifar10"
+            )
+
+    @classmethod
+    def from_argument(cls, argument: str) -> dict[str, Any]:
+        """The settings that `tfds:<argument>` stands for in a config."""
+        return {"dataset": argument}
+
+
+def tfds(config: TfdsConfig) -> Dataset:
+    """The data set, from its cache; the first time it is downloaded and prepared, which needs `pip install d3jax[tfds]`.
+
+    Raises `DataError` when it cannot be prepared, has images of varying size, or its cache cannot be read or written.
+    """
+    folder = Path(
+        config.cache_dir or os.environ.get("D3JAX_CACHE") or "~/.cache/d3jax"
+    ).expanduser()
+    cache = folder / f"{re.sub('[:/]', '-', config.dataset)}.npz"
+    if not cache.exists():
+        try:
+            folder.mkdir(
+                parents=True, exist_ok=True
+            )  # first: a folder that cannot be written should not cost a download
+            _write(cache, _prepare(config))
+        except OSError as error:
+            raise DataError(f"{cache}: the cache cannot be written: {error}") from error
+    try:
+        arrays = read_npz(cache, (*NPZ_KEYS, "class_names"))
+    except DataError as error:
+        raise DataError(f"{error}; delete this cache and it is prepared anew") from error
+    return from_arrays(
+        (arrays["train_images"], arrays["train_labels"]),
+        (arrays["test_images"], arrays["test_labels"]),
+        name=config.dataset,
+        source=cache,
+        classes=[str(name) for name in arrays["class_names"]],
+        **_KNOWN.get(re.split("[:/]", config.dataset)[0], {}),
+    )
+
+
+def _prepare(config: TfdsConfig) -> dict[str, np.ndarray]:
+    """What the cache holds, from tensorflow_datasets. A builder raises whatever its download and its parser raise."""
+    source = f"tfds:{config.dataset}"
+    try:
+        # Imports importlib_resources and TensorFlow when it first needs them, and depends on neither.
+        import tensorflow_datasets
+
+        builder = tensorflow_datasets.builder(config.dataset, data_dir=config.data_dir or None)
+        _check_features(source, builder.info.features)
+        if importlib.util.find_spec("tensorflow") is None and not builder.is_prepared():
+            raise ImportError("No module named 'tensorflow'")  # it would say so after the download
+        # Of its formats only array_record is read without TensorFlow.
+        builder.download_and_prepare(file_format="array_record")
+        train, test = (_read(builder.as_data_source(split=split)) for split in ("train", "test"))
+        classes = builder.info.features["label"].names  # some sets know them only now
+    except DataError:
+        raise
+    except ImportError as error:
+        raise DataError(
+            f"{source}: preparing it takes more packages, pip install d3jax[tfds] ({_short(error)})"
+        ) from error
+    except Exception as error:
+        raise DataError(
+            f"{source}: tensorflow_datasets cannot prepare it: {type(error).__name__}: {_short(error)}"
+        ) from error
+    # Checked before it is cached, so that a set that is no use leaves no file behind.
+    dataset = from_arrays(train, test, source=source, classes=classes)
+    return dict(zip(NPZ_KEYS, (*dataset.train, *dataset.test), strict=True)) | {
+        "class_names": np.array(dataset.info.classes)
+    }
+
+
+def _check_features(source: str, features: Any) -> None:
+    """Refuses what could not become one array, before anything is downloaded."""
+    missing = [key for key in ("image", "label") if key not in features]
+    if missing:
+        raise DataError(
+            f"{source}: no image classification set: no {' and no '.join(missing)} among {', '.join(features)}"
+        )
+    shape = features["image"].shape
+    if None in shape:
+        raise DataError(
+            f"{source}: its images vary in size, {list(shape)}; want one size (save them as files and use `folder`)"
+        )
+
+
+def _read(source: Any) -> Arrays:
+    images, labels = zip(*((example["image"], example["label"]) for example in source), strict=True)
+    return np.stack(images), np.array(labels)
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes the .npz whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        np.savez(Path(scratch, path.name), **arrays)
+        os.replace(Path(scratch, path.name), path)
+
+
+def _short(error: Exception) -> str:
+    return textwrap.shorten(
+        str(error), 500, placeholder=" …"
+    )  # tfds prints whole examples and lists of all data sets

@@ -1,0 +1,1 @@
+"""Post-training repairs, one file per method."""

@@ -1,0 +1,66 @@
+"""What post-training repairs share: the reserved images as training data, one optimiser loop, a `Repaired` out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from ...config.recipes import ScheduleConfig
+from ...core.types import DataInfo, Defense, Model, Params, Repaired, Split, Variables
+from ...data.augment import make_augment
+from ...data.batching import epoch_plan
+from ...training.loop import Hooks, TrainLoop, fit, trace_of
+from ...training.optim import make_optimizer
+from ...training.split_loop import split_loop
+from ...training.step import Loss, Project
+
+
+def one_loop(
+    loop: Callable[..., TrainLoop], check: Callable[[Params, int], None] = lambda params, size: None
+) -> Defense:
+    """The defence whose repair is the loop `loop(key, model, variables, reserved)`, its last state the result."""
+
+    def repair(
+        key: jax.Array, model: Model, variables: Variables, reserved: Split, hooks: Hooks = Hooks()
+    ) -> Repaired:
+        state, lines = fit(loop(key, model, variables, reserved), hooks)
+        return Repaired(state.variables, trace_of(lines))
+
+    return Defense(repair, check, loop)
+
+
+def repair_loop(
+    key: jax.Array,
+    variables: Variables,
+    reserved: Split,
+    *,
+    loss: Loss,
+    schedule: ScheduleConfig,
+    info: DataInfo,
+    project: Project = lambda params, data: params,
+    reference_params: Params | None = None,
+    loss_inputs: Any = (),
+    fixed: Any = None,
+    drop_last: bool = False,
+) -> TrainLoop:
+    """`split_loop` on the reserved images by a `schedule`, with the augmentation that the data set allows.
+
+    `fixed`, Python bools in the structure of the parameters, says which of them nothing may change, weight decay included.
+    `drop_last` is `epoch_plan`'s.
+    """
+    steps_per_epoch, batch_size = epoch_plan(
+        len(reserved.labels), schedule.batch_size, drop_last=drop_last
+    )
+    steps = schedule.steps or schedule.epochs * steps_per_epoch
+    tx = make_optimizer(schedule.optimizer, steps=steps, steps_per_epoch=steps_per_epoch)
+    if fixed is not None:
+        tx = optax.multi_transform({False: tx, True: optax.set_to_zero()}, fixed)
+    return split_loop(
+        key, variables, reserved,
+        loss=loss, project=project, reference_params=reference_params, loss_inputs=loss_inputs, tx=tx,
+        steps=steps, steps_per_epoch=steps_per_epoch, batch_size=batch_size,
+        augment=make_augment(info, schedule.augment),
+    )  # fmt: skip

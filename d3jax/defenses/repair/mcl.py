@@ -1,0 +1,212 @@
+"""MCL: model-contrastive repair after trigger inversion (Yue et al., ACM MM 2023, arXiv 2205.04411).
+
+A backdoored network gives triggered images features of their own. With the inverted trigger stamped on clean images, the features z of
+the model in training are pulled to those that the backdoored one f_b gave the clean twins, away from those it gave the stamped:
+
+    L = mean softplus((cos(z, z⁻) − cos(z, z⁺)) / τ)     z = φ(x̃), z⁺ = φ_b(x), z⁻ = φ_b(x̃), x̃ the stamped x.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from ...config.fields import check_fields, fill_preset, option
+from ...config.recipes import OptimConfig, ScheduleConfig
+from ...core.images import as_float
+from ...core.losses import accuracy, cross_entropy
+from ...core.random import stream
+from ...core.types import Batch, DataInfo, Defense, Model, Params, Split, Variables
+from ...data.batching import epoch_plan
+from ...inversion import InversionConfig, Trigger, stamp
+from ...training.loop import TrainLoop
+from ...training.step import Loss, TrainData
+from .common import repair_loop
+from .d3 import select
+from .target import Search, Target, searching, target_option
+
+AUTHORS = ScheduleConfig(
+    20,
+    batch_size=64,
+    augment="none",
+    optimizer=OptimConfig(lr=0.1, weight_decay=1e-4, schedule="multistep"),
+)
+PRESETS = {
+    "code": {"clean_weight": 0.0, "batch_norm": "train", "drop_last": True, "schedule": AUTHORS},
+    "ours": {
+        "clean_weight": 1.0,
+        "batch_norm": "mixed",
+        "drop_last": False,
+        "schedule": ScheduleConfig(optimizer=OptimConfig()),
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MCLConfig:
+    """A preset and what departs from it.
+
+    `code` (the authors' release of 2023): no cross-entropy, BatchNorm sees stamped images alone; 20 epochs of batches of 64, no augmentation,
+    SGD with momentum 0.9 and weight decay 1e-4, a rate of 0.1, a tenth of it from epoch 1, a hundredth from 10. `ours`: cross-entropy on the
+    clean twins, which share a batch with the stamped, and fine-tuning's recipe for all else. What a schedule leaves out is the preset's in
+    a config file; made by hand, it is what the class says.
+    """
+
+    preset: Literal["code", "ours"] = option(
+        "code", "where clean_weight, batch_norm, drop_last and schedule come from unless given"
+    )
+    target: Target = target_option()
+    tau: float = option(0.5, "τ, the temperature", above=0)
+    clean_weight: float | None = option(
+        None, "weight of the cross-entropy on the clean images", low=0
+    )
+    batch_norm: Literal["train", "fixed", "mixed"] | None = option(
+        None,
+        "statistics of the stamped batch, the stored ones, or of clean and stamped images together",
+    )
+    head: str = option(
+        "head/*",
+        "glob of the classifier's parameters: nothing touches them where clean_weight is 0",
+    )
+    inversion: InversionConfig = option(
+        lambda: InversionConfig(preset="pixel"), "how the trigger is found"
+    )
+    detection: InversionConfig = option(
+        InversionConfig, "how the target is found, where it is to be detected"
+    )
+    drop_last: bool | None = option(
+        None, "leave the short last batch of an epoch out, instead of cutting it into equal ones"
+    )
+    schedule: ScheduleConfig | None = option(None, "length, batch, optimiser")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        fill_preset(self, PRESETS)
+        object.__setattr__(
+            self, "schedule", self.schedule.with_default(PRESETS[self.preset]["schedule"].optimizer)
+        )
+
+    @classmethod
+    def beneath(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a schedule begins with that a config file gives in part."""
+        return PRESETS.get(given.get("preset", "code"), {})
+
+
+def contrast(
+    z: jax.Array, positive: jax.Array, negative: jax.Array, tau: jax.Array | float = 0.5
+) -> jax.Array:
+    """The model-contrastive loss of each row [B] for features [B, D]: softplus((cos(z, z⁻) − cos(z, z⁺)) / τ), in nats.
+
+    With cosines in [0, 1] its floor is log(1 + exp(−1/τ)), 0.1269 at τ = 0.5. A feature of length 0 has cosine 0.
+    """
+    return jax.nn.softplus((cosine(z, negative) - cosine(z, positive)) / tau)
+
+
+def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    """cos ∠(a, b) of the rows [B] of [B, D]; 0, with gradient 0, where one has no length."""
+    return (_unit(a) * _unit(b)).sum(-1)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    square = (x * x).sum(-1, keepdims=True)
+    return x * jnp.where(square > 1e-24, jax.lax.rsqrt(jnp.maximum(square, 1e-24)), 0)
+
+
+def mcl_loss(config: MCLConfig, model: Model) -> Loss:
+    """The loss of MCL; reports the two cosines and, where there are clean images, their `clean_loss` and `accuracy`.
+
+    The numbers come in `data.loss_inputs`: `tau`, `clean_weight`, the `trigger`, the features `positive` and `negative` [N, D] of all
+    images or, where augmentation changes those from epoch to epoch, the backdoored model in `data.reference_params`.
+    """
+
+    def loss(params: Params, batch_stats: Params, batch: Batch, key: jax.Array, data: TrainData):
+        loss_inputs, clean = data.loss_inputs, batch.images
+        stamped = stamp(loss_inputs["trigger"], clean)
+        if data.reference_params is None:
+            positive, negative = (
+                loss_inputs["positive"][batch.rows],
+                loss_inputs["negative"][batch.rows],
+            )
+        else:
+            positive, negative = (
+                features_of(model, data.reference_params, images) for images in (clean, stamped)
+            )
+        train = config.batch_norm != "fixed"
+        count = len(clean)
+        run = lambda images, stats: model.apply(Variables(params, stats), images, train=train)
+        if config.batch_norm == "mixed":
+            outputs = run(jnp.concatenate([clean, stamped]), batch_stats)
+            z, logits = outputs.features["penultimate"][count:], outputs.logits[:count]
+        else:
+            outputs = run(stamped, batch_stats)
+            z = outputs.features["penultimate"]
+            if config.clean_weight:
+                outputs = run(clean, outputs.batch_stats)
+                logits = outputs.logits
+        value = contrast(z, positive, negative, loss_inputs["tau"]).mean()
+        reported = {
+            "contrast": value,
+            "near": cosine(z, positive).mean(),
+            "far": cosine(z, negative).mean(),
+        }
+        if config.clean_weight or config.batch_norm == "mixed":
+            ce = cross_entropy(logits, batch.labels).mean()
+            reported |= {"clean_loss": ce, "accuracy": accuracy(logits, batch.labels)}
+            value = value + loss_inputs["clean_weight"] * ce
+        return value, (outputs.batch_stats, reported)
+
+    return loss
+
+
+def features_of(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
+    """Penultimate features [B, D] in eval mode."""
+    return model.apply(variables, images, train=False).features["penultimate"]
+
+
+def _by_chunks(features: Any, split: Split, size: int = 128) -> jax.Array:
+    """`features(images)` of all images of a split, [N, D]."""
+    compute = jax.jit(lambda levels: features(as_float(levels)))
+    images = jnp.asarray(split.images)
+    return jnp.concatenate(
+        [compute(images[first : first + size]) for first in range(0, len(images), size)]
+    )
+
+
+def mcl(config: MCLConfig, info: DataInfo) -> Defense:
+    """MCL as a repair. The trace holds `loss`, `contrast`, the cosines `near` (to z⁺) and `far` (to z⁻), and clean numbers if any.
+
+    Where detection flags no label the model stays as it is. The last epoch is kept. The authors measure accuracy without the target
+    class; ACC counts all.
+    """
+
+    def loop(
+        key: jax.Array, model: Model, variables: Variables, reserved: Split, trigger: Trigger
+    ) -> TrainLoop:
+        loss_inputs: dict[str, Any] = {
+            "tau": jnp.float32(config.tau),
+            "clean_weight": jnp.float32(config.clean_weight),
+            "trigger": trigger,
+        }
+        reference_params = variables
+        if config.schedule.augment == "none":
+            reference_params = None
+            clean = lambda images: features_of(model, variables, images)
+            loss_inputs["positive"] = _by_chunks(clean, reserved)
+            loss_inputs["negative"] = _by_chunks(
+                lambda images: clean(stamp(trigger, images)), reserved
+            )
+        return repair_loop(
+            stream(key, "steps"), variables, reserved,
+            loss=mcl_loss(config, model), reference_params=reference_params, loss_inputs=loss_inputs, schedule=config.schedule, info=info,
+            fixed=None if config.clean_weight else select(variables.params, config.head, "head"), drop_last=config.drop_last,
+        )  # fmt: skip
+
+    def check(params: Params, size: int) -> None:
+        select(params, config.head, "head")
+        epoch_plan(size, config.schedule.batch_size, drop_last=config.drop_last)
+
+    return searching(Search(config.target, config.inversion, config.detection), loop, info, check)

@@ -1,0 +1,1 @@
+"""Training-time defences, one file per method."""

@@ -1,0 +1,14 @@
+"""Evolving models: updates on fresh data, their learning rates, and how long a backdoor survives them."""
+
+from .lr_schedules import LRScheduleConfig, rates
+from .survivability import survivability
+from .updates import EVOLUTIONS, EvolutionConfig, evolution_loop
+
+__all__ = [
+    "EVOLUTIONS",
+    "EvolutionConfig",
+    "LRScheduleConfig",
+    "evolution_loop",
+    "rates",
+    "survivability",
+]

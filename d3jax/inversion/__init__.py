@@ -1,0 +1,30 @@
+"""Trigger inversion: the search for small triggers of every class, and outliers among their norms."""
+
+from .invert import (
+    DETECTIONS,
+    Inversion,
+    inversion_loop,
+    invert,
+    like,
+    model_classes,
+    nothing,
+    success_of,
+)
+from .outliers import Detection, detect
+from .search import InversionConfig, Trigger, stamp
+
+__all__ = [
+    "DETECTIONS",
+    "Detection",
+    "Inversion",
+    "InversionConfig",
+    "Trigger",
+    "detect",
+    "inversion_loop",
+    "invert",
+    "like",
+    "model_classes",
+    "nothing",
+    "stamp",
+    "success_of",
+]

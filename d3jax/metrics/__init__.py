@@ -1,0 +1,19 @@
+"""Metrics: attack success, scores of training samples, similarity of images."""
+
+from .attack_success import Counts, der, make_asr, make_evaluate, make_measure, predict
+from .image_similarity import largest, likeness, psnr, ssim
+from .sample_scores import scores_of
+
+__all__ = [
+    "Counts",
+    "der",
+    "largest",
+    "likeness",
+    "make_asr",
+    "make_evaluate",
+    "make_measure",
+    "predict",
+    "psnr",
+    "scores_of",
+    "ssim",
+]

@@ -1,0 +1,205 @@
+"""ACC, ASR, RA and DER by the field's conventions, from exact counts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..core.images import as_float
+from ..core.types import Attack, Model, Split, Variables
+from ..data.drift import Drift, keys_of
+from ..runtime.compilation import fast
+
+
+class Counts(NamedTuple):
+    """Per true class [K], int32: test images and those classified right; triggered images, those that reached the
+    attacker's class, and those still classified as their true class."""
+
+    clean: np.ndarray
+    correct: np.ndarray
+    triggered: np.ndarray
+    reached: np.ndarray
+    recovered: np.ndarray
+
+    @property
+    def acc(self) -> float:
+        """ACC: the share of all clean test images classified right."""
+        return _share(self.correct, self.clean)
+
+    @property
+    def acc_non_target(self) -> float:
+        """ACC without the images of the target, as some authors measure it; NaN without a trigger."""
+        others = self.triggered > 0
+        return _share(self.correct[others], self.clean[others])
+
+    @property
+    def asr(self) -> float:
+        """ASR: the share of triggered images, true class not the target, classified as the target; NaN without a trigger."""
+        return _share(self.reached, self.triggered)
+
+    @property
+    def ra(self) -> float:
+        """RA: the share of the same images classified as their true class."""
+        return _share(self.recovered, self.triggered)
+
+    def per_class(self) -> dict[str, np.ndarray]:
+        """`acc`, `asr` and `ra` [K] by true class, NaN where a class has no image."""
+        with np.errstate(invalid="ignore"):
+            return {
+                "acc": self.correct / self.clean,
+                "asr": self.reached / self.triggered,
+                "ra": self.recovered / self.triggered,
+            }
+
+
+def der(before: Counts, after: Counts) -> float:
+    """Defence effectiveness rating [max(0, ΔASR) − max(0, ΔACC) + 1] / 2 with Δ = before − after (Zhu et al. 2023)."""
+    return (
+        (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2
+        if before.triggered.sum()
+        else np.nan
+    )
+
+
+def make_evaluate(
+    model: Model,
+    attack: Attack,
+    num_classes: int,
+    batch_size: int = 500,
+    drift: Drift | None = None,
+    trigger_first: bool = False,
+) -> Callable[..., Counts]:
+    """Builds `evaluate(variables, trigger, test) -> Counts`, exact for any number of test images: `make_measure` without the score."""
+    measure = make_measure(model, attack, num_classes, batch_size, drift, trigger_first)
+    return lambda *given: measure(*given)[0]
+
+
+def make_measure(
+    model: Model,
+    attack: Attack,
+    num_classes: int,
+    batch_size: int = 500,
+    drift: Drift | None = None,
+    trigger_first: bool = False,
+) -> Callable[..., tuple[Counts, float]]:
+    """Builds `measure(variables, trigger, test) -> (Counts, score)`, exact for any number of test images.
+
+    A triggered image counts when the attacker wants another class for it than its own: for all-to-one that leaves the
+    target's images out, for all-to-all none. The score is by how much the trigger raises the logit of the wanted class, on average over
+    these; NaN without any. With a `drift` it is `measure(variables, trigger, test, strengths)`: clean and
+    triggered images are drifted, the trigger pasted after that, or before (`trigger_first`); what is random in a drift belongs to the
+    image's place in `test`, and is the same for the clean and the triggered one.
+    """
+    counts_of = fast(_counts_of(model, attack, num_classes, drift, trigger_first))
+
+    def measure(
+        variables: Variables, trigger: Any, test: Split, strengths: jax.Array | None = None
+    ) -> tuple[Counts, float]:
+        batches = [
+            counts_of(variables, trigger, *batch, strengths) for batch in _padded(test, batch_size)
+        ]
+        parts, raised = zip(*jax.device_get(batches), strict=True)
+        counts = Counts(*(np.sum(part, axis=0) for part in zip(*parts, strict=True)))
+        total = int(counts.triggered.sum())
+        return counts, float(np.sum(raised)) / total if total else float("nan")
+
+    return measure
+
+
+def make_asr(
+    model: Model,
+    attack: Attack,
+    num_classes: int,
+    batch_size: int = 500,
+    drift: Drift | None = None,
+    trigger_first: bool = False,
+) -> Callable[..., float]:
+    """Builds `asr(variables, trigger, test) -> float`: `make_evaluate`'s ASR alone, at half its cost, as clean images are not looked at."""
+    counts_of = _counts_of(model, attack, num_classes, drift, trigger_first)
+
+    @fast
+    def shares_of(*batch: Any) -> tuple[jax.Array, jax.Array]:
+        counts, _ = counts_of(*batch)
+        return counts.reached.sum(), counts.triggered.sum()
+
+    def asr(
+        variables: Variables, trigger: Any, test: Split, strengths: jax.Array | None = None
+    ) -> float:
+        batches = [
+            shares_of(variables, trigger, *batch, strengths) for batch in _padded(test, batch_size)
+        ]
+        return _share(*np.asarray(jax.device_get(batches)).T)
+
+    return asr
+
+
+def _counts_of(
+    model: Model, attack: Attack, num_classes: int, drift: Drift | None, trigger_first: bool
+) -> Callable[..., tuple[Counts, jax.Array]]:
+    """What is counted in one padded batch, and the sum by which the trigger raises the wanted class's logit."""
+
+    def counts_of(
+        variables: Variables,
+        trigger: Any,
+        images: jax.Array,
+        labels: jax.Array,
+        rows: jax.Array,
+        valid: jax.Array,
+        strengths: jax.Array | None,
+    ) -> tuple[Counts, jax.Array]:
+        clean = as_float(images)
+        move = lambda x: (
+            x if drift is None else drift(keys_of(jax.random.key(0), rows), x, strengths)
+        )
+        stamped = (
+            move(attack.stamp(trigger, clean))
+            if trigger_first
+            else attack.stamp(trigger, move(clean))
+        )
+        logits = [model.apply(variables, x, train=False).logits for x in (move(clean), stamped)]
+        wanted = attack.relabel(labels)
+        counted = valid & (wanted != labels)
+        predicted, triggered = (one.argmax(-1) for one in logits)
+        by_class = jax.nn.one_hot(labels, num_classes, dtype=jnp.int32)
+        masks = (
+            valid,
+            valid & (predicted == labels),
+            counted,
+            counted & (triggered == wanted),
+            counted & (triggered == labels),
+        )
+        raised = jnp.take_along_axis(logits[1] - logits[0], wanted[:, None], 1)[:, 0]
+        return Counts(*(mask.astype(jnp.int32) @ by_class for mask in masks)), jnp.where(
+            counted, raised, 0
+        ).sum()
+
+    return counts_of
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predict(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
+    """The class [B] of each uint8 image."""
+    return model.apply(variables, as_float(images), train=False).logits.argmax(-1)
+
+
+def _padded(split: Split, batch_size: int):
+    """Batches of one shape: (images, labels, rows, valid), the last one filled up with rows that do not count."""
+    size = len(split.labels)
+    batch_size = min(batch_size, size)
+    for start in range(0, size, batch_size):
+        rows = np.minimum(np.arange(start, start + batch_size), size - 1)
+        yield (
+            split.images[rows],
+            split.labels[rows],
+            rows,
+            np.arange(start, start + batch_size) < size,
+        )
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> float:
+    return int(part.sum()) / int(whole.sum()) if whole.sum() else float("nan")

@@ -1,0 +1,112 @@
+"""Networks that make triggers: Input-aware's generator and mask net, SSBA's encoder and decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ..core.types import DataInfo, Model
+from .layers.conv import Conv
+from .layers.linen import Linear, model_of, normalise
+from .layers.norm import BatchNorm
+
+HALVINGS = 4
+"""Of StegaStamp's encoder, where the image allows as many."""
+
+
+def generator(info: DataInfo, width: int, channels: int) -> Model:
+    """Input-aware's generator (as many `channels` as the image) or mask net (1): logits [B, H, W, channels] of pixels.
+
+    An autoencoder without skips, `width` 32 in the paper's net (723,273 and 722,691 parameters at 3 and 1 channels of 32×32
+    images): three halvings, two where the sides are no multiples of 8. Its outputs are before the squashing.
+    """
+    halvings = 3 if all(side % 8 == 0 for side in info.shape[:2]) else 2
+    return model_of(_Generator(info, width, channels, halvings), info)
+
+
+class _Generator(nn.Module):
+    info: DataInfo
+    width: int
+    channels: int
+    halvings: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        def block(x, channels, activate=True):
+            x = BatchNorm(train, momentum=0.95)(Conv(channels, bias=True)(x))
+            return nn.relu(x) if activate else x
+
+        widths = [self.width << i for i in range(self.halvings)]
+        x = normalise(images, self.info)
+        for channels in widths:
+            x = nn.max_pool(block(block(x, channels), channels), (2, 2), (2, 2))
+        x = block(x, widths[-1])
+        for channels in widths[-2::-1]:
+            x = block(block(_double(x), x.shape[3]), channels)
+        return block(block(_double(x), x.shape[3]), self.channels, activate=False), {}
+
+
+def encoder(info: DataInfo, width: int, bits: int) -> tuple[Callable, Callable]:
+    """SSBA's encoder as (init, apply): `init(key) -> params`, `apply(params, images, secrets [B, bits]) -> residual [B, H, W, C]`.
+
+    StegaStamp's U-Net (Tancik et al. 2020, arXiv 1904.05343), `width` 32 in theirs, with up to four halvings, as many as the sides
+    allow. Deviations: the secret enters at full size; kernels behind a doubling are 3×3, theirs 2×2.
+    """
+    halvings = next(
+        n for n in range(HALVINGS, -1, -1) if all(side % (1 << n) == 0 for side in info.shape[:2])
+    )
+    net = _Encoder(width, halvings)
+    init = jax.jit(
+        lambda key: net.init(key, jnp.zeros((1, *info.shape)), jnp.zeros((1, bits)))["params"]
+    )
+    return init, lambda params, images, secrets: net.apply({"params": params}, images, secrets)
+
+
+class _Encoder(nn.Module):
+    width: int
+    halvings: int
+
+    @nn.compact
+    def __call__(self, images, secrets):
+        spread = nn.relu(Linear(images[0].size, name="secret")(secrets - 0.5)).reshape(images.shape)
+        both = jnp.concatenate([images - 0.5, spread], -1)
+        x, skips = nn.relu(Conv(self.width, bias=True, name="in")(both)), []
+        for i in range(self.halvings):
+            skips.append(x)
+            x = nn.relu(Conv(self.width << i, stride=2, bias=True, name=f"down{i}")(x))
+        for i in reversed(range(self.halvings)):
+            channels, doubled = skips[i].shape[3], jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
+            x = nn.relu(Conv(channels, bias=True, name=f"up{i}")(doubled))
+            x = jnp.concatenate([x, skips[i], *([] if i else [both])], -1)
+            x = nn.relu(Conv(channels, bias=True, name=f"join{i}")(x))
+        return Conv(images.shape[3], 1, bias=True, name="out")(x)
+
+
+def decoder(info: DataInfo, width: int, bits: int) -> tuple[Callable, Callable]:
+    """SSBA's decoder as (init, apply): `apply(params, images) -> logits [B, bits]` of the bits hidden in the images."""
+    net = _Decoder(width, bits)
+    init = jax.jit(lambda key: net.init(key, jnp.zeros((1, *info.shape)))["params"])
+    return init, lambda params, images: net.apply({"params": params}, images)
+
+
+class _Decoder(nn.Module):
+    width: int
+    bits: int
+
+    @nn.compact
+    def __call__(self, images):
+        x = images - 0.5
+        for i, (multiple, stride) in enumerate(
+            ((1, 2), (1, 1), (2, 2), (2, 1), (2, 2), (4, 2), (4, 2))
+        ):
+            x = nn.relu(Conv(multiple * self.width, stride=stride, bias=True, name=f"conv{i}")(x))
+        x = nn.relu(Linear(16 * self.width, name="hidden")(x.reshape(len(x), -1)))
+        return Linear(self.bits, name="out")(x)
+
+
+def _double(x: jax.Array) -> jax.Array:
+    b, h, w, c = x.shape
+    return jax.image.resize(x, (b, 2 * h, 2 * w, c), "bilinear")

@@ -1,0 +1,270 @@
+"""What the rows of a study say: summaries over seeds, the outcome in words, detections. No jax."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .tables import Row
+
+RATES = ("acc", "asr", "ra", "der")
+KEEPS = 0.5  # an ASR from here on: the backdoor works
+GONE = 0.1  # an ASR below: what a model of ten classes reaches by chance
+COSTLY = 0.1  # an ACC loss from here on is a price nobody pays unasked
+NEAR = 0.1  # of the way from guessing to an ACC of 100 %: up to here a model has learned next to nothing
+
+
+def summarise(rows: Sequence[Row]) -> list[Row]:
+    """One row for each (dataset, model, attack, defense), in order of first appearance, over its seeds.
+
+    Returns:
+        Rows of those four names and, for each of acc, asr, ra, der, the mean (`acc`), the sample standard deviation (`acc_std`,
+        None for a single seed) and, but for der, the mean change against the backdoored model of the same seed and poison rate
+        (`acc_change`). Numbers that are None or not finite are left out. `n` counts the seeds with an ACC, `failed` those with
+        a `status` other than "ok", whose first is in `status`; `kept` counts the seeds whose ASR is 50 % or more, `worked` those
+        whose backdoored model's is (None where no such model is known), and `asr_worst` is the highest; `seconds` is a mean, with
+        what a search for a trigger took; `guesses`: whether ACC is near chance, for rows that know their number of `classes`; `untouched` counts the seeds where a defence found nothing to repair, `searched` says what
+        it found, None for defences that do not search; `published` joins what the rows stand beside, None for nothing.
+    """
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in _distinct(rows):
+        groups.setdefault((row["dataset"], row["model"], row["attack"], row["defense"]), []).append(
+            row
+        )
+    before = {_run(row): row for row in rows if row["defense"] == "none"}
+    return [_summary(key, group, before) for key, group in groups.items()]
+
+
+def _distinct(rows: Sequence[Row]) -> list[Row]:
+    """The rows, a backdoored model that several seeds share counted once."""
+    models = {
+        (*_run(row)[:4], row.get("attack_seed", row["seed"])): row
+        for row in reversed(rows)
+        if row["defense"] == "none"
+    }
+    return [row for row in rows if row["defense"] != "none" or row in models.values()]
+
+
+def _run(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("dataset", "model", "attack", "poison_rate", "seed"))
+
+
+def _summary(key: tuple[str, ...], group: list[Row], before: Mapping[tuple[Any, ...], Row]) -> Row:
+    summary: Row = dict(zip(("dataset", "model", "attack", "defense"), key, strict=True))
+    for rate in RATES:
+        values = _finite(row[rate] for row in group)
+        summary[rate] = statistics.fmean(values) if values else None
+        summary[f"{rate}_std"] = statistics.stdev(values) if len(values) > 1 else None
+        pairs = [
+            (row[rate], before.get(_run(row), {}).get(rate))
+            for row in group
+            if key[3] != "none" and rate != "der"
+        ]
+        changes = [after - first for after, first in pairs if len(_finite((after, first))) == 2]
+        summary[f"{rate}_change"] = statistics.fmean(changes) if changes else None
+    failures = [row["status"] for row in group if row.get("status") not in (None, "ok")]
+    rates = _finite(row["asr"] for row in group)
+    seconds = [
+        first + sum(_finite([row.get("search_seconds")]))
+        for row in group
+        for first in _finite([row["seconds"]])
+    ]
+    earlier = _finite(before.get(_run(row), {}).get("asr") for row in group)
+    searched = [row for row in group if row.get("chosen")]
+    beside = dict.fromkeys(
+        str(row["published"]) for row in group if row.get("published") not in (None, "none")
+    )
+    chance = 1 / group[0]["classes"] if group[0].get("classes") else -1
+    return summary | {
+        "guesses": summary["acc"] is not None and summary["acc"] <= chance + NEAR * (1 - chance),
+        "n": len(_finite(row["acc"] for row in group)),
+        "failed": len(failures),
+        "status": failures[0] if failures else "ok",
+        "kept": sum(value >= KEEPS for value in rates),
+        "worked": sum(value >= KEEPS for value in earlier) if earlier else None,
+        "asr_worst": max(rates, default=None),
+        "seconds": statistics.fmean(seconds) if seconds else None,
+        "published": " / ".join(beside) or None,
+        "untouched": sum(row["target"] == -1 for row in searched),
+        "searched": "; ".join(dict.fromkeys(_searched(row) for row in searched)) or None,
+    }
+
+
+def _searched(row: Row) -> str:
+    """What a defence that searched for a trigger found out first."""
+    if row["target"] == -1:
+        return row["chosen"]
+    turns = (
+        ""
+        if row["trigger_success"] is None
+        else f", trigger turns {100 * row['trigger_success']:.0f} %"
+    )
+    return f"class {row['target']} {row['chosen']}{turns}"
+
+
+def _finite(values: Any) -> list[float]:
+    return [float(value) for value in values if value is not None and math.isfinite(value)]
+
+
+def verdict(row: Row) -> str:
+    """What became of the backdoor, in words, for one row of `summarise`; "" where ASR is undefined."""
+    what = "not finished" if row["status"].startswith("not finished") else "failed"
+    failed = (
+        f"{what} on {row['failed']} of {row['failed'] + row['n']} seeds" if row["failed"] else ""
+    )
+    if not row["n"]:
+        return row["status"] if row["failed"] else ""
+    guesses = "ACC near chance" if row["guesses"] else ""
+    if row["asr"] is None:
+        return ", ".join(filter(None, (guesses, failed)))
+    if row["untouched"] == row["n"]:
+        return ", ".join(filter(None, ("not repaired: nothing flagged", failed)))
+    kept = "" if row["kept"] == row["n"] else f" on {row['kept']} of {row['n']} seeds"
+    if row["defense"] == "none":
+        words = f"backdoor works{kept}" if row["kept"] else "backdoor does not work"
+    elif row["worked"] == 0:
+        words = f"makes a backdoor{kept}" if row["kept"] else "no backdoor to remove"
+    elif row["kept"]:
+        words = f"keeps the backdoor{kept}"
+    elif row["asr_worst"] < GONE:
+        words = "removed"
+    else:
+        words = (
+            "not weakened"
+            if row["asr_change"] is not None and row["asr_change"] >= 0
+            else "weakened"
+        )
+    if (
+        row["acc_change"] is not None and round(row["acc_change"], 6) <= -COSTLY
+    ):  # 0.8 − 0.9 is a hair above −0.1
+        words += ", heavy ACC cost"
+    return ", ".join(filter(None, (words, guesses, failed)))
+
+
+def headline(group: Sequence[Row]) -> str:
+    """One sentence on one attack from its rows of `summarise`: what the best defence reached, what the worst left behind."""
+    before = next((row for row in group if row["defense"] == "none"), None)
+    tried = [row for row in group if row["defense"] != "none"]
+    ranked = _ranked([row for row in tried if row["asr"] is not None and row["acc"] is not None])
+    if before and before["n"] and before["asr"] is None:
+        return f"ACC {_percent(before['acc'])}; without a trigger there is no ASR."
+    start = f"ASR {_percent(before['asr'])}" if before and before["n"] else ""
+    parts = (
+        [f"the model has hardly learned anything (ACC {_percent(before['acc'])})"]
+        if before and before["guesses"]
+        else []
+    )
+    if start and not before["kept"]:
+        parts.append(
+            f"the backdoor does not work even before a defence ({start}), so there is little to remove"
+        )
+    if ranked:
+        best, lost = ranked[0], all(row["kept"] for row in ranked)
+        lead = "no defence removes the backdoor; the best: " if lost and len(ranked) > 1 else ""
+        change = f"{start} → {_percent(best['asr'])}" if start else f"ASR {_percent(best['asr'])}"
+        words = verdict(best)
+        parts.append(
+            f"{lead}{change} under {best['defense']} {_cost(best)}"
+            + ("" if words == "removed" else f" ({words})")
+        )
+    elif start:
+        what = "no defence gave numbers" if tried else "no defence was run"
+        parts.append(f"{start} at ACC {_percent(before['acc'])}, {what}")
+    if len(ranked) > 1:
+        worst = ranked[-1]
+        parts.append(
+            f"worst of {len(ranked)}: {worst['defense']}, {verdict(worst)}, ASR {_percent(worst['asr'])} {_cost(worst)}"
+        )
+    if dead := [
+        f"{row['defense']} ({row['status']})" for row in group if row["failed"] and not row["n"]
+    ]:
+        parts.append("without result: " + ", ".join(dead))
+    return "; ".join(parts) + "." if parts else ""
+
+
+def _ranked(rows: Sequence[Row]) -> list[Row]:
+    """Best first by DER; where one has none, all by ACC − ASR, which weighs a point of either as DER does."""
+    if any(row["der"] is None for row in rows):
+        return sorted(rows, key=lambda row: row["acc"] - row["asr"], reverse=True)
+    return sorted(rows, key=lambda row: row["der"], reverse=True)
+
+
+def _cost(row: Row) -> str:
+    if row["acc_change"] is None:
+        return f"at ACC {_percent(row['acc'])}"
+    points = f"{abs(100 * row['acc_change']):.1f}"
+    return (
+        "at no ACC cost"
+        if points == "0.0"
+        else f"at an ACC {'cost' if row['acc_change'] < 0 else 'gain'} of {points} points"
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "unknown" if value is None else f"{100 * value:.1f} %"
+
+
+def points(value: float | None, sign: bool = False, digits: int = 2) -> str:
+    """In percent; with `sign` as a change, whose minus is a real one."""
+    if value is None:
+        return "" if sign else "–"
+    text = f"{100 * value:{'+' if sign else ''}.{digits}f}"
+    return text.replace("-", "−") if float(text) else text.lstrip("+-")  # no "−0.00"
+
+
+def spread(row: Row, rate: str) -> str:
+    """A fraction in percent, ± the sample standard deviation where there are several seeds."""
+    return points(row[rate]) + (
+        "" if row[f"{rate}_std"] is None else f" ± {points(row[f'{rate}_std'])}"
+    )
+
+
+def detections(rows: Sequence[Row]) -> list[Row]:
+    """One row for each (dataset, model, attack, seed, detection) of detections.csv: the `anomaly_index` of its smallest norm, the
+    classes `flagged`, whether that is `right` (all and only targets; None where that is not known), and a `text` that says so."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(
+            tuple(row[name] for name in ("dataset", "model", "attack", "seed", "detection")), []
+        ).append(row)
+    found = []
+    for key, group in groups.items():
+        named = dict(zip(("dataset", "model", "attack", "seed", "detection"), key, strict=True))
+        flagged = [str(row["class"]) for row in group if row["flagged"]]
+        targets = [str(row["class"]) for row in group if row["is_target"]]
+        smallest = min(group, key=lambda row: row["norm"])
+        what = f"flags {', '.join(flagged)}" if flagged else "flags nothing"
+        hit, alarm = (
+            [name for name in flagged if name in targets],
+            [name for name in flagged if name not in targets],
+        )
+        right = None if all(row["is_target"] is None for row in group) else flagged == targets
+        if right is None:
+            words = "whether rightly is not known"
+        elif not targets:
+            words = "no backdoor: false alarm" if flagged else "no backdoor: right"
+        else:
+            words = (
+                "right"
+                if len(hit) == len(targets)
+                else f"finds {len(hit)} of {len(targets)} targets ({', '.join(targets)})"
+            )
+            words += ", and false alarms" if alarm else ""
+        text = f"{named['attack']}, seed {named['seed']}, {named['detection']}: {what} (index of the smallest {smallest['index']:.2f}); {words}"
+        found.append(
+            named
+            | {
+                "flagged": flagged,
+                "anomaly_index": smallest["index"],
+                "right": right,
+                "text": text,
+            }
+        )
+    return found
+
+
+def group_of(row: Row) -> tuple[str, str, str]:
+    """What rows of one table share: data set, model, attack."""
+    return row["dataset"], row["model"], row["attack"]

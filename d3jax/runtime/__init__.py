@@ -1,0 +1,1 @@
+"""What surrounds a computation: compilation, devices, processes, files."""

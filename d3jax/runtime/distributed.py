@@ -1,0 +1,106 @@
+"""Several processes that compute one study: how they meet, and what they agree on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+import threading
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from ..core.errors import ConfigError
+
+PATIENCE = 300
+"""Seconds that the first processes of a study wait for the last one."""
+
+
+def bring_up(where: str) -> None:
+    """Joins this process to the others: `where` is "auto" (a TPU pod, SLURM, Open MPI) or "HOST:PORT,COUNT,INDEX".
+
+    To be called before anything touches a device. Raises `ConfigError` for anything else, and where nothing tells "auto".
+    """
+    explicit = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", where)
+    if where != "auto" and not (explicit and int(explicit[3]) < int(explicit[2])):
+        raise ConfigError(
+            f"--distributed: want auto or HOST:PORT,COUNT,INDEX with INDEX below COUNT, got {where!r}"
+        )
+    print(
+        f"d3jax: --distributed {where}: waiting for the other processes, at most {PATIENCE} s",
+        file=sys.stderr,
+        flush=True,
+    )
+    patience = threading.Timer(
+        PATIENCE, _give_up, (where,)
+    )  # jax's own end of waiting is an abort with a stack trace
+    patience.daemon = True
+    patience.start()
+    try:
+        given = {"initialization_timeout": PATIENCE + 60}
+        if explicit:
+            given |= {
+                "coordinator_address": explicit[1],
+                "num_processes": int(explicit[2]),
+                "process_id": int(explicit[3]),
+            }
+        jax.distributed.initialize(**given)
+    except (ValueError, RuntimeError) as error:
+        why = str(error).splitlines()[0]
+        if where == "auto" and isinstance(error, ValueError):
+            why = f"nothing here says which processes take part (no TPU pod, SLURM, Open MPI); give HOST:PORT,COUNT,INDEX ({why})"
+        raise ConfigError(f"--distributed {where}: {why}") from error
+    finally:
+        patience.cancel()
+
+
+def _give_up(where: str) -> None:
+    print(
+        f"d3jax: --distributed {where}: not all processes have come within {PATIENCE} s",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
+
+
+def same_everywhere(text: str, what: str) -> None:
+    """Raises `ConfigError` on every process where they do not all hold the same `text`. Call it everywhere."""
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    mine = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.int32)
+    everyone = multihost_utils.process_allgather(mine)
+    other = [i for i, theirs in enumerate(everyone) if not np.array_equal(theirs, everyone[0])]
+    if other:
+        raise ConfigError(
+            f"--distributed: the {what} of process {other[0]} are not those of process 0"
+        )
+
+
+def is_primary() -> bool:
+    """Whether this is the process that writes."""
+    return jax.process_index() == 0
+
+
+def broadcast_from_host0(numbers: Sequence[int]) -> list[int]:
+    """The first process's whole numbers (at most 63), on every process. Call it everywhere or nowhere."""
+    if jax.process_count() == 1:
+        return list(numbers)
+    from jax.experimental import multihost_utils
+
+    box = np.zeros(64, np.int32)
+    box[0], box[1 : 1 + len(numbers)] = len(numbers), numbers
+    box = multihost_utils.broadcast_one_to_all(box)
+    return box[1 : 1 + int(box[0])].tolist()
+
+
+def same_arrays(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The first process's arrays on every process: sums in another order must not make them decide otherwise. Call it everywhere."""
+    if jax.process_count() == 1:
+        return arrays
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(arrays))

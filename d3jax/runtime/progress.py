@@ -1,0 +1,54 @@
+"""Progress of a study on the terminal. Of several processes the first one speaks."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from .distributed import is_primary
+
+
+class Progress:
+    """One stage at a time: a rich bar on a terminal, one line a stage elsewhere."""
+
+    def __init__(self, quiet: bool = False):
+        self.quiet, self.bar, self.task = quiet or not is_primary(), None, None
+
+    def say(self, text: str) -> None:
+        """Prints one line."""
+        if not self.quiet:
+            print(text, flush=True)
+
+    def warn(self, text: str) -> None:
+        """Prints one line where errors go, even when quiet."""
+        if is_primary():
+            print(f"d3jax: {text}", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Shows `name` while the block runs."""
+        self.say(f"{name} …")
+        if self.quiet or not sys.stdout.isatty():
+            yield
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn())
+        with Bar(*columns, transient=True) as self.bar:
+            self.task = self.bar.add_task("compiling, first steps", total=None)
+            try:
+                yield
+            finally:
+                self.bar = None
+
+    def update(self, line: dict[str, float], steps: int) -> None:
+        """Moves the bar to a logged line of a stage of `steps` steps."""
+        if self.bar is not None:
+            rate = line["step"] / max(line["seconds"], 1e-9)
+            left = round(
+                (steps - line["step"]) / max(rate, 1e-9)
+            )  # rich's own estimate forgets what is over 30 s old
+            text = f"loss {line['loss']:.4f}  {rate:.1f} steps/s  {left // 60}:{left % 60:02d} left"
+            self.bar.update(self.task, completed=line["step"], total=steps, description=text)

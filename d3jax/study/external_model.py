@@ -1,0 +1,95 @@
+"""A model that was trained elsewhere walks in: read from a checkpoint of ours, a `.safetensors` or a PyTorch file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from ..config.study import Choice
+from ..core.errors import AttackError, CheckpointError
+from ..core.random import stream
+from ..core.types import Attack, Model, Variables
+from ..interop import from_torch, read_tensors
+from ..interop.convert import check_weights
+from ..runtime import checkpoint
+
+
+class Suspect(NamedTuple):
+    """A model that was not trained here: its `variables`, the tensors of the `trigger` that lay beside them (mostly none) and what it was
+    made by (`about`: the attack's name and settings), the digest of variables and trigger (`contents`), and a line on how the file was
+    read."""
+
+    variables: Variables
+    trigger: dict[str, jax.Array]
+    about: dict[str, Any]
+    contents: str
+    text: str
+
+
+def read_suspect(choice: Choice, net: Model) -> Suspect:
+    """The model at `choice.checkpoint` of the architecture `net`.
+
+    A folder is an Orbax checkpoint of ours, or one in which it lies as `model`: a backdoored model with its trigger, or a repaired
+    one. Raises `CheckpointError` where it is missing, damaged, of another architecture, or holds weights that are no numbers.
+    """
+    path = Path(choice.checkpoint).expanduser()
+    if not path.exists():
+        raise CheckpointError(f"model.checkpoint: {path}: no such file or folder")
+    if not path.is_dir():
+        variables, report = from_torch(
+            read_tensors(path), choice.name, choice.config, net, str(path)
+        )
+        return Suspect(variables, {}, {}, checkpoint.digest(variables), f"{path}: {report.text}")
+    folder = path / "model" if (path / "model").is_dir() else path
+    if not (folder / "orbax.checkpoint").exists():  # Orbax's own mark
+        raise CheckpointError(
+            f"model.checkpoint: {path}: no checkpoint of d3jax; want a folder <workdir>/checkpoints/<cell>"
+        )
+    like = jax.eval_shape(net.init, jax.random.key(0))
+    checkpoint.check_same(
+        path, like, _within("variables.", checkpoint.shapes(folder))
+    )  # before all of it is read
+    flat, note = checkpoint.read(folder)
+    trigger = {
+        name.removeprefix("trigger."): value
+        for name, value in flat.items()
+        if name.startswith("trigger.")
+    }
+    flat = _within("variables.", flat)
+    check_weights(flat, str(path))
+    text = f"{path}: {len(flat)} tensors match" + (", with a trigger" if trigger else "")
+    contents = checkpoint.digest((flat, trigger))
+    return Suspect(checkpoint.unflatten(flat, like), trigger, note.get("about", {}), contents, text)
+
+
+def _within(prefix: str, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What lies under a prefix; all of it where nothing does."""
+    inside = {
+        name.removeprefix(prefix): value for name, value in flat.items() if name.startswith(prefix)
+    }
+    return inside or dict(flat)
+
+
+def trigger_for(suspect: Suspect, attack: Attack, recipe: Mapping[str, Any], key: jax.Array) -> Any:
+    """The trigger of `attack`, which a case's `recipe` names with its settings: the one that lay beside the suspect, if that attack with
+    these settings made it, else the one that `key` gives.
+
+    Raises `AttackError` where the attack finds or trains its trigger, and none of its own lay there.
+    """
+    made_by, wanted = suspect.about, {name: recipe[name] for name in ("attack", "settings")}
+    if suspect.trigger and made_by == wanted:
+        return checkpoint.unflatten(suspect.trigger, jax.eval_shape(attack.init, key))
+    if attack.preparation or attack.optimizer:
+        there = (
+            f"the trigger there is of {made_by['attack']}, or of other settings"
+            if made_by
+            else "no trigger lies there"
+        )
+        raise AttackError(
+            "makes its trigger before or with the training, so it must lie beside the model of model.checkpoint: "
+            f"{there}; take a checkpoint of ours that has it, or the attack unknown"
+        )
+    return attack.init(stream(key, "trigger"))

@@ -1,0 +1,139 @@
+"""The loop primitive: a step compiled to run several times a call. Nothing else in d3jax loops over gradients."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from ..core.errors import OutOfMemoryError
+from ..core.types import Metrics, TrainState
+from ..runtime.compilation import compiled
+from ..runtime.sharding import COPIES, MEMBERS
+from .step import Step
+
+SCAN = 25
+"""Steps in one call on accelerators: enough to hide the host, few enough to compile once for every period."""
+
+
+def steps_a_call(steps_per_call: int = 0) -> int:
+    """Steps in one call: those that are asked for, else 1 on CPU and `SCAN` on accelerators."""
+    return steps_per_call or (1 if jax.default_backend() == "cpu" else SCAN)
+
+
+def whole_calls(period: int, steps_per_call: int = 0) -> int:
+    """The period nearest to `period` steps that whole calls fill, where it is longer than one: what is left over would be a program of
+    its own to compile."""
+    call = steps_a_call(steps_per_call)
+    return round(period / call) * call if period > call else period
+
+
+class ScannedStep:
+    """`repeat(state, data, n) -> (state, metrics stacked over n steps)`, compiled once for each n and donated its state.
+
+    `n` is 1 or `steps_per_call`: 1 on CPU, 25 on accelerators unless told otherwise. XLA:CPU runs the backward pass of a
+    convolution 10–65× slower inside any loop (3× in a scan of one unrolled step), so there the steps are written out.
+    `step` may be vmapped over members; on a `mesh` their states are split over its rows. `data.batch`, where there is one,
+    holds the batches of the n steps, stacked.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        *,
+        steps_per_call: int = 0,
+        mesh: Mesh | None = None,
+        members: bool = False,
+    ):
+        self.steps_per_call = steps_a_call(steps_per_call)
+        self._step, self._mesh, self._unroll, self._programs = (
+            step,
+            mesh,
+            jax.default_backend() == "cpu",
+            {},
+        )
+        self._out = (
+            None
+            if mesh is None
+            else (NamedSharding(mesh, MEMBERS if members else COPIES), NamedSharding(mesh, COPIES))
+        )
+
+    def __call__(self, state: TrainState, data: Any, n: int) -> tuple[TrainState, Metrics]:
+        """Runs `n` steps."""
+        return self.program(state, data, n)(state, data)
+
+    def has(self, n: int) -> bool:
+        """Whether the program of `n` steps is compiled."""
+        return n in self._programs
+
+    def program(self, state: TrainState, data: Any, n: int) -> jax.stages.Compiled:
+        """The compiled program of `n` steps, for arrays like these."""
+        if n not in self._programs:
+            steps = jax.jit(
+                functools.partial(self._steps, n), donate_argnums=0, out_shardings=self._out
+            )
+            with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+                devices = {
+                    device for leaf in jax.tree.leaves((state, data)) for device in leaf.devices()
+                }
+                self._programs[n] = compiled(steps.lower(state, data), devices)
+        return self._programs[n]
+
+    def _steps(self, n: int, state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
+        batches = getattr(data, "batch", None)
+        one = lambda state, batch: self._step(
+            state, data if batch is None else data._replace(batch=batch)
+        )
+        if not self._unroll:
+            return jax.lax.scan(one, state, batches, length=n)
+        metrics = []
+        for i in range(n):
+            state, reported = one(state, jax.tree.map(lambda leaf: leaf[i], batches))  # noqa: B023
+            metrics.append(reported)
+        return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
+
+
+LOWER = "lower the batch size, the model's width or loop.steps_per_call, or run members apart (loop.members)"
+
+
+@contextlib.contextmanager
+def out_of_memory_named() -> Iterator[None]:
+    """Turns the backend's error for a device out of memory into `OutOfMemoryError`, which says what to lower."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemoryError(
+            f"the device ran out of memory ({str(error).splitlines()[0][:120]}): {LOWER}"
+        ) from error
+
+
+def memory_needed(program: jax.stages.Compiled) -> int | None:
+    """Bytes on each device that `program` holds at once: arguments, results that reuse none of them, and scratch. None where
+    the backend does not say."""
+    used = program.memory_analysis()
+    if used is None:
+        return None
+    return (
+        used.argument_size_in_bytes
+        + used.output_size_in_bytes
+        - used.alias_size_in_bytes
+        + used.temp_size_in_bytes
+    )
+
+
+def memory_there() -> int | None:
+    """Bytes that this process's device may give to programs; None where it does not say (CPU)."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
+def memory_free() -> int | None:
+    """Bytes of it that are not in use."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
