@@ -13,8 +13,7 @@ from d3jax.config.recipes import OptimConfig
 from d3jax.core.errors import ConfigError
 from d3jax.core.images import as_float
 from d3jax.core.types import Batch, Split, Variables
-from d3jax.defenses import FinetuneConfig, MCLConfig, NCConfig, ScheduleConfig, nc
-from d3jax.defenses.repair import mcl
+from d3jax.defenses import FinetuneConfig, MCLConfig, NCConfig, ScheduleConfig, mcl, nc
 from d3jax.defenses.repair.mcl import contrast, cosine, features_of, mcl_loss
 from d3jax.defenses.repair.target import Found
 from d3jax.inversion import InversionConfig, Trigger, stamp

@@ -11,7 +11,7 @@ from d3jax import run
 from d3jax.config.loading import dumps, loads
 from d3jax.core.errors import AttackError, ConfigError, OutOfMemoryError
 from d3jax.results.metric_writer import Journal
-from d3jax.runtime.files import write_whole
+from d3jax.runtime.files import write_text
 from d3jax.runtime.progress import Progress
 from d3jax.study import attack_run as cells
 from d3jax.study import executor as stages
@@ -238,7 +238,7 @@ def test_parts_of_a_study_make_the_whole(finished, tmp_path, capsys):
 
 def test_a_report_with_other_settings_loses_nothing(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "copy")
-    write_whole(tmp_path / "copy" / "config.yaml", dumps(read()))
+    write_text(tmp_path / "copy" / "config.yaml", dumps(read()))
     before = (tmp_path / "copy" / "results.csv").read_text()
     report = lambda *overrides: study.run_study(
         read(TINY, *overrides), tmp_path / "copy", Progress(quiet=True), compute=False
@@ -291,7 +291,7 @@ def test_a_member_that_cannot_begin_does_not_stop_its_group(tmp_path, monkeypatc
 
 def test_a_report_moves_nothing(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "copy")
-    write_whole(
+    write_text(
         tmp_path / "copy" / "config.yaml", dumps(read())
     )  # another test may have added to the study
     (model,) = (tmp_path / "copy" / "checkpoints").glob("*d3-code*/model")

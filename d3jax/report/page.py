@@ -23,7 +23,7 @@ from ..results.summary import (
     verdict,
 )
 from ..results.tables import Row
-from ..runtime.files import write_whole
+from ..runtime.files import write_text
 from .html import CSS, PAGE, Looks, drawn, escape, mark, swatch, table
 from .plots import curves as figures
 from .sections.evolution import Lineages, headlines, show_evolutions
@@ -139,7 +139,7 @@ def write_report(
         *details,
         _environment(folder),
     ]
-    write_whole(
+    write_text(
         folder / "report.html",
         PAGE.format(title=escape(title), css=CSS, body="\n".join(filter(None, parts))),
     )

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..runtime.distributed import is_primary
-from ..runtime.files import locked, write_whole
+from ..runtime.files import locked, write_text
 
 
 class Journal:
@@ -38,7 +38,7 @@ class Journal:
                 for text in texts
                 if (other := _stage(text)) and other != stage and not other.startswith(f"{stage}/")
             ]
-            write_whole(self.path, "".join(kept) + "".join(_text(stage, line) for line in lines))
+            write_text(self.path, "".join(kept) + "".join(_text(stage, line) for line in lines))
 
     def _locked(self):
         return locked(self.path.with_suffix(".lock"))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.files import write_whole
+from ..runtime.files import write_text
 
 Row = dict[str, Any]
 
@@ -45,7 +45,7 @@ def write_csv(path: str | Path, rows: Sequence[Row], columns: Sequence[str] = CO
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
     writer.writerows([_cell(row.get(name)) for name in names] for row in rows)
-    write_whole(Path(path), text.getvalue())
+    write_text(Path(path), text.getvalue())
 
 
 def read_csv(path: str | Path) -> list[Row]:

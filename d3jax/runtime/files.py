@@ -57,16 +57,19 @@ def _taken(file: IO) -> bool:
     return True
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    write_bytes(path, lambda file: file.write(text.encode("utf8")))
+
+
+def write_bytes(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file whole or not at all: `write(file)` fills it, then it takes its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.chmod(
-            temporary, 0o644
-        )  # mkstemp's 0600 would hide a shared run folder's results from its other readers
+        with open(handle, "wb") as file:
+            write(file)
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide a shared run folder's results
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -26,7 +26,7 @@ from ..metrics.attack_success import Counts
 from ..results.metric_writer import Journal
 from ..runtime import checkpoint
 from ..runtime.distributed import is_primary
-from ..runtime.files import locked_by_all, write_whole
+from ..runtime.files import locked_by_all, write_text
 from ..runtime.progress import Progress
 from ..training.loop import Hooks, LogRecord, TrainLoop, fit_ensemble
 from ..training.scan import whole_calls
@@ -277,7 +277,7 @@ def _failed(task: Task, error: Exception, recorder: Recorder) -> Failure:
     message = message.strip().splitlines()[0][:500]
     trace = "".join(traceback.format_exception(error))
     if is_primary():
-        write_whole(
+        write_text(
             task.folder / "failed.json",
             json.dumps({"error": message, "traceback": trace}, indent=1),
         )

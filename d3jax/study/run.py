@@ -28,7 +28,7 @@ from ..report.page import Extras, write_report
 from ..report.terminal import print_detections, print_table
 from ..results.tables import write_csv
 from ..runtime.distributed import is_primary, same_everywhere
-from ..runtime.files import write_whole
+from ..runtime.files import write_text
 from ..runtime.progress import Progress
 from .attack_run import Cell, make_cells
 from .context import Lab, open_lab
@@ -99,10 +99,8 @@ def _run_study(lab: Lab, part: tuple[int, int] | None, compute: bool) -> list[di
         if there.exists() and there.read_text(encoding="utf8") != dumps(config):
             said = "holds a study with other settings: its tables and pictures are replaced, its finished models stay"
             lab.recorder.progress.say(f"{lab.workdir} {said}")
-        write_whole(there, dumps(config))
-        write_whole(
-            lab.workdir / "environment.json", json.dumps(lab.recorder.environment, indent=1)
-        )
+        write_text(there, dumps(config))
+        write_text(lab.workdir / "environment.json", json.dumps(lab.recorder.environment, indent=1))
     results: dict[str, Result] = {}
     earlier: dict[str, Stage] = {}
     said: dict[str, Said] = {}

@@ -20,7 +20,7 @@ from ...evolution.survivability import survivability
 from ...evolution.updates import update_rates
 from ...results.survival import TAUS, Predicted, Shown
 from ...runtime import checkpoint
-from ...runtime.files import write_whole
+from ...runtime.files import write_text
 from ...training.loop import LogRecord
 from ..attack_run import Cell
 from ..context import Lab
@@ -56,7 +56,7 @@ def control_rates(lab: Lab, cell: Cell, folder: Path, name: str, trigger: Any) -
                 variables, trigger, measured(lab, config, update), strengths(config, update)
             )
     if alone and len(found) == config.updates:
-        write_whole(kept, json.dumps(found))
+        write_text(kept, json.dumps(found))
     return found
 
 
