@@ -164,7 +164,13 @@ def result_rows(entries: Iterable[NodeEntry], records: Mapping[str, NodeRecord])
             status = record.status if record else "not finished: no model yet"
             empty = dict.fromkeys(NUMBERS) | {"status": status}
             rows += [dict.fromkeys(COLUMNS) | row | empty for row in entry.rows]
-    return rows
+    # A victim that several seeds share has a row for each, which belongs to that seed's others.
+    order = {key: i for i, key in enumerate(dict.fromkeys(map(_run_of, rows)))}
+    return sorted(rows, key=lambda row: order[_run_of(row)])
+
+
+def _run_of(row: Row) -> tuple[Any, Any]:
+    return row["attack"], row["seed"]
 
 
 def _frame(rows: Sequence[Row], columns: Iterable[str]) -> pd.DataFrame:
