@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,11 +13,63 @@ import numpy as np
 
 from ..core.images import as_float
 from ..core.random import stream
-from ..core.types import Attack, DataInfo, Model, Split, Variables
+from ..core.types import Attack, DataInfo, Model, Split, TrainState, Variables
 from ..data.drift import compose, keys_of, label_shift
 from ..metrics.attack_success import Counts, make_asr, make_measure
 from ..runtime.compilation import fast
-from .updates import EvolutionConfig
+from .updates import EvolutionConfig, start_params, update_rates
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measure:
+    """Counts on the test images as they are at an update: drifted, and their labels shifted."""
+
+    model: Model
+    attack: Attack
+    info: DataInfo
+    config: EvolutionConfig
+    test: Split
+    batch_size: int
+
+    def __call__(self, variables: Variables, trigger: Any, update: int) -> tuple[Counts, float]:
+        """Return counts, and by how much the trigger raises its class's logit (the score)."""
+        return self._call(make_measure, variables, trigger, update)
+
+    def asr(self, variables: Variables, trigger: Any, update: int) -> float:
+        """Return ASR alone, at half the cost."""
+        return self._call(make_asr, variables, trigger, update)
+
+    def rates(self, variables: Variables, trigger: Any, update: int) -> Record:
+        """Return `acc` and, where there is a trigger, `asr`, `ra` and `score`."""
+        counts, score = self(variables, trigger, update)
+        if not counts.triggered.sum():
+            return {"acc": counts.acc}
+        return {"acc": counts.acc, "asr": counts.asr, "ra": counts.ra, "score": score}
+
+    def accuracy(self, variables: Variables, images: Split, update: int) -> float:
+        """Return ACC on other images, drifted as at an update."""
+        drift, amounts = (
+            (tuple(self.config.drift), self.info.shape[2]),
+            strengths(self.config, update),
+        )
+        predicted = []
+        for start in range(0, len(images.labels), self.batch_size):
+            rows = np.arange(start, min(start + self.batch_size, len(images.labels)))
+            keys = keys_of(jax.random.key(0), rows)
+            batch = (variables, keys, images.images[rows], amounts)
+            predicted.append(_classes(self.model, *drift, *batch))
+        labels = np.asarray(images.labels)
+        return float((np.concatenate(jax.device_get(predicted)) == labels).mean())
+
+    def _call(self, make: Callable[..., Any], variables: Any, trigger: Any, update: int) -> Any:
+        info, config = self.info, self.config
+        drift = (tuple(config.drift), config.trigger_first)
+        given = (self.model, self.attack, info.num_classes, info.shape[2], *drift)
+        test = shifted(self.test, config, update, info.num_classes)
+        count = _built(make, *given, self.batch_size)
+        return count(variables, trigger, test, strengths(config, update))
 
 
 @functools.lru_cache(maxsize=64)
@@ -24,26 +77,6 @@ def _built(make: Callable[..., Any], *given: Any) -> Any:
     """Return what `make` builds, once for all runs that drift alike."""
     model, attack, classes, channels, drift, trigger_first, batch = given
     return make(model, attack, classes, batch, compose(drift, channels), trigger_first)
-
-
-def _options(
-    model: Model, attack: Attack, info: DataInfo, config: EvolutionConfig, batch: int
-) -> tuple[Any, ...]:
-    drift = tuple(config.drift)
-    return model, attack, info.num_classes, info.shape[2], drift, config.trigger_first, batch
-
-
-def drifted_measure(*given: Any) -> Callable[..., tuple[Counts, float]]:
-    """Return `measure(variables, trigger, test, strengths) -> (Counts, score)` under a drift.
-
-    Takes a model, an attack, `DataInfo`, an `EvolutionConfig` and images a call.
-    """
-    return _built(make_measure, *_options(*given))
-
-
-def drifted_asr(*given: Any) -> Callable[..., float]:
-    """Return `asr(variables, trigger, test, strengths)`; takes what `drifted_measure` takes."""
-    return _built(make_asr, *_options(*given))
 
 
 def strengths(config: EvolutionConfig, update: int) -> jax.Array:
@@ -60,23 +93,39 @@ def shifted(test: Split, config: EvolutionConfig, update: int, num_classes: int)
     return Split(*(part[rows] for part in test))
 
 
-def drifted_accuracy(
-    model: Model,
-    variables: Variables,
-    images: Split,
-    config: EvolutionConfig,
-    update: int,
-    batch_size: int,
-) -> float:
-    """Return ACC on images as they are at an update."""
-    drift, amounts = (tuple(config.drift), images.images.shape[3]), strengths(config, update)
-    predicted = []
-    for start in range(0, len(images.labels), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(images.labels)))
-        keys = keys_of(jax.random.key(0), rows)
-        predicted.append(_classes(model, *drift, variables, keys, images.images[rows], amounts))
-    labels = np.asarray(images.labels)
-    return float((np.concatenate(jax.device_get(predicted)) == labels).mean())
+def update_watch(
+    measure: Measure, victim: Any, kept: Sequence[Split], steps: int
+) -> Callable[[TrainState], Record]:
+    """Return what measures the end of every update of `steps` steps.
+
+    Of the model after it on the drifted test images: `watch_acc`, `watch_asr`, `watch_ra` and
+    `score`; the same on those of the next update (`next_…`), and after the first update of the
+    `victim` (`first_…`). ACC on the fresh images `kept` from learning, by update (`valid_acc`); how
+    far the parameters moved (`moved`, the norm over all of them); the sum of the update's rates.
+    """
+    config = measure.config
+    total = float(update_rates(config, steps).sum())
+
+    def watch(state: TrainState) -> Record:
+        update = int(state.step) // steps
+        moved = float(_distance(state.variables.params, start_params(state)))
+        record: Record = {"update": update, "moved": moved, "lr_sum": total}
+
+        def rates(prefix: str, variables: Variables, at: int) -> Record:
+            found = measure.rates(variables, victim.trigger, at)
+            return {f"{prefix}_{name}": value for name, value in found.items()}
+
+        now = rates("watch", state.variables, update)
+        record |= {name.replace("watch_score", "score"): value for name, value in now.items()}
+        if len(kept[update - 1].labels):
+            record["valid_acc"] = measure.accuracy(state.variables, kept[update - 1], update)
+        if update < config.updates:
+            record |= rates("next", state.variables, update + 1)
+        if update == 1:
+            record |= rates("first", victim.variables, 1)
+        return record
+
+    return watch
 
 
 @functools.partial(fast, static=3)
@@ -94,7 +143,7 @@ def _classes(
 
 
 @jax.jit
-def distance(a: Any, b: Any) -> jax.Array:
+def _distance(a: Any, b: Any) -> jax.Array:
     """Return the norm of the difference of two trees, over all leaves."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return jnp.sqrt(sum(((x - y) ** 2).sum() for x, y in pairs))

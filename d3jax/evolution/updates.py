@@ -373,3 +373,15 @@ def evolution_step(
         return state, {"loss": value, "accuracy": hits, "lr": rate}
 
     return step
+
+
+def start_params(state: TrainState) -> Params:
+    """Return the parameters at the start of the update that a state is in."""
+    return state.opt_state[1]
+
+
+def with_variables(state: TrainState, variables: Variables) -> TrainState:
+    """Return a state that goes on from other variables, with momentum 0."""
+    momentum = jax.tree.map(jnp.zeros_like, state.opt_state[0])
+    opt_state = (momentum, state.opt_state[1])
+    return dataclasses.replace(state, variables=variables, opt_state=opt_state)

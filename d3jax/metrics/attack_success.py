@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.images import as_float
+from ..core.images import as_float, as_levels
 from ..core.types import Attack, Model, Split, Variables
 from ..data.drift import Drift, keys_of
 from ..runtime.compilation import fast
@@ -203,3 +203,29 @@ def _padded(split: Split, batch_size: int):
 
 def _share(part: np.ndarray, whole: np.ndarray) -> float:
     return int(part.sum()) / int(whole.sum()) if whole.sum() else float("nan")
+
+
+def triggered_images(attack: Attack, trigger: Any, images: jax.Array) -> jax.Array:
+    """Return uint8 images with the attacker's trigger, as a file would hold them."""
+    return as_levels(attack.stamp(trigger, as_float(images))).astype(jnp.uint8)
+
+
+def target_share(
+    model: Model,
+    variables: Variables,
+    test: Split,
+    label: int,
+    stamp: Callable[[jax.Array], jax.Array],
+    batch_size: int = 500,
+) -> float:
+    """Return the share of the images of other classes that are taken for `label` when stamped.
+
+    `stamp` takes float images in [0, 1] and gives uint8 ones.
+    """
+    images, labels = test
+    rows = np.flatnonzero(np.asarray(labels) != label)
+    hits = 0
+    for batch in np.split(rows, range(batch_size, len(rows), batch_size)):
+        stamped = stamp(as_float(jnp.asarray(images[batch])))
+        hits += int((predict(model, variables, stamped) == label).sum())
+    return hits / len(rows)

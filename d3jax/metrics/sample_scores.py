@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -136,3 +136,42 @@ def auroc(scores: np.ndarray, flags: np.ndarray) -> float:
     if not 0 < np.sum(flags) < len(flags):
         return float("nan")
     return float(roc_auc_score(np.asarray(flags), -np.minimum(scores, np.float32(1e30))))
+
+
+SHARES = (0.01, 0.05, 0.1)
+"""Shares of the images with the lowest scores for which precision and recall are given."""
+
+
+def curves_of(
+    flags: np.ndarray, found: Mapping[str, np.ndarray]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return precision and recall [N] of the lowest k rows, for every score in `found` [N]."""
+    scored = [name for name, values in found.items() if values.dtype != np.bool_ and np.any(values)]
+    return {name: precision_recall(found[name], flags, ties_of(name, found)) for name in scored}
+
+
+def filter_rates(flags: np.ndarray, found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return how well low scores find the poison: a row for every score in `found` [N].
+
+    AUROC, and precision and recall of the lowest `SHARES`; None in a clean set.
+    """
+    rows = []
+    for name, (precision, recall) in curves_of(flags, found).items():
+        rate = auroc(found[name], flags)
+        row = {"score": name, "auroc": None if np.isnan(rate) else rate}
+        for share in SHARES:
+            at = max(1, int(share * len(flags))) - 1
+            row[f"precision_{share:g}"] = float(precision[at]) if flags.any() else None
+            row[f"recall_{share:g}"] = float(recall[at]) if flags.any() else None
+        rows.append(row)
+    return rows
+
+
+def choice_rates(flags: np.ndarray, found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return how many `suspects` [N] bool there are, and which share of them is poisoned.
+
+    And which share of the images that kept their labels (`labelled` [N] bool).
+    """
+    shares = {f"{name}_poisoned": flags[found[name]] for name in ("suspects", "labelled")}
+    means = {name: float(chosen.mean()) if len(chosen) else None for name, chosen in shares.items()}
+    return {"suspects": int(found["suspects"].sum())} | means

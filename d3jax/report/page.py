@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from ..results.artifacts import Row
 from ..results.summary import (
     COSTLY,
     GONE,
@@ -22,7 +23,6 @@ from ..results.summary import (
     summarise,
     verdict,
 )
-from ..results.tables import Row
 from ..runtime.files import write_text
 from .html import CSS, PAGE, Looks, drawn, escape, mark, swatch, table
 from .plots import curves as figures

@@ -15,13 +15,12 @@ from ..config.loading import to_mapping
 from ..config.study import Choice
 from ..core.errors import ConfigError
 from ..core.random import stream
-from ..core.types import Attack, Split
+from ..core.types import Attack
+from ..interop.external_model import trigger_for
 from ..metrics.attack_success import Counts, make_evaluate
 from ..runtime.checkpoint import digest
-from ..training.poisoned_set import poisoned_split
 from ..training.victim import poisoned_rows
 from .context import StudyContext
-from .external_model import trigger_for
 
 FORMAT = 2
 """Part of every recipe; counted up when the same config would compute other numbers."""
@@ -49,11 +48,6 @@ class AttackRun(NamedTuple):
     def key(self) -> jax.Array:
         """What all that is random in the victim follows from."""
         return jax.random.key(self.attack_seed)
-
-    @property
-    def name(self) -> str:
-        """The first part of its victim's name."""
-        return f"{self.label}/seed{self.attack_seed}"
 
 
 def make_run(
@@ -131,14 +125,3 @@ def targets_of(run: AttackRun, num_classes: int) -> list[int]:
 def poison_flags(context: StudyContext, run: AttackRun) -> np.ndarray:
     """Return which training images [N] bool are poisoned."""
     return np.asarray(poisoned_rows(run.key, run.attack, context.dataset.train.labels))
-
-
-def untrusted_data(
-    context: StudyContext, run: AttackRun, prepared: Any = None
-) -> tuple[Split, np.ndarray]:
-    """Return the poisoned training set as released, and which rows [N] are the attacker's.
-
-    `prepared` is the artifact of what the attack computed before the training, if anything.
-    """
-    given = prepared and prepared.tree
-    return poisoned_split(run.key, run.attack, context.dataset.train, given)

@@ -239,7 +239,8 @@ def _finish(
         "records": records,
         "environment": node.context.environment,
         "members": members,
-        "about": node.about,
+        # By these a later study knows the trigger of a model it finds alone.
+        "about": {key: node.run.recipe[key] for key in ("attack", "settings")},
     }
     checkpoint.save(node.folder / "model", tree, note)
     return _artifact(node, tree, note)

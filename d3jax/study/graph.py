@@ -87,8 +87,7 @@ class _Builder:
                 self.ask(TrainingNode(**given, choice=choice, first_stage=first))
             else:
                 searched = self._searched(start, defense)
-                given = {"choice": choice, "defense": defense, "searched": searched}
-                self.ask(RepairNode(**start, **given))
+                self.ask(RepairNode(**start, choice=choice, defense=defense, **searched))
 
     def _victim(self, run: AttackRun) -> VictimNode:
         """Return the model that a run begins with."""
@@ -106,19 +105,19 @@ class _Builder:
             prepared = self.one(TriggerNode(context=context, run=run, surrogate=surrogate))
         return VictimNode(**given, prepared=prepared)
 
-    def _searched(self, start: dict[str, Any], defense: Defense) -> tuple[Node, ...]:
+    def _searched(self, start: dict[str, Any], defense: Defense) -> dict[str, InversionNode]:
         """Return the inversions of a repair's search: the detection, and that of one class."""
         search = defense.search
         if search is None:
-            return ()
+            return {}
         if search.target != "detect":
             node = InversionNode(**start, config=search.inversion, target=search.target)
-            return (self.one(node),)
-        detected = self.one(InversionNode(**start, config=search.detection))
-        if search.inversion == search.detection:
-            return (detected,)
-        inverted = InversionNode(**start, config=search.inversion, detection=detected)
-        return (detected, self.one(inverted))
+            return {"inverted": self.one(node)}
+        found = {"detected": self.one(InversionNode(**start, config=search.detection))}
+        if search.inversion != search.detection:
+            given = {"config": search.inversion, "detection": found["detected"]}
+            found["inverted"] = self.one(InversionNode(**start, **given))
+        return found
 
     def analyses(self, nodes: list[Node]) -> list[Node]:
         """Return what tables and page need besides, of finished models."""
@@ -145,14 +144,15 @@ class _Builder:
                 of_model = {"choice": choice, "inversion": inversion, "model": model}
                 yield InvertedTriggerNode(**given, **of_model)
         first_seed = run.seed == config.seeds[0]
+        of_run = {**given, "victim": victim}
         for node in nodes:
             if isinstance(node, EvolutionNode):
-                yield UpdatesNode(**given, evolution=node, control=self._control(node))
+                updates = {**of_run, "choice": node.choice, "evolution": node}
+                yield UpdatesNode(**updates, control=self._control(node))
                 if first_seed and is_predicted(node):
-                    yield ForgettingNode(**given, evolution=node)
+                    yield ForgettingNode(**updates)
         if not first_seed:
             return
-        of_run = {**given, "victim": victim}
         for model in models:
             yield SamplesNode(**of_run, model=model)
             if config.features:

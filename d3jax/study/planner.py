@@ -40,7 +40,7 @@ def _wanted(nodes: Iterable[Node], compute: bool) -> dict[str, Node]:
             return
         begins = node.analysis or (compute and not checkpoint.exists(node.folder / "model"))
         for name, needed in node.needs.items():
-            if begins or name in node.tables_need:
+            if begins or name in node.read_again:
                 want(needed)
         wanted.setdefault(node.name, node)
 

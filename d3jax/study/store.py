@@ -74,8 +74,7 @@ class Store:
             if not result.unfinished:
                 self._record(node, result.status, Findings())
             return
-        tables, arrays = node.tables(inputs, result), node.arrays(inputs, result)
-        self._record(node, "ok", Findings(tables, arrays, node.facts(inputs, result)))
+        self._record(node, "ok", node.findings(inputs, result))
 
     def _record(self, node: Node, status: str, found: Findings) -> None:
         tables, facts = _plain(found.tables), _plain(found.facts)

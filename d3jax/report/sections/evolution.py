@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...results.artifacts import Row
 from ...results.summary import points
 from ...results.survival import TAUS, Predicted, Shown, ratio, survived
-from ...results.tables import Row
 from ..html import Looks, escape, figure, mark, swatch, table
 from ..plots.curves import WIDTH, columns_of, drawing, plain_numbers, short
 

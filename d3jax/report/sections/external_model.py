@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from ...results.artifacts import Row
 from ...results.summary import detections, points
-from ...results.tables import Row
 from ..html import escape, table
 
 MISSED = (

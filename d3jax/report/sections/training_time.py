@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...results.tables import Row
+from ...results.artifacts import Row
 from ..html import Looks, escape, figure, table
 from ..plots.curves import BEFORE, WIDTH, Runs, drawing, plain_numbers, short
 

@@ -17,18 +17,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import numpy as np
 
 from ...config.loading import to_mapping
-from ...core.types import TrainState, Variables
+from ...config.study import Choice
+from ...core.types import TrainState
 from ...metrics.attack_success import Counts, der
-from ...results.artifacts import NodeEntry, Row
+from ...results.artifacts import NodeEntry, Row, node_folder
 from ...results.tables import COLUMNS
 from ...training.loop import Hooks, LogRecord, TrainLoop
 from ..attack_run import AttackRun
 from ..context import StudyContext
-
-Tables = dict[str, list[Row]]
 
 
 @dataclasses.dataclass
@@ -52,6 +52,11 @@ class Artifact:
     def tree(self) -> Any:
         """Its arrays."""
         return self.load()
+
+    @property
+    def variables(self) -> Any:
+        """The variables of the model in its tree."""
+        return getattr(self.tree, "variables", self.tree)
 
     def release(self) -> None:
         """Drop the arrays from memory."""
@@ -78,9 +83,12 @@ class Inputs(SimpleNamespace):
 
 
 class Findings(NamedTuple):
-    """What an analysis found: rows by table, arrays and JSON facts for the page."""
+    """What tables and page need of a node: rows by table, arrays and JSON facts.
 
-    tables: Tables = {}
+    `results.artifacts` says which arrays and facts each kind has.
+    """
+
+    tables: Mapping[str, list[Row]] = {}
     arrays: Mapping[str, np.ndarray] = {}
     facts: Mapping[str, Any] = {}
 
@@ -89,74 +97,101 @@ class Findings(NamedTuple):
 class Node:
     """A computation of a study. Subclasses say what; names are unique within a study.
 
-    `kind` names the class in study.json, `title` in messages. `listed` nodes have rows in
-    results.csv. `optional` inputs may be missing, `tables_need` inputs are read for the tables even
-    when the node itself is finished.
+    Fields that are nodes are what it needs: `compute`, `loop` and `findings` know their artifacts
+    by the fields' names. `choice` is its entry in the config, if it has one.
+
+    Of a kind: `kind` is its name in study.json, `title` in messages. `listed` nodes have rows in
+    results.csv. `shared` ones are kept in the cache. `optional` inputs may be missing; those of
+    `read_again` are read for the tables even when the node itself is finished. `is_loop`: it is one
+    train loop (`loop`) and not several (`compute`). Nodes of a kind with one `group` run as members
+    of one program (None: alone). `watch_every`: steps between measurements by `watch` (0: none).
     """
 
     context: StudyContext
     run: AttackRun
+    choice: Choice | None = None
 
     kind: ClassVar[str]
     title: ClassVar[str]
     listed: ClassVar[bool] = False
     analysis: ClassVar[bool] = False
+    shared: ClassVar[bool] = False
     optional: ClassVar[tuple[str, ...]] = ()
-    tables_need: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def what(self) -> str:
-        """The last part of the name."""
-        raise NotImplementedError
-
-    @property
-    def name(self) -> str:
-        """The unique name `<attack>/seed<n>/<what>`."""
-        return f"{self.run.label}/seed{self.run.seed}/{self.what}"
+    read_again: ClassVar[tuple[str, ...]] = ()
+    is_loop = False
+    group: ClassVar[Hashable] = None
+    watch_every: ClassVar[int] = 0
 
     @property
     def label(self) -> str:
         """The name of its model or detection in tables and pictures; "" for neither."""
-        return ""
+        return self.choice.label if self.choice else ""
+
+    @property
+    def what(self) -> str:
+        """The last part of its name."""
+        return self.label
+
+    @property
+    def seed(self) -> int:
+        """The seed in its name and recipe."""
+        return self.run.seed
+
+    @property
+    def name(self) -> str:
+        """The unique name `<attack>/seed<n>/<what>`."""
+        return f"{self.run.label}/seed{self.seed}/{self.what}"
+
+    @property
+    def needs(self) -> dict[str, Node]:
+        """The nodes it begins with, by name."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Node)}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes it besides attack run and choice, as plain data."""
+        return {}
 
     @property
     def recipe(self) -> dict[str, Any]:
         """All that makes it, as plain data."""
-        raise NotImplementedError
+        chosen = self.choice and {
+            "name": self.choice.name,
+            "config": to_mapping(self.choice.config),
+        }
+        start = {"kind": self.kind, "seed": self.seed, "victim": self.run.recipe}
+        return start | {"choice": chosen} | self.settings
+
+    @property
+    def digest(self) -> str:
+        """The name of all that makes it."""
+        return recipe_hash(self.recipe)
 
     @property
     def folder(self) -> Path:
-        """Where its result is kept: a function of the recipe."""
-        raise NotImplementedError
+        """Where its result is kept."""
+        context, run = self.context, self.run
+        root, first, what = context.workdir / "checkpoints", run.label, self.what
+        if self.shared:
+            root = Path(context.config.cache or root).expanduser()
+            first, what = f"{context.dataset.info.name}-{run.label}", self.kind
+        return root / f"{first}-{what}-seed{self.seed}-{self.digest}"
 
     @property
-    def needs(self) -> dict[str, Node]:
-        """The nodes it begins with, by the names that `compute` and `loop` know them by."""
-        return {}
+    def rows(self) -> list[Row]:
+        """The columns that identify its rows in results.csv; one for each seed that shares it."""
+        return [identity(self.context, self.run, self.label)]
 
     @property
-    def group(self) -> Hashable:
-        """Nodes of a kind that agree in it run as members of one program; None: alone."""
-        return None
-
-    @property
-    def is_loop(self) -> bool:
-        """Whether it is one train loop (`loop`) and not several (`compute`)."""
-        return False
-
-    @property
-    def watch_every(self) -> int:
-        """Steps between measurements by `watch` (0: none)."""
-        return 0
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What is kept beside its arrays, for whoever finds them alone."""
-        return {}
+    def entry(self) -> NodeEntry:
+        """Its line in study.json."""
+        where = (self.run.label, self.run.seed, self.label, self.listed)
+        return NodeEntry(self.name, self.kind, *where, self.rows, self.digest)
 
     def like(self) -> Any:
-        """Return the structure, shapes and dtypes of its tree."""
-        raise NotImplementedError
+        """Return the structure, shapes and dtypes of its tree: a model's variables."""
+        return jax.eval_shape(self.context.model.init, jax.random.key(0))
 
     def loop(self, inputs: Inputs) -> TrainLoop:
         """Return its train loop."""
@@ -167,7 +202,7 @@ class Node:
         return state.variables
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Any, list[LogRecord]]:
-        """Return the tree and the records logged on the way, where it is more than one loop."""
+        """Return its tree and the records logged on the way, where it is more than one loop."""
         raise NotImplementedError
 
     def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
@@ -175,47 +210,20 @@ class Node:
         return lambda state: {}
 
     def count(self, inputs: Inputs, tree: Any) -> Counts | None:
-        """Return its counts on the test set; None where it is no model."""
-        return None
+        """Return its counts on the test set under the victim's trigger; None for no model."""
+        variables = getattr(tree, "variables", tree)
+        return self.run.evaluate(variables, inputs.victim.tree.trigger, self.context.dataset.test)
 
-    def variables(self, tree: Any) -> Variables:
-        """Return the model's variables in its tree."""
-        return tree
-
-    def tables(self, inputs: Inputs, artifact: Artifact) -> Tables:
-        """Return its rows by table."""
-        return {}
-
-    def arrays(self, inputs: Inputs, artifact: Artifact) -> Mapping[str, np.ndarray]:
-        """Return what the page shows of it, as `results.artifacts` has it by kind."""
-        return {}
-
-    def facts(self, inputs: Inputs, artifact: Artifact) -> Mapping[str, Any]:
-        """Return what the page says of it, as JSON."""
-        return {}
-
-    @property
-    def rows(self) -> list[Row]:
-        """The columns that identify its rows in results.csv; one for each seed that shares it."""
-        return [identity(self.context, self.run, self.label)]
-
-    @property
-    def digest(self) -> str:
-        """The name of all that makes it."""
-        return recipe_hash(self.recipe)
-
-    @property
-    def entry(self) -> NodeEntry:
-        """Its line in study.json."""
-        where = (self.run.label, self.run.seed, self.label, self.listed)
-        return NodeEntry(self.name, self.kind, *where, self.rows, self.digest)
+    def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
+        """Return what tables and page need of it."""
+        return Findings(model_tables(self, artifact) if self.listed else {})
 
 
 class AnalysisNode(Node):
     """A node that computes rows and arrays for tables and page from finished models.
 
     It is kept in the run folder, is left to `--report` by a part of a study, and costs the page a
-    section where it fails.
+    section where it fails. Its `choice` is no part of its recipe, but its needs are.
     """
 
     analysis = True
@@ -224,17 +232,16 @@ class AnalysisNode(Node):
     def digest(self) -> str:
         """The name of its settings and of all that it needs."""
         needs = {name: node.digest for name, node in self.needs.items()}
-        return recipe_hash({"recipe": self.recipe, "needs": needs})
+        return recipe_hash({"kind": self.kind, "settings": self.settings, "needs": needs})
+
+    @property
+    def folder(self) -> Path:
+        """Its folder in the run folder."""
+        return node_folder(self.context.workdir, self.name)
 
     def analyse(self, inputs: Inputs) -> Findings:
         """Return what was found."""
         raise NotImplementedError
-
-
-def cache_folder(context: StudyContext) -> Path:
-    """Return the folder for what studies may share."""
-    cache = context.config.cache
-    return Path(cache).expanduser() if cache else context.workdir / "checkpoints"
 
 
 def recipe_hash(recipe: Mapping[str, Any]) -> str:
@@ -242,16 +249,9 @@ def recipe_hash(recipe: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def reserved_recipe(context: StudyContext, run: AttackRun) -> dict[str, Any]:
-    """Return what repairs and inversions of an attack run begin with, as part of their recipes."""
-    reserved = to_mapping(context.config.reserved)
-    return {"victim": run.recipe, "seed": run.seed, "reserved": reserved}
-
-
 def identity(context: StudyContext, run: AttackRun, label: str, seed: int | None = None) -> Row:
     """Return the columns that identify a row of results.csv."""
     model = context.config.model
-    net = " ".join(f"{key}={value}" for key, value in to_mapping(model.config).items())
     return {
         "dataset": context.dataset.info.name,
         "model": model.name,
@@ -261,15 +261,18 @@ def identity(context: StudyContext, run: AttackRun, label: str, seed: int | None
         "seed": run.seed if seed is None else seed,
         "attack_seed": run.attack_seed,
         "classes": context.dataset.info.num_classes,
-        "net": net,
+        "net": " ".join(f"{key}={value}" for key, value in to_mapping(model.config).items()),
         "published": context.config.published.get(f"{run.label}/{label}", "none"),
     }
 
 
-def result_row(
-    row: Row, artifact: Artifact, before: Counts | None = None, more: Mapping[str, Any] = {}
-) -> Row:
-    """Return a row of results.csv; `before` are the counts of the model before the defence."""
+def model_tables(
+    node: Node, artifact: Artifact, before: Counts | None = None, more: Mapping[str, Any] = {}
+) -> dict[str, list[Row]]:
+    """Return the rows of a model in results.csv and per_class.csv.
+
+    `before` are the counts of the model before the defence, `more` are columns of the kind's own.
+    """
     counts, last = artifact.counts, artifact.records[-1] if artifact.records else {}
     numbers = {
         "acc": counts.acc,
@@ -286,37 +289,26 @@ def result_row(
         "commit": artifact.environment["commit"],
         "device": artifact.environment["device"],
     }
-    values = dict.fromkeys(COLUMNS) | row | numbers | more | {"status": "ok"}
-    return {key: _number(value) for key, value in values.items()}
-
-
-def _number(value: Any) -> Any:
-    """Return None for NaN."""
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def class_rows(context: StudyContext, row: Row, counts: Counts) -> list[Row]:
-    """Return the rows of per_class.csv for a model: the counts of every true class."""
-    where = {name: row[name] for name in ("attack", "defense", "seed")}
+    numbers = {name: number(value) for name, value in (numbers | dict(more)).items()}
+    first = dict.fromkeys(COLUMNS)
+    results = [first | row | numbers | {"status": "ok"} for row in node.rows]
     columns = {name: values.tolist() for name, values in counts._asdict().items()}
-    return [
-        where | {"class": name} | {column: values[i] for column, values in columns.items()}
-        for i, name in enumerate(context.dataset.info.classes)
+    classes = [
+        {name: row[name] for name in ("attack", "defense", "seed")}
+        | {"class": name}
+        | {column: values[i] for column, values in columns.items()}
+        for row in results
+        for i, name in enumerate(node.context.dataset.info.classes)
     ]
+    return {"results": results, "per_class": classes}
 
 
-def model_tables(
-    node: Node, artifact: Artifact, before: Counts | None = None, more: Mapping[str, Any] = {}
-) -> Tables:
-    """Return the rows of a model in results.csv and per_class.csv."""
-    results = [result_row(row, artifact, before, more) for row in node.rows]
-    per_class = [line for row in results for line in class_rows(node.context, row, artifact.counts)]
-    return {"results": results, "per_class": per_class}
+def number(value: Any) -> Any:
+    """Return None for NaN, which a table has no number for."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def watched_rates(counts: Counts) -> LogRecord:
     """Return ACC and, where there is a trigger, ASR as metrics of a watch."""
     rates = {"watch_acc": counts.acc}
-    if counts.triggered.sum():
-        rates["watch_asr"] = counts.asr
-    return rates
+    return rates | {"watch_asr": counts.asr} if counts.triggered.sum() else rates

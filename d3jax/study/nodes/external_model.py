@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+from ...interop.external_model import trigger_for
 from ...training.loop import Hooks, LogRecord
-from ..external_model import trigger_for
 from .base import Inputs
 from .victim import Victim, VictimNode
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ExternalModelNode(VictimNode):
     """A model read from a file, with the trigger of the study's attack."""
 
-    kind, title = "external_model", "model"
-    what, is_loop, group = "read", False, None
+    kind, title, what, is_loop, group = "external_model", "model", "read", False, None
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Victim, list[LogRecord]]:
         """Return the model as it was read."""

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...analysis.features import penultimate, project, separation
+from ...analysis.features import compare_features
 from ...core.images import as_float
-from ...core.types import Variables
 from ...data.reserved import draw_stratified
-from ...inversion import detect
+from ...inversion import detect, stamp_levels, trigger_at, trigger_to_try
+from ...metrics.attack_success import triggered_images
 from .base import AnalysisNode, Findings, Inputs, Node
-from .model_detection import chosen, stamped, trigger_at
-from .report_samples import triggered_images
-
-Stamp = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -30,15 +25,12 @@ class FeaturesNode(AnalysisNode):
     carry the trigger that it found.
     """
 
-    kind, title, optional = "features", "features", ("inversion",)
     victim: Node
     model: Node
     inversion: Node | None = None
 
-    @property
-    def what(self) -> str:
-        """Named by the model."""
-        return f"features-{self.model.label}"
+    kind = title = "features"
+    optional = ("inversion",)
 
     @property
     def label(self) -> str:
@@ -46,63 +38,29 @@ class FeaturesNode(AnalysisNode):
         return self.model.label
 
     @property
-    def needs(self) -> dict[str, Node]:
-        """The model, the victim for its trigger, and the inversion."""
-        inversion = {"inversion": self.inversion} if self.inversion else {}
-        return {"victim": self.victim, "model": self.model, **inversion}
+    def what(self) -> str:
+        """Named by the model."""
+        return f"features-{self.label}"
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """How many images."""
         return {"features": self.context.config.features}
 
     def analyse(self, inputs: Inputs) -> Findings:
         """Return points by PCA and t-SNE, and how far the triggered lie from their clean twins."""
-        inverted = getattr(inputs, "inversion", None)
+        context, attack = self.context, self.run.attack
+        stamp = partial(triggered_images, attack, inputs.victim.tree.trigger)
+        relabel, inverted = attack.relabel, getattr(inputs, "inversion", None)
         if inverted:
-            stamp, relabel = self._inverted(inverted.tree)
-        else:
-            stamp, relabel = self._attacked(inputs), self.run.attack.relabel
-        variables = self.model.variables(inputs.model.tree)
-        return self._features(variables, stamp, relabel, bool(inverted))
-
-    def _attacked(self, inputs: Inputs) -> Stamp:
-        def stamp(images: jax.Array) -> jax.Array:
-            return triggered_images(self.run, inputs.victim.tree.trigger, images)
-
-        return stamp
-
-    def _inverted(self, tree: Any) -> tuple[Stamp, Stamp]:
-        at = chosen(detect(tree.norms))
-        label, trigger = int(tree.labels[at]), trigger_at(tree, at)
-
-        def stamp(images: jax.Array) -> jax.Array:
-            return stamped(trigger, as_float(jnp.asarray(images)))
-
-        def relabel(labels: jax.Array) -> jax.Array:
-            return jnp.full_like(labels, label)
-
-        return stamp, relabel
-
-    def _features(
-        self, variables: Variables, stamp: Stamp, relabel: Stamp, inverted: bool
-    ) -> Findings:
-        images, labels = self._images()
-        twins = np.flatnonzero(np.asarray(relabel(jnp.asarray(labels)) != labels))
-        clean = penultimate(self.context.model, variables, images)
-        triggered = clean[:0]
-        if len(twins):
-            triggered = penultimate(self.context.model, variables, stamp(images[twins]))
-        labels, both = np.asarray(labels), np.concatenate([clean, triggered])
-        arrays = {method: project(both, method) for method in ("pca", "tsne")}
-        facts = separation(clean, triggered, labels, twins) | {"inverted": inverted}
-        return Findings(arrays=arrays | {"labels": labels}, facts=facts)
-
-    def _images(self) -> tuple[Any, Any]:
-        """Return test images of all classes, and their labels."""
-        images, labels = self.context.dataset.test
-        count = min(self.context.config.features, len(labels))
-        classes = self.context.dataset.info.num_classes
-        rng = np.random.default_rng(0)
-        rows = draw_stratified(np.asarray(labels), count, classes, rng)
-        return images[rows], labels[rows]
+            at = trigger_to_try(detect(inverted.tree.norms))
+            trigger, label = trigger_at(inverted.tree, at), inverted.tree.labels[at]
+            stamp = lambda images: stamp_levels(trigger, as_float(images))
+            relabel = partial(jnp.full_like, fill_value=label)
+        labels = np.asarray(context.dataset.test.labels)
+        count, classes = min(context.config.features, len(labels)), context.dataset.info.num_classes
+        rows = draw_stratified(labels, count, classes, np.random.default_rng(0))
+        images = jnp.asarray(context.dataset.test.images)[rows]
+        given = (context.model, inputs.model.variables, images, labels[rows])
+        arrays, facts = compare_features(*given, stamp, relabel)
+        return Findings(arrays=arrays, facts=facts | {"inverted": bool(inverted)})

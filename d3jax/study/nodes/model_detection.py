@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...config.study import Choice
-from ...core.images import as_float, as_levels
-from ...inversion import Detection, Inversion, Trigger, detect, stamp
+from ...core.images import as_float
+from ...inversion import Detection, Inversion, detect, stamp_levels, trigger_at
 from ...results.artifacts import Row
 from ..attack_run import targets_of
-from .base import AnalysisNode, Findings, Inputs, Node
+from .base import AnalysisNode, Findings, Inputs
+from .inversion import InversionNode
 from .report_samples import shown_images
 
 
@@ -22,63 +21,48 @@ from .report_samples import shown_images
 class ModelDetectionNode(AnalysisNode):
     """The detection `choice` of the config, from an inversion of all classes."""
 
+    inversion: InversionNode
+
     kind, title = "model_detection", "detection"
-    inversion: Node
-    choice: Choice
 
     @property
     def what(self) -> str:
         """Named by the detection."""
-        return f"detection-{self.choice.label}"
+        return f"detection-{self.label}"
 
     @property
-    def label(self) -> str:
-        """The detection's label."""
-        return self.choice.label
-
-    @property
-    def needs(self) -> dict[str, Node]:
-        """The inversion."""
-        return {"inversion": self.inversion}
-
-    @property
-    def recipe(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Whether the truth is known, and whether there are pictures."""
-        return {"external": bool(self.context.external), "pictures": self._has_pictures}
-
-    @property
-    def _has_pictures(self) -> bool:
-        return self.run.seed == self.context.config.seeds[0]
+        shown = self.run.seed == self.context.config.seeds[0]
+        return {"external": bool(self.context.external), "pictures": shown}
 
     def analyse(self, inputs: Inputs) -> Findings:
         """Return the rows of detections.csv, and for the first seed what the page shows."""
-        artifact = inputs.inversion
-        found = detect(artifact.tree.norms)
-        rows = self._rows(artifact.tree, found, artifact.seconds)
-        if not self._has_pictures:
+        tree = inputs.inversion.tree
+        found = detect(tree.norms)
+        rows = self._rows(tree, found, inputs.inversion.seconds)
+        if not self.settings["pictures"]:
             return Findings({"detections": rows})
-        arrays = {
-            "labels": np.asarray(artifact.tree.labels),
-            "norms": np.asarray(artifact.tree.norms),
-            "success": np.asarray(artifact.tree.success),
-            "index": found.index,
-            "flagged": found.flagged,
-            **self._pictures(artifact.tree),
-        }
-        facts = {"median": found.median, "spread": found.spread}
-        return Findings({"detections": rows}, arrays, facts)
+        arrays = {"index": found.index, "flagged": found.flagged, **self._pictures(tree)}
+        arrays |= {name: np.asarray(getattr(tree, name)) for name in ("labels", "norms", "success")}
+        return Findings(
+            {"detections": rows}, arrays, {"median": found.median, "spread": found.spread}
+        )
 
     def _rows(self, tree: Inversion, found: Detection, seconds: float) -> list[Row]:
-        context, run, info = self.context, self.run, self.context.dataset.info
+        run, info = self.run, self.context.dataset.info
         targets = targets_of(run, info.num_classes)
-        unknown = context.external is not None and not run.attacked
+        unknown = self.settings["external"] and not run.attacked
+        where = {
+            "dataset": info.name,
+            "model": self.context.config.model.name,
+            "attack": run.label,
+            "seed": run.seed,
+            "detection": self.label,
+        }
         return [
-            {
-                "dataset": info.name,
-                "model": context.config.model.name,
-                "attack": run.label,
-                "seed": run.seed,
-                "detection": self.label,
+            where
+            | {
                 "class": info.classes[label],
                 "is_target": None if unknown else label in targets,
                 "flagged": bool(found.flagged[i]),
@@ -95,25 +79,7 @@ class ModelDetectionNode(AnalysisNode):
         """Return every trigger on grey, and the smallest on the page's images."""
         clean = shown_images(self.context, self.run)[0]
         grey = jnp.full((1, *clean.shape[1:]), 0.5)
-        triggers = [stamped(trigger_at(tree, row), grey) for row in range(len(tree.labels))]
+        triggers = [stamp_levels(trigger_at(tree, row), grey) for row in range(len(tree.labels))]
         smallest = trigger_at(tree, int(np.argmin(tree.norms)))
-        return {
-            "triggers": np.concatenate([np.asarray(image) for image in triggers]),
-            "smallest": np.asarray(stamped(smallest, as_float(jnp.asarray(clean)))),
-        }
-
-
-def trigger_at(tree: Inversion, row: int) -> Trigger:
-    """Return one of the triggers of an inversion."""
-    return jax.tree.map(lambda part: part[row], tree.trigger)
-
-
-def chosen(found: Detection) -> int:
-    """Return the row of the trigger to try: the smallest flagged one, or of all if none is."""
-    norms = np.asarray(found.norms)
-    return int(np.argmin(np.where(found.flagged, norms, np.inf) if found.flagged.any() else norms))
-
-
-def stamped(trigger: Trigger, images: jax.Array) -> jax.Array:
-    """Return float images [B, H, W, C] with a trigger, uint8 as a file would hold them."""
-    return as_levels(stamp(trigger, images)).astype(jnp.uint8)
+        stamped = stamp_levels(smallest, as_float(jnp.asarray(clean)))
+        return {"triggers": np.concatenate(triggers), "smallest": np.asarray(stamped)}

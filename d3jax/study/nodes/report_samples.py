@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ...core.images import as_float, as_levels
-from ...metrics.attack_success import predict
+from ...core.images import as_float
+from ...metrics.attack_success import predict, triggered_images
 from ...metrics.image_similarity import likeness
 from ..attack_run import AttackRun
 from ..context import StudyContext
@@ -24,14 +22,10 @@ SHOWN, COMPARED = 8, 500
 class SamplesNode(AnalysisNode):
     """The predictions of one `model` of a run; with the victim's come the images themselves."""
 
-    kind, title = "report_samples", "sample images"
     victim: Node
     model: Node
 
-    @property
-    def what(self) -> str:
-        """Named by the model."""
-        return f"samples-{self.model.label}"
+    kind, title = "report_samples", "sample images"
 
     @property
     def label(self) -> str:
@@ -39,24 +33,18 @@ class SamplesNode(AnalysisNode):
         return self.model.label
 
     @property
-    def needs(self) -> dict[str, Node]:
-        """The model, and the victim for its trigger."""
-        return {"victim": self.victim, "model": self.model}
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """How many images."""
-        return {"shown": SHOWN, "compared": COMPARED}
+    def what(self) -> str:
+        """Named by the model."""
+        return f"samples-{self.label}"
 
     def analyse(self, inputs: Inputs) -> Findings:
         """Return the predictions, and for the victim images and their similarity."""
-        trigger = inputs.victim.tree.trigger
         clean, labels, targets = shown_images(self.context, self.run, COMPARED)
-        triggered = triggered_images(self.run, trigger, clean)
-        variables = self.model.variables(inputs.model.tree)
+        triggered = triggered_images(self.run.attack, inputs.victim.tree.trigger, clean)
+        given = (self.context.model, inputs.model.variables)
         arrays = {
-            f"predicted_{kind}": np.asarray(predict(self.context.model, variables, images[:SHOWN]))
-            for kind, images in (("clean", clean), ("triggered", triggered))
+            "predicted_clean": np.asarray(predict(*given, clean[:SHOWN])),
+            "predicted_triggered": np.asarray(predict(*given, triggered[:SHOWN])),
         }
         if self.model is not self.victim:
             return Findings(arrays=arrays)
@@ -77,8 +65,3 @@ def shown_images(
     candidates = np.flatnonzero(np.asarray(wanted != labels))
     rows = (candidates if candidates.size else np.arange(len(labels)))[:count]
     return images[rows], labels[rows], wanted[rows]
-
-
-def triggered_images(run: AttackRun, trigger: Any, images: jax.Array) -> jax.Array:
-    """Return uint8 images with the attacker's trigger."""
-    return as_levels(run.attack.stamp(trigger, as_float(images))).astype(jnp.uint8)

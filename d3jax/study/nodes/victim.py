@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,16 +12,7 @@ from ...metrics.attack_success import Counts
 from ...results.artifacts import Row
 from ...training.loop import TrainLoop
 from ...training.victim import trigger_of, victim_loop
-from .base import (
-    Artifact,
-    Inputs,
-    Node,
-    Tables,
-    cache_folder,
-    identity,
-    model_tables,
-    recipe_hash,
-)
+from .base import Inputs, Node, identity
 
 
 class Victim(NamedTuple):
@@ -39,11 +29,11 @@ class VictimNode(Node):
     `prepared` is what the attack computed before, if anything.
     """
 
-    kind, listed = "victim", True
     prepared: Node | None = None
     seeds: tuple[int, ...] = ()
 
-    what, label = "train", "none"
+    kind, what, label = "victim", "train", "none"
+    listed = shared = is_loop = True
 
     @property
     def title(self) -> str:
@@ -51,9 +41,9 @@ class VictimNode(Node):
         return "backdoored model" if self.run.attacked else "clean model"
 
     @property
-    def name(self) -> str:
+    def seed(self) -> int:
         """Runs with one attack seed share it."""
-        return f"{self.run.name}/{self.what}"
+        return self.run.attack_seed
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -61,34 +51,14 @@ class VictimNode(Node):
         return self.run.recipe
 
     @property
-    def folder(self) -> Path:
-        """In the cache."""
-        data, model = self.context.dataset.info.name, self.context.config.model.name
-        name = f"{data}-{model}-{self.run.label}-{recipe_hash(self.recipe)}"
-        return cache_folder(self.context) / name
-
-    @property
-    def needs(self) -> dict[str, Node]:
-        """What the attack prepared."""
-        return {"prepared": self.prepared} if self.prepared else {}
-
-    @property
     def group(self) -> str | None:
         """The seeds of an attack, unless their batches are brought one by one."""
         return None if self.context.streamed else self.run.label
 
-    is_loop = True
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """The attack and its settings, by which a later study knows the trigger."""
-        return {key: self.run.recipe[key] for key in ("attack", "settings")}
-
     @property
     def rows(self) -> list[Row]:
         """One row for each seed that shares the model."""
-        seeds = self.seeds or (self.run.seed,)
-        return [identity(self.context, self.run, self.label, seed) for seed in seeds]
+        return [identity(self.context, self.run, self.label, seed) for seed in self.seeds]
 
     def like(self) -> Victim:
         """Return the shapes of model and trigger."""
@@ -109,11 +79,3 @@ class VictimNode(Node):
     def count(self, inputs: Inputs, tree: Victim) -> Counts:
         """Return its counts on the test set."""
         return self.run.evaluate(tree.variables, tree.trigger, self.context.dataset.test)
-
-    def variables(self, tree: Victim) -> Variables:
-        """Return the model's variables."""
-        return tree.variables
-
-    def tables(self, inputs: Inputs, artifact: Artifact) -> Tables:
-        """Return its rows in results.csv and per_class.csv."""
-        return model_tables(self, artifact)

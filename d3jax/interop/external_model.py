@@ -12,9 +12,9 @@ from ..config.study import Choice
 from ..core.errors import AttackError, CheckpointError
 from ..core.random import stream
 from ..core.types import Attack, Model, Variables
-from ..interop import from_torch, read_tensors
-from ..interop.convert import check_weights
 from ..runtime import checkpoint
+from . import from_torch, read_tensors
+from .convert import check_weights
 
 
 class ExternalModel(NamedTuple):
