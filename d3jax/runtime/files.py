@@ -11,10 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-import jax
-
-from .distributed import broadcast_from_host0, is_primary
-
 
 @contextlib.contextmanager
 def locked(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
@@ -32,6 +28,10 @@ def locked(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterat
 @contextlib.contextmanager
 def locked_by_all(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
     """As `locked`, for all processes of a study at once: the first holds the file, the others wait for it in step."""
+    import jax  # not above: reading a run folder must not need it
+
+    from .distributed import broadcast_from_host0
+
     if jax.process_count() == 1:
         with locked(path, say):
             yield
@@ -48,6 +48,8 @@ def locked_by_all(path: Path, say: Callable[[str], None] = lambda text: None) ->
 
 
 def _taken(file: IO) -> bool:
+    from .distributed import is_primary
+
     if not is_primary():
         return True
     try:
