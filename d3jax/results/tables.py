@@ -101,6 +101,7 @@ def shown_evolutions(run: RunFolder) -> dict[str, Shown]:
             record.facts["scaled"],
         )
         for entry, record, arrays in run.finished("updates")
+        if "rates" in arrays
     }
 
 
