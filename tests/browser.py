@@ -71,8 +71,9 @@ class Page:
             raise
 
     def evaluate(self, expression: str) -> Any:
-        """Return the value of a JavaScript expression in the page."""
-        found = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """Return the value of a JavaScript expression in the page, of a promise once it is kept."""
+        options = {"expression": expression, "returnByValue": True, "awaitPromise": True}
+        found = self._call("Runtime.evaluate", **options)
         if "exceptionDetails" in found:
             raise RuntimeError(f"{expression}: {found['exceptionDetails']}")
         return found["result"].get("value")
