@@ -35,32 +35,11 @@ OTHERS = (
     "changes",
 )
 """Tables that a run folder has where they have rows; nodes may add others."""
-TEXT = frozenset(
-    [
-        "dataset",
-        "model",
-        "attack",
-        "defense",
-        "evolution",
-        "baseline",
-        "equal_mean",
-        "published",
-        "status",
-        "net",
-        "chosen",
-        "commit",
-        "device",
-        "class",
-        "detection",
-        "tensor",
-        "statistics",
-        "speedup_bound",
-        "runs",
-        "settings",
-        "outcome",
-        "kind",
-    ]
-)
+TEXT = {
+    "dataset", "model", "attack", "defense", "evolution", "baseline", "equal_mean", "published",
+    "status", "net", "chosen", "commit", "device", "class", "detection", "tensor", "statistics",
+    "speedup_bound", "runs", "settings", "outcome", "kind",
+}  # fmt: skip
 """Columns that hold text, even where it looks like a number."""
 
 
@@ -122,6 +101,7 @@ def shown_evolutions(run: RunFolder) -> dict[str, Shown]:
             record.facts["scaled"],
         )
         for entry, record, arrays in run.finished("updates")
+        if "rates" in arrays
     }
 
 
@@ -199,7 +179,9 @@ def _cell(value: Any) -> str:
         value = value.item()  # numpy's scalars print as np.float64(…)
     if value is None:
         return ""
-    return repr(value) if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return repr(value)
+    return str(value).replace("\r\n", "\n").replace("\r", "\n")  # csv writes a lone "\r" unquoted
 
 
 def _value(name: str, cell: str) -> Any:

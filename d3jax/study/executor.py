@@ -87,6 +87,7 @@ def run_together(executions: Sequence[Execution]) -> list[Result]:
         result = found[execution.node.name]
         if isinstance(result, Artifact):
             execution.writer.reset("", result.records)
+        execution.writer.close()
     return [found[execution.node.name] for execution in executions]
 
 
