@@ -6,6 +6,7 @@ not look like the attacker's, nor sit in its place.
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,6 @@ from .search import (
     kept_of,
     logits_of,
     only,
-    progress_of,
     stamp_all,
     start,
     tidy,
@@ -80,9 +80,9 @@ def invert(
         lines += [line | {"seconds": before + line["seconds"]} for line in logged]
         kept = kept_of(state)
         found |= {
-            int(label): jax.tree.map(lambda leaf: leaf[i], kept) for i, label in enumerate(left)
+            int(label): jax.tree.map(operator.itemgetter(i), kept) for i, label in enumerate(left)
         }
-        going = np.flatnonzero(np.asarray(progress_of(state).active))
+        going = np.flatnonzero(np.asarray(state.carry.active))
         if int(state.step) == loop.steps:
             break
         left = left[going]
@@ -137,7 +137,7 @@ def inversion_loop(
 
 
 def _half_done(state: TrainState) -> bool:
-    active = np.asarray(progress_of(state).active)
+    active = np.asarray(state.carry.active)
     return 2 * int(active.sum()) <= len(active)
 
 

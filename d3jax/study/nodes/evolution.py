@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from ...evolution.updates import (
     drift_keys,
     evolution_loop,
     lineage_key,
+    restarted,
     steps_of,
     update_rates,
 )
@@ -138,7 +138,7 @@ def lineage_watch(
         update = int(state.step) // steps
         line = {
             "update": update,
-            "moved": _distance(state.variables.params, state.opt_state[1]),
+            "moved": _distance(state.variables.params, state.carry["start_params"]),
             "lr_sum": total,
         }
         line |= measure("watch_", state.variables, update)
@@ -195,10 +195,7 @@ def defended_lineage(
             given = (jax.random.fold_in(key, update), lab.model, state.variables, images)
             repaired = defense.repair(*given, hooks.within(f"defense{update}"))
             seconds += float(np.max(repaired.trace.get("seconds", 0.0)))
-            momentum = jax.tree.map(jnp.zeros_like, state.opt_state[0])
-            state = dataclasses.replace(
-                state, variables=repaired.variables, opt_state=(momentum, state.opt_state[1])
-            )
+            state = restarted(state, repaired.variables)
         mine[-1] |= line | watch(state)
         lines += mine
     return state.variables, lines
