@@ -1,6 +1,7 @@
 """Triggers that are found before the training, or trained with the model: what they are found for, they do; and they are kept."""
 
 import dataclasses
+import importlib
 
 import chex
 import jax
@@ -45,6 +46,7 @@ SETTINGS = {
 SLOW = ("input_aware", "ssba")
 TRAIN = TrainConfig(steps=250, batch_size=64, augment="none", optimizer=OptimConfig(lr=0.05))
 KEY = jax.random.key(0)
+LC = importlib.import_module("d3jax.attacks.lc")  # `d3jax.attacks.lc` is the constructor
 
 
 def build(name, dataset):
@@ -105,7 +107,7 @@ def test_trojannn_excites_the_neurons_it_chose(model, dataset, clean):
 
 
 def test_lc_moves_images_away_from_their_class_within_eps(model, dataset, clean, monkeypatch):
-    monkeypatch.setattr("d3jax.attacks.lc.CHUNK", 30)  # 80 images: chunks of 30, 30 and 20
+    monkeypatch.setattr(LC, "CHUNK", 30)  # 80 images: chunks of 30, 30 and 20
     attack = build("lc", dataset)
     prepared, lines = prepare(KEY, model, clean, dataset, attack, Hooks(log_every=1))
     poisoned = np.flatnonzero(attack.select(stream(KEY, "select"), dataset.train.labels))
@@ -197,7 +199,7 @@ def test_a_trigger_that_fails_fails_its_cells_alone(tmp_path, monkeypatch):
     def broken(*arguments):
         raise AttackError("no neurons left")
 
-    monkeypatch.setattr("d3jax.attacks.lc.perturbation_loop", broken)
+    monkeypatch.setattr(LC, "perturbation_loop", broken)
     rows = study.run_study(
         read(("attacks", "[{name: lc, rate: 0.2}, badnets]")), tmp_path, Progress(quiet=True)
     )
