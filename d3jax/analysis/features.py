@@ -15,19 +15,16 @@ import numpy as np
 
 from ..core.images import as_float
 from ..core.types import Model, Variables
+from ..data.batched import batched_map
 from ..runtime.compilation import fast
 
 
 def penultimate(
     model: Model, variables: Variables, images: np.ndarray | jax.Array, batch_size: int = 500
 ) -> np.ndarray:
-    """Features [N, D] float32 of uint8 images [N, H, W, C], in eval mode: what the classifier sees."""
-    images = jnp.asarray(images)
-    parts = [
-        _features(model, variables, images[first : first + batch_size])
-        for first in range(0, len(images), batch_size)
-    ]
-    return np.concatenate([np.asarray(part, np.float32) for part in parts])
+    """Return features [N, D] float32 of uint8 images [N, H, W, C], in eval mode: what the classifier sees."""
+    compute = functools.partial(_features, model, variables)
+    return batched_map(compute, images, batch_size=batch_size).astype(np.float32)
 
 
 @functools.partial(fast, static=1)

@@ -15,7 +15,7 @@ from ..core.types import Defense, Split, TrainState, Variables
 from ..data.drift import compose
 from ..training.loop import Hooks, LogRecord, TrainLoop, fit
 from .measure import Measure, strengths
-from .updates import EvolutionConfig, drift_keys, with_variables
+from .updates import EvolutionConfig, drift_keys, restarted
 
 
 def defended_updates(
@@ -52,7 +52,7 @@ def defended_updates(
             given = (draw, measure.model, state.variables, clean)
             repaired = defense.repair(*given, hooks.within(f"defense{update}"))
             seconds += float(np.max(repaired.trace.get("seconds", 0.0)))
-            state = with_variables(state, repaired.variables)
+            state = restarted(state, repaired.variables)
         logged[-1] |= trained | watch(state)
         records += logged
     return state.variables, records

@@ -14,10 +14,11 @@ import numpy as np
 from ..core.images import as_float
 from ..core.random import stream
 from ..core.types import Attack, DataInfo, Model, Split, TrainState, Variables
+from ..data.batched import batched_map
 from ..data.drift import compose, keys_of, label_shift
 from ..metrics.attack_success import Counts, make_asr, make_measure
 from ..runtime.compilation import fast
-from .updates import EvolutionConfig, start_params, update_rates
+from .updates import EvolutionConfig, update_rates
 
 Record = dict[str, Any]
 
@@ -50,18 +51,17 @@ class Measure:
 
     def accuracy(self, variables: Variables, images: Split, update: int) -> float:
         """Return ACC on other images, drifted as at an update."""
-        drift, amounts = (
-            (tuple(self.config.drift), self.info.shape[2]),
-            strengths(self.config, update),
-        )
-        predicted = []
-        for start in range(0, len(images.labels), self.batch_size):
-            rows = np.arange(start, min(start + self.batch_size, len(images.labels)))
-            keys = keys_of(jax.random.key(0), rows)
-            batch = (variables, keys, images.images[rows], amounts)
-            predicted.append(_classes(self.model, *drift, *batch))
+        drift = (tuple(self.config.drift), self.info.shape[2])
+        predict = functools.partial(_classes, self.model, *drift, variables)
+        amounts = strengths(self.config, update)
+        rows = np.arange(len(images.labels))
+
+        def classes(pixels: jax.Array, rows: np.ndarray) -> jax.Array:
+            return predict(keys_of(jax.random.key(0), rows), pixels, amounts)
+
+        predicted = batched_map(classes, images.images, rows, batch_size=self.batch_size)
         labels = np.asarray(images.labels)
-        return float((np.concatenate(jax.device_get(predicted)) == labels).mean())
+        return float((predicted == labels).mean())
 
     def _call(self, make: Callable[..., Any], variables: Any, trigger: Any, update: int) -> Any:
         info, config = self.info, self.config
@@ -108,7 +108,7 @@ def update_watch(
 
     def watch(state: TrainState) -> Record:
         update = int(state.step) // steps
-        moved = float(_distance(state.variables.params, start_params(state)))
+        moved = float(_distance(state.variables.params, state.carry["start_params"]))
         record: Record = {"update": update, "moved": moved, "lr_sum": total}
 
         def rates(prefix: str, variables: Variables, at: int) -> Record:

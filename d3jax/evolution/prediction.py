@@ -13,6 +13,7 @@ from ..analysis.features import penultimate
 from ..analysis.forgetting import moment, retained, spectrum
 from ..core.images import as_float, as_levels
 from ..core.types import Split
+from ..data.batched import batched_map
 from ..data.drift import compose
 from ..metrics.attack_success import triggered_images
 from ..results.survival import Predicted
@@ -93,8 +94,9 @@ def _moments(
 
 def _odds(model: Any, variables: Any, images: jax.Array, target: int) -> np.ndarray:
     """Return the probability [N] that the model gives the target."""
-    parts = []
-    for first in range(0, len(images), 500):
-        logits = model.apply(variables, as_float(images[first : first + 500]), train=False).logits
-        parts.append(np.asarray(jax.nn.softmax(logits)[:, target]))
-    return np.concatenate(parts)
+
+    def odds(levels: jax.Array) -> jax.Array:
+        logits = model.apply(variables, as_float(levels), train=False).logits
+        return jax.nn.softmax(logits)[:, target]
+
+    return batched_map(odds, images, batch_size=500)

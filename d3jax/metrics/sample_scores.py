@@ -17,6 +17,7 @@ import numpy as np
 from ..core.images import as_float
 from ..core.losses import cross_entropy
 from ..core.types import Model, Split, Variables
+from ..data.batched import batched_map
 from ..runtime.compilation import fast
 
 Score = Literal["entropy", "cross_entropy", "symmetric", "mixture"]
@@ -69,13 +70,9 @@ def scores_of(
 ) -> dict[str, np.ndarray]:
     """The scores `names` [N] float32 of every image of a split, as they are and in eval mode; besides those of `NAMES` there is `right`,
     1 where the model says the given label. Model outputs that are not finite score +inf, and are not right."""
-    parts = []
-    for first in range(0, len(split.labels), batch_size):
-        images, labels = (jnp.asarray(part[first : first + batch_size]) for part in split)
-        parts.append(jax.device_get(_scores(model, variables, images, labels)))
-    found = {
-        name: np.concatenate([part[name] for part in parts]).astype(np.float32) for name in parts[0]
-    }
+    compute = functools.partial(_scores, model, variables)
+    found = batched_map(compute, *split, batch_size=batch_size)
+    found = {name: values.astype(np.float32) for name, values in found.items()}
     if "mixture" in names:
         found["mixture"] = mixture(found["cross_entropy"])
     return {name: found[name] for name in names}
