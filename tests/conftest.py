@@ -26,7 +26,14 @@ from d3jax.config.recipes import OptimConfig, TrainConfig
 from d3jax.data import SyntheticConfig, synthetic
 from d3jax.training import train_backdoored
 
-from .small import small_model
+from .small import registered, small_model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_is_a_model():
+    """Let studies name the model `small` while tests run, not while they are collected."""
+    with registered():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """A net that compiles in a second, and the command line with it: `python -m tests.small --config …` knows the model `small`."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 
 import flax.linen as nn
 
@@ -31,12 +33,17 @@ def small_model(info: DataInfo) -> Model:
     return model_of(_Small(info), info)
 
 
-def register() -> None:
-    """Adds `small` to the models that configs may name; its `width` changes nothing but its hash."""
+@contextlib.contextmanager
+def registered() -> Iterator[None]:
+    """Let configs name the model `small`; its `width` changes nothing but its hash."""
     MODELS["small"] = (PreActResNet18Config, lambda config, info, dtype: small_model(info))
     study.REGISTRIES["models"]["small"] = PreActResNet18Config
+    try:
+        yield
+    finally:
+        del MODELS["small"], study.REGISTRIES["models"]["small"]
 
 
 if __name__ == "__main__":
-    register()
-    sys.exit(run.main())
+    with registered():
+        sys.exit(run.main())

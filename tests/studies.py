@@ -25,6 +25,19 @@ def opened(config: StudyConfig, folder: Path) -> StudyContext:
     return open_context(config, folder, Progress(quiet=True))
 
 
+class Breaking(Progress):
+    """Ends the process, so to say, at the n-th record that a loop logs."""
+
+    def __init__(self, records: int):
+        super().__init__(quiet=True)
+        self.records = records
+
+    def update(self, record: dict, steps: int) -> None:
+        self.records -= 1
+        if not self.records:
+            raise KeyboardInterrupt
+
+
 def logged_loops(folder: Path) -> dict[str, list[dict]]:
     """Return the log records of a run folder by `<node>` or `<node>/<loop>`."""
     found: dict[str, list[dict]] = {}

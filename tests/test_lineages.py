@@ -7,33 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax.config.loading import loads
 from d3jax.core.errors import AttackError, ConfigError
 from d3jax.core.images import as_float
 from d3jax.core.types import Split
 from d3jax.data.drift import compose
+from d3jax.evolution.measure import Measure, shifted
+from d3jax.evolution.survivability import survival_columns
 from d3jax.evolution.updates import EvolutionConfig
-from d3jax.report.sections.evolution import headlines, series
+from d3jax.report.plots.evolution import series
+from d3jax.report.sections.evolution import headlines
 from d3jax.results.survival import Shown, compare, ratio, survived
 from d3jax.results.tables import read_csv
 from d3jax.runtime import checkpoint
-from d3jax.runtime.progress import Progress
-from d3jax.study import run as study
-from d3jax.study.attack_run import Cell, make_cells
-from d3jax.study.context import open_lab
-from d3jax.study.nodes import forgetting as lineage_rows
-from d3jax.study.nodes.evolution import fresh_sets, shifted
-from d3jax.study.nodes.forgetting import survival
-from d3jax.study.nodes.repair import task_of
+from d3jax.study import check_study, run_study
+from d3jax.study.graph import make_nodes
+from d3jax.study.nodes.evolution import EvolutionNode
 
-from .small import register
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    """Not when this file is read: tests of every model would find it among them."""
-    register()
-
+from . import studies
+from .studies import Breaking
 
 STUDY = """
 dataset: {name: synthetic, size: 12, classes: 4, train: 600, test: 130, noise: 0.15}
@@ -58,13 +49,27 @@ DOUBLE = """
 
 
 def read(text=STUDY, *overrides):
-    return loads(text, overrides, registries=study.REGISTRIES)
+    return studies.read(text, *overrides)
+
+
+def evolution_nodes(context) -> list[EvolutionNode]:
+    """Return the evolution runs of a study."""
+    return [node for node in make_nodes(context) if isinstance(node, EvolutionNode)]
+
+
+def evolution_node(context, label: str, attacked: bool) -> EvolutionNode:
+    """Return the evolution run of that label, of the attack or of the control."""
+    return next(
+        node
+        for node in evolution_nodes(context)
+        if (node.label, node.run.attacked) == (label, attacked)
+    )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lineages") / "study"
-    return folder, study.run_study(read(), folder, Progress(quiet=True))
+    return folder, studies.run(read(), folder)
 
 
 def test_a_lineage_has_a_row_for_every_update(finished):
@@ -94,37 +99,33 @@ def test_a_lineage_has_a_row_for_every_update(finished):
 def test_stale_is_the_model_before_on_the_images_of_now(finished):
     """And validation the model after, on those that it did not learn: both counted again by hand."""
     folder, _ = finished
-    lab = open_lab(read(), folder, Progress(quiet=True))
-    cell = next(
-        cell
-        for cell in make_cells(lab)
-        if (cell.kind, cell.label, cell.case.attacked) == ("lineage", "kept", False)
-    )
+    context = studies.opened(read(), folder)
+    node = evolution_node(context, "kept", attacked=False)
     rows = [
         row
         for row in read_csv(folder / "evolution.csv")
         if (row["attack"], row["evolution"]) == ("clean", "kept")
     ]
-    drift, like = compose(["brightness"], 3), jax.eval_shape(lab.model.init, jax.random.key(0))
+    drift, like = compose(["brightness"], 3), jax.eval_shape(context.model.init, jax.random.key(0))
 
     def accuracy(model, images, labels, update):
-        variables, _ = checkpoint.load(task_of(lab, cell, {}).folder / "updates" / str(model), like)
+        variables, _ = checkpoint.load(node.folder / "updates" / str(model), like)
         keys = jax.random.split(jax.random.key(0), len(labels))
         moved = drift(keys, as_float(jnp.asarray(images)), jnp.array([0.05 * update]))
         return (
-            np.asarray(lab.model.apply(variables, moved, train=False).logits.argmax(-1))
+            np.asarray(context.model.apply(variables, moved, train=False).logits.argmax(-1))
             == np.asarray(labels)
         ).mean()
 
-    test = [part[:100] for part in lab.dataset.test]
+    test = [part[:100] for part in context.dataset.test]
     for update in (2, 3):
         assert rows[update]["stale_acc"] == pytest.approx(
             accuracy(update - 1, *test, update), abs=0.011
         )
         assert rows[update]["acc"] == pytest.approx(accuracy(update, *test, update), abs=0.011)
-        kept = fresh_sets(lab, cell)[1][update - 1]
+        kept = node.sets[1][update - 1]
         assert rows[update]["valid_acc"] == pytest.approx(
-            accuracy(update, *(part[kept] for part in lab.fresh), update), abs=0.09
+            accuracy(update, *(part[kept] for part in context.fresh), update), abs=0.09
         )
 
 
@@ -146,26 +147,20 @@ def test_the_linear_prediction_is_of_the_backdoored_models_features(finished):
     )
     assert all(rows[0][name] == 1 for name in ("left", "left_squared", "left_softmax"))
 
-    lab = open_lab(read(), folder, Progress(quiet=True))
-    cells = make_cells(lab)
-    cell = next(
-        cell
-        for cell in cells
-        if (cell.kind, cell.label, cell.case.attacked) == ("lineage", "slow", True)
-    )
-    task = task_of(lab, Cell(cell.case), {})
-    victim, _ = checkpoint.load(task.folder / "model", task.like)
+    context = studies.opened(read(), folder)
+    node = evolution_node(context, "slow", attacked=True)
+    victim, _ = checkpoint.load(node.victim.folder / "model", node.victim.like())
     features = lambda x: np.asarray(
-        lab.model.apply(victim.variables, x, train=False).features["penultimate"], np.float64
+        context.model.apply(victim.variables, x, train=False).features["penultimate"], np.float64
     )
     images = as_float(
-        jnp.asarray(lab.dataset.test.images[np.asarray(lab.dataset.test.labels) != 0])
+        jnp.asarray(context.dataset.test.images[np.asarray(context.dataset.test.labels) != 0])
     )
-    stamped = jnp.round(cell.case.attack.stamp(victim.trigger, images) * 255) / 255
+    stamped = jnp.round(node.run.attack.stamp(victim.trigger, images) * 255) / 255
     direction = np.append((features(stamped) - features(images)).mean(0), 0)
     left = direction.copy()
-    for update, learned in enumerate(fresh_sets(lab, cell)[0], 1):
-        seen = as_float(jnp.asarray(lab.fresh.images[learned]))
+    for update, learned in enumerate(node.sets[0], 1):
+        seen = as_float(jnp.asarray(context.fresh.images[learned]))
         drifted = jnp.round(jnp.clip(seen * (1 + 0.05 * update), 0, 1) * 255) / 255
         x = np.concatenate([features(drifted), np.ones((len(seen), 1))], 1)
         second, speed = x.T @ x / len(x) + 5e-4 * np.eye(x.shape[1]), np.zeros_like(left)
@@ -191,10 +186,12 @@ def test_survivability_is_a_column(finished):
 
 def test_a_rerun_counts_no_control_again(finished, tmp_path, monkeypatch):
     folder, _ = finished
-    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
-    monkeypatch.setattr(lineage_rows, "asr_of", lambda *_: pytest.fail("counted again"))
-    study.run_study(read(), tmp_path, Progress(quiet=True))
-    assert (tmp_path / "evolution.csv").read_text() == (folder / "evolution.csv").read_text()
+    shutil.copytree(folder, tmp_path / "copy")
+    monkeypatch.setattr(Measure, "asr", lambda *_: pytest.fail("counted again"))
+    studies.run(read(), tmp_path / "copy")
+    assert (tmp_path / "copy" / "evolution.csv").read_text() == (
+        folder / "evolution.csv"
+    ).read_text()
 
 
 def test_together_they_have_the_numbers_they_have_apart(finished, tmp_path):
@@ -202,9 +199,9 @@ def test_together_they_have_the_numbers_they_have_apart(finished, tmp_path):
     shutil.copytree(
         folder / "checkpoints",
         tmp_path / "checkpoints",
-        ignore=shutil.ignore_patterns("*-lineage-*"),
+        ignore=shutil.ignore_patterns("*-evolution-*"),
     )
-    study.run_study(read(STUDY, ("loop.members", "together")), tmp_path, Progress(quiet=True))
+    studies.run(read(STUDY, ("loop.members", "together")), tmp_path)
     pairs = zip(
         read_csv(folder / "evolution.csv"), read_csv(tmp_path / "evolution.csv"), strict=True
     )
@@ -222,26 +219,25 @@ def test_together_they_have_the_numbers_they_have_apart(finished, tmp_path):
 
 def test_lineages_of_equal_settings_are_one(finished, tmp_path):
     folder, rows = finished
-    kept = set((folder / "checkpoints").iterdir())
-    cached = (("cache", str(folder / "checkpoints")), ("attacks", "[{name: badnets, rate: 0.1}]"))
+    cache = shutil.copytree(folder / "checkpoints", tmp_path / "cache")
+    kept = set(cache.iterdir())
+    cached = (("cache", str(cache)), ("attacks", "[{name: badnets, rate: 0.1}]"))
     again = read(STUDY.replace("label: slow", "label: steady") + DOUBLE, *cached)
-    same = study.run_study(again, tmp_path, Progress(quiet=True))
+    same = studies.run(again, tmp_path / "run")
     assert [row["defense"] for row in same] == ["none", "steady", "kept", "twin", "other"]
     assert (
         same[1]["asr"] == same[3]["asr"] == rows[1]["asr"]
         and same[1]["seconds"] == rows[1]["seconds"]
     )
-    assert len(set((folder / "checkpoints").iterdir()) - kept) == 1, "only the other is new"
+    assert len(set(cache.iterdir()) - kept) == 1, "only the other is new"
 
 
 def test_a_report_reads_it_again(finished, tmp_path):
-    folder, _ = finished
+    folder = shutil.copytree(finished[0], tmp_path / "copy")
     before = (folder / "evolution.csv").read_text()
-    study.run_study(read(), folder, Progress(quiet=True), compute=False)
+    studies.run(read(), folder, compute=False)
     assert (folder / "evolution.csv").read_text() == before
-    assert [
-        row["defense"] for row in study.run_study(read(), folder, Progress(quiet=True), part=(2, 6))
-    ] == ["slow"]
+    assert [row["defense"] for row in studies.run(read(), folder, part=(2, 6))] == ["slow"]
 
 
 @pytest.mark.parametrize(
@@ -275,7 +271,7 @@ def test_a_report_reads_it_again(finished, tmp_path):
 )
 def test_mistakes_are_named_before_any_work(tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
-        study.check_study(read(STUDY, override), tmp_path)
+        check_study(read(STUDY, override), tmp_path)
 
 
 def test_the_page_shows_curves_rates_and_survivability(finished):
@@ -401,13 +397,16 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
 
 def test_what_never_worked_did_not_fade():
     lines = [{"update": update, "watch_asr": asr} for update, asr in ((1, 0.2), (2, 0.05))]
-    found = survival(lines, 0.3)
+    found = survival_columns(lines, 0.3)
     assert (found["survived_0.5"], found["survived_0.5_censored"], found["survived_0.1"]) == (
         None,
         None,
         1,
     )
-    assert survival(lines, 0.5)["survived_0.5"] == 0 and survival([{"update": 1}], 0.3) == {}
+    assert (
+        survival_columns(lines, 0.5)["survived_0.5"] == 0
+        and survival_columns([{"update": 1}], 0.3) == {}
+    )
 
 
 def test_a_headline_names_one_of_those_that_forget_alike_and_rather_one_that_counts():
@@ -429,16 +428,10 @@ def _baselines(ended, evolved, shown):
 
 
 def folder_of(tmp_path, attack: str, **setting: str) -> str:
-    """Where the first evolution's lineage of an attack lies."""
-    lab = open_lab(
-        read(STUDY, *((f"evolutions.0.{name}", value) for name, value in setting.items())),
-        tmp_path,
-        Progress(quiet=True),
-    )
-    cells = [
-        cell for cell in make_cells(lab) if cell.kind == "lineage" and cell.case.label == attack
-    ]
-    return task_of(lab, cells[0], {}).folder.name
+    """Return the name of the folder that the first evolution of an attack lies in."""
+    overrides = ((f"evolutions.0.{name}", value) for name, value in setting.items())
+    nodes = evolution_nodes(studies.opened(read(STUDY, *overrides), tmp_path))
+    return next(node.folder.name for node in nodes if node.run.label == attack)
 
 
 def test_the_order_of_drifts_is_another_lineage(tmp_path):
@@ -460,17 +453,14 @@ def test_attacks_without_a_released_set_cannot_be_replayed(tmp_path):
         AttackError,
         match="attacks: wanet: evolutions: slow: has no poisoned set that could be released",
     ):
-        study.check_study(read(STUDY, attacks, replay), tmp_path)
-    study.check_study(
+        check_study(read(STUDY, attacks, replay), tmp_path)
+    check_study(
         read(STUDY, ("attacks", "[{name: wanet, rate: 0.2, rows: fixed}]"), replay), tmp_path
     )
-    lab = open_lab(
-        read(STUDY, ("attacks", "[{name: lc, rate: 0.1}]"), replay), tmp_path, Progress(quiet=True)
-    )
-    slow, kept = [cell for cell in make_cells(lab) if cell.kind == "lineage"]
-    assert [cell.kind for cell in slow.needs] == ["model", "trigger"] and [
-        cell.kind for cell in kept.needs
-    ] == ["model"]
+    prepared = read(STUDY, ("attacks", "[{name: lc, rate: 0.1}]"), replay)
+    slow, kept = evolution_nodes(studies.opened(prepared, tmp_path))
+    assert [node.kind for node in slow.needs.values()] == ["victim", "trigger"]
+    assert [node.kind for node in kept.needs.values()] == ["victim"]
 
 
 def test_statistics_alone_need_batchnorm(tmp_path):
@@ -481,7 +471,7 @@ def test_statistics_alone_need_batchnorm(tmp_path):
     with pytest.raises(
         ConfigError, match="evolutions: slow: learn: statistics moves nothing: vit has no BatchNorm"
     ):
-        study.check_study(read(STUDY, *changes), tmp_path)
+        check_study(read(STUDY, *changes), tmp_path)
 
 
 def test_shifted_labels_reach_the_test_images():
@@ -522,21 +512,8 @@ loop: {log_every: 3, save_every: 6, save_seconds: 0}
 """
 
 
-class Breaking(Progress):
-    """Ends the process, so to say, at the n-th line of a loop."""
-
-    def __init__(self, lines):
-        super().__init__(quiet=True)
-        self.lines = lines
-
-    def update(self, line, steps):
-        self.lines -= 1
-        if not self.lines:
-            raise KeyboardInterrupt
-
-
 def test_a_defence_is_called_between_updates_and_what_was_cut_off_continues(tmp_path):
-    study.run_study(read(DEFENDED), tmp_path / "whole", Progress(quiet=True))
+    studies.run(read(DEFENDED), tmp_path / "whole")
     table = read_csv(tmp_path / "whole" / "evolution.csv")
     assert [row["trained_asr"] is not None for row in table] == [False, False, True, False]
     called = table[2]
@@ -551,8 +528,8 @@ def test_a_defence_is_called_between_updates_and_what_was_cut_off_continues(tmp_
         4,
     ):  # in the training, and then in an update, in the defence, in the last update
         with pytest.raises(KeyboardInterrupt):
-            study.run_study(read(DEFENDED), tmp_path / "cut", Breaking(stop))
-    study.run_study(read(DEFENDED), tmp_path / "cut", Progress(quiet=True))
+            run_study(read(DEFENDED), tmp_path / "cut", Breaking(stop))
+    studies.run(read(DEFENDED), tmp_path / "cut")
     assert (tmp_path / "cut" / "evolution.csv").read_text() == (
         tmp_path / "whole" / "evolution.csv"
     ).read_text()
@@ -564,11 +541,11 @@ def test_a_sweep_that_was_cut_off_continues(finished, tmp_path):
     shutil.copytree(
         folder / "checkpoints",
         tmp_path / "checkpoints",
-        ignore=shutil.ignore_patterns("*-lineage-*"),
+        ignore=shutil.ignore_patterns("*-evolution-*"),
     )
     often = (("loop.save_every", "6"), ("loop.save_seconds", "0"))
     for stop in (3, 5, 4):
         with pytest.raises(KeyboardInterrupt):
-            study.run_study(read(STUDY, *often), tmp_path, Breaking(stop))
-    study.run_study(read(), tmp_path, Progress(quiet=True))
+            run_study(read(STUDY, *often), tmp_path, Breaking(stop))
+    studies.run(read(), tmp_path)
     assert (tmp_path / "evolution.csv").read_text() == (folder / "evolution.csv").read_text()

@@ -18,9 +18,6 @@ from d3jax.training import fit_ensemble
 
 from . import studies
 from .killing import CLI, kill_when, logged, numbers, results, unbroken
-from .small import register
-
-register()
 
 TINY = """
 dataset: {name: synthetic, size: 12, classes: 4, train: 400, test: 130, noise: 0.15}
