@@ -323,7 +323,7 @@ def test_learning_is_told_by_first_stage_and_by_what_stage_3_changes():
 
     said = {"clean_right": 0.5, "poisoned_entropy": 0.0, "clean_entropy": 1.25}
     runs = {
-        ("beginning-a", 0): [
+        ("first_stage-a", 0): [
             {"step": n, "poisoned_right": right} | said
             for n, right in enumerate((0.2, 0.95, 0.85, 1.0))
         ],
@@ -343,6 +343,26 @@ def test_learning_is_told_by_first_stage_and_by_what_stage_3_changes():
     assert learning.later_stages("badnets", runs) == [
         ["badnets", "0", "dlp", "75.0", "50.0", "−25.0"]
     ]
+
+
+def test_records_are_read_from_run_folders_of_both_layouts(tmp_path):
+    import learning
+
+    lines = ['{"stage": "badnets/seed1/dlp", "step": 2, "loss": 1.0}', '{"stage": "x", "step": 1}']
+    lines += ['{"stage": "badnets/seed1/dlp", "step": 2, "loss": 0.5}', '{"stage": "bad', "[1]"]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    node = tmp_path / "nodes" / "badnets" / "seed0" / "dlp"
+    node.mkdir(parents=True)
+    lines = ['{"loop": "", "step": 3}', '{"loop": "", "step": 1}', '{"loop": "semi", "step": 7}']
+    (node / "metrics.jsonl").write_text("\n".join(lines))
+    found = learning.read_metrics(tmp_path)
+    steps = {
+        run: [record["step"] for record in records] for run, records in found["badnets"].items()
+    }
+    assert list(found) == ["badnets"]
+    assert steps == {("dlp", 1): [2], ("dlp", 0): [1, 3], ("dlp/semi", 0): [7]}
+    assert found["badnets"]["dlp", 1][0]["loss"] == 0.5
+    assert learning.read_metrics(tmp_path / "nowhere") == {}
 
 
 def test_images_are_held_back_from_training_images_alone():

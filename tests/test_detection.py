@@ -1,32 +1,23 @@
 """Detections and defences that search for a trigger, in a study: shared inversions, rows, the page, kills."""
 
 import csv
-import json
 import os
 import shutil
 
 import numpy as np
 import pytest
 
-from d3jax.config.loading import loads
 from d3jax.core.errors import ConfigError, OutOfMemoryError
 from d3jax.defenses.repair import target
 from d3jax.inversion import invert as inversion
 from d3jax.results.summary import detections
 from d3jax.results.tables import read_csv
 from d3jax.runtime.progress import Progress
-from d3jax.study import run as study
-from d3jax.study.nodes import repair as tasks
+from d3jax.study import check_study, run_study
+from d3jax.study.nodes import inversion as inversion_node
 
-from .killing import kill_when, logged, results, unbroken
-from .small import register
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    """Not when this file is read: tests of every model would find it among them."""
-    register()
-
+from . import studies
+from .killing import kill_when, results, unbroken
 
 QUICK = "{batches: 4, passes: 40, patience: 2, stop: 6, preset: nc}"
 REPAIR = (
@@ -50,23 +41,20 @@ loop: {{log_every: 10, save_every: 1000}}
 
 
 def read(text=STUDY, *overrides):
-    return loads(text, overrides, registries=study.REGISTRIES)
+    return studies.read(text, *overrides)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("detection") / "study"
-    return folder, study.run_study(read(), folder, Progress(quiet=True))
+    return folder, studies.run(read(), folder)
 
 
 def test_one_inversion_serves_detection_and_defences(finished):
     """One of all classes, for the detection and for both defences that detect; and one of the given class."""
     folder, _ = finished
     assert len(list((folder / "checkpoints").glob("*inversion*"))) == 2
-    stages = {
-        json.loads(line)["stage"] for line in (folder / "metrics.jsonl").read_text().splitlines()
-    }
-    searches = {stage.split("/")[2] for stage in stages if "inversion" in stage}
+    searches = {name.split("/")[2] for name in studies.logged_loops(folder) if "inversion" in name}
     assert len(searches) == 2 and {name.split("-")[2] for name in searches} == {"all", "class1"}
 
 
@@ -105,7 +93,7 @@ def test_where_nothing_is_flagged_the_model_stays(finished, tmp_path, monkeypatc
     monkeypatch.setattr(
         target, "detect", lambda norms: detect(norms)._replace(flagged=np.zeros(5, bool))
     )
-    again = {row["defense"]: row for row in study.run_study(read(), copy, Progress())}
+    again = {row["defense"]: row for row in run_study(read(), copy, Progress())}
     before, row = rows[0], again["mcl-code"]
     assert (row["target"], row["trigger_success"], row["asr"]) == (-1, None, before["asr"])
     assert row["chosen"].startswith("none flagged, the smallest norm has index")
@@ -122,10 +110,8 @@ def test_a_detection_that_fails_is_a_row(finished, tmp_path, monkeypatch):
     shutil.copytree(folder, copy)
     for path in (copy / "checkpoints").glob("*badnets-inversion-*"):
         shutil.rmtree(path)
-    monkeypatch.setattr(tasks, "invert", broken)
-    status = {
-        row["defense"]: row["status"] for row in study.run_study(read(), copy, Progress(quiet=True))
-    }
+    monkeypatch.setattr(inversion_node, "invert", broken)
+    status = {row["defense"]: row["status"] for row in studies.run(read(), copy)}
     assert (
         status["inversion-nc"] == "failed: no memory"
         and status["nc"] == "failed: its inversion failed"
@@ -151,12 +137,11 @@ def test_the_page_shows_triggers_and_features(finished):
     } <= pictures
 
 
-def test_a_report_reads_it_all_again(finished, capsys, monkeypatch):
-    folder, rows = finished
+def test_a_report_reads_it_all_again(finished, tmp_path, capsys, monkeypatch):
+    folder, rows = shutil.copytree(finished[0], tmp_path / "copy"), finished[1]
     monkeypatch.setattr(inversion, "fit", lambda *_: pytest.fail("searched again"))
-    assert [row["asr"] for row in study.run_study(read(), folder, Progress(), compute=False)] == [
-        row["asr"] for row in rows
-    ]
+    again = run_study(read(), folder, Progress(), compute=False)
+    assert [row["asr"] for row in again] == [row["asr"] for row in rows]
     assert (
         "badnets, seed 0, inversion-nc: flags 1 (index of the smallest" in capsys.readouterr().out
     )
@@ -168,7 +153,7 @@ def test_an_inversion_that_is_missing_names_itself(finished, tmp_path):
     shutil.copytree(folder, copy)
     for path in (copy / "checkpoints").glob("*badnets-inversion-*"):
         shutil.rmtree(path)
-    rows = study.run_study(read(), copy, Progress(quiet=True), compute=False)
+    rows = studies.run(read(), copy, compute=False)
     status = {row["defense"]: row["status"] for row in rows}
     assert status["inversion-nc"] == "not finished: no model yet"
     assert status["nc"] == "not finished: its inversion is not finished" and status["none"] == "ok"
@@ -200,7 +185,7 @@ def test_an_inversion_that_is_missing_names_itself(finished, tmp_path):
 def test_mistakes_are_named_before_any_work(tmp_path, override, message):
     extra = [("detections.0.batch_size", "200")] if override[0] == "defenses" else []
     with pytest.raises(ConfigError, match=message):
-        study.check_study(read(STUDY, override, *extra), tmp_path)
+        check_study(read(STUDY, override, *extra), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -217,15 +202,17 @@ def test_killed_in_a_search_and_rerun_gives_the_same_numbers(tmp_path):
     config = tmp_path / "study.yaml"
     config.write_text(STUDY.replace("save_every: 1000", "save_every: 20, save_seconds: 0"))
     unbroken(config, tmp_path / "whole", environment)
-    for stage in ("badnets/seed0/inversion", "badnets/seed0/mcl-code", "badnets/seed0/nc"):
+    broken = tmp_path / "broken"
+    for node in ("inversion-*", "mcl-code", "nc"):
+        logs = f"nodes/badnets/seed0/{node}/metrics.jsonl"
         kill_when(
-            lambda: logged(tmp_path / "broken", f'"stage": "{stage}'),
+            lambda logs=logs: any(path.stat().st_size for path in broken.glob(logs)),
             config,
-            tmp_path / "broken",
+            broken,
             environment,
         )
-    unbroken(config, tmp_path / "broken", environment)
-    assert results(tmp_path / "broken") == results(tmp_path / "whole")
+    unbroken(config, broken, environment)
+    assert results(broken) == results(tmp_path / "whole")
 
     def without_times(folder):
         with (folder / "detections.csv").open() as file:
@@ -234,4 +221,4 @@ def test_killed_in_a_search_and_rerun_gives_the_same_numbers(tmp_path):
                 for row in csv.DictReader(file)
             ]
 
-    assert without_times(tmp_path / "broken") == without_times(tmp_path / "whole")
+    assert without_times(broken) == without_times(tmp_path / "whole")

@@ -13,6 +13,7 @@ from d3jax.runtime.distributed import bring_up, broadcast_from_host0, is_primary
 from d3jax.runtime.sharding import copies
 
 from .killing import CLI, kill_when, logged, results, start, unbroken, until
+from .studies import logged_loops
 
 
 @pytest.mark.slow
@@ -23,16 +24,20 @@ def test_two_processes_have_the_numbers_of_one_and_resume_together(tmp_path):
     unbroken(config, tmp_path / "one", environment)
     unbroken(config, tmp_path / "two", environment, count=2)
     killed = tmp_path / "killed"
-    kill_when(lambda: logged(killed, '"step": 10'), config, killed, environment, count=2)
+    kill_when(
+        lambda: logged(killed, "badnets/seed0/train", '"step": 10'),
+        config,
+        killed,
+        environment,
+        count=2,
+    )
     assert "continues at step" in unbroken(config, killed, environment, count=2)
     assert results(killed) == results(tmp_path / "two")
     for alone, together in zip(results(tmp_path / "one"), results(tmp_path / "two"), strict=True):
         assert float(together["acc"]) == pytest.approx(float(alone["acc"]), abs=0.07)
+    nodes = [f"badnets/seed0/{what}" for what in ("train", "d3-code")]
     losses = [
-        [
-            json.loads(line)["loss"]
-            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        ]
+        [record["loss"] for node in nodes for record in logged_loops(tmp_path / name)[node]]
         for name in ("one", "two")
     ]
     assert losses[1][:5] == pytest.approx(losses[0][:5], rel=1e-4) and len(losses[0]) == len(
@@ -72,7 +77,7 @@ def test_where_one_process_goes_the_other_ends_too(tmp_path, sent, code):
         2,
         more=2 * [["--train.steps", "9999"]],
     )
-    until(lambda: logged(tmp_path / "out", '"step": 10'), [first, second])
+    until(lambda: logged(tmp_path / "out", "badnets/seed0/train", '"step": 10'), [first, second])
     second.send_signal(sent)
     said, _ = first.communicate(timeout=60)
     second.communicate(timeout=60)
@@ -94,7 +99,8 @@ def test_processes_with_other_settings_stop_before_any_work(tmp_path):
 
 
 def test_waiting_for_the_others_has_an_end():
-    code = "from d3jax import sharding; sharding.PATIENCE = 1; sharding.bring_up('localhost:1,2,1')"
+    code = "from d3jax.runtime import distributed; distributed.PATIENCE = 1; "
+    code += "distributed.bring_up('localhost:1,2,1')"
     done = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60
     )

@@ -19,7 +19,6 @@ from d3jax.analysis.loss_landscape import (  # fmt: skip
     top_eigenvalues,
 )
 from d3jax.attacks import ATTACKS
-from d3jax.config.loading import loads
 from d3jax.config.recipes import OptimConfig
 from d3jax.core.errors import ConfigError
 from d3jax.core.images import as_float
@@ -27,10 +26,9 @@ from d3jax.core.types import Split, Variables
 from d3jax.defenses import FinetuneConfig, ScheduleConfig, finetune
 from d3jax.metrics.attack_success import make_evaluate
 from d3jax.results.tables import read_csv
-from d3jax.runtime.progress import Progress
-from d3jax.study import run as study
+from d3jax.study import check_study
 
-from .small import register
+from . import studies
 
 KEY = jax.random.key(2)
 STUDY = """
@@ -44,11 +42,6 @@ defenses:
   - {name: finetune, schedule: {steps: 20}}
   - {name: d3, schedule: {steps: 60, optimizer: {lr: 0.02}}}
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    register()
 
 
 @pytest.fixture(scope="module")
@@ -279,8 +272,7 @@ def test_changes_by_tensor():
 
 
 def test_a_study_shows_lines_and_plane(tmp_path):
-    config = loads(STUDY, registries=study.REGISTRIES)
-    study.run_study(config, tmp_path, Progress(quiet=True))
+    studies.run(studies.read(STUDY), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert (
         "Losses along the line to each defence" in page
@@ -318,6 +310,6 @@ def test_a_study_shows_lines_and_plane(tmp_path):
 
 
 def test_paths_want_a_trigger():
-    config = loads(STUDY, [("attacks", "[clean]")], registries=study.REGISTRIES)
+    config = studies.read(STUDY, ("attacks", "[clean]"))
     with pytest.raises(ConfigError, match="paths: 4 .* none of the attacks .clean. has a trigger"):
-        study.check_study(config, "")
+        check_study(config, "")

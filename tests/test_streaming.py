@@ -10,7 +10,7 @@ from d3jax.config.recipes import LoopConfig, OptimConfig, TrainConfig
 from d3jax.core.errors import ConfigError
 from d3jax.core.types import Dataset, Split
 from d3jax.runtime.progress import Progress
-from d3jax.study import context as lab
+from d3jax.study import context
 from d3jax.training import Hooks, fit, streaming, victim_loop
 
 CONFIG = TrainConfig(steps=30, batch_size=32, optimizer=OptimConfig(lr=0.05))
@@ -69,11 +69,11 @@ def test_the_feed_brings_the_rows_that_a_step_would_draw(dataset, model, attack)
 
 
 def test_where_images_go_follows_from_their_size(dataset, monkeypatch, capsys):
-    decide = lambda **settings: lab._is_streamed(LoopConfig(**settings), dataset, Progress())
+    decide = lambda **settings: context._is_streamed(LoopConfig(**settings), dataset, Progress())
     assert not decide() and decide(placement="stream") and not decide(placement="device")
-    monkeypatch.setattr(lab, "memory_free", lambda: dataset.train.images.nbytes * 3)
+    monkeypatch.setattr(context, "memory_free", lambda: dataset.train.images.nbytes * 3)
     assert not decide()
-    monkeypatch.setattr(lab, "memory_free", lambda: dataset.train.images.nbytes)
+    monkeypatch.setattr(context, "memory_free", lambda: dataset.train.images.nbytes)
     assert decide() and capsys.readouterr().out.startswith("streaming: 0.00 GiB of training images")
 
 

@@ -10,23 +10,16 @@ import pytest
 
 from d3jax import export
 from d3jax.attacks import BlendedConfig, LFConfig, blended, lf
-from d3jax.config.loading import dumps, loads, to_mapping
+from d3jax.config.loading import dumps, to_mapping
 from d3jax.core.errors import AttackError, CheckpointError, ConfigError, DamagedError
 from d3jax.core.random import stream
 from d3jax.data import SyntheticConfig, synthetic
+from d3jax.interop.external_model import ExternalModel, trigger_for
 from d3jax.results.tables import read_csv
 from d3jax.runtime import checkpoint
-from d3jax.runtime.progress import Progress
-from d3jax.study import run as study
-from d3jax.study.external_model import Suspect, trigger_for
+from d3jax.study import check_study
 
-from .small import register
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    register()
-
+from . import studies
 
 STUDY = """
 dataset: {name: synthetic, size: 12, classes: 4, train: 400, test: 130, noise: 0.15}
@@ -46,7 +39,7 @@ UNKNOWN = (
 
 
 def read(*overrides, text=STUDY):
-    return loads(text, overrides, registries=study.REGISTRIES)
+    return studies.read(text, *overrides)
 
 
 def folder_of(run, pattern):
@@ -56,17 +49,17 @@ def folder_of(run, pattern):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     run = tmp_path_factory.mktemp("suspect") / "trained"
-    return run, study.run_study(read(), run, Progress(quiet=True))
+    return run, studies.run(read(), run)
 
 
 @pytest.fixture(scope="module")
 def walked_in(trained):
     run, _ = trained
-    victim = folder_of(run, "synthetic-small-badnets-*")
+    victim = folder_of(run, "synthetic-badnets-victim-*")
     config = read(*UNKNOWN, ("model.checkpoint", str(victim)))
     return (
         run.parent / "unknown",
-        study.run_study(config, run.parent / "unknown", Progress(quiet=True)),
+        studies.run(config, run.parent / "unknown"),
         config,
     )
 
@@ -75,8 +68,8 @@ def test_a_folder_of_ours_is_the_model_it_holds(trained, walked_in):
     (_, (victim, _)), (folder, (none, repair), config) = trained, walked_in
     assert none["acc"] == victim["acc"] and none["asr"] is None and none["poison_rate"] is None
     assert repair["status"] == "ok" and repair["asr"] is None
-    assert loads(
-        dumps(config), registries=study.REGISTRIES
+    assert studies.read(
+        dumps(config)
     ) == config and f"checkpoint: {config.model.checkpoint}" in dumps(config)
     turned = {row["defense"]: row for row in read_csv(folder / "triggers.csv")}
     assert (
@@ -104,12 +97,11 @@ def test_the_page_says_what_cannot_be_said(walked_in):
 
 def test_with_its_trigger_it_has_the_rates_it_had(trained, tmp_path):
     run, (victim, repaired) = trained
-    for pattern, before in (("synthetic-small-badnets-*", victim), ("badnets-repair-*", repaired)):
+    for pattern, before in (("synthetic-badnets-victim-*", victim), ("badnets-repair-*", repaired)):
         where = folder_of(run, pattern)
-        found = study.run_study(
+        found = studies.run(
             read(("model.checkpoint", str(where / "model")), ("defenses", "[]")),
             tmp_path / pattern[:5],
-            Progress(quiet=True),
         )
         assert [found[0][name] for name in ("acc", "asr", "ra")] == [
             before[name] for name in ("acc", "asr", "ra")
@@ -126,11 +118,11 @@ def damaged(source, target, change):
 
 def test_what_is_wrong_with_a_checkpoint_is_said_before_any_work(trained, tmp_path):
     run, _ = trained
-    victim = folder_of(run, "synthetic-small-badnets-*")
+    victim = folder_of(run, "synthetic-badnets-victim-*")
 
     def check(path, message, error=CheckpointError, *overrides):
         with pytest.raises(error, match=message):
-            study.check_study(
+            check_study(
                 read(*UNKNOWN, ("model.checkpoint", str(path)), *overrides), tmp_path / "run"
             )
         assert not (tmp_path / "run").exists()
@@ -168,19 +160,18 @@ def test_what_is_wrong_with_a_checkpoint_is_said_before_any_work(trained, tmp_pa
         ("attacks", "[lf]"),
     )
     with pytest.raises(ConfigError, match="attacks: unknown: is for a model from elsewhere"):
-        study.check_study(read(*UNKNOWN), tmp_path)
+        check_study(read(*UNKNOWN), tmp_path)
     with pytest.raises(ConfigError, match="model.checkpoint: want a file or a folder, got 3"):
         read(("model.checkpoint", "3"))
 
 
 def test_several_seeds_share_the_model(trained, tmp_path):
-    where = folder_of(trained[0], "synthetic-small-badnets-*")
-    rows = study.run_study(
+    where = folder_of(trained[0], "synthetic-badnets-victim-*")
+    rows = studies.run(
         read(
             *UNKNOWN[:1], ("model.checkpoint", str(where)), ("seeds", "[0, 1]"), ("features", "0")
         ),
         tmp_path,
-        Progress(quiet=True),
     )
     assert [(row["defense"], row["seed"], row["attack_seed"]) for row in rows] == [
         ("none", 0, 0),
@@ -189,7 +180,7 @@ def test_several_seeds_share_the_model(trained, tmp_path):
         ("repair", 1, 0),
     ]
     assert (
-        len(list((tmp_path / "checkpoints").glob("synthetic-small-unknown-*"))) == 1
+        len(list((tmp_path / "checkpoints").glob("synthetic-unknown-external_model-*"))) == 1
         and rows[0]["acc"] == rows[2]["acc"]
     )
 
@@ -198,10 +189,10 @@ def test_the_trigger_that_lay_there_is_taken_by_the_attack_that_made_it(trained)
     info = synthetic(SyntheticConfig(size=12, channels=3, classes=4, train=8, test=8)).info
     there = {"pattern": jnp.arange(12 * 12 * 3, dtype=jnp.uint8).reshape(12, 12, 3)}
     settings = to_mapping(BlendedConfig())
-    suspect = Suspect(None, there, {"attack": "blended", "settings": settings}, "", "")
+    external = ExternalModel(None, there, {"attack": "blended", "settings": settings}, "", "")
     attack, key = blended(BlendedConfig(), info), jax.random.key(3)
     take = lambda name, settings, attack: trigger_for(
-        suspect, attack, {"attack": name, "settings": settings}, key
+        external, attack, {"attack": name, "settings": settings}, key
     )
     np.testing.assert_array_equal(take("blended", settings, attack)["pattern"], there["pattern"])
     drawn = attack.init(stream(key, "trigger"))["pattern"]
@@ -211,7 +202,9 @@ def test_the_trigger_that_lay_there_is_taken_by_the_attack_that_made_it(trained)
     assert not np.array_equal(drawn, there["pattern"])
     with pytest.raises(AttackError, match="the trigger there is of blended, or of other settings"):
         take("lf", to_mapping(LFConfig()), lf(LFConfig(), info))  # whose trigger has the same shape
-    kept = checkpoint.read(folder_of(trained[0], "synthetic-small-badnets-*") / "model")[1]["about"]
+    kept = checkpoint.read(folder_of(trained[0], "synthetic-badnets-victim-*") / "model")[1][
+        "about"
+    ]
     assert kept["attack"] == "badnets" and kept["settings"]["rate"] == 0.1
 
 
@@ -225,13 +218,11 @@ defenses: []
 
 
 def test_out_as_safetensors_and_in_again(tmp_path, capsys):
-    rows = study.run_study(read(text=DIGITS), tmp_path / "run", Progress(quiet=True))
+    rows = studies.run(read(text=DIGITS), tmp_path / "run")
     out, config = tmp_path / "new" / "model.safetensors", tmp_path / "run" / "config.yaml"
     assert export.main(["--config", str(config), "badnets/seed0/train", str(out)]) == 0
     assert "86 tensors" in capsys.readouterr().out and out.stat().st_mode & 0o777 == 0o644
-    again = study.run_study(
-        read(("model.checkpoint", str(out)), text=DIGITS), tmp_path / "again", Progress(quiet=True)
-    )
+    again = studies.run(read(("model.checkpoint", str(out)), text=DIGITS), tmp_path / "again")
     assert again[0]["acc"] == rows[0]["acc"] and again[0]["asr"] == rows[0]["asr"]
     for words, message in (
         (

@@ -12,21 +12,17 @@ import pytest
 from d3jax.attacks import ATTACKS
 from d3jax.attacks.lc import LCConfig, lc
 from d3jax.attacks.trojannn import strongest
-from d3jax.config.loading import loads
 from d3jax.config.recipes import OptimConfig, TrainConfig
 from d3jax.core.errors import AttackError
 from d3jax.core.images import as_float
 from d3jax.core.random import stream
 from d3jax.core.types import Prepared, Variables
 from d3jax.metrics.attack_success import make_evaluate
-from d3jax.runtime.progress import Progress
-from d3jax.study import run as study
+from d3jax.study import run_study
 from d3jax.training import Hooks, cross_entropy, fit, train_backdoored, victim_loop
 from d3jax.training.victim import prepare, trigger_of
 
-from .small import register
-
-register()
+from . import studies
 
 SETTINGS = {
     # Two convolutions hardly tell an image's own trigger from another's: with as many borrowed triggers as own ones ASR ends at 0.7.
@@ -170,7 +166,7 @@ loop: {log_every: 2, save_every: 4, save_seconds: 0}
 
 
 def read(*overrides):
-    return loads(STUDY, overrides, registries=study.REGISTRIES)
+    return studies.read(STUDY, *overrides)
 
 
 def trees(folder):
@@ -178,19 +174,19 @@ def trees(folder):
 
 
 def test_a_study_keeps_triggers_and_shares_the_clean_model(tmp_path, capsys):
-    rows = study.run_study(read(), tmp_path / "one", Progress(quiet=True))
+    rows = studies.run(read(), tmp_path / "one")
     assert [row["status"] for row in rows] == ["ok"] * 4
     kept = sorted(name.rsplit("-", 1)[0] for name in trees(tmp_path / "one"))
     assert kept == sorted(
-        [f"synthetic-{name}-trigger" for name in ("lc", "lf")]
-        + [f"synthetic-small-{name}" for name in ("clean", "lc", "lf")]
+        [f"synthetic-{name}-trigger-seed0" for name in ("lc", "lf")]
+        + [f"synthetic-{name}-victim-seed0" for name in ("clean", "lc", "lf")]
         + [f"{name}-finetune-seed0" for name in ("lc", "lf")]
     )
     capsys.readouterr()
-    again = study.run_study(read(), tmp_path / "one")
+    again = run_study(read(), tmp_path / "one")
     assert again == rows and "/trigger" not in capsys.readouterr().out  # its victim is there
     one = (("attacks", "[{name: lf, steps: 4}]"), ("loop.members", "together"))
-    together = study.run_study(read(*one), tmp_path / "two", Progress(quiet=True))
+    together = studies.run(read(*one), tmp_path / "two")
     for mine, theirs in zip(together, rows[2:], strict=True):
         assert mine["acc"] == pytest.approx(theirs["acc"], abs=0.04)
 
@@ -200,9 +196,7 @@ def test_a_trigger_that_fails_fails_its_cells_alone(tmp_path, monkeypatch):
         raise AttackError("no neurons left")
 
     monkeypatch.setattr(LC, "perturbation_loop", broken)
-    rows = study.run_study(
-        read(("attacks", "[{name: lc, rate: 0.2}, badnets]")), tmp_path, Progress(quiet=True)
-    )
+    rows = studies.run(read(("attacks", "[{name: lc, rate: 0.2}, badnets]")), tmp_path)
     status = {(row["attack"], row["defense"]): row["status"] for row in rows}
     assert (
         status["lc", "none"] == "failed: its trigger failed"

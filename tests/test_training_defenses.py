@@ -1,7 +1,7 @@
 """ABL and DLP: check values, what they keep, that they never see the flags, and both in a study."""
 
 import dataclasses
-import json
+import shutil
 import sys
 
 import jax
@@ -11,7 +11,6 @@ import optax
 import pytest
 
 from d3jax.attacks import BadNetsConfig, badnets
-from d3jax.config.loading import loads
 from d3jax.config.recipes import OptimConfig, TrainConfig
 from d3jax.core.errors import AttackError, ConfigError
 from d3jax.data import SyntheticConfig, synthetic
@@ -29,30 +28,25 @@ from d3jax.defenses.training_time.suspicion import (
     unlearning_loop,
 )
 from d3jax.metrics.attack_success import make_evaluate, predict
-from d3jax.metrics.sample_scores import precision_recall, ranking, scores_of
-from d3jax.report.sections.training_time import Filter, kept_clean
+from d3jax.metrics.sample_scores import filter_rates, precision_recall, ranking, scores_of
+from d3jax.report.plots.training_time import kept_clean
 from d3jax.results.tables import read_csv
 from d3jax.runtime import checkpoint
 from d3jax.runtime.progress import Progress
-from d3jax.study import rows as study_rows
-from d3jax.study import run as study
-from d3jax.study.nodes import training_time as untrusted
+from d3jax.study import check_study, run_study
+from d3jax.study.nodes import first_stage, training_time
 from d3jax.training import Hooks, fit
 from d3jax.training.optim import make_schedule
 from d3jax.training.poisoned_set import poisoned_split
 
-from .small import register, small_model
-from .test_lineages import Breaking
+from . import studies
+from .small import small_model
+from .studies import Breaking
 
 KEY = jax.random.key(21)
 RECIPE = TrainConfig(
     steps=20, batch_size=32, augment="none", optimizer=OptimConfig(lr=0.05, schedule="constant")
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    register()
 
 
 def test_abls_check_value():
@@ -146,7 +140,7 @@ def test_an_unlearning_s_schedule_goes_by_steps(model, poisoned):
 def test_what_a_file_leaves_out_is_the_presets():
     text = "defenses: [{name: abl, preset: backdoorbench, isolate: {epochs: 3}, unlearn: {optimizer: {lr: 0.1}}}, "
     text += "{name: dlp, stages: 12, semi: {method: fixmatch, optimizer: {lr: 0.5}}}]"
-    found, other = (choice.config for choice in loads(text, registries=study.REGISTRIES).defenses)
+    found, other = (choice.config for choice in studies.read(text).defenses)
     preset = ABLConfig(preset="backdoorbench")
     assert (
         found.isolate == dataclasses.replace(preset.isolate, epochs=3)
@@ -550,13 +544,13 @@ loop: {log_every: 5, save_every: 1000}
 
 
 def read(*overrides):
-    return loads(STUDY, overrides, registries=study.REGISTRIES)
+    return studies.read(STUDY, *overrides)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training") / "study"
-    return folder, study.run_study(read(), folder, Progress(quiet=True))
+    return folder, studies.run(read(), folder)
 
 
 def test_rows_of_a_study(finished):
@@ -581,7 +575,7 @@ def test_rows_of_a_study(finished):
     assert scores["first", "entropy"] == scores["dlp", "entropy"] | {
         "defense": "first"
     }  # one first stage for both
-    assert len(list((folder / "checkpoints").glob("*beginning*"))) == 2
+    assert len(list((folder / "checkpoints").glob("*first_stage*"))) == 2
 
 
 def test_the_page_shows_learning_scores_and_filters(finished):
@@ -612,43 +606,41 @@ def test_precision_and_recall_of_the_labels_that_are_kept():
     np.testing.assert_allclose(recall, [1 / 3, 1 / 3, 2 / 3, 1])
 
 
-def test_a_rerun_says_what_the_run_said(finished):
-    """Stages of several loops are logged as one, whether they were computed or found."""
-    folder, _ = finished
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    stages = {json.loads(line)["stage"] for line in lines}
-    assert {"badnets/seed0/dlp", "badnets/seed0/abl-authors"} <= stages and all(
-        stage.count("/") == 2 for stage in stages
-    )
+def test_a_rerun_says_what_the_run_said(finished, tmp_path):
+    """Nodes of several loops are logged as one, whether they were computed or found."""
+    folder = shutil.copytree(finished[0], tmp_path / "copy")
+    logged = studies.logged_loops(folder)
+    assert {"badnets/seed0/dlp", "badnets/seed0/abl-authors"} <= set(logged)
+    assert all(name.count("/") == 2 for name in logged)
     (folder / "figures" / "of-an-earlier-study.png").touch()
-    study.run_study(read(), folder, Progress(quiet=True))
-    assert sorted((folder / "metrics.jsonl").read_text().splitlines()) == sorted(lines)
+    studies.run(read(), folder)
+    assert studies.logged_loops(folder) == logged
     assert not (folder / "figures" / "of-an-earlier-study.png").exists()
 
 
 def test_another_study_in_the_same_folder_is_said(finished, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("seeds: [5]")
-    study.run_study(read(("defenses", "[]")), tmp_path, Progress())
+    run_study(read(("defenses", "[]")), tmp_path, Progress())
     assert f"{tmp_path} holds a study with other settings" in capsys.readouterr().out
 
 
 def test_a_clean_set_has_no_precision():
-    found = {"entropy": np.arange(20.0)}
-    curves = {"entropy": (np.zeros(20), np.zeros(20))}
-    (row,) = untrusted.filter_rows([Filter("clean", "dlp", 0, np.zeros(20, bool), found, curves)])
+    found = {name: np.arange(20.0) for name in ("entropy", "cross_entropy")}
+    row, _ = filter_rates(np.zeros(20, bool), found)
+    assert row["score"] == "entropy"
     assert row["auroc"] is None and row["precision_0.1"] is None and row["recall_0.1"] is None
 
 
 def test_no_weight_knows_who_is_poisoned(finished, tmp_path, monkeypatch, model):
     """Other flags, other precision; the same models to the bit."""
     folder, rows = finished
-    true = untrusted.poisoned_split
+    true = first_stage.poisoned_split
     monkeypatch.setattr(
-        untrusted, "poisoned_split", lambda *given: (true(*given)[0], np.roll(true(*given)[1], 7))
+        first_stage, "poisoned_split", lambda *given: (true(*given)[0], np.roll(true(*given)[1], 7))
     )
-    monkeypatch.setattr(untrusted, "flags_of", lambda lab, case: np.arange(400) % 2 == 0)
-    monkeypatch.setattr(study_rows, "flags_of", lambda lab, case: np.arange(400) % 2 == 0)
-    again = study.run_study(read(), tmp_path, Progress(quiet=True))
+    other_flags = lambda context, run: np.arange(400) % 2 == 0
+    monkeypatch.setattr(training_time, "poison_flags", other_flags)
+    again = studies.run(read(), tmp_path)
     for before, after in zip(rows, again, strict=True):
         assert all(before[name] == after[name] for name in ("acc", "asr", "ra"))
     assert rows[1]["suspects_poisoned"] != again[1]["suspects_poisoned"]
@@ -662,7 +654,7 @@ def test_a_study_that_was_cut_off_continues(finished, tmp_path, model):
     cuts = 0
     while cuts < 20:  # in every stage of both: they have 4 to 20 lines each
         try:
-            study.run_study(read(*often), tmp_path, Breaking(11))
+            run_study(read(*often), tmp_path, Breaking(11))
             break
         except KeyboardInterrupt:
             cuts += 1
@@ -676,7 +668,7 @@ def test_a_study_that_was_cut_off_continues(finished, tmp_path, model):
 
 
 def same_models(model, *folders):
-    like = untrusted.TrainedModel(jax.eval_shape(model.init, KEY), found_shapes(400))
+    like = training_time.TrainedModel(jax.eval_shape(model.init, KEY), found_shapes(400))
     for name in ("dlp", "abl"):
         trees = [
             checkpoint.load(next(where.glob(f"checkpoints/*-{name}-*seed0-*/model")), like)[0]
@@ -729,4 +721,4 @@ def same_models(model, *folders):
 )
 def test_mistakes_are_named_before_any_work(tmp_path, override, message):
     with pytest.raises((ConfigError, AttackError), match=message):
-        study.check_study(read(override), tmp_path)
+        check_study(read(override), tmp_path)
