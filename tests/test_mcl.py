@@ -13,8 +13,7 @@ from d3jax.config.recipes import OptimConfig
 from d3jax.core.errors import ConfigError
 from d3jax.core.images import as_float
 from d3jax.core.types import Batch, Split, Variables
-from d3jax.defenses import FinetuneConfig, MCLConfig, NCConfig, ScheduleConfig, nc
-from d3jax.defenses.repair import mcl
+from d3jax.defenses import FinetuneConfig, MCLConfig, NCConfig, ScheduleConfig, mcl, nc
 from d3jax.defenses.repair.mcl import contrast, cosine, features_of, mcl_loss
 from d3jax.defenses.repair.target import Found
 from d3jax.inversion import InversionConfig, Trigger, stamp
@@ -248,7 +247,7 @@ def test_where_nothing_is_flagged_the_model_stays(model, victim, reserved, datas
 def test_what_cannot_work_is_named(victim, dataset):
     with pytest.raises(ConfigError, match="target: 4 is no class of synthetic, which has 0 to 3"):
         mcl(MCLConfig(target=4), dataset.info)
-    with pytest.raises(ConfigError, match="target: 'find' is not one of detect"):
+    with pytest.raises(ConfigError, match="target: want a whole number or detect, got 'find'"):
         MCLConfig(target="find")
     params = victim.variables.params
     with pytest.raises(ConfigError, match="head: 'classifier/.' matches none"):
