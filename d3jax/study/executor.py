@@ -49,7 +49,7 @@ def make_execution(node: Node, inputs: Inputs) -> Execution:
     context = node.context
     writer = MetricWriter(
         node_folder(context.workdir, node.name),
-        sinks=getattr(context.config.loop, "sinks", ()),
+        sinks=context.config.loop.sinks,
         run_name=node.name,
         active=is_primary(),
     )
