@@ -220,7 +220,7 @@ def test_unlabelled_images_help(method, model, dataset):
     recipe = TrainConfig(
         steps=300,
         batch_size=8,
-        optimizer=dataclasses.replace(config.own("optimizer"), schedule="constant"),
+        optimizer=dataclasses.replace(config.optimizer, schedule="constant"),
     )
     alone = fit(
         first_stage_loop(KEY, model, few, recipe, dataset.info, classification_loss(model))
@@ -251,10 +251,8 @@ def test_settings_of_the_other_method_are_refused(settings, message):
 def test_a_method_has_its_own_optimiser_from_a_file_too():
     text = "defenses: [{name: dlp, semi: {method: fixmatch}}, {name: dlp, label: other}]"
     fix, mixed = (choice.config.semi for choice in loads(text, registries=REGISTRIES).defenses)
-    assert (fix.own("optimizer").name, fix.own("optimizer").lr) == ("sgd", 0.03)
-    assert mixed.own("optimizer") == OptimConfig(
-        name="adam", lr=2e-3, weight_decay=0.0, schedule="cosine"
-    )
+    assert (fix.optimizer.name, fix.optimizer.lr) == ("sgd", 0.03)
+    assert mixed.optimizer == OptimConfig(name="adam", lr=2e-3, weight_decay=0.0, schedule="cosine")
 
 
 def test_strong_augmentation_keeps_the_range_and_differs_by_image():

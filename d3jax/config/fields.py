@@ -1,6 +1,7 @@
-"""Configuration as frozen dataclasses whose defaults are the papers' recipes. No jax in here.
+"""Declare the fields of config dataclasses, check their values and choose among presets. No jax in here.
 
-A value outside its declared range or choices raises `ConfigError` when the dataclass is made, from YAML or by hand.
+A value of another type than declared, or outside its range or choices, raises `ConfigError` when the dataclass is made,
+from YAML or by hand.
 """
 
 from __future__ import annotations
@@ -9,12 +10,21 @@ import dataclasses
 import difflib
 import functools
 import math
+import operator
 import types
-import typing
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..core.errors import ConfigError
+
+WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+WANTED |= {tuple: "a list", dict: "a mapping"}
+"""What a message calls the values of a type."""
+
+ACCEPTED = {tuple: (tuple, list), float: (float, int)}
+"""The types of the values that stand for those of another type as well."""
+
+LIMITS = {">": operator.gt, "≥": operator.ge, "≤": operator.le}
 
 
 def option(
@@ -26,134 +36,177 @@ def option(
     above: float | None = None,
     member: bool = False,
 ) -> Any:
-    """A config field with its meaning and its allowed range: low ≤ value ≤ high, value > above.
+    """Declare a config field with its meaning and the range of its numbers: low ≤ number ≤ high, number > above.
 
-    `member` marks a number that reaches the compiled program as an array, so that runs which differ in it (but not in whether
-    it is 0) are members of one program.
+    `default` is a value, or a function that makes one. `member` marks a number that reaches the compiled program as an
+    array, so that runs which differ in it (but not in whether it is 0) are members of one program.
     """
-    bounds = {
-        name: bound
-        for name, bound in (("low", low), ("high", high), ("above", above))
-        if bound is not None
-    }
-    metadata = {"doc": doc, "member": member, **bounds}
-    if default is dataclasses.MISSING:
-        return dataclasses.field(metadata=metadata)
+    limits = {">": above, "≥": low, "≤": high}
+    metadata = {"doc": doc, "member": member, "limits": limits}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def section(registry: str, default: Any, doc: str) -> Any:
-    """A config field filled with `Choice`s from the registry of that name; `default` names what stands when it is absent."""
+    """Declare a field of `Choice`s from a registry; `default` is the YAML value that stands when a file has none."""
     return dataclasses.field(metadata={"registry": registry, "default": default, "doc": doc})
 
 
+def default_of(field: dataclasses.Field) -> Any:
+    """Return the declared default of a field, `dataclasses.MISSING` where it is required."""
+    made = field.default_factory is not dataclasses.MISSING
+    return field.default_factory() if made else field.default
+
+
+def refuse(when: Any, message: str) -> None:
+    """Raise `ConfigError` with `message` if `when` holds."""
+    if when:
+        raise ConfigError(message)
+
+
 def check_fields(config: Any) -> None:
-    """Raises `ConfigError` when a field of `config` leaves the range or the choices its declaration gives it."""
-    hints = hints_of(type(config))
+    """Check every field of `config` and normalise it: a list becomes a tuple, a whole number a float where one is declared.
+
+    Raises `ConfigError` that begins with the field's name. Config classes call it in `__post_init__`.
+    """
     for field in dataclasses.fields(config):
-        value, bounds = getattr(config, field.name), field.metadata
-        choices = literals_of(hints[field.name])
-        if (
-            choices
-            and value not in choices
-            and not (isinstance(value, int) and int in typing.get_args(hints[field.name]))
-        ):
-            raise ConfigError(
-                f"{field.name}: {value!r} is not one of {names(choices)}{did_you_mean(value, choices)}"
-            )
-        for number in (
-            value
-            if isinstance(value, tuple)
-            else value.values()
-            if isinstance(value, dict)
-            else (value,)
-        ):
-            if not isinstance(number, (int, float)) or isinstance(number, bool):
-                continue
-            if (
-                not math.isfinite(number)
-                or not number >= bounds.get("low", number)
-                or not number <= bounds.get("high", number)
-                or ("above" in bounds and not number > bounds["above"])
-            ):
-                raise ConfigError(
-                    f"{field.name}: {number!r} is out of range, want {_range(bounds)}"
-                )
+        hint, limits = hints_of(type(config))[field.name], field.metadata.get("limits", {})
+        value = checked(field.name, getattr(config, field.name), hint, limits)
+        object.__setattr__(config, field.name, value)
+
+
+def checked(name: str, value: Any, hint: Any, limits: Mapping[str, Any], words: tuple = ()) -> Any:
+    """Return `value` as a `hint` has it, or as one of `words`, with every number inside `limits`.
+
+    Raises `ConfigError` that begins with `name`; for an item of a list or a mapping with name.index or name.key.
+    """
+    kind, args = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return checked(name, value, args[0], limits, literals_of(hint))
+    if kind is Literal:
+        return _chosen(name, value, args)
+    if value in words:
+        return value
+    fits = isinstance(value, ACCEPTED.get(kind, kind)) and (
+        kind is bool or not isinstance(value, bool)
+    )
+    wanted = " or ".join([WANTED.get(kind, "a mapping"), *words])
+    refuse(not fits, f"{name}: want {wanted}, got {value!r}")
+    if kind is dict:
+        return {key: checked(f"{name}.{key}", item, args[1], limits) for key, item in value.items()}
+    if kind is tuple:
+        return tuple(checked(f"{name}.{i}", item, args[0], limits) for i, item in enumerate(value))
+    if kind not in (int, float):
+        return value
+    number = kind(value)
+    _check_range(name, number, limits)
+    return number
+
+
+def _chosen(name: str, value: Any, choices: tuple) -> Any:
+    """Return the choice that `value` is; YAML reads the choice "12" as a number."""
+    wrong = f"{value!r} is not one of {names(choices)}{did_you_mean(value, choices)}"
+    refuse(str(value) not in map(str, choices), f"{name}: {wrong}")
+    return next(choice for choice in choices if str(choice) == str(value))
+
+
+def _check_range(name: str, number: float, limits: Mapping[str, Any]) -> None:
+    given = {sign: limit for sign, limit in limits.items() if limit is not None}
+    inside = all(LIMITS[sign](number, limit) for sign, limit in given.items())
+    wanted = " and ".join(f"{sign} {limit:g}" for sign, limit in given.items())
+    wrong = f"{number!r} is out of range, want {wanted or 'a finite number'}"
+    refuse(not (inside and math.isfinite(number)), f"{name}: {wrong}")
 
 
 def check_foreign(config: Any, by: str, owners: Mapping[str, Collection[str]]) -> None:
-    """Raises `ConfigError` where a setting of `owners` departs from its default, but the choice in the field `by` is none that has it."""
+    """Check that settings which only some choices of the field `by` have keep their defaults beside the others.
+
+    `owners` maps a setting to the choices that have it. Raises `ConfigError` that begins with the setting.
+    """
     choice = getattr(config, by)
     for name, choices in owners.items():
         value = getattr(config, name)
-        if choice not in choices and value != getattr(type(config), name):
-            shown = f"{value:g}" if isinstance(value, float) else value
-            raise ConfigError(
-                f"{name}: {shown} stands beside {by}: {choice}, which has no such setting"
-            )
+        changed = choice not in choices and value != getattr(type(config), name)
+        beside = f"stands beside {by}: {choice}, which has no such setting"
+        refuse(changed, f"{name}: {shown(value)} {beside}")
 
 
-def fill_preset(config: Any, presets: Mapping[str, Mapping[str, Any]]) -> None:
-    """Fills the fields of a frozen `config` that are None from the preset it names.
+def presets(by: str, *instances: Any) -> dict[str, Any]:
+    """Return `instances` of one config class by their field `by`, and let that field choose among them.
 
-    Raises `ConfigError` where all of them are given and are another preset's: a filled-in config whose preset was changed.
+    From then on `cls(by=name, **given)` has of instance `name` what is not `given`, by hand and from a config file. The
+    first instance has the defaults of the class.
     """
-    given = {name: getattr(config, name) for name in presets[config.preset]}
-    for other, values in presets.items():
-        if other != config.preset and given == values:
-            raise ConfigError(
-                f"preset: {config.preset!r} stands beside all the values of {other!r}; leave those out"
-            )
-    for name, value in presets[config.preset].items():
-        if getattr(config, name) is None:
-            object.__setattr__(config, name, value)
+    cls, plain = type(instances[0]), type(instances[0]).__init__
+    cls.chosen_by, cls.presets = by, {getattr(instance, by): instance for instance in instances}
+
+    @functools.wraps(plain)
+    def init(self: Any, **given: Any) -> None:
+        plain(self, **start_of(cls, given) | given)
+
+    cls.__init__ = init
+    return cls.presets
+
+
+def start_of(cls: type, given: Mapping[str, Any], base: Any = None) -> dict[str, Any]:
+    """Return the values that a `cls` has where none is `given`: those of `base`, or the declared ones.
+
+    Where `given` names a preset, they are the preset's, and what `base` changes of its own. Raises `ConfigError` where all
+    that tells another preset from the named one is given: a config that is filled in, and whose preset was changed.
+    """
+    if not hasattr(cls, "presets"):
+        declared = {field.name: default_of(field) for field in dataclasses.fields(cls)}
+        return declared | (vars(base) if base else {})
+    own = cls.presets[getattr(base or cls, cls.chosen_by)]
+    named = cls.presets.get(str(given.get(cls.chosen_by)), own)
+    for name, other in cls.presets.items():
+        apart = _differences(other, named)
+        beside = f"stands beside all the values of {name!r}; leave those out"
+        whole = apart and apart.items() <= {**given, cls.chosen_by: name}.items()
+        refuse(whole, f"{cls.chosen_by}: {given.get(cls.chosen_by)!r} {beside}")
+    return vars(named) | _differences(base or own, own)
+
+
+def _differences(config: Any, other: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(config).items() if value != vars(other)[name]}
 
 
 def program(config: Any) -> Any:
-    """What of a config is part of the compiled program, as hashable data: equal for configs that can run as members of one."""
+    """Return what of a config is part of the compiled program, hashable: equal for configs that can run as its members."""
     if not dataclasses.is_dataclass(config):
         return config
-    fields = [
-        (field.name, getattr(config, field.name), field.metadata.get("member"))
-        for field in dataclasses.fields(config)
-    ]
     return tuple(
-        (name, bool(value) if member else program(value)) for name, value, member in fields
+        (field.name, bool(value) if field.metadata.get("member") else program(value))
+        for field, value in zip(dataclasses.fields(config), vars(config).values(), strict=True)
     )
 
 
 @functools.cache
 def hints_of(cls: type) -> dict[str, Any]:
-    """The resolved type of every field."""
-    return typing.get_type_hints(cls)
+    """Return the resolved type of every field."""
+    return get_type_hints(cls)
 
 
 def literals_of(hint: Any) -> tuple:
-    """The choices of a `Literal` (or optional `Literal`) hint; () for others."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        args = typing.get_args(hint)
-        inner = sum((literals_of(arg) for arg in args), ())
-        return (*inner, *([None] if type(None) in args else [])) if inner else ()
-    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+    """Return the choices of a `Literal`, alone or in a union or a list; () for other types."""
+    parts = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
+    return sum(map(get_args, parts), ())
 
 
 def names(items: Iterable[Any]) -> str:
-    """Names in a row, for a message."""
+    """Return names in a row, for a message."""
     return ", ".join(map(str, items))
 
 
+def shown(value: Any) -> str:
+    """Return a setting's value as messages and labels show it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def did_you_mean(name: Any, known: Iterable[Any]) -> str:
-    """A hint at the nearest known name, or nothing."""
+    """Return a hint at the nearest known name, or nothing."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _range(bounds: Mapping[str, Any]) -> str:
-    parts = [
-        f"{symbol} {bounds[name]:g}"
-        for name, symbol in (("above", ">"), ("low", "≥"), ("high", "≤"))
-        if name in bounds
-    ]
-    return " and ".join(parts)

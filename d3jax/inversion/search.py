@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..config.fields import check_fields, fill_preset, option
+from ..config.fields import check_fields, option, presets
 from ..core.losses import cross_entropy
 from ..core.random import stream
 from ..core.types import Batch, Metrics, Model, Params, TrainState, Variables
@@ -26,35 +26,10 @@ from ..training.step import (
     make_train_step,
 )
 
-NC = {
-    "lr": 0.1, "b1": 0.5, "b2": 0.9, "batches": 31, "threshold": 0.99, "cost": 1e-3, "wait": True, "patience": 5, "up": 2.0, "down": 2**1.5,
-    "stop": 25,
-}  # fmt: skip
-FIXED = NC | {
-    "lr": 0.005,
-    "b1": 0.9,
-    "b2": 0.999,
-    "batches": 0,
-    "threshold": 0.0,
-    "cost": 0.01,
-    "wait": False,
-    "patience": 0,
-    "stop": 30,
-}
-PIXEL = NC | {
-    "batches": 0,
-    "threshold": 0.9,
-    "wait": False,
-    "patience": 10,
-    "up": 1.5,
-    "down": 1.5**1.5,
-    "stop": 50,
-}
-PRESETS = {"nc": NC, "fixed": FIXED, "pixel": PIXEL}
 LEVEL = 1 / 255
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class InversionConfig:
     """A preset and what departs from it. The cost, the weight of the trigger's size in the loss, is adapted after every pass.
 
@@ -69,34 +44,61 @@ class InversionConfig:
     )
     passes: int = option(1000, "passes at most", low=1)
     batch_size: int = option(32, "images a step", low=1)
-    batches: int | None = option(None, "steps a pass (0: all images once)", low=0)
-    lr: float | None = option(None, "Adam's learning rate", above=0)
-    b1: float | None = option(None, "decay of its first moment", low=0, high=1)
-    b2: float | None = option(None, "decay of its second moment", low=0, high=1)
-    threshold: float | None = option(
-        None,
+    batches: int = option(31, "steps a pass (0: all images once)", low=0)
+    lr: float = option(0.1, "Adam's learning rate", above=0)
+    b1: float = option(0.5, "decay of its first moment", low=0, high=1)
+    b2: float = option(0.9, "decay of its second moment", low=0, high=1)
+    threshold: float = option(
+        0.99,
         "share of a pass's images that a trigger must turn to be kept; but for pixel the class's own images count",
         low=0,
         high=1,
     )
-    cost: float | None = option(None, "the first cost", low=0)
-    wait: bool | None = option(
-        None, "the cost is 0 until `patience` passes in a row were at the threshold"
+    cost: float = option(1e-3, "the first cost", low=0)
+    wait: bool = option(
+        True, "the cost is 0 until `patience` passes in a row were at the threshold"
     )
-    patience: int | None = option(
-        None,
+    patience: int = option(
+        5,
         "so many passes in a row at the threshold raise the cost, so many below lower it (0: never)",
         low=0,
     )
-    up: float | None = option(None, "factor of the cost when it rises", low=1)
-    down: float | None = option(None, "divisor of the cost when it falls", low=1)
-    stop: int | None = option(
-        None, "passes without a smaller trigger after which a class is done (0: never)", low=0
+    up: float = option(2.0, "factor of the cost when it rises", low=1)
+    down: float = option(2**1.5, "divisor of the cost when it falls", low=1)
+    stop: int = option(
+        25, "passes without a smaller trigger after which a class is done (0: never)", low=0
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
-        fill_preset(self, PRESETS)
+
+
+PRESETS = presets(
+    "preset",
+    InversionConfig(preset="nc"),
+    InversionConfig(
+        preset="fixed",
+        lr=0.005,
+        b1=0.9,
+        b2=0.999,
+        batches=0,
+        threshold=0.0,
+        cost=0.01,
+        wait=False,
+        patience=0,
+        stop=30,
+    ),
+    InversionConfig(
+        preset="pixel",
+        batches=0,
+        threshold=0.9,
+        wait=False,
+        patience=10,
+        up=1.5,
+        down=1.5**1.5,
+        stop=50,
+    ),
+)
 
 
 class Trigger(NamedTuple):

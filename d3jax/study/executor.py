@@ -49,7 +49,7 @@ def make_execution(node: Node, inputs: Inputs) -> Execution:
     context = node.context
     writer = MetricWriter(
         node_folder(context.workdir, node.name),
-        sinks=getattr(context.config.loop, "sinks", ()),
+        sinks=context.config.loop.sinks,
         run_name=node.name,
         active=is_primary(),
     )
@@ -69,7 +69,7 @@ def run_together(executions: Sequence[Execution]) -> list[Result]:
             held.enter_context(locked_by_all(folder / "lock", say))
         found: dict[str, Result | None] = {}
         for execution in executions:
-            found[execution.node.name] = _contained(execution.node, _finished, execution)
+            found[execution.node.name] = contained(execution.node, _finished, execution)
         missing = {
             execution.node.folder: execution
             for execution in executions
@@ -130,7 +130,7 @@ def _read_tree(node: Node) -> Any:
     return checkpoint.load(node.folder / "model", node.like())[0]
 
 
-def _contained(node: Node, work: Callable[..., Any], *given: Any) -> Any:
+def contained(node: Node, work: Callable[..., Any], *given: Any) -> Any:
     """Return what `work` returns, or the `Failure` that came of it: other nodes go on.
 
     Of several processes one alone may have broken, while the rest wait for it: then it must end.
@@ -169,12 +169,12 @@ def _compute(executions: Sequence[Execution]) -> list[Result]:
         if first.is_loop:
             computed = _loops(executions)
         else:
-            computed = [_contained(execution.node, _work, execution) for execution in executions]
+            computed = [contained(execution.node, _work, execution) for execution in executions]
         elapsed = time.monotonic() - started
         results = [
             done
             if isinstance(done, Failure)
-            else _contained(execution.node, _finish, execution, *done, elapsed)
+            else contained(execution.node, _finish, execution, *done, elapsed)
             for execution, done in zip(executions, computed, strict=True)
         ]
     for execution, result in zip(executions, results, strict=True):
@@ -190,8 +190,7 @@ def _work(execution: Execution) -> Computed:
 def _loops(executions: Sequence[Execution]) -> list[Computed | Failure]:
     """Return what each node's loop computed, half of them at a time where memory is short."""
     loops = [
-        _contained(execution.node, execution.node.loop, execution.inputs)
-        for execution in executions
+        contained(execution.node, execution.node.loop, execution.inputs) for execution in executions
     ]
     pairs = list(zip(executions, loops, strict=True))
     results = {execution.node.name: loop for execution, loop in pairs if isinstance(loop, Failure)}

@@ -6,14 +6,13 @@ import collections
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from ..results.artifacts import NodeRecord, node_folder, read_record, write_record
 from ..runtime.distributed import broadcast_from_host0, is_primary
 from ..runtime.locks import locked_by_all
 from .context import StudyContext
-from .executor import failed, make_execution, read_node, run_together
+from .executor import contained, make_execution, read_node, run_together
 from .nodes.base import AnalysisNode, Artifact, Failure, Findings, Inputs, Node, Result
 
 
@@ -69,12 +68,15 @@ class Store:
 
     def _add(self, node: Node, result: Result, inputs: Inputs) -> None:
         """Keep a result and write its record."""
+        found = Findings()
+        if isinstance(result, Artifact):
+            found = contained(node, node.findings, inputs, result)
+            result = found if isinstance(found, Failure) else result
         self.results[node.name] = result
-        if isinstance(result, Failure):
-            if not result.unfinished:
-                self._record(node, result.status, Findings())
-            return
-        self._record(node, "ok", node.findings(inputs, result))
+        if isinstance(result, Artifact):
+            self._record(node, "ok", found)
+        elif not result.unfinished:
+            self._record(node, result.status, Findings())
 
     def _record(self, node: Node, status: str, found: Findings) -> None:
         tables, facts = _plain(found.tables), _plain(found.facts)
@@ -94,13 +96,12 @@ class Store:
             if broadcast_from_host0([same and kept.facts.get("inputs") == given])[0]:
                 self.records[node.name] = kept
                 return
-            try:
-                found = node.analyse(inputs)
-                self._record(node, "ok", found._replace(facts={**found.facts, "inputs": given}))
-            except Exception as error:
-                if jax.process_count() > 1:  # it may have broken here alone
-                    raise
-                self._record(node, failed(node, error).status, Findings())
+            found = contained(node, node.analyse, inputs)
+            if isinstance(found, Failure):
+                self._record(node, found.status, Findings())
+            else:
+                facts = {**found.facts, "inputs": given}
+                self._record(node, "ok", found._replace(facts=facts))
 
     def _release(self, group: Sequence[Node]) -> None:
         """Drop arrays that no node begins with any more: wide models would fill the device."""

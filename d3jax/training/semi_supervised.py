@@ -7,13 +7,13 @@ of labelled images and as many unlabelled ones; the loop is the same. Nothing is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..config.fields import check_fields, check_foreign, option
+from ..config.fields import check_fields, check_foreign, option, presets
 from ..config.recipes import OptimConfig
 from ..core.images import as_float
 from ..core.losses import cross_entropy
@@ -27,27 +27,11 @@ from .loop import TrainLoop
 from .optim import make_optimizer
 from .step import Batches, Loss, init_state, make_train_step
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "mixmatch": {
-        "weight": 15.0,
-        "ramp": 1.0,
-        "optimizer": OptimConfig(name="adam", lr=2e-3, weight_decay=0.0, schedule="cosine"),
-    },
-    "fixmatch": {
-        "weight": 1.0,
-        "ramp": 0.0,
-        "optimizer": OptimConfig(lr=0.03, nesterov=True, schedule="cosine"),
-    },
-}
-"""MixMatch with the settings DBD fine-tunes with (Huang et al., arXiv 2202.03423; its training has 194,560 steps, so that λ_u rises far
-more slowly there), but that the rate falls to 0: theirs is constant, which MixMatch's authors make up for by averaging the weights.
-FixMatch with its authors' but for the length, the batch, seven times as many unlabelled images, and a cosine that ends at 0."""
-
 OWNERS = {"threshold": ("fixmatch",), "temperature": ("mixmatch",), "alpha": ("mixmatch",)}
 """Which method has a setting, of those that not both have."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SemiConfig:
     """MixMatch or FixMatch; what is left out is the method's own (`PRESETS`)."""
 
@@ -72,30 +56,36 @@ class SemiConfig:
         "whose BatchNorm's running statistics are: those of the images that are learned from (both methods' authors), which are mixed or "
         "distorted; plain: of labelled and unlabelled ones in equal numbers, as the model is to be used on",
     )
-    weight: float | None = option(
-        None, "λ_u, weight of the unlabelled images (null: 15, FixMatch 1)", low=0
-    )
-    ramp: float | None = option(
-        None,
-        "share of the training over which λ_u rises from 0 (null: 1, FixMatch 0)",
+    weight: float = option(15.0, "λ_u, weight of the unlabelled images (FixMatch: 1)", low=0)
+    ramp: float = option(
+        1.0,
+        "share of the training over which λ_u rises from 0 (FixMatch: 0)",
         low=0,
         high=1,
     )
-    optimizer: OptimConfig | None = option(None, "optimiser and schedule (null: the method's own)")
+    optimizer: OptimConfig = option(
+        OptimConfig(name="adam", lr=2e-3, weight_decay=0.0, schedule="cosine"),
+        "optimiser and schedule (FixMatch: SGD 0.03 with Nesterov momentum)",
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_foreign(self, "method", OWNERS)
 
-    @classmethod
-    def beneath(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What an optimiser begins with that a config file gives in part."""
-        return {"optimizer": PRESETS.get(given.get("method", "mixmatch"), {}).get("optimizer")}
 
-    def own(self, name: str) -> Any:
-        """A setting that is given, or the method's."""
-        value = getattr(self, name)
-        return PRESETS[self.method][name] if value is None else value
+PRESETS = presets(
+    "method",
+    SemiConfig(method="mixmatch"),
+    SemiConfig(
+        method="fixmatch",
+        weight=1.0,
+        ramp=0.0,
+        optimizer=OptimConfig(lr=0.03, nesterov=True, schedule="cosine"),
+    ),
+)
+"""MixMatch with the settings DBD fine-tunes with (Huang et al., arXiv 2202.03423; its training has 194,560 steps, so that λ_u rises far
+more slowly there), but that the rate falls to 0: theirs is constant, which MixMatch's authors make up for by averaging the weights.
+FixMatch with its authors' but for the length, the batch, seven times as many unlabelled images, and a cosine that ends at 0."""
 
 
 class Semi(NamedTuple):
@@ -133,8 +123,8 @@ def semi_supervised_loop(
     }
     per_epoch = max(steps for steps, _ in plans.values())
     steps = config.steps or config.epochs * per_epoch
-    tx = make_optimizer(config.own("optimizer"), steps=steps, steps_per_epoch=per_epoch)
-    draw = make_draw(config, sizes, plans, config.own("ramp") * steps, info)
+    tx = make_optimizer(config.optimizer, steps=steps, steps_per_epoch=per_epoch)
+    draw = make_draw(config, sizes, plans, config.ramp * steps, info)
     step = make_train_step(tx, loss=LOSSES[config.method](config, model), batches=draw)
     data = Semi(Split(*map(jnp.asarray, split)), labelled, unlabelled)
     return TrainLoop(step, init_state(variables, tx, key), data, steps)
@@ -216,7 +206,7 @@ def mixmatch(config: SemiConfig, model: Model) -> Loss:
             "confidence": guessed.max(-1).mean(),
         }
         stats = outputs[0].batch_stats if config.statistics == "trained" else _plain(run, batch)
-        return labelled + config.own("weight") * batch.share * unlabelled, (stats, found)
+        return labelled + config.weight * batch.share * unlabelled, (stats, found)
 
     return loss
 
@@ -274,7 +264,7 @@ def fixmatch(config: SemiConfig, model: Model) -> Loss:
         unlabelled, kept = fixmatch_term(weak, strong, config.threshold)
         found = {"clean_loss": labelled, "unlabelled_loss": unlabelled, "pseudo_labelled": kept}
         stats = outputs.batch_stats if config.statistics == "trained" else _plain(run, batch)
-        return labelled + config.own("weight") * batch.share * unlabelled, (stats, found)
+        return labelled + config.weight * batch.share * unlabelled, (stats, found)
 
     return loss
 
