@@ -24,8 +24,8 @@ def test_the_demo_keeps_its_promise_and_survives_sigkill(tmp_path):
         lambda: list(
             killed.glob("checkpoints/*/steps/*")
         ),  # while, or right after, a checkpoint is written
-        lambda: logged(killed, 'seed0/train", "step": 450'),
-        lambda: logged(killed, 'd3-code", "step": 550'),
+        lambda: logged(killed, "badnets/seed0/train", '"step": 450'),
+        lambda: logged(killed, "badnets/seed0/d3-code", '"step": 550'),
     ]
     for moment in moments:
         kill_when(moment, CONFIG, killed, environment, program="d3jax.run")

@@ -12,9 +12,6 @@ from d3jax.study.nodes.report_samples import SamplesNode
 from d3jax.study.planner import part_of, plan
 
 from . import studies
-from .small import register
-
-register()
 
 STUDY = """
 dataset: {name: synthetic, size: 12, classes: 4, train: 200, test: 40, noise: 0.15}
