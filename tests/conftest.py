@@ -26,7 +26,7 @@ from d3jax.config.recipes import OptimConfig, TrainConfig
 from d3jax.data import SyntheticConfig, synthetic
 from d3jax.training import train_backdoored
 
-from .small import registered, small_model
+from .helpers.small import registered, small_model
 
 
 @pytest.fixture(scope="session", autouse=True)
