@@ -14,13 +14,13 @@ CLEAN = CENTRES + RNG.normal(0, 0.5, CENTRES.shape)
 TWINS = np.arange(20, 60)
 
 
-def test_triggered_images_on_their_twins():
+def test_separation_of_triggered_images_on_their_clean_twins():
     found = separation(CLEAN, CLEAN[TWINS], CLASSES, TWINS)
     assert found["twin_distance"] == 0 and found["silhouette"] < 0
 
 
-def test_triggered_images_in_a_cluster_of_their_own():
-    far = 10 * np.eye(8)[7] + RNG.normal(0, 0.5, (40, 8))
+def test_separation_of_triggered_images_in_their_own_cluster(rng):
+    far = 10 * np.eye(8)[7] + rng.normal(0, 0.5, (40, 8))
     found = separation(CLEAN, far, CLASSES, TWINS)
     apart = [np.linalg.norm(a - b) for i, a in enumerate(CLEAN) for b in CLEAN[:i]]
     gaps = np.linalg.norm(far - CLEAN[TWINS], axis=1)
@@ -47,7 +47,7 @@ def test_points_keep_clusters_apart(method):
     "features", [np.zeros((60, 8)), CLEAN[:1], np.full((60, 8), np.nan), np.full((60, 8), 1e30)]
 )
 @pytest.mark.parametrize("method", ["pca", "tsne"])
-def test_where_there_is_nothing_to_place_all_points_are_zero(features, method):
+def test_degenerate_features_are_placed_at_zero(features, method):
     """A network whose units are all dead; scikit-learn's t-SNE would crash the process."""
     assert not project(features, method).any() and len(project(features, method)) == len(features)
 

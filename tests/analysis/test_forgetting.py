@@ -34,7 +34,7 @@ def test_the_prediction_is_what_a_linear_model_does():
     )
 
 
-def test_what_lies_outside_the_features_is_never_forgotten():
+def test_directions_without_features_are_never_forgotten():
     features = np.random.default_rng(1).normal(size=(300, 3)) * [1, 1, 0]
     rates = np.full(500, 0.1)
     assert retained(np.array([0.0, 0.0, 1.0]), [moment(features)], rates)[0] == pytest.approx(1)
@@ -60,7 +60,7 @@ def test_plain_descent_decays_like_an_exponential_of_the_sum_of_rates():
     assert abs(decay(np.array([30.0]), np.full(50, 0.1))[0]) > 1e6  # beyond 2 / λ it diverges
 
 
-def test_weights_weigh_the_rows():
+def test_moment_counts_rows_by_their_weights():
     features = np.random.default_rng(2).normal(size=(40, 3))
     twice = moment(np.concatenate([features, features[:10]])) * 50
     np.testing.assert_allclose(moment(features, 1 + (np.arange(40) < 10)) * 40, twice, rtol=1e-12)

@@ -73,7 +73,9 @@ def test_the_ends_of_a_path_are_the_models(model, victim, repaired, attack, data
     assert all(part.shape == (4,) and np.isfinite(part).all() for part in found)
 
 
-def test_points_together_are_the_points_alone(model, victim, repaired, attack, dataset):
+def test_points_measured_together_equal_points_measured_alone(
+    model, victim, repaired, attack, dataset
+):
     points = [mixed((victim.variables, repaired), (1 - t, t)) for t in (0.0, 0.5, 1.0, 1.5, 2.0)]
     alone, both = (
         losses_at(model, attack, victim.trigger, points, dataset.test, together=n) for n in (1, 2)

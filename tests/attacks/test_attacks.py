@@ -48,7 +48,7 @@ def digest(image):
     return int(image.sum()), hashlib.sha256(image.tobytes()).hexdigest()[:16]
 
 
-def test_the_input_is_the_published_one():
+def test_input_of_the_check_values_is_the_published_one():
     assert digest(INPUT) == (391680, "e3662d87913adb09")
 
 
@@ -96,7 +96,7 @@ def test_sig_check_values():
 
 @pytest.mark.parametrize("info", [INFO, GREY], ids=["colour", "grey"])
 @pytest.mark.parametrize("name", ATTACKS)
-def test_contract(name, info):
+def test_every_attack_keeps_the_contract(name, info):
     cls, construct = ATTACKS[name]
     attack = construct(cls(**({"width": 2} if "width" in FIELDS(cls) else {})), info)
     trigger = attack.init(jax.random.key(3))
@@ -193,7 +193,7 @@ def test_the_first_rows_of_every_batch(name):
 
 
 @pytest.mark.parametrize("name", ["wanet", "bpp"])
-def test_fixed_rows_with_crosses_among_the_others(name):
+def test_fixed_rows_keep_crosses_among_the_other_rows(name):
     cls, construct = ATTACKS[name]
     attack = construct(cls(rows="fixed", rate=0.2), INFO)
     images, own = (
@@ -231,7 +231,7 @@ def test_bpp_levels_and_negatives():
     assert set(np.unique(dithered).tolist()) == {72, 109} and abs(float(dithered.mean()) - 100) < 2
 
 
-def test_dithering_is_floyds_and_steinbergs():
+def test_dithering_matches_floyd_and_steinberg():
     image = np.random.default_rng(0).integers(0, 256, (7, 9))
     owed, wanted = image * (7 / 255), np.zeros((7, 9))
     for y in range(7):
@@ -308,7 +308,7 @@ def linear(image, row, column):
     return total
 
 
-def test_sampling_outside_is_black():
+def test_grid_sampling_outside_the_image_is_black():
     image = jnp.ones((1, 4, 4, 1))
     grid = jnp.array([[[-1.0, -1.0], [1.0, 1.0], [1.0 + 1 / 3, 0.0], [5.0, 5.0]]])
     np.testing.assert_allclose(sample(image, grid)[0, 0, :, 0], [1, 1, 0.5, 0], atol=1e-6)
@@ -347,12 +347,12 @@ def test_dirty_label_draws_over_all_classes_and_clean_label_from_the_target():
     assert int(of_class.sum()) == round(0.5 * int((LABELS == 3).sum()))
 
 
-def test_all_to_all_is_the_next_class():
+def test_all_to_all_relabels_to_the_next_class():
     relabel = badnets(BadNetsConfig(mode="all_to_all"), INFO).relabel
     assert relabel(jnp.arange(10)).tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
 
 
-def test_patch_options():
+def test_badnets_patch_has_its_size_place_and_pattern():
     config = BadNetsConfig(
         size=2, position="top_left", margin=1, pattern="checker", colour=(255, 0, 51)
     )
@@ -391,7 +391,7 @@ def test_blended_pattern_from_an_image(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_is_refused(make, words):
+def test_attacks_that_cannot_be_applied_are_refused(make, words):
     with pytest.raises(AttackError, match=words):
         make()
 

@@ -210,7 +210,7 @@ def test_tables_are_means_over_seeds_of_what_did_not_fail(tmp_path):
     ]
 
 
-def test_learning_is_told_by_first_stage_and_by_what_stage_3_changes():
+def test_learning_tables_of_first_stages_and_of_stage_3():
     import learning
 
     said = {"clean_right": 0.5, "poisoned_entropy": 0.0, "clean_entropy": 1.25}
@@ -282,7 +282,7 @@ def test_images_are_held_back_from_training_images_alone():
         held_back.split(data, 15, 6, seed=7)
 
 
-def test_the_tables_that_are_kept_are_what_the_commands_print(monkeypatch, capsys):
+def test_committed_tables_equal_what_the_commands_print(monkeypatch, capsys):
     import claims
     import learning
     import tables

@@ -100,7 +100,7 @@ def test_a_claims_table_shows_what_each_seed_survived(tmp_path):
     )
 
 
-def test_what_the_control_says_too_is_marked_and_what_was_not_measured_not_judged(tmp_path):
+def test_claims_mark_rates_of_the_control_and_skip_missing_measurements(tmp_path):
     import claims
 
     folder = curves(tmp_path, {"0": [[1.0, 0.9, 0.8]], "4": [[1.0, 0.9, 0.6]]})

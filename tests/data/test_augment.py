@@ -42,11 +42,8 @@ def test_augment_does_what_the_data_set_allows():
 KEY = jax.random.key(11)
 
 
-RNG = np.random.default_rng(4)
-
-
-def test_strong_augmentation_keeps_the_range_and_differs_by_image():
-    images = jnp.asarray(RNG.random((32, 10, 12, 3)), jnp.float32)
+def test_strong_augmentation_keeps_the_range_and_differs_by_image(rng):
+    images = jnp.asarray(rng.random((32, 10, 12, 3)), jnp.float32)
     found = jax.jit(strong_augment)(KEY, images)
     assert found.shape == images.shape and found.min() >= 0 and found.max() <= 1
     changed = np.abs(np.asarray(found - images)).mean((1, 2, 3))

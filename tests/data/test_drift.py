@@ -47,7 +47,7 @@ def test_strength_zero_is_the_exact_identity(name, shape):
 
 @pytest.mark.parametrize("degrees", [-30.0, 4.0, 45.0, 90.0, 200.0])
 @pytest.mark.parametrize("shape", [(9, 9), (10, 10), (8, 13)])
-def test_rotation_is_scipys(degrees, shape):
+def test_rotation_matches_scipy(degrees, shape):
     x = images(*shape)
     expected = ndimage.rotate(
         np.asarray(x, np.float64),
@@ -61,7 +61,7 @@ def test_rotation_is_scipys(degrees, shape):
 
 
 @pytest.mark.parametrize("turn", [-0.3, 0.05, 0.5, 1.0])
-def test_hue_is_colorsys(turn):
+def test_hue_matches_colorsys(turn):
     x = (
         images().at[0, 0].set(0.4).at[0, 1, :, 1].set(0.0).at[0, 2].set(jnp.array([1.0, 0.0, 1.0]))
     )  # grey, no green, magenta
@@ -94,7 +94,7 @@ def test_brightness_contrast_and_blur_are_their_formulas():
     np.testing.assert_allclose(drifted("blur", even, 2.0), even, atol=1e-6)
 
 
-def test_noise_has_its_deviation():
+def test_noise_has_the_standard_deviation_asked_for():
     x = jnp.full((50, 16, 16, 3), 0.5)
     y = drifted("noise", x, 0.1)
     assert y.std() == pytest.approx(0.1, rel=0.02) and y.mean() == pytest.approx(0.5, abs=2e-3)

@@ -89,7 +89,7 @@ def test_folder_without_test_is_split_by_class_and_seed(tmp_path):
     )
 
 
-def test_folder_bad_ones_are_named(tmp_path):
+def test_bad_folders_are_named(tmp_path):
     def load(path, **options):
         return lambda: folder(FolderConfig(path=str(path), size=4, **options))
 

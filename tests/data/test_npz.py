@@ -165,7 +165,7 @@ def test_npz_options_that_contradict_the_arrays(tmp_path):
         NpzConfig(path=path, limit_train=-1)
 
 
-def test_npz_files_that_are_none(tmp_path):
+def test_npz_files_that_cannot_be_read_are_refused(tmp_path):
     good = write(tmp_path / "good.npz", **small_arrays()).read_bytes()
     middle = len(good) // 3
     files = {

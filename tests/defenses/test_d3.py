@@ -300,7 +300,7 @@ def test_finetuning_keeps_accuracy_and_moves_every_parameter(
     assert not any(jax.tree.leaves(unchanged))
 
 
-def test_what_cannot_run_is_known_before(dataset, model):
+def test_settings_that_cannot_run_are_refused_beforehand(dataset, model):
     params = jax.eval_shape(model.init, jax.random.key(0)).params
     with pytest.raises(ConfigError, match="matches none"):
         d3(D3Config(tensors="classifier/*"), dataset.info).check(params, 10)

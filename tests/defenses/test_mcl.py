@@ -70,7 +70,7 @@ def test_the_default_is_the_authors_recipe():
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
 
 
-def test_what_a_file_leaves_out_is_the_presets():
+def test_settings_missing_from_a_file_are_the_presets():
     text = "defenses: [{name: mcl, schedule: {epochs: 3}}, {name: mcl, preset: ours, schedule: {steps: 50, optimizer: {lr: 0.1}}}]"
     code, ours = (choice.config.schedule for choice in loads(text, registries=REGISTRIES).defenses)
     assert code == dataclasses.replace(MCLConfig().schedule, epochs=3)
@@ -232,7 +232,7 @@ def test_nc_unlearns_with_true_labels(model, victim, reserved, found, attack, da
     assert counts.asr < 0.3 and counts.acc > 0.9 and counts.ra > 0.6
 
 
-def test_where_nothing_is_flagged_the_model_stays(model, victim, reserved, dataset):
+def test_the_model_stays_where_no_class_is_flagged(model, victim, reserved, dataset):
     nothing = Found(
         -1, "none flagged", Trigger(jnp.zeros((12, 12, 1)), jnp.zeros((12, 12, 3))), 0.0
     )
@@ -244,7 +244,7 @@ def test_where_nothing_is_flagged_the_model_stays(model, victim, reserved, datas
         assert repaired.trace == {}
 
 
-def test_what_cannot_work_is_named(victim, dataset):
+def test_settings_that_cannot_work_are_named(victim, dataset):
     with pytest.raises(ConfigError, match="target: 4 is no class of synthetic, which has 0 to 3"):
         mcl(MCLConfig(target=4), dataset.info)
     with pytest.raises(ConfigError, match="target: want a whole number or detect, got 'find'"):

@@ -54,7 +54,7 @@ def test_abls_check_value():
     assert slope(0.6) == 1 and slope(0.4) == -1
 
 
-def test_presets():
+def test_abl_and_dlp_presets():
     authors, bench = ABLConfig(), ABLConfig(preset="backdoorbench")
     assert (authors.isolate.epochs, authors.isolate.optimizer.lr, authors.ratio, authors.gamma) == (
         10,
@@ -101,7 +101,7 @@ def test_presets():
     assert DLPConfig(stages="12", kept=0.3).kept == 0.3  # what stage 3 would refuse
 
 
-def test_an_unlearning_s_schedule_goes_by_steps(model, poisoned):
+def test_the_unlearning_schedule_counts_steps(model, poisoned):
     _, split, _ = poisoned
     judged = judge(model, model.init(KEY), split, "entropy", 0.1)
     optimizer = OptimConfig(lr=1e-3, momentum=0.0, weight_decay=0.0, schedule="drop")
@@ -131,7 +131,7 @@ def test_an_unlearning_s_schedule_goes_by_steps(model, poisoned):
         state = after
 
 
-def test_what_a_file_leaves_out_is_the_presets():
+def test_settings_missing_from_a_file_are_the_presets():
     text = "defenses: [{name: abl, preset: backdoorbench, isolate: {epochs: 3}, unlearn: {optimizer: {lr: 0.1}}}, "
     text += "{name: dlp, stages: 12, semi: {method: fixmatch, optimizer: {lr: 0.5}}}]"
     found, other = (choice.config for choice in studies.read(text).defenses)
@@ -149,7 +149,7 @@ def test_what_a_file_leaves_out_is_the_presets():
 
 
 @pytest.mark.parametrize("trusted", ["class", "all"])
-def test_trusted_are_the_half_that_is_least_suspected(trusted, model, poisoned):
+def test_trusted_rows_are_the_least_suspected_half(trusted, model, poisoned):
     _, split, _ = poisoned
     judged = judge(model, model.init(KEY), split, "entropy", 0.1, trusted)
     assert (
@@ -169,9 +169,7 @@ def test_trusted_are_the_half_that_is_least_suspected(trusted, model, poisoned):
     assert np.ptp(np.bincount(split.labels[mine])) <= 1 or trusted == "all"
 
 
-def test_a_class_with_too_few_images_is_trusted_whole_but_for_suspects(
-    model, poisoned, monkeypatch
-):
+def test_small_classes_are_trusted_except_suspects(model, poisoned, monkeypatch):
     labels, scores = (
         np.array([0] * 12 + [1] * 4),
         np.arange(16.0)[::-1],
@@ -201,14 +199,14 @@ def test_the_mixture_suspects_as_many_as_it_says(model, poisoned, monkeypatch):
     ]  # at most the ratio
 
 
-def test_a_second_loops_lines_count_on():
+def test_records_of_a_second_loop_continue_the_steps_of_the_first():
     lines = behind(
         [{"step": 5, "seconds": 2.0, "loss": 1.0}], [{"step": 3, "seconds": 0.5, "loss": 0.5}]
     )
     assert lines[1] == {"step": 8, "seconds": 2.5, "loss": 0.5} and behind([], lines) == lines
 
 
-def test_who_keeps_a_label():
+def test_labelled_rows_exclude_suspects():
     labels = np.array([0] * 6 + [1] * 3 + [2])
     scores, ties = np.arange(10.0), np.zeros(10)
     suspects = np.array([0, 9])
@@ -241,7 +239,7 @@ def test_who_keeps_a_label():
     assert found["suspects"].sum() == 2 and found["entropy"][3] == 3 and not found["labelled"].any()
 
 
-def test_who_is_learned_from_without_a_label():
+def test_guessed_rows_drop_suspects_and_the_highest_scores():
     scores, ties = np.array([0.0, 5, 1, 4, 4, 2, 3, 9]), np.array([0.0, 0, 0, 2, 1, 0, 0, 0])
     labelled, suspects = np.array([0, 2]), np.array([5])
     rows = lambda dropped: guessed_rows(scores, ties, labelled, suspects, dropped).tolist()
@@ -323,7 +321,7 @@ def test_dlp_learns_the_task_of_a_poisoned_set_without_the_backdoor(model, datas
     )  # 15 % of all are poisoned
 
 
-def test_behind_stage_2_the_backdoor_is_gone_and_the_task_still_there(model, dataset, poisoned):
+def test_after_stage_2_the_backdoor_is_removed_and_the_task_kept(model, dataset, poisoned):
     attack, split, _ = poisoned
     found = defend(dlp(dataclasses.replace(DLP, stages="12"), dataset.info), model, split)
     counts = judged(model, attack, found.variables, dataset)
@@ -338,7 +336,7 @@ def test_behind_stage_2_the_backdoor_is_gone_and_the_task_still_there(model, dat
         {"semi": SemiConfig(method="fixmatch", statistics="plain", steps=150, batch_size=32)},
     ],
 )
-def test_other_slots_run_to_the_end(change, model, dataset, poisoned):
+def test_dlp_with_other_scores_and_methods(change, model, dataset, poisoned):
     attack, split, flags = poisoned
     found = defend(dlp(dataclasses.replace(DLP, **change), dataset.info), model, split)
     counts = judged(model, attack, found.variables, dataset)
@@ -369,13 +367,13 @@ def test_a_clean_set_stays_learnable(model, dataset):
     assert labelled.sum() == 200 and labelled.min() >= 40, labelled  # two fifths of every 100
 
 
-def test_the_first_of_every_class():
+def test_first_of_takes_a_quota_of_every_class():
     labels, ranked = np.array([0, 1, 0, 1, 2, 0]), np.array([5, 4, 3, 2, 1, 0])
     assert first_of(ranked, labels, np.array([2, 1, 0])).tolist() == [5, 2, 3]
     assert first_of(ranked, labels, np.array([0, 9])).tolist() == [3, 1]
 
 
-def test_trials_find_the_class_where_the_lowest_scores_are_another_s(
+def test_trials_find_the_poisoned_class_where_another_has_the_lowest_scores(
     model, dataset, poisoned, monkeypatch
 ):
     """The images of class 2 stand first, as those of an easy class would."""
@@ -414,7 +412,7 @@ def test_trials_find_the_class_where_the_lowest_scores_are_another_s(
     ]
 
 
-def test_what_ranks_last_and_suspects_are_not_learned_from(model, dataset, poisoned, monkeypatch):
+def test_highest_scores_and_suspects_are_not_trained_on(model, dataset, poisoned, monkeypatch):
     _, split, _ = poisoned
     own, given = sys.modules["d3jax.defenses.training_time.dlp"], {}
     true = own.semi_supervised_loop
@@ -449,7 +447,7 @@ def test_abl_unlearns_what_it_isolated(model, dataset, poisoned, monkeypatch):
     assert (found.found["labelled"] ^ found.found["suspects"]).all()
 
 
-def test_a_class_all_of_whose_images_are_suspects_is_said(model, dataset, poisoned, monkeypatch):
+def test_classes_without_labelled_images_are_reported(model, dataset, poisoned, monkeypatch):
     _, split, _ = poisoned
     rows, said = np.flatnonzero(split.labels == 3), []
     scores = dict.fromkeys(("entropy", "symmetric"), np.zeros(400, np.float32))

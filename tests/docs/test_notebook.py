@@ -11,7 +11,7 @@ NOTEBOOK = json.loads(PATH.read_text(encoding="utf8"))
 CODE = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
 
 
-def test_it_was_run_from_top_to_bottom():
+def test_the_notebook_was_run_from_top_to_bottom():
     ran = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in ran] == list(range(1, len(ran) + 1))
     pictures = [
@@ -28,7 +28,7 @@ def test_it_was_run_from_top_to_bottom():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_its_cells_do_what_they_say(monkeypatch, capsys):
+def test_notebook_cells_give_the_numbers_in_the_text(monkeypatch, capsys):
     import matplotlib
 
     matplotlib.use("Agg")

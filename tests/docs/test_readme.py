@@ -19,12 +19,12 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf8")
 COMMANDS = re.findall(r"^python -m d3jax\.run (.*)$", TEXT, re.MULTILINE)
 
 
-def test_there_are_commands():
+def test_the_readme_has_commands():
     assert len(COMMANDS) >= 5
 
 
 @pytest.mark.parametrize("words", COMMANDS)
-def test_every_command_is_understood(words, monkeypatch, capsys):
+def test_every_command_in_the_readme_parses(words, monkeypatch, capsys):
     """As written, except that a study is read and checked, not run (`make demo` and CI run it)."""
     monkeypatch.chdir(ROOT)
     arguments = shlex.split(words, comments=True)

@@ -58,7 +58,7 @@ def test_super_fine_tuning_forgets_then_recovers():
 @pytest.mark.parametrize(
     "name", ["constant", "cosine", "onecycle", "slanted", "cyclical", "sgdr", "super"]
 )
-def test_a_mean_can_be_asked_for(name):
+def test_rates_are_scaled_to_a_given_mean(name):
     found = of(name, mean=0.02)
     assert (
         found.mean() == pytest.approx(0.02, rel=1e-5)

@@ -5,7 +5,7 @@ import jax
 from d3jax.evolution.survivability import survivability, survival_columns
 
 
-def test_what_never_worked_did_not_fade():
+def test_survivability_is_undefined_where_the_backdoor_never_worked():
     lines = [{"update": update, "watch_asr": asr} for update, asr in ((1, 0.2), (2, 0.05))]
     found = survival_columns(lines, 0.3)
     assert (found["survived_0.5"], found["survived_0.5_censored"], found["survived_0.1"]) == (

@@ -109,7 +109,7 @@ def test_the_trigger_is_pasted_after_the_drift_or_before(
         assert patched.mean() == 0.5
 
 
-def test_what_is_replayed_has_not_drifted_and_noise_stays_with_its_image(
+def test_replayed_images_do_not_drift_and_noise_stays_with_its_image(
     model, victim, parts, attack, dataset
 ):
     config = dataclasses.replace(CONFIG, replay=0.5, drift={"noise": 0.1})
@@ -125,7 +125,7 @@ def test_what_is_replayed_has_not_drifted_and_noise_stays_with_its_image(
     }  # both epochs of an update
 
 
-def test_what_is_kept_for_validation_is_not_learned():
+def test_validation_images_are_not_trained_on():
     labels = np.arange(250) % 4
     learned, kept = divide(KEY, labels, dataclasses.replace(CONFIG, validation=0.2), 4)
     assert learned.shape == (3, 66) and kept.shape == (3, 17)
@@ -201,7 +201,9 @@ def test_the_first_update_is_sgd_with_momentum(model, victim, parts, attack, dat
     )  # where the second update began
 
 
-def test_momentum_is_carried_where_that_is_wanted(model, victim, parts, attack, dataset):
+def test_carried_optimizer_state_keeps_momentum_between_updates(
+    model, victim, parts, attack, dataset
+):
     """The last step of the first update and the first of the second, by hand."""
     for kind, share in (("reset", 0.0), ("carried", 0.9)):
         loop = job_of(
@@ -259,7 +261,7 @@ def test_settings_that_mean_nothing_are_refused(change, message):
         dataclasses.replace(CONFIG, **change)
 
 
-def test_statistics_alone_move_where_that_is_wanted(model, victim, parts, attack, dataset):
+def test_learning_statistics_moves_statistics_alone(model, victim, parts, attack, dataset):
     state, _ = fit(
         job_of(
             model, victim, parts, attack, dataset, dataclasses.replace(CONFIG, learn="statistics")
@@ -271,7 +273,7 @@ def test_statistics_alone_move_where_that_is_wanted(model, victim, parts, attack
     )
 
 
-def test_parameters_alone_move_where_that_is_wanted(model, victim, parts, attack, dataset):
+def test_learning_parameters_moves_parameters_alone(model, victim, parts, attack, dataset):
     config = dataclasses.replace(CONFIG, learn="parameters")
     state, _ = fit(job_of(model, victim, parts, attack, dataset, config))
     jax.tree.map(
@@ -347,7 +349,7 @@ def test_replay_brings_the_first_set_back(model, victim, parts, attack, dataset)
     assert asr[0.5] > 0.8 and asr[0.0] < 0.3, asr
 
 
-def test_lineages_run_together_with_the_numbers_they_have_apart(
+def test_evolution_loops_together_have_the_numbers_they_have_apart(
     model, victim, parts, attack, dataset
 ):
     configs = [

@@ -1,6 +1,8 @@
 """Studies in tests: read from YAML, run quietly, read back."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from d3jax.config.loading import loads
@@ -32,6 +34,21 @@ def read(text: str, *overrides: tuple[str, str]) -> StudyConfig:
 def run(config: StudyConfig, folder: Path, **options):
     """Run a study without a word on its progress; return the rows of results.csv."""
     return run_study(config, folder, Progress(quiet=True), **options)
+
+
+@contextlib.contextmanager
+def unchanged(folder: Path) -> Iterator[None]:
+    """Raise `AssertionError` where a file of a shared run folder is written, made or deleted."""
+    before = _files(folder)
+    yield
+    after = _files(folder)
+    changed = [path for path in before | after if before.get(path) != after.get(path)]
+    assert not changed, f"tests changed {folder}: {sorted(changed)[:5]}"
+
+
+def _files(folder: Path) -> dict[str, tuple[int, int]]:
+    found = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
 
 
 def opened(config: StudyConfig, folder: Path) -> StudyContext:

@@ -50,7 +50,7 @@ def theirs_of(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_logits_are_pytorchs(name, tmp_path):
+def test_logits_match_pytorch(name, tmp_path):
     torch, made = theirs_of(name)
     beside = {
         "original_index_array": np.arange(9),
@@ -96,7 +96,7 @@ def test_logits_are_pytorchs(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_out_and_in_again_is_the_same_model(name, tmp_path):
+def test_export_and_import_give_the_same_model(name, tmp_path):
     pytest.importorskip("safetensors")
     net = net_of(name)
     variables = net.init(KEY)
@@ -150,7 +150,7 @@ def broken(change):
         ),
     ],
 )
-def test_what_does_not_match_is_named(change, message):
+def test_tensors_that_do_not_match_are_named(change, message):
     with pytest.raises(CheckpointError, match=message):
         from_torch(
             broken(change),
@@ -161,7 +161,7 @@ def test_what_does_not_match_is_named(change, message):
         )
 
 
-def test_another_architecture_is_told():
+def test_a_file_of_another_architecture_is_recognised():
     tensors = to_torch(net_of("wide_resnet").init(KEY), "wide_resnet", CONFIGS["wide_resnet"])
     with pytest.raises(
         CheckpointError,
@@ -201,7 +201,7 @@ def test_the_code_in_a_pickle_is_not_run(tmp_path):
     assert (tmp_path / "harm").exists()
 
 
-def test_files_that_are_no_models(tmp_path):
+def test_files_that_hold_no_model_are_refused(tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("safetensors")
     cases = {"none.pt": "no such file", "a.bin2": "is not one of .safetensors, .pt"}

@@ -155,7 +155,7 @@ def test_the_schedule_is_the_published_one(seed):
     assert seed or ended  # some label of the first case stops early
 
 
-def test_what_is_kept_small_is_as_published():
+def test_the_penalised_size_is_as_published():
     nc = start(jax.random.key(1), jnp.array([0, 3]), (4, 5, 3), InversionConfig()).variables.params
     trigger = trigger_of(nc, "nc")
     mask = np.tanh(np.asarray(nc["mask"], np.float64)) / (2 - 1e-7) + 0.5
@@ -222,7 +222,7 @@ def test_a_pixel_trigger_is_kept_if_size_and_count_fall_and_the_search_goes_on_f
     assert not progress.active[0]  # up and down, and three passes without a smaller one
 
 
-def test_pixel_looks_at_images_of_other_classes(dataset, model, victim):
+def test_pixel_searches_on_images_of_other_classes(dataset, model, victim):
     loop = {preset: inversion_loop(
         jax.random.key(0), model, victim.variables, some(dataset), InversionConfig(preset=preset, batches=5), np.array([1, 2])
     ) for preset in ("pixel", "nc")}  # fmt: skip
@@ -270,7 +270,9 @@ def test_the_target_of_a_backdoor_has_the_smallest_trigger(
     )
 
 
-def test_a_label_gets_the_numbers_it_would_get_alone(dataset, model, victim, inversion):
+def test_labels_searched_together_have_the_numbers_they_have_alone(
+    dataset, model, victim, inversion
+):
     for label in (0, 2):
         alone, _ = invert(jax.random.key(3), model, victim.variables, some(dataset), SHORT, [label])
         assert alone.passes[0] == inversion.passes[label]
@@ -279,7 +281,7 @@ def test_a_label_gets_the_numbers_it_would_get_alone(dataset, model, victim, inv
 
 
 @pytest.mark.parametrize("preset", ["fixed", "pixel"])
-def test_the_other_inversions_turn_images_too(dataset, model, victim, preset):
+def test_the_other_presets_find_triggers_too(dataset, model, victim, preset):
     config = InversionConfig(
         preset=preset, passes=60, lr=0.1, patience=0 if preset == "fixed" else 3
     )
@@ -316,7 +318,7 @@ class Kept:
 
 
 @pytest.mark.parametrize("breaks", [1, 13, 17])
-def test_a_broken_search_goes_on_where_it_was(dataset, model, victim, breaks):
+def test_an_interrupted_search_continues_exactly(dataset, model, victim, breaks):
     whole, lines = invert(
         jax.random.key(3), model, victim.variables, some(dataset), SHORT, hooks=Kept().hooks()
     )
@@ -333,7 +335,7 @@ def test_a_broken_search_goes_on_where_it_was(dataset, model, victim, breaks):
     assert [line["step"] for line in lines] == [line["step"] for line in again]
 
 
-def test_bad_wishes_are_named(dataset, model, victim):
+def test_invalid_settings_are_named(dataset, model, victim):
     with pytest.raises(ConfigError, match="batch_size 32 is more than the 20 images"):
         invert(jax.random.key(0), model, victim.variables, some(dataset, 20))
     with pytest.raises(
@@ -361,7 +363,7 @@ def norms_of(norms):
     )
 
 
-def test_what_is_repaired_when_none_one_or_several_are_flagged():
+def test_target_to_repair_for_no_one_and_several_flagged_classes():
     config = InversionConfig()
     search = Search("detect", config, config)
     one = gather(search, norms_of(CHECK[:8] + [50, 50]))

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 from d3jax.metrics.image_similarity import largest, likeness, psnr, ssim
 
 
-def test_closed_forms():
+def test_similarity_closed_forms():
     a = jnp.zeros((2, 16, 16, 3))
     b = a.at[0].set(0.1)
     np.testing.assert_allclose(psnr(a, b), [20.0, jnp.inf], rtol=1e-5)
@@ -22,7 +22,7 @@ def test_closed_forms():
     ] == pytest.approx(12.75, rel=1e-5)
 
 
-def test_ssim_is_wangs():
+def test_ssim_matches_wangs_definition():
     """A Gaussian window of 11 pixels and deviation 1.5, windows that lie inside, biased variances: as scikit-image has it."""
     a, b = np.random.default_rng(0).random((2, 20, 24))
     blur = lambda x: gaussian_filter(x, 1.5, truncate=5 / 1.5)[5:-5, 5:-5]

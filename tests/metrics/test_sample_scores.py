@@ -80,7 +80,7 @@ def test_scores_of_a_model(model, victim, dataset):
     )  # half of it looks certain
 
 
-def test_a_mixture_tells_two_heaps_apart():
+def test_mixture_separates_two_groups_of_losses():
     rng = np.random.default_rng(1)
     values = np.concatenate([rng.normal(0, 0.1, 100), rng.normal(3, 1, 300), [-2.0]]).astype(
         np.float32
@@ -99,7 +99,7 @@ def test_a_mixture_tells_two_heaps_apart():
     assert mixture(np.array([0.0, 0.0, 9.0, np.inf], np.float32))[3] == 1
 
 
-def test_the_lowest_and_what_they_hold():
+def test_ranking_precision_recall_and_auroc():
     scores = np.array([3.0, 1.0, 1.0, 2.0, 1.0])
     assert ranking(scores).tolist() == [1, 2, 4, 3, 0] and ranking(
         scores, np.array([0, 3, 2, 0, 1.0])

@@ -154,7 +154,7 @@ def test_every_model_learns_real_digits(name, lr, steps):
     assert counts.acc > 0.9
 
 
-def test_what_an_architecture_cannot_take_is_refused():
+def test_images_that_an_architecture_cannot_take_are_refused():
     for name, settings, words in [
         ("vgg19_bn", {}, "halves images five times, those of small are 16×16; want 32 or more"),
         ("vit", {"patch": 5}, "patches of 5 pixels do not tile images of 16×16"),

@@ -112,7 +112,7 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
     )  # two and a half points below
 
 
-def test_a_headline_names_one_of_those_that_forget_alike_and_rather_one_that_counts():
+def test_a_headline_names_one_of_equal_runs_and_prefers_one_that_counts():
     row = {"attack": "badnets", "updates": 4, "baseline": "slow", "censored_0.5": 0, "seeds": 1}
     lines = [row | {"evolution": name, "survived_0.5": survived, "counts": counts} for name, survived, counts in (
         ("slow", 3, True), ("wild", 1, False), ("smart", 1, True)
@@ -130,7 +130,7 @@ def _baselines(ended, evolved, shown):
     }
 
 
-def test_means_over_seeds():
+def test_curves_are_means_over_seeds():
     evolved = [
         {"evolution": "a", "update": t, "seed": seed, "asr": v}
         for seed, v in ((0, 0.2), (1, 0.6))

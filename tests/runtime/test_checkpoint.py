@@ -39,7 +39,7 @@ def test_round_trip_keeps_everything(tmp_path):
     ) == jax.random.bits(state.key)
 
 
-def test_another_models_checkpoint_names_the_tensors(tmp_path):
+def test_a_checkpoint_of_another_model_is_refused_by_its_tensors(tmp_path):
     checkpoint.save(tmp_path / "a", {"stem": jnp.ones(3), "old": jnp.ones(2)})
     with pytest.raises(
         CheckpointError,
@@ -48,7 +48,7 @@ def test_another_models_checkpoint_names_the_tensors(tmp_path):
         checkpoint.load(tmp_path / "a", {"stem": jnp.ones(4), "new": jnp.ones(2)})
 
 
-def test_nothing_there(tmp_path):
+def test_a_missing_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint here"):
         checkpoint.load(tmp_path / "a", {})
 
@@ -83,7 +83,7 @@ def test_every_truncated_or_altered_file_is_noticed_or_harmless(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_rolling_keeps_the_newest_and_goes_back_past_damage(tmp_path):
+def test_rolling_checkpoints_keep_the_newest_and_skip_damaged_ones(tmp_path):
     rolling = checkpoint.Rolling(tmp_path / "steps", keep=2)
     assert rolling.steps() == []
     for step in (10, 20, 30):
@@ -109,7 +109,7 @@ def test_rolling_keeps_the_newest_and_goes_back_past_damage(tmp_path):
     "error",
     [OSError(24, "Too many open files"), MemoryError(), ValueError("RESOURCE_EXHAUSTED: out")],
 )
-def test_what_is_not_the_files_fault_leaves_it_alone(tmp_path, monkeypatch, error):
+def test_errors_of_the_machine_leave_checkpoints_alone(tmp_path, monkeypatch, error):
     rolling = checkpoint.Rolling(tmp_path / "steps")
     rolling.save(1, state_of(), {})
 
@@ -122,7 +122,7 @@ def test_what_is_not_the_files_fault_leaves_it_alone(tmp_path, monkeypatch, erro
     assert rolling.steps() == [1]
 
 
-def test_saving_replaces(tmp_path):
+def test_saving_replaces_an_earlier_checkpoint(tmp_path):
     checkpoint.save(tmp_path / "a", {"x": jnp.ones(2)})
     checkpoint.save(tmp_path / "a", {"y": jnp.zeros(3)})
     assert checkpoint.load(tmp_path / "a", {"y": jnp.ones(3)})[0]["y"].tolist() == [0, 0, 0]

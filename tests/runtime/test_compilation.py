@@ -10,7 +10,7 @@ from d3jax.runtime import compilation as compiling
 
 
 @pytest.mark.parametrize("release", ["0.10.2", "0.11.0", "0.11.2", "0.12.0"])
-def test_only_where_it_was_tried(release, monkeypatch):
+def test_onednn_is_used_only_with_releases_it_was_tried_on(release, monkeypatch):
     monkeypatch.setattr(compiling.importlib.metadata, "version", lambda name: release)
     monkeypatch.setattr(compiling.platform, "machine", lambda: "x86_64")
     assert compiling.uses_onednn() == release.startswith("0.11.")
@@ -19,7 +19,7 @@ def test_only_where_it_was_tried(release, monkeypatch):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_same_numbers_and_nothing_in_the_cache_that_cannot_be_read(stride, tmp_path):
+def test_onednn_gives_the_same_numbers_and_leaves_the_cache_readable(stride, tmp_path):
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = (
         jax.random.normal(keys[0], (16, 32, 32, 16)),
@@ -40,7 +40,7 @@ def test_same_numbers_and_nothing_in_the_cache_that_cannot_be_read(stride, tmp_p
         np.testing.assert_allclose(mine / scale, plain / scale, atol=1e-5)
 
 
-def test_a_program_that_was_compiled_is_kept():
+def test_compiled_programs_are_kept_up_to_a_limit():
     lowered = lambda constant: jax.jit(lambda x: {"y": x + jnp.arange(100) * constant}).lower(
         jnp.zeros(100)
     )
@@ -57,7 +57,7 @@ def test_a_program_that_was_compiled_is_kept():
     )
 
 
-def test_a_program_belongs_to_its_arguments_also_to_those_it_does_not_use():
+def test_programs_differ_by_the_shapes_of_unused_arguments_too():
     program = {
         size: compiling.compiled(jax.jit(lambda x, y: x + 1).lower(1.0, jnp.zeros(size)))
         for size in (2, 3)
@@ -68,7 +68,7 @@ def test_a_program_belongs_to_its_arguments_also_to_those_it_does_not_use():
     )
 
 
-def test_fast_is_jit(monkeypatch):
+def test_fast_compiles_once_as_jit_does(monkeypatch):
     """Compiled once for arguments of a shape, with arrays of the host and of a device, and with static ones in front."""
     made = []
     compiled = compiling.compiled

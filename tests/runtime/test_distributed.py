@@ -67,7 +67,7 @@ def test_two_processes_search_a_trigger_together(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_where_one_process_goes_the_other_ends_too(tmp_path, sent, code):
+def test_a_process_ends_when_the_other_one_dies(tmp_path, sent, code):
     (tmp_path / "cli.yaml").write_text(CLI)
     environment = {"D3JAX_CACHE": str(tmp_path / "cache")}
     first, second = start(
@@ -98,7 +98,7 @@ def test_processes_with_other_settings_stop_before_any_work(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_waiting_for_the_others_has_an_end():
+def test_waiting_for_other_processes_times_out():
     code = "from d3jax.runtime import distributed; distributed.PATIENCE = 1; "
     code += "distributed.bring_up('localhost:1,2,1')"
     done = subprocess.run(
@@ -109,13 +109,13 @@ def test_waiting_for_the_others_has_an_end():
     )
 
 
-def test_alone_nothing_is_shared():
+def test_a_single_process_shares_nothing():
     assert (
         is_primary() and broadcast_from_host0([3, 1]) == [3, 1] and copies("anything") == "anything"
     )
 
 
 @pytest.mark.parametrize("where", ["tpu", "localhost,2,0", "localhost:1,2,2"])
-def test_where_the_others_are_must_be_said_right(where):
+def test_malformed_addresses_of_processes_are_refused(where):
     with pytest.raises(ConfigError, match="want auto or HOST:PORT,COUNT,INDEX"):
         bring_up(where)

@@ -64,10 +64,12 @@ def evolution_node(context, label: str, attacked: bool) -> EvolutionNode:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lineages") / "study"
-    return folder, studies.run(read(), folder)
+    rows = studies.run(read(), folder)
+    with studies.unchanged(folder):
+        yield folder, rows
 
 
-def test_a_lineage_has_a_row_for_every_update(finished):
+def test_an_evolution_run_has_a_row_for_every_update(finished):
     folder, rows = finished
     assert [(row["attack"], row["defense"]) for row in rows] == [
         (attack, defense) for attack in ("badnets", "clean") for defense in ("none", "slow", "kept")
@@ -91,7 +93,7 @@ def test_a_lineage_has_a_row_for_every_update(finished):
     assert by["badnets", "slow", 1]["asr"] > 0.9  # six steps at a low rate forget nothing
 
 
-def test_stale_is_the_model_before_on_the_images_of_now(finished):
+def test_stale_rates_are_the_previous_models_on_current_images(finished):
     """And validation the model after, on those that it did not learn: both counted again by hand."""
     folder, _ = finished
     context = studies.opened(read(), folder)
@@ -124,7 +126,7 @@ def test_stale_is_the_model_before_on_the_images_of_now(finished):
         )
 
 
-def test_the_linear_prediction_is_of_the_backdoored_models_features(finished):
+def test_the_linear_prediction_uses_the_backdoored_models_features(finished):
     """Of the one lineage that sees no poison: trigger's direction, moments of drifted images and decay, all by hand."""
     folder, _ = finished
     rows = read_csv(folder / "forgetting.csv")
@@ -179,7 +181,7 @@ def test_survivability_is_a_column(finished):
     assert "survived_0.5" not in rows[0] and "survived_0.5" not in rows[4]
 
 
-def test_a_rerun_counts_no_control_again(finished, tmp_path, monkeypatch):
+def test_a_rerun_does_not_count_the_control_again(finished, tmp_path, monkeypatch):
     folder, _ = finished
     shutil.copytree(folder, tmp_path / "copy")
     monkeypatch.setattr(Measure, "asr", lambda *_: pytest.fail("counted again"))
@@ -189,7 +191,7 @@ def test_a_rerun_counts_no_control_again(finished, tmp_path, monkeypatch):
     ).read_text()
 
 
-def test_together_they_have_the_numbers_they_have_apart(finished, tmp_path):
+def test_evolution_runs_together_have_the_numbers_they_have_apart(finished, tmp_path):
     folder, _ = finished
     shutil.copytree(
         folder / "checkpoints",
@@ -212,7 +214,7 @@ def test_together_they_have_the_numbers_they_have_apart(finished, tmp_path):
                 )
 
 
-def test_lineages_of_equal_settings_are_one(finished, tmp_path):
+def test_evolution_runs_of_equal_settings_are_computed_once(finished, tmp_path):
     folder, rows = finished
     cache = shutil.copytree(folder / "checkpoints", tmp_path / "cache")
     kept = set(cache.iterdir())
@@ -227,7 +229,7 @@ def test_lineages_of_equal_settings_are_one(finished, tmp_path):
     assert len(set(cache.iterdir()) - kept) == 1, "only the other is new"
 
 
-def test_a_report_reads_it_again(finished, tmp_path):
+def test_a_report_reads_evolution_runs_again(finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "copy")
     before = (folder / "evolution.csv").read_text()
     studies.run(read(), folder, compute=False)
@@ -293,14 +295,14 @@ def folder_of(tmp_path, attack: str, **setting: str) -> str:
     return next(node.folder.name for node in nodes if node.run.label == attack)
 
 
-def test_the_order_of_drifts_is_another_lineage(tmp_path):
+def test_another_order_of_drifts_is_another_evolution_run(tmp_path):
     """Noise and then blur are other images than blur and then noise."""
     assert folder_of(tmp_path, "badnets", drift="{noise: 0.1, blur: 0.5}") != folder_of(
         tmp_path, "badnets", drift="{blur: 0.5, noise: 0.1}"
     )
 
 
-def test_the_control_is_one_lineage_however_the_others_are_poisoned(tmp_path):
+def test_the_control_is_one_evolution_run_however_attacks_poison(tmp_path):
     for setting in ({"persistent": "0.1"}, {"trigger_first": "true"}):
         assert folder_of(tmp_path, "clean", **setting) == folder_of(tmp_path, "clean")
         assert folder_of(tmp_path, "badnets", **setting) != folder_of(tmp_path, "badnets")
@@ -349,7 +351,7 @@ loop: {log_every: 3, save_every: 6, save_seconds: 0}
 """
 
 
-def test_a_defence_is_called_between_updates_and_what_was_cut_off_continues(tmp_path):
+def test_a_defence_is_called_between_updates_and_an_interrupted_run_continues(tmp_path):
     studies.run(read(DEFENDED), tmp_path / "whole")
     table = read_csv(tmp_path / "whole" / "evolution.csv")
     assert [row["trained_asr"] is not None for row in table] == [False, False, True, False]
@@ -373,7 +375,7 @@ def test_a_defence_is_called_between_updates_and_what_was_cut_off_continues(tmp_
 
 
 @pytest.mark.slow
-def test_a_sweep_that_was_cut_off_continues(finished, tmp_path):
+def test_an_interrupted_sweep_continues_exactly(finished, tmp_path):
     folder, _ = finished
     shutil.copytree(
         folder / "checkpoints",

@@ -49,7 +49,9 @@ def folder_of(run, pattern):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     run = tmp_path_factory.mktemp("suspect") / "trained"
-    return run, studies.run(read(), run)
+    rows = studies.run(read(), run)
+    with studies.unchanged(run):
+        yield run, rows
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def walked_in(trained):
     )
 
 
-def test_a_folder_of_ours_is_the_model_it_holds(trained, walked_in):
+def test_a_checkpoint_folder_is_read_as_the_model_it_holds(trained, walked_in):
     (_, (victim, _)), (folder, (none, repair), config) = trained, walked_in
     assert none["acc"] == victim["acc"] and none["asr"] is None and none["poison_rate"] is None
     assert repair["status"] == "ok" and repair["asr"] is None
@@ -81,7 +83,7 @@ def test_a_folder_of_ours_is_the_model_it_holds(trained, walked_in):
     assert all(row["is_target"] is None for row in read_csv(folder / "detections.csv"))
 
 
-def test_the_page_says_what_cannot_be_said(walked_in):
+def test_the_page_says_what_is_unknown_of_an_external_model(walked_in):
     page = (walked_in[0] / "report.html").read_text()
     assert (
         "What can be said" in page
@@ -95,7 +97,7 @@ def test_the_page_says_what_cannot_be_said(walked_in):
     )
 
 
-def test_with_its_trigger_it_has_the_rates_it_had(trained, tmp_path):
+def test_an_external_model_with_its_trigger_has_the_original_rates(trained, tmp_path):
     run, (victim, repaired) = trained
     for pattern, before in (("synthetic-badnets-victim-*", victim), ("badnets-repair-*", repaired)):
         where = folder_of(run, pattern)
@@ -116,7 +118,7 @@ def damaged(source, target, change):
     return target
 
 
-def test_what_is_wrong_with_a_checkpoint_is_said_before_any_work(trained, tmp_path):
+def test_invalid_checkpoints_are_named_before_any_work(trained, tmp_path):
     run, _ = trained
     victim = folder_of(run, "synthetic-badnets-victim-*")
 
@@ -185,7 +187,7 @@ def test_several_seeds_share_the_model(trained, tmp_path):
     )
 
 
-def test_the_trigger_that_lay_there_is_taken_by_the_attack_that_made_it(trained):
+def test_a_saved_trigger_is_used_only_by_the_attack_that_made_it(trained):
     info = synthetic(SyntheticConfig(size=12, channels=3, classes=4, train=8, test=8)).info
     there = {"pattern": jnp.arange(12 * 12 * 3, dtype=jnp.uint8).reshape(12, 12, 3)}
     settings = to_mapping(BlendedConfig())
@@ -217,7 +219,7 @@ defenses: []
 """
 
 
-def test_out_as_safetensors_and_in_again(tmp_path, capsys):
+def test_safetensors_export_and_import_keep_the_rates(tmp_path, capsys):
     rows = studies.run(read(text=DIGITS), tmp_path / "run")
     out, config = tmp_path / "new" / "model.safetensors", tmp_path / "run" / "config.yaml"
     assert export.main(["--config", str(config), "badnets/seed0/train", str(out)]) == 0

@@ -59,7 +59,7 @@ def test_a_study_shows_lines_and_plane(tmp_path):
     }
 
 
-def test_paths_want_a_trigger():
+def test_paths_need_an_attack_with_a_trigger():
     config = studies.read(STUDY, ("attacks", "[clean]"))
     with pytest.raises(ConfigError, match="paths: 4 .* none of the attacks .clean. has a trigger"):
         check_study(config, "")

@@ -47,7 +47,9 @@ def read(text=STUDY, *overrides):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("detection") / "study"
-    return folder, studies.run(read(), folder)
+    rows = studies.run(read(), folder)
+    with studies.unchanged(folder):
+        yield folder, rows
 
 
 def test_one_inversion_serves_detection_and_defences(finished):
@@ -83,7 +85,9 @@ def test_the_backdoor_is_found_and_repaired(finished):
     )
 
 
-def test_where_nothing_is_flagged_the_model_stays(finished, tmp_path, monkeypatch, capsys):
+def test_a_repair_leaves_the_model_where_no_class_is_flagged(
+    finished, tmp_path, monkeypatch, capsys
+):
     folder, rows = finished
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
@@ -101,7 +105,7 @@ def test_where_nothing_is_flagged_the_model_stays(finished, tmp_path, monkeypatc
     assert "not repaired: nothing flagged" in (copy / "report.html").read_text()
 
 
-def test_a_detection_that_fails_is_a_row(finished, tmp_path, monkeypatch):
+def test_a_failed_detection_has_a_row_that_says_so(finished, tmp_path, monkeypatch):
     def broken(*_):
         raise OutOfMemoryError("no memory")
 
@@ -137,7 +141,7 @@ def test_the_page_shows_triggers_and_features(finished):
     } <= pictures
 
 
-def test_a_report_reads_it_all_again(finished, tmp_path, capsys, monkeypatch):
+def test_a_report_reads_detections_without_searching_again(finished, tmp_path, capsys, monkeypatch):
     folder, rows = shutil.copytree(finished[0], tmp_path / "copy"), finished[1]
     monkeypatch.setattr(inversion, "fit", lambda *_: pytest.fail("searched again"))
     again = run_study(read(), folder, Progress(), compute=False)
@@ -147,7 +151,7 @@ def test_a_report_reads_it_all_again(finished, tmp_path, capsys, monkeypatch):
     )
 
 
-def test_an_inversion_that_is_missing_names_itself(finished, tmp_path):
+def test_a_missing_inversion_is_named_in_every_row_that_needs_it(finished, tmp_path):
     folder, _ = finished
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
@@ -189,7 +193,7 @@ def test_mistakes_are_named_before_any_work(tmp_path, override, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_another_preset_inside_a_default_begins_anew():
+def test_another_preset_of_a_section_replaces_its_default():
     config = read(STUDY, ("defenses.1.inversion", "{preset: nc}")).defenses[1].config
     assert config.inversion == inversion.InversionConfig(preset="nc")
     kept = read(STUDY, ("defenses.1.inversion", "{passes: 7}")).defenses[1].config
@@ -197,7 +201,7 @@ def test_another_preset_inside_a_default_begins_anew():
 
 
 @pytest.mark.slow
-def test_killed_in_a_search_and_rerun_gives_the_same_numbers(tmp_path):
+def test_a_study_killed_in_a_search_resumes_to_the_same_numbers(tmp_path):
     environment = os.environ | {"D3JAX_CACHE": str(tmp_path / "cache")}
     config = tmp_path / "study.yaml"
     config.write_text(STUDY.replace("save_every: 1000", "save_every: 20, save_seconds: 0"))

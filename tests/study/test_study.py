@@ -6,9 +6,7 @@ import shutil
 
 import pytest
 
-from d3jax.config.loading import dumps
 from d3jax.core.errors import AttackError, ConfigError, OutOfMemoryError
-from d3jax.runtime.files import write_text
 from d3jax.study import attack_run, executor
 from d3jax.study.graph import make_nodes
 from d3jax.study.nodes import victim
@@ -27,7 +25,9 @@ def read(text=TINY, *overrides):
 def finished(tmp_path_factory):
     """One finished study: its folder and rows."""
     folder = tmp_path_factory.mktemp("study") / "tiny"
-    return folder, studies.run(read(), folder)
+    rows = studies.run(read(), folder)
+    with studies.unchanged(folder):
+        yield folder, rows
 
 
 def test_rows_and_files(finished):
@@ -70,8 +70,8 @@ def test_rows_and_files(finished):
     assert {row["status"] for row in rows} == {"ok"} and rows[0]["device"] == "cpu"
 
 
-def test_a_rerun_takes_everything_as_it_is(finished, monkeypatch):
-    folder, rows = finished
+def test_a_rerun_computes_nothing_again(finished, tmp_path, monkeypatch):
+    folder, rows = shutil.copytree(finished[0], tmp_path / "copy"), finished[1]
     monkeypatch.setattr(victim, "victim_loop", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(
         attack_run, "make_evaluate", lambda *_: lambda *_: pytest.fail("evaluated again")
@@ -80,8 +80,8 @@ def test_a_rerun_takes_everything_as_it_is(finished, monkeypatch):
     assert again == rows
 
 
-def test_a_new_defence_shares_the_victim(finished, monkeypatch):
-    folder, rows = finished
+def test_a_new_defence_shares_the_victim(finished, tmp_path, monkeypatch):
+    folder, rows = shutil.copytree(finished[0], tmp_path / "copy"), finished[1]
     monkeypatch.setattr(victim, "victim_loop", lambda *_: pytest.fail("trained again"))
     more = studies.run(read(TINY, ("defenses.0.schedule.steps", "5")), folder)
     assert (
@@ -173,7 +173,7 @@ def test_a_model_that_diverges_fails_its_repairs_and_nothing_else(tmp_path, caps
     assert [row["status"] for row in again] == [row["status"] for row in rows]
 
 
-def test_whatever_breaks_a_cell_the_others_go_on(finished, tmp_path, monkeypatch, capsys):
+def test_a_node_that_breaks_does_not_stop_the_others(finished, tmp_path, monkeypatch, capsys):
     from d3jax.defenses import DEFENSES
     from d3jax.defenses.repair.common import one_loop
 
@@ -214,7 +214,6 @@ def test_parts_of_a_study_make_the_whole(finished, tmp_path, capsys):
 
 def test_a_report_with_other_settings_loses_nothing(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "copy")
-    write_text(tmp_path / "copy" / "config.yaml", dumps(read()))
     before = (tmp_path / "copy" / "results.csv").read_text()
     report = lambda *overrides: studies.run(
         read(TINY, *overrides), tmp_path / "copy", compute=False
@@ -264,11 +263,8 @@ def test_a_member_that_cannot_begin_does_not_stop_its_group(tmp_path, monkeypatc
     assert together == [1, 2, 1, 1] and {row["members"] for row in rows[:3]} == {1}
 
 
-def test_a_report_moves_nothing(finished, tmp_path):
+def test_a_report_leaves_damaged_models_in_place(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "copy")
-    write_text(
-        tmp_path / "copy" / "config.yaml", dumps(read())
-    )  # another test may have added to the study
     (model,) = (tmp_path / "copy" / "checkpoints").glob("*d3-code*/model")
     for file in model.rglob("*"):
         if file.is_file():
@@ -313,15 +309,15 @@ def test_a_sweep_runs_together_with_the_numbers_it_has_apart(tmp_path):
 
 
 @pytest.mark.parametrize("sweep", ["[1]", "{}", "{lam: 3}", "{lam: []}"])
-def test_a_sweep_that_is_none(sweep):
+def test_malformed_sweeps_are_refused(sweep):
     with pytest.raises(ConfigError, match="defenses.0.sweep: want a mapping of settings to lists"):
         read(TINY, ("defenses", f"[{{name: d3, sweep: {sweep}}}]"), ("published", "{}"))
     with pytest.raises(ConfigError, match="unknown key 'lamm'.*did you mean 'lam'.*in its sweep"):
         read(TINY, ("defenses", "[{name: d3, sweep: {lamm: [1]}}]"), ("published", "{}"))
 
 
-def test_a_mistake_leaves_a_finished_study_alone(finished):
-    folder, _ = finished
+def test_a_mistake_leaves_a_finished_study_alone(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "copy")
     before = (folder / "config.yaml").read_text()
     with pytest.raises(AttackError):
         studies.run(read(TINY, ("attacks.0.target", "9")), folder)
@@ -383,7 +379,7 @@ def test_two_seeds_on_one_victim(tmp_path):
     assert rows[0]["acc"] == rows[2]["acc"] and rows[1]["cosine"] != rows[3]["cosine"]
 
 
-def test_no_attack_is_a_control(tmp_path):
+def test_the_clean_control_has_no_asr(tmp_path):
     config = read(
         TINY, ("attacks", "[clean]"), ("defenses", "[]"), ("published", "{}"), ("train.steps", "20")
     )

@@ -42,7 +42,9 @@ def read(*overrides):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training") / "study"
-    return folder, studies.run(read(), folder)
+    rows = studies.run(read(), folder)
+    with studies.unchanged(folder):
+        yield folder, rows
 
 
 def test_rows_of_a_study(finished):
@@ -91,7 +93,7 @@ def test_the_page_shows_learning_scores_and_filters(finished):
     )
 
 
-def test_a_rerun_says_what_the_run_said(finished, tmp_path):
+def test_a_rerun_logs_the_same_records(finished, tmp_path):
     """Nodes of several loops are logged as one, whether they were computed or found."""
     folder = shutil.copytree(finished[0], tmp_path / "copy")
     logged = studies.logged_loops(folder)
@@ -103,13 +105,13 @@ def test_a_rerun_says_what_the_run_said(finished, tmp_path):
     assert not (folder / "figures" / "of-an-earlier-study.png").exists()
 
 
-def test_another_study_in_the_same_folder_is_said(finished, tmp_path, capsys):
+def test_another_study_in_the_same_folder_is_reported(finished, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("seeds: [5]")
     run_study(read(("defenses", "[]")), tmp_path, Progress())
     assert f"{tmp_path} holds a study with other settings" in capsys.readouterr().out
 
 
-def test_no_weight_knows_who_is_poisoned(finished, tmp_path, monkeypatch, model):
+def test_poison_flags_change_no_weight(finished, tmp_path, monkeypatch, model):
     """Other flags, other precision; the same models to the bit."""
     folder, rows = finished
     true = first_stage.poisoned_split
@@ -126,7 +128,7 @@ def test_no_weight_knows_who_is_poisoned(finished, tmp_path, monkeypatch, model)
 
 
 @pytest.mark.slow
-def test_a_study_that_was_cut_off_continues(finished, tmp_path, model):
+def test_an_interrupted_study_continues_exactly(finished, tmp_path, model):
     folder, _ = finished
     often = (("loop.save_every", "10"), ("loop.save_seconds", "0"))
     cuts = 0

@@ -49,7 +49,7 @@ def test_a_study_keeps_triggers_and_shares_the_clean_model(tmp_path, capsys):
         assert mine["acc"] == pytest.approx(theirs["acc"], abs=0.04)
 
 
-def test_a_trigger_that_fails_fails_its_cells_alone(tmp_path, monkeypatch):
+def test_a_failed_trigger_fails_only_the_nodes_of_its_attack(tmp_path, monkeypatch):
     def broken(*arguments):
         raise AttackError("no neurons left")
 

@@ -116,7 +116,7 @@ def test_a_batch_that_does_not_divide_is_computed_whole():
         assert jax.jit(shard_batch)(jnp.arange(6)).tolist() == list(range(6))
 
 
-def test_a_member_that_breaks_is_out_and_the_others_go_on():
+def test_a_diverged_member_leaves_and_the_others_continue():
     loops = [loop(0), loop(1, limit=0.5), loop(2)]
     saved = {i: [] for i in range(3)}
     every_hooks = [
@@ -158,7 +158,7 @@ def test_members_resume_from_the_newest_step_that_all_of_them_have():
         assert [line["loss"] for line in lines] == [line["loss"] for line in more]
 
 
-def test_what_all_members_share_is_kept_once():
+def test_data_shared_by_all_members_is_kept_once():
     """Data that are one array for all members are not stacked."""
     from d3jax.training.ensemble import _stack_data
 
@@ -167,7 +167,7 @@ def test_what_all_members_share_is_kept_once():
     assert stacked["target"].tolist() == [0, 1, 2]
 
 
-def test_checkpoints_keep_their_distance_in_time():
+def test_checkpoints_are_at_least_save_seconds_apart():
     saved = []
     hooks = Hooks(
         save=lambda state, lines: saved.append(int(state.step)), save_every=1, save_seconds=3600
@@ -176,14 +176,14 @@ def test_checkpoints_keep_their_distance_in_time():
     assert saved == []
 
 
-def test_memory_is_told_and_a_profile_written(tmp_path):
+def test_memory_is_reported_and_a_profile_written(tmp_path):
     said = []
     fit(loop(0), Hooks(say=said.append, log_every=3, profile=str(tmp_path / "trace")))
     assert re.fullmatch(r"needs \d+ MiB of memory", said[0]) and said[1].startswith("profile: ")
     assert list(tmp_path.glob("trace/**/*.xplane.pb"))
 
 
-def test_members_left_at_different_steps_go_on_in_groups():
+def test_members_at_different_steps_continue_in_groups():
     """Two of three have checkpoints of step 8 only, one of step 4 only, as a member leaves behind that had diverged."""
     kept, begun = [{}, {}, {}], []
 
@@ -205,12 +205,12 @@ def test_members_left_at_different_steps_go_on_in_groups():
         same(one, other)
 
 
-def test_a_fed_job_runs_alone():
+def test_a_streamed_loop_runs_alone():
     with pytest.raises(ValueError, match="runs alone"):
         fit_ensemble([loop(0), loop(1)._replace(feed=lambda first: iter(()))], [Hooks()] * 2)
 
 
-def test_the_backends_error_names_what_to_lower(monkeypatch):
+def test_out_of_memory_errors_name_what_to_lower(monkeypatch):
     def full(self, state, data, n):
         raise jax.errors.JaxRuntimeError(
             "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."

@@ -95,7 +95,7 @@ def test_broken_parameters_under_a_finite_loss_are_not_kept():
         fit(TrainLoop(step, fresh(tx), DATA, 60))
 
 
-def test_one_call_of_many_steps_is_many_calls():
+def test_many_steps_in_one_call_equal_many_calls():
     tx = optax.sgd(0.1)
     repeat = ScannedStep(make_train_step(tx, loss=quadratic, batches=drawn), steps_per_call=3)
     many, stacked = repeat(fresh(tx), DATA, 3)

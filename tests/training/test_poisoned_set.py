@@ -15,7 +15,7 @@ KEY = jax.random.key(3)
 
 
 @pytest.mark.parametrize("name", ["badnets", "blended", "sig", "bpp", "wanet"])
-def test_the_released_set(name, dataset):
+def test_the_released_set_is_poisoned_where_it_is_flagged(name, dataset):
     config, construct = ATTACKS[name]
     attack = construct(
         config(rate=0.1, **({"rows": "fixed"} if name in ("bpp", "wanet") else {})), dataset.info

@@ -34,16 +34,13 @@ from d3jax.training.step import classification_loss
 KEY = jax.random.key(11)
 
 
-RNG = np.random.default_rng(4)
-
-
 def softmax(logits):
     e = np.exp(logits - logits.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
 
 
-def test_sharpening_against_numpy():
-    p = softmax(RNG.normal(size=(6, 5)))
+def test_sharpening_against_numpy(rng):
+    p = softmax(rng.normal(size=(6, 5)))
     np.testing.assert_allclose(
         sharpen(jnp.asarray(p), 0.5), p**2 / (p**2).sum(1, keepdims=True), rtol=1e-5
     )
@@ -51,8 +48,8 @@ def test_sharpening_against_numpy():
     np.testing.assert_allclose(sharpen(jnp.array([[0.0, 1.0, 0.0]]), 0.5), [[0, 1, 0]], atol=1e-12)
 
 
-def test_mixed_images_are_nearer_to_themselves():
-    images, targets = jnp.asarray(RNG.random((64, 2, 2, 1)), jnp.float32), jnp.eye(64)
+def test_mixed_images_keep_the_larger_share_of_themselves(rng):
+    images, targets = jnp.asarray(rng.random((64, 2, 2, 1)), jnp.float32), jnp.eye(64)
     others = jnp.roll(jnp.arange(64), 1)
     mixed, labels = mix(KEY, images, targets, others, 0.75)
     share = np.asarray(labels[jnp.arange(64), jnp.arange(64)])
@@ -62,7 +59,7 @@ def test_mixed_images_are_nearer_to_themselves():
     np.testing.assert_allclose(mixed, wanted, atol=1e-6)
 
 
-def test_dealt_hands_have_as_many_of_every_kind():
+def test_dealt_batches_have_equal_shares_of_every_kind():
     rows = jnp.arange(12)
     hands = deal(rows, 3)
     assert hands.shape == (3, 4) and gather_dealt(hands).tolist() == rows.tolist()
@@ -74,9 +71,9 @@ def test_dealt_hands_have_as_many_of_every_kind():
         )
 
 
-def test_mixmatch_terms_against_numpy():
-    logits, others = RNG.normal(size=(8, 5)), RNG.normal(size=(16, 5))
-    targets, guesses = softmax(RNG.normal(size=(8, 5))), softmax(RNG.normal(size=(16, 5)))
+def test_mixmatch_terms_against_numpy(rng):
+    logits, others = rng.normal(size=(8, 5)), rng.normal(size=(16, 5))
+    targets, guesses = softmax(rng.normal(size=(8, 5))), softmax(rng.normal(size=(16, 5)))
     labelled, unlabelled = mixmatch_terms(*map(jnp.asarray, (logits, targets, others, guesses)))
     assert float(labelled) == pytest.approx(
         -(targets * np.log(softmax(logits))).sum(1).mean(), rel=1e-5
@@ -84,8 +81,8 @@ def test_mixmatch_terms_against_numpy():
     assert float(unlabelled) == pytest.approx(((softmax(others) - guesses) ** 2).mean(), rel=1e-5)
 
 
-def test_fixmatch_term_against_numpy():
-    weak, strong = 4 * RNG.normal(size=(40, 5)), RNG.normal(size=(40, 5))
+def test_fixmatch_term_against_numpy(rng):
+    weak, strong = 4 * rng.normal(size=(40, 5)), rng.normal(size=(40, 5))
     value, kept = fixmatch_term(jnp.asarray(weak), jnp.asarray(strong), 0.95)
     p = softmax(weak)
     counts = p.max(1) >= 0.95
@@ -187,7 +184,7 @@ def test_the_loss_of_a_fixmatch_step(model, victim, dataset):
 
 
 @pytest.mark.parametrize("method", ["mixmatch", "fixmatch"])
-def test_unlabelled_images_help(method, model, dataset):
+def test_unlabelled_images_raise_the_accuracy(method, model, dataset):
     """From two labels a class, on noisy images, better than from these alone."""
     images, labels = np.asarray(dataset.train.images), np.asarray(dataset.train.labels)
     noisy = np.clip(images + np.random.default_rng(0).normal(0, 120, images.shape), 0, 255).astype(

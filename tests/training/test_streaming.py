@@ -22,7 +22,9 @@ def resident(dataset, model, attack):
 
 
 @pytest.mark.parametrize(("devices", "steps_per_call"), [(0, 1), (0, 4), (4, 1)])
-def test_streamed_is_resident(dataset, model, attack, resident, devices, steps_per_call):
+def test_streamed_training_equals_training_on_resident_images(
+    dataset, model, attack, resident, devices, steps_per_call
+):
     """400 images in epochs of 12 batches, on one device and on four, one step a call and four."""
     loop = victim_loop(jax.random.key(3), model, dataset, attack, CONFIG, streamed=True)
     hooks = Hooks(
@@ -68,7 +70,7 @@ def test_the_feed_brings_the_rows_that_a_step_would_draw(dataset, model, attack)
     assert len(labels) == 384 and np.bincount(labels, minlength=4).min() > 80
 
 
-def test_where_images_go_follows_from_their_size(dataset, monkeypatch, capsys):
+def test_placement_follows_from_the_size_of_the_images(dataset, monkeypatch, capsys):
     decide = lambda **settings: context._is_streamed(LoopConfig(**settings), dataset, Progress())
     assert not decide() and decide(placement="stream") and not decide(placement="device")
     monkeypatch.setattr(context, "memory_free", lambda: dataset.train.images.nbytes * 3)

@@ -16,9 +16,6 @@ from d3jax.training.unlearn import parts_of, unlearn_loop
 KEY = jax.random.key(11)
 
 
-RNG = np.random.default_rng(4)
-
-
 def ascended(model, victim, dataset, steps=60, lr=0.5, log_every=1, **options):
     labels = np.asarray(dataset.train.labels)
     suspects, trusted = np.flatnonzero(labels == 2)[:24], np.flatnonzero(labels != 2)
@@ -82,7 +79,7 @@ def test_one_step_of_ascent_is_sgd_uphill(model, victim, dataset):
 
 
 @pytest.mark.parametrize("descent", ["turns", "together"])
-def test_descent_keeps_what_is_trusted(descent, model, victim, dataset):
+def test_descent_keeps_trusted_images_learned(descent, model, victim, dataset):
     *_, suspects, trusted = ascended(model, victim, dataset, steps=60, descent=descent)
     *_, alone = ascended(model, victim, dataset, steps=60)
     assert suspects < 0.4 and trusted > 0.8 and trusted > alone + 0.05, (suspects, trusted, alone)
@@ -151,13 +148,13 @@ def resting_twice(model, victim, dataset, trusted, descent):
     raise AssertionError("the suspects never rested twice")
 
 
-def test_momentum_of_suspects_that_rest_stands_in_turns(model, victim, dataset):
+def test_momentum_of_resting_suspects_is_kept_in_turns(model, victim, dataset):
     trusted = np.flatnonzero(np.asarray(dataset.train.labels) != 2)
     state, after = resting_twice(model, victim, dataset, trusted, "turns")
     jax.tree.map(np.testing.assert_array_equal, after.opt_state[0], state.opt_state[0])
 
 
-def test_momentum_runs_down_together_while_suspects_rest(model, victim, dataset):
+def test_momentum_decays_together_while_suspects_rest(model, victim, dataset):
     """One velocity is left of both, and what is added to it is the gradient of the trusted images alone."""
     labels = np.asarray(dataset.train.labels)
     trusted = np.flatnonzero(labels != 2)[:9]  # as many as a batch has
@@ -205,7 +202,7 @@ def test_suspects_that_were_never_right_move_nothing(descent, model, victim, dat
     )
 
 
-def test_towards_an_even_prediction(model, victim, dataset):
+def test_uniform_unlearning_moves_towards_an_even_prediction(model, victim, dataset):
     state, lines, *_ = ascended(
         model, victim, dataset, steps=60, lr=0.01, kind="uniform", bounded=False
     )
