@@ -12,12 +12,15 @@ import sys
 import pytest
 
 from d3jax.compare import main
-from d3jax.results.compare import COLUMNS, case_name, leaderboard, net_name, read_runs
+from d3jax.report.comparison import leaderboard_html
+from d3jax.results.artifacts import NodeEntry, NodeRecord
+from d3jax.results.compare import COLUMNS, case_name, leaderboard, net_name
+from d3jax.results.compared_runs import read_runs
 from d3jax.results.ranking import rank
 from d3jax.results.tables import read_csv
 
 from .browser import Page
-from .run_folders import result_row, without_numbers, write_run
+from .run_folders import IDENTITY, result_row, without_numbers, write_run
 
 ATTACKS = ("badnets", "blended", "sig", "wanet", "bpp", "lf")
 DEFENSES = {"finetune": 0.5, "d3": 0.03, "mcl": 0.08, "nc": 0.3, "abl": 0.2}
@@ -188,6 +191,24 @@ def test_poison_rates_are_cases_of_their_own(tmp_path):
 )
 def test_nets_are_named_with_their_settings(model, net, name):
     assert net_name(model, net) == name
+
+
+def test_rows_name_the_versions_they_come_from(tmp_path):
+    later = [row | {"commit": "def"} for row in victim_and({"d3": 0.1}, seed=1)]
+    runs = [write_run(tmp_path / "a", victim_and({"d3": 0.1})), write_run(tmp_path / "b", later)]
+    board = board_of(*runs)
+    assert by_name(board)[BADNETS, "d3"]["commits"] == "abc, def"
+    assert "2 versions of d3jax (commits abc, def)" in leaderboard_html([board], ["a", "b"])
+
+
+def test_a_failed_detection_is_no_defence(tmp_path):
+    entry = NodeEntry(
+        "x", "model_detection", "badnets", 0, "all", False, dict(IDENTITY, defense="all")
+    )
+    more = [(entry, NodeRecord("x", "failed: out of memory", {}, {}))]
+    board = board_of(write_run(tmp_path / "a", victim_and({"d3": 0.1}), more=more))
+    assert by_name(board)[BADNETS, "all"]["kind"] == "detection"
+    assert not board.ranking.without and len(board.ranking.places) == 1
 
 
 # ----------------------------------------------------------------------------------------- ranking
