@@ -120,6 +120,21 @@ def test_a_defence_with_other_settings_stays_apart_by_run(tmp_path):
     assert by_name(board)[BADNETS, "none"]["duplicates"] == 1
 
 
+@pytest.mark.parametrize(
+    "changed", [{"defenses": [{"name": "d3", "lam": 2.0}]}, {"reserved": {"fraction": 0.1}}]
+)
+def test_seeds_of_other_settings_are_not_pooled(tmp_path, changed):
+    config = {"defenses": [{"name": "d3", "lam": 1.0}], "reserved": {"fraction": 0.05}}
+    first = write_run(tmp_path / "a", victim_and({"d3": 0.1}), config)
+    second = write_run(tmp_path / "b", victim_and({"d3": 0.3}, seed=1), config | changed)
+    found = by_name(board_of(first, second))
+    assert {defense: row["seeds"] for (_, defense), row in found.items()} == {
+        "none": 2,
+        "d3 [a]": 1,
+        "d3 [b]": 1,
+    }
+
+
 def test_contradicting_numbers_of_equal_settings_stay_apart_by_run(tmp_path):
     rows, other = victim_and({"d3": 0.1, "nc": 0.2}), victim_and({"d3": 0.3, "nc": 0.2})
     board = board_of(write_run(tmp_path / "a", rows), write_run(tmp_path / "b", other))
@@ -362,6 +377,18 @@ def test_the_page_says_what_is_compared_and_left_out(tmp_path):
     assert "Left out: sig (10\u00a0%) (no DER of nc)" in page
     assert "1 evolution, not ranked" in page and "Evolutions are listed below" in page
     assert "counts once" in re.sub(r"\s+", " ", page)
+
+
+def test_the_page_numbers_the_runs_where_rows_differ_in_them(tmp_path):
+    runs = [
+        write_run(tmp_path / "first", victim_and({"d3": 0.1})),
+        write_run(tmp_path / "second", victim_and({"nc": 0.3}, seed=1)),
+    ]
+    main([*map(str, runs), "--out", str(tmp_path / "out")])
+    page = (tmp_path / "out/leaderboard.html").read_text()
+    assert "<b>1</b> first, <b>2</b> second" in page
+    assert '<td class=soft title="first, second">1, 2</td>' in page
+    assert '<td class=soft title="second">2</td>' in page
 
 
 @pytest.mark.parametrize("arguments", [[], ["run"], ["missing", "--out", "out"]])

@@ -158,6 +158,7 @@ def _leader_row(summary: Row, rows: Sequence[Row], dropped: int) -> Row:
         "outcome": verdict(summary),
         "duplicates": dropped,
         "runs": _runs(rows),
+        "run_names": list(dict.fromkeys(row["_run"] for row in rows)),
         "commits": ", ".join(dict.fromkeys(row["commit"] for row in rows if row.get("commit"))),
     }
 
