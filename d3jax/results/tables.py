@@ -38,7 +38,7 @@ OTHERS = (
 TEXT = {
     "dataset", "model", "attack", "defense", "evolution", "baseline", "equal_mean", "published",
     "status", "net", "chosen", "commit", "device", "class", "detection", "tensor", "statistics",
-    "speedup_bound", "runs", "settings", "outcome", "kind",
+    "speedup_bound", "runs", "commits", "board", "case", "outcome", "kind",
 }  # fmt: skip
 """Columns that hold text, even where it looks like a number."""
 
