@@ -218,9 +218,9 @@ def test_rows_name_the_versions_they_come_from(tmp_path):
 
 def test_a_failed_detection_is_no_defence(tmp_path):
     entry = NodeEntry(
-        "x", "model_detection", "badnets", 0, "all", False, dict(IDENTITY, defense="all")
+        "x", "model_detection", "badnets", 0, "all", False, [dict(IDENTITY, defense="all")], "r"
     )
-    more = [(entry, NodeRecord("x", "failed: out of memory", {}, {}))]
+    more = [(entry, NodeRecord("x", "r", "failed: out of memory", {}, {}))]
     board = board_of(write_run(tmp_path / "a", victim_and({"d3": 0.1}), more=more))
     assert by_name(board)[BADNETS, "all"]["kind"] == "detection"
     assert not board.ranking.without and len(board.ranking.places) == 1
