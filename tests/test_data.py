@@ -35,7 +35,8 @@ from d3jax.data import (
     synthetic,
     tfds,
 )
-from d3jax.data import tfds as tfds_cache
+
+tfds_cache = sys.modules["d3jax.data.tfds"]
 
 
 def small_arrays(n: int = 12, shape: tuple[int, ...] = (8, 6, 3)) -> dict[str, np.ndarray]:

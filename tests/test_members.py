@@ -12,7 +12,7 @@ from d3jax.config.recipes import OptimConfig
 from d3jax.core.errors import DivergedError, OutOfMemoryError
 from d3jax.core.types import Batch, Variables
 from d3jax.models.layers.conv import weight_gradient
-from d3jax.runtime.sharding import COPIES, MEMBERS, make_mesh, place, shard_batch
+from d3jax.runtime.sharding import COPIES, MEMBERS, device_put_global, make_mesh, shard_batch
 from d3jax.training import (
     Hooks,
     TrainLoop,
@@ -83,7 +83,11 @@ def test_the_batch_is_split_over_the_data_axis():
     work = loop(0)
     program = (
         ScannedStep(work.step, mesh=mesh)
-        .program(place(work.state, mesh, COPIES), place(work.data, mesh, COPIES), 1)
+        .program(
+            device_put_global(work.state, mesh, COPIES),
+            device_put_global(work.data, mesh, COPIES),
+            1,
+        )
         .as_text()
     )
     assert (
@@ -92,8 +96,8 @@ def test_the_batch_is_split_over_the_data_axis():
     apart = make_mesh(4, jax.devices())
     loops = [loop(i) for i in range(4)]
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one.state for one in loops))
-    data = {"target": place(jnp.arange(4.0), apart, MEMBERS)}
-    data = {**place({"images": IMAGES, "limit": jnp.float32(9)}, apart, COPIES), **data}
+    data = {"target": device_put_global(jnp.arange(4.0), apart, MEMBERS)}
+    data = {**device_put_global({"images": IMAGES, "limit": jnp.float32(9)}, apart, COPIES), **data}
     step = jax.vmap(
         work.step,
         in_axes=(0, {"images": None, "target": 0, "limit": None}),
@@ -101,7 +105,7 @@ def test_the_batch_is_split_over_the_data_axis():
     )
     program = (
         ScannedStep(step, mesh=apart, members=True)
-        .program(place(states, apart, MEMBERS), data, 1)
+        .program(device_put_global(states, apart, MEMBERS), data, 1)
         .as_text()
     )
     assert "all-reduce" not in program and "num_partitions=4" in program
@@ -224,7 +228,9 @@ def test_a_split_batch_is_not_gathered_for_a_weight_gradient():
     alone = weight_gradient(x, g, size=3, stride=1)
     with jax.set_mesh(mesh):
         program = jax.jit(functools.partial(weight_gradient, size=3, stride=1))
-        split = [place(array, mesh, jax.sharding.PartitionSpec("data")) for array in (x, g)]
+        split = [
+            device_put_global(array, mesh, jax.sharding.PartitionSpec("data")) for array in (x, g)
+        ]
         compiled = program.lower(*split).compile()
         together = compiled(*split)
     assert "all-gather" not in compiled.as_text() and "all-reduce" in compiled.as_text()

@@ -15,8 +15,7 @@ from d3jax.config.loading import loads
 from d3jax.config.recipes import OptimConfig, TrainConfig
 from d3jax.core.errors import AttackError, ConfigError
 from d3jax.data import SyntheticConfig, synthetic
-from d3jax.defenses import ABLConfig, DLPConfig
-from d3jax.defenses.training_time import abl, dlp
+from d3jax.defenses import ABLConfig, DLPConfig, abl, dlp
 from d3jax.defenses.training_time.abl import bounded_loss
 from d3jax.defenses.training_time.dlp import first_of, guessed_rows, labelled_rows, unlearn
 from d3jax.defenses.training_time.suspicion import (
@@ -192,7 +191,7 @@ def test_a_class_with_too_few_images_is_trusted_whole_but_for_suspects(
     )  # the fewer the class, the lower its scores
     split = poisoned[1]._replace(images=poisoned[1].images[:16], labels=labels)
     monkeypatch.setattr(
-        sys.modules["d3jax.defenses.training_time"],
+        sys.modules["d3jax.defenses.training_time.suspicion"],
         "scores_of",
         lambda *given: dict.fromkeys(("entropy", "cross_entropy"), scores),
     )
@@ -204,7 +203,7 @@ def test_the_mixture_suspects_as_many_as_it_says(model, poisoned, monkeypatch):
     posterior = np.where(np.arange(400) < 7, 0.1, 0.9).astype(np.float32)
     scores = dict.fromkeys(("entropy", "cross_entropy"), np.arange(400.0)) | {"mixture": posterior}
     monkeypatch.setattr(
-        sys.modules["d3jax.defenses.training_time"], "scores_of", lambda *given: scores
+        sys.modules["d3jax.defenses.training_time.suspicion"], "scores_of", lambda *given: scores
     )
     assert judge(model, model.init(KEY), split, "mixture", 0.1).suspects.tolist() == list(range(7))
     assert judge(model, model.init(KEY), split, "mixture", 0.01).suspects.tolist() == [
@@ -397,7 +396,7 @@ def test_trials_find_the_class_where_the_lowest_scores_are_another_s(
     labels = np.asarray(split.labels)
     easy = judged.ranked[np.argsort(labels[judged.ranked] != 2, kind="stable")]
     judged = suspect(judged.scores, easy, labels, easy[:20], "class")
-    own, found, begins = sys.modules["d3jax.defenses.dlp"], {}, []
+    own, found, begins = sys.modules["d3jax.defenses.training_time.dlp"], {}, []
     true = own.unlearning_loop
     monkeypatch.setattr(own, "unlearning_loop", lambda *given: begins.append(given) or true(*given))
     for trials in (0, 1, 2):
@@ -428,7 +427,7 @@ def test_trials_find_the_class_where_the_lowest_scores_are_another_s(
 
 def test_what_ranks_last_and_suspects_are_not_learned_from(model, dataset, poisoned, monkeypatch):
     _, split, _ = poisoned
-    own, given = sys.modules["d3jax.defenses.dlp"], {}
+    own, given = sys.modules["d3jax.defenses.training_time.dlp"], {}
     true = own.semi_supervised_loop
     monkeypatch.setattr(
         own,
@@ -446,7 +445,7 @@ def test_what_ranks_last_and_suspects_are_not_learned_from(model, dataset, poiso
 
 def test_abl_unlearns_what_it_isolated(model, dataset, poisoned, monkeypatch):
     attack, split, flags = poisoned
-    own, given = sys.modules["d3jax.defenses.abl"], []
+    own, given = sys.modules["d3jax.defenses.training_time.abl"], []
     true = own.training_loop
     monkeypatch.setattr(own, "training_loop", lambda *args: given.append(args[2]) or true(*args))
     found = defend(abl(ABL, dataset.info), model, split)
@@ -466,7 +465,7 @@ def test_a_class_all_of_whose_images_are_suspects_is_said(model, dataset, poison
     rows, said = np.flatnonzero(split.labels == 3), []
     scores = dict.fromkeys(("entropy", "symmetric"), np.zeros(400, np.float32))
     monkeypatch.setattr(
-        sys.modules["d3jax.defenses.dlp"],
+        sys.modules["d3jax.defenses.training_time.dlp"],
         "judge",
         lambda *given: Judged(scores, np.arange(400), rows, np.arange(200)),
     )

@@ -147,7 +147,7 @@ def input_aware(config: InputAwareConfig, info: DataInfo) -> Attack:
     relabel = labeller(config, info)
     return dirty_label(
         config, info, init=init, stamp=stamp, poison=poison, preparation=Preparation(prepare),
-        optimizer=optax.adam(config.lr, b1=0.5, b2=0.9), anew=config.rate,
+        optimizer=optax.adam(config.lr, b1=0.5, b2=0.9), per_batch_rate=config.rate,
     )  # fmt: skip
 
 

@@ -114,7 +114,7 @@ def crossed(
         init=init,
         stamp=stamp,
         poison=poison,
-        anew=config.rate if by_position else None,
+        per_batch_rate=config.rate if by_position else None,
     )
 
 

@@ -6,8 +6,8 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from ..results.artifacts import Row
 from ..results.summary import RATES, detections, group_of, points, spread, summarise, verdict
-from ..results.tables import Row
 
 
 def terminal_table(rows: Sequence[Row]) -> str:

@@ -7,25 +7,25 @@ of labelled images and as many unlabelled ones; the loop is the same. Nothing is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from ..config.fields import check_fields, check_foreign, option, presets
 from ..config.recipes import OptimConfig
 from ..core.images import as_float
 from ..core.losses import cross_entropy
 from ..core.random import stream
-from ..core.types import DataInfo, Metrics, Model, Params, Split, TrainState, Variables
+from ..core.types import DataInfo, Model, Params, Split, Variables
 from ..data.augment import make_augment
 from ..data.batching import batch_rows, epoch_plan
 from ..data.randaugment import strong_augment
 from ..runtime.sharding import shard_batch
 from .loop import TrainLoop
 from .optim import make_optimizer
+from .step import Batches, Loss, init_state, make_train_step
 
 OWNERS = {"threshold": ("fixmatch",), "temperature": ("mixmatch",), "alpha": ("mixmatch",)}
 """Which method has a setting, of those that not both have."""
@@ -97,12 +97,16 @@ class Semi(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A batch: labelled images with labels, and the same unlabelled images twice, each with its own augmentation."""
+    """A batch: labelled images with labels, and the same unlabelled images twice, each with its own augmentation.
+
+    `share` float32 [] in [0, 1] is how much of λ_u counts at this step.
+    """
 
     images: jax.Array
     labels: jax.Array
     first: jax.Array
     second: jax.Array
+    share: jax.Array
 
 
 def semi_supervised_loop(
@@ -120,53 +124,56 @@ def semi_supervised_loop(
     per_epoch = max(steps for steps, _ in plans.values())
     steps = config.steps or config.epochs * per_epoch
     tx = make_optimizer(config.optimizer, steps=steps, steps_per_epoch=per_epoch)
-    ramp = config.ramp * steps
+    draw = make_draw(config, sizes, plans, config.ramp * steps, info)
+    step = make_train_step(tx, loss=LOSSES[config.method](config, model), batches=draw)
+    data = Semi(Split(*map(jnp.asarray, split)), labelled, unlabelled)
+    return TrainLoop(step, init_state(variables, tx, key), data, steps)
+
+
+def make_draw(
+    config: SemiConfig,
+    sizes: Mapping[str, int],
+    plans: Mapping[str, tuple[int, int]],
+    ramp: float,
+    info: DataInfo,
+) -> Batches:
+    """Build `draw(key, step, data) -> Drawn` from `Semi`.
+
+    `sizes` and `plans` (steps an epoch, images a step) are those of the `labelled` and `unlabelled` rows; λ_u rises over `ramp`
+    steps, 0: it does not.
+    """
     weak = make_augment(info)
-    strong = strong_augment if config.method == "fixmatch" else lambda key, images: images
-    loss = mixmatch(config, model) if config.method == "mixmatch" else fixmatch(config, model)
+    strong = strong_augment if config.method == "fixmatch" else _as_they_are
+
+    def rows(name: str, key: jax.Array, step: jax.Array, data: Semi) -> jax.Array:
+        per_epoch, _ = plans[name]
+        mine = batch_rows(
+            stream(key, name),
+            step,
+            size=sizes[name],
+            steps_per_epoch=per_epoch,
+            batch_size=config.batch_size,
+        )
+        return getattr(data, name)[shard_batch(mine)]
 
     def draw(key: jax.Array, step: jax.Array, data: Semi) -> Drawn:
-        def rows(name: str) -> jax.Array:
-            options = {
-                "size": sizes[name],
-                "steps_per_epoch": plans[name][0],
-                "batch_size": config.batch_size,
-            }
-            return getattr(data, name)[shard_batch(batch_rows(stream(key, name), step, **options))]
-
-        mine, others = rows("labelled"), rows("unlabelled")
+        mine, others = (rows(name, key, step, data) for name in ("labelled", "unlabelled"))
         images, unseen = as_float(data.split.images[mine]), as_float(data.split.images[others])
         keys = jax.random.split(jax.random.fold_in(stream(key, "augment"), step), 4)
         second = strong(keys[3], weak(keys[2], unseen))
-        return Drawn(weak(keys[0], images), data.split.labels[mine], weak(keys[1], unseen), second)
+        share = jnp.minimum(1.0, step / ramp) if ramp else jnp.float32(1.0)
+        labels = data.split.labels[mine]
+        return Drawn(weak(keys[0], images), labels, weak(keys[1], unseen), second, share)
 
-    def step(state: TrainState, data: Semi) -> tuple[TrainState, Metrics]:
-        params, batch_stats = state.variables
-        batch = draw(state.key, state.step, data)
-        key = jax.random.fold_in(stream(state.key, "loss"), state.step)
-        share = jnp.minimum(1.0, state.step / ramp) if ramp else jnp.float32(1.0)
-        (value, (stats, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(
-            params, batch_stats, batch, key, share
-        )
-        moves, opt_state = tx.update(grads, state.opt_state, params)
-        variables = Variables(optax.apply_updates(params, moves), stats)
-        return TrainState(state.step + 1, variables, opt_state, state.key), {
-            "loss": value,
-            **metrics,
-        }
-
-    state = TrainState(jnp.zeros((), jnp.int32), variables, tx.init(variables.params), key)
-    return TrainLoop(
-        step, state, Semi(Split(*map(jnp.asarray, split)), labelled, unlabelled), steps
-    )
+    return draw
 
 
-SemiLoss = Callable[
-    [Params, Params, Drawn, jax.Array, jax.Array], tuple[jax.Array, tuple[Params, Metrics]]
-]
+def _as_they_are(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Return the images: MixMatch's second augmentation is a weak one too."""
+    return images
 
 
-def mixmatch(config: SemiConfig, model: Model) -> SemiLoss:
+def mixmatch(config: SemiConfig, model: Model) -> Loss:
     """MixMatch's loss of a batch: guessed labels, mixed images, cross-entropy and squared error.
 
     As in the authors' release the guesses come from the net in train mode; the mixed images are dealt out over three forward passes,
@@ -174,7 +181,7 @@ def mixmatch(config: SemiConfig, model: Model) -> SemiLoss:
     `statistics` are those of the `trained` images.
     """
 
-    def loss(params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, share: jax.Array):
+    def loss(params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Semi):
         run = lambda images: model.apply(Variables(params, batch_stats), images, train=True)
         count = len(batch.labels)
         seen = [run(images) for images in (batch.first, batch.second)]
@@ -199,7 +206,11 @@ def mixmatch(config: SemiConfig, model: Model) -> SemiLoss:
             "confidence": guessed.max(-1).mean(),
         }
         stats = outputs[0].batch_stats if config.statistics == "trained" else _plain(run, batch)
+<<<<<<< HEAD
         return labelled + config.weight * share * unlabelled, (stats, found)
+=======
+        return labelled + config.weight * batch.share * unlabelled, (stats, found)
+>>>>>>> main
 
     return loss
 
@@ -245,10 +256,10 @@ def mixmatch_terms(
     return labelled, ((jax.nn.softmax(unlabelled) - guessed) ** 2).mean()
 
 
-def fixmatch(config: SemiConfig, model: Model) -> SemiLoss:
+def fixmatch(config: SemiConfig, model: Model) -> Loss:
     """FixMatch's loss of a batch: cross-entropy, and that of the strongly augmented images with the labels of the weakly augmented."""
 
-    def loss(params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, share: jax.Array):
+    def loss(params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Semi):
         run = lambda images: model.apply(Variables(params, batch_stats), images, train=True)
         count = len(batch.labels)
         outputs = run(jnp.concatenate([batch.images, batch.first, batch.second]))
@@ -257,7 +268,11 @@ def fixmatch(config: SemiConfig, model: Model) -> SemiLoss:
         unlabelled, kept = fixmatch_term(weak, strong, config.threshold)
         found = {"clean_loss": labelled, "unlabelled_loss": unlabelled, "pseudo_labelled": kept}
         stats = outputs.batch_stats if config.statistics == "trained" else _plain(run, batch)
+<<<<<<< HEAD
         return labelled + config.weight * share * unlabelled, (stats, found)
+=======
+        return labelled + config.weight * batch.share * unlabelled, (stats, found)
+>>>>>>> main
 
     return loss
 
@@ -270,3 +285,10 @@ def fixmatch_term(
     probabilities = jax.lax.stop_gradient(jax.nn.softmax(weak))
     counts = (probabilities.max(-1) >= threshold).astype(jnp.float32)
     return (counts * cross_entropy(strong, probabilities.argmax(-1))).mean(), counts.mean()
+
+
+LOSSES: dict[str, Callable[[SemiConfig, Model], Loss]] = {
+    "mixmatch": mixmatch,
+    "fixmatch": fixmatch,
+}
+"""`LOSSES[method](config, model) -> loss` of a `Drawn`."""

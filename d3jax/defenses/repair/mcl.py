@@ -20,6 +20,7 @@ from ...core.images import as_float
 from ...core.losses import accuracy, cross_entropy
 from ...core.random import stream
 from ...core.types import Batch, DataInfo, Defense, Model, Params, Split, Variables
+from ...data.batched import batched_map
 from ...data.batching import epoch_plan
 from ...inversion import InversionConfig, Trigger, stamp
 from ...training.loop import TrainLoop
@@ -157,13 +158,23 @@ def features_of(model: Model, variables: Variables, images: jax.Array) -> jax.Ar
     return model.apply(variables, images, train=False).features["penultimate"]
 
 
-def _by_chunks(features: Any, split: Split, size: int = 128) -> jax.Array:
-    """`features(images)` of all images of a split, [N, D]."""
-    compute = jax.jit(lambda levels: features(as_float(levels)))
-    images = jnp.asarray(split.images)
-    return jnp.concatenate(
-        [compute(images[first : first + size]) for first in range(0, len(images), size)]
-    )
+def targets_of(
+    model: Model, variables: Variables, trigger: Trigger, reserved: Split, batch_size: int = 128
+) -> dict[str, jax.Array]:
+    """Return what the backdoored model's features are of all reserved images: `positive` of the clean, `negative` of the stamped, [N, D]."""
+
+    @jax.jit
+    def positive(levels: jax.Array) -> jax.Array:
+        return features_of(model, variables, as_float(levels))
+
+    @jax.jit
+    def negative(levels: jax.Array) -> jax.Array:
+        return features_of(model, variables, stamp(trigger, as_float(levels)))
+
+    return {
+        name: jnp.asarray(batched_map(compute, reserved.images, batch_size=batch_size))
+        for name, compute in (("positive", positive), ("negative", negative))
+    }
 
 
 def mcl(config: MCLConfig, info: DataInfo) -> Defense:
@@ -184,11 +195,7 @@ def mcl(config: MCLConfig, info: DataInfo) -> Defense:
         reference_params = variables
         if config.schedule.augment == "none":
             reference_params = None
-            clean = lambda images: features_of(model, variables, images)
-            loss_inputs["positive"] = _by_chunks(clean, reserved)
-            loss_inputs["negative"] = _by_chunks(
-                lambda images: clean(stamp(trigger, images)), reserved
-            )
+            loss_inputs |= targets_of(model, variables, trigger, reserved)
         return repair_loop(
             stream(key, "steps"), variables, reserved,
             loss=mcl_loss(config, model), reference_params=reference_params, loss_inputs=loss_inputs, schedule=config.schedule, info=info,

@@ -145,7 +145,7 @@ def abl(config: ABLConfig, info: DataInfo) -> TrainingDefense:
             stream(key, "unlearn"), model, state.variables, data, judged, config.unlearn
         )
         state, more = fit(loop, hooks.within("unlearn", max(1, config.unlearn.steps // 4)))
-        isolated, moves = len(judged.suspects), int(state.opt_state.moves)
+        isolated, moves = len(judged.suspects), int(state.carry.moves)
         each, _ = parts_of(
             config.unlearn.batch_size, config.unlearn.descent, config.unlearn.share, isolated
         )

@@ -1,1 +1,1 @@
-"""The sections of the report page."""
+"""The sections of the page: each gathers what its template shows."""

@@ -1,0 +1,133 @@
+"""Evolving models: rates over the updates, learning rates, and what a linear model predicts."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...results.tables import Row
+from .common import (  # fmt: skip
+    BEFORE,
+    INK,
+    POISONED,
+    Arrays,
+    Mark,
+    Palette,
+    Panel,
+    save_panels,
+    short,
+    style_of,
+)
+
+PANELS = {
+    "acc": ("ACC", (0, 103)),
+    "stale_acc": ("Stale ACC: the model before the update", (0, 103)),
+    "asr": ("ASR", (-3, 103)),
+    "control": ("Control: target rate of the clean evolution run", (-3, 103)),
+}
+BANDED = 6
+"""More evolution runs than these have no bands: they would hide each other."""
+CURVATURES = {
+    "squared": ((0, (5, 2)), "squared loss"),
+    "softmax": ((0, (1, 1.3)), "softmax, at the start"),
+}
+
+
+def series(rows: Sequence[Row], evolution: str, name: str) -> tuple[np.ndarray, ...]:
+    """Return updates, mean and sample deviation over seeds (0 for one) of a column's numbers."""
+    values: dict[int, list[float]] = {}
+    for row in rows:
+        if row["evolution"] == evolution and row[name] is not None:
+            values.setdefault(row["update"], []).append(row[name])
+    found = [values[update] for update in sorted(values)]
+    deviations = [np.std(one, ddof=len(one) > 1) for one in found]
+    return np.array(sorted(values)), np.array([np.mean(one) for one in found]), np.array(deviations)
+
+
+def save_rates(path: Path, rows: Sequence[Row], colours: Palette) -> Path | None:
+    """Draw the rates of evolution.csv over the updates, a colour for each evolution run."""
+    labels = list(dict.fromkeys(row["evolution"] for row in rows))
+    banded = len(labels) <= BANDED
+    panels = [
+        Panel(
+            [mark for one in labels for mark in _curve(rows, one, name, colours)[: 1 + banded]],
+            {"title": title, "xlabel": "update", "ylabel": "share (%)", "ylim": limits},
+            whole=True,
+        )
+        for name, (title, limits) in PANELS.items()
+        if any(row[name] is not None for row in rows)
+    ]
+    return save_panels(path, panels, 2, 2.6, extra=0.4)
+
+
+def _curve(rows: Sequence[Row], evolution: str, name: str, colours: Palette) -> list[Mark]:
+    """Return the line of means and the band of deviations about it."""
+    at, mean, deviation = series(rows, evolution, name)
+    style = style_of(evolution, colours)
+    line = style | {"linewidth": 1.5, "marker": "o", "markersize": 2.5, "label": evolution}
+    band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
+    limits = (at, 100 * (mean - deviation), 100 * (mean + deviation))
+    return [Mark((at, 100 * mean), line), Mark(limits, band, "fill_between")]
+
+
+def save_learning_rates(path: Path, rates: Arrays, colours: Palette) -> Path | None:
+    """Draw the learning rate of every step of an update, a panel for each evolution run."""
+    columns = min(4, len(rates))
+    top = 1.05 * max((float(np.max(one)) for one in rates.values()), default=0) or 1.0
+    panels = [
+        Panel(
+            [Mark((np.arange(1, len(one) + 1), one), {"color": style_of(name, colours)["color"]})],
+            {"title": short(name, 26), "xlabel": "step", "ylim": (0, top)}
+            | ({} if i % columns else {"ylabel": "learning rate"}),
+        )
+        for i, (name, one) in enumerate(rates.items())
+    ]  # fmt: skip
+    return save_panels(path, panels, columns, 1.8, extra=0.2)
+
+
+def save_energy(path: Path, predicted: Mapping[str, Arrays]) -> Path | None:
+    """Draw where the trigger's direction lies among the eigenspaces of the first run's features."""
+    panels = [_energy(found) for found in list(predicted.values())[:1]]
+    return save_panels(path, panels, 1, 2.4)
+
+
+def _energy(found: Arrays) -> Panel:
+    values = found["eigenvalues"]
+    kinds = (
+        (found["shares"], POISONED, "the trigger's direction"),
+        (values / values.sum(), BEFORE, "the features themselves"),
+    )
+    marks = [
+        Mark((np.maximum(values, 1e-9), 100 * np.cumsum(shares)), {"color": hue, "label": label})
+        for shares, hue, label in kinds
+    ]
+    ends = np.maximum([values[0] * 1.3, values[-1] / 1.3], 1e-9)
+    options = {"xscale": "log", "xlim": ends, "ylim": (0, 103), "ylabel": "energy so far (%)"}
+    options["title"] = "Energy in the eigenspaces of update 1"
+    options["xlabel"] = "eigenvalue of the second moment, large to small"
+    return Panel(marks, options, legend="lower right")
+
+
+def save_forgetting(path: Path, predicted: Mapping[str, Arrays], colours: Palette) -> Path | None:
+    """Draw the measured score of every run beside the predicted."""
+    columns = min(4, len(predicted))
+    panels = [
+        _prediction(found, style_of(name, colours)["color"], {"title": short(name, 26)}
+                    | ({} if i % columns else {"ylabel": "share of the logit"}))
+        for i, (name, found) in enumerate(predicted.items())
+    ]  # fmt: skip
+    return save_panels(path, panels, columns, 2.1, extra=0.3, legend="outside lower right")
+
+
+def _prediction(found: Arrays, colour: str, options: dict[str, Any]) -> Panel:
+    scores = found["scores"]
+    measured = scores / scores[0] if scores[0] else scores
+    name = {"color": INK, "label": "measured (in each its own colour)"}
+    marks = [Mark((measured,), {"color": colour}), Mark(([], []), name)]
+    for kind, (dash, label) in CURVATURES.items():
+        left = np.concatenate([[1.0], found[f"left/{kind}"]])
+        style = {"color": INK, "linestyle": dash, "linewidth": 1, "label": label}
+        marks.append(Mark((np.where(np.abs(left) > 1.0, np.nan, left),), style))
+    top = 1.08 * float(np.max(measured[np.isfinite(measured)], initial=1.2))
+    return Panel(marks, options | {"xlabel": "update", "ylim": (-0.3, top)}, whole=True)

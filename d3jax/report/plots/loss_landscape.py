@@ -1,0 +1,129 @@
+"""Losses along lines and in planes between models, and how far every tensor moved."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .common import (  # fmt: skip
+    BEFORE,
+    INK,
+    POISONED,
+    WIDTH,
+    Arrays,
+    Mark,
+    Palette,
+    Panel,
+    drawing,
+    save_panels,
+    short,
+    style_of,
+)
+
+CLEAN = "#0072b2"
+DASHES = {"interpolated": "-", "estimated": (0, (4, 1.5))}
+KINDS = (("clean", CLEAN, "acc"), ("backdoor", POISONED, "asr"))
+MOST = 8
+"""Tensors in the picture of changes."""
+LEVELS = [0.05, 0.1, 0.2, 0.5, 1, 2, 4, 8]
+
+
+def save_paths(path: Path, defenses: Sequence[str], arrays: Arrays) -> Path | None:
+    """Draw losses and rates along the line to each defence's model."""
+    panels = [panel for name in defenses for panel in _line(name, arrays)]
+    return save_panels(path, panels, 2, 2.3, extra=0.3)
+
+
+def _line(name: str, arrays: Arrays) -> list[Panel]:
+    """Return the panels of losses and of rates; a net without BatchNorm has one line in each."""
+    ts = arrays[f"{name}/ts"]
+    losses, rates = [], []
+    for statistics, dash in DASHES.items():
+        for kind, colour, rate in KINDS if f"{name}/{statistics}/acc" in arrays else ():
+            at, style = f"{name}/{statistics}", {"color": colour, "linestyle": dash}
+            label = {"label": f"{kind}, statistics {statistics}"}
+            losses.append(Mark((ts, arrays[f"{at}/{kind}_loss"]), style | label))
+            rates.append(Mark((ts, 100 * arrays[f"{at}/{rate}"]), style))
+    guide = {"color": BEFORE, "linewidth": 0.8, "linestyle": ":"}
+    guides = [Mark((at,), guide, "axvline") for at in (0, 1)]
+    x = {"xlabel": "t: 0 backdoored, 1 repaired"}
+    top = min(8.0, 1.3 * np.nanmax([*arrays[f"{name}/interpolated/clean_loss"], 3.0]))
+    loss = {"title": f"{name}: loss", "ylabel": "nats", "ylim": (-0.1, top)}
+    rate = {"title": "ACC and ASR", "ylabel": "share (%)", "ylim": (-3, 103)}
+    return [Panel(losses + guides, x | loss), Panel(rates + guides, x | rate)]
+
+
+def save_plane(path: Path, names: Sequence[str], arrays: Arrays) -> Path:
+    """Draw clean and backdoor loss in the plane of three models."""
+    box = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1.5}
+    label = {"xytext": (6, 6), "textcoords": "offset points", "fontsize": 8, "bbox": box}
+    with drawing(path, (WIDTH, 3.9)) as figure:
+        for axis, kind in zip(figure.subplots(1, 2), ("clean", "backdoor"), strict=True):
+            _fill(figure, axis, arrays["plane/xs"], arrays["plane/ys"], arrays[f"plane/{kind}"])
+            for place, name in zip(arrays["plane/places"], names, strict=True):
+                axis.plot(*place, "o", color="white", markeredgecolor=INK, markersize=6)
+                axis.annotate(name, place, color=INK, **label)
+            axis.set(title=f"{kind.capitalize()} loss", ylabel="distance from that line")
+            axis.set_xlabel(f"distance towards {names[1]}")
+    return path
+
+
+def _fill(figure: Any, axis: Any, xs: np.ndarray, ys: np.ndarray, losses: np.ndarray) -> None:
+    shown = np.clip(losses, 0.02, 20)
+    colours = {"levels": [0.02, *LEVELS, 20.1], "cmap": "viridis_r", "norm": "log"}
+    filled = axis.contourf(xs, ys, shown, **colours)
+    axis.contour(xs, ys, shown, levels=LEVELS, colors="white", linewidths=0.4)
+    axis.grid(False)
+    bar = figure.colorbar(filled, ax=axis, format=lambda value, _: f"{value:g}")
+    bar.ax.minorticks_off()
+
+
+def save_taylor(
+    path: Path, defenses: Sequence[str], arrays: Arrays, colours: Palette
+) -> Path | None:
+    """Draw the backdoor loss along each line and its expansion to second order."""
+    panels = [_expansion(name, arrays, style_of(name, colours)["color"]) for name in defenses]
+    return save_panels(path, panels, min(3, len(defenses)), 2.5)
+
+
+def _expansion(name: str, arrays: Arrays, colour: str) -> Panel:
+    ts, measured = arrays[f"{name}/ts"], arrays[f"{name}/first/backdoor_loss"]
+    value, slope, curvature = arrays[f"{name}/taylor"]
+    dashed = {"color": INK, "linestyle": "--", "linewidth": 1, "label": "quadratic"}
+    marks = [
+        Mark((ts, measured), {"color": colour, "label": "measured"}),
+        Mark((ts, value + ts * slope + 0.5 * ts**2 * curvature), dashed),
+    ]
+    options = {"title": short(name, 26), "xlabel": "t", "ylabel": "backdoor loss (nats)"}
+    options["ylim"] = (-0.2, min(8, 1.2 * np.nanmax(measured) + 0.5))
+    return Panel(marks, options, legend="best")
+
+
+def save_changes(
+    path: Path, defenses: Sequence[str], tensors: Sequence[str], arrays: Arrays, colours: Palette
+) -> Path | None:
+    """Draw histograms of the tensors that changed most for their length, the same for all."""
+    relative = np.stack([arrays[f"{name}/relative"] for name in defenses])
+    most = np.max(np.where(np.isfinite(relative), relative, -1.0), axis=0)
+    order = [row for row in np.argsort(-most, kind="stable") if most[row] >= 0][:MOST]
+    panels = [
+        Panel(
+            [_histogram(name, row, arrays, style_of(name, colours)) for name in defenses],
+            {
+                "title": short(tensors[row], 28),
+                "xlabel": "change of a weight" if i >= len(order) - 4 else "",
+                "ylabel": "" if i % 4 else "share of weights (%)",
+                "yscale": "log",
+            },
+        )
+        for i, row in enumerate(order)
+    ]
+    return save_panels(path, panels, 4, 2.05, extra=0.3)
+
+
+def _histogram(name: str, row: int, arrays: Arrays, style: dict[str, Any]) -> Mark:
+    counts, edges = arrays[f"{name}/counts"][row], arrays["edges"][row]
+    shares = 100 * counts / max(counts.sum(), 1)
+    stepped = {"linewidth": 1, "label": name, "drawstyle": "steps-mid"}
+    return Mark(((edges[1:] + edges[:-1]) / 2, shares), style | stepped)

@@ -1,0 +1,64 @@
+"""Rows of test images: clean, triggered, and their difference. Pixels stay pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from .common import drawing
+
+
+def save_samples(
+    path: Path, clean: np.ndarray, triggered: np.ndarray | None, *, label_share: float
+) -> Path:
+    """Draw images in columns: clean, triggered and ten times their absolute difference.
+
+    Args:
+        clean: uint8 [n, H, W, C]; other than 1 or 3 channels are drawn as their mean.
+        triggered: the same images, stamped; None where there is no trigger.
+        label_share: see `save_rows`.
+    """
+    rows = {"clean": drawable(clean)}
+    if triggered is not None:
+        change = np.clip(10 * difference(triggered, clean), 0, 255).astype(np.uint8)
+        rows |= {"triggered": drawable(triggered), "residual ×10": change}
+    return save_rows(path, rows, label_share=label_share)
+
+
+def difference(images: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """Return the absolute change of every pixel of drawable images as int16."""
+    return np.abs(drawable(images).astype(np.int16) - drawable(clean).astype(np.int16))
+
+
+def drawable(images: np.ndarray) -> np.ndarray:
+    """Return images [n, H, W, C] with 1 or 3 channels; of other counts their mean."""
+    mean = images.mean(-1, keepdims=True).astype(images.dtype)
+    return images if images.shape[3] in (1, 3) else mean
+
+
+def save_rows(path: Path, rows: Mapping[str, np.ndarray], *, label_share: float) -> Path:
+    """Draw rows of uint8 images [n, H, W, 1 or 3], each with its name to the left.
+
+    The names fill the left `label_share` of the width and the columns share the rest equally, so
+    that a table of the same proportions can stand below.
+    """
+    zoom = max(1, 160 // next(iter(rows.values())).shape[1])  # the gap is finer than a pixel
+    strips = [images.repeat(zoom, axis=1).repeat(zoom, axis=2) for images in rows.values()]
+    count, height, width = strips[0].shape[:3]
+    gap = max(1, round(0.04 * height))
+    margin = ((0, 0), (gap, gap), (gap, gap), (0, 0))
+    padded = [np.pad(images, margin, constant_values=255) for images in strips]
+    picture = np.concatenate([np.concatenate(list(images), axis=1) for images in padded])
+    cell = 1.05  # inches
+    wide = count * cell / (1 - label_share)
+    size = (wide, len(rows) * cell * (height + 2 * gap) / (width + 2 * gap))
+    with drawing(path, size, layout="none") as figure:
+        axis = figure.add_axes((label_share, 0, 1 - label_share, 1))
+        axis.imshow(np.broadcast_to(picture, (*picture.shape[:2], 3)), aspect="auto")
+        axis.set_axis_off()
+        place = {"x": label_share - 0.09 / wide, "ha": "right", "va": "center", "fontsize": 9.5}
+        for i, label in enumerate(rows):
+            figure.text(y=1 - (i + 0.5) / len(rows), s=label, **place)
+    return path

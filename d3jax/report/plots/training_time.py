@@ -1,0 +1,156 @@
+"""Training-time defences: how clean and poisoned images are learned, and what scores tell apart."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...results.artifacts import LogRecord
+from .common import BEFORE, POISONED, Arrays, Mark, Palette, Panel, save_panels, short, style_of
+
+CLEAN = BEFORE
+HUES = {
+    "entropy": "#0072b2",
+    "cross_entropy": "#d55e00",
+    "symmetric": "#009e73",
+    "mixture": "#cc79a7",
+}
+LOWEST = 1e-4
+"""Scores below it are drawn as it."""
+LEARNED = {
+    "ce": ("Cross-entropy", "nats", 1),
+    "entropy": ("Entropy of the prediction", "nats", 1),
+    "right": ("Taken for the given label", "images (%)", 100),
+}
+
+
+def save_learning(path: Path, records: Sequence[LogRecord]) -> Path | None:
+    """Draw what is measured of clean and poisoned images along a first stage."""
+    measured = [record for record in records if "clean_ce" in record]
+    panels = [
+        Panel(
+            [
+                *_dots(measured, f"clean_{name}", factor, color=CLEAN, label="clean"),
+                *_dots(measured, f"poisoned_{name}", factor, color=POISONED, label="poisoned"),
+            ],
+            {"title": title, "xlabel": "step", "ylabel": unit, "ylim": (0, None)},
+            whole=True,
+        )
+        for name, (title, unit, factor) in LEARNED.items()
+    ]
+    dashed = {"linestyle": "--", "factor": 100}
+    rates = [
+        *_dots(measured, "watch_acc", color=CLEAN, label="ACC", **dashed),
+        *_dots(measured, "watch_asr", color=POISONED, label="ASR", **dashed),
+    ]
+    options = {"title": "Test images", "xlabel": "step", "ylabel": "share (%)", "ylim": (-3, 103)}
+    panels.append(Panel(rates, options, whole=True, legend="best"))
+    return save_panels(path, panels if measured else [], 4, 2.5)
+
+
+def _dots(records: Sequence[LogRecord], name: str, factor: float, **style: Any) -> list[Mark]:
+    """Return the line of a metric, if any record has a number for it."""
+    steps = [record["step"] for record in records]
+    values = [factor * record.get(name, np.nan) for record in records]
+    mark = Mark((steps, values), style | {"marker": "o", "markersize": 2.5})
+    return [mark] if np.isfinite(values).any() else []
+
+
+def save_scores(path: Path, found: Arrays) -> Path | None:
+    """Draw histograms of the scores, and precision and recall of the lowest, if any is poisoned."""
+    panels: list[Panel | None] = [
+        _histogram(found[name], found["flags"], plain(name), legend="best")
+        if f"precision/{name}" in found
+        else None
+        for name in ("entropy", "cross_entropy")
+    ]
+    kinds = ("precision", "recall") if found["flags"].any() else ()
+    return save_panels(path, panels + [_ranking(kind, found) for kind in kinds], 2, 2.4)
+
+
+def _ranking(kind: str, found: Arrays) -> Panel:
+    flags = found["flags"]
+    share = 100 * np.arange(1, len(flags) + 1) / len(flags)
+    marks = [
+        Mark(
+            (share, 100 * found[f"{kind}/{name}"]),
+            {"color": hue, "linewidth": 4 - thin, "label": plain(name)},
+        )
+        for thin, (name, hue) in enumerate(HUES.items())  # they often lie on one another
+        if f"{kind}/{name}" in found
+    ]
+    options = {"title": kind.capitalize(), "xlabel": "images with the lowest scores (%)", "ylabel": "%"}  # fmt: skip
+    options |= {"xlim": (0.1, 100), "ylim": (-3, 103), "xscale": "log"}
+    share_of_all = [_level(flags.mean())] if kind == "precision" else []
+    return Panel(marks + share_of_all, options, legend="best")
+
+
+def save_rescored(path: Path, found: Mapping[str, Arrays]) -> Path | None:
+    """Draw a histogram for each defence of the score by which it keeps labels."""
+    panels = [
+        _histogram(arrays["rescored"], arrays["flags"], short(name, 30))
+        for name, arrays in found.items()
+    ]
+    columns = min(4, len(found))
+    return save_panels(path, panels, columns, 1.9, extra=0.5, legend="outside upper right")
+
+
+def kept_clean(poisoned: np.ndarray, flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return precision and recall [N] of clean images among the first k of a ranking.
+
+    `poisoned` [N] is the share that is poisoned among them; some of all are clean.
+    """
+    clean = (1 - poisoned) * np.arange(1, len(flags) + 1)
+    return 1 - poisoned, clean / np.sum(~flags)
+
+
+def save_kept(path: Path, found: Mapping[str, Arrays], colours: Palette) -> Path | None:
+    """Draw precision and recall of clean images against the share that keeps its labels."""
+    kept = [_kept(name, arrays, style_of(name, colours)) for name, arrays in found.items()]
+    precision, recall = ([mark for pair in kept for mark in pair[i]] for i in (0, 1))
+    precision += [_level(1 - arrays["flags"].mean()) for arrays in list(found.values())[:1]]
+    x = {"xlabel": "images that keep their labels (%)", "ylabel": "%", "xlim": (0, 100)}
+    panels = [
+        Panel(precision, {"title": "Precision: clean of those kept", **x}),
+        Panel(recall, {"title": "Recall: kept of the clean", "ylim": (-3, 103), **x}),
+    ]
+    height = max(2.8, 0.2 * len(found))
+    return save_panels(path, panels if kept else [], 2, height, legend="outside right center")
+
+
+def _kept(name: str, arrays: Arrays, style: dict[str, Any]) -> list[list[Mark]]:
+    """Return for precision and for recall the curve, and a dot where the defence stands."""
+    clean, labelled = ~arrays["flags"], arrays["labelled"]
+    share = 100 * np.arange(1, len(clean) + 1) / len(clean)
+    dots = (clean[labelled].mean() if labelled.any() else np.nan, labelled[clean].mean())
+    curves = kept_clean(arrays["precision/rescored"], arrays["flags"])
+    line = style | {"linewidth": 1.2, "label": name}
+    point = {"color": style["color"], "marker": "o", "markersize": 4}
+    return [
+        [Mark((share, 100 * curve), line), Mark((100 * labelled.mean(), 100 * dot), point)]
+        for curve, dot in zip(curves, dots, strict=True)
+    ]
+
+
+def _level(share: float) -> Mark:
+    return Mark((100 * share,), {"color": CLEAN, "linewidth": 0.8, "linestyle": ":"}, "axhline")
+
+
+def _histogram(scores: np.ndarray, flags: np.ndarray, title: str, legend: str = "") -> Panel:
+    """Return the scores of clean and of poisoned images, each adding up to 100 %."""
+    top = max(float(scores[np.isfinite(scores)].max(initial=0)), 10 * LOWEST)
+    least = max(LOWEST, float(np.min(scores, initial=top)) / 2)
+    edges = np.geomspace(least, top, 40)
+    marks = []
+    for kind, mask, colour in (("clean", ~flags, CLEAN), ("poisoned", flags, POISONED)):
+        counts = np.histogram(np.clip(scores[mask].astype(float), least, top), edges)[0]
+        style = {"fill": True, "color": colour, "alpha": 0.55, "label": kind}
+        marks += [Mark((100 * counts / mask.sum(), edges), style, "stairs")] if mask.any() else []
+    options = {"title": title, "xscale": "log", "xlabel": "score (nats)", "ylabel": "images (%)"}
+    return Panel(marks, options, legend=legend)
+
+
+def plain(name: str) -> str:
+    """Return a score's or a defence's name with hyphens."""
+    return name.replace("_", "-")

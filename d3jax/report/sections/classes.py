@@ -1,0 +1,43 @@
+"""ACC and ASR by true class, before and after every defence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from markupsafe import Markup
+
+from ...results.tables import Row
+from ..plots.classes import any_rate, save_classes
+from ..rendering import render
+from ..view import View
+
+COUNTS = {"acc": ("correct", "clean"), "asr": ("reached", "triggered")}
+
+
+def show(view: View) -> Markup:
+    """Return the bars of all defences, means over seeds."""
+    evolved = {node.label for node in view.nodes("evolution")}
+    rows = [row for row in view.tables.get("per_class", ()) if row["defense"] not in evolved]
+    rates, classes = class_rates(rows), view.study.run.manifest.classes
+    path = save_classes(view.path("classes"), classes, rates, view.study.palette)
+    values = {"triggered": any_rate(rates, "asr"), "attack": view.attack.label}
+    seeds = list(dict.fromkeys(row["seed"] for row in rows))
+    return render("classes.html.j2", path=path, seeds=seeds, **values)
+
+
+def class_rates(rows: Sequence[Row]) -> dict[str, dict[str, np.ndarray]]:
+    """Return rates [K] by defence and kind: means over the seeds where they are defined, else nan."""
+    counts: dict[str, dict[int, list[Row]]] = {}
+    for row in rows:
+        counts.setdefault(row["defense"], {}).setdefault(row["seed"], []).append(row)
+    return {
+        name: {kind: _mean(list(seeds.values()), *columns) for kind, columns in COUNTS.items()}
+        for name, seeds in counts.items()
+    }
+
+
+def _mean(seeds: Sequence[Sequence[Row]], hits: str, count: str) -> np.ndarray:
+    shares = [[row[hits] / row[count] if row[count] else np.nan for row in rows] for rows in seeds]
+    known = np.isfinite(shares).sum(0)
+    return np.where(known > 0, np.nansum(shares, 0) / np.maximum(known, 1), np.nan)

@@ -1,0 +1,30 @@
+"""Features of every model, and how far the triggered lie from where they belong."""
+
+from __future__ import annotations
+
+from markupsafe import Markup
+
+from ..plots.features import save_features
+from ..rendering import Table, render
+from ..view import View
+
+COLUMNS = {"twin_distance": "Distance to clean twin", "silhouette": "Silhouette"}
+
+
+def show(view: View) -> Markup:
+    """Return PCA and t-SNE of every model's features with a table of distances."""
+    found = {one.entry.label: one for one in view.finished("features")}
+    if not found:
+        return Markup("")
+    points = {name: one.arrays for name, one in found.items()}
+    path = save_features(view.path("features"), points, len(view.study.run.manifest.classes))
+    rows = [(name, [_number(one.facts.get(key)) for key in COLUMNS]) for name, one in found.items()]
+    known = any(cells[0] != "–" for _, cells in rows)
+    table = Table([(title, "lower is better") for title in COLUMNS.values()], rows)
+    inverted = any(one.facts.get("inverted") for one in found.values())
+    values = {"inverted": inverted, "palette": view.study.palette}
+    return render("features.html.j2", path=path, table=table if known else None, **values)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or value != value else f"{value:.3f}".replace("-", "−")

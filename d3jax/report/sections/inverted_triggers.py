@@ -1,0 +1,38 @@
+"""What the inverted trigger of every detection does to every model of an attack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from ...results.summary import points
+from ...results.tables import Row
+from ..rendering import Table, render
+from ..view import View
+
+
+def show(view: View) -> Markup:
+    """Return a table for every detection; those of an unknown attack are in its own section."""
+    rows = [] if view.unknown else view.tables.get("triggers", ())
+    return render("inverted_triggers.html.j2", triggers=tables_of(rows))
+
+
+def tables_of(rows: Sequence[Row]) -> dict[str, Table]:
+    """Return by detection a table of triggers.csv's rows: models down, seeds across."""
+    return {
+        name: _table([row for row in rows if row["detection"] == name])
+        for name in dict.fromkeys(row["detection"] for row in rows)
+    }
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    seeds = {row["seed"]: row for row in rows}
+    how = {True: "flagged", False: "smallest, not flagged"}
+    columns = [
+        (f"To {row['class']}", f"seed {seed}; {how[row['flagged']]}; index {row['index']:.2f}")
+        for seed, row in seeds.items()
+    ]
+    shares = {(row["defense"], row["seed"]): points(row["turned"]) for row in rows}
+    names = dict.fromkeys(row["defense"] for row in rows)
+    return Table(columns, [(name, [shares.get((name, seed), "–") for seed in seeds]) for name in names])

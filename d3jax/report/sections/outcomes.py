@@ -1,0 +1,82 @@
+"""What came of every defence: sentences, ASR at a glance, the table, and how to read it."""
+
+from __future__ import annotations
+
+from markupsafe import Markup
+
+from ...results.summary import COSTLY, GONE, KEEPS, RATES, group_of, headline, points
+from ..rendering import render
+from ..view import Study
+from . import evolution, external_model
+
+Key = tuple[str, str, str]
+
+
+def show_headlines(study: Study) -> Markup:
+    """Return a sentence or two on each attack."""
+    survival = evolution.headlines(study.tables.get("survival", ()))
+    flagged = external_model.flagged(study)
+    texts = {
+        key: [headline(rows), survival.get(key[2], ""), *flagged.get(key[2], ())]
+        for key, rows in study.groups.items()
+    }
+    lines = [(label_of(key, study), text) for key, found in texts.items() for text in found if text]
+    tried = [[row for row in rows if row["defense"] != "none"] for rows in study.groups.values()]
+    ranked = any(sum(row["asr"] is not None for row in rows) > 1 for rows in tried)
+    means = any(row["n"] > 1 for rows in study.groups.values() for row in rows)
+    return render("headlines.html.j2", lines=lines, ranked=ranked, means=means)
+
+
+def show_glance(study: Study) -> Markup:
+    """Return the ASR of every defence under every attack, where there are several of both."""
+    groups = [(label_of(key, study), rows) for key, rows in study.groups.items()]
+    defenses = dict.fromkeys(row["defense"] for _, rows in groups for row in rows)
+    wanted = len(groups) > 1 and len(defenses) > 2
+    values = {"groups": groups, "defenses": list(defenses), "palette": study.palette}
+    return render("glance.html.j2", **values) if wanted else Markup("")
+
+
+def show_table(study: Study) -> Markup:
+    """Return the rates of every defence before and after, over seeds."""
+    groups = [
+        (label_of(key, study), _about(key, study), rows) for key, rows in study.groups.items()
+    ]
+    summaries = [row for rows in study.groups.values() for row in rows]
+    return render(
+        "outcomes.html.j2",
+        groups=groups,
+        rates=rates_of(study),
+        published=any(row["published"] for row in summaries),
+        several=len({row["seed"] for row in study.rows}) > 1,
+        searched=any(row.get("search_seconds") for row in study.rows),
+        palette=study.palette,
+    )
+
+
+def show_glossary(study: Study) -> Markup:
+    """Return what the rates and outcomes mean, as far as the study has them."""
+    limits = {"gone": GONE, "keeps": KEEPS, "costly": COSTLY}
+    return render("glossary.html.j2", groups=study.groups, rates=rates_of(study), **limits)
+
+
+def rates_of(study: Study) -> list[str]:
+    """Return the rates that some row has; without a trigger that is ACC alone."""
+    rows = [row for group in study.groups.values() for row in group]
+    return [rate for rate in RATES if any(row[rate] is not None for row in rows)] or ["acc"]
+
+
+def label_of(key: Key, study: Study) -> tuple[str, str]:
+    """Return the attack, and its dataset and model where the study has several."""
+    several = [i for i in (0, 1) if len({other[i] for other in study.groups}) > 1]
+    return key[2], ", ".join(key[i] for i in several)
+
+
+def _about(key: Key, study: Study) -> str:
+    """Return the share of poisoned images and the number of seeds as text."""
+    rows = [row for row in study.rows if group_of(row) == key]
+    rates = dict.fromkeys(row["poison_rate"] for row in rows)
+    shown = ", ".join(f"{points(rate, digits=2)} %" for rate in rates if rate is not None)
+    together = " together" if len(rates) > 1 else ""
+    poison = f"poison rate {shown}{together}" if shown else "trained elsewhere"
+    seeds = len({row["seed"] for row in rows})
+    return f"{poison} · {seeds} seed{'s' * (seeds > 1)}"

@@ -1,0 +1,93 @@
+"""What the sections of the page are given: the whole study, or one attack of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..results.artifacts import AttackEntry, NodeEntry, RunFolder
+from ..results.summary import group_of, summarise
+from ..results.tables import Row
+from .plots.common import Palette, palette
+
+Tables = Mapping[str, Sequence[Row]]
+"""Rows by the stem of their CSV file."""
+
+
+class Study(NamedTuple):
+    """A run folder with its tables. `rows` are those of results.csv but for evolution runs.
+
+    `groups` are the summaries of `rows` by data set, net and attack.
+    """
+
+    run: RunFolder
+    tables: Tables
+    rows: list[Row]
+    groups: dict[tuple[str, str, str], list[Row]]
+    palette: Palette
+
+
+class Found(NamedTuple):
+    """What a finished node left for the page."""
+
+    entry: NodeEntry
+    facts: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+class View(NamedTuple):
+    """One attack of a study: its entry, its rows of every table, and where its pictures go."""
+
+    study: Study
+    attack: AttackEntry
+    tables: Tables
+    stem: Path
+
+    @property
+    def unknown(self) -> bool:
+        """Return whether it stands for the trigger, if any, of a model from elsewhere."""
+        return bool(self.study.run.manifest.external) and not self.attack.attacked
+
+    def path(self, what: str) -> Path:
+        """Return the path of a picture."""
+        return Path(f"{self.stem}-{what}.png")
+
+    def finished(self, kind: str) -> list[Found]:
+        """Return what this attack's finished nodes of a kind left, in the study's order."""
+        found = self.study.run.finished(kind, self.attack.label)
+        return [Found(entry, record.facts, arrays) for entry, record, arrays in found]
+
+    def nodes(self, *kinds: str) -> list[NodeEntry]:
+        """Return this attack's nodes of some kinds, finished or not."""
+        nodes = self.study.run.manifest.nodes
+        return [one for one in nodes if one.attack == self.attack.label and one.kind in kinds]
+
+
+def study_of(run: RunFolder, tables: Tables) -> Study:
+    """Return a run folder with its tables as the page shows them."""
+    nodes, every = run.manifest.nodes, tables.get("results", ())
+    evolved = {node.label for node in nodes if node.kind == "evolution"}
+    rows = [row for row in every if row["defense"] not in evolved]
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in summarise(rows):
+        groups.setdefault(group_of(row), []).append(row)
+    names = [row["defense"] for row in every]
+    names += [node.label for node in nodes if node.kind == "report_samples"]
+    return Study(run, tables, rows, groups, palette(names))
+
+
+def views_of(study: Study) -> Iterator[View]:
+    """Yield each attack of a study; of names that make the same file names all but one get a number."""
+    stems: list[str] = []
+    for attack in study.run.manifest.attacks:
+        stem = re.sub(r"[^a-z0-9_]+", "-", attack.label.lower()).strip("-") or "attack"
+        stems.append(stem if stem not in stems else f"{stem}-{len(stems)}")
+        tables = {
+            name: [row for row in rows if row.get("attack") == attack.label]
+            for name, rows in study.tables.items()
+        }
+        yield View(study, attack, tables, study.run.path / "figures" / stems[-1])

@@ -1,0 +1,308 @@
+"""The run folder in types: what a study leaves, and how it is read again. No jax in here.
+
+    RUN/
+      study.json              Manifest: data set, net, attacks, every node in order
+      config.yaml             the settings in full
+      environment.json        versions, commit, devices
+      nodes/<node's name>/    one folder for each finished or failed node
+          record.json         NodeRecord: status, rows of tables, facts
+          metrics.jsonl       one log record a line
+          arrays.npz          arrays that the page shows, by the names of the TypedDicts below
+      checkpoints/            models, where the study has no cache elsewhere
+      *.csv, report.html, figures/    made from the above (`python -m d3jax.report RUN`)
+
+A node's name is `<attack>/seed<n>/<what>`. Tables and page depend on nothing but these files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+
+from ..core.errors import DataError
+from ..runtime.files import write_bytes, write_text
+
+FORMAT = 1
+"""Version of the run folder's layout."""
+
+Row = dict[str, Any]
+"""One row of a table by column; None is an empty cell."""
+
+LogRecord = dict[str, Any]
+"""One logged record: `step`, `seconds`, metrics, and the `loop` of a node that has several ("" for the first)."""
+
+
+class AttackEntry(NamedTuple):
+    """An attack of a study: its `label`, whether it has a trigger, and the classes it leads to."""
+
+    label: str
+    attacked: bool
+    targets: list[int]
+
+
+class NodeEntry(NamedTuple):
+    """A node of a study as planned, finished or not.
+
+    `kind` is the class of node, `attack` and `seed` say which attack run it belongs to. `label` is
+    the name of its model in tables and pictures ("none": the victim), of its detection, or "".
+    `listed` nodes have rows in results.csv, `rows` are the columns that identify them, one for each
+    seed that shares the node. `recipe` names all that makes it: a record of another one is old.
+    """
+
+    name: str
+    kind: str
+    attack: str
+    seed: int
+    label: str
+    listed: bool
+    rows: list[Row]
+    recipe: str
+
+
+class Manifest(NamedTuple):
+    """A study as planned. `external` says how a model from elsewhere was read ("" without one)."""
+
+    dataset: str
+    classes: list[str]
+    model: str
+    seeds: list[int]
+    external: str
+    attacks: list[AttackEntry]
+    nodes: list[NodeEntry]
+
+
+class NodeRecord(NamedTuple):
+    """What a node left: `status` "ok" or "failed: …", rows by table, and `facts` by name (JSON)."""
+
+    name: str
+    recipe: str
+    status: str
+    tables: dict[str, list[Row]]
+    facts: dict[str, Any]
+
+
+class SampleArrays(TypedDict, total=False):
+    """Kind `report_samples`, a node for each model of a first seed: its predicted classes.
+
+    The victim's node (label "none") also has the images: `clean` and `triggered` uint8
+    [n, H, W, C], true `labels` [n] and the attacker's `targets` [n]; its facts are `psnr` (dB),
+    `ssim` and `largest` (8-bit levels) between clean and triggered images.
+    """
+
+    predicted_clean: np.ndarray
+    predicted_triggered: np.ndarray
+    clean: np.ndarray
+    triggered: np.ndarray
+    labels: np.ndarray
+    targets: np.ndarray
+
+
+class FeatureArrays(TypedDict):
+    """Kind `features`, a node for each model of a first seed: N clean and M triggered images.
+
+    `pca` and `tsne` are points [N + M, 2], clean images first; `labels` [N] are their classes.
+    Facts: `twin_distance`, `silhouette`, and `inverted`: whether the trigger is an inverted one.
+    """
+
+    pca: np.ndarray
+    tsne: np.ndarray
+    labels: np.ndarray
+
+
+class DetectionArrays(TypedDict):
+    """Kind `model_detection`: inverted triggers of `labels` [L] and the images of a first seed.
+
+    `norms`, `index`, `success` float [L] and `flagged` bool [L]; `triggers` uint8 [L, H, W, C] on
+    grey; `smallest` uint8 [n, H, W, C] is the smallest trigger on the clean images of the victim's
+    `report_samples`. Facts: `median` and `spread` of the norms.
+    """
+
+    labels: np.ndarray
+    norms: np.ndarray
+    index: np.ndarray
+    success: np.ndarray
+    flagged: np.ndarray
+    triggers: np.ndarray
+    smallest: np.ndarray
+
+
+class TrainingArrays(TypedDict, total=False):
+    """Kind `training_time`: what a defence found out about N training images.
+
+    `flags` bool [N] are the poisoned rows, `suspects` and `labelled` bool [N] the defence's choice;
+    each score (`entropy`, `cross_entropy`, `symmetric`, `mixture`, `rescored`, `rescored_entropy`)
+    is float [N], with `precision/<score>` and `recall/<score>` [N] of its lowest k rows, k = 1 … N.
+    Fact: `first_stage`, the name of the node that its first stage is.
+    """
+
+    flags: np.ndarray
+    suspects: np.ndarray
+    labelled: np.ndarray
+
+
+class LandscapeArrays(TypedDict, total=False):
+    """Kind `loss_landscape`, a node for each attack of a first seed. Fact `defenses` lists its lines.
+
+    Of each line: `<defense>/ts` [T]; `<defense>/<statistics>/<quantity>` [T], where statistics are
+    interpolated, estimated or first and quantities clean_loss, backdoor_loss, acc, asr;
+    `<defense>/taylor` [3]: value, slope, curvature; `<defense>/relative` [P] and
+    `<defense>/counts` [P, bins]: change of every tensor. `edges` [P, bins + 1] are shared; fact
+    `tensors` names the P tensors. Where there is a plane: fact `plane` names its three models,
+    `plane/places` [3, 2], `plane/xs`, `plane/ys`, `plane/clean`, `plane/backdoor` [ys, xs].
+    """
+
+    eigenvalues: np.ndarray
+    edges: np.ndarray
+
+
+class ForgettingArrays(TypedDict):
+    """Kind `forgetting`: a linear model's prediction for one evolution run of a first seed.
+
+    `eigenvalues` [D], largest first; `shares` [D] of the trigger's direction along each; measured
+    `scores` [T + 1]; `left/squared` and `left/softmax` [T]: shares of the first score predicted.
+    """
+
+    eigenvalues: np.ndarray
+    shares: np.ndarray
+    scores: np.ndarray
+
+
+class UpdateArrays(TypedDict):
+    """Kind `updates`: an evolution run at every update. `rates` [n]: learning rates of an update.
+
+    Facts: `group` (equal where runs differ in their rates alone), whether the rate is `constant`
+    and whether it was `scaled` to a mean.
+    """
+
+    rates: np.ndarray
+
+
+class RunFolder:
+    """A run folder to read. Raises `DataError` where there is none, or one of another layout."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+        self._recipes = {entry.name: entry.recipe for entry in self.manifest.nodes}
+
+    def record(self, name: str) -> NodeRecord | None:
+        """Return a node's record; None where it left none, or one that is old or broken."""
+        record = read_record(self.path, name)
+        return record if record and record.recipe == self._recipes.get(name) else None
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """Return a node's arrays for the page; {} where it left none."""
+        path = self._of(name) / "arrays.npz"
+        if not path.exists():
+            return {}
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+
+    def metrics(self, name: str) -> list[LogRecord]:
+        """Return a node's log records, in order; lines that are no records are skipped."""
+        path = self._of(name) / "metrics.jsonl"
+        lines = (
+            path.read_text(encoding="utf8", errors="replace").splitlines() if path.exists() else []
+        )
+        return [record for line in lines if (record := _log_record(line))]
+
+    def finished(
+        self, kind: str, attack: str | None = None
+    ) -> Iterator[tuple[NodeEntry, NodeRecord, dict[str, np.ndarray]]]:
+        """Yield entry, record and arrays of the finished nodes of a kind, in the study's order."""
+        for entry in self.manifest.nodes:
+            if entry.kind == kind and attack in (None, entry.attack):
+                record = self.record(entry.name)
+                if record and record.status == "ok":
+                    yield entry, record, self.arrays(entry.name)
+
+    def text(self, name: str) -> str:
+        """Return the text of a file in the folder, such as config.yaml; "" where there is none."""
+        path = self.path / name
+        return path.read_text(encoding="utf8", errors="replace") if path.exists() else ""
+
+    def environment(self) -> dict[str, Any]:
+        """Return what environment.json says; {} where it is missing or cut off."""
+        try:
+            found = json.loads(self.text("environment.json"))
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _of(self, name: str) -> Path:
+        return node_folder(self.path, name)
+
+
+def node_folder(run: Path, name: str) -> Path:
+    """Return the folder of a node's files in a run folder."""
+    return run / "nodes" / name
+
+
+def read_manifest(run: Path) -> Manifest:
+    """Return the manifest of a run folder. Raises `DataError` for anything else, in one line."""
+    path = run / "study.json"
+    if not path.is_file():
+        old = run / "metrics.jsonl"
+        written = (
+            " (it was written by an earlier d3jax: run its config again)" if old.exists() else ""
+        )
+        raise DataError(f"{run}: no run folder of d3jax, it has no study.json{written}")
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+        version = found.pop("format")
+        if version != FORMAT:
+            raise DataError(f"{path}: layout {version}, this d3jax reads {FORMAT}")
+        attacks = [AttackEntry(**entry) for entry in found.pop("attacks")]
+        nodes = [NodeEntry(**entry) for entry in found.pop("nodes")]
+        return Manifest(**found, attacks=attacks, nodes=nodes)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def write_manifest(run: Path, manifest: Manifest) -> None:
+    """Write study.json."""
+    plain = manifest._asdict() | {
+        "attacks": [entry._asdict() for entry in manifest.attacks],
+        "nodes": [entry._asdict() for entry in manifest.nodes],
+    }
+    write_text(run / "study.json", json.dumps({"format": FORMAT, **plain}, indent=1))
+
+
+def read_record(run: Path, name: str) -> NodeRecord | None:
+    """Return the record in a node's folder; None where there is none that can be read."""
+    try:
+        found = json.loads((node_folder(run, name) / "record.json").read_text(encoding="utf8"))
+        return NodeRecord(**{field: found[field] for field in NodeRecord._fields})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def write_record(
+    run: Path, record: NodeRecord, arrays: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """Write a node's record and, before it, its arrays."""
+    folder = node_folder(run, record.name)
+    if arrays:
+        write_bytes(folder / "arrays.npz", lambda file: np.savez_compressed(file, **arrays))
+    write_text(folder / "record.json", json.dumps(record._asdict()))
+
+
+def _log_record(line: str) -> LogRecord | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_record = isinstance(record, dict) and isinstance(record.get("step"), int | float)
+    return record if is_record else None
+
+
+def by_loop(records: Sequence[LogRecord]) -> dict[str, list[LogRecord]]:
+    """Return log records by their loop, of each by rising step; of a step the last one counts."""
+    loops: dict[str, dict[float, LogRecord]] = {}
+    for record in records:
+        loops.setdefault(str(record.get("loop", "")), {})[record["step"]] = record
+    return {loop: [steps[step] for step in sorted(steps)] for loop, steps in loops.items()}
