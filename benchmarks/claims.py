@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from d3jax.evolution.survivability import survivability
-from d3jax.results.survival import ratio
 from d3jax.results.artifacts import Row
+from d3jax.results.survival import ratio
 from d3jax.results.tables import read_csv
 
 WORKS = 0.5

@@ -7,7 +7,7 @@ of labelled images and as many unlabelled ones; the loop is the same. Nothing is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -206,11 +206,7 @@ def mixmatch(config: SemiConfig, model: Model) -> Loss:
             "confidence": guessed.max(-1).mean(),
         }
         stats = outputs[0].batch_stats if config.statistics == "trained" else _plain(run, batch)
-<<<<<<< HEAD
-        return labelled + config.weight * share * unlabelled, (stats, found)
-=======
         return labelled + config.weight * batch.share * unlabelled, (stats, found)
->>>>>>> main
 
     return loss
 
@@ -268,11 +264,7 @@ def fixmatch(config: SemiConfig, model: Model) -> Loss:
         unlabelled, kept = fixmatch_term(weak, strong, config.threshold)
         found = {"clean_loss": labelled, "unlabelled_loss": unlabelled, "pseudo_labelled": kept}
         stats = outputs.batch_stats if config.statistics == "trained" else _plain(run, batch)
-<<<<<<< HEAD
-        return labelled + config.weight * share * unlabelled, (stats, found)
-=======
         return labelled + config.weight * batch.share * unlabelled, (stats, found)
->>>>>>> main
 
     return loss
 
