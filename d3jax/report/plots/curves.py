@@ -55,7 +55,7 @@ def save_curves(path: Path, runs: Runs, metrics: Sequence[Metric], colours: Pale
     columns = 2 if len(found) in (2, 4) else min(3, len(found))
     panels = [_panel(metric, curves, colours) for metric, curves in found.items()]
     width = WIDTH if columns > 1 else 5.0
-    return save_panels(path, panels, columns, 2.45, extra=0.35, width=width)
+    return save_panels(path, panels, columns, 2.45, width)
 
 
 def curves_of(runs: Runs, metric: Metric) -> list[Curve]:
