@@ -11,8 +11,17 @@ from ..results.artifacts import RunFolder
 from ..runtime.files import write_text
 from .rendering import drawn, render
 from .sections import (  # fmt: skip
-    classes, curves, evolution, external_model, features, inverted_triggers, loss_landscape,
-    model_detection, outcomes, samples, training_time,
+    classes,
+    curves,
+    evolution,
+    external_model,
+    features,
+    inverted_triggers,
+    loss_landscape,
+    model_detection,
+    outcomes,
+    samples,
+    training_time,
 )
 from .view import Study, Tables, study_of, views_of
 

@@ -45,7 +45,11 @@ def save_classes(path: Path, classes: Sequence[str], rates: Rates, colours: Pale
             axis.spines["left"].set_visible(False)
             axis.set(xlim=(-0.7, len(classes) - 0.3), ylim=(0, PITCH * len(names)))
             axis.tick_params(length=0)
-        ticks = [(PITCH * row + share / 100, str(share)) for row in range(len(names)) for share in (0, 50, 100)]
+        ticks = [
+            (PITCH * row + share / 100, str(share))
+            for row in range(len(names))
+            for share in (0, 50, 100)
+        ]
         axes[0].set_yticks(*zip(*ticks, strict=True))
         axes[0].set_ylabel("share (%)")
     return path
@@ -67,7 +71,9 @@ def _draw_row(axis: Any, base: float, title: str, shares: Sequence[Any], colour:
             left, right, top = at - width / 2, at + width / 2, base + fractions[at]
             low = np.full(len(at), base)
             corners = np.stack([left, low, left, top, right, top, right, low], axis=1)
-            axis.add_collection(PolyCollection(corners.reshape(-1, 4, 2), facecolors=hue, linewidths=0))
+            axis.add_collection(
+                PolyCollection(corners.reshape(-1, 4, 2), facecolors=hue, linewidths=0)
+            )
     axis.text(-0.7, base + 1.1, title, weight="bold", size="large")
 
 

@@ -21,8 +21,8 @@ HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#3322
         "#808000", "#7f4f24")  # fmt: skip
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.3)))
 BEFORE, PALE, INK, POISONED = "#6f7780", "#cfd4d9", "#2a3138", "#d55e00"
-WIDTH, DPI = 9.6, 160
-"""Inches; at DPI this is what the page shows at 960 css pixels, sharp on a doubled screen."""
+WIDTH, DPI, RIGHT = 9.6, 160, 0.17
+"""Inches (RIGHT: of a margin); at DPI this is what the page shows at 960 css pixels, sharp on a doubled screen."""
 
 Arrays = Mapping[str, np.ndarray]
 Palette = Mapping[str, tuple[str, Any]]
@@ -86,10 +86,10 @@ def save_panels(
     # A layout that looks at what is drawn takes most of the time: these margins (inches) hold
     # ticks and labels to the left, labels below and a title above.
     left, below = (0.1, 0.05) if shown[0].bare else (0.68, 0.5)
-    inner = (width - columns * left - 0.1) / columns, height - below - 0.32
+    inner = (width - columns * left - RIGHT) / columns, height - below - 0.32
     with drawing(path, size) as figure:
         grid = figure.add_gridspec(
-            rows, columns, left=left / width, right=1 - 0.1 / width, bottom=below / size[1],
+            rows, columns, left=left / width, right=1 - RIGHT / width, bottom=below / size[1],
             top=1 - (above + 0.32) / size[1], wspace=left / inner[0], hspace=(below + 0.32) / inner[1],
         )  # fmt: skip
         for place, panel in zip(grid, panels, strict=False):
@@ -142,7 +142,9 @@ def drawing(path: Path, size: tuple[float, float], layout: Any = "none") -> Iter
         yield figure
         canvas.draw()  # once; savefig draws twice
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(path, "png", compress_level=4)
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(
+        path, "png", compress_level=4
+    )
 
 
 @functools.cache

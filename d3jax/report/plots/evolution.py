@@ -7,7 +7,18 @@ from typing import Any
 import numpy as np
 
 from ...results.tables import Row
-from .common import BEFORE, INK, POISONED, Arrays, Mark, Palette, Panel, save_panels, short, style_of  # fmt: skip
+from .common import (  # fmt: skip
+    BEFORE,
+    INK,
+    POISONED,
+    Arrays,
+    Mark,
+    Palette,
+    Panel,
+    save_panels,
+    short,
+    style_of,
+)
 
 PANELS = {
     "acc": ("ACC", (0, 103)),

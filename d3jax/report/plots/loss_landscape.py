@@ -6,7 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from .common import BEFORE, INK, POISONED, WIDTH, Arrays, Mark, Palette, Panel, drawing, save_panels, short, style_of  # fmt: skip
+from .common import (  # fmt: skip
+    BEFORE,
+    INK,
+    POISONED,
+    WIDTH,
+    Arrays,
+    Mark,
+    Palette,
+    Panel,
+    drawing,
+    save_panels,
+    short,
+    style_of,
+)
 
 CLEAN = "#0072b2"
 DASHES = {"interpolated": "-", "estimated": (0, (4, 1.5))}
@@ -29,7 +42,7 @@ def _line(name: str, arrays: Arrays) -> list[Panel]:
     for statistics, dash in DASHES.items():
         for kind, colour, rate in KINDS if f"{name}/{statistics}/acc" in arrays else ():
             at, style = f"{name}/{statistics}", {"color": colour, "linestyle": dash}
-            label = {"label": f"{kind}, statistics {statistics}"}
+            label = {"label": f"{kind}, {'statistics ' * (kind == 'clean')}{statistics}"}
             losses.append(Mark((ts, arrays[f"{at}/{kind}_loss"]), style | label))
             rates.append(Mark((ts, 100 * arrays[f"{at}/{rate}"]), style))
     guide = {"color": BEFORE, "linewidth": 0.8, "linestyle": ":"}
