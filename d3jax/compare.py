@@ -10,7 +10,8 @@ from pathlib import Path
 
 from .core.errors import ConfigError, D3JaxError
 from .report.comparison import leaderboard_html, leaderboard_markdown
-from .results.compare import COLUMNS, leaderboard, read_runs
+from .results.compare import COLUMNS, leaderboard
+from .results.compared_runs import read_runs
 from .results.tables import write_csv
 from .runtime.files import write_text
 

@@ -7,33 +7,37 @@ from YAML or by hand.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
-import operator
 import types
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ..core.errors import ConfigError
+from ..core.errors import did_you_mean, names, refuse, shown
 
-WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-WANTED |= {tuple: "a list", dict: "a mapping"}
-"""What a message calls the values of a type."""
+WANTED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    tuple: "a list",
+}
+"""What a message calls the values of a type; others are mappings."""
 
 ACCEPTED = {tuple: (tuple, list), float: (float, int)}
-"""The types of the values that stand for those of another type as well."""
+"""The types of values that stand for another type as well."""
 
-LIMITS = {">": operator.gt, "≥": operator.ge, "≤": operator.le}
+Limits = tuple[float, float, float]
+"""What a number is above, at least and at most."""
 
 
 def option(
     default: Any,
     doc: str,
     *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
     member: bool = False,
 ) -> Any:
     """Declare a config field with its meaning and the range of its numbers: low ≤ number ≤ high, number > above.
@@ -41,8 +45,7 @@ def option(
     `default` is a value, or a function that makes one. `member` marks a number that reaches the compiled program as an
     array, so that runs which differ in it (but not in whether it is 0) are members of one program.
     """
-    limits = {">": above, "≥": low, "≤": high}
-    metadata = {"doc": doc, "member": member, "limits": limits}
+    metadata = {"doc": doc, "member": member, "limits": (above, low, high)}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -59,66 +62,63 @@ def default_of(field: dataclasses.Field) -> Any:
     return field.default_factory() if made else field.default
 
 
-def refuse(when: Any, message: str) -> None:
-    """Raise `ConfigError` with `message` if `when` holds."""
-    if when:
-        raise ConfigError(message)
-
-
 def check_fields(config: Any) -> None:
-    """Check every field of `config` and normalise it: a list becomes a tuple, a whole number a float where one is declared.
+    """Check every field of `config` and normalise it: a list to a tuple, a whole number to a float where one is declared.
 
-    Raises `ConfigError` that begins with the field's name. Config classes call it in `__post_init__`.
+    Raises `ConfigError` that begins with the field's name. It is, or is called by, the `__post_init__` of a config class.
     """
     for field in dataclasses.fields(config):
-        hint, limits = hints_of(type(config))[field.name], field.metadata.get("limits", {})
-        value = checked(field.name, getattr(config, field.name), hint, limits)
-        object.__setattr__(config, field.name, value)
+        hint, value = hints_of(type(config))[field.name], getattr(config, field.name)
+        limits = field.metadata.get("limits", (-math.inf, -math.inf, math.inf))
+        refuse(value is dataclasses.MISSING, f"{field.name}: is missing: {field.metadata['doc']}")
+        object.__setattr__(config, field.name, checked(field.name, value, hint, limits))
 
 
-def checked(name: str, value: Any, hint: Any, limits: Mapping[str, Any], words: tuple = ()) -> Any:
+def checked(name: str, value: Any, hint: Any, limits: Limits, words: tuple = ()) -> Any:
     """Return `value` as a `hint` has it, or as one of `words`, with every number inside `limits`.
 
     Raises `ConfigError` that begins with `name`; for an item of a list or a mapping with name.index or name.key.
     """
     kind, args = get_origin(hint) or hint, get_args(hint)
     if kind in (Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return checked(name, value, args[0], limits, literals_of(hint))
+        null = value is None and type(None) in args
+        return None if null else checked(name, value, args[0], limits, literals_of(hint))
     if kind is Literal:
         return _chosen(name, value, args)
     if value in words:
         return value
-    fits = isinstance(value, ACCEPTED.get(kind, kind)) and (
-        kind is bool or not isinstance(value, bool)
-    )
+    right = isinstance(value, ACCEPTED.get(kind, kind))
     wanted = " or ".join([WANTED.get(kind, "a mapping"), *words])
-    refuse(not fits, f"{name}: want {wanted}, got {value!r}")
+    refuse(
+        not right or (isinstance(value, bool) and kind is not bool),
+        f"{name}: want {wanted}, got {value!r}",
+    )
     if kind is dict:
         return {key: checked(f"{name}.{key}", item, args[1], limits) for key, item in value.items()}
     if kind is tuple:
         return tuple(checked(f"{name}.{i}", item, args[0], limits) for i, item in enumerate(value))
-    if kind not in (int, float):
-        return value
-    number = kind(value)
-    _check_range(name, number, limits)
-    return number
+    return _in_range(name, kind(value), limits) if kind in (int, float) else value
 
 
 def _chosen(name: str, value: Any, choices: tuple) -> Any:
     """Return the choice that `value` is; YAML reads the choice "12" as a number."""
-    wrong = f"{value!r} is not one of {names(choices)}{did_you_mean(value, choices)}"
-    refuse(str(value) not in map(str, choices), f"{name}: {wrong}")
+    refuse(
+        str(value) not in map(str, choices),
+        f"{name}: {value!r} is not one of {names(choices)}{did_you_mean(value, choices)}",
+    )
     return next(choice for choice in choices if str(choice) == str(value))
 
 
-def _check_range(name: str, number: float, limits: Mapping[str, Any]) -> None:
-    given = {sign: limit for sign, limit in limits.items() if limit is not None}
-    inside = all(LIMITS[sign](number, limit) for sign, limit in given.items())
-    wanted = " and ".join(f"{sign} {limit:g}" for sign, limit in given.items())
-    wrong = f"{number!r} is out of range, want {wanted or 'a finite number'}"
-    refuse(not (inside and math.isfinite(number)), f"{name}: {wrong}")
+def _in_range(name: str, number: float, limits: Limits) -> float:
+    """Return `number`, which is finite and inside `limits`."""
+    above, low, high = limits
+    signs = zip((">", "≥", "≤"), limits, strict=True)
+    wanted = " and ".join(f"{sign} {limit:g}" for sign, limit in signs if math.isfinite(limit))
+    refuse(
+        not (math.isfinite(number) and low <= number <= high and number > above),
+        f"{name}: {number!r} is out of range, want {wanted or 'a finite number'}",
+    )
+    return number
 
 
 def check_foreign(config: Any, by: str, owners: Mapping[str, Collection[str]]) -> None:
@@ -126,19 +126,19 @@ def check_foreign(config: Any, by: str, owners: Mapping[str, Collection[str]]) -
 
     `owners` maps a setting to the choices that have it. Raises `ConfigError` that begins with the setting.
     """
-    choice = getattr(config, by)
     for name, choices in owners.items():
-        value = getattr(config, name)
-        changed = choice not in choices and value != getattr(type(config), name)
-        beside = f"stands beside {by}: {choice}, which has no such setting"
-        refuse(changed, f"{name}: {shown(value)} {beside}")
+        value, choice = getattr(config, name), getattr(config, by)
+        refuse(
+            choice not in choices and value != getattr(type(config), name),
+            f"{name}: {shown(value)} stands beside {by}: {choice}, which has no such setting",
+        )
 
 
 def presets(by: str, *instances: Any) -> dict[str, Any]:
     """Return `instances` of one config class by their field `by`, and let that field choose among them.
 
-    From then on `cls(by=name, **given)` has of instance `name` what is not `given`, by hand and from a config file. The
-    first instance has the defaults of the class.
+    From then on `cls(by=name, **given)` has of instance `name` what is not `given`, by hand and from a config file. One
+    instance has the defaults of the class.
     """
     cls, plain = type(instances[0]), type(instances[0]).__init__
     cls.chosen_by, cls.presets = by, {getattr(instance, by): instance for instance in instances}
@@ -164,9 +164,11 @@ def start_of(cls: type, given: Mapping[str, Any], base: Any = None) -> dict[str,
     named = cls.presets.get(str(given.get(cls.chosen_by)), own)
     for name, other in cls.presets.items():
         apart = _differences(other, named)
-        beside = f"stands beside all the values of {name!r}; leave those out"
-        whole = apart and apart.items() <= {**given, cls.chosen_by: name}.items()
-        refuse(whole, f"{cls.chosen_by}: {given.get(cls.chosen_by)!r} {beside}")
+        refuse(
+            apart and apart.items() <= {**given, cls.chosen_by: name}.items(),
+            f"{cls.chosen_by}: {getattr(named, cls.chosen_by)!r} stands beside all the values of {name!r}; "
+            "leave those out",
+        )
     return vars(named) | _differences(base or own, own)
 
 
@@ -192,21 +194,5 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 def literals_of(hint: Any) -> tuple:
     """Return the choices of a `Literal`, alone or in a union or a list; () for other types."""
-    parts = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
-    return sum(map(get_args, parts), ())
-
-
-def names(items: Iterable[Any]) -> str:
-    """Return names in a row, for a message."""
-    return ", ".join(map(str, items))
-
-
-def shown(value: Any) -> str:
-    """Return a setting's value as messages and labels show it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def did_you_mean(name: Any, known: Iterable[Any]) -> str:
-    """Return a hint at the nearest known name, or nothing."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    parts = (part for part in (hint, *get_args(hint)) if get_origin(part) is Literal)
+    return tuple(word for part in parts for word in get_args(part))

@@ -14,12 +14,15 @@ from typing import Any
 
 import yaml
 
-from ..core.errors import ConfigError
-from .fields import default_of, did_you_mean, hints_of, literals_of, names, refuse, shown, start_of
+from ..core.errors import ConfigError, did_you_mean, names, refuse, shown
+from .fields import default_of, hints_of, literals_of, start_of
 from .study import Choice, StudyConfig
 
 Registries = Mapping[str, Mapping[str, type]]
 """registry -> name -> config dataclass."""
+
+ELSEWHERE = {"sweep": "; a sweep stands in an entry of attacks, detections, evolutions or defenses"}
+"""What a message adds where a key is right in another place."""
 
 
 def load(
@@ -32,8 +35,9 @@ def load(
     try:
         text = Path(path).read_text(encoding="utf8")
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path}: cannot be read ({why})") from error
+        raise ConfigError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
+        ) from error
     return loads(text, overrides, registries=registries, origin=str(path))
 
 
@@ -56,23 +60,23 @@ def loads(
         raise ConfigError(_located(str(error), origin, changes)) from error
 
 
-def build(cls: type, given: Any, prefix: str = "", base: Any = None) -> Any:
+def build(cls: type, given: Mapping[str, Any], prefix: str = "", base: Any = None) -> Any:
     """Return a `cls` of plain data; what is not `given` is as in the preset that they name, in `base` or as declared.
 
     Null stands for a section's or a preset's own value. `prefix` begins the paths of the keys in errors.
     """
-    for key in given:
-        _check_key(key, cls, prefix)
-    values, hints = start_of(cls, given, base), hints_of(cls)
+    known, values = hints_of(cls), start_of(cls, given, base)
     for name, item in given.items():
-        nested, own = dataclasses.is_dataclass(hints[name]), values[name]
+        refuse(
+            name not in known,
+            f"{prefix}{name}: unknown key {name!r}; known keys: {names(known)}"
+            f"{ELSEWHERE.get(name) or did_you_mean(name, known)}",
+        )
+        nested = dataclasses.is_dataclass(known[name])
         if nested and isinstance(item, dict):
-            values[name] = build(hints[name], item, f"{prefix}{name}.", own)
+            values[name] = build(known[name], item, f"{prefix}{name}.", values[name])
         elif item is not None or not (nested or hasattr(cls, "presets")):
             values[name] = item
-    for field in dataclasses.fields(cls):
-        missing = values[field.name] is dataclasses.MISSING
-        refuse(missing, f"{prefix}{field.name}: is missing: {field.metadata.get('doc')}")
     try:
         return cls(**values)
     except ConfigError as error:
@@ -80,22 +84,21 @@ def build(cls: type, given: Any, prefix: str = "", base: Any = None) -> Any:
 
 
 def changed(tree: Any, key: str, value: Any, where: str) -> Any:
-    """Return nested mappings and lists with `value` at the dotted `key`, which ends the path `where`; `tree` is kept."""
+    """Return nested mappings and lists with `value` at the dotted `key`, the end of the path `where`; `tree` stays as it is."""
     name, _, rest = key.partition(".")
     parent = where.removesuffix(key).rstrip(".")
-    if isinstance(tree, str):
-        tree = {"name": tree}  # `attacks: [badnets]` is short for `attacks: [{name: badnets}]`
-    refuse(
-        not isinstance(tree, (dict, list)),
-        f"{where}: {parent} is {tree!r}, which has nothing inside",
-    )
+    tree = {"name": tree} if isinstance(tree, str) else tree  # `[badnets]`: `[{name: badnets}]`
+    if not key:
+        return value
     if isinstance(tree, dict):
-        return tree | {name: changed(tree.get(name, {}), rest, value, where) if rest else value}
-    wrong = f"is a list, want an index from 0 to {len(tree) - 1}, got {name!r}"
-    refuse(name not in map(str, range(len(tree))), f"{where}: {parent} {wrong}")
-    items = list(tree)
-    items[int(name)] = changed(items[int(name)], rest, value, where) if rest else value
-    return items
+        return tree | {name: changed(tree.get(name, {}), rest, value, where)}
+    refuse(not isinstance(tree, list), f"{where}: {parent} is {tree!r}, which has nothing inside")
+    refuse(
+        name not in map(str, range(len(tree))),
+        f"{where}: {parent} is a list, want an index from 0 to {len(tree) - 1}, got {name!r}",
+    )
+    pairs = enumerate(tree)
+    return [changed(item, rest, value, where) if str(i) == name else item for i, item in pairs]
 
 
 def to_mapping(config: Any) -> Any:
@@ -125,21 +128,19 @@ def describe(config: Any, prefix: str = "") -> list[tuple[str, str, str]]:
     cls, rows = config if isinstance(config, type) else type(config), []
     for field in dataclasses.fields(cls):
         default = field.metadata.get("default", default_of(field))
-        default = default if config is cls else getattr(config, field.name)
-        if dataclasses.is_dataclass(default):
-            rows += describe(default, f"{prefix}{field.name}.")
-            continue
+        default = getattr(config, field.name, default)
         choices = names(literals_of(hints_of(cls)[field.name]))
         doc = field.metadata.get("doc", "") + (f" [{choices}]" if choices else "")
-        rows.append((prefix + field.name, _in_yaml(default), doc))
+        if dataclasses.is_dataclass(default):
+            rows += describe(default, f"{prefix}{field.name}.")
+        else:
+            rows.append((prefix + field.name, _in_yaml(default), doc))
     return rows
 
 
-def _in_yaml(value: Any) -> str:
-    """Return a default in one line."""
-    if value is dataclasses.MISSING:
-        return "required"
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True)
+def _in_yaml(default: Any) -> str:
+    plain = "required" if default is dataclasses.MISSING else default
+    text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
@@ -167,10 +168,9 @@ def _parse(text: str, origin: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+        mark, problem = (getattr(error, name, None) for name in ("problem_mark", "problem"))
         where = f"{origin}:{mark.line + 1}" if mark else origin
-        why = getattr(error, "problem", None) or error
-        raise ConfigError(f"{where}: not YAML: {why}") from error
+        raise ConfigError(f"{where}: not YAML: {problem or error}") from error
 
 
 def _study(tree: dict, changes: Mapping[str, Any], registries: Registries) -> StudyConfig:
@@ -182,76 +182,84 @@ def _study(tree: dict, changes: Mapping[str, Any], registries: Registries) -> St
     for field in fields:
         read = _choice if hints_of(StudyConfig)[field.name] is Choice else _choices
         registry = field.metadata["registry"]
-        tree[field.name] = read(registries, registry, tree[field.name], field.name)
+        tree[field.name] = read(registry, registries[registry], tree[field.name], field.name)
     return build(StudyConfig, tree)
 
 
 def _located(error: str, origin: str, changes: Mapping[str, Any]) -> str:
-    """Return an error that begins with the path of a key with where that came from before it: the file, or an override."""
+    """Return an error that begins with the path of a key after where that came from: an override, or else the file."""
     path, _, message = error.partition(": ")
-    for key in changes:
-        if f"{path}.".startswith(f"{key}."):
-            return f"--{error}"
-        if message.startswith("unknown key") and key.startswith(f"{path}."):
-            return f"--{key}: {message}"
-    return f"{origin}: {error}"
+    given = [f"--{error}" for key in changes if f"{path}.".startswith(f"{key}.")]
+    if message.startswith("unknown key"):
+        given += [f"--{key}: {message}" for key in changes if key.startswith(f"{path}.")]
+    return [*given, f"{origin}: {error}"][0]
 
 
-def _check_key(key: Any, cls: type, prefix: str) -> None:
-    known = hints_of(cls)
-    sweep = "; a sweep stands in an entry of attacks, detections, evolutions or defenses"
-    hint = sweep if key == "sweep" else did_you_mean(key, known)
-    wrong = f"unknown key {key!r}; known keys: {names(known)}{hint}"
-    refuse(key not in known, f"{prefix}{key}: {wrong}")
-
-
-def _choices(registries: Registries, registry: str, value: Any, path: str) -> tuple[Choice, ...]:
+def _choices(registry: str, known: Mapping[str, type], value: Any, path: str) -> tuple[Choice, ...]:
+    """Return the choices of a list of entries."""
     refuse(not isinstance(value, (list, tuple)), f"{path}: want a list, got {value!r}")
-    entries = [_swept(registries, registry, item, f"{path}.{i}") for i, item in enumerate(value)]
-    return tuple(itertools.chain(*entries))
+    entries = ((item, f"{path}.{i}") for i, item in enumerate(value))
+    return tuple(choice for entry in entries for choice in _swept(registry, known, *entry))
 
 
-def _swept(registries: Registries, registry: str, item: Any, path: str) -> list[Choice]:
+def _swept(registry: str, known: Mapping[str, type], item: Any, path: str) -> list[Choice]:
     """Return the choice of an entry, or of each combination where it has `sweep: {setting: [values]}`."""
     if not isinstance(item, dict) or "sweep" not in item:
-        return [_choice(registries, registry, item, path)]
+        return [_choice(registry, known, item, path)]
     sweep = item["sweep"]
-    lists = isinstance(sweep, dict) and [isinstance(v, list) and v for v in sweep.values()]
-    wrong = f"want a mapping of settings to lists of values, got {sweep!r}"
-    refuse(not lists or not all(lists), f"{path}.sweep: {wrong}")
-    plain, choices = {key: value for key, value in item.items() if key != "sweep"}, []
-    for values in itertools.product(*sweep.values()):
-        entry, ends = plain, ""
-        for key, value in zip(sweep, values, strict=True):
-            entry = changed(entry, key, value, f"{path}.{key}")
-            if key != "preset" or "label" in item:  # a label of its own has the preset already
-                ends += f"-{key.rpartition('.')[2]}" + re.sub(r"[^\w.+-]+", "_", shown(value))
-        try:
-            choices.append(_choice(registries, registry, entry, path, ends))
-        except ConfigError as error:
-            raise ConfigError(f"{error} (in its sweep: {sweep})") from error
-    return choices
+    lists = isinstance(sweep, dict) and all(v and isinstance(v, list) for v in sweep.values())
+    refuse(
+        not sweep or not lists,
+        f"{path}.sweep: want a mapping of settings to lists of values, got {sweep!r}",
+    )
+    plain = {key: value for key, value in item.items() if key != "sweep"}
+    settings = (
+        dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())
+    )
+    try:
+        return [_combined(registry, known, plain, path, setting) for setting in settings]
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in its sweep: {sweep})") from error
 
 
-def _choice(registries: Registries, registry: str, value: Any, path: str, ends: str = "") -> Choice:
+def _combined(
+    registry: str, known: Mapping[str, type], entry: dict, path: str, setting: Mapping[str, Any]
+) -> Choice:
+    """Return the choice of an entry with one `setting` of its sweep, which its label names."""
+    preset = () if "label" in entry else ("preset",)  # a label made for the entry names it already
+    words = ((key.rpartition(".")[2], shown(setting[key])) for key in setting if key not in preset)
+    ends = "".join(f"-{name}" + re.sub(r"[^\w.+-]+", "_", value) for name, value in words)
+    for key, value in setting.items():
+        entry = changed(entry, key, value, f"{path}.{key}")
+    return _choice(registry, known, entry, path, ends)
+
+
+def _choice(
+    registry: str, known: Mapping[str, type], value: Any, path: str, ends: str = ""
+) -> Choice:
     """Return the choice of an entry: a name, or a mapping with `name` and settings; `ends` is added to its label."""
-    known, entry = registries[registry], {"name": value} if isinstance(value, str) else value
-    named = isinstance(entry, dict) and isinstance(entry.get("name"), str)
-    wrong = f"want a name or a mapping with `name`, got {value!r}; known {registry}: {names(known)}"
-    refuse(not named, f"{path}: {wrong}")
+    entry = {"name": value} if isinstance(value, str) else value
+    refuse(
+        not isinstance(entry, dict) or not isinstance(entry.get("name"), str),
+        f"{path}: want a name or a mapping with `name`, got {value!r}; known {registry}: {names(known)}",
+    )
     name, _, argument = entry["name"].partition(":")
-    there = name in known and (not argument or hasattr(known[name], "from_argument"))
-    wrong = f"is not in {registry}: {names(known)}{did_you_mean(name, known)}"
-    refuse(not there, f"{path}.name: {entry['name']!r} {wrong}")
-    outside = ("name", "label", "checkpoint") if registry == "models" else ("name", "label")
-    settings = known[name].from_argument(argument) if argument else {}
-    settings |= {key: item for key, item in entry.items() if key not in outside}
+    refuse(
+        name not in known or (argument and not hasattr(known[name], "from_argument")),
+        f"{path}.name: {entry['name']!r} is not in {registry}: {names(known)}{did_you_mean(name, known)}",
+    )
+    settings = known[name].from_argument(argument) | entry if argument else dict(entry)
+    outside = {key: settings.pop(key, None) for key in ("name", "label")}
+    checkpoint = settings.pop("checkpoint", None) if registry == "models" else None
+    refuse(
+        not isinstance(checkpoint or "", str),
+        f"{path}.checkpoint: want a file or a folder, got {checkpoint!r}",
+    )
     config = build(known[name], settings, f"{path}.")
-    preset = getattr(config, "preset", "")
-    label = entry.get("label") or (f"{name}-{preset}" if preset else name)
-    wrong = f"want a word of letters, digits and . _ + -, got {label!r}"
-    refuse(not re.fullmatch(r"[\w.+-]+", str(label)), f"{path}.label: {wrong}")
-    checkpoint = entry.get("checkpoint") if registry == "models" else ""
-    wrong = f"want a file or a folder, got {checkpoint!r}"
-    refuse(not isinstance(checkpoint or "", str), f"{path}.checkpoint: {wrong}")
+    preset = getattr(config, "preset", None)
+    label = outside["label"] or (f"{name}-{preset}" if preset else name)
+    refuse(
+        not re.fullmatch(r"[\w.+-]+", str(label)),
+        f"{path}.label: want a word of letters, digits and . _ + -, got {label!r}",
+    )
     return Choice(name, f"{label}{ends}", config, checkpoint or "")

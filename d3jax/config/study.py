@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from .fields import check_fields, did_you_mean, names, option, refuse, section
+from ..core.errors import did_you_mean, names, refuse
+from .fields import check_fields, option, section
 from .recipes import LoopConfig, ReservedConfig, TrainConfig
 
 KEPT = ("none", "train", "read", "trigger")
@@ -74,55 +75,50 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_seeds(self)
         check_labels(self)
-        check_evolutions(self)
-        check_published(self)
-
-
-def check_seeds(study: StudyConfig) -> None:
-    """Check that a study has seeds, each once."""
-    refuse(not study.seeds, "seeds: is empty, a study needs at least one")
-    refuse(_repeated(study.seeds), f"seeds: {list(study.seeds)} names a seed twice")
+        check_rows(self)
 
 
 def check_labels(study: StudyConfig) -> None:
-    """Check that a study has attacks, and that no two of its rows have one label."""
+    """Check that a study has attacks and seeds, each once, and that no two of its rows have one label."""
     refuse(not study.attacks, "attacks: is empty, a study needs at least one")
+    refuse(not study.seeds, "seeds: is empty, a study needs at least one")
+    refuse(_repeated(study.seeds), f"seeds: {list(study.seeds)} names a seed twice")
     for name in ("attacks", "defenses", "detections", "evolutions"):
-        twice = names(_repeated(_labels(getattr(study, name))))
-        refuse(twice, f"{name}: {twice} stands twice; give each its own `label:`")
+        twice = _repeated(_labels(getattr(study, name)))
+        refuse(twice, f"{name}: {names(twice)} stands twice; give each its own `label:`")
     labels = _labels((*study.defenses, *study.evolutions))
     both, kept = names(_repeated(labels)), names(label for label in KEPT if label in labels)
     refuse(both, f"evolutions: {both} is a label of defenses too; give one another `label:`")
     refuse(kept, f"defenses: the label {kept} is kept for the backdoored model itself")
 
 
-def check_evolutions(study: StudyConfig) -> None:
-    """Check that evolutions have images to learn, and that the defences they call are the study's."""
+def check_rows(study: StudyConfig) -> None:
+    """Check that evolutions have images, that the defences they call exist, and that published numbers belong to rows.
+
+    A study without defences may be the first half of one that has those rows.
+    """
     known = _labels(study.defenses)
-    for evolution in study.evolutions:
-        called = evolution.config.defense
-        which = f"`defenses`, which are {names(known) or 'none'}{did_you_mean(called, known)}"
-        wrong = f"defense: {called!r} is no label of {which}"
-        refuse(called not in (None, *known), f"evolutions: {evolution.label}: {wrong}")
-    idle = study.evolutions and not study.fresh
-    refuse(idle, "fresh: 0 leaves no images for evolutions; usual is 0.6")
+    for label, called in ((each.label, each.config.defense) for each in study.evolutions):
+        refuse(
+            called not in (None, *known),
+            f"evolutions: {label}: defense: {called!r} is no label of `defenses`, which are "
+            f"{names(known) or 'none'}{did_you_mean(called, known)}",
+        )
+    starved = study.evolutions and not study.fresh
+    refuse(starved, "fresh: 0 leaves no images for evolutions; usual is 0.6")
+    after = [*known, *_labels(study.evolutions)]
+    rows = [f"{attack.label}/{label}" for attack in study.attacks for label in ("none", *after)]
+    for row in study.published if after else ():
+        refuse(
+            row not in rows,
+            f"published.{row}: no such row; rows are {names(rows)}{did_you_mean(row, rows)}",
+        )
 
 
-def check_published(study: StudyConfig) -> None:
-    """Check that published numbers belong to rows of a study; one without defences may be the first half of another."""
-    labels = _labels((*study.defenses, *study.evolutions))
-    rows = [f"{attack.label}/{label}" for attack in study.attacks for label in ("none", *labels)]
-    for row in study.published if labels else ():
-        wrong = f"no such row; rows are {names(rows)}{did_you_mean(row, rows)}"
-        refuse(row not in rows, f"published.{row}: {wrong}")
-
-
-def _labels(choices: Iterable[Choice]) -> list[str]:
+def _labels(choices: Sequence[Choice]) -> list[str]:
     return [choice.label for choice in choices]
 
 
-def _repeated(items: Iterable[Any]) -> list[Any]:
-    items = list(items)
+def _repeated(items: Sequence[Any]) -> list[Any]:
     return sorted({item for item in items if items.count(item) > 1})

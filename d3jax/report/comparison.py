@@ -12,6 +12,8 @@ from .rendering import render
 
 COLUMNS = ("Attack", "Defence", "Outcome", "ACC", "ASR", "RA", "DER", "Seeds", "Failed", "Time (s)")
 """Columns of the Markdown table of a board; `Published` and `Runs` follow."""
+OTHERS = ("evolution", "detection")
+"""Kinds of rows that are listed and not ranked."""
 
 
 def leaderboard_html(boards: Sequence[Board], runs: Sequence[str]) -> str:
@@ -81,6 +83,9 @@ def _counts(boards: Sequence[Board], runs: Sequence[str]) -> str:
     ]
     if evolutions := len({row["defense"] for row in rows if row["kind"] == "evolution"}):
         parts.append(_count(evolutions, "evolution") + ", not ranked")
+    commits = dict.fromkeys(one for row in rows for one in row["commits"].split(", ") if one)
+    if len(commits) > 1:
+        parts.append(f"{len(commits)} versions of d3jax (commits {', '.join(commits)})")
     if failed := sum(row["failed"] for row in rows):
         parts.append(_count(failed, "result") + " failed or not finished")
     return " · ".join(parts)
@@ -95,7 +100,7 @@ def _glance(board: Board) -> Mapping[str, Mapping[str, Row]]:
     order = [place.defense for place in board.ranking.places]
     found: dict[str, dict[str, Row]] = {name: {} for name in order}
     for row in board.rows:
-        if row["kind"] != "evolution":
+        if row["kind"] not in OTHERS:
             found.setdefault(row["defense"], {})[row["case"]] = row
     none = {"none": found.pop("none")} if "none" in found else {}
     return none | found
@@ -130,7 +135,7 @@ def _ranking_markdown(ranking: Ranking) -> list[str]:
 
 
 def _markdown_row(row: Row) -> list[str]:
-    kind = " (evolution)" if row["kind"] == "evolution" else ""
+    kind = f" ({row['kind']})" if row["kind"] in OTHERS else ""
     rates = [spread(row, rate) for rate in RATES]
     counts = [str(row["seeds"]), str(row["failed"] or "")]
     names = [row["case"], row["defense"] + kind, row["outcome"]]

@@ -18,23 +18,14 @@ row for the backdoored model and for every defence, over the seeds of all runs. 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import yaml
-
-from .artifacts import Row, RunFolder
+from .artifacts import Row
+from .compared_runs import Run, known_rows
 from .ranking import Ranking, rank
 from .summary import RATES, summarise, verdict
-from .tables import make_tables
 
-UNRELATED = {"seeds", "loop", "published", "cache", "features", "paths", "detections"}
-"""Settings on which no row of a board depends, or that its rows name themselves."""
-OF_DEFENSES = {"reserved", "measured"}
-"""Settings on which only defences and evolutions depend."""
-LISTS = {"attacks", "defenses", "evolutions"}
 COUNTED = (*RATES, "n_clean", "n_triggered")
 """Columns that duplicates agree in."""
 NETS = {
@@ -46,24 +37,12 @@ NETS = {
 }
 """Names of nets, and the width of the published one where there is only one."""
 COLUMNS = (
-    *("board", "dataset", "model", "net", "classes", "attack", "poison_rate", "defense", "kind"),
-    *("rank", "seeds", "failed"),
+    *("board", "case", "defense", "kind", "dataset", "model", "net", "classes"),
+    *("attack", "poison_rate", "rank", "seeds", "failed"),
     *(column for rate in RATES for column in (rate, f"{rate}_std")),
-    *("published", "seconds", "outcome", "duplicates", "runs"),
+    *("published", "seconds", "outcome", "duplicates", "runs", "commits"),
 )
 """The columns of leaderboard.csv: a row for each (case, defence). Fractions are in [0, 1]."""
-
-
-class Run(NamedTuple):
-    """A run to compare: its name, rows of results, labels of evolutions, and config.yaml.
-
-    `settings` is None where config.yaml cannot be read; such a run shares no row with another.
-    """
-
-    name: str
-    rows: list[Row]
-    evolutions: set[str]
-    settings: Mapping[str, Any] | None
 
 
 class Board(NamedTuple):
@@ -74,16 +53,9 @@ class Board(NamedTuple):
     ranking: Ranking
 
 
-def read_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Return the runs in run folders, each once. Raises `DataError` for any other folder."""
-    folders = list({Path(path).resolve(): Path(path) for path in paths})
-    names = _names(folders)
-    return [_read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
-
-
 def leaderboard(runs: Sequence[Run]) -> list[Board]:
     """Return a board for each net and data set, in order of first appearance."""
-    rows = [_known(run, row) for run in runs for row in run.rows]
+    rows = [row for run in runs for row in known_rows(run)]
     for row in rows:
         row["_board"] = _board_of(row)
     kept = _by(rows, "_board", "_data")
@@ -109,76 +81,6 @@ def case_name(row: Row) -> str:
     """Return the attack of a row with its poison rate, if it has one."""
     rate = row["poison_rate"]
     return row["attack"] if rate is None else f"{row['attack']} ({100 * rate:g}\u00a0%)"
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """Short names of folders: the last part, and as many before it as tell them apart."""
-    for count in range(1, 1 + max((len(folder.parts) for folder in folders), default=0)):
-        names = ["/".join(folder.parts[-count:]) for folder in folders]
-        if len(set(names)) == len(names):
-            break
-    return names if folders else []
-
-
-def _read_run(path: Path, name: str) -> Run:
-    folder = RunFolder(path)
-    rows = make_tables(folder)["results"]
-    evolutions = {entry.label for entry in folder.manifest.nodes if entry.kind == "updates"}
-    evolutions |= {row["defense"] for row in rows if any(k.startswith("survived_") for k in row)}
-    try:
-        settings = yaml.safe_load(folder.text("config.yaml"))
-    except yaml.YAMLError:
-        settings = None
-    return Run(name, rows, evolutions, settings if isinstance(settings, dict) else None)
-
-
-def _known(run: Run, row: Row) -> Row:
-    """A row with its run, its kind and the settings that made it, as columns that begin with _."""
-    kind = "evolution" if row["defense"] in run.evolutions else "defense"
-    defaults = {"net": "", "classes": None, "attack_seed": row["seed"], "status": "ok"}
-    return defaults | row | {
-        "_run": run.name,
-        "_kind": "victim" if row["defense"] == "none" else kind,
-        "_data": _text(run, _picked(run, ("dataset", "model"))),
-        "_train": _text(run, _train_settings(run)),
-        "_victim": _text(run, _train_settings(run) | _attack(run, row)),
-        "_defense": _text(run, _defense_settings(run, row)),
-    }  # fmt: skip
-
-
-def _text(run: Run, settings: Mapping[str, Any]) -> str:
-    if run.settings is None:
-        return f"of run {run.name}"
-    return json.dumps(settings, sort_keys=True, default=str)
-
-
-def _picked(run: Run, names: Iterable[str]) -> dict[str, Any]:
-    return {name: (run.settings or {}).get(name) for name in names}
-
-
-def _train_settings(run: Run) -> dict[str, Any]:
-    return _picked(run, set(run.settings or {}) - UNRELATED - OF_DEFENSES - LISTS)
-
-
-def _attack(run: Run, row: Row) -> dict[str, Any]:
-    return {"attack": _entry(run, ["attacks"], row["attack"])}
-
-
-def _defense_settings(run: Run, row: Row) -> dict[str, Any]:
-    if row["defense"] == "none":
-        return {}
-    entry = _entry(run, ["defenses", "evolutions"], row["defense"])
-    return _picked(run, OF_DEFENSES) | {"defense": entry}
-
-
-def _entry(run: Run, lists: Iterable[str], label: str) -> Any:
-    """The entry of a list of the config that has a label, or a name and no label."""
-    for name in lists:
-        for entry in (run.settings or {}).get(name) or ():
-            named = entry if isinstance(entry, dict) else {"name": entry}
-            if named.get("label", named.get("name")) == label:
-                return entry
-    return None
 
 
 def _board_of(row: Row) -> str:
@@ -256,6 +158,8 @@ def _leader_row(summary: Row, rows: Sequence[Row], dropped: int) -> Row:
         "outcome": verdict(summary),
         "duplicates": dropped,
         "runs": _runs(rows),
+        "run_names": list(dict.fromkeys(row["_run"] for row in rows)),
+        "commits": ", ".join(dict.fromkeys(row["commit"] for row in rows if row.get("commit"))),
     }
 
 

@@ -27,6 +27,7 @@ from ..models import MODELS
 from ..report import make_report
 from ..report.terminal import print_detections, print_table
 from ..results.artifacts import AttackEntry, Manifest, Row, RunFolder, write_manifest
+from ..results.metric_sinks import check_sinks
 from ..results.tables import make_tables, result_rows, write_tables
 from ..runtime.distributed import is_primary, same_everywhere
 from ..runtime.files import write_text
@@ -86,6 +87,7 @@ def check_study(config: StudyConfig, workdir: str | Path) -> int:
 
 
 def _run(context: StudyContext, part: tuple[int, int] | None, compute: bool) -> list[Row]:
+    check_sinks(context.config.loop.sinks)
     nodes = make_nodes(context)
     asked = part_of(nodes, *part) if part else nodes
     groups = plan(asked, together=context.together, compute=compute)

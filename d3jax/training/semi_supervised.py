@@ -7,7 +7,7 @@ of labelled images and as many unlabelled ones; the loop is the same. Nothing is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax

@@ -7,7 +7,6 @@ method moves lives in `TrainState.carry`, and small functions say what a step do
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -182,19 +181,16 @@ def make_train_step(
 
     def step(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
         before = dataclasses.replace(state, carry=begin(state, data))
-        params, values = (
-            state.variables.params,
-            {name: before.carry[name].value for name in optimisers},
-        )
+        parts = {name: before.carry[name] for name in optimisers}
+        values = {name: part.value for name, part in parts.items()}
+        params, extra = state.variables.params, {"step": state.step, "data": data}
         (total, (batch_stats, reported)), (grads, slopes) = gradient(params, values, before, data)
-        update = functools.partial(_descended, step=state.step, data=data)
-        params, opt_state = update(tx, grads, state.opt_state, params, params)
-        carry = before.carry
+        params, opt_state = _updated(tx, grads, Learned(params, state.opt_state), params, extra)
         for name, one in optimisers.items():
             moved = reported.pop(name, values[name])
-            learned = update(one, slopes[name], carry[name].opt_state, values[name], moved)
-            carry = carry | {name: Learned(*learned)}
+            parts[name] = _updated(one, slopes[name], parts[name], moved, extra)
         variables = Variables(project(params, data), batch_stats)
+        carry = before.carry | parts if parts else before.carry
         after = TrainState(state.step + 1, variables, opt_state, state.key, carry)
         state, metrics = advance(before, after, reported, data)
         return state, {"loss": total, **metrics}
@@ -204,19 +200,21 @@ def make_train_step(
 
 def _with_values(carry: Any, values: dict[str, Any]) -> Any:
     """Return the carry with other values of its trained parts."""
-    return (
-        carry | {name: carry[name]._replace(value=values[name]) for name in values}
-        if values
-        else carry
-    )
+    if not values:
+        return carry
+    return carry | {name: carry[name]._replace(value=value) for name, value in values.items()}
 
 
-def _descended(
-    tx: optax.GradientTransformationExtraArgs, grads: Any, opt_state: optax.OptState, params: Any, moved: Any, **extra: Any
-) -> tuple[Any, optax.OptState]:  # fmt: skip
-    """Return `moved` after the update that `tx` makes of the gradient at `params`, and the optimiser's new state."""
-    updates, opt_state = tx.update(grads, opt_state, params, **extra)
-    return optax.apply_updates(moved, updates), opt_state
+def _updated(
+    tx: optax.GradientTransformationExtraArgs,
+    grads: Any,
+    part: Learned,
+    moved: Any,
+    extra: dict[str, Any],
+) -> Learned:
+    """Return the part after the update that `tx` makes of its gradient, applied to its value with statistics `moved` on."""
+    updates, opt_state = tx.update(grads, part.opt_state, part.value, **extra)
+    return Learned(optax.apply_updates(moved, updates), opt_state)
 
 
 def accept_if(accepted: jax.Array, before: TrainState, after: TrainState) -> TrainState:

@@ -39,15 +39,42 @@ class Run:
     def attack(self, label, attacked=True, targets=(0,)):
         self.attacks[label] = AttackEntry(label, attacked, list(targets))
 
-    def node(self, kind, attack, what, label="", seed=0, *, status="ok", tables=None, facts=None, arrays=None, logged=(), listed=None):
+    def node(
+        self,
+        kind,
+        attack,
+        what,
+        label="",
+        seed=0,
+        *,
+        status="ok",
+        tables=None,
+        facts=None,
+        arrays=None,
+        logged=(),
+        listed=None,
+    ):
         """Add a node; one of status "" is not finished. Its row of results.csv makes it listed."""
         self.attacks.setdefault(attack, AttackEntry(attack, True, [0]))
         rows = {name: [dict(one) for one in found] for name, found in (tables or {}).items()}
         name = f"{attack}/seed{seed}/{what}"
         found = rows.get("results", [{}])[0]
-        columns = {key: found.get(key) for key in ("dataset", "model", "attack", "poison_rate", "defense", "seed")}
+        columns = {
+            key: found.get(key)
+            for key in ("dataset", "model", "attack", "poison_rate", "defense", "seed")
+        }
         listed = "results" in rows if listed is None else listed
-        self.nodes.append(NodeEntry(name, kind, attack, seed, label, listed, columns if found else row(label, seed, attack=attack)))
+        self.nodes.append(
+            NodeEntry(
+                name,
+                kind,
+                attack,
+                seed,
+                label,
+                listed,
+                columns if found else row(label, seed, attack=attack),
+            )
+        )
         if status:
             write_record(self.path, NodeRecord(name, status, rows, facts or {}), arrays)
         folder = node_folder(self.path, name)
@@ -56,10 +83,26 @@ class Run:
             (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in logged))
         return name
 
-    def model(self, label="none", attack="badnets", seed=0, kind="", acc=0.9, asr=1.0, logged=(), status="ok", more=(), **facts):
+    def model(
+        self,
+        label="none",
+        attack="badnets",
+        seed=0,
+        kind="",
+        acc=0.9,
+        asr=1.0,
+        logged=(),
+        status="ok",
+        more=(),
+        **facts,
+    ):
         """Add a victim or a repair with its rows of results.csv and per_class.csv."""
-        numbers = {"acc": acc, "asr": asr} if status == "ok" else dict.fromkeys(("acc", "asr", "ra"))
-        one = row(label, seed, attack=attack, status=status or "not finished", **(numbers | dict(more)))
+        numbers = (
+            {"acc": acc, "asr": asr} if status == "ok" else dict.fromkeys(("acc", "asr", "ra"))
+        )
+        one = row(
+            label, seed, attack=attack, status=status or "not finished", **(numbers | dict(more))
+        )
         counts = [
             {"attack": attack, "defense": label, "seed": seed, "class": name, "clean": 50, "correct": round(50 * acc) - i}
             | {"triggered": 0 if i == 0 or asr is None else 40, "reached": 0 if i == 0 or asr is None else round(40 * asr)}
@@ -68,9 +111,28 @@ class Run:
         found = {"results": [one], "per_class": counts if status == "ok" else []}
         what = "train" if label == "none" else label
         kind = kind or ("victim" if label == "none" else "repair")
-        return self.node(kind, attack, what, label, seed, status=status, tables=found, logged=logged, listed=True, **facts)
+        return self.node(
+            kind,
+            attack,
+            what,
+            label,
+            seed,
+            status=status,
+            tables=found,
+            logged=logged,
+            listed=True,
+            **facts,
+        )
 
-    def samples(self, labels=("none",), attack="badnets", seed=0, stamped=True, targets=None, predictions=None):
+    def samples(
+        self,
+        labels=("none",),
+        attack="badnets",
+        seed=0,
+        stamped=True,
+        targets=None,
+        predictions=None,
+    ):
         """Add the report's images and what every model of `labels` sees in them."""
         rng = np.random.default_rng(len(attack))
         n, classes = 8, len(self.classes)
@@ -80,23 +142,54 @@ class Run:
         truth = np.arange(n) % classes
         for label in labels:
             sees = (predictions or {}).get(label) or (truth, np.zeros(n, int))
-            arrays = {"predicted_clean": np.asarray(sees[0]), "predicted_triggered": np.asarray(sees[1])}
+            arrays = {
+                "predicted_clean": np.asarray(sees[0]),
+                "predicted_triggered": np.asarray(sees[1]),
+            }
             facts = {}
             if label == "none":
                 wanted = np.zeros(n, int) if targets is None else np.asarray(targets)
-                arrays |= {"clean": clean, "triggered": triggered, "labels": truth, "targets": wanted}
+                arrays |= {
+                    "clean": clean,
+                    "triggered": triggered,
+                    "labels": truth,
+                    "targets": wanted,
+                }
                 facts = {"psnr": 18.2 if stamped else float("inf"), "ssim": 0.987, "largest": 255.0}
-            self.node("report_samples", attack, f"samples-{label}", label, seed, facts=facts, arrays=arrays)
+            self.node(
+                "report_samples",
+                attack,
+                f"samples-{label}",
+                label,
+                seed,
+                facts=facts,
+                arrays=arrays,
+            )
 
     def features(self, labels, attack="badnets", inverted=False):
         rng = np.random.default_rng(1)
         for i, label in enumerate(labels):
             truth = np.arange(30) % len(self.classes)
-            points = np.concatenate([rng.normal(truth[:, None] * 3, 1, (30, 2)), rng.normal(-4, 0.5, (20, 2))]).astype(np.float32)
-            facts = {"twin_distance": 0.9 - 0.2 * i, "silhouette": 0.4 - 0.3 * i, "inverted": inverted}
-            self.node("features", attack, f"features-{label}", label, facts=facts, arrays={"pca": points, "tsne": points[:, ::-1], "labels": truth})
+            points = np.concatenate(
+                [rng.normal(truth[:, None] * 3, 1, (30, 2)), rng.normal(-4, 0.5, (20, 2))]
+            ).astype(np.float32)
+            facts = {
+                "twin_distance": 0.9 - 0.2 * i,
+                "silhouette": 0.4 - 0.3 * i,
+                "inverted": inverted,
+            }
+            self.node(
+                "features",
+                attack,
+                f"features-{label}",
+                label,
+                facts=facts,
+                arrays={"pca": points, "tsne": points[:, ::-1], "labels": truth},
+            )
 
-    def detection(self, label="nc", attack="badnets", flagged=(0,), models=("none",), known=True, seed=0):
+    def detection(
+        self, label="nc", attack="badnets", flagged=(0,), models=("none",), known=True, seed=0
+    ):
         k = len(self.classes)
         norms = np.where(np.isin(np.arange(k), flagged), 2.0, 8.0) + 0.1 * np.arange(k)
         index = np.abs(norms - np.median(norms))
@@ -118,17 +211,37 @@ class Run:
             "flagged": np.isin(np.arange(k), flagged), "triggers": rng.integers(0, 255, (k, 8, 8, 3), dtype=np.uint8),
             "smallest": rng.integers(0, 255, (8, 8, 8, 3), dtype=np.uint8),
         }  # fmt: skip
-        facts = {"median": float(np.median(norms)), "spread": 1.4826 * float(np.median(np.abs(norms - np.median(norms))))}
-        self.node("model_detection", attack, f"inversion-{label}", label, seed, tables={"detections": rows, "triggers": turned}, facts=facts, arrays=arrays)
+        facts = {
+            "median": float(np.median(norms)),
+            "spread": 1.4826 * float(np.median(np.abs(norms - np.median(norms)))),
+        }
+        self.node(
+            "model_detection",
+            attack,
+            f"inversion-{label}",
+            label,
+            seed,
+            tables={"detections": rows, "triggers": turned},
+            facts=facts,
+            arrays=arrays,
+        )
 
     def landscape(self, defenses, attack="badnets", plane=True, batchnorm=True):
         ts, tensors = np.linspace(-0.5, 4, 11), [f"block{i}/conv/kernel" for i in range(10)]
         rng = np.random.default_rng(3)
-        arrays = {"eigenvalues": np.array([12.5, 3.25]), "edges": np.linspace(-1, 1, 13) * np.ones((10, 1))}
+        arrays = {
+            "eigenvalues": np.array([12.5, 3.25]),
+            "edges": np.linspace(-1, 1, 13) * np.ones((10, 1)),
+        }
         for i, name in enumerate(defenses):
             arrays |= {f"{name}/ts": ts, f"{name}/taylor": np.array([0.3, 0.5 + i, 2.0])}
-            arrays |= {f"{name}/relative": rng.random(10), f"{name}/counts": rng.integers(0, 90, (10, 12))}
-            for kind in ("interpolated", "estimated", "first") if batchnorm else ("interpolated", "first"):
+            arrays |= {
+                f"{name}/relative": rng.random(10),
+                f"{name}/counts": rng.integers(0, 90, (10, 12)),
+            }
+            for kind in (
+                ("interpolated", "estimated", "first") if batchnorm else ("interpolated", "first")
+            ):
                 arrays |= {
                     f"{name}/{kind}/clean_loss": 0.2 + 0.3 * np.abs(ts - 0.5), f"{name}/{kind}/backdoor_loss": 0.1 + (1 + i) * np.abs(ts),
                     f"{name}/{kind}/acc": 0.95 - 0.1 * np.abs(ts - 0.5), f"{name}/{kind}/asr": np.exp(-np.abs(ts) * (1 + i)),
@@ -137,21 +250,61 @@ class Run:
         if plane:
             x, y = np.linspace(-1, 4, 13), np.linspace(-1, 3, 13)
             facts["plane"] = ["backdoored", *list(defenses)[:2]]
-            arrays |= {"plane/places": np.array([[0, 0], [3.0, 0], [1.5, 2.0]]), "plane/xs": x, "plane/ys": y}
-            arrays |= {"plane/clean": 0.1 + (x[None] - 1) ** 2 * 0.3 + y[:, None] ** 2 * 0.1, "plane/backdoor": 0.05 + np.abs(x[None]) + y[:, None] ** 2}
+            arrays |= {
+                "plane/places": np.array([[0, 0], [3.0, 0], [1.5, 2.0]]),
+                "plane/xs": x,
+                "plane/ys": y,
+            }
+            arrays |= {
+                "plane/clean": 0.1 + (x[None] - 1) ** 2 * 0.3 + y[:, None] ** 2 * 0.1,
+                "plane/backdoor": 0.05 + np.abs(x[None]) + y[:, None] ** 2,
+            }
         self.node("loss_landscape", attack, "landscape", facts=facts, arrays=arrays)
 
-    def evolution(self, label, attack="badnets", seed=0, lr=0.01, constant=True, scaled=False, updates=4, status="ok", asr=0.9):
-        more = {f"survived_{tau}": updates if asr and asr > 0.8 else 1 for tau in ("0.9", "0.5", "0.1")} if asr else {}
+    def evolution(
+        self,
+        label,
+        attack="badnets",
+        seed=0,
+        lr=0.01,
+        constant=True,
+        scaled=False,
+        updates=4,
+        status="ok",
+        asr=0.9,
+    ):
+        more = (
+            {
+                f"survived_{tau}": updates if asr and asr > 0.8 else 1
+                for tau in ("0.9", "0.5", "0.1")
+            }
+            if asr
+            else {}
+        )
         more |= {f"{name}_censored": value == updates for name, value in more.items()}
         self.model(label, attack, seed, kind="evolution", asr=asr, status=status, more=more.items())
         last = self.nodes[-1]
         rates = np.full(6, lr) if constant else lr * np.linspace(2, 0.1, 6)
         facts = {"group": "a", "constant": constant, "scaled": scaled}
-        self.node("updates", attack, f"updates-{label}", label, seed, facts=facts, arrays={"rates": rates})
+        self.node(
+            "updates", attack, f"updates-{label}", label, seed, facts=facts, arrays={"rates": rates}
+        )
         if status != "ok":
             return
-        empty = dict.fromkeys(("stale_acc", "valid_acc", "control", "trained_acc", "trained_asr", "moved", "lr_sum", "score", "stale_asr", "stale_score"))
+        empty = dict.fromkeys(
+            (
+                "stale_acc",
+                "valid_acc",
+                "control",
+                "trained_acc",
+                "trained_asr",
+                "moved",
+                "lr_sum",
+                "score",
+                "stale_asr",
+                "stale_score",
+            )
+        )
         rows = [
             {"attack": attack, "evolution": label, "seed": seed, "update": t, "acc": 0.9 + 0.01 * t + 0.005 * seed, "ra": 0.1}
             | empty
@@ -170,19 +323,52 @@ class Run:
         }  # fmt: skip
         self.node("forgetting", attack, f"forgetting-{label}", label, arrays=arrays)
 
-    def training_time(self, label, attack="badnets", seed=0, first="first_stage", rescored=True, poisoned=True, loop=""):
+    def training_time(
+        self,
+        label,
+        attack="badnets",
+        seed=0,
+        first="first_stage",
+        rescored=True,
+        poisoned=True,
+        loop="",
+    ):
         n = 200
         rng = np.random.default_rng(4)
         flags = np.arange(n) % 10 == 0 if poisoned else np.zeros(n, bool)
         arrays = {"flags": flags, "suspects": np.arange(n) < 20, "labelled": rng.random(n) < 0.5}
         rows = []
-        for i, name in enumerate(("entropy", "cross_entropy", "symmetric", "mixture", *(["rescored"] if rescored else []))):
+        for i, name in enumerate(
+            (
+                "entropy",
+                "cross_entropy",
+                "symmetric",
+                "mixture",
+                *(["rescored"] if rescored else []),
+            )
+        ):
             arrays[name] = np.where(flags, 0.01, 1.0) * rng.gamma(2, 1, n)
             order = np.argsort(arrays[name])
             hits, count = np.cumsum(flags[order]), np.arange(1, n + 1)
-            arrays |= {f"precision/{name}": hits / count, f"recall/{name}": hits / max(flags.sum(), 1)}
-            line = {"attack": attack, "defense": label, "seed": seed, "score": name, "auroc": 0.9 - 0.01 * i if poisoned else None}
-            rows.append(line | {f"{kind}_{share:g}": 0.8 if poisoned else None for share in (0.01, 0.05, 0.1) for kind in ("precision", "recall")})
+            arrays |= {
+                f"precision/{name}": hits / count,
+                f"recall/{name}": hits / max(flags.sum(), 1),
+            }
+            line = {
+                "attack": attack,
+                "defense": label,
+                "seed": seed,
+                "score": name,
+                "auroc": 0.9 - 0.01 * i if poisoned else None,
+            }
+            rows.append(
+                line
+                | {
+                    f"{kind}_{share:g}": 0.8 if poisoned else None
+                    for share in (0.01, 0.05, 0.1)
+                    for kind in ("precision", "recall")
+                }
+            )
         stage = f"{attack}/seed{seed}/{first}"
         if stage not in [node.name for node in self.nodes]:
             self.node("first_stage", attack, first, "", seed, logged=[
@@ -192,14 +378,35 @@ class Run:
             ])  # fmt: skip
         more = {"suspects": 20, "suspects_poisoned": 0.75, "labelled_poisoned": 0.0123}.items()
         logged = [*curve(watch_acc=0.6), *curve(loop=loop)] if loop else curve(watch_acc=0.6)
-        self.model(label, attack, seed, kind="training_time", asr=0.05, logged=logged, more=more, facts={"first_stage": stage}, arrays=arrays)
+        self.model(
+            label,
+            attack,
+            seed,
+            kind="training_time",
+            asr=0.05,
+            logged=logged,
+            more=more,
+            facts={"first_stage": stage},
+            arrays=arrays,
+        )
         record = RunFolder.record(_Folder(self.path), self.nodes[-1].name)
         write_record(self.path, record._replace(tables=record.tables | {"filters": rows}), arrays)
 
     def write(self):
         """Write the manifest and return the folder's path."""
         seeds = sorted({node.seed for node in self.nodes}) or [0]
-        write_manifest(self.path, Manifest("digits", self.classes, "vgg", seeds, self.external, list(self.attacks.values()), self.nodes))
+        write_manifest(
+            self.path,
+            Manifest(
+                "digits",
+                self.classes,
+                "vgg",
+                seeds,
+                self.external,
+                list(self.attacks.values()),
+                self.nodes,
+            ),
+        )
         return self.path
 
 
@@ -230,7 +437,9 @@ def make_tables(run):
         entry.label: Shown(arrays["rates"], record.facts["group"], record.facts["constant"], record.facts["scaled"])
         for entry, record, arrays in run.finished("updates")
     }  # fmt: skip
-    return found | {"survival": compare(found.get("results", []), found.get("evolution", []), shown)}
+    return found | {
+        "survival": compare(found.get("results", []), found.get("evolution", []), shown)
+    }
 
 
 def use_stand_ins():
@@ -238,5 +447,7 @@ def use_stand_ins():
     if not hasattr(tables, "make_tables"):
         tables.make_tables = make_tables
         tables.write_tables = lambda path, made: [
-            tables.write_csv(path / f"{name}.csv", rows, columns=()) for name, rows in made.items() if rows
+            tables.write_csv(path / f"{name}.csv", rows, columns=())
+            for name, rows in made.items()
+            if rows
         ]

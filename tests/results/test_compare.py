@@ -12,12 +12,15 @@ import sys
 import pytest
 
 from d3jax.compare import main
-from d3jax.results.compare import COLUMNS, case_name, leaderboard, net_name, read_runs
+from d3jax.report.comparison import leaderboard_html
+from d3jax.results.artifacts import NodeEntry, NodeRecord
+from d3jax.results.compare import COLUMNS, case_name, leaderboard, net_name
+from d3jax.results.compared_runs import read_runs
 from d3jax.results.ranking import rank
 from d3jax.results.tables import read_csv
 
 from ..helpers.browser import Page
-from ..helpers.run_folders import result_row, without_numbers, write_run
+from ..helpers.run_folders import IDENTITY, result_row, without_numbers, write_run
 
 ATTACKS = ("badnets", "blended", "sig", "wanet", "bpp", "lf")
 DEFENSES = {"finetune": 0.5, "d3": 0.03, "mcl": 0.08, "nc": 0.3, "abl": 0.2}
@@ -117,6 +120,21 @@ def test_a_defence_with_other_settings_stays_apart_by_run(tmp_path):
     assert by_name(board)[BADNETS, "none"]["duplicates"] == 1
 
 
+@pytest.mark.parametrize(
+    "changed", [{"defenses": [{"name": "d3", "lam": 2.0}]}, {"reserved": {"fraction": 0.1}}]
+)
+def test_seeds_of_other_settings_are_not_pooled(tmp_path, changed):
+    config = {"defenses": [{"name": "d3", "lam": 1.0}], "reserved": {"fraction": 0.05}}
+    first = write_run(tmp_path / "a", victim_and({"d3": 0.1}), config)
+    second = write_run(tmp_path / "b", victim_and({"d3": 0.3}, seed=1), config | changed)
+    found = by_name(board_of(first, second))
+    assert {defense: row["seeds"] for (_, defense), row in found.items()} == {
+        "none": 2,
+        "d3 [a]": 1,
+        "d3 [b]": 1,
+    }
+
+
 def test_contradicting_numbers_of_equal_settings_stay_apart_by_run(tmp_path):
     rows, other = victim_and({"d3": 0.1, "nc": 0.2}), victim_and({"d3": 0.3, "nc": 0.2})
     board = board_of(write_run(tmp_path / "a", rows), write_run(tmp_path / "b", other))
@@ -188,6 +206,24 @@ def test_poison_rates_are_cases_of_their_own(tmp_path):
 )
 def test_nets_are_named_with_their_settings(model, net, name):
     assert net_name(model, net) == name
+
+
+def test_rows_name_the_versions_they_come_from(tmp_path):
+    later = [row | {"commit": "def"} for row in victim_and({"d3": 0.1}, seed=1)]
+    runs = [write_run(tmp_path / "a", victim_and({"d3": 0.1})), write_run(tmp_path / "b", later)]
+    board = board_of(*runs)
+    assert by_name(board)[BADNETS, "d3"]["commits"] == "abc, def"
+    assert "2 versions of d3jax (commits abc, def)" in leaderboard_html([board], ["a", "b"])
+
+
+def test_a_failed_detection_is_no_defence(tmp_path):
+    entry = NodeEntry(
+        "x", "model_detection", "badnets", 0, "all", False, [dict(IDENTITY, defense="all")], "r"
+    )
+    more = [(entry, NodeRecord("x", "r", "failed: out of memory", {}, {}))]
+    board = board_of(write_run(tmp_path / "a", victim_and({"d3": 0.1}), more=more))
+    assert by_name(board)[BADNETS, "all"]["kind"] == "detection"
+    assert not board.ranking.without and len(board.ranking.places) == 1
 
 
 # ----------------------------------------------------------------------------------------- ranking
@@ -341,6 +377,18 @@ def test_the_page_says_what_is_compared_and_left_out(tmp_path):
     assert "Left out: sig (10\u00a0%) (no DER of nc)" in page
     assert "1 evolution, not ranked" in page and "Evolutions are listed below" in page
     assert "counts once" in re.sub(r"\s+", " ", page)
+
+
+def test_the_page_numbers_the_runs_where_rows_differ_in_them(tmp_path):
+    runs = [
+        write_run(tmp_path / "first", victim_and({"d3": 0.1})),
+        write_run(tmp_path / "second", victim_and({"nc": 0.3}, seed=1)),
+    ]
+    main([*map(str, runs), "--out", str(tmp_path / "out")])
+    page = (tmp_path / "out/leaderboard.html").read_text()
+    assert "<b>1</b> first, <b>2</b> second" in page
+    assert '<td class=soft title="first, second">1, 2</td>' in page
+    assert '<td class=soft title="second">2</td>' in page
 
 
 @pytest.mark.parametrize("arguments", [[], ["run"], ["missing", "--out", "out"]])

@@ -156,7 +156,7 @@ def test_nodes_without_a_finished_record_have_a_row_that_says_so(tmp_path):
     assert tuple(first)[: len(tables.COLUMNS)] == tables.COLUMNS
 
 
-def test_only_a_failed_detection_has_a_row_of_results(tmp_path):
+def test_only_an_unfinished_detection_has_a_row_of_results(tmp_path):
     def detection(name, status):
         entry = NodeEntry(name, "model_detection", "badnets", 0, name, False, [dict(IDENTITY)], "r")
         rows = {"detections": [{"attack": "badnets", "detection": name}]}
@@ -164,7 +164,8 @@ def test_only_a_failed_detection_has_a_row_of_results(tmp_path):
 
     more = [detection("a", "ok"), detection("b", "failed: x"), detection("c", "")]
     found = tables.make_tables(RunFolder(write_run(tmp_path, [result_row()], more=more)))
-    assert [row["status"] for row in found["results"]] == ["ok", "failed: x"]
+    status = [row["status"] for row in found["results"]]
+    assert status == ["ok", "failed: x", "not finished: no model yet"]
     assert [row["detection"] for row in found["detections"]] == ["a"]
 
 

@@ -1,15 +1,17 @@
 """Detections and defences that search for a trigger, in a study: shared inversions, rows, the page, kills."""
 
 import csv
+import dataclasses
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
 
 from d3jax.core.errors import ConfigError, OutOfMemoryError
 from d3jax.defenses.repair import target
-from d3jax.inversion import invert as inversion
+from d3jax.inversion.search import PRESETS
 from d3jax.results.summary import detections
 from d3jax.results.tables import read_csv
 from d3jax.runtime.progress import Progress
@@ -143,7 +145,7 @@ def test_the_page_shows_triggers_and_features(finished):
 
 def test_a_report_reads_detections_without_searching_again(finished, tmp_path, capsys, monkeypatch):
     folder, rows = shutil.copytree(finished[0], tmp_path / "copy"), finished[1]
-    monkeypatch.setattr(inversion, "fit", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr(sys.modules["d3jax.inversion.invert"], "fit", lambda *_: pytest.fail("searched again"))
     again = run_study(read(), folder, Progress(), compute=False)
     assert [row["asr"] for row in again] == [row["asr"] for row in rows]
     assert (
@@ -195,9 +197,9 @@ def test_mistakes_are_named_before_any_work(tmp_path, override, message):
 
 def test_another_preset_of_a_section_replaces_its_default():
     config = read(STUDY, ("defenses.1.inversion", "{preset: nc}")).defenses[1].config
-    assert config.inversion == inversion.InversionConfig(preset="nc")
+    assert config.inversion == PRESETS["nc"]
     kept = read(STUDY, ("defenses.1.inversion", "{passes: 7}")).defenses[1].config
-    assert kept.inversion == inversion.InversionConfig(preset="pixel", passes=7)
+    assert kept.inversion == dataclasses.replace(PRESETS["pixel"], passes=7)
 
 
 @pytest.mark.slow

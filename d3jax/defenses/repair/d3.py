@@ -167,9 +167,12 @@ def start(key: jax.Array, reference_params: Params, selection: Selection, kind: 
 def geometry(params: Params, reference_params: Params, selection: Selection) -> Metrics:
     """How far θ_s has come: `distance` ‖θ_s − θ_init,s‖, `distance_ratio` (over 2‖θ_init,s‖, its most on the sphere) and
     `cosine` of the angle between them, all over the selected tensors together (Frobenius)."""
-    pick = lambda tree: jnp.concatenate(
-        [w.ravel() for w, chosen in zip(*map(jax.tree.leaves, (tree, selection))) if chosen]
-    )
+    chosen = jax.tree.leaves(selection)
+
+    def pick(tree: Params) -> jax.Array:
+        leaves = zip(jax.tree.leaves(tree), chosen, strict=True)
+        return jnp.concatenate([leaf.ravel() for leaf, wanted in leaves if wanted])
+
     w, w0 = pick(params), pick(reference_params)
     gap = norm(w - w0)
     cosine = w @ w0 / jnp.maximum(norm(w) * norm(w0), 1e-30)

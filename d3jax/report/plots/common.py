@@ -6,6 +6,7 @@ there is nothing to draw. A defence has one colour in all of them (`palette`).
 """
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,8 +21,8 @@ HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#3322
         "#808000", "#7f4f24")  # fmt: skip
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.3)))
 BEFORE, PALE, INK, POISONED = "#6f7780", "#cfd4d9", "#2a3138", "#d55e00"
-WIDTH, DPI = 9.6, 160
-"""Inches; at DPI this is what the page shows at 960 css pixels, sharp on a doubled screen."""
+WIDTH, DPI, RIGHT = 9.6, 160, 0.17
+"""Inches (RIGHT: of a margin); at DPI this is what the page shows at 960 css pixels, sharp on a doubled screen."""
 
 Arrays = Mapping[str, np.ndarray]
 Palette = Mapping[str, tuple[str, Any]]
@@ -69,27 +70,33 @@ def style_of(name: str, colours: Palette) -> dict[str, Any]:
 
 
 def save_panels(
-    path: Path,
-    panels: Sequence[Panel | None],
-    columns: int,
-    height: float,
-    *,
-    extra: float = 0.0,
-    legend: str = "outside upper left",
-    width: float = WIDTH,
+    path: Path, panels: Sequence[Panel | None], columns: int, height: float, width: float = WIDTH
 ) -> Path | None:
     """Draw panels in rows of `columns`, each `height` inches high; None leaves its place empty.
 
-    `extra` inches are for the legend, which has the name of every mark, where they have any.
+    One legend above them names the marks of all panels that have none of their own.
     """
-    if not any(panels):
+    shown = [panel for panel in panels if panel]
+    if not shown:
         return None
-    rows = -(-len(panels) // columns)
-    with drawing(path, (width, height * rows + extra)) as figure:
-        axes = figure.subplots(rows, columns, squeeze=False).flatten()
-        for axis, panel in zip(axes, [*panels, *[None] * (len(axes) - len(panels))], strict=True):
-            _draw(axis, panel) if panel else axis.set_axis_off()
-        _add_legend(figure, axes, legend)
+    marks = [mark for panel in shown if not panel.legend for mark in panel.marks]
+    names = {mark.style["label"]: mark.style for mark in marks if "label" in mark.style}
+    rows, above = -(-len(panels) // columns), 0.22 * -(-len(names) // columns_of(list(names)))
+    size = (width, height * rows + above)
+    # A layout that looks at what is drawn takes most of the time: these margins (inches) hold
+    # ticks and labels to the left, labels below and a title above.
+    left, below = (0.1, 0.05) if shown[0].bare else (0.68, 0.5)
+    inner = (width - columns * left - RIGHT) / columns, height - below - 0.32
+    with drawing(path, size) as figure:
+        grid = figure.add_gridspec(
+            rows, columns, left=left / width, right=1 - RIGHT / width, bottom=below / size[1],
+            top=1 - (above + 0.32) / size[1], wspace=left / inner[0], hspace=(below + 0.32) / inner[1],
+        )  # fmt: skip
+        for place, panel in zip(grid, panels, strict=False):
+            if panel:
+                _draw(figure.add_subplot(place), panel)
+        if names:
+            _add_legend(figure, names)
     return path
 
 
@@ -97,12 +104,12 @@ def _draw(axis: Any, panel: Panel) -> None:
     for mark in panel.marks:
         getattr(axis, mark.method)(*mark.args, **mark.style)
     axis.set(**panel.options)
-    for log in (axis.xaxis, axis.yaxis):
-        if log.get_scale() == "log":  # 0.01, not 10⁻², which comes as a formula
-            log.set_major_formatter(lambda value, _: f"{value:g}")
-            log.set_minor_formatter(lambda value, _: "")
-    if panel.whole:
-        axis.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+    for side in (axis.xaxis, axis.yaxis):
+        if side.get_scale() == "log":  # 0.01, not 10⁻², which comes as a formula
+            side.set_major_formatter(lambda value, _: f"{value:g}")
+            side.set_minor_formatter(lambda value, _: "")
+        elif not panel.bare:  # every tick takes time
+            side.get_major_locator().set_params(nbins=5, integer=panel.whole and side is axis.xaxis)
     if panel.bare:
         axis.grid(False)
         axis.spines[:].set(visible=True, color=PALE)
@@ -110,24 +117,24 @@ def _draw(axis: Any, panel: Panel) -> None:
         axis.legend(loc=panel.legend)
 
 
-def _add_legend(figure: Any, axes: Sequence[Any], place: str) -> None:
-    """Add one legend for all axes that have none of their own."""
-    found = [axis.get_legend_handles_labels() for axis in axes if not axis.get_legend()]
-    named = {short(name, 30): handle for each in found for handle, name in zip(*each, strict=True)}
-    if named:
-        columns = 1 if "right center" in place else columns_of(list(named))
-        figure.legend(named.values(), named, loc=place, ncols=columns)
+def _add_legend(figure: Any, names: Mapping[str, dict[str, Any]]) -> None:
+    from matplotlib.lines import Line2D
+
+    styles = [{"color": one["color"], "linestyle": one.get("linestyle")} for one in names.values()]
+    handles = [Line2D([], [], **style) for style in styles]
+    labels = [short(name, 30) for name in names]
+    figure.legend(handles, labels, loc="upper left", ncols=columns_of(list(names)), borderpad=0.2)
 
 
 @contextlib.contextmanager
-def drawing(path: Path, size: tuple[float, float], layout: Any = "constrained") -> Iterator[Any]:
+def drawing(path: Path, size: tuple[float, float], layout: Any = "none") -> Iterator[Any]:
     """Yield a white figure of `size` inches that is saved to `path` at the end."""
-    import matplotlib.style
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
 
-    with matplotlib.style.context(STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(_style()), warnings.catch_warnings():
         # A class may be called 猫: a box in the picture, the name in the page's text.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=size, dpi=DPI, layout=layout, facecolor="white")
@@ -135,7 +142,16 @@ def drawing(path: Path, size: tuple[float, float], layout: Any = "constrained") 
         yield figure
         canvas.draw()  # once; savefig draws twice
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(path, "png")
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(
+        path, "png", compress_level=4
+    )
+
+
+@functools.cache
+def _style() -> Any:
+    import matplotlib
+
+    return matplotlib.rc_params_from_file(STYLE, use_default_template=False)
 
 
 def short(name: str, limit: int) -> str:

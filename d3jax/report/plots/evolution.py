@@ -58,7 +58,7 @@ def save_rates(path: Path, rows: Sequence[Row], colours: Palette) -> Path | None
         for name, (title, limits) in PANELS.items()
         if any(row[name] is not None for row in rows)
     ]
-    return save_panels(path, panels, 2, 2.6, extra=0.4)
+    return save_panels(path, panels, 2, 2.6)
 
 
 def _curve(rows: Sequence[Row], evolution: str, name: str, colours: Palette) -> list[Mark]:
@@ -83,7 +83,7 @@ def save_learning_rates(path: Path, rates: Arrays, colours: Palette) -> Path | N
         )
         for i, (name, one) in enumerate(rates.items())
     ]  # fmt: skip
-    return save_panels(path, panels, columns, 1.8, extra=0.2)
+    return save_panels(path, panels, columns, 1.8)
 
 
 def save_energy(path: Path, predicted: Mapping[str, Arrays]) -> Path | None:
@@ -117,7 +117,7 @@ def save_forgetting(path: Path, predicted: Mapping[str, Arrays], colours: Palett
                     | ({} if i % columns else {"ylabel": "share of the logit"}))
         for i, (name, found) in enumerate(predicted.items())
     ]  # fmt: skip
-    return save_panels(path, panels, columns, 2.1, extra=0.3, legend="outside lower right")
+    return save_panels(path, panels, columns, 2.1)
 
 
 def _prediction(found: Arrays, colour: str, options: dict[str, Any]) -> Panel:

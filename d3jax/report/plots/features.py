@@ -23,7 +23,7 @@ def save_features(path: Path, features: Mapping[str, Arrays], classes: int) -> P
         for name, found in features.items()
     ]
     width = max(WIDTH, 2.3 * len(features))
-    return save_panels(path, panels, len(features), 2.55, width=width)
+    return save_panels(path, panels, len(features), 2.55, width)
 
 
 def _panel(points: np.ndarray, labels: np.ndarray, classes: int, title: str) -> Panel:

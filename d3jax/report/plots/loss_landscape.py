@@ -32,7 +32,7 @@ LEVELS = [0.05, 0.1, 0.2, 0.5, 1, 2, 4, 8]
 def save_paths(path: Path, defenses: Sequence[str], arrays: Arrays) -> Path | None:
     """Draw losses and rates along the line to each defence's model."""
     panels = [panel for name in defenses for panel in _line(name, arrays)]
-    return save_panels(path, panels, 2, 2.3, extra=0.3)
+    return save_panels(path, panels, 2, 2.3)
 
 
 def _line(name: str, arrays: Arrays) -> list[Panel]:
@@ -42,7 +42,7 @@ def _line(name: str, arrays: Arrays) -> list[Panel]:
     for statistics, dash in DASHES.items():
         for kind, colour, rate in KINDS if f"{name}/{statistics}/acc" in arrays else ():
             at, style = f"{name}/{statistics}", {"color": colour, "linestyle": dash}
-            label = {"label": f"{kind}, statistics {statistics}"}
+            label = {"label": f"{kind}, {'statistics ' * (kind == 'clean')}{statistics}"}
             losses.append(Mark((ts, arrays[f"{at}/{kind}_loss"]), style | label))
             rates.append(Mark((ts, 100 * arrays[f"{at}/{rate}"]), style))
     guide = {"color": BEFORE, "linewidth": 0.8, "linestyle": ":"}
@@ -58,7 +58,7 @@ def save_plane(path: Path, names: Sequence[str], arrays: Arrays) -> Path:
     """Draw clean and backdoor loss in the plane of three models."""
     box = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1.5}
     label = {"xytext": (6, 6), "textcoords": "offset points", "fontsize": 8, "bbox": box}
-    with drawing(path, (WIDTH, 3.9)) as figure:
+    with drawing(path, (WIDTH, 3.9), layout="constrained") as figure:
         for axis, kind in zip(figure.subplots(1, 2), ("clean", "backdoor"), strict=True):
             _fill(figure, axis, arrays["plane/xs"], arrays["plane/ys"], arrays[f"plane/{kind}"])
             for place, name in zip(arrays["plane/places"], names, strict=True):
@@ -119,7 +119,7 @@ def save_changes(
         )
         for i, row in enumerate(order)
     ]
-    return save_panels(path, panels, 4, 2.05, extra=0.3)
+    return save_panels(path, panels, 4, 2.05)
 
 
 def _histogram(name: str, row: int, arrays: Arrays, style: dict[str, Any]) -> Mark:

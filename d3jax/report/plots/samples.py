@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .common import drawing
+from .common import DPI, drawing
 
 
 def save_samples(
@@ -46,19 +46,16 @@ def save_rows(path: Path, rows: Mapping[str, np.ndarray], *, label_share: float)
     """
     zoom = max(1, 160 // next(iter(rows.values())).shape[1])  # the gap is finer than a pixel
     strips = [images.repeat(zoom, axis=1).repeat(zoom, axis=2) for images in rows.values()]
-    count, height, width = strips[0].shape[:3]
-    gap = max(1, round(0.04 * height))
+    gap = max(1, round(0.04 * strips[0].shape[1]))
     margin = ((0, 0), (gap, gap), (gap, gap), (0, 0))
     padded = [np.pad(images, margin, constant_values=255) for images in strips]
     picture = np.concatenate([np.concatenate(list(images), axis=1) for images in padded])
-    cell = 1.05  # inches
-    wide = count * cell / (1 - label_share)
-    size = (wide, len(rows) * cell * (height + 2 * gap) / (width + 2 * gap))
-    with drawing(path, size, layout="none") as figure:
-        axis = figure.add_axes((label_share, 0, 1 - label_share, 1))
-        axis.imshow(np.broadcast_to(picture, (*picture.shape[:2], 3)), aspect="auto")
-        axis.set_axis_off()
-        place = {"x": label_share - 0.09 / wide, "ha": "right", "va": "center", "fontsize": 9.5}
+    height, width = picture.shape[0], round(picture.shape[1] / (1 - label_share))
+    size = picture.shape[1] / strips[0].shape[0] / 18  # of the font: it grows with the images
+    place = {"x": label_share - 0.3 * size / width, "ha": "right", "va": "center", "fontsize": size}
+    with drawing(path, (width / DPI, height / DPI)) as figure:
+        whole = np.broadcast_to(picture, (*picture.shape[:2], 3))
+        figure.figimage(whole, xo=width - picture.shape[1])  # pixel by pixel
         for i, label in enumerate(rows):
             figure.text(y=1 - (i + 0.5) / len(rows), s=label, **place)
     return path

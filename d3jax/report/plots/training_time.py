@@ -93,7 +93,7 @@ def save_rescored(path: Path, found: Mapping[str, Arrays]) -> Path | None:
         for name, arrays in found.items()
     ]
     columns = min(4, len(found))
-    return save_panels(path, panels, columns, 1.9, extra=0.5, legend="outside upper right")
+    return save_panels(path, panels, columns, 1.9)
 
 
 def kept_clean(poisoned: np.ndarray, flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -116,7 +116,7 @@ def save_kept(path: Path, found: Mapping[str, Arrays], colours: Palette) -> Path
         Panel(recall, {"title": "Recall: kept of the clean", "ylim": (-3, 103), **x}),
     ]
     height = max(2.8, 0.2 * len(found))
-    return save_panels(path, panels if kept else [], 2, height, legend="outside right center")
+    return save_panels(path, panels if kept else [], 2, height)
 
 
 def _kept(name: str, arrays: Arrays, style: dict[str, Any]) -> list[list[Mark]]:

@@ -35,7 +35,7 @@ def save_norms(
     cell = (RIGHT - LEFT) * WIDTH / len(order)  # inches
     foot = min(cell, 1.0) * height / width + 0.55
     size = (WIDTH, foot + 1.9 + 0.35)
-    with drawing(path, size, layout="none") as figure:
+    with drawing(path, size) as figure:
         axis = figure.add_axes((LEFT, foot / size[1], RIGHT - LEFT, 1.9 / size[1]))
         _draw_norms(axis, found["norms"][order], found["flagged"][order], levels)
         labels = found["labels"][order].tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from markupsafe import Markup
 
 from ..plots.features import save_features
@@ -27,4 +29,5 @@ def show(view: View) -> Markup:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None or value != value else f"{value:.3f}".replace("-", "−")
+    known = value is not None and math.isfinite(value)
+    return f"{value:.3f}".replace("-", "−") if known else "–"

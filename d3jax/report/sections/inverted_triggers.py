@@ -35,4 +35,6 @@ def _table(rows: Sequence[Row]) -> Table:
     ]
     shares = {(row["defense"], row["seed"]): points(row["turned"]) for row in rows}
     names = dict.fromkeys(row["defense"] for row in rows)
-    return Table(columns, [(name, [shares.get((name, seed), "–") for seed in seeds]) for name in names])
+    return Table(
+        columns, [(name, [shares.get((name, seed), "–") for seed in seeds]) for name in names]
+    )

@@ -40,7 +40,9 @@ def _cells(name: str, arrays: Mapping[str, np.ndarray]) -> list[Cell]:
     """Return the numbers at the repaired model, and where the ASR is least past it."""
     ts, (_, slope, curvature) = arrays[f"{name}/ts"], arrays[f"{name}/taylor"]
     at, beyond = int(np.argmin(np.abs(ts - 1))), np.flatnonzero(ts > 1)
-    clean, backdoor = (arrays[f"{name}/interpolated/{kind}_loss"][at] for kind in ("clean", "backdoor"))
+    clean, backdoor = (
+        arrays[f"{name}/interpolated/{kind}_loss"][at] for kind in ("clean", "backdoor")
+    )
     further = "estimated" if f"{name}/estimated/asr" in arrays else "interpolated"
     acc, asr = (arrays[f"{name}/{further}/{kind}"] for kind in ("acc", "asr"))
     least = beyond[np.argmin(asr[beyond])] if len(beyond) else at

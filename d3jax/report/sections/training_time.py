@@ -65,9 +65,7 @@ def _found(rows: Sequence[Row]) -> dict[str, tuple[str, str, int, int]]:
     return {"auroc": ("AUROC", "", 1, 3), **precision}
 
 
-def _means(
-    rows: Sequence[Row], by: str, columns: Mapping[str, tuple[str, str, int, int]]
-) -> Table:
+def _means(rows: Sequence[Row], by: str, columns: Mapping[str, tuple[str, str, int, int]]) -> Table:
     """Return a table with a row for each value of `by`: means over seeds of the columns."""
 
     def cell(name: str, column: str, factor: int, digits: int) -> str:
