@@ -145,7 +145,9 @@ def test_the_page_shows_triggers_and_features(finished):
 
 def test_a_report_reads_detections_without_searching_again(finished, tmp_path, capsys, monkeypatch):
     folder, rows = shutil.copytree(finished[0], tmp_path / "copy"), finished[1]
-    monkeypatch.setattr(sys.modules["d3jax.inversion.invert"], "fit", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr(
+        sys.modules["d3jax.inversion.invert"], "fit", lambda *_: pytest.fail("searched again")
+    )
     again = run_study(read(), folder, Progress(), compute=False)
     assert [row["asr"] for row in again] == [row["asr"] for row in rows]
     assert (
