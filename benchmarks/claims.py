@@ -34,8 +34,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from d3jax.evolution.survivability import survivability
+from d3jax.results.artifacts import Row
 from d3jax.results.survival import ratio
-from d3jax.results.tables import Row, read_csv
+from d3jax.results.tables import read_csv
 
 WORKS = 0.5
 """ASR before the first update of a backdoor that works."""

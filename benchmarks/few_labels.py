@@ -34,7 +34,7 @@ from d3jax.training.step import classification_loss
 
 SETTINGS = ("crop", "width", "labels", "steps", "seeds")
 SUPERVISED = {
-    "labels alone, Adam 0.002": PRESETS["mixmatch"]["optimizer"],
+    "labels alone, Adam 0.002": PRESETS["mixmatch"].optimizer,
     "labels alone, SGD one-cycle 0.1": OptimConfig(lr=0.1, schedule="onecycle"),
 }
 

@@ -16,7 +16,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from d3jax.results.tables import Row, read_csv
+from d3jax.results.artifacts import Row
+from d3jax.results.tables import read_csv
 
 SCORES = {
     "entropy": "entropy",

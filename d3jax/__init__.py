@@ -34,6 +34,7 @@ _HOMES = {
     "interop": "from_torch read_tensors to_torch write_tensors",
     "metrics": "Counts der make_evaluate",
     "study": "run_study",
+    "results.tables": "load_results",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

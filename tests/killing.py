@@ -34,9 +34,9 @@ def results(folder: Path):
         return numbers(csv.DictReader(file))
 
 
-def logged(folder: Path, text: str) -> bool:
-    """Whether metrics.jsonl has come to `text`."""
-    path = folder / "metrics.jsonl"
+def logged(folder: Path, node: str, text: str) -> bool:
+    """Whether a node's metrics.jsonl has come to `text`."""
+    path = folder / "nodes" / node / "metrics.jsonl"
     return path.exists() and text in path.read_text()
 
 

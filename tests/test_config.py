@@ -108,7 +108,7 @@ def test_tfds_shorthand():
         ("dataset: {name: npz}", [], r"dataset.path: is missing"),
         ("dataset: digits:x", [], r"'digits:x' is not in datasets"),
         ("train: {optimizer: {lr: .inf}}", [], r"train.optimizer.lr: inf is out of range"),
-        ("seeds: [4294967296]", [], r"seeds: 4294967296 is out of range"),
+        ("seeds: [4294967296]", [], r"seeds.0: 4294967296 is out of range"),
         ("defenses: [{name: d3, label: train}]", [], r"the label train is kept"),
         ("seeds: [0, 0]", [], r"seeds: \[0, 0\] names a seed twice"),
         (

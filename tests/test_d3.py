@@ -1,5 +1,7 @@
 """D3 against closed forms and an independent float64 computation; fine-tuning; both as repairs."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -274,7 +276,8 @@ def test_d3_forgets_the_backdoor_and_keeps_the_task(victim, dataset, model, atta
 
 @pytest.mark.parametrize("batch_norm", ["train", "fixed"])
 def test_batch_norm_mode(victim, dataset, model, reserved, batch_norm):
-    config = D3Config(batch_norm=batch_norm, schedule=ScheduleConfig(steps=3))
+    schedule = dataclasses.replace(D3Config().schedule, steps=3)
+    config = D3Config(batch_norm=batch_norm, schedule=schedule)
     stats = (
         d3(config, dataset.info)
         .repair(jax.random.key(0), model, victim.variables, reserved)
@@ -287,7 +290,8 @@ def test_batch_norm_mode(victim, dataset, model, reserved, batch_norm):
 def test_finetuning_keeps_accuracy_and_moves_every_parameter(
     victim, dataset, model, attack, reserved
 ):
-    repaired = finetune(FinetuneConfig(ScheduleConfig(steps=30)), dataset.info).repair(
+    short = dataclasses.replace(FinetuneConfig().schedule, steps=30)
+    repaired = finetune(FinetuneConfig(short), dataset.info).repair(
         jax.random.key(0), model, victim.variables, reserved
     )
     counts = make_evaluate(model, attack, 4)(repaired.variables, victim.trigger, dataset.test)

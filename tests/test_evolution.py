@@ -16,7 +16,13 @@ from d3jax.core.types import Model, Outputs, Prepared, Split, Variables
 from d3jax.data.drift import compose
 from d3jax.evolution.lr_schedules import LRScheduleConfig
 from d3jax.evolution.survivability import survivability
-from d3jax.evolution.updates import EvolutionConfig, check_evolution, divide, evolution_loop
+from d3jax.evolution.updates import (
+    EvolutionConfig,
+    check_evolution,
+    divide,
+    evolution_loop,
+    restarted,
+)
 from d3jax.metrics.attack_success import make_asr, make_evaluate, make_measure
 from d3jax.training import Hooks, fit, fit_ensemble
 from d3jax.training.poisoned_set import poisoned_split
@@ -199,7 +205,7 @@ def test_the_first_update_is_sgd_with_momentum(model, victim, parts, attack, dat
         variables,
     )
     assert states[10][1]["lr"] == states[0][1]["lr"] == np.float32(0.05)
-    began = states[-1][0].opt_state[1]
+    began = states[-1][0].carry["start_params"]
     jax.tree.map(
         np.testing.assert_array_equal, began, states[9][0].variables.params
     )  # where the second update began
@@ -215,17 +221,15 @@ def test_momentum_is_carried_where_that_is_wanted(model, victim, parts, attack, 
         for _ in range(10):
             state, _ = step(state, loop.data)
         before, (after, metrics) = state, step(state, loop.data)
-        old, new = (one.opt_state[0]["head"]["kernel"] for one in (before, after))
+        old, new = (
+            optax.tree.get(one.opt_state, "trace")["head"]["kernel"] for one in (before, after)
+        )
         w, moved = (one.variables.params["head"]["kernel"] for one in (before, after))
         np.testing.assert_allclose(moved, w - metrics["lr"] * new, rtol=1e-5, atol=1e-7)
         gradients = new - share * old
-        fresh = dataclasses.replace(
-            before,
-            opt_state=(jax.tree.map(jnp.zeros_like, before.opt_state[0]), before.opt_state[1]),
-        )
-        wanted = step(fresh, loop.data)[0].opt_state[0]["head"][
-            "kernel"
-        ]  # without momentum: the gradient alone
+        fresh = restarted(before, before.variables)
+        # without momentum: the gradient alone
+        wanted = optax.tree.get(step(fresh, loop.data)[0].opt_state, "trace")["head"]["kernel"]
         np.testing.assert_allclose(gradients, wanted, rtol=1e-4, atol=1e-6)
 
 

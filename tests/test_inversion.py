@@ -128,7 +128,7 @@ def test_the_schedule_is_the_published_one(seed):
     level = np.clip(np.cumsum(rng.normal(0, 0.02, (3, passes)), 1) + 0.99, 0, 1)
     sizes = rng.uniform(5, 50, (3, passes)).cumsum(1)[:, ::-1] / 50
     step = jax.jit(lambda progress, raw: adapt(progress, raw, raw, config)[1])
-    progress = start(jax.random.key(0), jnp.arange(3), (2, 2, 1), config).opt_state[1]
+    progress = start(jax.random.key(0), jnp.arange(3), (2, 2, 1), config).carry
     costs, active = [], []
     for number in range(passes):
         raw = jax.tree.map(lambda leaf: jnp.full_like(leaf, number + 1), progress.raw)  # noqa: B023
@@ -191,7 +191,7 @@ def test_a_pixel_trigger_is_kept_if_size_and_count_fall_and_the_search_goes_on_f
         "less": jnp.zeros((1, 2, 2, 1)),
     }
     other = jax.tree.map(lambda x: x + 0.3, raw)
-    progress = start(jax.random.key(0), jnp.arange(1), (2, 2, 1), config).opt_state[1]
+    progress = start(jax.random.key(0), jnp.arange(1), (2, 2, 1), config).carry
     assert progress.cost[0] == pytest.approx(1e-3)  # from the first pass on
 
     def after(progress, size, before, rate=1.0):
@@ -228,13 +228,13 @@ def test_pixel_looks_at_images_of_other_classes(dataset, model, victim):
     ) for preset in ("pixel", "nc")}  # fmt: skip
     seen = {}
     for preset, (step, state, data, *_) in loop.items():
-        seen[preset] = jax.jit(step)(state, data)[0].opt_state[1].seen
+        seen[preset] = jax.jit(step)(state, data)[0].carry.seen
     assert (seen["nc"] == 32).all() and (seen["pixel"] < 32).all()
     labels = np.asarray(dataset.train.labels[:96])
     step, state, data, *_ = loop["pixel"]
     for _ in range(3):  # an epoch: every image once
         state, _ = jax.jit(step)(state, data)
-    assert state.opt_state[1].seen.tolist() == [(labels != label).sum() for label in (1, 2)]
+    assert state.carry.seen.tolist() == [(labels != label).sum() for label in (1, 2)]
 
 
 @pytest.fixture(scope="module")

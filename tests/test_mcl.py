@@ -247,7 +247,7 @@ def test_where_nothing_is_flagged_the_model_stays(model, victim, reserved, datas
 def test_what_cannot_work_is_named(victim, dataset):
     with pytest.raises(ConfigError, match="target: 4 is no class of synthetic, which has 0 to 3"):
         mcl(MCLConfig(target=4), dataset.info)
-    with pytest.raises(ConfigError, match="target: 'find' is not one of detect"):
+    with pytest.raises(ConfigError, match="target: want a whole number or detect, got 'find'"):
         MCLConfig(target="find")
     params = victim.variables.params
     with pytest.raises(ConfigError, match="head: 'classifier/.' matches none"):

@@ -25,7 +25,7 @@ from d3jax.results import summary as report
 from d3jax.results import tables as rows_file
 from d3jax.results.artifacts import RunFolder
 
-from .run_folders import CLASSES, HOSTILE, Run, curve, row, use_stand_ins
+from .report_runs import CLASSES, HOSTILE, Run, curve, row, use_stand_ins
 
 use_stand_ins()
 

@@ -100,18 +100,16 @@ def test_fixmatch_term_against_numpy():
     assert not gradient.any()  # pseudo-labels teach, they do not learn
 
 
-def drawn(dataset, count=12):
+def drawn(dataset, share=0.4, count=12):
     images = as_float(jnp.asarray(dataset.train.images))
-    labels = jnp.asarray(dataset.train.labels[:count])
-    return Drawn(
-        images[:count], labels, images[count : 2 * count], images[count : 2 * count][:, :, ::-1]
-    )
+    labels, others = jnp.asarray(dataset.train.labels[:count]), images[count : 2 * count]
+    return Drawn(images[:count], labels, others, others[:, :, ::-1], jnp.float32(share))
 
 
 def test_the_loss_of_a_mixmatch_step(model, victim, dataset):
     """A whole loss put together in NumPy from the net's outputs: what is guessed, mixed with what, dealt where, weighed how."""
     batch, config = drawn(dataset), SemiConfig()
-    value, (stats, found) = mixmatch(config, model)(*victim.variables, batch, KEY, jnp.float32(0.4))
+    value, (stats, found) = mixmatch(config, model)(*victim.variables, batch, KEY, None)
     run = lambda images: model.apply(victim.variables, images, train=True)
     p = (
         softmax(np.asarray(run(batch.first).logits, np.float64))
@@ -142,7 +140,7 @@ def test_plain_statistics_are_those_of_both_kinds_of_images(method, model, victi
     batch, losses = drawn(dataset), {"mixmatch": mixmatch, "fixmatch": fixmatch}
     trained, plain = (
         losses[method](SemiConfig(method=method, statistics=kind), model)(
-            *victim.variables, batch, KEY, jnp.float32(0.4)
+            *victim.variables, batch, KEY, None
         )
         for kind in ("trained", "plain")
     )
@@ -174,10 +172,10 @@ def test_unlabelled_images_weigh_more_with_every_step(model, victim, dataset):
 
 
 def test_the_loss_of_a_fixmatch_step(model, victim, dataset):
-    batch, config = drawn(dataset), SemiConfig(method="fixmatch", threshold=0.6)
-    value, _ = fixmatch(config, model)(*victim.variables, batch, KEY, jnp.float32(1.0))
+    batch, config = drawn(dataset, 1.0), SemiConfig(method="fixmatch", threshold=0.6)
+    value, _ = fixmatch(config, model)(*victim.variables, batch, KEY, None)
     weighed, _ = fixmatch(dataclasses.replace(config, weight=3.0), model)(
-        *victim.variables, batch, KEY, jnp.float32(0.5)
+        *victim.variables, batch._replace(share=jnp.float32(0.5)), KEY, None
     )
     images = jnp.concatenate([batch.images, batch.first, batch.second])
     logits = np.asarray(model.apply(victim.variables, images, train=True).logits, np.float64)
@@ -222,7 +220,7 @@ def test_unlabelled_images_help(method, model, dataset):
     recipe = TrainConfig(
         steps=300,
         batch_size=8,
-        optimizer=dataclasses.replace(config.own("optimizer"), schedule="constant"),
+        optimizer=dataclasses.replace(config.optimizer, schedule="constant"),
     )
     alone = fit(
         first_stage_loop(KEY, model, few, recipe, dataset.info, classification_loss(model))
@@ -253,10 +251,8 @@ def test_settings_of_the_other_method_are_refused(settings, message):
 def test_a_method_has_its_own_optimiser_from_a_file_too():
     text = "defenses: [{name: dlp, semi: {method: fixmatch}}, {name: dlp, label: other}]"
     fix, mixed = (choice.config.semi for choice in loads(text, registries=REGISTRIES).defenses)
-    assert (fix.own("optimizer").name, fix.own("optimizer").lr) == ("sgd", 0.03)
-    assert mixed.own("optimizer") == OptimConfig(
-        name="adam", lr=2e-3, weight_decay=0.0, schedule="cosine"
-    )
+    assert (fix.optimizer.name, fix.optimizer.lr) == ("sgd", 0.03)
+    assert mixed.optimizer == OptimConfig(name="adam", lr=2e-3, weight_decay=0.0, schedule="cosine")
 
 
 def test_strong_augmentation_keeps_the_range_and_differs_by_image():
@@ -411,7 +407,7 @@ def resting_twice(model, victim, dataset, trusted, descent):
     for _ in range(40):
         after, metrics = step(state, loop.data)
         if metrics["resting"] and before["resting"]:
-            assert state.opt_state.moves > 0
+            assert state.carry.moves > 0
             return state, after
         state, before = after, metrics
     raise AssertionError("the suspects never rested twice")
@@ -420,7 +416,7 @@ def resting_twice(model, victim, dataset, trusted, descent):
 def test_momentum_of_suspects_that_rest_stands_in_turns(model, victim, dataset):
     trusted = np.flatnonzero(np.asarray(dataset.train.labels) != 2)
     state, after = resting_twice(model, victim, dataset, trusted, "turns")
-    jax.tree.map(np.testing.assert_array_equal, after.opt_state.away, state.opt_state.away)
+    jax.tree.map(np.testing.assert_array_equal, after.opt_state[0], state.opt_state[0])
 
 
 def test_momentum_runs_down_together_while_suspects_rest(model, victim, dataset):
@@ -436,7 +432,7 @@ def test_momentum_runs_down_together_while_suspects_rest(model, victim, dataset)
         ).logits
         return -jax.nn.log_softmax(logits)[np.arange(9), labels[trusted]].mean()
 
-    was, now = (optax.tree.get(s.opt_state.away, "trace") for s in (state, after))
+    was, now = (optax.tree.get(s.opt_state, "trace") for s in (state, after))
     wanted = jax.tree.map(lambda v, g: 0.9 * v + g, was, jax.grad(loss)(state.variables.params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), now, wanted)
 
@@ -462,7 +458,7 @@ def test_suspects_that_were_never_right_move_nothing(descent, model, victim, dat
             "batch_norm": "frozen",
         }
         state, _ = fit(unlearn_loop(KEY, model, victim.variables, split, rows, rest, **options))
-        assert state.opt_state.resting and state.opt_state.moves == 0
+        assert state.carry.resting and state.carry.moves == 0
         found.append(state.variables)
     jax.tree.map(np.testing.assert_array_equal, *found)
     assert any(

@@ -1,4 +1,4 @@
-"""The whole line from config to report on a tiny problem: rows, resume, kills, exit codes."""
+"""The whole way from config to tables on a tiny problem: rows, resume, kills, exit codes."""
 
 import csv
 import json
@@ -7,19 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from d3jax import run
-from d3jax.config.loading import dumps, loads
+from d3jax import run, study
+from d3jax.config.loading import dumps
 from d3jax.core.errors import AttackError, ConfigError, OutOfMemoryError
-from d3jax.results.metric_writer import Journal
 from d3jax.runtime.files import write_text
-from d3jax.runtime.progress import Progress
-from d3jax.study import attack_run as cells
-from d3jax.study import executor as stages
-from d3jax.study import run as study
-from d3jax.study.context import open_lab
-from d3jax.study.nodes import repair as tasks
+from d3jax.study import attack_run, executor
+from d3jax.study.graph import make_nodes
+from d3jax.study.nodes import victim
 from d3jax.training import fit_ensemble
 
+from . import studies
 from .killing import CLI, kill_when, logged, numbers, results, unbroken
 from .small import register
 
@@ -40,14 +37,14 @@ published: {badnets/d3-code: "90.77/0.74 on CIFAR-10"}
 
 
 def read(text=TINY, *overrides):
-    return loads(text, overrides, registries=study.REGISTRIES)
+    return studies.read(text, *overrides)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One finished study: its folder and rows."""
     folder = tmp_path_factory.mktemp("study") / "tiny"
-    return folder, study.run_study(read(), folder, Progress(quiet=True))
+    return folder, studies.run(read(), folder)
 
 
 def test_rows_and_files(finished):
@@ -80,11 +77,10 @@ def test_rows_and_files(finished):
         "seconds",
     ]
     assert float(table[2]["asr"]) == d3["asr"] and table[0]["der"] == ""
-    for name in ("config.yaml", "environment.json", "metrics.jsonl", "report.html", "figures"):
+    for name in ("config.yaml", "environment.json", "study.json", "report.html", "figures"):
         assert (folder / name).exists(), name
     assert read((folder / "config.yaml").read_text()) == read()
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert {line["stage"] for line in lines} == {
+    assert set(studies.logged_loops(folder)) == {
         f"badnets/seed0/{name}" for name in ("train", "finetune", "d3-code")
     }
     assert not list(folder.glob("checkpoints/*/steps"))
@@ -93,20 +89,18 @@ def test_rows_and_files(finished):
 
 def test_a_rerun_takes_everything_as_it_is(finished, monkeypatch):
     folder, rows = finished
-    monkeypatch.setattr(tasks, "victim_loop", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(victim, "victim_loop", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(
-        cells, "make_evaluate", lambda *_: lambda *_: pytest.fail("evaluated again")
+        attack_run, "make_evaluate", lambda *_: lambda *_: pytest.fail("evaluated again")
     )
-    again = study.run_study(read(), folder, Progress(quiet=True))
+    again = studies.run(read(), folder)
     assert again == rows
 
 
 def test_a_new_defence_shares_the_victim(finished, monkeypatch):
     folder, rows = finished
-    monkeypatch.setattr(tasks, "victim_loop", lambda *_: pytest.fail("trained again"))
-    more = study.run_study(
-        read(TINY, ("defenses.0.schedule.steps", "5")), folder, Progress(quiet=True)
-    )
+    monkeypatch.setattr(victim, "victim_loop", lambda *_: pytest.fail("trained again"))
+    more = studies.run(read(TINY, ("defenses.0.schedule.steps", "5")), folder)
     assert (
         numbers(more)[0] == numbers(rows)[0]
         and numbers(more)[2] == numbers(rows)[2]
@@ -115,8 +109,7 @@ def test_a_new_defence_shares_the_victim(finished, monkeypatch):
 
 
 def recipe_of(folder, *overrides):
-    lab = open_lab(read(TINY, *overrides), folder, Progress(quiet=True))
-    return cells.make_cells(lab)[0].case.recipe
+    return make_nodes(studies.opened(read(TINY, *overrides), folder))[0].run.recipe
 
 
 @pytest.mark.parametrize(
@@ -152,7 +145,7 @@ def test_a_repair_that_diverges_is_a_row_and_does_not_stop_the_others(finished, 
     folder, rows = finished
     shutil.copytree(folder, tmp_path / "copy")
     config = read(TINY, ("defenses.0.schedule.optimizer.lr", "1e30"))
-    none, broken, d3 = study.run_study(config, tmp_path / "copy", Progress(quiet=True))
+    none, broken, d3 = studies.run(config, tmp_path / "copy")
     assert (
         broken["status"].startswith("failed: ")
         and broken["acc"] is None
@@ -170,7 +163,7 @@ def test_a_repair_that_returns_something_else_is_told_what_to(finished, tmp_path
     monkeypatch.setitem(DEFENSES, "finetune", (DEFENSES["finetune"][0], broken))
     shutil.copytree(finished[0], tmp_path / "copy")
     config = read(TINY, ("defenses.0.label", "mine"))
-    _, mine, _ = study.run_study(config, tmp_path / "copy", Progress(quiet=True))
+    _, mine, _ = studies.run(config, tmp_path / "copy")
     assert mine["status"].endswith(
         "mine: repair returned a Variables; want d3jax.Repaired(variables, trace)"
     )
@@ -184,7 +177,7 @@ def test_a_model_that_diverges_fails_its_repairs_and_nothing_else(tmp_path, caps
         ("defenses", "[{name: d3, schedule: {steps: 5}}]"),
         ("train.optimizer.lr", "1e30"),
     )
-    rows = study.run_study(config, tmp_path, Progress(quiet=True))
+    rows = studies.run(config, tmp_path)
     assert [row["status"].partition(" ")[0] for row in rows] == ["failed:"] * 4
     assert (
         "the loss became" in rows[0]["status"]
@@ -193,7 +186,7 @@ def test_a_model_that_diverges_fails_its_repairs_and_nothing_else(tmp_path, caps
     assert capsys.readouterr().err.count("d3jax: badnets/seed0/train failed: the loss became") == 1
     (note,) = tmp_path.glob("checkpoints/*badnets*/failed.json")
     assert "DivergedError" in json.loads(note.read_text())["traceback"]
-    again = study.run_study(config, tmp_path, Progress(quiet=True), compute=False)
+    again = studies.run(config, tmp_path, compute=False)
     assert [row["status"] for row in again] == [row["status"] for row in rows]
 
 
@@ -210,7 +203,7 @@ def test_whatever_breaks_a_cell_the_others_go_on(finished, tmp_path, monkeypatch
     monkeypatch.setitem(DEFENSES, "finetune", (DEFENSES["finetune"][0], broken))
     shutil.copytree(finished[0], tmp_path / "copy")
     config = read(TINY, ("defenses.0.schedule.steps", "3"))
-    _, row, other = study.run_study(config, tmp_path / "copy", Progress(quiet=True))
+    _, row, other = studies.run(config, tmp_path / "copy")
     assert row["status"] == "failed: TypeError: a mistake in the code" and other["status"] == "ok"
     assert "failed.json" in capsys.readouterr().err
 
@@ -218,10 +211,10 @@ def test_whatever_breaks_a_cell_the_others_go_on(finished, tmp_path, monkeypatch
 def test_parts_of_a_study_make_the_whole(finished, tmp_path, capsys):
     """Two shares in processes of their own, gathered by a third: before the second share, its cells are missing."""
     _, rows = finished
-    share = lambda i: study.run_study(read(), tmp_path, Progress(quiet=True), part=(i, 2))
+    share = lambda i: studies.run(read(), tmp_path, part=(i, 2))
     assert [row["defense"] for row in share(1)] == ["none"]
     assert not (tmp_path / "results.csv").exists()
-    early = study.run_study(read(), tmp_path, Progress(quiet=True), compute=False)
+    early = studies.run(read(), tmp_path, compute=False)
     assert [row["status"] for row in early] == [
         "ok",
         "not finished: no model yet",
@@ -232,7 +225,7 @@ def test_parts_of_a_study_make_the_whole(finished, tmp_path, capsys):
     assert (
         "backdoor works" in capsys.readouterr().out
     )  # the model of the other part, to which the changes refer
-    whole = study.run_study(read(), tmp_path, Progress(quiet=True), compute=False)
+    whole = studies.run(read(), tmp_path, compute=False)
     assert numbers(whole) == numbers(rows) and (tmp_path / "report.html").exists()
 
 
@@ -240,8 +233,8 @@ def test_a_report_with_other_settings_loses_nothing(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "copy")
     write_text(tmp_path / "copy" / "config.yaml", dumps(read()))
     before = (tmp_path / "copy" / "results.csv").read_text()
-    report = lambda *overrides: study.run_study(
-        read(TINY, *overrides), tmp_path / "copy", Progress(quiet=True), compute=False
+    report = lambda *overrides: studies.run(
+        read(TINY, *overrides), tmp_path / "copy", compute=False
     )
     with pytest.raises(
         ConfigError, match="--report: train.steps is 60 here and 120 in .*config.yaml"
@@ -275,15 +268,14 @@ def test_a_member_that_cannot_begin_does_not_stop_its_group(tmp_path, monkeypatc
         return fit_ensemble(loops, every_hooks)
 
     monkeypatch.setitem(DEFENSES, "d3", (DEFENSES["d3"][0], broken))
-    monkeypatch.setattr(stages, "fit_ensemble", small_memory)
+    monkeypatch.setattr(executor, "fit_ensemble", small_memory)
     overrides = (
         ("defenses", "[{name: d3, sweep: {lam: [1, 2, 3]}, schedule: {steps: 4}}]"),
         ("train.steps", "8"),
     )
-    rows = study.run_study(
+    rows = studies.run(
         read(TINY, ("published", "{}"), ("loop.members", "together"), *overrides),
         tmp_path,
-        Progress(quiet=True),
     )
     assert [row["status"] for row in rows] == ["ok", "ok", "ok", "failed: TypeError: not this one"]
     assert together == [1, 2, 1, 1] and {row["members"] for row in rows[:3]} == {1}
@@ -298,7 +290,7 @@ def test_a_report_moves_nothing(finished, tmp_path):
     for file in model.rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:10])
-    rows = study.run_study(read(), tmp_path / "copy", Progress(quiet=True), compute=False)
+    rows = studies.run(read(), tmp_path / "copy", compute=False)
     assert (
         "cannot be read" in rows[2]["status"]
         and model.is_dir()
@@ -320,7 +312,7 @@ def test_a_sweep_runs_together_with_the_numbers_it_has_apart(tmp_path):
     rows = {}
     for members in ("together", "apart"):
         config = read(TINY, *overrides, ("loop.members", members))
-        rows[members] = study.run_study(config, tmp_path / members, Progress(quiet=True))
+        rows[members] = studies.run(config, tmp_path / members)
     labels = [f"d3-code-lam{lam}-lr{lr}" for lam in ("0.5", "2") for lr in ("0.01", "0.02")]
     assert [row["defense"] for row in rows["apart"]] == 2 * ["none", *labels]
     assert [row["members"] for row in rows["together"]] == 2 * [2, 8, 8, 8, 8]
@@ -332,9 +324,9 @@ def test_a_sweep_runs_together_with_the_numbers_it_has_apart(tmp_path):
         if one["cosine"] is not None:
             assert one["cosine"] == pytest.approx(other["cosine"], abs=1e-3)
     # What ran together is found by a run apart: the folders are the same.
-    assert numbers(
-        study.run_study(read(TINY, *overrides), tmp_path / "together", Progress(quiet=True))
-    ) == numbers(rows["together"])
+    assert numbers(studies.run(read(TINY, *overrides), tmp_path / "together")) == numbers(
+        rows["together"]
+    )
 
 
 @pytest.mark.parametrize("sweep", ["[1]", "{}", "{lam: 3}", "{lam: []}"])
@@ -349,7 +341,7 @@ def test_a_mistake_leaves_a_finished_study_alone(finished):
     folder, _ = finished
     before = (folder / "config.yaml").read_text()
     with pytest.raises(AttackError):
-        study.run_study(read(TINY, ("attacks.0.target", "9")), folder, Progress(quiet=True))
+        studies.run(read(TINY, ("attacks.0.target", "9")), folder)
     assert (folder / "config.yaml").read_text() == before
 
 
@@ -379,10 +371,10 @@ def test_a_damaged_model_is_reported_and_made_again(finished, tmp_path, damage):
             if file.is_file():
                 file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
         with pytest.warns(UserWarning, match="computing it again"):
-            again = study.run_study(read(), tmp_path / "copy", Progress(quiet=True))
+            again = studies.run(read(), tmp_path / "copy")
     else:
         shutil.rmtree(model)
-        again = study.run_study(read(), tmp_path / "copy", Progress(quiet=True))
+        again = studies.run(read(), tmp_path / "copy")
     assert numbers(again) == numbers(rows)
 
 
@@ -393,17 +385,18 @@ def test_two_seeds_on_one_victim(tmp_path):
         ("attack_seed", "0"),
         ("defenses", "[{name: d3, schedule: {steps: 30}}]"),
     )
-    rows = study.run_study(config, tmp_path, Progress(quiet=True))
+    rows = studies.run(config, tmp_path)
     assert [(row["seed"], row["defense"]) for row in rows] == [
         (0, "none"),
         (0, "d3-code"),
         (1, "none"),
         (1, "d3-code"),
     ]
-    stages = {
-        json.loads(line)["stage"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert set(studies.logged_loops(tmp_path)) == {
+        "badnets/seed0/train",
+        "badnets/seed0/d3-code",
+        "badnets/seed1/d3-code",
     }
-    assert stages == {"badnets/seed0/train", "badnets/seed0/d3-code", "badnets/seed1/d3-code"}
     assert rows[0]["acc"] == rows[2]["acc"] and rows[1]["cosine"] != rows[3]["cosine"]
 
 
@@ -411,24 +404,13 @@ def test_no_attack_is_a_control(tmp_path):
     config = read(
         TINY, ("attacks", "[clean]"), ("defenses", "[]"), ("published", "{}"), ("train.steps", "20")
     )
-    (row,) = study.run_study(config, tmp_path, Progress(quiet=True))
+    (row,) = studies.run(config, tmp_path)
     assert (
         row["asr"] is None
         and row["poison_rate"] == 0
         and row["n_triggered"] == 0
         and row["acc"] > 0.3
     )
-
-
-def test_journal_forgets_what_comes_after_a_checkpoint(tmp_path):
-    journal = Journal(tmp_path / "m.jsonl")
-    for stage, step in (("a", 1), ("b", 1), ("a", 2)):
-        journal.write(stage, {"step": step})
-    with (tmp_path / "m.jsonl").open("a") as file:
-        file.write('{"stage": "a", "st')
-    journal.reset("a", [{"step": 1}])
-    lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
-    assert lines == [{"stage": "b", "step": 1}, {"stage": "a", "step": 1}]
 
 
 @pytest.mark.slow
@@ -441,8 +423,8 @@ def test_killed_at_three_moments_and_rerun_gives_the_same_numbers(tmp_path):
     killed = tmp_path / "killed"
     moments = [
         lambda: list(killed.glob("checkpoints/*/steps/*")),
-        lambda: logged(killed, '"step": 26'),
-        lambda: logged(killed, 'd3-code", "step": 10'),
+        lambda: logged(killed, "badnets/seed0/train", '"step": 26'),
+        lambda: logged(killed, "badnets/seed0/d3-code", '"step": 10'),
     ]
     for moment in moments:
         kill_when(moment, config, killed, environment)

@@ -1,6 +1,7 @@
 """Triggers that are found before the training, or trained with the model: what they are found for, they do; and they are kept."""
 
 import dataclasses
+import importlib
 
 import chex
 import jax
@@ -21,7 +22,7 @@ from d3jax.metrics.attack_success import make_evaluate
 from d3jax.runtime.progress import Progress
 from d3jax.study import run as study
 from d3jax.training import Hooks, cross_entropy, fit, train_backdoored, victim_loop
-from d3jax.training.victim import prepare
+from d3jax.training.victim import prepare, trigger_of
 
 from .small import register
 
@@ -45,6 +46,7 @@ SETTINGS = {
 SLOW = ("input_aware", "ssba")
 TRAIN = TrainConfig(steps=250, batch_size=64, augment="none", optimizer=OptimConfig(lr=0.05))
 KEY = jax.random.key(0)
+LC = importlib.import_module("d3jax.attacks.lc")  # `d3jax.attacks.lc` is the constructor
 
 
 def build(name, dataset):
@@ -105,9 +107,7 @@ def test_trojannn_excites_the_neurons_it_chose(model, dataset, clean):
 
 
 def test_lc_moves_images_away_from_their_class_within_eps(model, dataset, clean, monkeypatch):
-    monkeypatch.setattr(
-        "d3jax.attacks.label_consistent.CHUNK", 30
-    )  # 80 images: chunks of 30, 30 and 20
+    monkeypatch.setattr(LC, "CHUNK", 30)  # 80 images: chunks of 30, 30 and 20
     attack = build("lc", dataset)
     prepared, lines = prepare(KEY, model, clean, dataset, attack, Hooks(log_every=1))
     poisoned = np.flatnonzero(attack.select(stream(KEY, "select"), dataset.train.labels))
@@ -147,11 +147,12 @@ def test_input_aware_masks_are_thin_and_its_generator_alone_is_trained_on(model,
     loop = victim_loop(KEY, model, dataset, attack, dataclasses.replace(TRAIN, steps=5), prepared)
     state, lines = fit(loop, Hooks(log_every=1))
     assert all(np.isfinite(line["penalty"]) for line in lines)
-    chex.assert_trees_all_equal(state.trigger["mask"], prepared.trigger["mask"])
+    trigger = trigger_of(loop, state)
+    chex.assert_trees_all_equal(trigger["mask"], prepared.trigger["mask"])
     for part in (0, 1):  # parameters, and running statistics
         moved = jax.tree.map(
             lambda a, b: bool((a != b).any()),
-            state.trigger["generator"][part],
+            trigger["generator"][part],
             prepared.trigger["generator"][part],
         )
         assert sum(jax.tree.leaves(moved)) > len(jax.tree.leaves(moved)) / 2
@@ -198,7 +199,7 @@ def test_a_trigger_that_fails_fails_its_cells_alone(tmp_path, monkeypatch):
     def broken(*arguments):
         raise AttackError("no neurons left")
 
-    monkeypatch.setattr("d3jax.attacks.label_consistent.perturbation_loop", broken)
+    monkeypatch.setattr(LC, "perturbation_loop", broken)
     rows = study.run_study(
         read(("attacks", "[{name: lc, rate: 0.2}, badnets]")), tmp_path, Progress(quiet=True)
     )
@@ -231,7 +232,7 @@ def test_resume_is_bitwise_with_a_trigger_in_training(model, dataset):
     )
     same = jax.tree.map(
         lambda a, b: bool(jnp.array_equal(a, b)),
-        *((state.variables, state.trigger, state.opt_state) for state in (whole, resumed)),
+        *((state.variables, state.carry, state.opt_state) for state in (whole, resumed)),
     )
     assert jax.tree.all(same)
-    assert isinstance(whole.trigger["generator"], Variables)
+    assert isinstance(trigger_of(loop, whole)["generator"], Variables)

@@ -40,6 +40,7 @@ from d3jax.study.nodes import training_time as untrusted
 from d3jax.training import Hooks, fit
 from d3jax.training.optim import make_schedule
 from d3jax.training.poisoned_set import poisoned_split
+from d3jax.training.semi_supervised import SemiConfig
 
 from .small import register, small_model
 from .test_lineages import Breaking
@@ -345,7 +346,7 @@ def test_behind_stage_2_the_backdoor_is_gone_and_the_task_still_there(model, dat
     "change",
     [
         {"score": "mixture", "ratio": 0.2},
-        {"semi": dataclasses.replace(DLP.semi, method="fixmatch")},
+        {"semi": SemiConfig(method="fixmatch", statistics="plain", steps=150, batch_size=32)},
     ],
 )
 def test_other_slots_run_to_the_end(change, model, dataset, poisoned):

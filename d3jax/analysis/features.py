@@ -7,6 +7,7 @@ its clean twin (Yue et al., arXiv 2205.04411, draw this as t-SNE; the numbers he
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +15,16 @@ import numpy as np
 
 from ..core.images import as_float
 from ..core.types import Model, Variables
+from ..data.batched import batched_map
 from ..runtime.compilation import fast
 
 
 def penultimate(
     model: Model, variables: Variables, images: np.ndarray | jax.Array, batch_size: int = 500
 ) -> np.ndarray:
-    """Features [N, D] float32 of uint8 images [N, H, W, C], in eval mode: what the classifier sees."""
-    images = jnp.asarray(images)
-    parts = [
-        _features(model, variables, images[first : first + batch_size])
-        for first in range(0, len(images), batch_size)
-    ]
-    return np.concatenate([np.asarray(part, np.float32) for part in parts])
+    """Return features [N, D] float32 of uint8 images [N, H, W, C], in eval mode: what the classifier sees."""
+    compute = functools.partial(_features, model, variables)
+    return batched_map(compute, images, batch_size=batch_size).astype(np.float32)
 
 
 @functools.partial(fast, static=1)
@@ -88,3 +86,27 @@ def project(features: np.ndarray, method: str, seed: int = 0) -> np.ndarray:
     ):  # several threads that share their cores with a training run take four times as long
         embedding = TSNE(2, init="pca", perplexity=perplexity, max_iter=500, random_state=seed)
         return embedding.fit_transform(np.asarray(features, np.float32))
+
+
+def compare_features(
+    model: Model,
+    variables: Variables,
+    images: jax.Array,
+    labels: np.ndarray,
+    stamp: Callable[[jax.Array], jax.Array],
+    relabel: Callable[[jax.Array], jax.Array],
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Return points and numbers of uint8 images [N, H, W, C] and of their stamped twins.
+
+    Stamped are those of which the attacker wants another class (`relabel`). The points, by `pca`
+    and `tsne`, are [N + M, 2], clean images first, with their `labels` [N]; the numbers are those
+    of `separation`.
+    """
+    twins = np.flatnonzero(np.asarray(relabel(jnp.asarray(labels)) != labels))
+    clean = penultimate(model, variables, images)
+    triggered = clean[:0]
+    if len(twins):
+        triggered = penultimate(model, variables, stamp(images[twins]))
+    both = np.concatenate([clean, triggered])
+    points = {method: project(both, method) for method in ("pca", "tsne")}
+    return points | {"labels": labels}, separation(clean, triggered, labels, twins)

@@ -19,6 +19,7 @@ import numpy as np
 from ..core.images import as_float
 from ..core.losses import cross_entropy
 from ..core.types import Attack, Model, Params, Split, Variables
+from ..data.batched import batched_sums, consecutive
 
 Statistics = Literal["interpolated", "estimated", "first"]
 """BatchNorm's statistics along a line: mixed as the parameters are, estimated anew at every point, or those of the first model."""
@@ -70,7 +71,12 @@ def _sums(model: Model, attack: Attack) -> Callable[..., jax.Array]:
     """The sums behind `Losses` [P, 6] of variables stacked [P, …] on a batch."""
 
     def sums(
-        variables: Variables, trigger: Any, images: jax.Array, labels: jax.Array, valid: jax.Array
+        variables: Variables,
+        trigger: Any,
+        images: jax.Array,
+        labels: jax.Array,
+        rows: jax.Array,
+        valid: jax.Array,
     ) -> jax.Array:
         clean = as_float(images)
         wanted = attack.relabel(labels)
@@ -92,7 +98,7 @@ def _sums(model: Model, attack: Attack) -> Callable[..., jax.Array]:
             total(cross_entropy(says[1], wanted), counted), total(hits(says[1], wanted), counted), counted.sum(),
         ])  # fmt: skip
 
-    return jax.jit(jax.vmap(sums, (0, None, None, None, None)))
+    return jax.jit(jax.vmap(sums, (0, None, None, None, None, None)))
 
 
 def losses_at(
@@ -107,8 +113,6 @@ def losses_at(
     """The `Losses` [n] at n points, by one compiled program that takes so many of them `together` (None: eight, and one on CPU, whose
     convolutions with several nets' weights at once are five times slower); NaN for triggers where no image is counted."""
     found = []
-    size = len(images.labels)
-    batch_size = min(batch_size, size)
     together = together or (1 if jax.default_backend() == "cpu" else 8)
     points = iter(points)
     while some := list(itertools.islice(points, together)):
@@ -116,16 +120,9 @@ def losses_at(
             together - len(some)
         )  # the last ones too in the program's shape
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *filled)
-        parts = []
-        for first in range(0, size, batch_size):
-            rows = np.minimum(np.arange(first, first + batch_size), size - 1)
-            valid = np.arange(first, first + batch_size) < size
-            parts.append(
-                _sums(model, attack)(
-                    stacked, trigger, images.images[rows], images.labels[rows], valid
-                )
-            )
-        found.append(np.sum(jax.device_get(parts), axis=0, dtype=np.float64)[: len(some)])
+        compute = functools.partial(_sums(model, attack), stacked, trigger)
+        sums = batched_sums(compute, *images, batch_size=batch_size, dtype=np.float64)
+        found.append(sums[: len(some)])
     sums = np.concatenate([*found, np.zeros((0, 6))])
     with np.errstate(invalid="ignore", divide="ignore"):
         clean, triggered = sums[:, :2] / sums[:, 2:3], sums[:, 3:5] / sums[:, 5:]
@@ -202,7 +199,7 @@ def plane_losses(
 def estimated(
     model: Model, variables: Variables, images: Split, batch_size: int = 250
 ) -> Variables:
-    """The model with BatchNorm statistics per_batch_rate: the mean over batches of those that its train mode sees on `images`.
+    """Return the model with new BatchNorm statistics: the mean over batches of those that its train mode sees on `images`.
 
     A running statistic moves by m · old + (1 − m) · batch, so two old ones, 0 and 1, tell the batch's without knowing m.
     """
@@ -211,8 +208,8 @@ def estimated(
     size = min(batch_size, len(images.labels))
     moved = functools.partial(_moved, model, variables.params)
     parts = []
-    for first in range(0, len(images.labels) - size + 1, size):
-        batch = as_float(jnp.asarray(images.images[first : first + size]))
+    for (levels,) in consecutive(images.images, batch_size=size, drop_last=True):
+        batch = as_float(jnp.asarray(levels))
         zero, one = (
             moved(
                 jax.tree.map(lambda x, fill=fill: jnp.full_like(x, fill), variables.batch_stats),

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ..config.fields import check_fields, option
 from ..core.errors import AttackError
 from ..core.images import as_float, as_levels
 from ..core.losses import cross_entropy
 from ..core.random import stream
-from ..core.types import Attack, DataInfo, Preparation, Prepared, TrainState, Variables
+from ..core.types import Attack, DataInfo, Preparation, Prepared, Variables
 from ..training.loop import TrainLoop, fit
+from ..training.step import init_state, make_train_step
 from .poisoning import RateOf, clean_label, rate_option, target_option
 
 LEFT = np.array([[1, -1, -1], [-1, 1, -1], [1, -1, 1]])
@@ -89,34 +92,38 @@ def lc(config: LCConfig, info: DataInfo) -> Attack:
     )
 
 
+class Originals(NamedTuple):
+    """What PGD begins with: `images [n, H, W, C]` float32, their `labels [n]`, and the variables of the `clean` model."""
+
+    images: jax.Array
+    labels: jax.Array
+    clean: Variables
+
+
 def perturbation_loop(
     key, model, clean: Variables, images: jax.Array, labels: jax.Array, config: LCConfig
 ) -> TrainLoop:
-    """PGD as a loop: `config.steps` steps for each chunk of the images [n, H, W, C], one chunk after another."""
+    """Return PGD as a loop: `config.steps` steps for each chunk of the images [n, H, W, C], one chunk after another.
+
+    Its parameters are all images, of which a step moves a chunk's; all stay within ε of where they were.
+    """
     size = min(CHUNK, len(labels))
+    tx = optax.chain(optax.scale_by_sign(), optax.scale(config.step / 255))  # ascent
 
-    def step(state: TrainState, data):
-        first = state.step // config.steps * size
-        rows = jnp.minimum(
-            first + jnp.arange(size), len(labels) - 1
-        )  # the last chunk repeats the last image
-        now, start = state.variables.params["images"], data["images"][rows]
-        mean = lambda x: cross_entropy(
-            model.apply(data["clean"], x, train=False).logits, data["labels"][rows]
-        ).mean()
-        loss, slope = jax.value_and_grad(mean)(now[rows])
-        moved = jnp.clip(
-            now[rows] + config.step / 255 * jnp.sign(slope),
-            start - config.eps / 255,
-            start + config.eps / 255,
-        )
-        now = now.at[rows].set(jnp.clip(moved, 0, 1))
-        return TrainState(state.step + 1, Variables({"images": now}, {}), (), state.key), {
-            "loss": loss
-        }
+    def draw(key: jax.Array, step: jax.Array, data: Originals) -> jax.Array:
+        first = step // config.steps * size
+        return jnp.minimum(first + jnp.arange(size), len(labels) - 1)  # the last image fills up
 
-    state = TrainState(
-        jnp.zeros((), jnp.int32), Variables({"images": images}, {}), (), stream(key, "pgd")
-    )
-    data = {"images": images, "labels": labels, "clean": clean}
-    return TrainLoop(step, state, data, config.steps * -(-len(labels) // size))
+    def loss(params, batch_stats, rows: jax.Array, key: jax.Array, data: Originals):
+        logits = model.apply(data.clean, params["images"][rows], train=False).logits
+        return cross_entropy(logits, data.labels[rows]).mean(), (batch_stats, {})
+
+    def project(params, data: Originals):
+        eps = config.eps / 255
+        near = jnp.clip(params["images"], data.images - eps, data.images + eps)
+        return {"images": jnp.clip(near, 0, 1)}
+
+    step = make_train_step(tx, loss=loss, batches=draw, project=project)
+    state = init_state(Variables({"images": images}, {}), tx, stream(key, "pgd"))
+    steps = config.steps * -(-len(labels) // size)
+    return TrainLoop(step, state, Originals(images, labels, clean), steps)

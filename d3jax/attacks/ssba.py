@@ -15,6 +15,7 @@ from ..config.fields import check_fields, option
 from ..core.images import as_float, as_levels
 from ..core.random import stream
 from ..core.types import Attack, Batch, DataInfo, Preparation, Prepared, Variables
+from ..data.batched import batched_map
 from ..data.batching import epoch_plan
 from ..metrics.image_similarity import ssim
 from ..models.trigger_networks import decoder, encoder
@@ -130,7 +131,10 @@ def ssba(config: SSBAConfig, info: DataInfo) -> Attack:
 
 
 def stamped_levels(stamp: Callable, trigger: Any, images: jax.Array) -> jax.Array:
-    """Images [n, H, W, C] uint8, stamped a few at a time."""
-    stamp = jax.jit(stamp)
-    parts = [stamp(trigger, as_float(images[i : i + CHUNK])) for i in range(0, len(images), CHUNK)]
-    return as_levels(jnp.concatenate([*parts, jnp.zeros((0, *images.shape[1:]))])).astype(jnp.uint8)
+    """Return images [n, H, W, C] uint8 with the trigger, stamped a few at a time."""
+    compiled = jax.jit(stamp)
+
+    def stamped(levels: jax.Array) -> jax.Array:
+        return as_levels(compiled(trigger, as_float(levels))).astype(jnp.uint8)
+
+    return jnp.asarray(batched_map(stamped, images, batch_size=CHUNK))

@@ -1,159 +1,198 @@
-"""Configuration as frozen dataclasses whose defaults are the papers' recipes. No jax in here.
+"""Declare the fields of config dataclasses, check their values and choose among presets. No jax in here.
 
-A value outside its declared range or choices raises `ConfigError` when the dataclass is made, from YAML or by hand.
+A value of another type than declared, or outside its range or choices, raises `ConfigError` when the dataclass is made,
+from YAML or by hand.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import types
-import typing
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ..core.errors import ConfigError
+from ..core.errors import did_you_mean, names, refuse, shown
+
+WANTED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    tuple: "a list",
+}
+"""What a message calls the values of a type; others are mappings."""
+
+ACCEPTED = {tuple: (tuple, list), float: (float, int)}
+"""The types of values that stand for another type as well."""
+
+Limits = tuple[float, float, float]
+"""What a number is above, at least and at most."""
 
 
 def option(
     default: Any,
     doc: str,
     *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
     member: bool = False,
 ) -> Any:
-    """A config field with its meaning and its allowed range: low ≤ value ≤ high, value > above.
+    """Declare a config field with its meaning and the range of its numbers: low ≤ number ≤ high, number > above.
 
-    `member` marks a number that reaches the compiled program as an array, so that runs which differ in it (but not in whether
-    it is 0) are members of one program.
+    `default` is a value, or a function that makes one. `member` marks a number that reaches the compiled program as an
+    array, so that runs which differ in it (but not in whether it is 0) are members of one program.
     """
-    bounds = {
-        name: bound
-        for name, bound in (("low", low), ("high", high), ("above", above))
-        if bound is not None
-    }
-    metadata = {"doc": doc, "member": member, **bounds}
-    if default is dataclasses.MISSING:
-        return dataclasses.field(metadata=metadata)
+    metadata = {"doc": doc, "member": member, "limits": (above, low, high)}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def section(registry: str, default: Any, doc: str) -> Any:
-    """A config field filled with `Choice`s from the registry of that name; `default` names what stands when it is absent."""
+    """Declare a field of `Choice`s from a registry; `default` is the YAML value that stands when a file has none."""
     return dataclasses.field(metadata={"registry": registry, "default": default, "doc": doc})
 
 
+def default_of(field: dataclasses.Field) -> Any:
+    """Return the declared default of a field, `dataclasses.MISSING` where it is required."""
+    made = field.default_factory is not dataclasses.MISSING
+    return field.default_factory() if made else field.default
+
+
 def check_fields(config: Any) -> None:
-    """Raises `ConfigError` when a field of `config` leaves the range or the choices its declaration gives it."""
-    hints = hints_of(type(config))
+    """Check every field of `config` and normalise it: a list to a tuple, a whole number to a float where one is declared.
+
+    Raises `ConfigError` that begins with the field's name. It is, or is called by, the `__post_init__` of a config class.
+    """
     for field in dataclasses.fields(config):
-        value, bounds = getattr(config, field.name), field.metadata
-        choices = literals_of(hints[field.name])
-        if (
-            choices
-            and value not in choices
-            and not (isinstance(value, int) and int in typing.get_args(hints[field.name]))
-        ):
-            raise ConfigError(
-                f"{field.name}: {value!r} is not one of {names(choices)}{did_you_mean(value, choices)}"
-            )
-        for number in (
-            value
-            if isinstance(value, tuple)
-            else value.values()
-            if isinstance(value, dict)
-            else (value,)
-        ):
-            if not isinstance(number, (int, float)) or isinstance(number, bool):
-                continue
-            if (
-                not math.isfinite(number)
-                or not number >= bounds.get("low", number)
-                or not number <= bounds.get("high", number)
-                or ("above" in bounds and not number > bounds["above"])
-            ):
-                raise ConfigError(
-                    f"{field.name}: {number!r} is out of range, want {_range(bounds)}"
-                )
+        hint, value = hints_of(type(config))[field.name], getattr(config, field.name)
+        limits = field.metadata.get("limits", (-math.inf, -math.inf, math.inf))
+        refuse(value is dataclasses.MISSING, f"{field.name}: is missing: {field.metadata['doc']}")
+        object.__setattr__(config, field.name, checked(field.name, value, hint, limits))
+
+
+def checked(name: str, value: Any, hint: Any, limits: Limits, words: tuple = ()) -> Any:
+    """Return `value` as a `hint` has it, or as one of `words`, with every number inside `limits`.
+
+    Raises `ConfigError` that begins with `name`; for an item of a list or a mapping with name.index or name.key.
+    """
+    kind, args = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, types.UnionType):
+        null = value is None and type(None) in args
+        return None if null else checked(name, value, args[0], limits, literals_of(hint))
+    if kind is Literal:
+        return _chosen(name, value, args)
+    if value in words:
+        return value
+    right = isinstance(value, ACCEPTED.get(kind, kind))
+    wanted = " or ".join([WANTED.get(kind, "a mapping"), *words])
+    refuse(
+        not right or (isinstance(value, bool) and kind is not bool),
+        f"{name}: want {wanted}, got {value!r}",
+    )
+    if kind is dict:
+        return {key: checked(f"{name}.{key}", item, args[1], limits) for key, item in value.items()}
+    if kind is tuple:
+        return tuple(checked(f"{name}.{i}", item, args[0], limits) for i, item in enumerate(value))
+    return _in_range(name, kind(value), limits) if kind in (int, float) else value
+
+
+def _chosen(name: str, value: Any, choices: tuple) -> Any:
+    """Return the choice that `value` is; YAML reads the choice "12" as a number."""
+    refuse(
+        str(value) not in map(str, choices),
+        f"{name}: {value!r} is not one of {names(choices)}{did_you_mean(value, choices)}",
+    )
+    return next(choice for choice in choices if str(choice) == str(value))
+
+
+def _in_range(name: str, number: float, limits: Limits) -> float:
+    """Return `number`, which is finite and inside `limits`."""
+    above, low, high = limits
+    signs = zip((">", "≥", "≤"), limits, strict=True)
+    wanted = " and ".join(f"{sign} {limit:g}" for sign, limit in signs if math.isfinite(limit))
+    refuse(
+        not (math.isfinite(number) and low <= number <= high and number > above),
+        f"{name}: {number!r} is out of range, want {wanted or 'a finite number'}",
+    )
+    return number
 
 
 def check_foreign(config: Any, by: str, owners: Mapping[str, Collection[str]]) -> None:
-    """Raises `ConfigError` where a setting of `owners` departs from its default, but the choice in the field `by` is none that has it."""
-    choice = getattr(config, by)
-    for name, choices in owners.items():
-        value = getattr(config, name)
-        if choice not in choices and value != getattr(type(config), name):
-            shown = f"{value:g}" if isinstance(value, float) else value
-            raise ConfigError(
-                f"{name}: {shown} stands beside {by}: {choice}, which has no such setting"
-            )
+    """Check that settings which only some choices of the field `by` have keep their defaults beside the others.
 
-
-def fill_preset(config: Any, presets: Mapping[str, Mapping[str, Any]]) -> None:
-    """Fills the fields of a frozen `config` that are None from the preset it names.
-
-    Raises `ConfigError` where all of them are given and are another preset's: a filled-in config whose preset was changed.
+    `owners` maps a setting to the choices that have it. Raises `ConfigError` that begins with the setting.
     """
-    given = {name: getattr(config, name) for name in presets[config.preset]}
-    for other, values in presets.items():
-        if other != config.preset and given == values:
-            raise ConfigError(
-                f"preset: {config.preset!r} stands beside all the values of {other!r}; leave those out"
-            )
-    for name, value in presets[config.preset].items():
-        if getattr(config, name) is None:
-            object.__setattr__(config, name, value)
+    for name, choices in owners.items():
+        value, choice = getattr(config, name), getattr(config, by)
+        refuse(
+            choice not in choices and value != getattr(type(config), name),
+            f"{name}: {shown(value)} stands beside {by}: {choice}, which has no such setting",
+        )
+
+
+def presets(by: str, *instances: Any) -> dict[str, Any]:
+    """Return `instances` of one config class by their field `by`, and let that field choose among them.
+
+    From then on `cls(by=name, **given)` has of instance `name` what is not `given`, by hand and from a config file. One
+    instance has the defaults of the class.
+    """
+    cls, plain = type(instances[0]), type(instances[0]).__init__
+    cls.chosen_by, cls.presets = by, {getattr(instance, by): instance for instance in instances}
+
+    @functools.wraps(plain)
+    def init(self: Any, **given: Any) -> None:
+        plain(self, **start_of(cls, given) | given)
+
+    cls.__init__ = init
+    return cls.presets
+
+
+def start_of(cls: type, given: Mapping[str, Any], base: Any = None) -> dict[str, Any]:
+    """Return the values that a `cls` has where none is `given`: those of `base`, or the declared ones.
+
+    Where `given` names a preset, they are the preset's, and what `base` changes of its own. Raises `ConfigError` where all
+    that tells another preset from the named one is given: a config that is filled in, and whose preset was changed.
+    """
+    if not hasattr(cls, "presets"):
+        declared = {field.name: default_of(field) for field in dataclasses.fields(cls)}
+        return declared | (vars(base) if base else {})
+    own = cls.presets[getattr(base or cls, cls.chosen_by)]
+    named = cls.presets.get(str(given.get(cls.chosen_by)), own)
+    for name, other in cls.presets.items():
+        apart = _differences(other, named)
+        refuse(
+            apart and apart.items() <= {**given, cls.chosen_by: name}.items(),
+            f"{cls.chosen_by}: {getattr(named, cls.chosen_by)!r} stands beside all the values of {name!r}; "
+            "leave those out",
+        )
+    return vars(named) | _differences(base or own, own)
+
+
+def _differences(config: Any, other: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(config).items() if value != vars(other)[name]}
 
 
 def program(config: Any) -> Any:
-    """What of a config is part of the compiled program, as hashable data: equal for configs that can run as members of one."""
+    """Return what of a config is part of the compiled program, hashable: equal for configs that can run as its members."""
     if not dataclasses.is_dataclass(config):
         return config
-    fields = [
-        (field.name, getattr(config, field.name), field.metadata.get("member"))
-        for field in dataclasses.fields(config)
-    ]
     return tuple(
-        (name, bool(value) if member else program(value)) for name, value, member in fields
+        (field.name, bool(value) if field.metadata.get("member") else program(value))
+        for field, value in zip(dataclasses.fields(config), vars(config).values(), strict=True)
     )
 
 
 @functools.cache
 def hints_of(cls: type) -> dict[str, Any]:
-    """The resolved type of every field."""
-    return typing.get_type_hints(cls)
+    """Return the resolved type of every field."""
+    return get_type_hints(cls)
 
 
 def literals_of(hint: Any) -> tuple:
-    """The choices of a `Literal` (or optional `Literal`) hint; () for others."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        args = typing.get_args(hint)
-        inner = sum((literals_of(arg) for arg in args), ())
-        return (*inner, *([None] if type(None) in args else [])) if inner else ()
-    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-
-
-def names(items: Iterable[Any]) -> str:
-    """Names in a row, for a message."""
-    return ", ".join(map(str, items))
-
-
-def did_you_mean(name: Any, known: Iterable[Any]) -> str:
-    """A hint at the nearest known name, or nothing."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _range(bounds: Mapping[str, Any]) -> str:
-    parts = [
-        f"{symbol} {bounds[name]:g}"
-        for name, symbol in (("above", ">"), ("low", "≥"), ("high", "≤"))
-        if name in bounds
-    ]
-    return " and ".join(parts)
+    """Return the choices of a `Literal`, alone or in a union or a list; () for other types."""
+    parts = (part for part in (hint, *get_args(hint)) if get_origin(part) is Literal)
+    return tuple(word for part in parts for word in get_args(part))

@@ -27,8 +27,7 @@ class OptimConfig:
         )
     )
 
-    def __post_init__(self) -> None:
-        check_fields(self)
+    __post_init__ = check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +43,7 @@ class TrainConfig:
     )
     optimizer: OptimConfig = option(OptimConfig, "optimiser and schedule")
 
-    def __post_init__(self) -> None:
-        check_fields(self)
+    __post_init__ = check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +54,7 @@ class ReservedConfig:
     count: int = option(0, "number of images instead of a share (0: use fraction)", low=0)
     stratified: bool = option(False, "the same share of every class")
 
-    def __post_init__(self) -> None:
-        check_fields(self)
+    __post_init__ = check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +86,20 @@ class LoopConfig:
         low=0,
     )
     eval_batch: int = option(500, "images a call in evaluation", low=1)
+    sinks: tuple[Literal["tensorboard", "wandb"], ...] = option(
+        (), "where metrics are written besides metrics.jsonl"
+    )
 
-    def __post_init__(self) -> None:
-        check_fields(self)
+    __post_init__ = check_fields
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """How long and with what a repair runs on the reserved images."""
+    """How long and with what a repair runs on the reserved images.
+
+    Each method's config has one with the method's own optimiser; by hand `dataclasses.replace(D3Config().schedule, steps=40)`
+    changes a part of it.
+    """
 
     epochs: int = option(100, "passes over the reserved images", low=1)
     steps: int = option(0, "length in steps instead of epochs (0: use epochs)", low=0)
@@ -106,11 +109,6 @@ class ScheduleConfig:
     augment: Literal["auto", "none"] = option(
         "auto", "auto: the crop and flip that the data set allows"
     )
-    optimizer: OptimConfig | None = option(None, "optimiser and schedule (null: the method's own)")
+    optimizer: OptimConfig = option(dataclasses.MISSING, "optimiser and schedule")
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    def with_default(self, optimizer: OptimConfig) -> ScheduleConfig:
-        """This schedule with `optimizer` where none is given."""
-        return self if self.optimizer else dataclasses.replace(self, optimizer=optimizer)
+    __post_init__ = check_fields

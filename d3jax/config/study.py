@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from ..core.errors import ConfigError
-from .fields import check_fields, did_you_mean, names, option, section
+from ..core.errors import did_you_mean, names, refuse
+from .fields import check_fields, option, section
 from .recipes import LoopConfig, ReservedConfig, TrainConfig
+
+KEPT = ("none", "train", "read", "trigger")
+"""Labels of rows and folders of the backdoored model itself."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One entry of a registry with its settings: `name` in the registry, `label` in the results, `config`. A model that was trained
-    elsewhere has the file or folder of its `checkpoint`."""
+    """One entry of a registry with its settings: `name` in the registry, `label` in the results, `config`. A model that was
+    trained elsewhere has the file or folder of its `checkpoint`."""
 
     name: str
     label: str
@@ -27,15 +31,15 @@ class StudyConfig:
 
     dataset: Choice = section("datasets", "digits", "the images")
     model: Choice = section("models", "preact_resnet18", "the architecture")
-    attacks: tuple[Choice, ...] = section("attacks", ("badnets",), "the attacks")
+    attacks: tuple[Choice, ...] = section("attacks", ["badnets"], "the attacks")
     defenses: tuple[Choice, ...] = section(
-        "defenses", ("finetune", "d3"), "the defences tried on every attack"
+        "defenses", ["finetune", "d3"], "the defences tried on every attack"
     )
     evolutions: tuple[Choice, ...] = section(
-        "evolutions", (), "how every model is updated on fresh data"
+        "evolutions", [], "how every model is updated on fresh data"
     )
     detections: tuple[Choice, ...] = section(
-        "detections", (), "how every model is looked at for a backdoor"
+        "detections", [], "how every model is searched for a backdoor"
     )
     train: TrainConfig = option(TrainConfig, "training of the backdoored model")
     fresh: float = option(
@@ -71,50 +75,50 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name, values in (("attacks", self.attacks), ("seeds", self.seeds)):
-            if not values:
-                raise ConfigError(f"{name}: is empty, a study needs at least one")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ConfigError(f"seeds: {list(self.seeds)} names a seed twice")
-        for name in ("attacks", "defenses", "detections", "evolutions"):
-            labels = [choice.label for choice in getattr(self, name)]
-            twice = sorted({label for label in labels if labels.count(label) > 1})
-            if twice:
-                raise ConfigError(
-                    f"{name}: {names(twice)} stands twice; give each its own `label:`"
-                )
-        both = {choice.label for choice in self.defenses} & {
-            choice.label for choice in self.evolutions
-        }
-        if both:
-            raise ConfigError(
-                f"evolutions: {names(sorted(both))} is a label of defenses too; give one another `label:`"
-            )
-        for evolution in self.evolutions:
-            called, known = evolution.config.defense, [choice.label for choice in self.defenses]
-            if called is not None and called not in known:
-                raise ConfigError(
-                    f"evolutions: {evolution.label}: defense: {called!r} is no label of `defenses`, which are "
-                    f"{names(known) or 'none'}{did_you_mean(called, known)}"
-                )
-        if self.evolutions and not self.fresh:
-            raise ConfigError("fresh: 0 leaves no images for evolutions; usual is 0.6")
-        kept = {"none", "train", "read", "trigger"} & {
-            choice.label for choice in (*self.defenses, *self.evolutions)
-        }
-        if kept:
-            raise ConfigError(
-                f"defenses: the label {names(kept)} is kept for the backdoored model itself"
-            )
-        cells = [
-            f"{a.label}/{d}"
-            for a in self.attacks
-            for d in ("none", *(d.label for d in (*self.defenses, *self.evolutions)))
-        ]
-        for cell in (
-            self.published if self.defenses or self.evolutions else ()
-        ):  # without them it is the first half of some study
-            if cell not in cells:
-                raise ConfigError(
-                    f"published.{cell}: no such row; rows are {names(cells)}{did_you_mean(cell, cells)}"
-                )
+        check_labels(self)
+        check_rows(self)
+
+
+def check_labels(study: StudyConfig) -> None:
+    """Check that a study has attacks and seeds, each once, and that no two of its rows have one label."""
+    refuse(not study.attacks, "attacks: is empty, a study needs at least one")
+    refuse(not study.seeds, "seeds: is empty, a study needs at least one")
+    refuse(_repeated(study.seeds), f"seeds: {list(study.seeds)} names a seed twice")
+    for name in ("attacks", "defenses", "detections", "evolutions"):
+        twice = _repeated(_labels(getattr(study, name)))
+        refuse(twice, f"{name}: {names(twice)} stands twice; give each its own `label:`")
+    labels = _labels((*study.defenses, *study.evolutions))
+    both, kept = names(_repeated(labels)), names(label for label in KEPT if label in labels)
+    refuse(both, f"evolutions: {both} is a label of defenses too; give one another `label:`")
+    refuse(kept, f"defenses: the label {kept} is kept for the backdoored model itself")
+
+
+def check_rows(study: StudyConfig) -> None:
+    """Check that evolutions have images, that the defences they call exist, and that published numbers belong to rows.
+
+    A study without defences may be the first half of one that has those rows.
+    """
+    known = _labels(study.defenses)
+    for label, called in ((each.label, each.config.defense) for each in study.evolutions):
+        refuse(
+            called not in (None, *known),
+            f"evolutions: {label}: defense: {called!r} is no label of `defenses`, which are "
+            f"{names(known) or 'none'}{did_you_mean(called, known)}",
+        )
+    starved = study.evolutions and not study.fresh
+    refuse(starved, "fresh: 0 leaves no images for evolutions; usual is 0.6")
+    after = [*known, *_labels(study.evolutions)]
+    rows = [f"{attack.label}/{label}" for attack in study.attacks for label in ("none", *after)]
+    for row in study.published if after else ():
+        refuse(
+            row not in rows,
+            f"published.{row}: no such row; rows are {names(rows)}{did_you_mean(row, rows)}",
+        )
+
+
+def _labels(choices: Sequence[Choice]) -> list[str]:
+    return [choice.label for choice in choices]
+
+
+def _repeated(items: Sequence[Any]) -> list[Any]:
+    return sorted({item for item in items if items.count(item) > 1})

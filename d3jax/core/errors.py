@@ -1,4 +1,10 @@
-"""Errors that are the user's to fix. Each message is one line: what, where from, and what would do."""
+"""Errors that are the user's to fix, and the words of their messages: one line, what, where from, and what would do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
 
 
 class D3JaxError(Exception):
@@ -41,3 +47,25 @@ class DivergedError(D3JaxError):
 
 class OutOfMemoryError(D3JaxError):
     """A program does not fit the device's memory."""
+
+
+def refuse(when: Any, message: str) -> None:
+    """Raise `ConfigError` with `message` if `when` holds."""
+    if when:
+        raise ConfigError(message)
+
+
+def names(items: Iterable[Any]) -> str:
+    """Return names in a row."""
+    return ", ".join(map(str, items))
+
+
+def shown(value: Any) -> str:
+    """Return a setting's value as messages and labels show it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def did_you_mean(name: Any, known: Iterable[Any]) -> str:
+    """Return a hint at the nearest known name, or nothing."""
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -135,8 +135,8 @@ class Attack(NamedTuple):
     is the label the attacker wants for each true label; `poison(trigger, key, batch) -> Batch` is what training sees.
 
     A trigger that is found before the training comes from a `preparation`; `init` then gives its structure. One that is trained
-    with the model has an `optimizer`: `poison` is differentiable in it and fills `Batch.joint`. `anew` is the share of every batch
-    that `poison` takes by position, drawn anew each epoch, instead of the rows of `select`. `eligible(labels) -> bool [N]` says which
+    with the model has an `optimizer`: `poison` is differentiable in it and fills `Batch.joint`. `per_batch_rate` is the share of every
+    batch that `poison` takes by position, drawn again in each epoch, instead of the rows of `select`. `eligible(labels) -> bool [N]` says which
     images it can poison at all: those of one class where the attack leaves labels right.
     """
 
@@ -203,13 +203,15 @@ class TrainingDefense(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything an optimiser loop carries. `step` (int32 []) is the only cursor: batches follow from (key, step).
+    """Hold everything that an optimiser loop moves. `step` (int32 []) is the only cursor: batches follow from (key, step).
 
-    `trigger` is one that is trained with the model, else ().
+    `carry` is a pytree of whatever moves besides the model and its optimiser, () where nothing does: a trained trigger with its
+    optimiser's state, the parameters at the start of an update, the progress of a search. `training.step.make_train_step` says
+    what a step does with it.
     """
 
     step: jax.Array
     variables: Variables
     opt_state: optax.OptState
     key: jax.Array
-    trigger: Any = ()
+    carry: Any = ()

@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ..results.survival import TAUS
+
+Record = Mapping[str, Any]
+
 
 def survivability(asr: Any, tau: float = 0.5) -> tuple[int, bool]:
-    """S_τ of the ASR [T] after each update, and whether it is censored: how many updates the backdoor survived before its ASR first
-    fell below `tau`; T and True ("at least T") where it never did. A later rise does not count."""
+    """Return S_τ of the ASR [T] after each update, and whether it is censored.
+
+    S_τ is how many updates the backdoor survived before its ASR first fell below `tau`; T and True
+    ("at least T") where it never did. A later rise does not count.
+    """
     below = np.flatnonzero(np.asarray(asr, np.float64) < tau)
     return (int(below[0]), False) if len(below) else (len(asr), True)
+
+
+def updates_of(records: Sequence[Record]) -> list[Record]:
+    """Return the log records that end an update."""
+    return [record for record in records if "update" in record]
+
+
+def survival_columns(records: Sequence[Record], before: float) -> dict[str, Any]:
+    """Return S_τ as columns of results.csv, and whether each is censored; {} without a trigger.
+
+    Where the ASR `before` the first update is below τ there was nothing to survive: None.
+    """
+    asr = [record["watch_asr"] for record in updates_of(records) if "watch_asr" in record]
+    columns: dict[str, Any] = {}
+    for tau in TAUS if asr else ():
+        count, censored = survivability(asr, tau)
+        there = not math.isnan(before) and before >= tau
+        columns[f"survived_{tau:g}"] = count if there else None
+        columns[f"survived_{tau:g}_censored"] = censored if there else None
+    return columns

@@ -8,6 +8,7 @@ continues on a fresh, disjoint set that has drifted further. All updates are one
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -19,13 +20,11 @@ from ..attacks.poisoning import poison_rows
 from ..config.fields import check_fields, option
 from ..core.errors import ConfigError
 from ..core.images import as_float
-from ..core.losses import accuracy, cross_entropy
 from ..core.random import stream
 from ..core.types import (
     Attack,
     Batch,
     DataInfo,
-    Metrics,
     Model,
     Params,
     Split,
@@ -37,7 +36,17 @@ from ..data.batching import batch_rows
 from ..data.drift import check_kinds, compose, keys_of, label_shift
 from ..runtime.sharding import shard_batch
 from ..training.loop import TrainLoop
-from ..training.step import Step, TrainData
+from ..training.optim import restart_every, scale_by_step_rate
+from ..training.step import (
+    Batches,
+    Begin,
+    Reported,
+    Step,
+    TrainData,
+    classification_loss,
+    init_state,
+    make_train_step,
+)
 from .lr_schedules import LRScheduleConfig, rates
 
 
@@ -138,7 +147,7 @@ def evolution_loop(
 
     `fresh` is cut into `config.updates` equal sets (`divide`); the rows of what they learn stand behind each other in `data.loss_inputs["order"]`,
     after those of the images that are `replayed`: the first set as it was released (`poisoned_split`); None without replay. Without it the
-    images are `fresh`'s own, of which members that run together hold one copy. `opt_state` is (momentum, the parameters at the start of the update). Raises
+    images are `fresh`'s own, of which members that run together hold one copy. The carry has the `start_params` of the update. Raises
     `ConfigError` where the fresh images do not fill a batch an update, a drift does not suit them, or the attack has not enough rows.
     """
     check_evolution(config, len(fresh.labels), info)
@@ -165,13 +174,8 @@ def evolution_loop(
     step = evolution_step(
         model, attack, config, info, size=size, past=past, per_epoch=per_update // config.epochs
     )
-    params = variables.params
-    state = TrainState(
-        jnp.zeros((), jnp.int32),
-        variables,
-        (jax.tree.map(jnp.zeros_like, params), params),
-        stream(key, "updates"),
-    )
+    tx = update_optimizer(config, per_update)
+    state = init_state(variables, tx, stream(key, "updates"), {"start_params": variables.params})
     return TrainLoop(step, state, data, config.updates * per_update)
 
 
@@ -301,17 +305,41 @@ def evolution_step(
     past: int,
     per_epoch: int,
 ) -> Step:
-    """One step of an update: `size` images in a set, before them in `data.loss_inputs["order"]` the `past` ones of the first set.
+    """Build one step of an update: `size` images in a set, before them in `data.loss_inputs["order"]` the `past` ones of the first set.
 
     `data.loss_inputs` has the `rates` [n] of an update's n steps, the `strengths` that an update adds, and the `order` in which rows of
     `data.split` are learned; by their places there rows are drawn, poisoned and drift.
     """
+    per_update = config.epochs * per_epoch
+    rate = _rate_of(per_update)
+
+    def report_rate(before: TrainState, after: TrainState, reported: Reported, data: TrainData):
+        return after, reported | {"lr": rate(before.step, data)}
+
+    return make_train_step(
+        update_optimizer(config, per_update),
+        loss=classification_loss(model, train=config.learn != "parameters"),
+        batches=evolution_batches(attack, config, info, size=size, past=past, per_epoch=per_epoch),
+        begin=start_of_update(per_update),
+        advance=report_rate,
+    )
+
+
+def evolution_batches(
+    attack: Attack,
+    config: EvolutionConfig,
+    info: DataInfo,
+    *,
+    size: int,
+    past: int,
+    per_epoch: int,
+) -> Batches:
+    """Build the source of `evolution_step`'s batches: drawn from an update's set and the replayed one, drifted, poisoned, augmented."""
     drift = compose(tuple(config.drift), info.shape[2])
     poison = poison_rows(attack.stamp, attack.relabel)
     augment = make_augment(info, config.augment)
     replayed = round(config.replay * config.batch_size)
-    per_update, moving = config.epochs * per_epoch, config.learn != "parameters"
-    rule = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.trace(config.momentum))
+    per_update = config.epochs * per_epoch
 
     def draw(key: jax.Array, step: jax.Array, data: TrainData) -> Batch:
         update = step // per_update
@@ -344,32 +372,41 @@ def evolution_step(
         batch = poison(data.trigger, key, batch._replace(images=move(batch.images)))
         return batch._replace(images=augment(crop, batch.images))
 
-    def step(state: TrainState, data: TrainData) -> tuple[TrainState, Metrics]:
-        params, batch_stats = state.variables
-        momentum, began = state.opt_state
-        at = state.step % per_update
-        began = jax.tree.map(lambda old, new: jnp.where(at == 0, new, old), began, params)
-        if config.optimizer_state == "reset":
-            momentum = jax.tree.map(lambda x: jnp.where(at == 0, 0, x), momentum)
-        batch = draw(state.key, state.step, data)
+    return draw
 
-        def loss(params: Params):
-            outputs = model.apply(Variables(params, batch_stats), batch.images, train=moving)
-            value = cross_entropy(outputs.logits, batch.labels).mean()
-            return value, (
-                outputs.batch_stats if moving else batch_stats,
-                accuracy(outputs.logits, batch.labels),
-            )
 
-        (value, (stats, hits)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, (_, trace) = rule.update(
-            grads, (optax.EmptyState(), optax.TraceState(momentum)), params
-        )
-        rate = data.loss_inputs["rates"][at]
-        params = jax.tree.map(lambda w, u: w - rate * u, params, updates)
-        state = TrainState(
-            state.step + 1, Variables(params, stats), (trace.trace, began), state.key
-        )
-        return state, {"loss": value, "accuracy": hits, "lr": rate}
+def start_of_update(per_update: int) -> Begin:
+    """Build what keeps the parameters at the start of an update of `per_update` steps in the carry, as `start_params`."""
 
-    return step
+    def begin(state: TrainState, data: TrainData) -> dict[str, Params]:
+        starts = state.step % per_update == 0
+        params, kept = state.variables.params, state.carry["start_params"]
+        return {
+            "start_params": jax.tree.map(lambda new, old: jnp.where(starts, new, old), params, kept)
+        }
+
+    return begin
+
+
+def update_optimizer(config: EvolutionConfig, per_update: int) -> optax.GradientTransformation:
+    """Build SGD with coupled L2, whose rates are `data.loss_inputs["rates"]` and whose momentum restarts at each update, or not."""
+    momentum = optax.trace(config.momentum)
+    if config.optimizer_state == "reset":
+        momentum = restart_every(momentum, per_update)
+    decay = optax.add_decayed_weights(config.weight_decay)
+    return optax.chain(decay, momentum, scale_by_step_rate(_rate_of(per_update)))
+
+
+def _rate_of(per_update: int) -> Callable[[jax.Array, TrainData], jax.Array]:
+    """Build `rate(step, data)`: the learning rate of a step by its place in the update."""
+
+    def rate(step: jax.Array, data: TrainData) -> jax.Array:
+        return data.loss_inputs["rates"][step % per_update]
+
+    return rate
+
+
+def restarted(state: TrainState, variables: Variables) -> TrainState:
+    """Return the state with other variables, from which the evolution goes on with momentum 0."""
+    opt_state = jax.tree.map(jnp.zeros_like, state.opt_state)
+    return dataclasses.replace(state, variables=variables, opt_state=opt_state)

@@ -12,6 +12,7 @@ from .invert import (
 )
 from .outliers import Detection, detect
 from .search import InversionConfig, Trigger, stamp
+from .stamping import stamp_levels, trigger_at, trigger_to_try
 
 __all__ = [
     "DETECTIONS",
@@ -26,5 +27,8 @@ __all__ = [
     "model_classes",
     "nothing",
     "stamp",
+    "stamp_levels",
     "success_of",
+    "trigger_at",
+    "trigger_to_try",
 ]

@@ -6,6 +6,8 @@ not look like the attacker's, nor sit in its place.
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +17,7 @@ import numpy as np
 from ..core.errors import ConfigError
 from ..core.images import as_float
 from ..core.types import Model, Params, Split, TrainState, Variables
+from ..data.batched import batched_map
 from ..training.loop import Hooks, LogRecord, TrainLoop, fit
 from ..training.scan import out_of_memory_named
 from ..training.step import TrainData, make_batches, make_rows
@@ -26,7 +29,6 @@ from .search import (
     kept_of,
     logits_of,
     only,
-    progress_of,
     stamp_all,
     start,
     tidy,
@@ -80,9 +82,9 @@ def invert(
         lines += [line | {"seconds": before + line["seconds"]} for line in logged]
         kept = kept_of(state)
         found |= {
-            int(label): jax.tree.map(lambda leaf: leaf[i], kept) for i, label in enumerate(left)
+            int(label): jax.tree.map(operator.itemgetter(i), kept) for i, label in enumerate(left)
         }
-        going = np.flatnonzero(np.asarray(progress_of(state).active))
+        going = np.flatnonzero(np.asarray(state.carry.active))
         if int(state.step) == loop.steps:
             break
         left = left[going]
@@ -137,7 +139,7 @@ def inversion_loop(
 
 
 def _half_done(state: TrainState) -> bool:
-    active = np.asarray(progress_of(state).active)
+    active = np.asarray(state.carry.active)
     return 2 * int(active.sum()) <= len(active)
 
 
@@ -173,22 +175,15 @@ def success_of(
     images: Split,
     batch_size: int = 32,
 ) -> jax.Array:
-    """The share [L] of the images of other classes that the triggers [L] turn to `labels` [L]; `batch_size` · L images a call."""
+    """Return the share [L] of the images of other classes that the triggers [L] turn to `labels` [L].
+
+    `batch_size` · L images are classified at once.
+    """
+    compute = functools.partial(_turned, model, variables, trigger, jnp.asarray(labels))
     with out_of_memory_named():
-        turned = [
-            np.asarray(
-                _turned(
-                    model,
-                    variables,
-                    trigger,
-                    jnp.asarray(labels),
-                    jnp.asarray(images.images[i : i + batch_size]),
-                )
-            )
-            for i in range(0, len(images.labels), batch_size)
-        ]
-    others = np.asarray(images.labels)[None] != np.asarray(labels)[:, None]
-    rates = (np.concatenate(turned, 1) & others).sum(1) / np.maximum(others.sum(1), 1)
+        turned = batched_map(compute, images.images, batch_size=batch_size)
+    others = np.asarray(images.labels)[:, None] != np.asarray(labels)
+    rates = (turned & others).sum(0) / np.maximum(others.sum(0), 1)
     return jnp.asarray(rates, jnp.float32)
 
 
@@ -196,6 +191,6 @@ def success_of(
 def _turned(
     model: Model, variables: Variables, trigger: Trigger, labels: jax.Array, images: jax.Array
 ) -> jax.Array:
-    return (
-        logits_of(model, variables, stamp_all(trigger, as_float(images))).argmax(-1) == labels[None]
-    ).T
+    """Return whether each image [B] is turned by each trigger [L]: [B, L]."""
+    logits = logits_of(model, variables, stamp_all(trigger, as_float(images)))
+    return logits.argmax(-1) == labels

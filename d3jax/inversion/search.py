@@ -10,41 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..config.fields import check_fields, fill_preset, option
+from ..config.fields import check_fields, option, presets
 from ..core.losses import cross_entropy
 from ..core.random import stream
-from ..core.types import Metrics, Model, Params, TrainState, Variables
-from ..training.step import Batches, Step, TrainData
+from ..core.types import Batch, Metrics, Model, Params, TrainState, Variables
+from ..training.step import (
+    Advance,
+    Batches,
+    Loss,
+    Reported,
+    Step,
+    TrainData,
+    init_state,
+    keep_params,
+    make_train_step,
+)
 
-NC = {
-    "lr": 0.1, "b1": 0.5, "b2": 0.9, "batches": 31, "threshold": 0.99, "cost": 1e-3, "wait": True, "patience": 5, "up": 2.0, "down": 2**1.5,
-    "stop": 25,
-}  # fmt: skip
-FIXED = NC | {
-    "lr": 0.005,
-    "b1": 0.9,
-    "b2": 0.999,
-    "batches": 0,
-    "threshold": 0.0,
-    "cost": 0.01,
-    "wait": False,
-    "patience": 0,
-    "stop": 30,
-}
-PIXEL = NC | {
-    "batches": 0,
-    "threshold": 0.9,
-    "wait": False,
-    "patience": 10,
-    "up": 1.5,
-    "down": 1.5**1.5,
-    "stop": 50,
-}
-PRESETS = {"nc": NC, "fixed": FIXED, "pixel": PIXEL}
 LEVEL = 1 / 255
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class InversionConfig:
     """A preset and what departs from it. The cost, the weight of the trigger's size in the loss, is adapted after every pass.
 
@@ -59,34 +44,61 @@ class InversionConfig:
     )
     passes: int = option(1000, "passes at most", low=1)
     batch_size: int = option(32, "images a step", low=1)
-    batches: int | None = option(None, "steps a pass (0: all images once)", low=0)
-    lr: float | None = option(None, "Adam's learning rate", above=0)
-    b1: float | None = option(None, "decay of its first moment", low=0, high=1)
-    b2: float | None = option(None, "decay of its second moment", low=0, high=1)
-    threshold: float | None = option(
-        None,
+    batches: int = option(31, "steps a pass (0: all images once)", low=0)
+    lr: float = option(0.1, "Adam's learning rate", above=0)
+    b1: float = option(0.5, "decay of its first moment", low=0, high=1)
+    b2: float = option(0.9, "decay of its second moment", low=0, high=1)
+    threshold: float = option(
+        0.99,
         "share of a pass's images that a trigger must turn to be kept; but for pixel the class's own images count",
         low=0,
         high=1,
     )
-    cost: float | None = option(None, "the first cost", low=0)
-    wait: bool | None = option(
-        None, "the cost is 0 until `patience` passes in a row were at the threshold"
+    cost: float = option(1e-3, "the first cost", low=0)
+    wait: bool = option(
+        True, "the cost is 0 until `patience` passes in a row were at the threshold"
     )
-    patience: int | None = option(
-        None,
+    patience: int = option(
+        5,
         "so many passes in a row at the threshold raise the cost, so many below lower it (0: never)",
         low=0,
     )
-    up: float | None = option(None, "factor of the cost when it rises", low=1)
-    down: float | None = option(None, "divisor of the cost when it falls", low=1)
-    stop: int | None = option(
-        None, "passes without a smaller trigger after which a class is done (0: never)", low=0
+    up: float = option(2.0, "factor of the cost when it rises", low=1)
+    down: float = option(2**1.5, "divisor of the cost when it falls", low=1)
+    stop: int = option(
+        25, "passes without a smaller trigger after which a class is done (0: never)", low=0
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
-        fill_preset(self, PRESETS)
+
+
+PRESETS = presets(
+    "preset",
+    InversionConfig(preset="nc"),
+    InversionConfig(
+        preset="fixed",
+        lr=0.005,
+        b1=0.9,
+        b2=0.999,
+        batches=0,
+        threshold=0.0,
+        cost=0.01,
+        wait=False,
+        patience=0,
+        stop=30,
+    ),
+    InversionConfig(
+        preset="pixel",
+        batches=0,
+        threshold=0.9,
+        wait=False,
+        patience=10,
+        up=1.5,
+        down=1.5**1.5,
+        stop=50,
+    ),
+)
 
 
 class Trigger(NamedTuple):
@@ -141,7 +153,7 @@ class Progress(NamedTuple):
 def start(
     key: jax.Array, labels: jax.Array, shape: tuple[int, int, int], config: InversionConfig
 ) -> TrainState:
-    """The state before the first step for `labels` [L] and images of `shape`."""
+    """Return the state before the first step for `labels` [L] and images of `shape`; its carry is `Progress`."""
     place = lambda label: _random(
         jax.random.fold_in(stream(key, "start"), label), shape, config.preset
     )
@@ -151,12 +163,7 @@ def start(
         cost=zero if config.wait else zero + config.cost, begun=number, above=number, below=number, went_up=no, went_down=no,
         raw=raw, least=zero + jnp.inf, count=zero + jnp.inf, stale=number, active=~no, passes=number, turned=zero, seen=zero, size=zero,
     )  # fmt: skip
-    return TrainState(
-        jnp.zeros((), jnp.int32),
-        Variables(raw, {}),
-        (_adam(config).init(raw), progress),
-        stream(key, "steps"),
-    )
+    return init_state(Variables(raw, {}), _adam(config), stream(key, "steps"), progress)
 
 
 def _adam(config: InversionConfig) -> optax.GradientTransformation:
@@ -215,58 +222,88 @@ def _squash(x: jax.Array) -> jax.Array:
 
 
 def inversion_step(model: Model, config: InversionConfig, batches: Batches, per_pass: int) -> Step:
-    """One step of Adam for every label on CE(f(stamped), label) + cost · size; after every `per_pass` of them `adapt`.
+    """Build one step of Adam for every label on CE(f(stamped), label) + cost · size; after every `per_pass` of them `adapt`.
 
-    The model is `data.reference_params`, the labels [L] `data.loss_inputs["labels"]`.
+    The model is `data.reference_params`, the labels [L] `data.loss_inputs["labels"]`, the carry is `Progress`.
     """
-    tx = _adam(config)
+    return make_train_step(
+        _adam(config),
+        loss=inversion_loss(model, config),
+        batches=batches,
+        view=_with_cost,
+        project=_clipped if config.preset == "fixed" else keep_params,
+        advance=_end_of_pass(config, per_pass),
+    )
 
-    def step(state: TrainState, data: TrainData) -> tuple[TrainState, Metrics]:
-        moments, progress = state.opt_state
-        batch, labels = batches(state.key, state.step, data), data.loss_inputs["labels"]
+
+def _with_cost(data: TrainData, progress: Progress) -> TrainData:
+    """Return the data with the costs [L] of the sizes."""
+    return data._replace(loss_inputs=data.loss_inputs | {"cost": progress.cost})
+
+
+def _clipped(raw: Params, data: TrainData) -> Params:
+    """Return raw parameters in [0, 1]."""
+    return jax.tree.map(lambda x: jnp.clip(x, 0, 1), raw)
+
+
+def inversion_loss(model: Model, config: InversionConfig) -> Loss:
+    """Build the sum over labels [L] of CE(f(stamped), label) + cost · size.
+
+    Reports, for every label, the cross-entropy `ce`, the `size`, how many images were `seen` and how many of them `turned`; for
+    pixel those of the label's own class do not count.
+    """
+
+    def loss(raw: Params, batch_stats: Params, batch: Batch, key: jax.Array, data: TrainData):
+        labels = data.loss_inputs["labels"]
         wanted = jnp.broadcast_to(labels[None], (len(batch.labels), len(labels)))  # [B, L]
-        counted = (
-            (batch.labels[:, None] != wanted)
-            if config.preset == "pixel"
-            else jnp.ones_like(wanted, bool)
-        )
+        counted = jnp.ones_like(wanted, bool)
+        if config.preset == "pixel":
+            counted = batch.labels[:, None] != wanted
         seen = counted.sum(0, dtype=jnp.float32)
+        stamped = stamp_all(trigger_of(raw, config.preset), batch.images)
+        logits = logits_of(model, data.reference_params, stamped)
+        ce = jnp.where(counted, cross_entropy(logits, wanted), 0).sum(0) / jnp.maximum(seen, 1)
+        size = size_of(raw, config.preset)
+        turned = (counted & (logits.argmax(-1) == wanted)).sum(0, dtype=jnp.float32)
+        found = {"ce": ce, "turned": turned, "seen": seen, "size": size}
+        return (ce + data.loss_inputs["cost"] * size).sum(), (batch_stats, found)
 
-        def total(raw: Params):
-            logits = logits_of(
-                model,
-                data.reference_params,
-                stamp_all(trigger_of(raw, config.preset), batch.images),
-            )
-            ce = jnp.where(counted, cross_entropy(logits, wanted), 0).sum(0) / jnp.maximum(seen, 1)
-            size = size_of(raw, config.preset)
-            turned = (counted & (logits.argmax(-1) == wanted)).sum(0, dtype=jnp.float32)
-            return (ce + progress.cost * size).sum(), (ce, turned, size)
+    return loss
 
-        before = state.variables.params
-        (_, (ce, turned, size)), grads = jax.value_and_grad(total, has_aux=True)(before)
-        updates, moments = tx.update(grads, moments, before)
-        after = optax.apply_updates(before, updates)
-        if config.preset == "fixed":
-            after = jax.tree.map(lambda x: jnp.clip(x, 0, 1), after)
-        progress = progress._replace(
-            turned=progress.turned + turned,
-            seen=progress.seen + seen,
-            size=progress.size + size / per_pass,
+
+def _end_of_pass(config: InversionConfig, per_pass: int) -> Advance:
+    """Build what adds a step to the sums of its pass and, where that ends, goes on with what `adapt` says."""
+
+    def advance(before: TrainState, after: TrainState, found: Reported, data: TrainData):
+        progress = _added(before.carry, found, per_pass)
+        first, last = before.variables.params, after.variables.params
+        ended, adapted = after.step % per_pass == 0, adapt(progress, first, last, config)
+        last, progress = jax.tree.map(
+            lambda now, then: jnp.where(ended, then, now), (last, progress), adapted
         )
-        ended, adapted = (state.step + 1) % per_pass == 0, adapt(progress, before, after, config)
-        after, progress = jax.tree.map(
-            lambda now, then: jnp.where(ended, then, now), (after, progress), adapted
-        )
-        metrics = {
-            "loss": (ce + progress.cost * size).mean(), "success": (turned / jnp.maximum(seen, 1)).mean(), "size": size.mean(),
-            "active": progress.active.sum().astype(jnp.float32),
-        }  # fmt: skip
-        return TrainState(
-            state.step + 1, Variables(after, {}), (moments, progress), state.key
-        ), metrics
+        state = dataclasses.replace(after, variables=Variables(last, {}), carry=progress)
+        return state, _metrics(progress, found)
 
-    return step
+    return advance
+
+
+def _added(progress: Progress, found: Reported, per_pass: int) -> Progress:
+    """Return the progress with a step's images and sizes in its sums."""
+    return progress._replace(
+        turned=progress.turned + found["turned"],
+        seen=progress.seen + found["seen"],
+        size=progress.size + found["size"] / per_pass,
+    )
+
+
+def _metrics(progress: Progress, found: Reported) -> Metrics:
+    """Return a step's means over the labels, and how many labels are still active."""
+    return {
+        "loss": (found["ce"] + progress.cost * found["size"]).mean(),
+        "success": (found["turned"] / jnp.maximum(found["seen"], 1)).mean(),
+        "size": found["size"].mean(),
+        "active": progress.active.sum().astype(jnp.float32),
+    }
 
 
 def adapt(
@@ -322,14 +359,9 @@ def _choose(which: jax.Array, yes: Params, no: Params) -> Params:
     )
 
 
-def progress_of(state: TrainState) -> Progress:
-    """Where the search of a state stands."""
-    return state.opt_state[1]
-
-
 @jax.jit
 def _best(state: TrainState) -> tuple[Params, jax.Array]:
-    progress = progress_of(state)
+    progress = state.carry
     return _choose(
         jnp.isfinite(progress.least), progress.raw, state.variables.params
     ), progress.passes
@@ -345,5 +377,5 @@ def only(state: TrainState, rows: np.ndarray) -> TrainState:
     take = lambda leaf: (
         jnp.asarray(leaf[rows]) if leaf.ndim else leaf
     )  # the labels' axis is the first of every array
-    variables, opt_state = jax.tree.map(take, jax.device_get((state.variables, state.opt_state)))
-    return dataclasses.replace(state, variables=variables, opt_state=opt_state)
+    parts = {name: getattr(state, name) for name in ("variables", "opt_state", "carry")}
+    return dataclasses.replace(state, **jax.tree.map(take, jax.device_get(parts)))

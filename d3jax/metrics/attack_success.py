@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.images import as_float
+from ..core.images import as_float, as_levels
 from ..core.types import Attack, Model, Split, Variables
+from ..data.batched import batched_map, batched_sums
 from ..data.drift import Drift, keys_of
 from ..runtime.compilation import fast
 
@@ -100,13 +101,12 @@ def make_measure(
     def measure(
         variables: Variables, trigger: Any, test: Split, strengths: jax.Array | None = None
     ) -> tuple[Counts, float]:
-        batches = [
-            counts_of(variables, trigger, *batch, strengths) for batch in _padded(test, batch_size)
-        ]
-        parts, raised = zip(*jax.device_get(batches), strict=True)
-        counts = Counts(*(np.sum(part, axis=0) for part in zip(*parts, strict=True)))
+        def count(*batch: Any) -> tuple[Counts, jax.Array]:
+            return counts_of(variables, trigger, *batch, strengths)
+
+        counts, raised = batched_sums(count, *test, batch_size=batch_size)
         total = int(counts.triggered.sum())
-        return counts, float(np.sum(raised)) / total if total else float("nan")
+        return counts, float(raised) / total if total else float("nan")
 
     return measure
 
@@ -130,10 +130,10 @@ def make_asr(
     def asr(
         variables: Variables, trigger: Any, test: Split, strengths: jax.Array | None = None
     ) -> float:
-        batches = [
-            shares_of(variables, trigger, *batch, strengths) for batch in _padded(test, batch_size)
-        ]
-        return _share(*np.asarray(jax.device_get(batches)).T)
+        def share(*batch: Any) -> tuple[jax.Array, jax.Array]:
+            return shares_of(variables, trigger, *batch, strengths)
+
+        return _share(*batched_sums(share, *test, batch_size=batch_size))
 
     return asr
 
@@ -187,19 +187,30 @@ def predict(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
     return model.apply(variables, as_float(images), train=False).logits.argmax(-1)
 
 
-def _padded(split: Split, batch_size: int):
-    """Batches of one shape: (images, labels, rows, valid), the last one filled up with rows that do not count."""
-    size = len(split.labels)
-    batch_size = min(batch_size, size)
-    for start in range(0, size, batch_size):
-        rows = np.minimum(np.arange(start, start + batch_size), size - 1)
-        yield (
-            split.images[rows],
-            split.labels[rows],
-            rows,
-            np.arange(start, start + batch_size) < size,
-        )
-
-
 def _share(part: np.ndarray, whole: np.ndarray) -> float:
     return int(part.sum()) / int(whole.sum()) if whole.sum() else float("nan")
+
+
+def triggered_images(attack: Attack, trigger: Any, images: jax.Array) -> jax.Array:
+    """Return uint8 images with the attacker's trigger, as a file would hold them."""
+    return as_levels(attack.stamp(trigger, as_float(images))).astype(jnp.uint8)
+
+
+def target_share(
+    model: Model,
+    variables: Variables,
+    test: Split,
+    label: int,
+    stamp: Callable[[jax.Array], jax.Array],
+    batch_size: int = 500,
+) -> float:
+    """Return the share of the images of other classes that are taken for `label` when stamped.
+
+    `stamp` takes float images in [0, 1] and gives uint8 ones.
+    """
+    rows = np.flatnonzero(np.asarray(test.labels) != label)
+
+    def hits(images: jax.Array) -> jax.Array:
+        return predict(model, variables, stamp(as_float(jnp.asarray(images)))) == label
+
+    return float(batched_map(hits, test.images[rows], batch_size=batch_size).mean())

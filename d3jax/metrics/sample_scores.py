@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 from ..core.images import as_float
 from ..core.losses import cross_entropy
 from ..core.types import Model, Split, Variables
+from ..data.batched import batched_map
 from ..runtime.compilation import fast
 
 Score = Literal["entropy", "cross_entropy", "symmetric", "mixture"]
@@ -69,13 +70,9 @@ def scores_of(
 ) -> dict[str, np.ndarray]:
     """The scores `names` [N] float32 of every image of a split, as they are and in eval mode; besides those of `NAMES` there is `right`,
     1 where the model says the given label. Model outputs that are not finite score +inf, and are not right."""
-    parts = []
-    for first in range(0, len(split.labels), batch_size):
-        images, labels = (jnp.asarray(part[first : first + batch_size]) for part in split)
-        parts.append(jax.device_get(_scores(model, variables, images, labels)))
-    found = {
-        name: np.concatenate([part[name] for part in parts]).astype(np.float32) for name in parts[0]
-    }
+    compute = functools.partial(_scores, model, variables)
+    found = batched_map(compute, *split, batch_size=batch_size)
+    found = {name: values.astype(np.float32) for name, values in found.items()}
     if "mixture" in names:
         found["mixture"] = mixture(found["cross_entropy"])
     return {name: found[name] for name in names}
@@ -136,3 +133,42 @@ def auroc(scores: np.ndarray, flags: np.ndarray) -> float:
     if not 0 < np.sum(flags) < len(flags):
         return float("nan")
     return float(roc_auc_score(np.asarray(flags), -np.minimum(scores, np.float32(1e30))))
+
+
+SHARES = (0.01, 0.05, 0.1)
+"""Shares of the images with the lowest scores for which precision and recall are given."""
+
+
+def curves_of(
+    flags: np.ndarray, found: Mapping[str, np.ndarray]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return precision and recall [N] of the lowest k rows, for every score in `found` [N]."""
+    scored = [name for name, values in found.items() if values.dtype != np.bool_ and np.any(values)]
+    return {name: precision_recall(found[name], flags, ties_of(name, found)) for name in scored}
+
+
+def filter_rates(flags: np.ndarray, found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return how well low scores find the poison: a row for every score in `found` [N].
+
+    AUROC, and precision and recall of the lowest `SHARES`; None in a clean set.
+    """
+    rows = []
+    for name, (precision, recall) in curves_of(flags, found).items():
+        rate = auroc(found[name], flags)
+        row = {"score": name, "auroc": None if np.isnan(rate) else rate}
+        for share in SHARES:
+            at = max(1, int(share * len(flags))) - 1
+            row[f"precision_{share:g}"] = float(precision[at]) if flags.any() else None
+            row[f"recall_{share:g}"] = float(recall[at]) if flags.any() else None
+        rows.append(row)
+    return rows
+
+
+def choice_rates(flags: np.ndarray, found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return how many `suspects` [N] bool there are, and which share of them is poisoned.
+
+    And which share of the images that kept their labels (`labelled` [N] bool).
+    """
+    shares = {f"{name}_poisoned": flags[found[name]] for name in ("suspects", "labelled")}
+    means = {name: float(chosen.mean()) if len(chosen) else None for name, chosen in shares.items()}
+    return {"suspects": int(found["suspects"].sum())} | means

@@ -8,21 +8,17 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ..config.fields import check_fields, fill_preset, option
+from ..config.fields import check_fields, option, presets
 from ..core.errors import ConfigError
 from ..core.types import DataInfo, Model
 from .layers.depthwise import Depthwise
 from .layers.linen import Linear, model_of, normalise, resize
 
-PRESETS = {
-    "tiny": {"resize": 224, "patch": 4, "width": 96},
-    "small_images": {"resize": 0, "patch": 2, "width": 48},
-}
 DEPTHS = (3, 3, 9, 3)
 """Blocks of each stage of ConvNeXt-T."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvNeXtConfig:
     """`tiny` is ConvNeXt-T at 224 pixels (27,827,818 parameters at 10 classes), which the field starts from pretrained weights;
     `small_images` is half as wide and cuts images of 28 or 32 pixels into patches of 2."""
@@ -30,15 +26,19 @@ class ConvNeXtConfig:
     preset: Literal["tiny", "small_images"] = option(
         "small_images", "where everything below comes from unless given"
     )
-    resize: int | None = option(
-        None, "pixels to which images are enlarged first (0: as they are)", low=0
-    )
-    patch: int | None = option(None, "side of the stem's patches in pixels", low=1)
-    width: int | None = option(None, "channels of the first stage (96: ConvNeXt-T)", low=1)
+    resize: int = option(0, "pixels to which images are enlarged first (0: as they are)", low=0)
+    patch: int = option(2, "side of the stem's patches in pixels", low=1)
+    width: int = option(48, "channels of the first stage (96: ConvNeXt-T)", low=1)
 
     def __post_init__(self) -> None:
         check_fields(self)
-        fill_preset(self, PRESETS)
+
+
+PRESETS = presets(
+    "preset",
+    ConvNeXtConfig(preset="small_images"),
+    ConvNeXtConfig(preset="tiny", resize=224, patch=4, width=96),
+)
 
 
 class _Block(nn.Module):

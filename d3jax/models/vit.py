@@ -8,18 +8,13 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ..config.fields import check_fields, fill_preset, option
+from ..config.fields import check_fields, option, presets
 from ..core.errors import ConfigError
 from ..core.types import DataInfo, Model
 from .layers.linen import Linear, model_of, normalise, resize
 
-PRESETS = {
-    "b16": {"resize": 224, "patch": 16, "width": 768, "depth": 12, "heads": 12, "pool": "token"},
-    "small": {"resize": 0, "patch": 4, "width": 192, "depth": 6, "heads": 3, "pool": "mean"},
-}
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ViTConfig:
     """`b16` is ViT-B/16 at 224 pixels (85,806,346 parameters at 10 classes), which the field starts from pretrained weights;
     `small` learns images of 28 or 32 pixels from nothing."""
@@ -27,22 +22,26 @@ class ViTConfig:
     preset: Literal["b16", "small"] = option(
         "small", "where everything below comes from unless given"
     )
-    resize: int | None = option(
-        None, "pixels to which images are enlarged first (0: as they are)", low=0
-    )
-    patch: int | None = option(None, "side of a patch in pixels", low=1)
-    width: int | None = option(None, "numbers a token has", low=1)
-    depth: int | None = option(None, "layers", low=1)
-    heads: int | None = option(None, "attention heads", low=1)
-    pool: Literal["token", "mean"] | None = option(
-        None, "what the classifier sees: the class token, or the mean over patches"
+    resize: int = option(0, "pixels to which images are enlarged first (0: as they are)", low=0)
+    patch: int = option(4, "side of a patch in pixels", low=1)
+    width: int = option(192, "numbers a token has", low=1)
+    depth: int = option(6, "layers", low=1)
+    heads: int = option(3, "attention heads", low=1)
+    pool: Literal["token", "mean"] = option(
+        "mean", "what the classifier sees: the class token, or the mean over patches"
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
-        fill_preset(self, PRESETS)
         if self.width % self.heads:
             raise ConfigError(f"heads: {self.heads} do not divide the width of {self.width}")
+
+
+PRESETS = presets(
+    "preset",
+    ViTConfig(preset="small"),
+    ViTConfig(preset="b16", resize=224, patch=16, width=768, depth=12, heads=12, pool="token"),
+)
 
 
 class _Layer(nn.Module):

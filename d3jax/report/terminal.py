@@ -10,8 +10,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from ..results.artifacts import Row
 from ..results.summary import RATES, detections, group_of, points, spread, summarise, verdict
-from ..results.tables import Row
 
 STYLES = dict.fromkeys(("keeps", "not", "makes"), "bold red") | {"removed": "green"}
 """Colour of a verdict by its first word."""

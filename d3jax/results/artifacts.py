@@ -49,7 +49,8 @@ class NodeEntry(NamedTuple):
 
     `kind` is the class of node, `attack` and `seed` say which attack run it belongs to. `label` is
     the name of its model in tables and pictures ("none": the victim), of its detection, or "".
-    `listed` nodes have a row in results.csv, and `row` holds the columns that identify it.
+    `listed` nodes have rows in results.csv, `rows` are the columns that identify them, one for each
+    seed that shares the node. `recipe` names all that makes it: a record of another one is old.
     """
 
     name: str
@@ -58,7 +59,8 @@ class NodeEntry(NamedTuple):
     seed: int
     label: str
     listed: bool
-    row: Row
+    rows: list[Row]
+    recipe: str
 
 
 class Manifest(NamedTuple):
@@ -77,6 +79,7 @@ class NodeRecord(NamedTuple):
     """What a node left: `status` "ok" or "failed: …", rows by table, and `facts` by name (JSON)."""
 
     name: str
+    recipe: str
     status: str
     tables: dict[str, list[Row]]
     facts: dict[str, Any]
@@ -192,14 +195,12 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
+        self._recipes = {entry.name: entry.recipe for entry in self.manifest.nodes}
 
     def record(self, name: str) -> NodeRecord | None:
-        """Return a node's record; None where it left none, or one that cannot be read."""
-        try:
-            found = json.loads((self._of(name) / "record.json").read_text(encoding="utf8"))
-            return NodeRecord(**{field: found[field] for field in NodeRecord._fields})
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
+        """Return a node's record; None where it left none, or one that is old or broken."""
+        record = read_record(self.path, name)
+        return record if record and record.recipe == self._recipes.get(name) else None
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """Return a node's arrays for the page; {} where it left none."""
@@ -275,6 +276,15 @@ def write_manifest(run: Path, manifest: Manifest) -> None:
         "nodes": [entry._asdict() for entry in manifest.nodes],
     }
     write_text(run / "study.json", json.dumps({"format": FORMAT, **plain}, indent=1))
+
+
+def read_record(run: Path, name: str) -> NodeRecord | None:
+    """Return the record in a node's folder; None where there is none that can be read."""
+    try:
+        found = json.loads((node_folder(run, name) / "record.json").read_text(encoding="utf8"))
+        return NodeRecord(**{field: found[field] for field in NodeRecord._fields})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def write_record(

@@ -1,56 +1,121 @@
-"""What a run says while it runs: lines in metrics.jsonl, and progress on the terminal. Of several processes the first one speaks."""
+"""Logged metrics of a node: its metrics.jsonl, and TensorBoard or Weights & Biases when asked.
+
+metrics.jsonl is the record; the sinks follow it. No jax in here.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
-from ..runtime.distributed import is_primary
-from ..runtime.files import locked, write_text
+from ..runtime.files import write_text
+from .artifacts import LogRecord
+from .metric_sinks import SINKS, Sink, check_sinks, plain_value
 
 
-class Journal:
-    """metrics.jsonl: one JSON object a logged line, with the `stage` it belongs to."""
+class MetricWriter:
+    """Write the log records of one node into its folder, `artifacts.node_folder(run, run_name)`.
 
-    def __init__(self, path: Path):
-        self.path = path
+    `sinks` are names in SINKS, and `run_name` is the node's name, which they need. A writer that is
+    not `active` (a process that is not the primary one) does nothing. The caller holds the node's
+    lock, and closes the writer.
 
-    def write(self, stage: str, line: dict[str, float]) -> None:
-        """Appends one line."""
-        if not is_primary():
+    Raises `ConfigError` for a sink that is unknown or not installed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sinks: Sequence[str] = (),
+        run_name: str = "",
+        active: bool = True,
+    ):
+        if sinks and not run_name:
+            raise ValueError(f"sinks {tuple(sinks)} need run_name, the node's name")
+        self.path = folder / "metrics.jsonl"
+        self.active, self._ready = active, False
+        run = folder.parents[len(Path(run_name).parts)] if run_name else folder
+        opened = check_sinks(sinks) if active else {}
+        self.sinks = [SINKS[name][2](package, run, run_name) for name, package in opened.items()]
+
+    def write(self, loop: str, record: LogRecord) -> None:
+        """Append one record of a loop; "" is the node's first loop."""
+        if not self.active:
             return
-        with self._locked(), self.path.open("a", encoding="utf8") as file:
-            file.write(_text(stage, line))
+        if not self._ready:
+            self._prepare()
+        line = {"loop": loop, **record}
+        with self.path.open("a", encoding="utf8") as file:
+            file.write(_json(line) + "\n")
+        for sink in self.sinks:
+            sink.write(line)
 
-    def reset(self, stage: str, lines: list[dict[str, float]]) -> None:
-        """Makes `lines` all there is of `stage` and the loops within it: a resumed stage takes back what it wrote after its checkpoint,
-        a finished one says the same however it came about."""
-        if not is_primary():
+    def reset(self, loop: str, records: Sequence[LogRecord]) -> None:
+        """Make `records` all there is of a loop and of the loops within it ("loop/…").
+
+        A resumed loop takes back what it wrote after its checkpoint. Loop "" is the node itself, so
+        that nothing else is left; a record may name its own `loop`. Half lines are dropped.
+        """
+        if not self.active:
             return
-        with self._locked():
-            texts = (
-                self.path.read_text(encoding="utf8").splitlines(keepends=True)
-                if self.path.exists()
-                else []
-            )
-            kept = [
-                text
-                for text in texts
-                if (other := _stage(text)) and other != stage and not other.startswith(f"{stage}/")
-            ]
-            write_text(self.path, "".join(kept) + "".join(_text(stage, line) for line in lines))
+        before = self._text()
+        kept = [line for line in _parse(before) if not _within(str(line.get("loop", "")), loop)]
+        lines = [*kept, *({"loop": loop, **record} for record in records)]
+        after = "".join(_json(line) + "\n" for line in lines)
+        if changed := after != before:
+            write_text(self.path, after)
+        self._start([sink for sink in self.sinks if not sink.holds(lines, changed)], after)
 
-    def _locked(self):
-        return locked(self.path.with_suffix(".lock"))
+    def close(self) -> None:
+        """Close the sinks; a later write opens them again."""
+        for sink in self.sinks:
+            sink.close()
+        self._ready = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _text(self) -> str:
+        if not self.path.exists():
+            return ""
+        return self.path.read_text(encoding="utf8", errors="replace")
+
+    def _prepare(self) -> None:
+        """Before the first record: end a half line, and start the sinks that no reset started."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = self._text()
+        if text and not text.endswith("\n"):
+            with self.path.open("a", encoding="utf8") as file:
+                file.write("\n")
+        self._start([sink for sink in self.sinks if not sink.started], text)
+        self._ready = True
+
+    def _start(self, sinks: Sequence[Sink], text: str) -> None:
+        for sink in sinks:
+            sink.start(_parse(text))
 
 
-def _text(stage: str, line: dict[str, float]) -> str:
-    return json.dumps({"stage": stage, **line}) + "\n"
+def _json(record: LogRecord) -> str:
+    return json.dumps(record, default=plain_value)
 
 
-def _stage(text: str) -> str | None:
-    """The stage of a line; None for one that a kill cut short."""
-    try:
-        return json.loads(text)["stage"]
-    except json.JSONDecodeError:
-        return None
+def _parse(text: str) -> list[LogRecord]:
+    """Records of a metrics.jsonl; lines that a kill cut short are left out."""
+    found = []
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            found.append(record)
+    return found
+
+
+def _within(other: str, loop: str) -> bool:
+    return loop == "" or other == loop or other.startswith(f"{loop}/")

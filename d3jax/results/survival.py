@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .tables import Row
+from .artifacts import Row
 
 TAUS = (0.9, 0.5, 0.1)
 """Thresholds on ASR of survivability."""

@@ -1,39 +1,52 @@
-"""Rows as CSV files with their types, and files that are written whole. No jax."""
+"""The tables of a study: made from a run folder, written as CSV, read with their types. No jax."""
 
 from __future__ import annotations
 
-import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.files import write_text
+import pandas as pd
 
-Row = dict[str, Any]
+from ..runtime.files import write_text
+from .artifacts import NodeEntry, NodeRecord, Row, RunFolder
+from .survival import Shown, compare
 
 NUMBERS = ("acc", "asr", "ra", "der", "n_clean", "n_triggered", "seconds")
 COLUMNS = ("dataset", "model", "attack", "poison_rate", "defense", "seed", *NUMBERS)
-"""What every row of results.csv has: one for each (attack, defense, seed), fractions in [0, 1], None where there is no number, `defense`
-"none" for the backdoored model. Any others stand behind; a text column `status` other than "ok" says why a run failed."""
-TEXT = {
-    "dataset",
-    "model",
-    "attack",
-    "defense",
+"""The first columns of results.csv, which has a row for each (attack, defense, seed).
+
+Fractions are in [0, 1]; None where there is no number. `defense` is "none" for the backdoored
+model. More columns may follow; a `status` other than "ok" says why a run has no numbers.
+"""
+PER_CLASS = ("attack", "defense", "seed", "class")
+"""The first columns of per_class.csv."""
+ALWAYS = {"results": COLUMNS, "per_class": PER_CLASS}
+"""Tables that every run folder has, with the columns that every row of them has."""
+OTHERS = (
+    "detections",
     "evolution",
-    "baseline",
-    "equal_mean",
-    "published",
-    "status",
-}
+    "survival",
+    "filters",
+    "forgetting",
+    "triggers",
+    "paths",
+    "changes",
+)
+"""Tables that a run folder has where they have rows; nodes may add others."""
+TEXT = {
+    "dataset", "model", "attack", "defense", "evolution", "baseline", "equal_mean", "published",
+    "status", "net", "chosen", "commit", "device", "class", "detection", "tensor", "statistics",
+    "speedup_bound", "runs", "commits", "board", "case", "outcome", "kind",
+}  # fmt: skip
+"""Columns that hold text, even where it looks like a number."""
 
 
 def write_csv(path: str | Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
-    """Writes rows, `columns` first, to `path` in one stroke: a reader sees the old file or the new one. None is an empty cell, floats are exact.
+    """Write rows as CSV, `columns` first: whole or not at all, floats exact, None an empty cell.
 
-    Raises:
-        ValueError: a row lacks one of `columns`.
+    Raises `ValueError` where a row lacks one of `columns`.
     """
     for number, row in enumerate(rows):
         if missing := [name for name in columns if name not in row]:
@@ -41,26 +54,134 @@ def write_csv(path: str | Path, rows: Sequence[Row], columns: Sequence[str] = CO
                 f"row {number} of {path} lacks the columns {missing}; it has {list(row)}"
             )
     names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
+    cells = [[_cell(row.get(name)) for name in names] for row in rows]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([_cell(row.get(name)) for name in names] for row in rows)
+    pd.DataFrame(cells, columns=names, dtype=object).to_csv(text, index=False, lineterminator="\n")
     write_text(Path(path), text.getvalue())
 
 
 def read_csv(path: str | Path) -> list[Row]:
-    """The rows `write_csv` wrote, with their types; a column that a row did not have is None."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return [
-            {name: _value(name, cell) for name, cell in row.items()} for row in csv.DictReader(file)
-        ]
+    """Return the rows that `write_csv` wrote, with their types; a column a row lacked is None."""
+    try:
+        cells = pd.read_csv(path, dtype=object, keep_default_na=False, encoding="utf8")
+    except pd.errors.EmptyDataError:
+        return []
+    rows = cells.to_dict("records")
+    return [{str(name): _value(str(name), row[name]) for name in row} for row in rows]
+
+
+def make_tables(run: RunFolder) -> dict[str, list[Row]]:
+    """Return all tables of a run folder by name: rows in the order of the study's nodes.
+
+    A row of `results` without numbers stands for every `listed` node that has no finished record,
+    and for a failed detection; its `status` says why. `survival` compares the evolution runs.
+    """
+    entries = run.manifest.nodes
+    records = {entry.name: record for entry in entries if (record := run.record(entry.name))}
+    tables: dict[str, list[Row]] = {name: [] for name in ALWAYS}
+    for entry in entries:
+        record = records.get(entry.name)
+        for name, rows in (record.tables if record else {}).items():
+            tables.setdefault(name, []).extend(rows)
+    tables["results"] = result_rows(entries, records)
+    shown = shown_evolutions(run)
+    evolved = [row for row in tables.get("evolution", []) if row["evolution"] in shown]
+    if survival := compare(tables["results"], evolved, shown):
+        tables["survival"] = survival
+    return {name: rows for name, rows in tables.items() if rows or name in ALWAYS}
+
+
+def shown_evolutions(run: RunFolder) -> dict[str, Shown]:
+    """Return what the comparison of evolution runs must know of each, by its label."""
+    return {
+        entry.label: Shown(
+            arrays["rates"],
+            record.facts["group"],
+            record.facts["constant"],
+            record.facts["scaled"],
+        )
+        for entry, record, arrays in run.finished("updates")
+        if "rates" in arrays
+    }
+
+
+def write_tables(run_path: str | Path, tables: Mapping[str, Sequence[Row]]) -> None:
+    """Write the tables of a run folder: results.csv and per_class.csv, others where they have rows.
+
+    A table of d3jax that now has no rows is deleted: it is an earlier study's.
+    """
+    folder = Path(run_path)
+    for name in dict.fromkeys([*ALWAYS, *tables]):
+        rows = tables.get(name, [])
+        if rows or name in ALWAYS:
+            write_csv(folder / f"{name}.csv", rows, ALWAYS.get(name, ()))
+    for name in OTHERS:
+        if not tables.get(name):
+            (folder / f"{name}.csv").unlink(missing_ok=True)
+
+
+def load_results(path: str | Path) -> dict[str, pd.DataFrame]:
+    """Return all tables of a run folder as DataFrames by name, such as "results" and "per_class".
+
+    Columns are float64, Int64, boolean or string where all their values are; a missing value is NaN
+    or NA. Raises `DataError` where `path` is no run folder or one of an earlier layout.
+    """
+    tables = make_tables(RunFolder(path))
+    return {name: _frame(rows, ALWAYS.get(name, ())) for name, rows in tables.items()}
+
+
+def result_rows(entries: Iterable[NodeEntry], records: Mapping[str, NodeRecord]) -> list[Row]:
+    """Return the rows of results.csv for some nodes of a study, by their records.
+
+    Nodes without a finished record have rows without numbers, whose `status` says why.
+    """
+    rows = []
+    for entry in entries:
+        record = records.get(entry.name)
+        if record and record.status == "ok":
+            rows += record.tables.get("results", [])
+        elif entry.listed or (record and entry.kind == "model_detection"):
+            status = record.status if record else "not finished: no model yet"
+            empty = dict.fromkeys(NUMBERS) | {"status": status}
+            rows += [dict.fromkeys(COLUMNS) | row | empty for row in entry.rows]
+    # A victim that several seeds share has a row for each, which belongs to that seed's others.
+    order = {key: i for i, key in enumerate(dict.fromkeys(map(_run_of, rows)))}
+    return sorted(rows, key=lambda row: order[_run_of(row)])
+
+
+def _run_of(row: Row) -> tuple[Any, Any]:
+    return row["attack"], row["seed"]
+
+
+def _frame(rows: Sequence[Row], columns: Iterable[str]) -> pd.DataFrame:
+    names = dict.fromkeys([*columns, *(name for row in rows for name in row)])
+    values = {name: [row.get(name) for row in rows] for name in names}
+    return pd.DataFrame({name: _series(name, values[name]) for name in names})
+
+
+def _series(name: str, values: Sequence[Any]) -> pd.Series:
+    """A column with the type that its values have; object where they have several."""
+    found = pd.api.types.infer_dtype(values, skipna=True)
+    if found == "empty":
+        found = "floating" if name in NUMBERS else "string" if name in TEXT else ""
+    types = {
+        "integer": "Int64",
+        "floating": "float64",
+        "mixed-integer-float": "float64",
+        "boolean": "boolean",
+        "string": "string",
+    }
+    return pd.Series(values, dtype=types.get(found, "object"))
 
 
 def _cell(value: Any) -> str:
-    value = (
-        value.item() if hasattr(value, "item") else value
-    )  # numpy's scalars print as np.float64(…)
-    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
+    if hasattr(value, "item"):
+        value = value.item()  # numpy's scalars print as np.float64(…)
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return repr(value)
+    return str(value).replace("\r\n", "\n").replace("\r", "\n")  # csv writes a lone "\r" unquoted
 
 
 def _value(name: str, cell: str) -> Any:
@@ -73,6 +194,6 @@ def _value(name: str, cell: str) -> Any:
             value = read(cell)
         except ValueError:
             continue
-        if str(value) == cell:  # "007" and "1_000" are somebody's text
+        if str(value) == cell:  # "007" and "1_000" are text
             return value
     return {"True": True, "False": False}.get(cell, cell)

@@ -1,9 +1,10 @@
-"""What all cells of a study share: its data, model, folders and devices."""
+"""The study context: what all nodes of a study share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +15,37 @@ from ..config.study import StudyConfig
 from ..core.errors import ConfigError
 from ..core.types import Dataset, Model, Split
 from ..data import DATASETS, fingerprint, reserve
+from ..interop.external_model import ExternalModel, read_external_model
 from ..models import MODELS
-from ..results.metric_writer import Journal
 from ..runtime.distributed import broadcast_from_host0
 from ..runtime.environment import environment
 from ..runtime.progress import Progress
 from ..training.scan import memory_free
 from ..training.streaming import check_streaming
-from .executor import Recorder
-from .external_model import Suspect, read_suspect
 
 
-class Lab(NamedTuple):
-    """What all cells of a study share. `fresh` are the training images kept back for evolutions, `fresh_hash` that of their contents,
-    `suspect` the model that was trained elsewhere, if there is one."""
+class Memo:
+    """Values that several nodes of a process compute alike; the newest few are kept."""
+
+    def __init__(self, size: int = 8):
+        self._size, self._values = size, {}
+
+    def __call__(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return the value of a key, made where it is not there."""
+        if key not in self._values:
+            self._values[key] = make()
+            if len(self._values) > self._size:
+                del self._values[next(iter(self._values))]
+        return self._values[key]
+
+
+class StudyContext(NamedTuple):
+    """What all nodes of a study share.
+
+    `fresh` are the training images kept back for evolutions (None: none) and `fresh_hash` names
+    their contents. `external` is the model that was trained elsewhere, if there is one. `together`:
+    nodes of one program run as its members; `streamed`: training images stay on the host.
+    """
 
     config: StudyConfig
     dataset: Dataset
@@ -37,57 +55,68 @@ class Lab(NamedTuple):
     model: Model
     precision: str
     workdir: Path
-    recorder: Recorder
+    progress: Progress
+    environment: dict[str, Any]
+    devices: tuple[jax.Device, ...]
+    profile: str
     together: bool
     streamed: bool
-    suspect: Suspect | None = None
+    external: ExternalModel | None
+    memo: Memo
 
 
-def open_lab(config: StudyConfig, workdir: Path, progress: Progress, profile: str = "") -> Lab:
-    """Loads the data and builds the model; writes nothing."""
-    loop, on_cpu, alone = config.loop, jax.default_backend() == "cpu", jax.process_count() == 1
-    if loop.devices > jax.device_count() or (loop.devices and not alone):
-        there = (
-            f"{jax.device_count()} here" if alone else "several processes, which share all theirs"
-        )
-        raise ConfigError(f"loop.devices: {loop.devices} asked for, there are {there}")
-    devices = tuple(jax.devices()[: loop.devices or (1 if on_cpu and alone else None)])
+def open_context(
+    config: StudyConfig, workdir: Path, progress: Progress, profile: str = ""
+) -> StudyContext:
+    """Load the data and build the model; write nothing."""
+    on_cpu = jax.default_backend() == "cpu"
+    devices = _devices(config.loop, on_cpu)
     dataset = DATASETS[config.dataset.name][1](config.dataset.config)
     precision = config.precision
     if precision == "auto":
         precision = "float32" if on_cpu else "bfloat16"
     dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
     model = MODELS[config.model.name][1](config.model.config, dataset.info, dtype)
-    suspect = None
+    external = None
     if config.model.checkpoint:
-        suspect = read_suspect(config.model, model)
-        progress.say(suspect.text)
-    journal = Journal(workdir / "metrics.jsonl")
-    recorder = Recorder(
-        loop, environment() | {"precision": precision}, journal, progress, devices, profile
-    )
+        external = read_external_model(config.model, model)
+        progress.say(external.text)
     dataset, fresh = _divide(dataset, config.fresh)
     data_hash = fingerprint(dataset)
     fresh_hash = fingerprint(dataset._replace(train=fresh)) if fresh else ""
-    streamed = _is_streamed(loop, dataset, progress)
+    streamed = _is_streamed(config.loop, dataset, progress)
     if not streamed:
         dataset = Dataset(*(Split(*map(jnp.asarray, split)) for split in dataset[:2]), dataset.info)
-        fresh = fresh and Split(*map(jnp.asarray, fresh))  # one copy for all lineages
-    together = loop.members == "together" or (loop.members == "auto" and not on_cpu)
-    return Lab(
-        config,
-        dataset,
-        fresh,
-        fresh_hash,
-        data_hash,
-        model,
-        precision,
-        workdir,
-        recorder,
-        together,
-        streamed,
-        suspect,
+        fresh = fresh and Split(*map(jnp.asarray, fresh))  # one copy for all evolution runs
+    members = config.loop.members
+    together = members == "together" or (members == "auto" and not on_cpu)
+    return StudyContext(
+        config=config,
+        dataset=dataset,
+        fresh=fresh,
+        fresh_hash=fresh_hash,
+        data_hash=data_hash,
+        model=model,
+        precision=precision,
+        workdir=workdir,
+        progress=progress,
+        environment=environment() | {"precision": precision},
+        devices=devices,
+        profile=profile,
+        together=together,
+        streamed=streamed,
+        external=external,
+        memo=Memo(),
     )
+
+
+def _devices(loop: LoopConfig, on_cpu: bool) -> tuple[jax.Device, ...]:
+    """Return the devices that share the work. Raises `ConfigError` where there are fewer."""
+    alone = jax.process_count() == 1
+    if loop.devices > jax.device_count() or (loop.devices and not alone):
+        there = f"{jax.device_count()} here" if alone else "several processes, which share all"
+        raise ConfigError(f"loop.devices: {loop.devices} asked for, there are {there}")
+    return tuple(jax.devices()[: loop.devices or (1 if on_cpu and alone else None)])
 
 
 def _divide(dataset: Dataset, share: float) -> tuple[Dataset, Split | None]:
@@ -117,8 +146,8 @@ def _is_streamed(loop: LoopConfig, dataset: Dataset, progress: Progress) -> bool
     return streamed
 
 
-def reserved_split(lab: Lab, seed: int) -> Split:
+def reserved_split(context: StudyContext, seed: int) -> Split:
     """The defender's clean images of `seed`."""
-    train, _, info = lab.dataset
-    rows = reserve(train, lab.config.reserved, seed, info.num_classes)
+    train, _, info = context.dataset
+    rows = reserve(train, context.config.reserved, seed, info.num_classes)
     return Split(train.images[rows], train.labels[rows])

@@ -1,14 +1,13 @@
-"""A stage: a long computation with a folder of its own, taken up where it was left.
+"""Runs nodes: finished ones are taken as they are, others computed or continued, together.
 
-The folder holds `model/` once the stage is finished, `steps/` (rolling checkpoints of its loop) until then, and `failed.json`
-where it broke. Stages whose loops share a program run together.
+A node's folder holds `model/` once it is finished, `steps/` (rolling checkpoints of its loop) until
+then, and `failed.json` where it broke. Another process in the folder is waited for.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import time
 import traceback
@@ -19,315 +18,280 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ..config.recipes import LoopConfig
 from ..core.errors import D3JaxError, DivergedError, OutOfMemoryError
 from ..core.types import TrainState
 from ..metrics.attack_success import Counts
-from ..results.metric_writer import Journal
+from ..results.artifacts import node_folder
+from ..results.metric_writer import MetricWriter
 from ..runtime import checkpoint
 from ..runtime.distributed import is_primary
-from ..runtime.files import locked_by_all, write_text
-from ..runtime.progress import Progress
+from ..runtime.files import write_text
+from ..runtime.locks import locked_by_all
 from ..training.loop import Hooks, LogRecord, TrainLoop, fit_ensemble
 from ..training.scan import whole_calls
+from .nodes.base import Artifact, Failure, Inputs, Node, Result
 
 
-class Stage(NamedTuple):
-    """What a finished stage left: its arrays, its counts on the test set, its wall seconds (measurements along the way
-    included), the lines it logged, the environment it was computed in, and how many stages it ran together with, itself
-    counted: their seconds are the same seconds."""
+class Execution(NamedTuple):
+    """A node with its inputs, and where it logs."""
 
-    tree: Any
-    counts: Counts
-    seconds: float
-    lines: list[LogRecord]
-    environment: dict[str, Any]
-    members: int
+    node: Node
+    inputs: Inputs
+    writer: MetricWriter
 
 
-class Failure(NamedTuple):
-    """A stage that broke: one line that says why. Or one that is `unfinished`."""
-
-    message: str
-    unfinished: bool = False
-
-    @property
-    def status(self) -> str:
-        """The line for a table."""
-        return f"{'not finished' if self.unfinished else 'failed'}: {self.message}"
+Computed = tuple[Any, list[LogRecord], int]
+"""A tree, the records logged, and how many members its program had."""
 
 
-Result = Stage | Failure
-
-Done = tuple[Any, list[LogRecord], int]
-"""What a loop computed: its tree, the lines it logged, and how many members its program had."""
-
-
-class Recorder(NamedTuple):
-    """Where stages log, how often they save, what computes them, and the folder of their profiles ("": none)."""
-
-    loop: LoopConfig
-    environment: dict[str, Any]
-    journal: Journal
-    progress: Progress
-    devices: Sequence[jax.Device]
-    profile: str = ""
+def make_execution(node: Node, inputs: Inputs) -> Execution:
+    """Return a node with its inputs and the writer of its metrics."""
+    context = node.context
+    writer = MetricWriter(
+        node_folder(context.workdir, node.name),
+        sinks=context.config.loop.sinks,
+        run_name=node.name,
+        active=is_primary(),
+    )
+    return Execution(node, inputs, writer)
 
 
-class Task(NamedTuple):
-    """What a stage computes: called `name`, kept in `folder`, a tree with the structure and shapes of `like`.
+def run_together(executions: Sequence[Execution]) -> list[Result]:
+    """Return what the nodes of a group left: those that are not finished are computed.
 
-    `loop()` is its loop and `result(loop, state)` the tree it ends with; or, where it is more than one loop, `work(hooks)`
-    computes (tree, logged lines). `evaluate(tree)` counts on the test set. `about` is kept with the tree, for whoever finds it alone.
+    Of several nodes with one folder, one is computed. What breaks is a `Failure`, kept as
+    failed.json.
     """
-
-    name: str
-    folder: Path
-    like: Any
-    evaluate: Callable[[Any], Counts]
-    loop: Callable[[], TrainLoop] | None = None
-    result: Callable[[TrainLoop, TrainState], Any] = lambda loop, state: state.variables
-    work: Callable[[Hooks], tuple[Any, list[LogRecord]]] | None = None
-    watch: Callable[[TrainState], LogRecord] = lambda state: {}
-    watch_every: int = 0
-    about: dict[str, Any] | None = None
-
-
-def run_stages(tasks: Sequence[Task], recorder: Recorder) -> list[Result]:
-    """The stages of `tasks`, finished: those that are not are computed or continued, together where there are several.
-
-    Another process in one of the folders is waited for; of several tasks with one folder, one is computed. What breaks is a
-    `Failure` and kept as `failed.json`.
-    """
+    say = executions[0].node.context.progress.say
     with contextlib.ExitStack() as held:
         # Everywhere in one order, or two studies could wait for each other in a circle.
-        for folder in sorted({task.folder for task in tasks}):
-            held.enter_context(locked_by_all(folder / "lock", recorder.progress.say))
-        found = {
-            task.name: _contained(task, recorder, lambda task=task: _finished(task, recorder))
-            for task in tasks
+        for folder in sorted({execution.node.folder for execution in executions}):
+            held.enter_context(locked_by_all(folder / "lock", say))
+        found: dict[str, Result | None] = {}
+        for execution in executions:
+            found[execution.node.name] = contained(execution.node, _finished, execution)
+        missing = {
+            execution.node.folder: execution
+            for execution in executions
+            if found[execution.node.name] is None
         }
-        missing = list({task.folder: task for task in tasks if found[task.name] is None}.values())
-        computed = dict(
-            zip(
-                (task.folder for task in missing),
-                _compute(missing, recorder) if missing else [],
-                strict=True,
-            )
-        )
-        for task in tasks:
-            if found[task.name] is None:
-                found[task.name] = computed[task.folder]
-                if task not in missing and isinstance(found[task.name], Stage):
-                    recorder.journal.reset(task.name, found[task.name].lines)
-        return [found[task.name] for task in tasks]
+        if missing:
+            results = _compute(list(missing.values()))
+            computed = dict(zip(missing, results, strict=True))
+            found |= {
+                execution.node.name: computed[execution.node.folder]
+                for execution in executions
+                if found[execution.node.name] is None
+            }
+    for execution in executions:
+        result = found[execution.node.name]
+        if isinstance(result, Artifact):
+            execution.writer.reset("", result.records)
+        execution.writer.close()
+    return [found[execution.node.name] for execution in executions]
 
 
-def read_stage(task: Task, recorder: Recorder) -> Result:
-    """The stage as it is, nothing computed, nothing moved: `Failure` where it is not finished or cannot be read."""
-    path, note = task.folder / "model", task.folder / "failed.json"
-    if not path.is_dir():
-        if note.exists():
-            return Failure(json.loads(note.read_text(encoding="utf8"))["error"])
-        return Failure("no model yet", unfinished=True)
-    try:
-        stage = _stage_of(*checkpoint.load(path, task.like))
-    except D3JaxError as error:
-        return Failure(str(error))
-    recorder.journal.reset(task.name, stage.lines)
-    return stage
+def read_node(node: Node) -> Result:
+    """Return a node as it is, nothing computed: a `Failure` where it cannot be read."""
+    path, note = node.folder / "model", node.folder / "failed.json"
+    if path.is_dir():
+        try:
+            return _artifact(node, *checkpoint.load(path, node.like()))
+        except D3JaxError as error:
+            return Failure(str(error))
+    if note.exists():
+        return Failure(json.loads(note.read_text(encoding="utf8"))["error"])
+    return Failure("no model yet", unfinished=True)
 
 
-def recipe_hash(recipe: dict[str, Any]) -> str:
-    """Twelve hex digits that name a result by all that made it."""
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _finished(task: Task, recorder: Recorder) -> Stage | None:
-    path = task.folder / "model"
-    found = (
-        checkpoint.load_or_set_aside(path, task.like, "computing it again")
-        if checkpoint.exists(path)
-        else None
-    )
+def _finished(execution: Execution) -> Artifact | None:
+    """Return what is there already; None where there is nothing, or it is damaged."""
+    node, path = execution.node, execution.node.folder / "model"
+    if not checkpoint.exists(path):
+        return None
+    found = checkpoint.load_or_set_aside(path, node.like(), "computing it again")
     if found is None:
         return None
-    stage = _stage_of(*found)
-    recorder.progress.say(f"{task.name}: done before, taken from {task.folder.name}")
-    recorder.journal.reset(task.name, stage.lines)
-    checkpoint.Rolling(task.folder / "steps").clear()
-    return stage
+    node.context.progress.say(f"{node.name}: done before, taken from {node.folder.name}")
+    checkpoint.Rolling(node.folder / "steps").clear()
+    return _artifact(node, *found)
 
 
-def _stage_of(tree: Any, note: dict) -> Stage:
-    counts = Counts(**{key: np.asarray(value) for key, value in note["counts"].items()})
-    return Stage(tree, counts, note["seconds"], note["lines"], note["environment"], note["members"])
+def _artifact(node: Node, tree: Any, note: dict[str, Any]) -> Artifact:
+    counts = note["counts"]
+    counts = counts and Counts(**{key: np.asarray(values) for key, values in counts.items()})
+    kept = (note["seconds"], note["records"], note["environment"], note["members"])
+    artifact = Artifact(functools.partial(_read_tree, node), counts, *kept)
+    artifact.tree = tree
+    return artifact
 
 
-def _contained(task: Task, recorder: Recorder, work: Callable[[], Any]) -> Any:
-    """What `work` returns, or the `Failure` that came of it: the other stages of a study do not depend on this one.
+def _read_tree(node: Node) -> Any:
+    return checkpoint.load(node.folder / "model", node.like())[0]
 
-    Of several processes one alone may have broken, while the rest wait for it: then it must end, and they with it.
+
+def contained(node: Node, work: Callable[..., Any], *given: Any) -> Any:
+    """Return what `work` returns, or the `Failure` that came of it: other nodes go on.
+
+    Of several processes one alone may have broken, while the rest wait for it: then it must end.
     """
     try:
-        return work()
+        return work(*given)
     except Exception as error:
         if jax.process_count() > 1 and not isinstance(error, DivergedError):
             raise
-        return _failed(task, error, recorder)
+        return failed(node, error)
 
 
-def _compute(tasks: Sequence[Task], recorder: Recorder) -> list[Result]:
-    """The stages of unfinished tasks, those that are one loop in one program."""
-    for task in tasks:
+def failed(node: Node, error: Exception) -> Failure:
+    """Return a failure, kept in the node's folder and said."""
+    known = isinstance(error, D3JaxError)
+    message = str(error) if known else f"{type(error).__name__}: {error}"
+    message = message.strip().splitlines()[0][:500]
+    trace = "".join(traceback.format_exception(error))
+    if is_primary():
+        text = json.dumps({"error": message, "traceback": trace}, indent=1)
+        write_text(node.folder / "failed.json", text)
+    where = "" if known else f" (see {node.folder}/failed.json)"
+    node.context.progress.warn(f"{node.name} failed: {message}{where}")
+    return Failure(message)
+
+
+def _compute(executions: Sequence[Execution]) -> list[Result]:
+    """Return the results of unfinished nodes, those that are one loop in one program."""
+    first = executions[0].node
+    for execution in executions:
         if is_primary():
-            (task.folder / "failed.json").unlink(missing_ok=True)
-    with recorder.progress.stage(
-        tasks[0].name + (f" and {len(tasks) - 1} more together" if len(tasks) > 1 else "")
-    ):
+            (execution.node.folder / "failed.json").unlink(missing_ok=True)
+    more = f" and {len(executions) - 1} more together" if len(executions) > 1 else ""
+    with first.context.progress.stage(first.name + more):
         started = time.monotonic()
-        results = (
-            _loops(tasks, recorder) if tasks[0].loop else [_work(task, recorder) for task in tasks]
-        )
+        if first.is_loop:
+            computed = _loops(executions)
+        else:
+            computed = [contained(execution.node, _work, execution) for execution in executions]
         elapsed = time.monotonic() - started
-        finish = functools.partial(_finish, elapsed=elapsed, recorder=recorder)
         results = [
-            result
-            if isinstance(result, Failure)
-            else _contained(task, recorder, functools.partial(finish, task, *result))
-            for task, result in zip(tasks, results, strict=True)
+            done
+            if isinstance(done, Failure)
+            else contained(execution.node, _finish, execution, *done, elapsed)
+            for execution, done in zip(executions, computed, strict=True)
         ]
-    for task, result in zip(tasks, results, strict=True):
-        if isinstance(
-            result, Stage
-        ):  # only now: a kill in between finds the whole group's checkpoints
-            checkpoint.Rolling(task.folder / "steps").clear()
+    for execution, result in zip(executions, results, strict=True):
+        if isinstance(result, Artifact):  # only now: a kill in between finds all checkpoints
+            checkpoint.Rolling(execution.node.folder / "steps").clear()
     return results
 
 
-def _work(task: Task, recorder: Recorder) -> Done | Failure:
-    return _contained(task, recorder, lambda: (*task.work(_session(task, recorder)), 1))
+def _work(execution: Execution) -> Computed:
+    return (*execution.node.compute(execution.inputs, _hooks(execution)), 1)
 
 
-def _loops(tasks: Sequence[Task], recorder: Recorder) -> list[Done | Failure]:
-    """What each task's loop computed. Where they do not fit the memory together, half of them at a time."""
-    loops = [_contained(task, recorder, task.loop) for task in tasks]
-    ready = [
-        (task, loop) for task, loop in zip(tasks, loops, strict=True) if isinstance(loop, TrainLoop)
+def _loops(executions: Sequence[Execution]) -> list[Computed | Failure]:
+    """Return what each node's loop computed, half of them at a time where memory is short."""
+    loops = [
+        contained(execution.node, execution.node.loop, execution.inputs) for execution in executions
     ]
-    results = {
-        task.name: loop
-        for task, loop in zip(tasks, loops, strict=True)
-        if isinstance(loop, Failure)
-    }
+    pairs = list(zip(executions, loops, strict=True))
+    results = {execution.node.name: loop for execution, loop in pairs if isinstance(loop, Failure)}
+    ready = [(execution, loop) for execution, loop in pairs if isinstance(loop, TrainLoop)]
     queue = [ready] if ready else []
     while queue:
         group = queue.pop(0)
-        every_hooks = [_session(task, recorder) for task, _ in group]
         try:
-            outcomes = fit_ensemble([loop for _, loop in group], every_hooks)
+            outcomes = fit_ensemble(
+                [loop for _, loop in group], [_hooks(execution) for execution, _ in group]
+            )
         except OutOfMemoryError as error:
             if len(group) > 1:
-                recorder.progress.say(
-                    f"{len(group)} together: {error}; trying half of them at a time"
-                )
-                queue[:0] = [group[: len(group) // 2], group[len(group) // 2 :]]
+                say = group[0][0].node.context.progress.say
+                say(f"{len(group)} together: {error}; trying half of them at a time")
+                half = len(group) // 2
+                queue[:0] = [group[:half], group[half:]]
                 continue
             outcomes = [error]
         except Exception as error:
             if jax.process_count() > 1:
                 raise
             outcomes = [error] * len(group)
-        for (task, loop), outcome in zip(group, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                results[task.name] = _failed(task, outcome, recorder)
-            else:
-                results[task.name] = (task.result(loop, outcome[0]), outcome[1], len(group))
-    return [results[task.name] for task in tasks]
+        for (execution, loop), outcome in zip(group, outcomes, strict=True):
+            results[execution.node.name] = _outcome(execution.node, loop, outcome, len(group))
+    return [results[execution.node.name] for execution in executions]
+
+
+def _outcome(node: Node, loop: TrainLoop, outcome: Any, members: int) -> Computed | Failure:
+    if isinstance(outcome, Exception):
+        return failed(node, outcome)
+    state, records = outcome
+    return node.tree_of(loop, state), records, members
 
 
 def _finish(
-    task: Task,
-    tree: Any,
-    lines: list[LogRecord],
-    members: int,
-    *,
-    elapsed: float,
-    recorder: Recorder,
-) -> Stage:
-    seconds = max(elapsed, lines[-1]["seconds"] if lines else 0.0)
-    stage = Stage(tree, task.evaluate(tree), seconds, lines, recorder.environment, members)
-    counts = {key: value.tolist() for key, value in stage.counts._asdict().items()}
+    execution: Execution, tree: Any, records: list[LogRecord], members: int, elapsed: float
+) -> Artifact:
+    """Return the artifact of what was computed, counted and saved."""
+    node = execution.node
+    seconds = max(elapsed, records[-1]["seconds"] if records else 0.0)
+    counts = node.count(execution.inputs, tree)
     note = {
-        "counts": counts,
+        "counts": counts and {key: values.tolist() for key, values in counts._asdict().items()},
         "seconds": seconds,
-        "lines": lines,
-        "environment": recorder.environment,
+        "records": records,
+        "environment": node.context.environment,
         "members": members,
+        # By these a later study knows the trigger of a model it finds alone.
+        "about": {key: node.run.recipe[key] for key in ("attack", "settings")},
     }
-    note |= {"about": task.about or {}}
-    checkpoint.save(task.folder / "model", tree, note)
-    recorder.journal.reset(task.name, lines)
-    return stage
+    checkpoint.save(node.folder / "model", tree, note)
+    return _artifact(node, tree, note)
 
 
-def _failed(task: Task, error: Exception, recorder: Recorder) -> Failure:
-    known = isinstance(error, D3JaxError)
-    message = str(error) if known else f"{type(error).__name__}: {error}"
-    message = message.strip().splitlines()[0][:500]
-    trace = "".join(traceback.format_exception(error))
-    if is_primary():
-        write_text(
-            task.folder / "failed.json",
-            json.dumps({"error": message, "traceback": trace}, indent=1),
-        )
-    recorder.progress.warn(
-        f"{task.name} failed: {message}" + ("" if known else f" (see {task.folder}/failed.json)")
-    )
-    return Failure(message)
-
-
-def _session(task: Task, recorder: Recorder, part: str = "", watch_every: int = 0) -> Hooks:
-    """What surrounds the stage's loop, or one `part` of several: the journal, the terminal, and checkpoints in its folder."""
-    rolling, loop = checkpoint.Rolling(task.folder / "steps" / part), recorder.loop
-    name = f"{task.name}/{part}" if part else task.name
+def _hooks(execution: Execution, part: str = "", watch_every: int = 0) -> Hooks:
+    """Return what surrounds a node's loop, or one `part` of several."""
+    node, writer = execution.node, execution.writer
+    context, loop = node.context, node.context.config.loop
+    rolling = checkpoint.Rolling(node.folder / "steps" / part)
+    name = f"{node.name}/{part}" if part else node.name
+    progress = context.progress
 
     def within(inside: str, every: int) -> Hooks:
-        return _session(
-            task,
-            recorder,
-            f"{part}/{inside}" if part else inside,
-            whole_calls(every, loop.steps_per_call),
-        )
+        inner = f"{part}/{inside}" if part else inside
+        return _hooks(execution, inner, whole_calls(every, loop.steps_per_call))
 
-    def start(step: int, lines: list[LogRecord]) -> None:
-        recorder.journal.reset(name, lines)
-        if lines:  # a later one of several loops begins at a step too
-            recorder.progress.say(f"{name}: continues at step {step}")
+    def start(step: int, records: list[LogRecord]) -> None:
+        writer.reset(part, records)
+        if records:  # a later one of several loops begins at a step too
+            progress.say(f"{name}: continues at step {step}")
 
-    def log(line: LogRecord, steps: int) -> None:
-        recorder.journal.write(name, line)
-        recorder.progress.update(line, steps)
+    def log(record: LogRecord, steps: int) -> None:
+        writer.write(part, record)
+        progress.update(record, steps)
+
+    def save(state: TrainState, records: list[LogRecord]) -> None:
+        rolling.save(int(state.step), state, {"lines": records})
 
     def restore(state: TrainState, step: int) -> tuple[TrainState, list[LogRecord]] | None:
         found = rolling.load(step, state)
         return found and (found[0], found[1]["lines"])
 
+    def say(text: str) -> None:
+        progress.say(f"{name}: {text}")
+
     return Hooks(
         start=start,
         log=log,
-        save=lambda state, lines: rolling.save(int(state.step), state, {"lines": lines}),
+        save=save,
         saved=rolling.steps,
         restore=restore,
-        watch=task.watch,
-        say=lambda text: recorder.progress.say(f"{name}: {text}"),
+        watch=node.watch(execution.inputs),
+        say=say,
         part=within,
         log_every=loop.log_every,
         save_every=loop.save_every,
         save_seconds=loop.save_seconds,
         save_last=bool(part),
-        watch_every=watch_every if part else task.watch_every,
+        watch_every=watch_every if part else node.watch_every,
         steps_per_call=loop.steps_per_call,
-        devices=recorder.devices,
-        profile=recorder.profile and str(Path(recorder.profile) / name),
+        devices=context.devices,
+        profile=context.profile and str(Path(context.profile) / name),
     )

@@ -1,54 +1,66 @@
-"""Which cells of a study run, in which order, and which together."""
+"""Which nodes of a study run, in which order, and which as members of one program."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Sequence
 
-from ..config.fields import program
 from ..runtime import checkpoint
-from .attack_run import Cell
-from .context import Lab
-from .nodes.repair import task_of
+from .nodes.base import Node
 
 
-def part_of(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:
-    """Part 1 … `parts` of the cells: runs of neighbours, so that few parts need the same backdoored model."""
-    return list(cells[(part - 1) * len(cells) // parts : part * len(cells) // parts])
+def part_of(nodes: Sequence[Node], part: int, parts: int) -> list[Node]:
+    """Return part 1 … `parts` of the nodes that no analysis is.
 
-
-def plan(lab: Lab, cells: Sequence[Cell], compute: bool) -> list[list[Cell]]:
-    """The cells to compute, in groups that run as one program, each after those that it needs; without `compute`, those to read.
-
-    Apart, each cell is a group, in order. Together, the victims of an attack are one group, and so are repairs whose configs
-    differ at most in numbers that programs take as arrays.
+    Parts are runs of neighbours, so that few of them need the same victim.
     """
-    wanted: dict[str, Cell] = {}
+    models = [node for node in nodes if not node.analysis]
+    return models[(part - 1) * len(models) // parts : part * len(models) // parts]
 
-    def want(cell: Cell) -> None:
-        if cell.kind in ("repair", "training") or (compute and not _is_finished(lab, cell)):
-            for needed in cell.needs:
+
+def plan(nodes: Iterable[Node], *, together: bool, compute: bool = True) -> list[list[Node]]:
+    """Return groups of nodes that run as one program, each after those that it needs.
+
+    What the `nodes` need is added, unless they are finished. Apart, each node is a group; together,
+    those of a kind with one `group`. Without `compute` only analyses are computed.
+    """
+    groups: dict[Hashable, list[Node]] = {}
+    for node in _wanted(nodes, compute).values():
+        alone = node.group is None or not together
+        key = node.name if alone else (node.kind, node.group)
+        groups.setdefault(key, []).append(node)
+    return _sorted(list(groups.values()))
+
+
+def _wanted(nodes: Iterable[Node], compute: bool) -> dict[str, Node]:
+    """Return nodes by name, each after those that it needs."""
+    wanted: dict[str, Node] = {}
+
+    def want(node: Node) -> None:
+        if node.name in wanted:
+            return
+        begins = node.analysis or (compute and not checkpoint.exists(node.folder / "model"))
+        for name, needed in node.needs.items():
+            if begins or name in node.read_again:
                 want(needed)
-        wanted.setdefault(cell.name, cell)
+        wanted.setdefault(node.name, node)
 
-    for cell in cells:
-        want(cell)
-    if not lab.together:
-        return [[cell] for cell in wanted.values()]
-    groups: dict[Any, list[Cell]] = {}
-    for cell in sorted(
-        wanted.values(), key=lambda cell: cell.depth + 9 * (cell.kind in ("repair", "training"))
-    ):  # a stable sort: repairs last
-        key: Any = cell.name  # more than one loop, or one that is fed: alone
-        if cell.kind == "repair" and cell.defense.loop:
-            key = (cell.choice.name, program(cell.choice.config))
-        elif cell.kind == "lineage" and not cell.defense:
-            key = (cell.case.label, cell.choice.config.program)
-        elif cell.kind == "model" and not lab.streamed:
-            key = cell.case.label
-        groups.setdefault((cell.kind, key), []).append(cell)
-    return list(groups.values())
+    for node in nodes:
+        want(node)
+    return wanted
 
 
-def _is_finished(lab: Lab, cell: Cell) -> bool:
-    return checkpoint.exists(task_of(lab, cell, {}).folder / "model")
+def _sorted(groups: list[list[Node]]) -> list[list[Node]]:
+    """Return the groups in an order in which all that a group needs comes before it."""
+    planned = {node.name for group in groups for node in group}
+    done: set[str] = set()
+    ordered = []
+    while groups:
+        ready = next(group for group in groups if _needs(group) & planned <= done)
+        groups.remove(ready)
+        ordered.append(ready)
+        done |= {node.name for node in ready}
+    return ordered
+
+
+def _needs(group: Sequence[Node]) -> set[str]:
+    return {needed.name for node in group for needed in node.needs.values()}

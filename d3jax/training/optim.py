@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -54,3 +58,36 @@ def make_schedule(name: str, *, steps: int, steps_per_epoch: int) -> optax.Sched
             1.0, {max(1, epochs // 20): 0.1, max(2, epochs // 2): 0.1}
         )
     return lambda step: by_epoch(jnp.asarray(step) // steps_per_epoch)
+
+
+def scale_by_step_rate(
+    rate: Callable[[jax.Array, Any], jax.Array],
+) -> optax.GradientTransformationExtraArgs:
+    """Build the transformation that multiplies updates by −`rate(step, data)`, a learning rate that comes in a step's data.
+
+    Loops whose rates differ can so run as members of one program. `make_train_step` passes `step` and `data`.
+    """
+
+    def update(updates, state, params=None, *, step, data, **extra):
+        now = rate(step, data)
+        return jax.tree.map(lambda move: -now * move, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def restart_every(
+    tx: optax.GradientTransformation, period: int
+) -> optax.GradientTransformationExtraArgs:
+    """Build the transformation `tx` whose state is the initial one again at every `period`-th step, the first included.
+
+    `make_train_step` passes `step`.
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def update(updates, state, params=None, *, step, **extra):
+        starts = step % period == 0
+        fresh = tx.init(updates if params is None else params)
+        state = jax.tree.map(lambda new, old: jnp.where(starts, new, old), fresh, state)
+        return tx.update(updates, state, params, step=step, **extra)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)

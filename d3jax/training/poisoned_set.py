@@ -10,6 +10,7 @@ from ..core.errors import AttackError
 from ..core.images import as_float, as_levels
 from ..core.random import stream
 from ..core.types import Attack, Batch, Prepared, Split
+from ..data.batched import batched_map
 from .victim import poisoned_rows
 
 CHUNK = 1000
@@ -32,16 +33,16 @@ def poisoned_split(
         images[rows] = np.asarray(prepared.images)
     trigger = prepared.trigger if prepared else attack.init(stream(key, "trigger"))
     draws = stream(key, "released")
-    for first in range(0, len(rows), CHUNK):
-        mine = rows[first : first + CHUNK]
+
+    def poisoned(images: np.ndarray, labels: np.ndarray, places: np.ndarray) -> Split:
         batch = Batch(
-            as_float(jnp.asarray(images[mine])),
-            jnp.asarray(labels[mine]),
-            jnp.ones(len(mine), bool),
+            as_float(jnp.asarray(images)), jnp.asarray(labels), jnp.ones(len(labels), bool)
         )
-        poison = attack.poison(trigger, jax.random.fold_in(draws, first), batch)
-        images[mine] = np.asarray(as_levels(poison.images), np.uint8)
-        labels[mine] = np.asarray(poison.labels)
+        made = attack.poison(trigger, jax.random.fold_in(draws, places[0]), batch)
+        return Split(as_levels(made.images), made.labels)
+
+    made = batched_map(poisoned, images[rows], labels[rows], np.arange(len(rows)), batch_size=CHUNK)
+    images[rows], labels[rows] = made
     return Split(images, labels), flags
 
 

@@ -12,42 +12,26 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from ..config.fields import check_fields, check_foreign, option
+from ..config.fields import check_fields, check_foreign, option, presets
 from ..config.recipes import OptimConfig
 from ..core.images import as_float
 from ..core.losses import cross_entropy
 from ..core.random import stream
-from ..core.types import DataInfo, Metrics, Model, Params, Split, TrainState, Variables
+from ..core.types import DataInfo, Model, Params, Split, Variables
 from ..data.augment import make_augment
 from ..data.batching import batch_rows, epoch_plan
 from ..data.randaugment import strong_augment
 from ..runtime.sharding import shard_batch
 from .loop import TrainLoop
 from .optim import make_optimizer
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "mixmatch": {
-        "weight": 15.0,
-        "ramp": 1.0,
-        "optimizer": OptimConfig(name="adam", lr=2e-3, weight_decay=0.0, schedule="cosine"),
-    },
-    "fixmatch": {
-        "weight": 1.0,
-        "ramp": 0.0,
-        "optimizer": OptimConfig(lr=0.03, nesterov=True, schedule="cosine"),
-    },
-}
-"""MixMatch with the settings DBD fine-tunes with (Huang et al., arXiv 2202.03423; its training has 194,560 steps, so that λ_u rises far
-more slowly there), but that the rate falls to 0: theirs is constant, which MixMatch's authors make up for by averaging the weights.
-FixMatch with its authors' but for the length, the batch, seven times as many unlabelled images, and a cosine that ends at 0."""
+from .step import Batches, Loss, init_state, make_train_step
 
 OWNERS = {"threshold": ("fixmatch",), "temperature": ("mixmatch",), "alpha": ("mixmatch",)}
 """Which method has a setting, of those that not both have."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SemiConfig:
     """MixMatch or FixMatch; what is left out is the method's own (`PRESETS`)."""
 
@@ -72,30 +56,36 @@ class SemiConfig:
         "whose BatchNorm's running statistics are: those of the images that are learned from (both methods' authors), which are mixed or "
         "distorted; plain: of labelled and unlabelled ones in equal numbers, as the model is to be used on",
     )
-    weight: float | None = option(
-        None, "λ_u, weight of the unlabelled images (null: 15, FixMatch 1)", low=0
-    )
-    ramp: float | None = option(
-        None,
-        "share of the training over which λ_u rises from 0 (null: 1, FixMatch 0)",
+    weight: float = option(15.0, "λ_u, weight of the unlabelled images (FixMatch: 1)", low=0)
+    ramp: float = option(
+        1.0,
+        "share of the training over which λ_u rises from 0 (FixMatch: 0)",
         low=0,
         high=1,
     )
-    optimizer: OptimConfig | None = option(None, "optimiser and schedule (null: the method's own)")
+    optimizer: OptimConfig = option(
+        OptimConfig(name="adam", lr=2e-3, weight_decay=0.0, schedule="cosine"),
+        "optimiser and schedule (FixMatch: SGD 0.03 with Nesterov momentum)",
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_foreign(self, "method", OWNERS)
 
-    @classmethod
-    def beneath(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What an optimiser begins with that a config file gives in part."""
-        return {"optimizer": PRESETS.get(given.get("method", "mixmatch"), {}).get("optimizer")}
 
-    def own(self, name: str) -> Any:
-        """A setting that is given, or the method's."""
-        value = getattr(self, name)
-        return PRESETS[self.method][name] if value is None else value
+PRESETS = presets(
+    "method",
+    SemiConfig(method="mixmatch"),
+    SemiConfig(
+        method="fixmatch",
+        weight=1.0,
+        ramp=0.0,
+        optimizer=OptimConfig(lr=0.03, nesterov=True, schedule="cosine"),
+    ),
+)
+"""MixMatch with the settings DBD fine-tunes with (Huang et al., arXiv 2202.03423; its training has 194,560 steps, so that λ_u rises far
+more slowly there), but that the rate falls to 0: theirs is constant, which MixMatch's authors make up for by averaging the weights.
+FixMatch with its authors' but for the length, the batch, seven times as many unlabelled images, and a cosine that ends at 0."""
 
 
 class Semi(NamedTuple):
@@ -107,12 +97,16 @@ class Semi(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A batch: labelled images with labels, and the same unlabelled images twice, each with its own augmentation."""
+    """A batch: labelled images with labels, and the same unlabelled images twice, each with its own augmentation.
+
+    `share` float32 [] in [0, 1] is how much of λ_u counts at this step.
+    """
 
     images: jax.Array
     labels: jax.Array
     first: jax.Array
     second: jax.Array
+    share: jax.Array
 
 
 def semi_supervised_loop(
@@ -129,54 +123,57 @@ def semi_supervised_loop(
     }
     per_epoch = max(steps for steps, _ in plans.values())
     steps = config.steps or config.epochs * per_epoch
-    tx = make_optimizer(config.own("optimizer"), steps=steps, steps_per_epoch=per_epoch)
-    ramp = config.own("ramp") * steps
+    tx = make_optimizer(config.optimizer, steps=steps, steps_per_epoch=per_epoch)
+    draw = make_draw(config, sizes, plans, config.ramp * steps, info)
+    step = make_train_step(tx, loss=LOSSES[config.method](config, model), batches=draw)
+    data = Semi(Split(*map(jnp.asarray, split)), labelled, unlabelled)
+    return TrainLoop(step, init_state(variables, tx, key), data, steps)
+
+
+def make_draw(
+    config: SemiConfig,
+    sizes: Mapping[str, int],
+    plans: Mapping[str, tuple[int, int]],
+    ramp: float,
+    info: DataInfo,
+) -> Batches:
+    """Build `draw(key, step, data) -> Drawn` from `Semi`.
+
+    `sizes` and `plans` (steps an epoch, images a step) are those of the `labelled` and `unlabelled` rows; λ_u rises over `ramp`
+    steps, 0: it does not.
+    """
     weak = make_augment(info)
-    strong = strong_augment if config.method == "fixmatch" else lambda key, images: images
-    loss = mixmatch(config, model) if config.method == "mixmatch" else fixmatch(config, model)
+    strong = strong_augment if config.method == "fixmatch" else _as_they_are
+
+    def rows(name: str, key: jax.Array, step: jax.Array, data: Semi) -> jax.Array:
+        per_epoch, _ = plans[name]
+        mine = batch_rows(
+            stream(key, name),
+            step,
+            size=sizes[name],
+            steps_per_epoch=per_epoch,
+            batch_size=config.batch_size,
+        )
+        return getattr(data, name)[shard_batch(mine)]
 
     def draw(key: jax.Array, step: jax.Array, data: Semi) -> Drawn:
-        def rows(name: str) -> jax.Array:
-            options = {
-                "size": sizes[name],
-                "steps_per_epoch": plans[name][0],
-                "batch_size": config.batch_size,
-            }
-            return getattr(data, name)[shard_batch(batch_rows(stream(key, name), step, **options))]
-
-        mine, others = rows("labelled"), rows("unlabelled")
+        mine, others = (rows(name, key, step, data) for name in ("labelled", "unlabelled"))
         images, unseen = as_float(data.split.images[mine]), as_float(data.split.images[others])
         keys = jax.random.split(jax.random.fold_in(stream(key, "augment"), step), 4)
         second = strong(keys[3], weak(keys[2], unseen))
-        return Drawn(weak(keys[0], images), data.split.labels[mine], weak(keys[1], unseen), second)
+        share = jnp.minimum(1.0, step / ramp) if ramp else jnp.float32(1.0)
+        labels = data.split.labels[mine]
+        return Drawn(weak(keys[0], images), labels, weak(keys[1], unseen), second, share)
 
-    def step(state: TrainState, data: Semi) -> tuple[TrainState, Metrics]:
-        params, batch_stats = state.variables
-        batch = draw(state.key, state.step, data)
-        key = jax.random.fold_in(stream(state.key, "loss"), state.step)
-        share = jnp.minimum(1.0, state.step / ramp) if ramp else jnp.float32(1.0)
-        (value, (stats, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(
-            params, batch_stats, batch, key, share
-        )
-        moves, opt_state = tx.update(grads, state.opt_state, params)
-        variables = Variables(optax.apply_updates(params, moves), stats)
-        return TrainState(state.step + 1, variables, opt_state, state.key), {
-            "loss": value,
-            **metrics,
-        }
-
-    state = TrainState(jnp.zeros((), jnp.int32), variables, tx.init(variables.params), key)
-    return TrainLoop(
-        step, state, Semi(Split(*map(jnp.asarray, split)), labelled, unlabelled), steps
-    )
+    return draw
 
 
-SemiLoss = Callable[
-    [Params, Params, Drawn, jax.Array, jax.Array], tuple[jax.Array, tuple[Params, Metrics]]
-]
+def _as_they_are(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Return the images: MixMatch's second augmentation is a weak one too."""
+    return images
 
 
-def mixmatch(config: SemiConfig, model: Model) -> SemiLoss:
+def mixmatch(config: SemiConfig, model: Model) -> Loss:
     """MixMatch's loss of a batch: guessed labels, mixed images, cross-entropy and squared error.
 
     As in the authors' release the guesses come from the net in train mode; the mixed images are dealt out over three forward passes,
@@ -184,7 +181,7 @@ def mixmatch(config: SemiConfig, model: Model) -> SemiLoss:
     `statistics` are those of the `trained` images.
     """
 
-    def loss(params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, share: jax.Array):
+    def loss(params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Semi):
         run = lambda images: model.apply(Variables(params, batch_stats), images, train=True)
         count = len(batch.labels)
         seen = [run(images) for images in (batch.first, batch.second)]
@@ -209,7 +206,7 @@ def mixmatch(config: SemiConfig, model: Model) -> SemiLoss:
             "confidence": guessed.max(-1).mean(),
         }
         stats = outputs[0].batch_stats if config.statistics == "trained" else _plain(run, batch)
-        return labelled + config.own("weight") * share * unlabelled, (stats, found)
+        return labelled + config.weight * batch.share * unlabelled, (stats, found)
 
     return loss
 
@@ -255,10 +252,10 @@ def mixmatch_terms(
     return labelled, ((jax.nn.softmax(unlabelled) - guessed) ** 2).mean()
 
 
-def fixmatch(config: SemiConfig, model: Model) -> SemiLoss:
+def fixmatch(config: SemiConfig, model: Model) -> Loss:
     """FixMatch's loss of a batch: cross-entropy, and that of the strongly augmented images with the labels of the weakly augmented."""
 
-    def loss(params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, share: jax.Array):
+    def loss(params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Semi):
         run = lambda images: model.apply(Variables(params, batch_stats), images, train=True)
         count = len(batch.labels)
         outputs = run(jnp.concatenate([batch.images, batch.first, batch.second]))
@@ -267,7 +264,7 @@ def fixmatch(config: SemiConfig, model: Model) -> SemiLoss:
         unlabelled, kept = fixmatch_term(weak, strong, config.threshold)
         found = {"clean_loss": labelled, "unlabelled_loss": unlabelled, "pseudo_labelled": kept}
         stats = outputs.batch_stats if config.statistics == "trained" else _plain(run, batch)
-        return labelled + config.own("weight") * share * unlabelled, (stats, found)
+        return labelled + config.weight * batch.share * unlabelled, (stats, found)
 
     return loss
 
@@ -280,3 +277,10 @@ def fixmatch_term(
     probabilities = jax.lax.stop_gradient(jax.nn.softmax(weak))
     counts = (probabilities.max(-1) >= threshold).astype(jnp.float32)
     return (counts * cross_entropy(strong, probabilities.argmax(-1))).mean(), counts.mean()
+
+
+LOSSES: dict[str, Callable[[SemiConfig, Model], Loss]] = {
+    "mixmatch": mixmatch,
+    "fixmatch": fixmatch,
+}
+"""`LOSSES[method](config, model) -> loss` of a `Drawn`."""

@@ -10,7 +10,16 @@ import optax
 
 from ..core.types import Params, Split, Variables
 from .loop import TrainLoop
-from .step import Loss, Project, TrainData, init_state, make_batches, make_rows, make_train_step
+from .step import (
+    Loss,
+    Project,
+    TrainData,
+    init_state,
+    keep_params,
+    make_batches,
+    make_rows,
+    make_train_step,
+)
 
 
 def split_loop(
@@ -24,7 +33,7 @@ def split_loop(
     steps_per_epoch: int,
     batch_size: int,
     augment: Any = lambda key, images: images,
-    project: Project = lambda params, data: params,
+    project: Project = keep_params,
     reference_params: Params | None = None,
     loss_inputs: Any = (),
 ) -> TrainLoop:

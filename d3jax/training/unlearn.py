@@ -23,6 +23,17 @@ from ..core.types import Metrics, Model, Params, Split, TrainState, Variables
 from ..data.batching import batch_rows, epoch_plan
 from ..runtime.sharding import shard_batch
 from .loop import TrainLoop
+from .step import (
+    Advance,
+    Loss,
+    Reported,
+    Step,
+    accept_if,
+    chain_steps,
+    init_state,
+    keep_update,
+    make_train_step,
+)
 
 Kind = Literal["ascent", "uniform"]
 Descent = Literal["none", "turns", "together"]
@@ -36,24 +47,18 @@ class Two(NamedTuple):
     trusted: jax.Array
 
 
-class Unlearning(NamedTuple):
-    """The optimiser that moves `away` from the suspects and, where they take turns, that which goes `onward` on trusted images (where both
-    are together, one does both), whether the suspects rest, and the `moves` that unlearned."""
+class Rest(NamedTuple):
+    """The carry: whether the suspects are `resting` (bool []), and the number of steps that unlearned (`moves`, int32 [])."""
 
-    away: Any
-    onward: Any
     resting: jax.Array
     moves: jax.Array
 
 
-class Seen(NamedTuple):
-    """What a step finds out: the running statistics behind it, and before it the suspects' cross-entropy, how often they are right and
-    whether that is `rarer` than chance."""
+class Drawn(NamedTuple):
+    """A batch: `images [B, H, W, C]` float32 and `labels [B]` int32; suspects come before trusted images where it has both."""
 
-    batch_stats: Params
-    loss: jax.Array
-    right: jax.Array
-    rarer: jax.Array
+    images: jax.Array
+    labels: jax.Array
 
 
 def unlearn_loop(
@@ -73,7 +78,7 @@ def unlearn_loop(
     batch_norm: Literal["train", "frozen"] = "train",
     bounded: bool = True,
 ) -> TrainLoop:
-    """The loop that unlearns the rows `suspects` [k] of `split` under the labels they were given. Its `opt_state` is `Unlearning`.
+    """The loop that unlearns the rows `suspects` [k] of `split` under the labels they were given. Its carry is `Rest`.
 
     Args:
         trusted: rows on whose cross-entropy `descent` goes down.
@@ -95,18 +100,26 @@ def unlearn_loop(
     if others:
         plans["trusted"] = epoch_plan(len(trusted), others, drop_last=True)
     unlearning = _Unlearn(model, tx, kind, descent, batch_norm == "train", bounded, plans)
-    onward = tx.init(variables.params) if descent == "turns" else ()
-    begun = Unlearning(
-        tx.init(variables.params), onward, jnp.zeros((), bool), jnp.zeros((), jnp.int32)
-    )
-    state = TrainState(jnp.zeros((), jnp.int32), variables, begun, key)
-    ended = (lambda state: state.opt_state.resting) if bounded and descent == "none" else None
-    return TrainLoop(unlearning.step, state, data, steps, finished=ended)
+    rest = Rest(jnp.zeros((), bool), jnp.zeros((), jnp.int32))
+    state = init_state(variables, tx, key, rest)
+    if descent == "turns":
+        opt_state = (state.opt_state, tx.init(variables.params))
+        state = dataclasses.replace(state, opt_state=opt_state)
+    ended = _rests if bounded and descent == "none" else None
+    return TrainLoop(unlearning.step(), state, data, steps, finished=ended)
+
+
+def _rests(state: TrainState) -> jax.Array:
+    """Return whether the suspects rest."""
+    return state.carry.resting
 
 
 @dataclasses.dataclass(frozen=True)
 class _Unlearn:
-    """A step of `unlearn_loop`, by its arguments; `plans` are (steps an epoch, images a step) of suspects and of trusted images."""
+    """The parts of the step of `unlearn_loop`, by its arguments.
+
+    `plans` are (steps an epoch, images a step) of suspects and of trusted images.
+    """
 
     model: Model
     tx: optax.GradientTransformation
@@ -116,92 +129,96 @@ class _Unlearn:
     bounded: bool
     plans: Mapping[str, tuple[int, int]]
 
-    def step(self, state: TrainState, data: Two) -> tuple[TrainState, Metrics]:
-        move = self.together if self.descent == "together" else self.apart
-        variables, away, onward, resting, seen = move(state, data)
-        after = Unlearning(away, onward, resting, state.opt_state.moves + ~resting)
-        metrics = {
-            "loss": seen.loss,
-            "suspects_accuracy": seen.right,
-            "resting": resting.astype(jnp.float32),
-        }
-        return TrainState(state.step + 1, variables, after, state.key), metrics
-
-    def apart(self, state: TrainState, data: Two) -> tuple[Variables, Any, Any, jax.Array, Seen]:
-        """A step on suspects, unless they rest, and in turns with it one on trusted images."""
-        before, variables = state.opt_state, state.variables
-        (_, seen), grads = jax.value_and_grad(self.unlearned, has_aux=True)(
-            *variables, *self.draw("suspects", state, data)
-        )
-        resting = before.resting & (self.descent == "none") | seen.rarer & self.bounded
-        found = self.moved(grads, seen.batch_stats, variables.params, before.away)
-        variables, away = jax.tree.map(
-            lambda x, y: jnp.where(resting, y, x), found, (variables, before.away)
-        )
-        onward = before.onward
+    def step(self) -> Step:
+        """Build the step: on suspects, on suspects and then on trusted images, or on both in one batch."""
+        suspects = self.one("suspects", self.unlearned, self.rest)
+        if self.descent == "together":
+            return self.one("both", self.both, self.count)
         if self.descent == "turns":
-            (_, stats), grads = jax.value_and_grad(self.learned, has_aux=True)(
-                *variables, *self.draw("trusted", state, data)
-            )
-            variables, onward = self.moved(grads, stats, variables.params, onward)
-        return variables, away, onward, resting, seen
+            return chain_steps(suspects, self.one("trusted", self.learned, keep_update))
+        return suspects
 
-    def together(self, state: TrainState, data: Two) -> tuple[Variables, Any, Any, jax.Array, Seen]:
-        """One step on suspects and trusted images."""
-        batches = self.draw("suspects", state, data), self.draw("trusted", state, data)
-        (_, seen), grads = jax.value_and_grad(self.both, has_aux=True)(*state.variables, *batches)
-        variables, away = self.moved(
-            grads, seen.batch_stats, state.variables.params, state.opt_state.away
-        )
-        return variables, away, (), seen.rarer & self.bounded, seen
+    def one(self, name: str, loss: Loss, advance: Advance) -> Step:
+        """Build the step that descends on `loss` of the images called `name`."""
+        names = ("suspects", "trusted") if name == "both" else (name,)
+
+        def draw(key: jax.Array, step: jax.Array, data: Two) -> Drawn:
+            parts = [self.draw(one, key, step, data) for one in names]
+            if len(parts) == 1:
+                return parts[0]
+            images, labels = (jnp.concatenate(both) for both in zip(*parts, strict=True))
+            return Drawn(shard_batch(images), labels)
+
+        return make_train_step(self.tx, loss=loss, batches=draw, advance=advance)
+
+    def rest(
+        self, before: TrainState, after: TrainState, reported: Reported, data: Two
+    ) -> tuple[TrainState, Metrics]:
+        """Leave the update out while the suspects rest: until the end without descent, else while they are rarer than chance."""
+        resting = before.carry.resting & (self.descent == "none") | reported["rarer"] & self.bounded
+        return _counted(accept_if(~resting, before, after), resting, reported)
+
+    def count(
+        self, before: TrainState, after: TrainState, reported: Reported, data: Two
+    ) -> tuple[TrainState, Metrics]:
+        """Count the steps whose loss had the suspects in it."""
+        return _counted(after, reported["rarer"] & self.bounded, reported)
 
     def unlearned(
-        self, params: Params, batch_stats: Params, images: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, Seen]:
-        logits, stats = self.forward(params, batch_stats, images)
-        return _away(self.kind, logits, labels), _seen(stats, logits, labels)
+        self, params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Two
+    ) -> tuple[jax.Array, tuple[Params, Reported]]:
+        """Return what descends where suspects are unlearned."""
+        logits, stats = self.forward(params, batch_stats, batch.images)
+        return _away(self.kind, logits, batch.labels), (stats, _seen(logits, batch.labels))
 
     def learned(
-        self, params: Params, batch_stats: Params, images: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, Params]:
-        logits, stats = self.forward(params, batch_stats, images)
-        return cross_entropy(logits, labels).mean(), stats
+        self, params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Two
+    ) -> tuple[jax.Array, tuple[Params, Reported]]:
+        """Return the cross-entropy of trusted images."""
+        logits, stats = self.forward(params, batch_stats, batch.images)
+        return cross_entropy(logits, batch.labels).mean(), (stats, {})
 
     def both(
-        self, params: Params, batch_stats: Params, away: Any, onward: Any
-    ) -> tuple[jax.Array, Seen]:
-        count = len(away[1])
-        logits, stats = self.forward(
-            params, batch_stats, shard_batch(jnp.concatenate([away[0], onward[0]]))
-        )
-        seen = _seen(stats, logits[:count], away[1])
-        value = jnp.where(seen.rarer & self.bounded, 0.0, _away(self.kind, logits[:count], away[1]))
-        return value + cross_entropy(logits[count:], onward[1]).mean(), seen
+        self, params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Two
+    ) -> tuple[jax.Array, tuple[Params, Reported]]:
+        """Return the sum of both losses, that of suspects left out where they are rarer than chance."""
+        logits, stats = self.forward(params, batch_stats, batch.images)
+        _, count = self.plans["suspects"]
+        away, labels = logits[:count], batch.labels[:count]
+        seen = _seen(away, labels)
+        value = jnp.where(seen["rarer"] & self.bounded, 0.0, _away(self.kind, away, labels))
+        value = value + cross_entropy(logits[count:], batch.labels[count:]).mean()
+        return value, (stats, seen)
 
     def forward(
         self, params: Params, batch_stats: Params, images: jax.Array
     ) -> tuple[jax.Array, Params]:
+        """Return logits and the running statistics after them, which stay where the batch's are not used."""
         outputs = self.model.apply(Variables(params, batch_stats), images, train=self.training)
         return outputs.logits, outputs.batch_stats if self.training else batch_stats
 
-    def moved(
-        self, grads: Params, stats: Params, params: Params, optimiser: Any
-    ) -> tuple[Variables, Any]:
-        moves, optimiser = self.tx.update(grads, optimiser, params)
-        return Variables(optax.apply_updates(params, moves), stats), optimiser
-
-    def draw(self, name: str, state: TrainState, data: Two) -> tuple[jax.Array, jax.Array]:
-        """Images and labels of the step's suspects or trusted images."""
+    def draw(self, name: str, key: jax.Array, step: jax.Array, data: Two) -> Drawn:
+        """Return images and labels of the step's suspects or trusted images."""
         given, (per_epoch, size) = getattr(data, name), self.plans[name]
         rows = batch_rows(
-            stream(state.key, name),
-            state.step,
+            stream(key, name),
+            step,
             size=len(given),
             steps_per_epoch=per_epoch,
             batch_size=size,
         )
         rows = given[shard_batch(rows)]
-        return as_float(data.split.images[rows]), data.split.labels[rows]
+        return Drawn(as_float(data.split.images[rows]), data.split.labels[rows])
+
+
+def _counted(
+    state: TrainState, resting: jax.Array, reported: Reported
+) -> tuple[TrainState, Metrics]:
+    """Return the state with the carry moved on, and the metrics of a step of which suspects were part."""
+    carry = Rest(resting, state.carry.moves + ~resting)
+    metrics = {name: value for name, value in reported.items() if name != "rarer"}
+    metrics["resting"] = resting.astype(jnp.float32)
+    return dataclasses.replace(state, carry=carry), metrics
 
 
 def parts_of(batch_size: int, descent: Descent, share: float, suspects: int) -> tuple[int, int]:
@@ -227,6 +244,11 @@ def _away(kind: Kind, logits: jax.Array, labels: jax.Array) -> jax.Array:
     return -jax.nn.log_softmax(logits).mean(-1).mean() - jnp.log(logits.shape[-1])
 
 
-def _seen(stats: Params, logits: jax.Array, labels: jax.Array) -> Seen:
+def _seen(logits: jax.Array, labels: jax.Array) -> Reported:
+    """Return the suspects' cross-entropy as `loss`, how often they are right, and whether that is `rarer` than chance."""
     right = accuracy(logits, labels)
-    return Seen(stats, cross_entropy(logits, labels).mean(), right, right < 1 / logits.shape[-1])
+    return {
+        "loss": cross_entropy(logits, labels).mean(),
+        "suspects_accuracy": right,
+        "rarer": right < 1 / logits.shape[-1],
+    }

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ..config.recipes import TrainConfig
 from ..core.errors import AttackError
@@ -17,12 +18,16 @@ from ..data.batching import epoch_plan
 from .loop import Hooks, LogRecord, TrainLoop, fit, trace_of
 from .optim import make_optimizer
 from .step import (
+    Batches,
+    Step,
     TrainData,
     classification_loss,
     init_state,
+    joint_loss,
     make_batches,
     make_rows,
     make_train_step,
+    view_trigger,
 )
 from .streaming import make_feed
 
@@ -104,18 +109,15 @@ def victim_loop(
     batches = make_batches(
         rows=rows, augment=make_augment(dataset.info, config.augment), attack=attack
     )
-    trigger_tx = attack and attack.optimizer
-    step = make_train_step(
-        tx, loss=classification_loss(model), batches=batches, trigger_tx=trigger_tx
-    )
+    trained = _trained_by(attack)
+    step = _victim_step(model, tx, batches, trained)
     if attack is None:
         poisoned, trigger = jnp.zeros(size, bool), {}
     else:
         poisoned = poisoned_rows(key, attack, split.labels)
         trigger = prepared.trigger if prepared else attack.init(stream(key, "trigger"))
-    state = init_state(
-        model.init(stream(key, "init")), tx, stream(key, "train"), trigger, trigger_tx
-    )
+    carry = {"trigger": trigger} if trained else ()
+    state = init_state(model.init(stream(key, "init")), tx, stream(key, "train"), carry, trained)
     array = np if streamed else jnp
     images = array.asarray(split.images)
     if prepared and prepared.images is not None:
@@ -125,6 +127,26 @@ def victim_loop(
         feed = make_feed(split, np.asarray(poisoned), rows, state.key, steps)
         return TrainLoop(step, state, TrainData(None, None, trigger), steps, feed)
     return TrainLoop(step, state, TrainData(split, poisoned, trigger), steps)
+
+
+def _trained_by(attack: Attack | None) -> dict[str, optax.GradientTransformation]:
+    """Return what trains the trigger with the model, by its name in the carry; nothing for a trigger that stays as it is."""
+    return {"trigger": attack.optimizer} if attack and attack.optimizer else {}
+
+
+def _victim_step(
+    model: Model,
+    tx: optax.GradientTransformation,
+    batches: Batches,
+    trained: dict[str, optax.GradientTransformation],
+) -> Step:
+    """Build the step of a training on poisoned batches, which trains the trigger too where it is `trained`."""
+    loss = classification_loss(model)
+    if not trained:
+        return make_train_step(tx, loss=loss, batches=batches)
+    return make_train_step(
+        tx, loss=joint_loss(loss), batches=batches, view=view_trigger, trained=trained
+    )
 
 
 def _replaced(images: Any, rows: np.ndarray, others: Any) -> Any:
@@ -137,8 +159,8 @@ def _replaced(images: Any, rows: np.ndarray, others: Any) -> Any:
 
 
 def trigger_of(loop: TrainLoop, state: TrainState) -> Any:
-    """The trigger at the end of a training: the one it began with, or what became of it."""
-    return state.trigger or loop.data.trigger
+    """Return the trigger at the end of a training: what became of a trained one, else the one that the loop began with."""
+    return state.carry["trigger"].value if "trigger" in state.carry else loop.data.trigger
 
 
 def poisoned_rows(key: jax.Array, attack: Attack, labels: jax.Array) -> jax.Array:

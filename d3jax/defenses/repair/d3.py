@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from ...config.fields import check_fields, did_you_mean, fill_preset, names, option
+from ...config.fields import check_fields, did_you_mean, names, option, presets
 from ...config.recipes import OptimConfig, ScheduleConfig
 from ...core.errors import ConfigError
 from ...core.losses import accuracy, cross_entropy
@@ -27,28 +27,8 @@ from ...training.loop import TrainLoop
 from ...training.step import Loss
 from .common import one_loop, repair_loop
 
-PRESETS = {
-    "paper": {
-        "lam": 10.0,
-        "hinge": "mean",
-        "scale": False,
-        "constraint": "ball",
-        "start": "random",
-    },
-    "code": {
-        "lam": 0.5,
-        "hinge": "sample",
-        "scale": True,
-        "constraint": "sphere",
-        "start": "random",
-    },
-}
 
-
-OWN = OptimConfig(weight_decay=0.0)
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class D3Config:
     """A preset and what departs from it; what neither paper nor code states is as in the code.
 
@@ -58,19 +38,19 @@ class D3Config:
     """
 
     preset: Literal["paper", "code"] = option(
-        "code", "where λ, hinge, scale, constraint and start come from unless given"
+        "code", "where λ, hinge, scale and constraint come from unless given"
     )
-    lam: float | None = option(None, "λ, the weight of the clean penalty", low=0, member=True)
+    lam: float = option(0.5, "λ, the weight of the clean penalty", low=0, member=True)
     eps: float = option(0.1, "ε, the clean loss (nats) that costs nothing", low=0, member=True)
-    hinge: Literal["mean", "sample"] | None = option(
-        None, "max(0, mean CE − ε), or the mean of max(0, CE_i − ε)"
+    hinge: Literal["mean", "sample"] = option(
+        "sample", "max(0, mean CE − ε), or the mean of max(0, CE_i − ε)"
     )
-    scale: bool | None = option(None, "divide the loss by λ + 1 when λ > 1")
-    constraint: Literal["sphere", "ball", "none"] | None = option(
-        None, "‖W‖ = ‖W0‖, or ≤, per selected tensor, after every step"
+    scale: bool = option(True, "divide the loss by λ + 1 when λ > 1")
+    constraint: Literal["sphere", "ball", "none"] = option(
+        "sphere", "‖W‖ = ‖W0‖, or ≤, per selected tensor, after every step"
     )
-    start: Literal["random", "near", "middle", "far", "noise"] | None = option(
-        None, "start of θ_s: U(−.5,.5) rescaled to ‖W0‖, W0, 0, −W0, or W0 + N(0, std(W0))"
+    start: Literal["random", "near", "middle", "far", "noise"] = option(
+        "random", "start of θ_s: U(−.5,.5) rescaled to ‖W0‖, W0, 0, −W0, or W0 + N(0, std(W0))"
     )
     p: float = option(2.0, "p of the p-norm distance", low=1)
     tensors: str = option(
@@ -80,14 +60,19 @@ class D3Config:
         "train", "batch statistics and updated running ones, or the stored ones"
     )
     schedule: ScheduleConfig = option(
-        lambda: ScheduleConfig(optimizer=OWN),
+        ScheduleConfig(optimizer=OptimConfig(weight_decay=0.0)),
         "length, batch, optimiser (its own: SGD 0.01/0.9 without weight decay)",
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
-        fill_preset(self, PRESETS)
-        object.__setattr__(self, "schedule", self.schedule.with_default(OWN))
+
+
+PRESETS = presets(
+    "preset",
+    D3Config(preset="code"),
+    D3Config(preset="paper", lam=10.0, hinge="mean", scale=False, constraint="ball"),
+)
 
 
 Selection = Any
@@ -182,9 +167,12 @@ def start(key: jax.Array, reference_params: Params, selection: Selection, kind: 
 def geometry(params: Params, reference_params: Params, selection: Selection) -> Metrics:
     """How far θ_s has come: `distance` ‖θ_s − θ_init,s‖, `distance_ratio` (over 2‖θ_init,s‖, its most on the sphere) and
     `cosine` of the angle between them, all over the selected tensors together (Frobenius)."""
-    pick = lambda tree: jnp.concatenate(
-        [w.ravel() for w, chosen in zip(*map(jax.tree.leaves, (tree, selection))) if chosen]
-    )
+    chosen = jax.tree.leaves(selection)
+
+    def pick(tree: Params) -> jax.Array:
+        leaves = zip(jax.tree.leaves(tree), chosen, strict=True)
+        return jnp.concatenate([leaf.ravel() for leaf, wanted in leaves if wanted])
+
     w, w0 = pick(params), pick(reference_params)
     gap = norm(w - w0)
     cosine = w @ w0 / jnp.maximum(norm(w) * norm(w0), 1e-30)

@@ -16,15 +16,14 @@ from .common import one_loop, repair_loop
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
-    """Default: the recipe behind the published FT columns: SGD 0.01/0.9/5e-4, cosine, 100 epochs, batch 256."""
+    """Default: the recipe of the published FT columns: SGD 0.01/0.9/5e-4, cosine, 100 epochs, batch 256."""
 
     schedule: ScheduleConfig = option(
-        lambda: ScheduleConfig(optimizer=OptimConfig()), "length, batch, optimiser"
+        ScheduleConfig(optimizer=OptimConfig()), "length, batch, optimiser"
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
-        object.__setattr__(self, "schedule", self.schedule.with_default(OptimConfig()))
 
 
 def finetune(config: FinetuneConfig, info: DataInfo) -> Defense:

@@ -9,18 +9,18 @@ the model in training are pulled to those that the backdoored one f_b gave the c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from ...config.fields import check_fields, fill_preset, option
+from ...config.fields import check_fields, option, presets
 from ...config.recipes import OptimConfig, ScheduleConfig
 from ...core.images import as_float
 from ...core.losses import accuracy, cross_entropy
 from ...core.random import stream
 from ...core.types import Batch, DataInfo, Defense, Model, Params, Split, Variables
+from ...data.batched import batched_map
 from ...data.batching import epoch_plan
 from ...inversion import InversionConfig, Trigger, stamp
 from ...training.loop import TrainLoop
@@ -30,30 +30,21 @@ from .d3 import select
 from .target import Search, Target, searching, target_option
 
 AUTHORS = ScheduleConfig(
-    20,
+    epochs=20,
     batch_size=64,
     augment="none",
     optimizer=OptimConfig(lr=0.1, weight_decay=1e-4, schedule="multistep"),
 )
-PRESETS = {
-    "code": {"clean_weight": 0.0, "batch_norm": "train", "drop_last": True, "schedule": AUTHORS},
-    "ours": {
-        "clean_weight": 1.0,
-        "batch_norm": "mixed",
-        "drop_last": False,
-        "schedule": ScheduleConfig(optimizer=OptimConfig()),
-    },
-}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MCLConfig:
     """A preset and what departs from it.
 
     `code` (the authors' release of 2023): no cross-entropy, BatchNorm sees stamped images alone; 20 epochs of batches of 64, no augmentation,
     SGD with momentum 0.9 and weight decay 1e-4, a rate of 0.1, a tenth of it from epoch 1, a hundredth from 10. `ours`: cross-entropy on the
-    clean twins, which share a batch with the stamped, and fine-tuning's recipe for all else. What a schedule leaves out is the preset's in
-    a config file; made by hand, it is what the class says.
+    clean twins, which share a batch with the stamped, and fine-tuning's recipe for all else. What a config file leaves out of a schedule
+    is the preset's; by hand `dataclasses.replace(MCLConfig().schedule, epochs=3)` changes a part of it.
     """
 
     preset: Literal["code", "ours"] = option(
@@ -61,39 +52,39 @@ class MCLConfig:
     )
     target: Target = target_option()
     tau: float = option(0.5, "τ, the temperature", above=0)
-    clean_weight: float | None = option(
-        None, "weight of the cross-entropy on the clean images", low=0
-    )
-    batch_norm: Literal["train", "fixed", "mixed"] | None = option(
-        None,
+    clean_weight: float = option(0.0, "weight of the cross-entropy on the clean images", low=0)
+    batch_norm: Literal["train", "fixed", "mixed"] = option(
+        "train",
         "statistics of the stamped batch, the stored ones, or of clean and stamped images together",
     )
     head: str = option(
         "head/*",
         "glob of the classifier's parameters: nothing touches them where clean_weight is 0",
     )
-    inversion: InversionConfig = option(
-        lambda: InversionConfig(preset="pixel"), "how the trigger is found"
-    )
+    inversion: InversionConfig = option(InversionConfig(preset="pixel"), "how the trigger is found")
     detection: InversionConfig = option(
         InversionConfig, "how the target is found, where it is to be detected"
     )
-    drop_last: bool | None = option(
-        None, "leave the short last batch of an epoch out, instead of cutting it into equal ones"
+    drop_last: bool = option(
+        True, "leave the short last batch of an epoch out, instead of cutting it into equal ones"
     )
-    schedule: ScheduleConfig | None = option(None, "length, batch, optimiser")
+    schedule: ScheduleConfig = option(AUTHORS, "length, batch, optimiser")
 
     def __post_init__(self) -> None:
         check_fields(self)
-        fill_preset(self, PRESETS)
-        object.__setattr__(
-            self, "schedule", self.schedule.with_default(PRESETS[self.preset]["schedule"].optimizer)
-        )
 
-    @classmethod
-    def beneath(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What a schedule begins with that a config file gives in part."""
-        return PRESETS.get(given.get("preset", "code"), {})
+
+PRESETS = presets(
+    "preset",
+    MCLConfig(preset="code"),
+    MCLConfig(
+        preset="ours",
+        clean_weight=1.0,
+        batch_norm="mixed",
+        drop_last=False,
+        schedule=ScheduleConfig(optimizer=OptimConfig()),
+    ),
+)
 
 
 def contrast(
@@ -167,13 +158,23 @@ def features_of(model: Model, variables: Variables, images: jax.Array) -> jax.Ar
     return model.apply(variables, images, train=False).features["penultimate"]
 
 
-def _by_chunks(features: Any, split: Split, size: int = 128) -> jax.Array:
-    """`features(images)` of all images of a split, [N, D]."""
-    compute = jax.jit(lambda levels: features(as_float(levels)))
-    images = jnp.asarray(split.images)
-    return jnp.concatenate(
-        [compute(images[first : first + size]) for first in range(0, len(images), size)]
-    )
+def targets_of(
+    model: Model, variables: Variables, trigger: Trigger, reserved: Split, batch_size: int = 128
+) -> dict[str, jax.Array]:
+    """Return what the backdoored model's features are of all reserved images: `positive` of the clean, `negative` of the stamped, [N, D]."""
+
+    @jax.jit
+    def positive(levels: jax.Array) -> jax.Array:
+        return features_of(model, variables, as_float(levels))
+
+    @jax.jit
+    def negative(levels: jax.Array) -> jax.Array:
+        return features_of(model, variables, stamp(trigger, as_float(levels)))
+
+    return {
+        name: jnp.asarray(batched_map(compute, reserved.images, batch_size=batch_size))
+        for name, compute in (("positive", positive), ("negative", negative))
+    }
 
 
 def mcl(config: MCLConfig, info: DataInfo) -> Defense:
@@ -194,11 +195,7 @@ def mcl(config: MCLConfig, info: DataInfo) -> Defense:
         reference_params = variables
         if config.schedule.augment == "none":
             reference_params = None
-            clean = lambda images: features_of(model, variables, images)
-            loss_inputs["positive"] = _by_chunks(clean, reserved)
-            loss_inputs["negative"] = _by_chunks(
-                lambda images: clean(stamp(trigger, images)), reserved
-            )
+            loss_inputs |= targets_of(model, variables, trigger, reserved)
         return repair_loop(
             stream(key, "steps"), variables, reserved,
             loss=mcl_loss(config, model), reference_params=reference_params, loss_inputs=loss_inputs, schedule=config.schedule, info=info,

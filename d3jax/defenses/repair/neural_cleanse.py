@@ -32,13 +32,12 @@ class NCConfig:
         InversionConfig, "how the target is found, where it is to be detected"
     )
     schedule: ScheduleConfig = option(
-        lambda: ScheduleConfig(epochs=1, optimizer=OptimConfig()),
+        ScheduleConfig(epochs=1, optimizer=OptimConfig()),
         "length, batch, optimiser (its own: SGD 0.01/0.9/5e-4)",
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
-        object.__setattr__(self, "schedule", self.schedule.with_default(OptimConfig()))
 
 
 def unlearning_loss(model: Model) -> Loss:

@@ -7,14 +7,13 @@ isolated. Fine-tuning on the rest. Unlearning: gradient ascent on the isolated o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...config.fields import check_fields, fill_preset, option
+from ...config.fields import check_fields, option, presets
 from ...config.loading import to_mapping
 from ...config.recipes import OptimConfig, TrainConfig
 from ...core.losses import accuracy, cross_entropy
@@ -55,21 +54,7 @@ def _train(epochs: int, batch_size: int, augment: str, lr: float, schedule: str)
     return TrainConfig(epochs=epochs, batch_size=batch_size, augment=augment, optimizer=optimizer)
 
 
-PRESETS = {
-    "authors": {
-        "isolate": _train(10, 128, "none", 0.1, "constant"),
-        "finetune": _train(60, 128, "cutout", 0.1, "drop"),
-        "unlearn": _unlearn(16, 128, 5e-4),
-    },
-    "backdoorbench": {
-        "isolate": _train(20, 256, "none", 0.01, "constant"),
-        "finetune": _train(60, 256, "auto", 0.01, "drop"),
-        "unlearn": _unlearn(40, 256, 1e-4),
-    },
-}
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ABLConfig:
     """A preset and what departs from it. `authors`: 10 epochs of isolation (the paper: 20), 60 of fine-tuning, a tenth of the learning
     rate from the 40th, 16 steps of unlearning, as 4 epochs are of 500 isolated images (of a smaller set's they are more, which costs
@@ -86,18 +71,28 @@ class ABLConfig:
     )
     gamma: float = option(0.5, "γ, the loss that isolation does not let fall further", low=0)
     ratio: float = option(0.01, "share of the images that is isolated", above=0, high=0.5)
-    isolate: TrainConfig | None = option(None, "the training of isolation")
-    finetune: TrainConfig | None = option(None, "the training on the rest")
-    unlearn: UnlearnConfig | None = option(None, "ascent on the isolated")
+    isolate: TrainConfig = option(
+        _train(10, 128, "none", 0.1, "constant"), "the training of isolation"
+    )
+    finetune: TrainConfig = option(
+        _train(60, 128, "cutout", 0.1, "drop"), "the training on the rest"
+    )
+    unlearn: UnlearnConfig = option(_unlearn(16, 128, 5e-4), "ascent on the isolated")
 
     def __post_init__(self) -> None:
         check_fields(self)
-        fill_preset(self, PRESETS)
 
-    @classmethod
-    def beneath(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the parts begin with that a config file gives in part."""
-        return PRESETS.get(given.get("preset", "authors"), {})
+
+PRESETS = presets(
+    "preset",
+    ABLConfig(preset="authors"),
+    ABLConfig(
+        preset="backdoorbench",
+        isolate=_train(20, 256, "none", 0.01, "constant"),
+        finetune=_train(60, 256, "auto", 0.01, "drop"),
+        unlearn=_unlearn(40, 256, 1e-4),
+    ),
+)
 
 
 def bounded_loss(value: jax.Array, kind: str, gamma: float) -> jax.Array:
@@ -150,7 +145,7 @@ def abl(config: ABLConfig, info: DataInfo) -> TrainingDefense:
             stream(key, "unlearn"), model, state.variables, data, judged, config.unlearn
         )
         state, more = fit(loop, hooks.within("unlearn", max(1, config.unlearn.steps // 4)))
-        isolated, moves = len(judged.suspects), int(state.opt_state.moves)
+        isolated, moves = len(judged.suspects), int(state.carry.moves)
         each, _ = parts_of(
             config.unlearn.batch_size, config.unlearn.descent, config.unlearn.share, isolated
         )

@@ -216,7 +216,7 @@ def unlearn(
             scores_of(model, state.variables, data, ("right", config.rescore, "entropy"))
         )
         hooks.say(
-            f"{name}: moved in {int(state.opt_state.moves)} of {int(state.step)} steps; "
+            f"{name}: moved in {int(state.carry.moves)} of {int(state.step)} steps; "
             f"{after['right'][judged.suspects].mean():.1%} of the suspects are still taken for their labels"
         )
         risen = ranking(judged.scores[config.rescore] - after[config.rescore], after["entropy"])[

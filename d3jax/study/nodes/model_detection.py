@@ -1,83 +1,85 @@
-"""What inverted triggers do to a study's models, before and after repairs: what can be measured where nobody knows the real trigger."""
+"""A detection: which classes of a model an inversion flags, beside the truth."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.images import as_float, as_levels
-from ...core.types import Variables
-from ...inversion import Trigger, detect, stamp
-from ...metrics.attack_success import predict
-from ...runtime import checkpoint
-from ..attack_run import Cell
-from ..context import Lab
-from ..executor import Result, Stage
-from .repair import task_of
-
-BATCH = 500
+from ...core.images import as_float
+from ...inversion import Detection, Inversion, detect, stamp_levels, trigger_at
+from ...results.artifacts import Row
+from ..attack_run import targets_of
+from .base import AnalysisNode, Findings, Inputs
+from .inversion import InversionNode
+from .report_samples import shown_images
 
 
-def trigger_rows(
-    lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result], earlier: Mapping[str, Stage]
-) -> list[dict[str, Any]]:
-    """The lines of triggers.csv: for every detection the trigger of the flagged class, or where none is flagged the smallest one, and
-    for every model of the case which share of the test images of other classes it turns into that class (`turned`), and ACC."""
-    rows = []
-    for cell in cells:
-        if cell.kind != "inversion" or not isinstance(results.get(cell.name), Stage):
-            continue
-        inverted, case = results[cell.name].tree, cell.case
-        found = detect(inverted.norms)
-        at = chosen(found.norms, found.flagged)
-        label, trigger = (
-            int(inverted.labels[at]),
-            jax.tree.map(lambda part, at=at: part[at], inverted.trigger),
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class ModelDetectionNode(AnalysisNode):
+    """The detection `choice` of the config, from an inversion of all classes."""
+
+    inversion: InversionNode
+
+    kind, title = "model_detection", "detection"
+
+    @property
+    def what(self) -> str:
+        """Named by the detection."""
+        return f"detection-{self.label}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Whether the truth is known, and whether there are pictures."""
+        shown = self.run.seed == self.context.config.seeds[0]
+        return {"external": bool(self.context.external), "pictures": shown}
+
+    def analyse(self, inputs: Inputs) -> Findings:
+        """Return the rows of detections.csv, and for the first seed what the page shows."""
+        tree = inputs.inversion.tree
+        found = detect(tree.norms)
+        rows = self._rows(tree, found, inputs.inversion.seconds)
+        if not self.settings["pictures"]:
+            return Findings({"detections": rows})
+        arrays = {"index": found.index, "flagged": found.flagged, **self._pictures(tree)}
+        arrays |= {name: np.asarray(getattr(tree, name)) for name in ("labels", "norms", "success")}
+        return Findings(
+            {"detections": rows}, arrays, {"median": found.median, "spread": found.spread}
         )
-        for other in cells:
-            result = results.get(other.name)
-            if (
-                other.case is not case
-                or other.kind not in ("model", "repair", "training")
-                or not isinstance(result, Stage)
-            ):
-                continue
-            variables = variables_of(lab, other, earlier)
-            rows.append({
-                "attack": case.label, "seed": case.seed, "detection": cell.choice.label, "class": lab.dataset.info.classes[label],
-                "flagged": bool(found.flagged[at]), "index": float(found.index[at]), "norm": float(found.norms[at]),
-                "defense": other.label, "turned": turned(lab, variables, trigger, label), "acc": result.counts.acc,
-            })  # fmt: skip
-    return rows
 
+    def _rows(self, tree: Inversion, found: Detection, seconds: float) -> list[Row]:
+        run, info = self.run, self.context.dataset.info
+        targets = targets_of(run, info.num_classes)
+        unknown = self.settings["external"] and not run.attacked
+        where = {
+            "dataset": info.name,
+            "model": self.context.config.model.name,
+            "attack": run.label,
+            "seed": run.seed,
+            "detection": self.label,
+        }
+        return [
+            where
+            | {
+                "class": info.classes[label],
+                "is_target": None if unknown else label in targets,
+                "flagged": bool(found.flagged[i]),
+                "norm": float(tree.norms[i]),
+                "index": float(found.index[i]),
+                "success": float(tree.success[i]),
+                "passes": int(tree.passes[i]),
+                "seconds": seconds,
+            }
+            for i, label in enumerate(np.asarray(tree.labels).tolist())
+        ]
 
-def chosen(norms: np.ndarray, flagged: np.ndarray) -> int:
-    """Which of the triggers is looked at: the smallest of the flagged, or of all where none is."""
-    norms = np.asarray(norms)
-    return int(np.argmin(np.where(flagged, norms, np.inf) if np.any(flagged) else norms))
-
-
-def variables_of(lab: Lab, cell: Cell, earlier: Mapping[str, Stage]) -> Variables:
-    """The variables of a finished model, read from its checkpoint."""
-    task = task_of(lab, cell, earlier)
-    tree, _ = checkpoint.load(task.folder / "model", task.like)
-    return tree if cell.kind == "repair" else tree.variables
-
-
-def turned(lab: Lab, variables: Variables, trigger: Trigger, label: int) -> float:
-    """The share of the test images of other classes that a stamped trigger makes the model take for `label`."""
-    images, labels = lab.dataset.test
-    rows = np.flatnonzero(np.asarray(labels) != label)
-    hits = 0
-    for mine in np.split(rows, range(BATCH, len(rows), BATCH)):
-        hits += int((predict(lab.model, variables, stamped(trigger, images[mine])) == label).sum())
-    return hits / len(rows)
-
-
-def stamped(trigger: Trigger, images: Any) -> jax.Array:
-    """uint8 images [B, H, W, C] with an inverted trigger, rounded to levels as a file would hold them."""
-    return as_levels(stamp(trigger, as_float(jnp.asarray(images)))).astype(jnp.uint8)
+    def _pictures(self, tree: Inversion) -> dict[str, np.ndarray]:
+        """Return every trigger on grey, and the smallest on the page's images."""
+        clean = shown_images(self.context, self.run)[0]
+        grey = jnp.full((1, *clean.shape[1:]), 0.5)
+        triggers = [stamp_levels(trigger_at(tree, row), grey) for row in range(len(tree.labels))]
+        smallest = trigger_at(tree, int(np.argmin(tree.norms)))
+        stamped = stamp_levels(smallest, as_float(jnp.asarray(clean)))
+        return {"triggers": np.concatenate(triggers), "smallest": np.asarray(stamped)}

@@ -1,150 +1,71 @@
-"""Training-time defences in a study: the set they train on, what is measured of them, and how well they found the poison.
+"""A training-time defence: a model trained from the poisoned set, and what it found out about it.
 
-Which images are poisoned is known here, for logs and reports, and nowhere that a weight comes from.
+Which images are poisoned is known here for logs and tables, and nowhere that a weight comes from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from ...core.random import stream
-from ...core.types import Split, Variables
-from ...metrics.sample_scores import auroc, precision_recall, scores_of, ties_of
-from ...report.sections.training_time import Filter
-from ...training.loop import LogRecord
-from ...training.poisoned_set import poisoned_split
-from ...training.victim import poisoned_rows
-from ..attack_run import Case, Cell
-from ..context import Lab
-from ..executor import Result, Stage
-
-WATCHED = 1000
-"""Test images, clean and poisoned training images, of each at most so many, that are measured once an epoch."""
-
-SHARES = (0.01, 0.05, 0.1)
-"""Of the images with the lowest scores, for which a filter's precision is given."""
+from ...core.types import TrainingDefense, TrainState, Variables
+from ...metrics.sample_scores import choice_rates, curves_of, filter_rates
+from ...training.loop import Hooks, LogRecord, lines_of
+from ..attack_run import poison_flags
+from .base import Artifact, Findings, Inputs, Node, model_tables
+from .first_stage import training_key, training_watch, untrusted_data
 
 
 class TrainedModel(NamedTuple):
-    """What a training-time defence leaves: the model, and what it found out about the training images."""
+    """The model, and what the defence found out about the training images, arrays [N] by name."""
 
     variables: Variables
     found: dict[str, np.ndarray]
 
 
-def training_key(case: Case) -> jax.Array:
-    """What all that is random in the training-time defences of a seed follows from."""
-    return stream(jax.random.key(case.seed), "training")
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class TrainingNode(Node):
+    """The training by `defense` on the poisoned set, after its first stage."""
 
+    victim: Node
+    first_stage: Node
+    defense: TrainingDefense
+    prepared: Node | None = None
 
-def untrusted_data(lab: Lab, case: Case, prepared: Stage | None = None) -> tuple[Split, np.ndarray]:
-    """The poisoned training set of a case, and which rows are the attacker's."""
-    return poisoned_split(
-        jax.random.key(case.attack_seed), case.attack, lab.dataset.train, prepared and prepared.tree
-    )
+    kind, title, listed = "training_time", "training", True
+    read_again = ("victim", "first_stage")
 
+    def like(self) -> TrainedModel:
+        """Return the shapes of model and findings."""
+        found = self.defense.found(len(self.context.dataset.train.labels))
+        return TrainedModel(super().like(), found)
 
-def training_watch(
-    lab: Lab, case: Case, victim: Callable[[], Any], data: Callable[[], tuple[Split, np.ndarray]]
-) -> Callable[[Any], LogRecord]:
-    """What is measured along the way, for plots: ACC and ASR on some test images; loss, accuracy and entropy of some clean and of some
-    poisoned training images under the labels they were given."""
-    test = _some(lab.dataset.test, np.arange(len(lab.dataset.test.labels)))
-    kept: list[tuple[str, Split]] = []
+    def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[TrainedModel, list[LogRecord]]:
+        """Return what the defence makes of the poisoned set."""
+        data, _ = untrusted_data(self, inputs)
+        given = (training_key(self), self.context.model, data, inputs.first_stage.tree, hooks)
+        trained = self.defense.train(*given)
+        return TrainedModel(trained.variables, trained.found), lines_of(trained.trace)
 
-    def parts() -> list[tuple[str, Split]]:
-        if not kept:
-            split, flags = data()
-            for name, rows in (
-                ("clean", np.flatnonzero(~flags)),
-                ("poisoned", np.flatnonzero(flags)),
-            ):
-                if len(rows):
-                    kept.append((name, _some(split, rows)))
-        return kept
+    def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
+        """Measure how clean and poisoned images are learned."""
+        return training_watch(self, inputs)
 
-    def watch(state: Any) -> LogRecord:
-        counts = case.evaluate(state.variables, victim().trigger, test)
-        line = {"watch_acc": counts.acc} | (
-            {"watch_asr": counts.asr} if counts.triggered.sum() else {}
-        )
-        for name, split in parts():
-            scores = scores_of(
-                lab.model, state.variables, split, ("entropy", "cross_entropy", "right")
-            )
-            line |= {
-                f"{name}_ce": float(scores["cross_entropy"].mean()),
-                f"{name}_entropy": float(scores["entropy"].mean()),
-            }
-            line[f"{name}_right"] = float(scores["right"].mean())
-        return line
-
-    return watch
-
-
-def _some(split: Split, rows: np.ndarray) -> Split:
-    """At most `WATCHED` of these rows, from all over: a set may be sorted by class."""
-    rows = rows[np.linspace(0, len(rows) - 1, min(WATCHED, len(rows))).astype(int)]
-    return Split(*(np.asarray(part)[rows] for part in split))
-
-
-def flags_of(lab: Lab, case: Case) -> np.ndarray:
-    """Which training images [N] of a case are poisoned."""
-    return np.asarray(
-        poisoned_rows(jax.random.key(case.attack_seed), case.attack, lab.dataset.train.labels)
-    )
-
-
-def filters_of(lab: Lab, cells: Sequence[Cell], results: Mapping[str, Result]) -> list[Filter]:
-    """What every finished training-time defence found out about its images."""
-    filters = []
-    for cell in cells:
-        result = results.get(cell.name)
-        if cell.kind == "training" and isinstance(result, Stage):
-            beginning = cell.needs[-1].name.rpartition("/")[2]
-            flags, found = flags_of(lab, cell.case), result.tree
-            scored = [
-                name
-                for name, values in found.items()
-                if values.dtype != np.bool_ and np.any(values)
-            ]
-            curves = {
-                name: precision_recall(found[name], flags, ties_of(name, found)) for name in scored
-            }
-            filters.append(
-                Filter(cell.case.label, cell.label, cell.case.seed, flags, found, curves, beginning)
-            )
-    return filters
-
-
-def filter_rows(filters: Sequence[Filter]) -> list[dict[str, Any]]:
-    """The lines of filters.csv: for every training-time defence and score, how well low scores find the poison."""
-    rows = []
-    for one in filters:
-        for name, (precision, recall) in one.curves.items():
-            rate = auroc(one.found[name], one.flags)
-            line = {"attack": one.attack, "defense": one.defense, "seed": one.seed, "score": name}
-            line["auroc"] = None if np.isnan(rate) else rate
-            for share in SHARES:
-                at = max(1, int(share * len(one.flags))) - 1
-                found = one.flags.any()  # in a clean set there is nothing to find
-                line[f"precision_{share:g}"] = float(precision[at]) if found else None
-                line[f"recall_{share:g}"] = float(recall[at]) if found else None
-            rows.append(line)
-    return rows
-
-
-def filter_columns(flags: np.ndarray, found: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What results.csv says of a defence's choice of images: how many suspects, which share of them is poisoned, and which share of
-    the images that kept their labels."""
-    suspects, labelled = found["suspects"], found["labelled"]
-    share = lambda mask: float(flags[mask].mean()) if mask.any() else None
-    return {
-        "suspects": int(suspects.sum()),
-        "suspects_poisoned": share(suspects),
-        "labelled_poisoned": share(labelled),
-    }
+    def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
+        """Return its rows in three tables; for the first seed flags, findings and curves."""
+        flags, found = poison_flags(self.context, self.run), artifact.tree.found
+        # The first stage is part of the defence's time.
+        seconds = artifact.seconds + inputs.first_stage.seconds
+        columns = choice_rates(flags, found) | {"seconds": seconds}
+        tables = model_tables(self, artifact, inputs.victim.counts, columns)
+        where = {"attack": self.run.label, "defense": self.label, "seed": self.run.seed}
+        tables["filters"] = [where | rates for rates in filter_rates(flags, found)]
+        arrays = {"flags": flags} | {name: np.asarray(values) for name, values in found.items()}
+        for name, (precision, recall) in curves_of(flags, found).items():
+            arrays |= {f"precision/{name}": precision, f"recall/{name}": recall}
+        shown = self.run.seed == self.context.config.seeds[0]
+        facts = {"first_stage": self.first_stage.name}
+        return Findings(tables, arrays if shown else {}, facts)

@@ -1,4 +1,4 @@
-"""A model that was trained elsewhere walks in: read from a checkpoint of ours, a `.safetensors` or a PyTorch file."""
+"""A model that was trained elsewhere, read from a checkpoint of ours, a `.safetensors` or a PyTorch file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..config.study import Choice
 from ..core.errors import AttackError, CheckpointError
 from ..core.random import stream
 from ..core.types import Attack, Model, Variables
-from ..interop import from_torch, read_tensors
-from ..interop.convert import check_weights
 from ..runtime import checkpoint
+from . import from_torch, read_tensors
+from .convert import check_weights
 
 
-class Suspect(NamedTuple):
+class ExternalModel(NamedTuple):
     """A model that was not trained here: its `variables`, the tensors of the `trigger` that lay beside them (mostly none) and what it was
     made by (`about`: the attack's name and settings), the digest of variables and trigger (`contents`), and a line on how the file was
     read."""
@@ -29,7 +29,7 @@ class Suspect(NamedTuple):
     text: str
 
 
-def read_suspect(choice: Choice, net: Model) -> Suspect:
+def read_external_model(choice: Choice, net: Model) -> ExternalModel:
     """The model at `choice.checkpoint` of the architecture `net`.
 
     A folder is an Orbax checkpoint of ours, or one in which it lies as `model`: a backdoored model with its trigger, or a repaired
@@ -42,7 +42,9 @@ def read_suspect(choice: Choice, net: Model) -> Suspect:
         variables, report = from_torch(
             read_tensors(path), choice.name, choice.config, net, str(path)
         )
-        return Suspect(variables, {}, {}, checkpoint.digest(variables), f"{path}: {report.text}")
+        return ExternalModel(
+            variables, {}, {}, checkpoint.digest(variables), f"{path}: {report.text}"
+        )
     folder = path / "model" if (path / "model").is_dir() else path
     if not (folder / "orbax.checkpoint").exists():  # Orbax's own mark
         raise CheckpointError(
@@ -62,7 +64,9 @@ def read_suspect(choice: Choice, net: Model) -> Suspect:
     check_weights(flat, str(path))
     text = f"{path}: {len(flat)} tensors match" + (", with a trigger" if trigger else "")
     contents = checkpoint.digest((flat, trigger))
-    return Suspect(checkpoint.unflatten(flat, like), trigger, note.get("about", {}), contents, text)
+    return ExternalModel(
+        checkpoint.unflatten(flat, like), trigger, note.get("about", {}), contents, text
+    )
 
 
 def _within(prefix: str, flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,15 +77,17 @@ def _within(prefix: str, flat: Mapping[str, Any]) -> dict[str, Any]:
     return inside or dict(flat)
 
 
-def trigger_for(suspect: Suspect, attack: Attack, recipe: Mapping[str, Any], key: jax.Array) -> Any:
-    """The trigger of `attack`, which a case's `recipe` names with its settings: the one that lay beside the suspect, if that attack with
+def trigger_for(
+    external: ExternalModel, attack: Attack, recipe: Mapping[str, Any], key: jax.Array
+) -> Any:
+    """The trigger of `attack`, which a case's `recipe` names with its settings: the one that lay beside the model, if that attack with
     these settings made it, else the one that `key` gives.
 
     Raises `AttackError` where the attack finds or trains its trigger, and none of its own lay there.
     """
-    made_by, wanted = suspect.about, {name: recipe[name] for name in ("attack", "settings")}
-    if suspect.trigger and made_by == wanted:
-        return checkpoint.unflatten(suspect.trigger, jax.eval_shape(attack.init, key))
+    made_by, wanted = external.about, {name: recipe[name] for name in ("attack", "settings")}
+    if external.trigger and made_by == wanted:
+        return checkpoint.unflatten(external.trigger, jax.eval_shape(attack.init, key))
     if attack.preparation or attack.optimizer:
         there = (
             f"the trigger there is of {made_by['attack']}, or of other settings"

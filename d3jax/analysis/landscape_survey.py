@@ -1,0 +1,138 @@
+"""Losses on the lines from a backdoored model to its repaired ones, and in the plane of two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..core.images import as_float
+from ..core.types import Attack, Model, Split, Variables
+from .loss_landscape import (
+    Losses,
+    changes,
+    make_backdoor_loss,
+    path_losses,
+    plane_losses,
+    plane_of,
+    taylor,
+    top_eigenvalues,
+)
+
+MEASURED = 1000
+"""Test images at every point of a line; the plane and the expansion take half of them."""
+FEW = 150
+"""Triggered images for the Hessian's eigenvalues: Lanczos' method takes a hundred products."""
+FROM, TO = -0.5, 4.0
+SIDE = 13
+"""Points along a side of the plane's grid."""
+
+Arrays = dict[str, Any]
+Models = Mapping[str, Variables]
+
+
+class Survey(NamedTuple):
+    """The `lines` by model and treatment of BatchNorm's statistics, at `ts` [T]; all `arrays` by
+    the names of `results.artifacts.LandscapeArrays`; the names of the `tensors`."""
+
+    ts: np.ndarray
+    lines: dict[str, dict[str, Losses]]
+    arrays: Arrays
+    tensors: list[str]
+
+    def path_rows(self) -> Iterator[dict[str, Any]]:
+        """Yield a row for every model, treatment of the statistics and point."""
+        for model, kinds in self.lines.items():
+            for kind, losses in kinds.items():
+                for i, t in enumerate(self.ts):
+                    row = {"defense": model, "statistics": kind, "t": float(t)}
+                    yield row | {name: float(part[i]) for name, part in losses._asdict().items()}
+
+    def change_rows(self) -> Iterator[dict[str, Any]]:
+        """Yield a row for every model and tensor: how far it moved."""
+        for model in self.lines:
+            for i, tensor in enumerate(self.tensors):
+                moved = {part: self.arrays[f"{model}/{part}"][i] for part in ("norm", "relative")}
+                moved = {part: float(value) for part, value in moved.items()}
+                yield {"defense": model, "tensor": tensor, **moved}
+
+
+def survey(
+    model: Model,
+    attack: Attack,
+    victim: Any,
+    models: Models,
+    test: Split,
+    reserved: Split,
+    points: int,
+) -> Survey:
+    """Return losses between a `victim` (variables and trigger) and `models` by name.
+
+    `reserved` images estimate BatchNorm's statistics; `points` are those of a line besides 0 and 1.
+    """
+    test = Split(*(jnp.asarray(part[:MEASURED]) for part in test))
+    half = Split(*(part[: MEASURED // 2] for part in test))
+    ts = np.unique(np.round(np.append(np.linspace(FROM, TO, points), [0.0, 1.0]), 4))
+    kinds = ("interpolated", "estimated", "first")
+    kinds = kinds if victim.variables.batch_stats else ("interpolated", "first")
+    start = (model, attack, victim.trigger, victim.variables)
+    lines = {
+        name: {kind: path_losses(*start, end, ts.tolist(), test, kind, reserved) for kind in kinds}
+        for name, end in models.items()
+    }
+    arrays: Arrays = {f"{name}/ts": ts for name in models}
+    for name, losses in lines.items():
+        for kind, found in losses.items():
+            arrays |= {f"{name}/{kind}/{part}": values for part, values in found._asdict().items()}
+    moved, tensors = _changes(victim.variables, models)
+    arrays |= _second_order(model, attack, victim, models, half) | moved
+    return Survey(ts, lines, arrays | _plane(model, attack, victim, models, half), tensors)
+
+
+def _second_order(
+    model: Model, attack: Attack, victim: Any, models: Models, images: Split
+) -> Arrays:
+    """Return the backdoor loss to second order on every line, and its Hessian's eigenvalues."""
+    params = victim.variables.params
+    rows = np.flatnonzero(np.asarray(attack.relabel(images.labels) != images.labels))
+    pixels, labels = as_float(images.images[rows]), images.labels[rows]
+    loss = make_backdoor_loss(model, attack, victim.variables.batch_stats)
+    found = {}
+    for name, end in models.items():
+        direction = jax.tree.map(jnp.subtract, end.params, params)
+        expansion = taylor(loss, params, direction, victim.trigger, pixels, labels)
+        found[f"{name}/taylor"] = np.array(tuple(expansion))
+    few = (victim.trigger, pixels[:FEW], labels[:FEW])
+    return found | {"eigenvalues": top_eigenvalues(loss, params, *few, tolerance=0.05)}
+
+
+def _plane(model: Model, attack: Attack, victim: Any, models: Models, images: Split) -> Arrays:
+    """Return the losses in the plane; {} for fewer than two models, or three on a line."""
+    three = [victim.variables, *list(models.values())[:2]]
+    try:
+        places = plane_of(*(variables.params for variables in three)).places
+    except (TypeError, ValueError):
+        return {}
+    low, high = places.min(0), places.max(0)
+    margin = 0.3 * (high - low)
+    xs, ys = (np.linspace(low[i] - margin[i], high[i] + margin[i], SIDE) for i in (0, 1))
+    given = (model, attack, victim.trigger, three)
+    found = plane_losses(*given, xs.tolist(), ys.tolist(), images)
+    plane = {"places": places, "xs": xs, "ys": ys, "clean": found.clean_loss}
+    plane |= {"backdoor": found.backdoor_loss}
+    return {f"plane/{name}": values for name, values in plane.items()}
+
+
+def _changes(before: Variables, models: Models) -> tuple[Arrays, list[str]]:
+    """Return how every tensor changed on every line, and the tensors' names."""
+    after = [jax.device_get(variables.params) for variables in models.values()]
+    found = dict(zip(models, changes(jax.device_get(before.params), after), strict=True))
+    first = next(iter(found.values()))
+    arrays: Arrays = {"edges": np.stack([moved["edges"] for moved in first.values()])}
+    for name, moved in found.items():
+        for part in ("counts", "norm", "relative"):
+            arrays[f"{name}/{part}"] = np.stack([one[part] for one in moved.values()])
+    return arrays, list(first)

@@ -1,0 +1,60 @@
+"""The command that compares runs: `python -m d3jax.compare RUN [RUN …] --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+
+from .core.errors import ConfigError, D3JaxError
+from .report.comparison import leaderboard_html, leaderboard_markdown
+from .results.compare import COLUMNS, leaderboard
+from .results.compared_runs import read_runs
+from .results.tables import write_csv
+from .runtime.files import write_text
+
+
+def compare(runs: Sequence[str | Path], out: str | Path) -> None:
+    """Write leaderboard.csv, leaderboard.md and leaderboard.html of run folders into `out`.
+
+    Raises `DataError` where a folder is no run folder, `ConfigError` where `out` cannot be written.
+    """
+    read = read_runs(runs)
+    boards = leaderboard(read)
+    names = [run.name for run in read]
+    rows = [{name: row[name] for name in COLUMNS} for board in boards for row in board.rows]
+    folder = Path(out)
+    try:
+        write_csv(folder / "leaderboard.csv", rows, COLUMNS)
+        write_text(folder / "leaderboard.md", leaderboard_markdown(boards, names))
+        write_text(folder / "leaderboard.html", leaderboard_html(boards, names))
+    except OSError as error:
+        raise ConfigError(f"--out: {folder} cannot be written ({error.strerror})") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, or 2 where the user has to change something."""
+    parser = _Parser(prog="python -m d3jax.compare", description="Compare runs in one leaderboard.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished studies")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where the leaderboard goes")
+    try:
+        options = parser.parse_args(argv)
+        compare(options.runs, options.out)
+    except D3JaxError as error:
+        print(f"d3jax: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"d3jax: leaderboard: {Path(options.out) / 'leaderboard.html'}")
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises `ConfigError` instead of printing the usage."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise ConfigError(message)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""An evolution run whose defence is called between its updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..core.images import as_float, as_levels
+from ..core.random import stream
+from ..core.types import Defense, Split, TrainState, Variables
+from ..data.drift import compose
+from ..training.loop import Hooks, LogRecord, TrainLoop, fit
+from .measure import Measure, strengths
+from .updates import EvolutionConfig, drift_keys, restarted
+
+
+def defended_updates(
+    loop: TrainLoop,
+    measure: Measure,
+    trigger: Any,
+    defense: Defense,
+    key: jax.Array,
+    images: int,
+    learned: int,
+    watch: Callable[[TrainState], LogRecord],
+    hooks: Hooks,
+) -> tuple[Variables, list[LogRecord]]:
+    """Return the model after all updates of `loop`, with the defence called between them.
+
+    It has so many `images`, of the `learned` ones of the update, drifted as they were, and of these
+    such as nobody poisoned: a defender who looks through them. What it makes goes into the next
+    update, which begins with momentum 0, `carried` or not. `trained_acc` and `trained_asr` are
+    those before the defence, all others those after it.
+    """
+    config, state, records, seconds = measure.config, loop.state, [], 0.0
+    steps = loop.steps // config.updates
+    for update in range(1, config.updates + 1):
+        part = loop._replace(state=state, steps=update * steps)
+        state, logged = fit(part, hooks.within(f"update{update}"))
+        logged = [line | {"seconds": line["seconds"] + seconds} for line in logged]
+        seconds, trained = logged[-1]["seconds"], {}
+        if _is_due(config, update):
+            counts, _ = measure(state.variables, trigger, update)
+            trained = {"trained_acc": counts.acc}
+            trained |= {"trained_asr": counts.asr} if counts.triggered.sum() else {}
+            clean = _inspected(loop, measure, update, images, learned)
+            draw = jax.random.fold_in(stream(key, "defense"), update)
+            given = (draw, measure.model, state.variables, clean)
+            repaired = defense.repair(*given, hooks.within(f"defense{update}"))
+            seconds += float(np.max(repaired.trace.get("seconds", 0.0)))
+            state = restarted(state, repaired.variables)
+        logged[-1] |= trained | watch(state)
+        records += logged
+    return state.variables, records
+
+
+def _is_due(config: EvolutionConfig, update: int) -> bool:
+    call, left = divmod(update, config.every)
+    return not left and (not config.calls or call <= config.calls)
+
+
+def _inspected(loop: TrainLoop, measure: Measure, update: int, images: int, learned: int) -> Split:
+    """Return at most so many clean images of an update, as the defence may use them."""
+    config, order = measure.config, loop.data.loss_inputs["order"]
+    first = len(order) - learned * (config.updates - update + 1)
+    poisoned = np.asarray(loop.data.poisoned[first : first + learned])
+    places = (first + np.flatnonzero(~poisoned))[:images]
+    pixels, labels = (part[order[places]] for part in loop.data.split)
+    drift = compose(tuple(config.drift), measure.info.shape[2])
+    keys = drift_keys(loop.state.key, places)
+    drifted = drift(keys, as_float(pixels), strengths(config, update))
+    return Split(as_levels(drifted).astype(jnp.uint8), labels)

@@ -1,0 +1,102 @@
+"""What a linear model says of the forgetting in an evolution run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..analysis.features import penultimate
+from ..analysis.forgetting import moment, retained, spectrum
+from ..core.images import as_float, as_levels
+from ..core.types import Split
+from ..data.batched import batched_map
+from ..data.drift import compose
+from ..metrics.attack_success import triggered_images
+from ..results.survival import Predicted
+from .measure import Measure, strengths
+from .updates import steps_of, update_rates
+
+PREDICTED_FROM = 1000
+"""Images of each update for its second moment, and test images for the trigger's direction."""
+
+WIDEST = 1024
+"""Features up to which second moments are decomposed: for 4096 that would take hours."""
+
+Moments = dict[str, list[np.ndarray]]
+
+
+def _no_memo(key: Hashable, make: Callable[[], Any]) -> Any:
+    return make()
+
+
+def predict_forgetting(
+    measure: Measure,
+    victim: Any,
+    target: int,
+    fresh: Split,
+    learned: np.ndarray,
+    scores: Sequence[float],
+    *,
+    memo: Callable[[Hashable, Callable[[], Any]], Any] = _no_memo,
+) -> Predicted | None:
+    """Return the prediction for one run under both curvatures; None above `WIDEST` features.
+
+    `learned` [T, n] are the rows of `fresh` that each update learns, `scores` [T + 1] what was
+    measured. `memo(key, make)` may keep what several runs of a victim have in common.
+    """
+    config, attack, model = measure.config, measure.attack, measure.model
+
+    def find_direction() -> np.ndarray:
+        images, labels = measure.test
+        rows = np.flatnonzero(np.asarray(attack.relabel(labels) != labels))[:PREDICTED_FROM]
+        stamped = triggered_images(attack, victim.trigger, images[rows])
+        both = (penultimate(model, victim.variables, x) for x in (images[rows], stamped))
+        clean, triggered = both
+        return (triggered - clean).mean(0, dtype=np.float64)
+
+    direction = memo(("direction", attack), find_direction)
+    if len(direction) > WIDEST:
+        return None
+    alike = (config.drift, config.updates, config.validation, config.label_shift)
+    moments: Moments = memo(
+        ("moments", attack, repr(alike)), lambda: _moments(measure, victim, target, fresh, learned)
+    )
+    rates = update_rates(config, steps_of(config, len(fresh.labels)))
+    decays = (rates, config.momentum, config.weight_decay)
+    left = {name: retained(direction, seconds, *decays) for name, seconds in moments.items()}
+    values, shares = spectrum(direction, moments["squared"][0])
+    return Predicted("", "", values, shares, np.array(scores), left)
+
+
+def _moments(
+    measure: Measure, victim: Any, target: int, fresh: Split, learned: np.ndarray
+) -> Moments:
+    """Return the second moment of every update's drifted images, for both curvatures."""
+    config, model = measure.config, measure.model
+    drift, found = (
+        compose(tuple(config.drift), measure.info.shape[2]),
+        {"squared": [], "softmax": []},
+    )
+    for update, rows in enumerate(learned, 1):
+        images = as_float(jnp.asarray(fresh.images[rows[:PREDICTED_FROM]]))
+        keys = jax.random.split(jax.random.key(update), len(images))
+        drifted = as_levels(drift(keys, images, strengths(config, update))).astype(jnp.uint8)
+        features = penultimate(model, victim.variables, drifted)
+        odds = _odds(model, victim.variables, drifted, target)
+        found["squared"].append(moment(features))
+        found["softmax"].append(moment(features, odds * (1 - odds)))
+    return found
+
+
+def _odds(model: Any, variables: Any, images: jax.Array, target: int) -> np.ndarray:
+    """Return the probability [N] that the model gives the target."""
+
+    def odds(levels: jax.Array) -> jax.Array:
+        logits = model.apply(variables, as_float(levels), train=False).logits
+        return jax.nn.softmax(logits)[:, target]
+
+    return batched_map(odds, images, batch_size=500)

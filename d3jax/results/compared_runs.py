@@ -1,0 +1,125 @@
+"""Rows of several runs, with the settings that made each. No jax."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from .artifacts import Row, RunFolder
+from .tables import make_tables
+
+UNRELATED = {"seeds", "loop", "published", "cache", "features", "paths", "detections"}
+"""Settings on which no row of a board depends, or that its rows name themselves."""
+OF_DEFENSES = {"reserved", "measured"}
+"""Settings on which only defences and evolutions depend."""
+KINDS = {"updates": "evolution", "model_detection": "detection"}
+"""Kinds of nodes whose rows are no defences."""
+LISTS = {"attacks", "defenses", "evolutions"}
+
+
+class Run(NamedTuple):
+    """A run to compare: its name, rows of results, and config.yaml as `settings`.
+
+    `kinds` has the labels that are no defences: "evolution" or "detection". `settings` is None
+    where config.yaml cannot be read; such a run shares no row with another.
+    """
+
+    name: str
+    rows: list[Row]
+    kinds: Mapping[str, str]
+    settings: Mapping[str, Any] | None
+
+
+def read_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """Return the runs in run folders, each once. Raises `DataError` for any other folder."""
+    folders = {Path(path).resolve(): Path(path) for path in paths}
+    names = _names(list(folders))
+    return [_read_run(path, name) for path, name in zip(folders.values(), names, strict=True)]
+
+
+def known_rows(run: Run) -> list[Row]:
+    """Return the rows of a run with more columns, for the run and the settings that made them.
+
+    `_run` is its name and `_kind` one of victim, defense, evolution, detection. The others are
+    texts, equal where settings are: `_data` (data set and net), `_train` (all that every model
+    depends on), `_victim` (with the attack's entry) and `_defense` (the defence's).
+    """
+    return [_known(run, row) for row in run.rows]
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Short names of folders: the last part, and as many before it as tell them apart."""
+    for count in range(1, 1 + max((len(folder.parts) for folder in folders), default=0)):
+        names = ["/".join(folder.parts[-count:]) for folder in folders]
+        if len(set(names)) == len(names):
+            break
+    return names if folders else []
+
+
+def _read_run(path: Path, name: str) -> Run:
+    folder = RunFolder(path)
+    rows = make_tables(folder)["results"]
+    evolved = [row["defense"] for row in rows if any(name.startswith("survived_") for name in row)]
+    kinds = dict.fromkeys(evolved, "evolution") | {
+        entry.label: KINDS[entry.kind] for entry in folder.manifest.nodes if entry.kind in KINDS
+    }
+    try:
+        settings = yaml.safe_load(folder.text("config.yaml"))
+    except yaml.YAMLError:
+        settings = None
+    return Run(name, rows, kinds, settings if isinstance(settings, dict) else None)
+
+
+def _known(run: Run, row: Row) -> Row:
+    defaults = {"net": "", "classes": None, "attack_seed": row["seed"], "status": "ok"}
+    return defaults | row | {
+        "_run": run.name,
+        "_kind": _kind(run, row),
+        "_data": _text(run, _picked(run, ("dataset", "model"))),
+        "_train": _text(run, _train_settings(run)),
+        "_victim": _text(run, _train_settings(run) | _attack(run, row)),
+        "_defense": _text(run, _defense_settings(run, row)),
+    }  # fmt: skip
+
+
+def _kind(run: Run, row: Row) -> str:
+    return "victim" if row["defense"] == "none" else run.kinds.get(row["defense"], "defense")
+
+
+def _text(run: Run, settings: Mapping[str, Any]) -> str:
+    if run.settings is None:
+        return f"of run {run.name}"
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def _picked(run: Run, names: Iterable[str]) -> dict[str, Any]:
+    return {name: (run.settings or {}).get(name) for name in names}
+
+
+def _train_settings(run: Run) -> dict[str, Any]:
+    return _picked(run, set(run.settings or {}) - UNRELATED - OF_DEFENSES - LISTS)
+
+
+def _attack(run: Run, row: Row) -> dict[str, Any]:
+    return {"attack": _entry(run, ["attacks"], row["attack"])}
+
+
+def _defense_settings(run: Run, row: Row) -> dict[str, Any]:
+    if row["defense"] == "none":
+        return {}
+    entry = _entry(run, ["defenses", "evolutions"], row["defense"])
+    return _picked(run, OF_DEFENSES) | {"defense": entry}
+
+
+def _entry(run: Run, lists: Iterable[str], label: str) -> Any:
+    """The entry of a list of the config that has a label, or a name and no label."""
+    for name in lists:
+        for entry in (run.settings or {}).get(name) or ():
+            named = entry if isinstance(entry, dict) else {"name": entry}
+            if named.get("label", named.get("name")) == label:
+                return entry
+    return None

@@ -1,0 +1,100 @@
+"""Rank defences over the attacks of a leaderboard by their mean DER. No jax."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from .artifacts import Row
+
+
+class Place(NamedTuple):
+    """A ranked defence: means over the attacks compared, fractions in [0, 1].
+
+    `rank` is 1 for the best; ties share the better rank, and `tied` says so. `spread` is the sample
+    standard deviation of DER over attacks (None for one attack). `removed` counts the attacks whose
+    backdoor is removed on every seed, `failed` the runs without numbers in all attacks.
+    """
+
+    defense: str
+    rank: int
+    tied: bool
+    der: float
+    spread: float | None
+    acc: float
+    asr: float
+    asr_worst: float
+    removed: int
+    failed: int
+
+
+class Ranking(NamedTuple):
+    """Places over `cases`, which all ranked defences have; `without` maps a case or a defence that
+    was left out to the reason."""
+
+    places: list[Place]
+    cases: list[str]
+    without: dict[str, str]
+
+
+def rank(rows: Sequence[Row]) -> Ranking:
+    """Return the ranking of the defences in rows of one board (`case`, `kind`, `defense`, `der`, …).
+
+    Only defences that have a DER under at least half of the attacks are compared, over the attacks
+    under which all of them have one. Evolutions are not ranked. Equal to a hundredth of a point is
+    a tie.
+    """
+    cells = {
+        (row["defense"], row["case"]): row
+        for row in rows
+        if row["kind"] == "defense" and row["der"] is not None
+    }
+    cases = list(dict.fromkeys(case for _, case in cells))
+    tried = list(dict.fromkeys(row["defense"] for row in rows if row["kind"] == "defense"))
+    has = {one: [case for case in cases if (one, case) in cells] for one in tried}
+    compared = [one for one in tried if cases and 2 * len(has[one]) >= len(cases)]
+    common = [case for case in cases if all(case in has[one] for one in compared)]
+    without = {
+        one: f"a DER under {len(has[one])} of {len(cases)} attacks"
+        for one in tried
+        if one not in compared
+    }
+    for case in cases:
+        if missing := [one for one in compared if case not in has[one]]:
+            without[case] = f"no DER of {', '.join(missing)}"
+    if not common:
+        return Ranking([], [], without)
+    found = [_place(one, [cells[one, case] for case in common], rows) for one in compared]
+    return Ranking(_ranked(found), common, without)
+
+
+def _place(defense: str, cells: Sequence[Row], rows: Sequence[Row]) -> Place:
+    ders = [row["der"] for row in cells]
+    return Place(
+        defense,
+        0,
+        False,
+        statistics.fmean(ders),
+        statistics.stdev(ders) if len(ders) > 1 else None,
+        statistics.fmean(row["acc"] for row in cells),
+        statistics.fmean(row["asr"] for row in cells),
+        max(row["asr_worst"] for row in cells),
+        sum(row["outcome"].split(",")[0] == "removed" for row in cells),
+        sum(row["failed"] for row in rows if row["defense"] == defense),
+    )
+
+
+def _ranked(places: Sequence[Place]) -> list[Place]:
+    """Places from the best on, with their ranks."""
+    shown = {one.defense: round(one.der, 4) for one in places}
+    values: Mapping[float, int] = {
+        value: sum(other > value for other in shown.values()) for value in shown.values()
+    }
+    return [
+        one._replace(
+            rank=1 + values[shown[one.defense]],
+            tied=list(shown.values()).count(shown[one.defense]) > 1,
+        )
+        for one in sorted(places, key=lambda one: -shown[one.defense])
+    ]

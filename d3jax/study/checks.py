@@ -1,0 +1,153 @@
+"""What would go wrong later in a study, found before any work starts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from ..config.study import Choice
+from ..core.errors import ConfigError, D3JaxError
+from ..core.types import Attack, Defense, TrainingDefense
+from ..data.batching import epoch_plan
+from ..defenses import DEFENSES
+from ..defenses.repair.target import check_classes, check_size
+from ..evolution.updates import EvolutionConfig, check_evolution, check_poison, lineage_key
+from ..training.poisoned_set import check_released
+from .context import StudyContext, reserved_split
+
+AnyDefense = Defense | TrainingDefense
+
+
+class Methods(NamedTuple):
+    """The entries of the config, made: defences, and evolutions with the defence they call."""
+
+    defenses: list[tuple[Choice, AnyDefense]]
+    evolutions: list[tuple[Choice, Defense | None]]
+
+
+def make_methods(context: StudyContext) -> Methods:
+    """Return defences and evolutions of the config, checked against data and model."""
+    config, info = context.config, context.dataset.info
+    shapes = jax.eval_shape(context.model.init, jax.random.key(0))
+    size = len(reserved_split(context, config.seeds[0]).labels)
+    if not context.external:
+        with named("train"):
+            epoch_plan(len(context.dataset.train.labels), config.train.batch_size, drop_last=True)
+    defenses = [
+        (choice, _make_defense(context, choice, shapes, size)) for choice in config.defenses
+    ]
+    for choice in config.detections:
+        with named(f"detections: {choice.label}"):
+            check_size(choice.config, size)
+            check_classes(info)
+    known = {choice.label: defense for choice, defense in defenses}
+    evolutions = [
+        (choice, _check_evolution(context, choice, shapes, size, known))
+        for choice in config.evolutions
+    ]
+    methods = Methods(defenses, evolutions)
+    _check_placement(context, methods)
+    return methods
+
+
+def _make_defense(context: StudyContext, choice: Choice, shapes: Any, size: int) -> AnyDefense:
+    """Return a defence, checked against the parameters and the number of images it has."""
+    with named(f"defenses: {choice.label}"):
+        defense = DEFENSES[choice.name][1](choice.config, context.dataset.info)
+        if not isinstance(defense, TrainingDefense):
+            defense.check(shapes.params, size)
+        elif context.external:
+            raise ConfigError(
+                "trains from scratch: a model that is there already (model.checkpoint) is "
+                "nothing to it"
+            )
+        else:
+            defense.check(len(context.dataset.train.labels))
+        return defense
+
+
+def _check_evolution(
+    context: StudyContext, choice: Choice, shapes: Any, size: int, known: dict[str, AnyDefense]
+) -> Defense | None:
+    """Return the defence that an evolution calls; raises what does not suit data or model."""
+    config: EvolutionConfig = choice.config
+    with named(f"evolutions: {choice.label}"):
+        learned = check_evolution(config, len(context.fresh.labels), context.dataset.info)
+        if config.learn == "statistics" and not shapes.batch_stats:
+            model = context.config.model.name
+            raise ConfigError(f"learn: statistics moves nothing: {model} has no BatchNorm")
+        called = known.get(config.defense)
+        if isinstance(called, TrainingDefense):
+            raise ConfigError(
+                f"defense: {config.defense} trains from scratch, there is nothing to call "
+                "between updates"
+            )
+        if called:
+            called.check(shapes.params, min(size, learned))
+        return called
+
+
+def _check_placement(context: StudyContext, methods: Methods) -> None:
+    """Raise `ConfigError` where images are streamed to what keeps them on the device."""
+    kept = [choice.label for choice, _ in methods.evolutions]
+    kept += [
+        choice.label for choice, defense in methods.defenses if isinstance(defense, TrainingDefense)
+    ]
+    if context.config.loop.placement == "stream" and kept:
+        raise ConfigError(
+            f"loop.placement: stream is for models and repairs; {', '.join(kept)} keeps its "
+            "images on the device"
+        )
+
+
+def check_attack(context: StudyContext, choice: Choice, attack: Attack, methods: Methods) -> None:
+    """Raise what would go wrong with an attack in this study."""
+    for other, defense in methods.defenses:
+        if isinstance(defense, TrainingDefense):
+            with named(f"defenses: {other.label}"):
+                check_released(attack)
+    for other, _ in methods.evolutions:
+        with named(f"evolutions: {other.label}"):
+            _check_poison(context, attack, other.config)
+    if choice.name == "unknown" and not context.external:
+        raise ConfigError(
+            "is for a model from elsewhere (model.checkpoint); the control that is trained here "
+            "is clean"
+        )
+
+
+def _check_poison(context: StudyContext, attack: Attack, config: EvolutionConfig) -> None:
+    """Raise what would go wrong with an attack in an evolution run."""
+    if config.replay and context.external:
+        raise ConfigError(
+            "replay: the set that a model from elsewhere (model.checkpoint) was trained on is "
+            "not there"
+        )
+    if config.replay:
+        check_released(attack)
+    for seed in context.config.seeds if config.persistent else ():
+        classes = context.dataset.info.num_classes
+        check_poison(lineage_key(seed), context.fresh.labels, attack, config, classes)
+
+
+def check_paths(context: StudyContext, attacked: Sequence[bool]) -> None:
+    """Raise `ConfigError` where losses of a trigger are wanted and there is none."""
+    paths, attacks = context.config.paths, context.config.attacks
+    if paths and not any(attacked):
+        labels = ", ".join(choice.label for choice in attacks)
+        raise ConfigError(
+            f"paths: {paths} shows the backdoor loss between models: none of the attacks "
+            f"({labels}) has a trigger"
+        )
+
+
+@contextlib.contextmanager
+def named(component: str) -> Iterator[None]:
+    """Put in front of an error which entry of the config it is about."""
+    try:
+        yield
+    except D3JaxError as error:
+        raise type(error)(f"{component}: {error}") from error

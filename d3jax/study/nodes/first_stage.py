@@ -1,0 +1,75 @@
+"""The first stage of a training-time defence, which defences that begin alike share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ...core.random import stream
+from ...core.types import TrainingDefense, TrainState
+from ...metrics.learning import learning_watch
+from ...training.loop import LogRecord, TrainLoop
+from ...training.poisoned_set import poisoned_split
+from ...training.scan import whole_calls
+from .base import Inputs, Node, recipe_hash, watched_rates
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class FirstStageNode(Node):
+    """The first stage of `defense` on the poisoned set; `prepared` is what the attack prepared."""
+
+    victim: Node
+    defense: TrainingDefense
+    prepared: Node | None = None
+
+    kind, title, shared, is_loop = "first_stage", "first stage", True, True
+
+    @property
+    def what(self) -> str:
+        """A name that no other settings have."""
+        return f"first_stage-{recipe_hash(self.settings)}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of the first stage alone."""
+        return self.defense.settings
+
+    @property
+    def watch_every(self) -> int:
+        """Once an epoch, in whole calls of the loop."""
+        epoch = self.defense.epoch(len(self.context.dataset.train.labels))
+        return whole_calls(epoch, self.context.config.loop.steps_per_call)
+
+    def loop(self, inputs: Inputs) -> TrainLoop:
+        """Return the loop of the first stage."""
+        data, _ = untrusted_data(self, inputs)
+        return self.defense.begin(training_key(self), self.context.model, data)
+
+    def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
+        """Measure how clean and poisoned images are learned."""
+        return training_watch(self, inputs)
+
+
+def training_key(node: Node) -> jax.Array:
+    """Return the key of all that is random in the training-time defences of a run."""
+    return stream(jax.random.key(node.run.seed), "training")
+
+
+def untrusted_data(node: Node, inputs: Inputs) -> Any:
+    """Return the poisoned training set as released, and which rows [N] are the attacker's."""
+    prepared, run = getattr(inputs, "prepared", None), node.run
+    given = prepared and prepared.tree
+    return poisoned_split(run.key, run.attack, node.context.dataset.train, given)
+
+
+def training_watch(node: Node, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
+    """Return a watch of ACC and ASR on some test images, and of training images by their flags."""
+
+    def rates(variables: Any, test: Any) -> LogRecord:
+        return watched_rates(node.run.evaluate(variables, inputs.victim.tree.trigger, test))
+
+    test = node.context.dataset.test
+    return learning_watch(node.context.model, rates, test, lambda: untrusted_data(node, inputs))

@@ -1,0 +1,51 @@
+"""What an attack computes before the training: a trigger, and images that replace others."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ...core.types import Prepared
+from ...training.loop import Hooks, LogRecord
+from ...training.victim import prepare
+from .base import Inputs, Node
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class TriggerNode(Node):
+    """The preparation of an attack. Without a clean `surrogate` any architecture shares it."""
+
+    surrogate: Node | None = None
+
+    kind = title = what = "trigger"
+    shared = True
+
+    @property
+    def seed(self) -> int:
+        """Runs that share a victim share its trigger."""
+        return self.run.attack_seed
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The victim's, without the net where none is used."""
+        unused = () if self.surrogate else ("model", "net", "train")
+        return {key: value for key, value in self.run.recipe.items() if key not in unused}
+
+    def like(self) -> Prepared:
+        """Return the shapes of trigger and images."""
+        shape = (self.run.poisoned, *self.context.dataset.info.shape)
+        replaces = self.run.attack.preparation.replaces
+        images = jax.ShapeDtypeStruct(shape, jnp.uint8) if replaces else None
+        return Prepared(jax.eval_shape(self.run.attack.init, self.run.key), images)
+
+    def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Prepared, list[LogRecord]]:
+        """Return what the attack prepares."""
+        clean = inputs.surrogate.variables if self.surrogate else None
+        context, run = self.context, self.run
+        return prepare(run.key, context.model, clean, context.dataset, run.attack, hooks)
+
+    def count(self, inputs: Inputs, tree: Prepared) -> None:
+        """Return None: it is no model."""

@@ -1,0 +1,82 @@
+"""An evolution run at every update, for evolution.csv, with the control's target rate beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from ...evolution.survivability import updates_of
+from ...evolution.updates import update_rates
+from ...results.artifacts import Row
+from ...runtime import checkpoint
+from ...training.loop import LogRecord
+from .base import AnalysisNode, Artifact, Findings, Inputs, number
+from .evolution import EvolutionNode
+from .victim import VictimNode
+
+COPIED = ("valid_acc", "trained_acc", "trained_asr", "moved", "lr_sum", "score")
+RATES = ("acc", "asr", "ra")
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class UpdatesNode(AnalysisNode):
+    """The rows of evolution.csv for one evolution run.
+
+    `control` is the run of `clean` that evolves alike: on its models, the attack's trigger shows
+    how often the target is said without a backdoor.
+    """
+
+    victim: VictimNode
+    evolution: EvolutionNode
+    control: EvolutionNode | None = None
+
+    kind, title, optional = "updates", "table of updates", ("control",)
+
+    @property
+    def what(self) -> str:
+        """Named by the evolution."""
+        return f"updates-{self.label}"
+
+    def analyse(self, inputs: Inputs) -> Findings:
+        """Return a row for every update and one for the model before the first."""
+        rates = self._control_rates(inputs) if getattr(inputs, "control", None) else {}
+        rows = self._rows(inputs.victim, updates_of(inputs.evolution.records), rates)
+        config = self.choice.config
+        group = repr(dataclasses.replace(config, strategy=None))
+        constant, scaled = config.strategy.name == "constant", config.strategy.mean is not None
+        facts = {"group": group, "constant": constant, "scaled": scaled}
+        steps = np.asarray(update_rates(config, self.evolution.watch_every))
+        return Findings({"evolution": rows}, {"rates": steps}, facts)
+
+    def _rows(
+        self, victim: Artifact, updates: list[LogRecord], control: dict[int, float]
+    ) -> list[Row]:
+        where = {"attack": self.run.label, "evolution": self.label, "seed": self.run.seed}
+        first = updates[0] if updates else {}
+        empty = dict.fromkeys(("stale_acc", "control", *COPIED, "stale_asr", "stale_score"))
+        before = {name: number(getattr(victim.counts, name)) for name in RATES}
+        rows = [where | {"update": 0} | before | empty | {"score": first.get("first_score")}]
+        stale = {name: first.get(f"first_{name}") for name in ("acc", "asr", "score")}
+        for record in updates:
+            update = int(record["update"])
+            measured = {name: record.get(f"watch_{name}") for name in RATES}
+            copied = {name: record.get(name) for name in COPIED}
+            old = {f"stale_{name}": value for name, value in stale.items()}
+            control_rate = {"control": control.get(update)}
+            rows.append(where | {"update": update} | measured | old | control_rate | copied)
+            stale = {name: record.get(f"next_{name}") for name in ("acc", "asr", "score")}
+        return rows
+
+    def _control_rates(self, inputs: Inputs) -> dict[int, float]:
+        """Return how often the control says the attacker's class, by update, where it kept one."""
+        like = jax.eval_shape(self.context.model.init, jax.random.key(0))
+        trigger, rates = inputs.victim.tree.trigger, {}
+        for update in range(1, self.choice.config.updates + 1):
+            path = self.control.folder / "updates" / str(update)
+            if checkpoint.exists(path):
+                variables: Any = checkpoint.load(path, like)[0]
+                rates[update] = self.evolution.measure.asr(variables, trigger, update)
+        return rates

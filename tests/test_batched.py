@@ -1,0 +1,76 @@
+"""Functions applied a batch at a time: the rows they see, and what is put together of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d3jax.data.batched import batched_map, batched_sums, consecutive, padded
+
+ROWS = np.arange(7, dtype=np.float32)[:, None] * np.ones((1, 2), np.float32)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 20])
+@pytest.mark.parametrize("make", [np.asarray, jnp.asarray])
+def test_mapped_batches_are_the_whole_mapped(size, make):
+    seen = []
+
+    def compute(rows, labels):
+        seen.append(len(rows))
+        return {"sum": rows.sum(1), "pair": (rows * 2, labels)}
+
+    found = batched_map(compute, make(ROWS), make(np.arange(7)), batch_size=size)
+    np.testing.assert_array_equal(found["sum"], ROWS.sum(1))
+    np.testing.assert_array_equal(found["pair"][0], ROWS * 2)
+    np.testing.assert_array_equal(found["pair"][1], np.arange(7))
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(found))
+    assert sum(seen) == 7 and seen[:-1] == [size] * (len(seen) - 1)
+
+
+def test_nothing_mapped_has_the_shape_of_a_row():
+    found = batched_map(jax.jit(lambda x: (x.sum(1), x.astype(int))), ROWS[:0], batch_size=4)
+    assert found[0].shape == (0,) and found[0].dtype == np.float32
+    assert found[1].shape == (0, 2) and found[1].dtype == np.int32
+
+
+def test_one_batch_is_computed_ahead_of_the_one_that_is_fetched(monkeypatch):
+    events = []
+    fetch = jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda x: events.append("fetch") or fetch(x))
+
+    def compute(rows):
+        events.append("compute")
+        return rows
+
+    batched_map(compute, ROWS, batch_size=2)
+    assert events == ["compute", "compute", *["fetch", "compute"] * 2, "fetch", "fetch"]
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 20])
+def test_sums_count_every_row_once(size):
+    """Whatever the batch: filled-up rows do not count, and one program serves all batches."""
+    shapes = set()
+
+    @jax.jit
+    def compute(rows, places, valid):
+        shapes.add(rows.shape)
+        return (rows * valid[:, None]).sum(0), jnp.where(valid, places, 0).sum(), valid.sum()
+
+    total, places, count = batched_sums(compute, ROWS, batch_size=size)
+    assert total.tolist() == [21, 21] and (places, count) == (21, 7)
+    assert shapes == {(min(size, 7), 2)}
+    doubled = batched_sums(compute, ROWS, batch_size=size, dtype=np.float64)
+    assert doubled[0].dtype == np.float64 and total.dtype == np.float32
+
+
+def test_sums_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="no rows"):
+        batched_sums(lambda rows, places, valid: rows.sum(), ROWS[:0], batch_size=4)
+
+
+def test_batches_are_cut_or_filled_up():
+    assert [len(rows) for (rows,) in consecutive(ROWS, batch_size=3)] == [3, 3, 1]
+    assert [len(rows) for (rows,) in consecutive(ROWS, batch_size=3, drop_last=True)] == [3, 3]
+    *_, (rows, places, valid) = padded(ROWS, batch_size=3)
+    assert rows[:, 0].tolist() == [6, 6, 6] and places.tolist() == [6, 6, 6]
+    assert valid.tolist() == [True, False, False]
