@@ -10,11 +10,15 @@ Command: python benchmarks/learning.py RUN… (folders with a metrics.jsonl; sev
 from __future__ import annotations
 
 import argparse
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 from tables import markdown
 
-from d3jax.report.plots.curves import Runs, read_metrics
+Runs = dict[tuple[str, int], list[dict[str, Any]]]
+"""The records of one attack by (what ran, seed), by rising step."""
 
 FIRST = [
     [
@@ -28,6 +32,27 @@ FIRST = [
     ]
 ]
 LATER = [["attack", "seed", "defence", "ACC behind stage 2", "in the end", "change"]]
+
+
+def read_metrics(path: Path) -> dict[str, Runs]:
+    """Return the records of a metrics.jsonl of the earlier layout by attack.
+
+    A stage is called "<attack>/seed<n>/<what>". Lines that are no records of one are skipped, and
+    of a step logged twice the later record counts.
+    """
+    stages: dict[str, dict[tuple[str, int], dict[float, dict[str, Any]]]] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if stage := re.fullmatch(r"(.+?)/seed(\d+)/(.+)", str(record.get("stage"))):
+            attack, seed, what = stage.groups()
+            stages.setdefault(attack, {}).setdefault((what, int(seed)), {})[record["step"]] = record
+    return {
+        attack: {run: [steps[step] for step in sorted(steps)] for run, steps in runs.items()}
+        for attack, runs in stages.items()
+    }
 
 
 def percent(share: float) -> str:
