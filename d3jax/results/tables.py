@@ -73,8 +73,8 @@ def read_csv(path: str | Path) -> list[Row]:
 def make_tables(run: RunFolder) -> dict[str, list[Row]]:
     """Return all tables of a run folder by name: rows in the order of the study's nodes.
 
-    A row of `results` without numbers stands for every `listed` node that has no finished record,
-    and for a failed detection; its `status` says why. `survival` compares the evolution runs.
+    A row of `results` without numbers stands for every `listed` node and every detection that has
+    no finished record; its `status` says why. `survival` compares the evolution runs.
     """
     entries = run.manifest.nodes
     records = {entry.name: record for entry in entries if (record := run.record(entry.name))}
@@ -140,7 +140,7 @@ def result_rows(entries: Iterable[NodeEntry], records: Mapping[str, NodeRecord])
         record = records.get(entry.name)
         if record and record.status == "ok":
             rows += record.tables.get("results", [])
-        elif entry.listed or (record and entry.kind == "model_detection"):
+        elif entry.listed or entry.kind == "model_detection":
             status = record.status if record else "not finished: no model yet"
             empty = dict.fromkeys(NUMBERS) | {"status": status}
             rows += [dict.fromkeys(COLUMNS) | row | empty for row in entry.rows]

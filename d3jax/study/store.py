@@ -60,6 +60,8 @@ class Store:
         found = Inputs()
         for name, needed in node.needs.items():
             result = self.results.get(needed.name)
+            if isinstance(result, Failure) and name == node.outcome_of:
+                return result
             if isinstance(result, Failure) and name not in node.optional:
                 state = "is not finished" if result.unfinished else "failed"
                 return Failure(f"its {needed.title} {state}", result.unfinished)

@@ -101,7 +101,8 @@ class Node:
     by the fields' names. `choice` is its entry in the config, if it has one.
 
     Of a kind: `kind` is its name in study.json, `title` in messages. `listed` nodes have rows in
-    results.csv. `shared` ones are kept in the cache. `optional` inputs may be missing; those of
+    results.csv. `shared` ones are kept in the cache. `optional` inputs may be missing; where
+    that named `outcome_of` failed, the node failed for the same reason; those of
     `read_again` are read for the tables even when the node itself is finished. `is_loop`: it is one
     train loop (`loop`) and not several (`compute`). Nodes of a kind with one `group` run as members
     of one program (None: alone). `watch_every`: steps between measurements by `watch` (0: none).
@@ -117,6 +118,7 @@ class Node:
     analysis: ClassVar[bool] = False
     shared: ClassVar[bool] = False
     optional: ClassVar[tuple[str, ...]] = ()
+    outcome_of: ClassVar[str] = ""
     read_again: ClassVar[tuple[str, ...]] = ()
     is_loop = False
     group: ClassVar[Hashable] = None
