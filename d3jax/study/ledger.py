@@ -16,7 +16,7 @@ from .executor import contained, make_execution, read_node, run_together
 from .nodes.base import AnalysisNode, Artifact, Failure, Findings, Inputs, Node, Result
 
 
-class Store:
+class Ledger:
     """Results by node, and a record of each in the run folder.
 
     The arrays of a node stay in memory until the last node that begins with them has run; analyses
