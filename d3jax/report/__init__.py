@@ -1,7 +1,5 @@
 """The report page and its pictures, made from a run folder alone. No jax in here."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

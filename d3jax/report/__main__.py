@@ -1,7 +1,5 @@
 """Make the tables and the page of a run folder again: `python -m d3jax.report RUN`."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

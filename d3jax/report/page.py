@@ -1,15 +1,11 @@
 """report.html: one page, needing no other file, that shows what a study found. No jax."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 
-from markupsafe import Markup
-
 from ..results.artifacts import RunFolder
 from ..runtime.files import write_text
-from .rendering import drawn, render
+from .rendering import Markup, drawn, render
 from .sections import (  # fmt: skip
     classes,
     curves,

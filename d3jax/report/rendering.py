@@ -1,7 +1,5 @@
 """Jinja2 templates to HTML, with autoescape; pictures and the one script go into the page itself."""
 
-from __future__ import annotations
-
 import base64
 import functools
 import hashlib

@@ -1,97 +1,78 @@
 """The tables of a study in the terminal."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
 from ..results.artifacts import Row
 from ..results.summary import RATES, detections, group_of, points, spread, summarise, verdict
 
+STYLES = dict.fromkeys(("keeps", "not", "makes"), "bold red") | {"removed": "green"}
+"""Colour of a verdict by its first word."""
+
+
+NUMBERS = ("ACC", "change", "ASR", "change", "RA", "change", "DER", "seeds")
+
 
 def terminal_table(rows: Sequence[Row]) -> str:
-    """The study in plain text, 100 columns or as many as it needs: a line for each (attack, defense), in percent."""
-    from rich.console import Console
-    from rich.measure import Measurement
+    """Return the study in plain text: a line for each (attack, defense), in percent.
 
-    table = _table(summarise(rows))
-    console = Console(
-        file=io.StringIO(),
-        width=10_000,
-        color_system=None,
-        force_terminal=False,
-        force_jupyter=False,
-    )
-    console.width = max(100, Measurement.get(console, console.options, table).maximum)
-    console.print(table)
+    It is 100 columns wide, or as wide as it needs to be.
+    """
+    plain = {"color_system": None, "force_terminal": False, "force_jupyter": False}
+    console = Console(file=io.StringIO(), width=10_000, **plain)
+    _print(console, rows, "maximum", 100)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
 def print_table(rows: Sequence[Row], file: Any = None) -> None:
-    """Prints the table: in colour to a terminal, as `terminal_table` anywhere else."""
-    from rich.console import Console
-    from rich.measure import Measurement
-
+    """Print the table: in colour to a terminal, as `terminal_table` anywhere else."""
     console = Console(file=file, highlight=False)
-    if not console.is_terminal:
+    if console.is_terminal:  # a line that the terminal wraps is better than digits cut off
+        _print(console, rows, "minimum", console.width)
+    else:
         print(terminal_table(rows), file=file)
-        return
+
+
+def _print(console: Any, rows: Sequence[Row], measure: str, width: int) -> None:
     table = _table(summarise(rows))
-    needed = Measurement.get(console, console.options.update(max_width=10_000), table).minimum
-    console.width = max(
-        console.width, needed
-    )  # a line that the terminal wraps is better than digits cut off
+    needed = Measurement.get(console, console.options.update(max_width=10_000), table)
+    console.width = max(width, getattr(needed, measure))
     console.print(table)
 
 
-def _table(summaries: Sequence[Row]) -> Any:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
+def _table(summaries: Sequence[Row]) -> Table:
     where = [name for name in ("dataset", "model") if len({row[name] for row in summaries}) > 1]
-    published = any(row["published"] for row in summaries)
+    beside = ["published"] if any(row["published"] for row in summaries) else []
     table = Table(box=box.SIMPLE_HEAD, title=None, pad_edge=False)
-    for name in (*where, "attack", "defense"):
-        table.add_column(name, overflow="fold")
-    for name in ("ACC", "change", "ASR", "change", "RA", "change", "DER", "seeds"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("outcome", *(["published"] if published else [])):
-        table.add_column(name, overflow="fold")
-    last = None
-    for row in summaries:
-        group = group_of(row)
-        if last not in (None, group):
-            table.add_section()
-        last = group
-        numbers = [
-            cell
-            for rate in RATES[:3]
-            for cell in (spread(row, rate), points(row[f"{rate}_change"], sign=True))
-        ]
-        style = {
-            "keeps": "bold red",
-            "not": "bold red",
-            "makes": "bold red",
-            "removed": "green",
-        }.get(verdict(row).split(" ")[0].strip(","), "")
-        cells = [
-            *(row[name] for name in where),
-            row["attack"],
-            row["defense"],
-            *numbers,
-            spread(row, "der"),
-            str(row["n"]),
-        ]
-        outcome = Text(verdict(row), style=style)
-        table.add_row(
-            *map(Text, cells), outcome, *([Text(row["published"] or "none")] if published else [])
-        )
+    for name in (*where, "attack", "defense", *NUMBERS, "outcome", *beside):
+        number = {"justify": "right", "no_wrap": True}
+        table.add_column(name, **(number if name in NUMBERS else {"overflow": "fold"}))
+    for row, after in zip(summaries, [*summaries[1:], {}], strict=True):
+        names = [row[name] for name in (*where, "attack", "defense")]
+        ends = bool(after) and group_of(row) != group_of(after)
+        last = [Text(row[name] or "none") for name in beside]
+        table.add_row(*map(Text, names + _numbers(row)), _outcome(row), *last, end_section=ends)
     return table
 
 
+def _numbers(row: Row) -> list[str]:
+    changes = {rate: points(row[f"{rate}_change"], sign=True) for rate in RATES[:3]}
+    pairs = [text for rate, change in changes.items() for text in (spread(row, rate), change)]
+    return [*pairs, spread(row, "der"), str(row["n"])]
+
+
+def _outcome(row: Row) -> Text:
+    return Text(verdict(row), style=STYLES.get(verdict(row).split(" ")[0].strip(","), ""))
+
+
 def print_detections(rows: Sequence[Row]) -> None:
-    """Prints a line for every detection of `detection_rows`, nothing where there are none."""
+    """Print a line for every detection of detections.csv's rows, nothing where there are none."""
     if rows:
         print("\n".join(f" {detection['text']}" for detection in detections(rows)) + "\n")

@@ -1,15 +1,11 @@
 """What the sections of the page are given: the whole study, or one attack of it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
-from ..results.artifacts import AttackEntry, NodeEntry, RunFolder
+from ..results.artifacts import AttackEntry, Finished, NodeEntry, RunFolder
 from ..results.summary import group_of, summarise
 from ..results.tables import Row
 from .plots.common import Palette, palette
@@ -31,14 +27,6 @@ class Study(NamedTuple):
     palette: Palette
 
 
-class Found(NamedTuple):
-    """What a finished node left for the page."""
-
-    entry: NodeEntry
-    facts: dict[str, Any]
-    arrays: dict[str, np.ndarray]
-
-
 class View(NamedTuple):
     """One attack of a study: its entry, its rows of every table, and where its pictures go."""
 
@@ -56,10 +44,9 @@ class View(NamedTuple):
         """Return the path of a picture."""
         return Path(f"{self.stem}-{what}.png")
 
-    def finished(self, kind: str) -> list[Found]:
-        """Return what this attack's finished nodes of a kind left, in the study's order."""
-        found = self.study.run.finished(kind, self.attack.label)
-        return [Found(entry, record.facts, arrays) for entry, record, arrays in found]
+    def finished(self, kind: str) -> list[Finished]:
+        """Return this attack's finished nodes of a kind, in the study's order."""
+        return list(self.study.run.finished(kind, self.attack.label))
 
     def nodes(self, *kinds: str) -> list[NodeEntry]:
         """Return this attack's nodes of some kinds, finished or not."""

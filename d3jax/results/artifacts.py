@@ -181,6 +181,14 @@ class UpdateArrays(TypedDict):
     rates: np.ndarray
 
 
+class Finished(NamedTuple):
+    """A finished node: its entry, its record, and its arrays for the page."""
+
+    entry: NodeEntry
+    record: NodeRecord
+    arrays: dict[str, np.ndarray]
+
+
 class RunFolder:
     """A run folder to read. Raises `DataError` where there is none, or one of another layout."""
 
@@ -210,15 +218,13 @@ class RunFolder:
         )
         return [record for line in lines if (record := _log_record(line))]
 
-    def finished(
-        self, kind: str, attack: str | None = None
-    ) -> Iterator[tuple[NodeEntry, NodeRecord, dict[str, np.ndarray]]]:
-        """Yield entry, record and arrays of the finished nodes of a kind, in the study's order."""
+    def finished(self, kind: str, attack: str | None = None) -> Iterator[Finished]:
+        """Yield the finished nodes of a kind, in the study's order."""
         for entry in self.manifest.nodes:
             if entry.kind == kind and attack in (None, entry.attack):
                 record = self.record(entry.name)
                 if record and record.status == "ok":
-                    yield entry, record, self.arrays(entry.name)
+                    yield Finished(entry, record, self.arrays(entry.name))
 
     def text(self, name: str) -> str:
         """Return the text of a file in the folder, such as config.yaml; "" where there is none."""

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from d3jax.config.loading import dumps, load, loads
-from d3jax.config.recipes import OptimConfig, TrainConfig
+from d3jax.config.recipes import LoopConfig, OptimConfig, ScheduleConfig, TrainConfig
 from d3jax.core.errors import ConfigError
+from d3jax.defenses import D3Config
+from d3jax.defenses.repair.d3 import PRESETS
 from d3jax.study.run import REGISTRIES
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
@@ -111,6 +113,17 @@ def test_tfds_shorthand():
         ("seeds: [4294967296]", [], r"seeds.0: 4294967296 is out of range"),
         ("defenses: [{name: d3, label: train}]", [], r"the label train is kept"),
         ("seeds: [0, 0]", [], r"seeds: \[0, 0\] names a seed twice"),
+        ("seeds: [0, x]", [], r"^study.yaml: seeds.1: want a whole number, got 'x'$"),
+        (
+            "loop: {sinks: [wand]}",
+            [],
+            r"loop.sinks.0: 'wand' is not one of tensorboard, wandb; did",
+        ),
+        (
+            "",
+            [("trian.epochs", "3")],
+            r"^--trian.epochs: unknown key 'trian'.*did you mean 'train'",
+        ),
         (
             "published: {badnets/d3: x}",
             [],
@@ -167,6 +180,42 @@ def test_a_filled_in_config_cannot_change_its_preset_in_name_only():
     text = dumps(read("defenses: [{name: d3, preset: code}]"))
     with pytest.raises(ConfigError, match="'paper' stands beside all the values of 'code'"):
         read(text, ("defenses.0.preset", "paper"))
+
+
+@pytest.mark.parametrize("name", ["paper", "code"])
+def test_a_preset_is_the_same_by_hand_and_from_a_file(name):
+    (choice,) = read(f"defenses: [{{name: d3, preset: {name}, eps: 0.2}}]").defenses
+    assert choice.config == D3Config(preset=name, eps=0.2)
+    assert choice.config == dataclasses.replace(PRESETS[name], eps=0.2)
+
+
+def test_null_is_the_presets_own_value():
+    text = "defenses: [{name: d3, preset: paper, lam: null, schedule: {steps: 3, optimizer: null}}]"
+    (choice,) = read(text).defenses
+    schedule = dataclasses.replace(PRESETS["paper"].schedule, steps=3)
+    assert choice.config == dataclasses.replace(PRESETS["paper"], schedule=schedule)
+    with pytest.raises(ConfigError, match="train.epochs: want a whole number, got None"):
+        read("train: {epochs: null}")
+
+
+def test_a_part_of_a_section_leaves_the_default_as_it_was():
+    before = dumps(D3Config())
+    read("defenses: [{name: d3, schedule: {steps: 7, optimizer: {lr: 0.5}}}]")
+    assert dumps(D3Config()) == dumps(read("").defenses[1].config) == before
+
+
+def test_a_schedule_by_hand_names_its_optimiser():
+    with pytest.raises(TypeError, match="optimizer"):
+        ScheduleConfig(steps=3)
+
+
+def test_values_by_hand_are_checked_and_converted():
+    lr = OptimConfig(lr=1).lr
+    assert isinstance(lr, float) and LoopConfig(sinks=["wandb"]).sinks == ("wandb",)
+    with pytest.raises(ConfigError, match="^lr: want a number, got 'x'$"):
+        OptimConfig(lr="x")
+    with pytest.raises(ConfigError, match="^sinks.0: 'wand' is not one of .* did you mean 'wandb'"):
+        LoopConfig(sinks=("wand",))
 
 
 def test_a_swept_preset_is_named_once():

@@ -1,6 +1,7 @@
 """The README tells the truth: its commands parse, its example runs and does what it says."""
 
 import contextlib
+import importlib
 import inspect
 import io
 import re
@@ -9,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from d3jax import export, run
+from d3jax import compare, export, run
 from d3jax.config.loading import describe, loads
 from d3jax.config.study import StudyConfig
 from d3jax.study.run import REGISTRIES
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf8")
+PROGRAMS = {"report": "d3jax.report.__main__", "compare": "d3jax.compare"}
 COMMANDS = re.findall(r"^python -m d3jax\.run (.*)$", TEXT, re.MULTILINE)
 
 
@@ -42,6 +44,16 @@ def test_the_export_command_is_understood(tmp_path, monkeypatch, capsys):
     assert "badnets/seed0/d3-code is not finished" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("program", ["report", "compare"])
+def test_the_commands_for_run_folders_are_understood(program, tmp_path, monkeypatch, capsys):
+    """Up to the run folder, which a clean checkout has not."""
+    monkeypatch.chdir(tmp_path)
+    (words,) = re.findall(rf"^python -m d3jax\.{program} (.*)$", TEXT, re.MULTILINE)
+    main = importlib.import_module(PROGRAMS[program]).main
+    assert main(shlex.split(words, comments=True)) == 2
+    assert "d3jax: runs/" in capsys.readouterr().err
+
+
 def test_the_files_it_names_exist():
     named = re.findall(r"`((?:d3jax|experiments|tests|benchmarks)/[\w./-]+)`", TEXT) + re.findall(
         r"\]\((\w[\w./]*\.md)\)", TEXT
@@ -53,7 +65,7 @@ def test_every_flag_exists():
     """Flags named anywhere in the text are options of the command line or settings of a study."""
     known = (
         {name for name, _, _ in describe(StudyConfig)}
-        | set(re.findall(r'"--(\w+)"', inspect.getsource(run)))
+        | set(re.findall(r'"--(\w+)"', inspect.getsource(run) + inspect.getsource(compare)))
         | {"help"}
     )
     named = re.findall(r"(?<![\w-])--([a-z_][\w.]*)", TEXT)

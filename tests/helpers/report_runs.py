@@ -4,18 +4,16 @@ import json
 
 import numpy as np
 
-from d3jax.results import tables
 from d3jax.results.artifacts import (
     AttackEntry,
     Manifest,
     NodeEntry,
     NodeRecord,
-    RunFolder,
     node_folder,
+    read_record,
     write_manifest,
     write_record,
 )
-from d3jax.results.survival import Shown, compare
 
 CLASSES = ["cat", "dog", "<i>$\\cow$</i>"]  # neither HTML nor TeX
 HOSTILE = "<script>alert(1)</script>$\\x"
@@ -72,11 +70,12 @@ class Run:
                 seed,
                 label,
                 listed,
-                columns if found else row(label, seed, attack=attack),
+                [columns if found else row(label, seed, attack=attack)],
+                "r",
             )
         )
         if status:
-            write_record(self.path, NodeRecord(name, status, rows, facts or {}), arrays)
+            write_record(self.path, NodeRecord(name, "r", status, rows, facts or {}), arrays)
         folder = node_folder(self.path, name)
         folder.mkdir(parents=True, exist_ok=True)
         if logged:
@@ -312,7 +311,7 @@ class Run:
             | ({"stale_acc": 0.85, "valid_acc": 0.9 + lr, "control": 0.02} if t else {})
             for t in range(updates + 1)
         ]  # fmt: skip
-        record = RunFolder.record(_Folder(self.path), last.name)
+        record = read_record(self.path, last.name)
         write_record(self.path, record._replace(tables=record.tables | {"evolution": rows}))
 
     def forgetting(self, label, attack="badnets", updates=4):
@@ -389,7 +388,7 @@ class Run:
             facts={"first_stage": stage},
             arrays=arrays,
         )
-        record = RunFolder.record(_Folder(self.path), self.nodes[-1].name)
+        record = read_record(self.path, self.nodes[-1].name)
         write_record(self.path, record._replace(tables=record.tables | {"filters": rows}), arrays)
 
     def write(self):
@@ -410,44 +409,6 @@ class Run:
         return self.path
 
 
-class _Folder(RunFolder):
-    """A folder without a manifest yet."""
-
-    def __init__(self, path):
-        self.path = path
-
-
 def curve(steps=(1, 2, 3), **more):
     """Log records of a loop."""
     return [{"step": step, "seconds": 0.1, "loss": 1.0 / step} | more for step in steps]
-
-
-def make_tables(run):
-    """A stand-in for `results.tables.make_tables`: the rows that nodes left, by table."""
-    found = {}
-    for entry in run.manifest.nodes:
-        record = run.record(entry.name)
-        rows = record.tables if record else {}
-        if not record and entry.listed:
-            numbers = dict.fromkeys(("acc", "asr", "ra", "der", "seconds"))
-            rows = {"results": [entry.row | numbers | {"status": "not finished"}]}
-        for name, mine in rows.items():
-            found.setdefault(name, []).extend(mine)
-    shown = {
-        entry.label: Shown(arrays["rates"], record.facts["group"], record.facts["constant"], record.facts["scaled"])
-        for entry, record, arrays in run.finished("updates")
-    }  # fmt: skip
-    return found | {
-        "survival": compare(found.get("results", []), found.get("evolution", []), shown)
-    }
-
-
-def use_stand_ins():
-    """Give `results.tables` a `make_tables` and a `write_tables` where it has none."""
-    if not hasattr(tables, "make_tables"):
-        tables.make_tables = make_tables
-        tables.write_tables = lambda path, made: [
-            tables.write_csv(path / f"{name}.csv", rows, columns=())
-            for name, rows in made.items()
-            if rows
-        ]

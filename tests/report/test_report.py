@@ -25,10 +25,7 @@ from d3jax.results import summary as report
 from d3jax.results import tables as rows_file
 from d3jax.results.artifacts import RunFolder
 
-from ..helpers.report_runs import CLASSES, HOSTILE, Run, curve, row, use_stand_ins
-
-use_stand_ins()
-
+from ..helpers.report_runs import CLASSES, HOSTILE, Run, curve, row
 
 # ------------------------------------------------------------------------------------------------------------------ results.csv
 
@@ -525,8 +522,6 @@ def blocked(tmp_path):
         "    def find_spec(self, name, *_):\n"
         "        if name.split('.')[0] in ('jax', 'jaxlib', 'flax'): raise ImportError(f'{name} is blocked')\n"
         "sys.meta_path.insert(0, Blocked())\n"
-        "from tests.helpers.report_runs import use_stand_ins\n"
-        "use_stand_ins()\n"
         "from d3jax.report.__main__ import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )

@@ -1,14 +1,11 @@
 """Bars of ACC and ASR by true class, before and after every defence."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from .common import PALE, WIDTH, Palette, drawing, short, style_of
+from .common import ABOVE, BEFORE, PALE, Mark, Palette, Panel, save_panels, short, style_of
 
 NAMED = 20
 """So many classes still have room for their names under the bars."""
@@ -25,34 +22,16 @@ def save_classes(path: Path, classes: Sequence[str], rates: Rates, colours: Pale
 
     All rows of a kind are one pair of axes, in which each is `PITCH` high: axes take time.
     """
-    names = [name for name in rates if name != "none"] or list(rates)
+    names = [name for name in rates if name != "none"][::-1] or list(rates)
     kinds = [kind for kind in ("acc", "asr") if any_rate(rates, kind)]
-    if not kinds:
-        return None
-    foot = 0.95 if len(classes) <= NAMED else 0.5  # inches, for the class names
-    height = 1.25 * len(names) + foot
-    with drawing(path, (WIDTH, height)) as figure:
-        axes = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
-        margins = {"left": 0.06, "right": 0.99, "top": 1, "bottom": foot / height}
-        figure.subplots_adjust(**margins, wspace=0.04)
-        for axis, kind in zip(axes, kinds, strict=True):
-            for row, name in enumerate(reversed(names)):
-                shares = [rates.get("none", {}).get(kind), rates[name].get(kind)]
-                title = f"{kind.upper()} · {short(name, 40)}"
-                _draw_row(axis, PITCH * row, title, shares, style_of(name, colours)["color"])
-            _name_classes(axis, classes)
-            axis.grid(False, axis="x")
-            axis.spines["left"].set_visible(False)
-            axis.set(xlim=(-0.7, len(classes) - 0.3), ylim=(0, PITCH * len(names)))
-            axis.tick_params(length=0)
-        ticks = [
-            (PITCH * row + share / 100, str(share))
-            for row in range(len(names))
-            for share in (0, 50, 100)
-        ]
-        axes[0].set_yticks(*zip(*ticks, strict=True))
-        axes[0].set_ylabel("share (%)")
-    return path
+    below = 0.95 if len(classes) <= NAMED else 0.5
+    height = 1.25 * len(names) + below + ABOVE
+    return save_panels(
+        path,
+        [_panel(kind, names, classes, rates, colours, below) for kind in kinds],
+        max(1, len(kinds)),
+        height,
+    )
 
 
 def any_rate(rates: Rates, kind: str) -> bool:
@@ -60,30 +39,48 @@ def any_rate(rates: Rates, kind: str) -> bool:
     return any(np.isfinite(found.get(kind, np.nan)).any() for found in rates.values())
 
 
-def _draw_row(axis: Any, base: float, title: str, shares: Sequence[Any], colour: str) -> None:
-    """Draw bars as collections: `axis.bar` makes an object a bar, which takes seconds."""
+def _panel(
+    kind: str,
+    names: Sequence[str],
+    classes: Sequence[str],
+    rates: Rates,
+    colours: Palette,
+    below: float,
+) -> Panel:
+    marks = [_ticks(classes), Mark((False,), {"axis": "x"}, "grid")]
+    for row, name in enumerate(names):
+        title = (-0.7, PITCH * row + 1.1, f"{kind.upper()} · {short(name, 40)}")
+        marks += [Mark(title, {"weight": "bold", "size": "large"}, "text")]
+        for one, width, hue in (
+            ("none", 0.86, PALE),
+            (name, 0.46, style_of(name, colours)["color"]),
+        ):
+            if kind in rates.get(one, {}) and (one, hue) != ("none", BEFORE):
+                marks.append(_bars(PITCH * row, rates[one][kind], width, hue))
+    ticks = {
+        PITCH * row + share / 100: share for row in range(len(names)) for share in (0, 50, 100)
+    }
+    options = {"xlim": (-0.7, len(classes) - 0.3), "ylim": (0, PITCH * len(names) - 0.15)}
+    options |= {"yticks": list(ticks), "yticklabels": list(ticks.values()), "ylabel": "share (%)"}
+    return Panel(marks, options | {"xlabel": "true class"}, below=below)
+
+
+def _bars(base: float, fractions: np.ndarray, width: float, colour: str) -> Mark:
+    """Return bars as a collection: `axis.bar` makes an object a bar, which takes seconds."""
     from matplotlib.collections import PolyCollection
 
-    before, after = shares
-    for fractions, width, hue in ((before, 0.86, PALE), (after, 0.46, colour)):
-        if fractions is not None and (hue == PALE or fractions is not before):
-            at = np.flatnonzero(np.isfinite(fractions))
-            left, right, top = at - width / 2, at + width / 2, base + fractions[at]
-            low = np.full(len(at), base)
-            corners = np.stack([left, low, left, top, right, top, right, low], axis=1)
-            axis.add_collection(
-                PolyCollection(corners.reshape(-1, 4, 2), facecolors=hue, linewidths=0)
-            )
-    axis.text(-0.7, base + 1.1, title, weight="bold", size="large")
+    at = np.flatnonzero(np.isfinite(fractions))
+    left, right, low, top = at - width / 2, at + width / 2, base + 0 * at, base + fractions[at]
+    corners = np.stack([left, low, left, top, right, top, right, low], axis=1)
+    bars = PolyCollection(corners.reshape(-1, 4, 2), facecolors=colour, linewidths=0)
+    return Mark((bars,), {}, "add_collection")
 
 
-def _name_classes(axis: Any, classes: Sequence[str]) -> None:
-    """Write class names while they can be read, some of their numbers where there are too many."""
+def _ticks(classes: Sequence[str]) -> Mark:
+    """Return class names while they can be read, some of their numbers where there are too many."""
+    slanted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     if len(classes) <= NAMED:
-        names = [short(name, 14) for name in classes]
-        slanted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
-        axis.set_xticks(range(len(classes)), names, **slanted)
-        axis.set_xlabel("true class")
-    else:
-        axis.set_xticks(range(0, len(classes), 10 ** (len(str(len(classes))) - 2)))
-        axis.set_xlabel("true class (its number)")
+        return Mark(
+            (range(len(classes)), [short(name, 14) for name in classes]), slanted, "set_xticks"
+        )
+    return Mark((range(0, len(classes), 10 ** (len(str(len(classes))) - 2)),), {}, "set_xticks")

@@ -6,7 +6,6 @@ there is nothing to draw. A defence has one colour in all of them (`palette`).
 """
 
 import contextlib
-import functools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +20,8 @@ HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#3322
         "#808000", "#7f4f24")  # fmt: skip
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.3)))
 BEFORE, PALE, INK, POISONED = "#6f7780", "#cfd4d9", "#2a3138", "#d55e00"
-WIDTH, DPI, RIGHT = 9.6, 160, 0.17
-"""Inches (RIGHT: of a margin); at DPI this is what the page shows at 960 css pixels, sharp on a doubled screen."""
+WIDTH, DPI, RIGHT, ABOVE = 9.6, 160, 0.17, 0.32
+"""Inches (of margins: RIGHT, ABOVE); at DPI this is what the page shows at 960 css pixels, sharp on a doubled screen."""
 
 Arrays = Mapping[str, np.ndarray]
 Palette = Mapping[str, tuple[str, Any]]
@@ -45,7 +44,9 @@ class Panel(NamedTuple):
     whole: bool = False
     """Put the ticks of the x axis at whole numbers."""
     bare: bool = False
-    """Leave the grid out and close the frame."""
+    """Leave the grid out, close the frame and have no ticks."""
+    below: float = 0.5
+    """Inches below the axes, for ticks and label."""
     legend: str = ""
     """Where a legend of its own stands."""
 
@@ -82,25 +83,26 @@ def save_panels(
     marks = [mark for panel in shown if not panel.legend for mark in panel.marks]
     names = {mark.style["label"]: mark.style for mark in marks if "label" in mark.style}
     rows, above = -(-len(panels) // columns), 0.22 * -(-len(names) // columns_of(list(names)))
-    size = (width, height * rows + above)
-    # A layout that looks at what is drawn takes most of the time: these margins (inches) hold
-    # ticks and labels to the left, labels below and a title above.
-    left, below = (0.1, 0.05) if shown[0].bare else (0.68, 0.5)
-    inner = (width - columns * left - RIGHT) / columns, height - below - 0.32
-    with drawing(path, size) as figure:
+    with drawing(path, (width, height * rows + above)) as figure:
+        # A layout that looks at what is drawn takes most of the time: these margins (inches) hold
+        # ticks and labels to the left, labels below and a title above.
+        left, below = 0.1 if shown[0].bare else 0.68, shown[0].below
         grid = figure.add_gridspec(
-            rows, columns, left=left / width, right=1 - RIGHT / width, bottom=below / size[1],
-            top=1 - (above + 0.32) / size[1], wspace=left / inner[0], hspace=(below + 0.32) / inner[1],
+            rows, columns, left=left / width, right=1 - RIGHT / width,
+            bottom=below / (height * rows + above), top=1 - (above + ABOVE) / (height * rows + above),
+            wspace=left / ((width - columns * left - RIGHT) / columns),
+            hspace=(below + ABOVE) / (height - below - ABOVE),
         )  # fmt: skip
         for place, panel in zip(grid, panels, strict=False):
             if panel:
                 _draw(figure.add_subplot(place), panel)
-        if names:
-            _add_legend(figure, names)
+        _add_legend(figure, names)
     return path
 
 
 def _draw(axis: Any, panel: Panel) -> None:
+    from matplotlib.ticker import AutoLocator
+
     for mark in panel.marks:
         getattr(axis, mark.method)(*mark.args, **mark.style)
     axis.set(**panel.options)
@@ -108,10 +110,11 @@ def _draw(axis: Any, panel: Panel) -> None:
         if side.get_scale() == "log":  # 0.01, not 10⁻², which comes as a formula
             side.set_major_formatter(lambda value, _: f"{value:g}")
             side.set_minor_formatter(lambda value, _: "")
-        elif not panel.bare:  # every tick takes time
+        elif isinstance(side.get_major_locator(), AutoLocator):  # every tick takes time
             side.get_major_locator().set_params(nbins=5, integer=panel.whole and side is axis.xaxis)
     if panel.bare:
         axis.grid(False)
+        axis.set(xticks=[], yticks=[])
         axis.spines[:].set(visible=True, color=PALE)
     if panel.legend:
         axis.legend(loc=panel.legend)
@@ -120,47 +123,35 @@ def _draw(axis: Any, panel: Panel) -> None:
 def _add_legend(figure: Any, names: Mapping[str, dict[str, Any]]) -> None:
     from matplotlib.lines import Line2D
 
-    styles = [{"color": one["color"], "linestyle": one.get("linestyle")} for one in names.values()]
-    handles = [Line2D([], [], **style) for style in styles]
+    lines = [
+        Line2D([], [], color=one["color"], linestyle=one.get("linestyle")) for one in names.values()
+    ]
     labels = [short(name, 30) for name in names]
-    figure.legend(handles, labels, loc="upper left", ncols=columns_of(list(names)), borderpad=0.2)
+    if names:
+        figure.legend(lines, labels, loc="upper left", ncols=columns_of(labels), borderpad=0.2)
 
 
 @contextlib.contextmanager
 def drawing(path: Path, size: tuple[float, float], layout: Any = "none") -> Iterator[Any]:
     """Yield a white figure of `size` inches that is saved to `path` at the end."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    import matplotlib.style
     from matplotlib.figure import Figure
-    from PIL import Image
 
-    with matplotlib.rc_context(_style()), warnings.catch_warnings():
+    with matplotlib.style.context(STYLE), warnings.catch_warnings():
         # A class may be called 猫: a box in the picture, the name in the page's text.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=size, dpi=DPI, layout=layout, facecolor="white")
-        canvas = FigureCanvasAgg(figure)
         yield figure
-        canvas.draw()  # once; savefig draws twice
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(
-        path, "png", compress_level=4
-    )
-
-
-@functools.cache
-def _style() -> Any:
-    import matplotlib
-
-    return matplotlib.rc_params_from_file(STYLE, use_default_template=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, pil_kwargs={"compress_level": 4})
 
 
 def short(name: str, limit: int) -> str:
     """Return at most `limit` characters: a name's beginning, and its end, in which sweeps differ."""
-    end = limit // 2
-    return name if len(name) <= limit else f"{name[: limit - 1 - end]}…{name[-end:]}"
+    cut = f"{name[: limit - 1 - limit // 2]}…{name[-(limit // 2) :]}"
+    return name if len(name) <= limit else cut
 
 
 def columns_of(names: Sequence[str]) -> int:
     """Return how many columns a legend over the whole width has for such names."""
-    longest = max(map(len, names), default=1)
-    return max(1, min(6, len(names), int(WIDTH * 15 / (longest + 7))))
+    return max(1, min(6, len(names), int(WIDTH * 15 / (max(map(len, names), default=1) + 7))))

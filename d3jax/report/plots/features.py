@@ -22,14 +22,15 @@ def save_features(path: Path, features: Mapping[str, Arrays], classes: int) -> P
         for method, title in METHODS.items()
         for name, found in features.items()
     ]
-    width = max(WIDTH, 2.3 * len(features))
-    return save_panels(path, panels, len(features), 2.55, width)
+    return save_panels(path, panels, len(features), 2.55, max(WIDTH, 2.3 * len(features)))
 
 
 def _panel(points: np.ndarray, labels: np.ndarray, classes: int, title: str) -> Panel:
-    shades = {"cmap": "tab20", "vmin": 0, "vmax": 19} if classes > 10 else {"cmap": "tab10", "vmin": 0, "vmax": 9}  # fmt: skip
-    clean, triggered = np.split(points, [len(labels)])
-    style = shades | {"c": labels % (shades["vmax"] + 1), "s": 5, "alpha": 0.7, "linewidths": 0}
+    count, shades = (20, "tab20") if classes > 10 else (10, "tab10")
+    style = {"c": labels % count, "cmap": shades, "vmin": 0, "vmax": count - 1, "alpha": 0.7}
     black = {"c": "black", "s": 6, "marker": "x", "linewidths": 0.6}
-    marks = [Mark(tuple(clean.T), style, "scatter"), Mark(tuple(triggered.T), black, "scatter")]
-    return Panel(marks, {"title": title, "xticks": [], "yticks": []}, bare=True)
+    marks = [
+        Mark(tuple(points[: len(labels)].T), style | {"s": 5, "linewidths": 0}, "scatter"),
+        Mark(tuple(points[len(labels) :].T), black, "scatter"),
+    ]
+    return Panel(marks, {"title": title}, bare=True, below=0.05)

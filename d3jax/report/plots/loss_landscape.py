@@ -24,6 +24,7 @@ from .common import (  # fmt: skip
 CLEAN = "#0072b2"
 DASHES = {"interpolated": "-", "estimated": (0, (4, 1.5))}
 KINDS = (("clean", CLEAN, "acc"), ("backdoor", POISONED, "asr"))
+T = "t: 0 backdoored, 1 repaired"
 MOST = 8
 """Tensors in the picture of changes."""
 LEVELS = [0.05, 0.1, 0.2, 0.5, 1, 2, 4, 8]
@@ -47,11 +48,15 @@ def _line(name: str, arrays: Arrays) -> list[Panel]:
             rates.append(Mark((ts, 100 * arrays[f"{at}/{rate}"]), style))
     guide = {"color": BEFORE, "linewidth": 0.8, "linestyle": ":"}
     guides = [Mark((at,), guide, "axvline") for at in (0, 1)]
-    x = {"xlabel": "t: 0 backdoored, 1 repaired"}
     top = min(8.0, 1.3 * np.nanmax([*arrays[f"{name}/interpolated/clean_loss"], 3.0]))
-    loss = {"title": f"{name}: loss", "ylabel": "nats", "ylim": (-0.1, top)}
-    rate = {"title": "ACC and ASR", "ylabel": "share (%)", "ylim": (-3, 103)}
-    return [Panel(losses + guides, x | loss), Panel(rates + guides, x | rate)]
+    rate = {"title": "ACC and ASR", "ylabel": "share (%)", "ylim": (-3, 103), "xlabel": T}
+    return [
+        Panel(
+            losses + guides,
+            {"title": f"{name}: loss", "ylabel": "nats", "ylim": (-0.1, top), "xlabel": T},
+        ),
+        Panel(rates + guides, rate),
+    ]
 
 
 def save_plane(path: Path, names: Sequence[str], arrays: Arrays) -> Path:
@@ -60,23 +65,22 @@ def save_plane(path: Path, names: Sequence[str], arrays: Arrays) -> Path:
     label = {"xytext": (6, 6), "textcoords": "offset points", "fontsize": 8, "bbox": box}
     with drawing(path, (WIDTH, 3.9), layout="constrained") as figure:
         for axis, kind in zip(figure.subplots(1, 2), ("clean", "backdoor"), strict=True):
-            _fill(figure, axis, arrays["plane/xs"], arrays["plane/ys"], arrays[f"plane/{kind}"])
+            losses = (
+                arrays["plane/xs"],
+                arrays["plane/ys"],
+                np.clip(arrays[f"plane/{kind}"], 0.02, 20),
+            )
+            colours = {"levels": [0.02, *LEVELS, 20.1], "cmap": "viridis_r", "norm": "log"}
+            bar = figure.colorbar(axis.contourf(*losses, **colours), ax=axis, format="%g")
+            bar.ax.minorticks_off()
+            axis.contour(*losses, levels=LEVELS, colors="white", linewidths=0.4)
             for place, name in zip(arrays["plane/places"], names, strict=True):
                 axis.plot(*place, "o", color="white", markeredgecolor=INK, markersize=6)
                 axis.annotate(name, place, color=INK, **label)
             axis.set(title=f"{kind.capitalize()} loss", ylabel="distance from that line")
             axis.set_xlabel(f"distance towards {names[1]}")
+            axis.grid(False)
     return path
-
-
-def _fill(figure: Any, axis: Any, xs: np.ndarray, ys: np.ndarray, losses: np.ndarray) -> None:
-    shown = np.clip(losses, 0.02, 20)
-    colours = {"levels": [0.02, *LEVELS, 20.1], "cmap": "viridis_r", "norm": "log"}
-    filled = axis.contourf(xs, ys, shown, **colours)
-    axis.contour(xs, ys, shown, levels=LEVELS, colors="white", linewidths=0.4)
-    axis.grid(False)
-    bar = figure.colorbar(filled, ax=axis, format=lambda value, _: f"{value:g}")
-    bar.ax.minorticks_off()
 
 
 def save_taylor(
@@ -91,13 +95,19 @@ def _expansion(name: str, arrays: Arrays, colour: str) -> Panel:
     ts, measured = arrays[f"{name}/ts"], arrays[f"{name}/first/backdoor_loss"]
     value, slope, curvature = arrays[f"{name}/taylor"]
     dashed = {"color": INK, "linestyle": "--", "linewidth": 1, "label": "quadratic"}
-    marks = [
-        Mark((ts, measured), {"color": colour, "label": "measured"}),
-        Mark((ts, value + ts * slope + 0.5 * ts**2 * curvature), dashed),
-    ]
-    options = {"title": short(name, 26), "xlabel": "t", "ylabel": "backdoor loss (nats)"}
-    options["ylim"] = (-0.2, min(8, 1.2 * np.nanmax(measured) + 0.5))
-    return Panel(marks, options, legend="best")
+    return Panel(
+        [
+            Mark((ts, measured), {"color": colour, "label": "measured"}),
+            Mark((ts, value + ts * slope + 0.5 * ts**2 * curvature), dashed),
+        ],
+        {
+            "title": short(name, 26),
+            "xlabel": "t",
+            "ylabel": "backdoor loss (nats)",
+            "ylim": (-0.2, min(8, 1.2 * np.nanmax(measured) + 0.5)),
+        },
+        legend="best",
+    )
 
 
 def save_changes(
@@ -124,6 +134,5 @@ def save_changes(
 
 def _histogram(name: str, row: int, arrays: Arrays, style: dict[str, Any]) -> Mark:
     counts, edges = arrays[f"{name}/counts"][row], arrays["edges"][row]
-    shares = 100 * counts / max(counts.sum(), 1)
-    stepped = {"linewidth": 1, "label": name, "drawstyle": "steps-mid"}
-    return Mark(((edges[1:] + edges[:-1]) / 2, shares), style | stepped)
+    at, shares = (edges[1:] + edges[:-1]) / 2, 100 * counts / max(counts.sum(), 1)
+    return Mark((at, shares), style | {"linewidth": 1, "label": name, "drawstyle": "steps-mid"})

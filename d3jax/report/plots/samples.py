@@ -1,7 +1,5 @@
 """Rows of test images: clean, triggered, and their difference. Pixels stay pixels."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Inverted triggers: their norms as bars, and the smallest beside the attacker's."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,15 +1,12 @@
 """ACC and ASR by true class, before and after every defence."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
-from markupsafe import Markup
 
 from ...results.tables import Row
 from ..plots.classes import any_rate, save_classes
-from ..rendering import render
+from ..rendering import Markup, render
 from ..view import View
 
 COUNTS = {"acc": ("correct", "clean"), "asr": ("reached", "triggered")}

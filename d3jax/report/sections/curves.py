@@ -1,12 +1,8 @@
 """Curves of training, and of the defences at work."""
 
-from __future__ import annotations
-
-from markupsafe import Markup
-
 from ...results.artifacts import by_loop
 from ..plots.curves import REPAIR, TRAINING, Runs, save_curves
-from ..rendering import render
+from ..rendering import Markup, render
 from ..view import View
 
 

@@ -1,16 +1,12 @@
 """Evolving models: rates over updates, learning rates, survivability."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-
-from markupsafe import Markup
 
 from ...results.summary import points
 from ...results.survival import TAUS, ratio, survived
 from ...results.tables import Row
 from ..plots.evolution import BANDED, save_energy, save_forgetting, save_learning_rates, save_rates
-from ..rendering import Cell, Table, render
+from ..rendering import Cell, Markup, Table, render
 from ..view import View
 
 COLUMNS = [("S", f"at ASR {tau:g}") for tau in TAUS] + [

@@ -1,11 +1,7 @@
 """A model from elsewhere of which no trigger is known: what can be said of it, and what cannot."""
 
-from __future__ import annotations
-
-from markupsafe import Markup
-
 from ...results.summary import detections, points, summarise
-from ..rendering import render
+from ..rendering import Markup, render
 from ..view import Study, View, views_of
 from .inverted_triggers import tables_of
 

@@ -1,13 +1,9 @@
 """Features of every model, and how far the triggered lie from where they belong."""
 
-from __future__ import annotations
-
 import math
 
-from markupsafe import Markup
-
 from ..plots.features import save_features
-from ..rendering import Table, render
+from ..rendering import Markup, Table, render
 from ..view import View
 
 COLUMNS = {"twin_distance": "Distance to clean twin", "silhouette": "Silhouette"}
@@ -20,10 +16,13 @@ def show(view: View) -> Markup:
         return Markup("")
     points = {name: one.arrays for name, one in found.items()}
     path = save_features(view.path("features"), points, len(view.study.run.manifest.classes))
-    rows = [(name, [_number(one.facts.get(key)) for key in COLUMNS]) for name, one in found.items()]
+    rows = [
+        (name, [_number(one.record.facts.get(key)) for key in COLUMNS])
+        for name, one in found.items()
+    ]
     known = any(cells[0] != "–" for _, cells in rows)
     table = Table([(title, "lower is better") for title in COLUMNS.values()], rows)
-    inverted = any(one.facts.get("inverted") for one in found.values())
+    inverted = any(one.record.facts.get("inverted") for one in found.values())
     values = {"inverted": inverted, "palette": view.study.palette}
     return render("features.html.j2", path=path, table=table if known else None, **values)
 

@@ -1,14 +1,10 @@
 """What the inverted trigger of every detection does to every model of an attack."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-
-from markupsafe import Markup
 
 from ...results.summary import points
 from ...results.tables import Row
-from ..rendering import Table, render
+from ..rendering import Markup, Table, render
 from ..view import View
 
 

@@ -1,16 +1,14 @@
 """Lines and planes between models: why fine-tuning fails, as pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np
-from markupsafe import Markup
 
+from ...results.artifacts import Finished
 from ...results.summary import points
 from ..plots.loss_landscape import save_changes, save_paths, save_plane, save_taylor
-from ..rendering import Cell, Table, render
-from ..view import Found, View
+from ..rendering import Cell, Markup, Table, render
+from ..view import View
 
 COLUMNS = [("Loss", "clean, t = 1"), ("Loss", "backdoor, t = 1"), ("ASR", "t = 1"), ("ASR", "least for t > 1"),
            ("ACC there", "change from t = 1"), ("gᵀΔ", ""), ("½ΔᵀHΔ", "")]  # fmt: skip
@@ -21,10 +19,10 @@ def show(view: View) -> Markup:
     return Markup("").join(_show(view, one) for one in view.finished("loss_landscape"))
 
 
-def _show(view: View, one: Found) -> Markup:
-    names, arrays, colours = one.facts["defenses"], one.arrays, view.study.palette
-    planes = [one.facts["plane"]] if one.facts.get("plane") else []
-    changes = view.path("changes"), names, one.facts["tensors"]
+def _show(view: View, one: Finished) -> Markup:
+    names, arrays, colours = one.record.facts["defenses"], one.arrays, view.study.palette
+    planes = [one.record.facts["plane"]] if one.record.facts.get("plane") else []
+    changes = view.path("changes"), names, one.record.facts["tensors"]
     return render(
         "loss_landscape.html.j2",
         path=save_paths(view.path("path"), names, arrays),

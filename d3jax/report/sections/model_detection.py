@@ -1,16 +1,14 @@
 """Detections by trigger inversion: a line for each, and of a first seed the triggers themselves."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np
-from markupsafe import Markup
 
+from ...results.artifacts import Finished
 from ...results.summary import detections
 from ..plots.triggers import MOST, save_norms, save_smallest
-from ..rendering import render
-from ..view import Found, Study, View
+from ..rendering import Markup, render
+from ..view import Study, View
 
 NUMBERS = ("norms", "index", "success", "flagged")
 
@@ -29,11 +27,11 @@ def show(view: View) -> Markup:
     return Markup("").join(shown)
 
 
-def _show(view: View, one: Found, images: Mapping[str, np.ndarray]) -> Markup:
+def _show(view: View, one: Finished, images: Mapping[str, np.ndarray]) -> Markup:
     name, classes, arrays = one.entry.label, view.study.run.manifest.classes, one.arrays
     title = f"{name}, seed {one.entry.seed}"
     targets = view.attack.targets if view.attack.attacked else []
-    median, spread = one.facts["median"], one.facts["spread"]
+    median, spread = one.record.facts["median"], one.record.facts["spread"]
     levels = {"median": median, "threshold": median - 2 * spread}
     stamped = {"attacker's": images["triggered"]} if targets else {}
     stamped |= {"inverted": arrays["smallest"]}

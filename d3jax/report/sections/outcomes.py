@@ -1,11 +1,7 @@
 """What came of every defence: sentences, ASR at a glance, the table, and how to read it."""
 
-from __future__ import annotations
-
-from markupsafe import Markup
-
 from ...results.summary import COSTLY, GONE, KEEPS, RATES, group_of, headline, points
-from ..rendering import render
+from ..rendering import Markup, render
 from ..view import Study
 from . import evolution, external_model
 

@@ -1,12 +1,9 @@
 """A few test images of an attack and, below them, the class that every model sees in each."""
 
-from __future__ import annotations
-
 import numpy as np
-from markupsafe import Markup
 
 from ..plots.samples import save_samples
-from ..rendering import render
+from ..rendering import Markup, render
 from ..view import View
 
 SHOWN = 8
@@ -39,5 +36,7 @@ def show(view: View) -> Markup:
         seed=victim.entry.seed,
         labels=images["labels"].tolist(),
         targets=images["targets"].tolist(),
-        likeness=victim.facts if np.isfinite(victim.facts.get("psnr") or np.inf) else {},
+        likeness=victim.record.facts
+        if np.isfinite(victim.record.facts.get("psnr") or np.inf)
+        else {},
     )

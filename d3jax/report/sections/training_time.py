@@ -1,17 +1,13 @@
 """Training-time defences: how images were learned, and how well scores told the poison apart."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 
-from markupsafe import Markup
-
-from ...results.artifacts import by_loop
+from ...results.artifacts import Finished, by_loop
 from ...results.tables import Row
 from ..plots.training_time import HUES, save_kept, save_learning, save_rescored, save_scores
-from ..rendering import Table, render
-from ..view import Found, View
+from ..rendering import Markup, Table, render
+from ..view import View
 
 CHOICES = {
     "suspects": ("Suspects", "images", 1, 0),
@@ -27,14 +23,14 @@ def show(view: View) -> Markup:
     Pictures are of the first seed, tables are means over seeds.
     """
     found = view.finished("training_time")
-    groups: dict[str, list[Found]] = {}
+    groups: dict[str, list[Finished]] = {}
     for one in found:
         if one.entry.seed == found[0].entry.seed and "flags" in one.arrays:
-            groups.setdefault(one.facts.get("first_stage", ""), []).append(one)
+            groups.setdefault(one.record.facts.get("first_stage", ""), []).append(one)
     return Markup("").join(_show(view, first, group) for first, group in groups.items())
 
 
-def _show(view: View, first_stage: str, group: Sequence[Found]) -> Markup:
+def _show(view: View, first_stage: str, group: Sequence[Finished]) -> Markup:
     names, first = [one.entry.label for one in group], group[0]
     stem, colours = names[0], view.study.palette
     learned = by_loop(view.study.run.metrics(first_stage)).get("", []) if first_stage else []

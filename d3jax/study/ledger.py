@@ -12,11 +12,12 @@ from ..results.artifacts import NodeRecord, node_folder, read_record, write_reco
 from ..runtime.distributed import broadcast_from_host0, is_primary
 from ..runtime.locks import locked_by_all
 from .context import StudyContext
-from .executor import contained, make_execution, read_node, run_together
+from .executor import contained, run_together
+from .finished import read_finished
 from .nodes.base import AnalysisNode, Artifact, Failure, Findings, Inputs, Node, Result
 
 
-class Store:
+class Ledger:
     """Results by node, and a record of each in the run folder.
 
     The arrays of a node stay in memory until the last node that begins with them has run; analyses
@@ -43,17 +44,10 @@ class Store:
             for node in ready:
                 self._analyse(node, inputs[node.name])
         elif ready:
-            results = self._results(ready, inputs, compute)
+            results = run_together(ready, inputs) if compute else map(read_finished, ready)
             for node, result in zip(ready, results, strict=True):
                 self._add(node, result, inputs[node.name])
         self._release(group)
-
-    def _results(
-        self, nodes: Sequence[Node], inputs: dict[str, Inputs], compute: bool
-    ) -> list[Result]:
-        if not compute:
-            return [read_node(node) for node in nodes]
-        return run_together([make_execution(node, inputs[node.name]) for node in nodes])
 
     def inputs(self, node: Node) -> Inputs | Failure:
         """Return the artifacts that a node begins with, or why it cannot begin."""
