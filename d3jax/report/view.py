@@ -62,9 +62,8 @@ def study_of(run: RunFolder, tables: Tables) -> Study:
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in summarise(rows):
         groups.setdefault(group_of(row), []).append(row)
-    names = [row["defense"] for row in every]
-    names += [node.label for node in nodes if node.kind == "report_samples"]
-    return Study(run, tables, rows, groups, palette(names))
+    shown = [node.label for node in nodes if node.kind == "report_samples"]
+    return Study(run, tables, rows, groups, palette([*(row["defense"] for row in every), *shown]))
 
 
 def views_of(study: Study) -> Iterator[View]:
