@@ -124,7 +124,7 @@ def save_forgetting(path: Path, predicted: Mapping[str, Arrays], colours: Palett
 
 def _prediction(found: Arrays, colour: str, options: dict[str, Any]) -> Panel:
     measured = found["scores"] / (found["scores"][0] or 1.0)
-    name = {"color": INK, "label": "measured (in each its own colour)"}
+    name = {"color": INK, "label": "measured (own colours)"}
     predicted = {kind: np.append(1.0, found[f"left/{kind}"]) for kind in CURVATURES}
     marks = [
         Mark((measured,), {"color": colour}),

@@ -39,14 +39,16 @@ def save_learning(path: Path, records: Sequence[LogRecord]) -> Path | None:
         )
         for name, (title, unit, factor) in LEARNED.items()
     ]
-    dashed = {"linestyle": "--", "factor": 100}
-    rates = [
-        *_dots(measured, "watch_acc", color=CLEAN, label="ACC", **dashed),
-        *_dots(measured, "watch_asr", color=POISONED, label="ASR", **dashed),
-    ]
-    options = {"title": "Test images", "xlabel": "step", "ylabel": "share (%)", "ylim": (-3, 103)}
-    panels.append(Panel(rates, options, whole=True, legend="best"))
-    return save_panels(path, panels if measured else [], 4, 2.5)
+    test = Panel(
+        [
+            *_dots(measured, "watch_acc", 100, color=CLEAN, label="ACC", linestyle="--"),
+            *_dots(measured, "watch_asr", 100, color=POISONED, label="ASR", linestyle="--"),
+        ],
+        {"title": "Test images", "xlabel": "step", "ylabel": "share (%)", "ylim": (-3, 103)},
+        whole=True,
+        legend="best",
+    )
+    return save_panels(path, [*panels, test] if measured else [], 4, 2.5)
 
 
 def _dots(records: Sequence[LogRecord], name: str, factor: float, **style: Any) -> list[Mark]:
@@ -145,13 +147,21 @@ def _histogram(scores: np.ndarray, flags: np.ndarray, title: str, legend: str = 
     top = max(float(scores[np.isfinite(scores)].max(initial=0)), 10 * LOWEST)
     least = max(LOWEST, float(np.min(scores, initial=top)) / 2)
     edges = np.geomspace(least, top, 40)
-    marks = []
-    for kind, mask, colour in (("clean", ~flags, CLEAN), ("poisoned", flags, POISONED)):
-        counts = np.histogram(np.clip(scores[mask].astype(float), least, top), edges)[0]
-        style = {"fill": True, "color": colour, "alpha": 0.55, "label": kind}
-        marks += [Mark((100 * counts / mask.sum(), edges), style, "stairs")] if mask.any() else []
+    marks = [
+        Mark(
+            (_shares(np.clip(scores[mask].astype(float), least, top), edges), edges),
+            {"fill": True, "color": colour, "alpha": 0.55, "label": kind},
+            "stairs",
+        )
+        for kind, mask, colour in (("clean", ~flags, CLEAN), ("poisoned", flags, POISONED))
+        if mask.any()
+    ]
     options = {"title": title, "xscale": "log", "xlabel": "score (nats)", "ylabel": "images (%)"}
     return Panel(marks, options, legend=legend)
+
+
+def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    return 100 * np.histogram(values, edges)[0] / len(values)
 
 
 def plain(name: str) -> str:

@@ -27,6 +27,8 @@ def save_norms(
     `found` are the arrays of a detection. `levels` are drawn across where they are positive, "median"
     as a whole line and others dashed. `targets` are the attacker's classes.
     """
+    from matplotlib.ticker import MaxNLocator
+
     order = np.sort(found["norms"].argsort(kind="stable")[:MOST])
     norms, images = found["norms"][order], drawable(found["triggers"][order])
     names = [classes[label][:13] + " ★" * (label in targets) for label in found["labels"][order]]
@@ -45,18 +47,24 @@ def save_norms(
         ),
         Mark((), {"aspect": "auto"}, "set"),
     ]  # fmt: skip
-    ticks = [tick for tick in np.linspace(0, top, 5).round(0 if top > 8 else 1)[:-1]]
-    options = {"xlim": (-0.5, len(order) - 0.5), "ylim": (-strip, top), "yticks": ticks}
-    options |= {"title": f"Smallest triggers · {title}", "ylabel": "norm of the trigger"}
+    options = {
+        "title": f"Smallest triggers · {title}",
+        "ylabel": "norm of the trigger",
+        "xlim": (-0.5, len(order) - 0.5),
+        "ylim": (-strip, top),
+        "yticks": [tick for tick in MaxNLocator(4).tick_values(0, top) if tick <= top],
+    }
     return save_panels(path, [Panel(marks, options)], 1, 2.72 + 1.9 * strip / top)
 
 
 def _level(name: str, level: float, count: int) -> list[Mark]:
-    dash = "-" if name == "median" else (0, (4, 2))
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     place = {"ha": "right", "va": "center", "fontsize": 7.5, "bbox": box}
-    line = Mark((level,), {"color": INK, "linewidth": 0.9, "linestyle": dash}, "axhline")
-    return [line, Mark((count - 0.51, level, name), place, "text")]
+    dash = {"linestyle": "-" if name == "median" else (0, (4, 2))}
+    return [
+        Mark((level,), {"color": INK, "linewidth": 0.9} | dash, "axhline"),
+        Mark((count - 0.51, level, name), place, "text"),
+    ]
 
 
 def _image(image: np.ndarray, place: int, half: float, strip: float) -> Mark:
