@@ -1,10 +1,10 @@
 """How the first stages of ABL and DLP learn clean and poisoned images, and what DLP's later stages do to accuracy, as Markdown.
 
-From metrics.jsonl, of lines with what was watched of at most 1,000 training images of a kind and 1,000 test images. A first stage: after which
+From the log records of what was watched of at most 1,000 training images of a kind and 1,000 test images. A first stage: after which
 watch (once an epoch) 90 % of the poisoned training images were taken for their given label for the first time, and behind the last the
 share of both kinds and the mean entropies. DLP with all three stages: the share of test images right behind stage 2 and in the end.
 
-Command: python benchmarks/learning.py RUN… (folders with a metrics.jsonl; several are put together)
+Command: python benchmarks/learning.py RUN… (run folders, or folders of results here; several are put together)
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tables import markdown
 
 Runs = dict[tuple[str, int], list[dict[str, Any]]]
-"""The records of one attack by (what ran, seed), by rising step."""
+"""Log records by the name of what logged them and its seed."""
 
 FIRST = [
     [
@@ -32,27 +33,43 @@ FIRST = [
     ]
 ]
 LATER = [["attack", "seed", "defence", "ACC behind stage 2", "in the end", "change"]]
+FIRST_STAGES = ("first_stage-", "beginning-")
+"""How the names of first stages begin: today, and in the one metrics.jsonl of earlier run folders."""
 
 
-def read_metrics(path: Path) -> dict[str, Runs]:
-    """Return the records of a metrics.jsonl of the earlier layout by attack.
+def read_metrics(folder: Path) -> dict[str, Runs]:
+    """Return the log records of a run folder by attack, of each run by rising step; {} without any.
 
-    A stage is called "<attack>/seed<n>/<what>". Lines that are no records of one are skipped, and
-    of a step logged twice the later record counts.
+    Lines that are no records are skipped (a run that was killed leaves half a line), and of a step
+    logged twice (a run that was resumed) the later record counts.
     """
-    stages: dict[str, dict[tuple[str, int], dict[float, dict[str, Any]]]] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if stage := re.fullmatch(r"(.+?)/seed(\d+)/(.+)", str(record.get("stage"))):
-            attack, seed, what = stage.groups()
-            stages.setdefault(attack, {}).setdefault((what, int(seed)), {})[record["step"]] = record
+    found: dict[str, dict[tuple[str, int], dict[float, dict[str, Any]]]] = {}
+    for name, record in _records(folder):
+        if parts := re.fullmatch(r"(.+?)/seed(\d+)/(.+)", name):
+            attack, seed, what = parts.groups()
+            run = found.setdefault(attack, {}).setdefault((what, int(seed)), {})
+            run[record["step"]] = record
     return {
-        attack: {run: [steps[step] for step in sorted(steps)] for run, steps in runs.items()}
-        for attack, runs in stages.items()
+        attack: {key: [run[step] for step in sorted(run)] for key, run in runs.items()}
+        for attack, runs in found.items()
     }
+
+
+def _records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield records with `<attack>/seed<n>/<what>`, from nodes/ and from the file of earlier runs."""
+    nodes = folder / "nodes"
+    for path in [folder / "metrics.jsonl", *sorted(nodes.rglob("metrics.jsonl"))]:
+        text = path.read_text(encoding="utf8", errors="replace") if path.exists() else ""
+        node = path.parent.relative_to(nodes).as_posix() if path.parent != folder else ""
+        for line in text.splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int | float):
+                loop = record.get("loop")
+                name = f"{node}/{loop}" if loop else node
+                yield name or str(record.get("stage")), record
 
 
 def percent(share: float) -> str:
@@ -65,7 +82,7 @@ def first_stages(attack: str, runs: Runs) -> list[list[str]]:
     lines = []
     for (name, seed), records in runs.items():
         watched = [record for record in records if "poisoned_right" in record]
-        if not name.startswith("beginning-") or not watched:
+        if not name.startswith(FIRST_STAGES) or not watched:
             continue
         early = [
             number for number, record in enumerate(watched, 1) if record["poisoned_right"] > 0.9
@@ -108,12 +125,12 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="run folders")
     first, later = list(FIRST), list(LATER)
     for folder in parser.parse_args().folders:
-        for attack, runs in read_metrics(folder / "metrics.jsonl").items():
+        for attack, runs in read_metrics(folder).items():
             first += first_stages(attack, runs)
             later += later_stages(attack, runs)
     if len(first) + len(later) == 2:
         raise SystemExit(
-            "no first stage and no stage 3 was watched in a metrics.jsonl of these folders"
+            "no first stage and no stage 3 was watched in the metrics.jsonl of these folders"
         )
     print(f"{markdown(first)}\n{markdown(later)}", end="")
 

@@ -23,7 +23,7 @@ from d3jax.attacks import BadNetsConfig, badnets
 from d3jax.config.recipes import LoopConfig, OptimConfig, TrainConfig
 from d3jax.data import SyntheticConfig, synthetic
 from d3jax.models import PreActResNet18Config, preact_resnet18
-from d3jax.results.metric_writer import Journal
+from d3jax.results.metric_writer import MetricWriter
 from d3jax.runtime import checkpoint
 from d3jax.runtime import host as huge_pages
 from d3jax.runtime.environment import environment
@@ -66,9 +66,9 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         rolling = checkpoint.Rolling(Path(folder))
-        journal = Journal(Path(folder) / "metrics.jsonl")
+        writer = MetricWriter(Path(folder))
         hooks = Hooks(
-            log=lambda line, steps: journal.write("train", line),
+            log=lambda line, steps: writer.write("", line),
             save=lambda state, lines: rolling.save(int(state.step), state, {"lines": lines}),
             log_every=defaults.log_every,
             save_every=defaults.save_every,

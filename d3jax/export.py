@@ -45,7 +45,7 @@ def export(
         hint = other if resolved.exists() and resolved != config else ""
         raise CheckpointError(f"{name} is not finished ({node.folder}): run the study first{hint}")
     tree, _ = checkpoint.load(node.folder / "model", node.like())
-    tensors = to_torch(node.variables(tree), settings.model.name, settings.model.config)
+    tensors = to_torch(getattr(tree, "variables", tree), settings.model.name, settings.model.config)
     write_tensors(out, tensors)
     return len(tensors)
 

@@ -11,6 +11,7 @@ os.environ["XLA_FLAGS"] = f"{OURS} {os.environ.get('XLA_FLAGS', '')}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
+import numpy as np
 import pytest
 
 # Compiled programs are shared between tests, as they are between runs: studies here compile the same few steps over and over.
@@ -26,7 +27,20 @@ from d3jax.config.recipes import OptimConfig, TrainConfig
 from d3jax.data import SyntheticConfig, synthetic
 from d3jax.training import train_backdoored
 
-from .small import small_model
+from .helpers.small import registered, small_model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_is_a_model():
+    """Let studies name the model `small` while tests run, not while they are collected."""
+    with registered():
+        yield
+
+
+@pytest.fixture
+def rng():
+    """Return a generator of random numbers, the same for every test whatever ran before it."""
+    return np.random.default_rng(4)
 
 
 @pytest.fixture(scope="session")

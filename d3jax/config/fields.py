@@ -1,7 +1,7 @@
-"""Declare the fields of config dataclasses, check their values and choose among presets. No jax in here.
+"""Declare the fields of config dataclasses, check their values, choose among presets. No jax.
 
-A value of another type than declared, or outside its range or choices, raises `ConfigError` when the dataclass is made,
-from YAML or by hand.
+A value of another type than declared, or outside its range or choices, raises `ConfigError` when
+the dataclass is made, from YAML or by hand.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ def option(
     above: float = -math.inf,
     member: bool = False,
 ) -> Any:
-    """Declare a config field with its meaning and the range of its numbers: low ≤ number ≤ high, number > above.
+    """Declare a config field with its meaning and the range of its numbers.
 
-    `default` is a value, or a function that makes one. `member` marks a number that reaches the compiled program as an
-    array, so that runs which differ in it (but not in whether it is 0) are members of one program.
+    The range is low ≤ number ≤ high, number > above. `default` is a value, or a function that makes
+    one. `member` marks a number that reaches the compiled program as an array, so that runs which
+    differ in it (but not in whether it is 0) are members of one program.
     """
     metadata = {"doc": doc, "member": member, "limits": (above, low, high)}
     if callable(default):
@@ -52,7 +53,7 @@ def option(
 
 
 def section(registry: str, default: Any, doc: str) -> Any:
-    """Declare a field of `Choice`s from a registry; `default` is the YAML value that stands when a file has none."""
+    """Declare a field of `Choice`s from a registry; `default` is in YAML, for a file without it."""
     return dataclasses.field(metadata={"registry": registry, "default": default, "doc": doc})
 
 
@@ -63,9 +64,10 @@ def default_of(field: dataclasses.Field) -> Any:
 
 
 def check_fields(config: Any) -> None:
-    """Check every field of `config` and normalise it: a list to a tuple, a whole number to a float where one is declared.
+    """Check every field of `config` and convert it to the declared type.
 
-    Raises `ConfigError` that begins with the field's name. It is, or is called by, the `__post_init__` of a config class.
+    A list becomes a tuple, and a whole number a float where one is declared. It is, or is called
+    by, the `__post_init__` of a config class. Raises `ConfigError` that begins with a field's name.
     """
     for field in dataclasses.fields(config):
         hint, value = hints_of(type(config))[field.name], getattr(config, field.name)
@@ -77,7 +79,8 @@ def check_fields(config: Any) -> None:
 def checked(name: str, value: Any, hint: Any, limits: Limits, words: tuple = ()) -> Any:
     """Return `value` as a `hint` has it, or as one of `words`, with every number inside `limits`.
 
-    Raises `ConfigError` that begins with `name`; for an item of a list or a mapping with name.index or name.key.
+    Raises `ConfigError` that begins with `name`, for an item of a list or a mapping with
+    name.index or name.key.
     """
     kind, args = get_origin(hint) or hint, get_args(hint)
     if kind in (Union, types.UnionType):
@@ -122,9 +125,10 @@ def _in_range(name: str, number: float, limits: Limits) -> float:
 
 
 def check_foreign(config: Any, by: str, owners: Mapping[str, Collection[str]]) -> None:
-    """Check that settings which only some choices of the field `by` have keep their defaults beside the others.
+    """Check that a setting has its default where the choice in the field `by` has no such setting.
 
-    `owners` maps a setting to the choices that have it. Raises `ConfigError` that begins with the setting.
+    `owners` maps a setting to the choices that have it. Raises `ConfigError` that begins with the
+    setting.
     """
     for name, choices in owners.items():
         value, choice = getattr(config, name), getattr(config, by)
@@ -135,10 +139,10 @@ def check_foreign(config: Any, by: str, owners: Mapping[str, Collection[str]]) -
 
 
 def presets(by: str, *instances: Any) -> dict[str, Any]:
-    """Return `instances` of one config class by their field `by`, and let that field choose among them.
+    """Return `instances` of one config class by their field `by`, which chooses among them.
 
-    From then on `cls(by=name, **given)` has of instance `name` what is not `given`, by hand and from a config file. One
-    instance has the defaults of the class.
+    From then on `cls(by=name, **given)` has of instance `name` what is not `given`, by hand and
+    from a config file. One instance has the defaults of the class.
     """
     cls, plain = type(instances[0]), type(instances[0]).__init__
     cls.chosen_by, cls.presets = by, {getattr(instance, by): instance for instance in instances}
@@ -152,10 +156,11 @@ def presets(by: str, *instances: Any) -> dict[str, Any]:
 
 
 def start_of(cls: type, given: Mapping[str, Any], base: Any = None) -> dict[str, Any]:
-    """Return the values that a `cls` has where none is `given`: those of `base`, or the declared ones.
+    """Return the values that a `cls` has where none is `given`: those of `base`, or the declared.
 
-    Where `given` names a preset, they are the preset's, and what `base` changes of its own. Raises `ConfigError` where all
-    that tells another preset from the named one is given: a config that is filled in, and whose preset was changed.
+    Where `given` names a preset they are the preset's, but for what `base` changes of its own.
+    Raises `ConfigError` where all that tells another preset from the named one is given: a config
+    that is filled in, and whose preset was changed.
     """
     if not hasattr(cls, "presets"):
         declared = {field.name: default_of(field) for field in dataclasses.fields(cls)}
@@ -166,8 +171,8 @@ def start_of(cls: type, given: Mapping[str, Any], base: Any = None) -> dict[str,
         apart = _differences(other, named)
         refuse(
             apart and apart.items() <= {**given, cls.chosen_by: name}.items(),
-            f"{cls.chosen_by}: {getattr(named, cls.chosen_by)!r} stands beside all the values of {name!r}; "
-            "leave those out",
+            f"{cls.chosen_by}: {getattr(named, cls.chosen_by)!r} stands beside all the values of "
+            f"{name!r}; leave those out",
         )
     return vars(named) | _differences(base or own, own)
 
@@ -177,7 +182,10 @@ def _differences(config: Any, other: Any) -> dict[str, Any]:
 
 
 def program(config: Any) -> Any:
-    """Return what of a config is part of the compiled program, hashable: equal for configs that can run as its members."""
+    """Return what of a config is part of the compiled program, hashable.
+
+    It is equal for configs that can run as members of one program.
+    """
     if not dataclasses.is_dataclass(config):
         return config
     return tuple(

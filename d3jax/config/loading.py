@@ -1,6 +1,7 @@
-"""Load configs from YAML and the command line, strictly: an unknown key, a wrong type or a bad value is a `ConfigError`.
+"""Load configs from YAML and the command line, strictly. No jax in here.
 
-The message names where the value came from, the path of its key, the value and what is allowed. No jax in here.
+An unknown key, a wrong type or a bad value is a `ConfigError`, which names where the value came
+from, the path of its key, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ELSEWHERE = {"sweep": "; a sweep stands in an entry of attacks, detections, evol
 def load(
     path: str | Path, overrides: Sequence[tuple[str, str]] = (), *, registries: Registries
 ) -> StudyConfig:
-    """Read the YAML file at `path`, apply `(dotted key, YAML value)` overrides and check everything.
+    """Read the YAML file at `path`, apply `(dotted key, YAML value)` overrides, check everything.
 
     Raises `ConfigError` with the path of the offending key, its value, its origin and the choices.
     """
@@ -61,9 +62,10 @@ def loads(
 
 
 def build(cls: type, given: Mapping[str, Any], prefix: str = "", base: Any = None) -> Any:
-    """Return a `cls` of plain data; what is not `given` is as in the preset that they name, in `base` or as declared.
+    """Return a `cls` of the plain data that are `given`; all else is as `start_of` says.
 
-    Null stands for a section's or a preset's own value. `prefix` begins the paths of the keys in errors.
+    Null stands for a section's or a preset's own value. `prefix` begins the paths of the keys in
+    errors.
     """
     known, values = hints_of(cls), start_of(cls, given, base)
     for name, item in given.items():
@@ -84,7 +86,10 @@ def build(cls: type, given: Mapping[str, Any], prefix: str = "", base: Any = Non
 
 
 def changed(tree: Any, key: str, value: Any, where: str) -> Any:
-    """Return nested mappings and lists with `value` at the dotted `key`, the end of the path `where`; `tree` stays as it is."""
+    """Return nested mappings and lists with `value` at the dotted `key`; `tree` stays as it is.
+
+    `where`, the whole path that ends in `key`, begins errors.
+    """
     name, _, rest = key.partition(".")
     parent = where.removesuffix(key).rstrip(".")
     tree = {"name": tree} if isinstance(tree, str) else tree  # `[badnets]`: `[{name: badnets}]`
@@ -121,7 +126,7 @@ def dumps(config: Any) -> str:
 
 
 def describe(config: Any, prefix: str = "") -> list[tuple[str, str, str]]:
-    """Return (dotted key, default, meaning) of every field of a config class, nested sections included.
+    """Return (dotted key, default, meaning) of every field of a config class and its sections.
 
     The defaults are the class's own, or, of an instance, its values.
     """
@@ -187,7 +192,7 @@ def _study(tree: dict, changes: Mapping[str, Any], registries: Registries) -> St
 
 
 def _located(error: str, origin: str, changes: Mapping[str, Any]) -> str:
-    """Return an error that begins with the path of a key after where that came from: an override, or else the file."""
+    """Return an error with its origin before the path it begins with: an override, or the file."""
     path, _, message = error.partition(": ")
     given = [f"--{error}" for key in changes if f"{path}.".startswith(f"{key}.")]
     if message.startswith("unknown key"):
@@ -203,7 +208,7 @@ def _choices(registry: str, known: Mapping[str, type], value: Any, path: str) ->
 
 
 def _swept(registry: str, known: Mapping[str, type], item: Any, path: str) -> list[Choice]:
-    """Return the choice of an entry, or of each combination where it has `sweep: {setting: [values]}`."""
+    """Return the choice of an entry, or of each combination of its `sweep: {setting: [values]}`."""
     if not isinstance(item, dict) or "sweep" not in item:
         return [_choice(registry, known, item, path)]
     sweep = item["sweep"]
@@ -237,16 +242,21 @@ def _combined(
 def _choice(
     registry: str, known: Mapping[str, type], value: Any, path: str, ends: str = ""
 ) -> Choice:
-    """Return the choice of an entry: a name, or a mapping with `name` and settings; `ends` is added to its label."""
+    """Return the choice of an entry: a name, or a mapping with `name` and settings.
+
+    `ends` is added to its label.
+    """
     entry = {"name": value} if isinstance(value, str) else value
     refuse(
         not isinstance(entry, dict) or not isinstance(entry.get("name"), str),
-        f"{path}: want a name or a mapping with `name`, got {value!r}; known {registry}: {names(known)}",
+        f"{path}: want a name or a mapping with `name`, got {value!r}; "
+        f"known {registry}: {names(known)}",
     )
     name, _, argument = entry["name"].partition(":")
     refuse(
         name not in known or (argument and not hasattr(known[name], "from_argument")),
-        f"{path}.name: {entry['name']!r} is not in {registry}: {names(known)}{did_you_mean(name, known)}",
+        f"{path}.name: {entry['name']!r} is not in {registry}: {names(known)}"
+        f"{did_you_mean(name, known)}",
     )
     settings = known[name].from_argument(argument) | entry if argument else dict(entry)
     outside = {key: settings.pop(key, None) for key in ("name", "label")}

@@ -16,8 +16,10 @@ KEPT = ("none", "train", "read", "trigger")
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One entry of a registry with its settings: `name` in the registry, `label` in the results, `config`. A model that was
-    trained elsewhere has the file or folder of its `checkpoint`."""
+    """One entry of a registry: `name` there, `label` in the results, `config` with its settings.
+
+    A model that was trained elsewhere has the file or folder of its `checkpoint`.
+    """
 
     name: str
     label: str
@@ -53,16 +55,19 @@ class StudyConfig:
     )
     precision: Literal["auto", "float32", "tensorfloat32", "bfloat16"] = option(
         "auto",
-        "of convolutions and products; auto: bfloat16 on GPU and TPU, float32 on CPU; tensorfloat32: NVIDIA's, float32 elsewhere",
+        "of convolutions and products; auto: bfloat16 on GPU and TPU, float32 on CPU; "
+        "tensorfloat32: NVIDIA's, float32 elsewhere",
     )
     features: int = option(
         0,
-        "test images of all classes whose features, clean and triggered, the report shows (0: none)",
+        "test images of all classes whose features, clean and triggered, the report shows "
+        "(0: none)",
         low=0,
     )
     paths: int = option(
         0,
-        "points on the line from each backdoored model through its repaired ones, for the report (0: none)",
+        "points on the line from each backdoored model through its repaired ones, for the report "
+        "(0: none)",
         low=0,
     )
     loop: LoopConfig = option(LoopConfig, "logging, checkpoints, steps per call")
@@ -80,7 +85,7 @@ class StudyConfig:
 
 
 def check_labels(study: StudyConfig) -> None:
-    """Check that a study has attacks and seeds, each once, and that no two of its rows have one label."""
+    """Check that a study has attacks and seeds, and that no two of its rows have one label."""
     refuse(not study.attacks, "attacks: is empty, a study needs at least one")
     refuse(not study.seeds, "seeds: is empty, a study needs at least one")
     refuse(_repeated(study.seeds), f"seeds: {list(study.seeds)} names a seed twice")
@@ -94,7 +99,7 @@ def check_labels(study: StudyConfig) -> None:
 
 
 def check_rows(study: StudyConfig) -> None:
-    """Check that evolutions have images, that the defences they call exist, and that published numbers belong to rows.
+    """Check the images and the defences of evolutions, and that published numbers belong to rows.
 
     A study without defences may be the first half of one that has those rows.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,57 @@ def read_csv(path: str | Path) -> list[Row]:
     return [{str(name): _value(str(name), row[name]) for name in row} for row in rows]
 
 
+def rows_of_model(
+    identities: Sequence[Row], artifact: Any, classes: Sequence[str], more: Row
+) -> dict[str, list[Row]]:
+    """Return the rows of a finished model in results.csv and per_class.csv.
+
+    Args:
+        identities: the columns that identify its rows, one for each seed that shares the model.
+        artifact: what the node left, with `counts`, `seconds`, `records`, `members` and
+            `environment`.
+        classes: the names of the K classes, in the order of the counts.
+        more: columns that only some kinds of node have, and `der`.
+    """
+    counts, last = artifact.counts, artifact.records[-1] if artifact.records else {}
+    numbers = {
+        "acc": counts.acc,
+        "asr": counts.asr,
+        "ra": counts.ra,
+        "n_clean": int(counts.clean.sum()),
+        "n_triggered": int(counts.triggered.sum()),
+        "seconds": artifact.seconds,
+        "acc_non_target": counts.acc_non_target,
+        "members": artifact.members,
+        "cosine": last.get("cosine"),
+        "distance_ratio": last.get("distance_ratio"),
+        "commit": artifact.environment["commit"],
+        "device": artifact.environment["device"],
+    }
+    numbers = {name: number_or_none(value) for name, value in (numbers | more).items()}
+    first = dict.fromkeys(COLUMNS)
+    results = [first | row | numbers | {"status": "ok"} for row in identities]
+    columns = {name: values.tolist() for name, values in counts._asdict().items()}
+    per_class = [
+        {name: row[name] for name in ("attack", "defense", "seed")}
+        | {"class": name}
+        | {column: values[i] for column, values in columns.items()}
+        for row in results
+        for i, name in enumerate(classes)
+    ]
+    return {"results": results, "per_class": per_class}
+
+
+def number_or_none(value: Any) -> Any:
+    """Return None for NaN, which a table has no number for."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def make_tables(run: RunFolder) -> dict[str, list[Row]]:
     """Return all tables of a run folder by name: rows in the order of the study's nodes.
 
-    A row of `results` without numbers stands for every `listed` node that has no finished record,
-    and for a failed detection; its `status` says why. `survival` compares the evolution runs.
+    A row of `results` without numbers stands for every `listed` node and every detection that has
+    no finished record; its `status` says why. `survival` compares the evolution runs.
     """
     entries = run.manifest.nodes
     records = {entry.name: record for entry in entries if (record := run.record(entry.name))}
@@ -140,7 +187,7 @@ def result_rows(entries: Iterable[NodeEntry], records: Mapping[str, NodeRecord])
         record = records.get(entry.name)
         if record and record.status == "ok":
             rows += record.tables.get("results", [])
-        elif entry.listed or (record and entry.kind == "model_detection"):
+        elif entry.listed or entry.kind == "model_detection":
             status = record.status if record else "not finished: no model yet"
             empty = dict.fromkeys(NUMBERS) | {"status": status}
             rows += [dict.fromkeys(COLUMNS) | row | empty for row in entry.rows]

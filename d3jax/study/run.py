@@ -35,9 +35,9 @@ from ..runtime.progress import Progress
 from .attack_run import targets_of
 from .context import StudyContext, open_context
 from .graph import make_nodes
+from .ledger import Ledger
 from .nodes.base import Node
 from .planner import part_of, plan
-from .store import Store
 
 REGISTRIES = {
     name: {key: cls for key, (cls, _) in registry.items()}
@@ -94,16 +94,16 @@ def _run(context: StudyContext, part: tuple[int, int] | None, compute: bool) -> 
     same_everywhere(dumps(context.config), "settings")
     if is_primary():
         _prepare_folder(context, nodes, compute)
-    store = Store(context, groups)
+    ledger = Ledger(context, groups)
     written = time.monotonic()
     for group in groups:
-        store.run(group, compute)
+        ledger.run(group, compute)
         if is_primary() and not part and time.monotonic() - written > TABLES_EVERY:
             write_tables(context.workdir, make_tables(RunFolder(context.workdir)))
             written = time.monotonic()
-    rows = result_rows([node.entry for node in asked], store.records)
+    rows = result_rows([node.entry for node in asked], ledger.records)
     if is_primary():
-        _show(context, nodes, asked, rows, store, part)
+        _show(context, nodes, asked, rows, ledger, part)
     return rows
 
 
@@ -112,13 +112,13 @@ def _show(
     nodes: Sequence[Node],
     asked: Sequence[Node],
     rows: list[Row],
-    store: Store,
+    ledger: Ledger,
     part: tuple[int, int] | None,
 ) -> None:
     """Print the table; write all tables and the page, unless this is a part of the study."""
-    others = [node for node in nodes if node.name in store.records and node not in asked]
-    print_table(result_rows([node.entry for node in others], store.records) + rows)
-    found = [record.tables.get("detections", []) for record in store.records.values()]
+    others = [node for node in nodes if node.name in ledger.records and node not in asked]
+    print_table(result_rows([node.entry for node in others], ledger.records) + rows)
+    found = [record.tables.get("detections", []) for record in ledger.records.values()]
     print_detections([row for rows in found for row in rows])
     say = context.progress.say
     if part:

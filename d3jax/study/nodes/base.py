@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +24,7 @@ from ...config.study import Choice
 from ...core.types import TrainState
 from ...metrics.attack_success import Counts, der
 from ...results.artifacts import NodeEntry, Row, node_folder
-from ...results.tables import COLUMNS
+from ...results.tables import rows_of_model
 from ...training.loop import Hooks, LogRecord, TrainLoop
 from ..attack_run import AttackRun
 from ..context import StudyContext
@@ -101,7 +100,8 @@ class Node:
     by the fields' names. `choice` is its entry in the config, if it has one.
 
     Of a kind: `kind` is its name in study.json, `title` in messages. `listed` nodes have rows in
-    results.csv. `shared` ones are kept in the cache. `optional` inputs may be missing; those of
+    results.csv. `shared` ones are kept in the cache. `optional` inputs may be missing; where
+    that named `outcome_of` failed, the node failed for the same reason; those of
     `read_again` are read for the tables even when the node itself is finished. `is_loop`: it is one
     train loop (`loop`) and not several (`compute`). Nodes of a kind with one `group` run as members
     of one program (None: alone). `watch_every`: steps between measurements by `watch` (0: none).
@@ -117,6 +117,7 @@ class Node:
     analysis: ClassVar[bool] = False
     shared: ClassVar[bool] = False
     optional: ClassVar[tuple[str, ...]] = ()
+    outcome_of: ClassVar[str] = ""
     read_again: ClassVar[tuple[str, ...]] = ()
     is_loop = False
     group: ClassVar[Hashable] = None
@@ -273,39 +274,9 @@ def model_tables(
 
     `before` are the counts of the model before the defence, `more` are columns of the kind's own.
     """
-    counts, last = artifact.counts, artifact.records[-1] if artifact.records else {}
-    numbers = {
-        "acc": counts.acc,
-        "asr": counts.asr,
-        "ra": counts.ra,
-        "der": der(before, counts) if before else None,
-        "n_clean": int(counts.clean.sum()),
-        "n_triggered": int(counts.triggered.sum()),
-        "seconds": artifact.seconds,
-        "acc_non_target": counts.acc_non_target,
-        "members": artifact.members,
-        "cosine": last.get("cosine"),
-        "distance_ratio": last.get("distance_ratio"),
-        "commit": artifact.environment["commit"],
-        "device": artifact.environment["device"],
-    }
-    numbers = {name: number(value) for name, value in (numbers | dict(more)).items()}
-    first = dict.fromkeys(COLUMNS)
-    results = [first | row | numbers | {"status": "ok"} for row in node.rows]
-    columns = {name: values.tolist() for name, values in counts._asdict().items()}
-    classes = [
-        {name: row[name] for name in ("attack", "defense", "seed")}
-        | {"class": name}
-        | {column: values[i] for column, values in columns.items()}
-        for row in results
-        for i, name in enumerate(node.context.dataset.info.classes)
-    ]
-    return {"results": results, "per_class": classes}
-
-
-def number(value: Any) -> Any:
-    """Return None for NaN, which a table has no number for."""
-    return None if isinstance(value, float) and math.isnan(value) else value
+    effect = der(before, artifact.counts) if before else None
+    classes = node.context.dataset.info.classes
+    return rows_of_model(node.rows, artifact, classes, {"der": effect, **more})
 
 
 def watched_rates(counts: Counts) -> LogRecord:

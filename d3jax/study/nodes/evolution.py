@@ -54,6 +54,14 @@ class EvolutionNode(Node):
         return found
 
     @property
+    def recipe(self) -> dict[str, Any]:
+        """All that makes it; poison without a trigger makes nothing."""
+        recipe = super().recipe
+        if not self.run.attacked:
+            recipe["choice"]["config"] |= {"persistent": 0.0, "trigger_first": False}
+        return recipe
+
+    @property
     def is_loop(self) -> bool:
         """Whether no defence is called in between."""
         return self.defense is None

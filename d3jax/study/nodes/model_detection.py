@@ -23,7 +23,7 @@ class ModelDetectionNode(AnalysisNode):
 
     inversion: InversionNode
 
-    kind, title = "model_detection", "detection"
+    kind, title, outcome_of = "model_detection", "detection", "inversion"
 
     @property
     def what(self) -> str:

@@ -11,9 +11,10 @@ import numpy as np
 from ...evolution.survivability import updates_of
 from ...evolution.updates import update_rates
 from ...results.artifacts import Row
+from ...results.tables import number_or_none
 from ...runtime import checkpoint
 from ...training.loop import LogRecord
-from .base import AnalysisNode, Artifact, Findings, Inputs, number
+from .base import AnalysisNode, Artifact, Findings, Inputs
 from .evolution import EvolutionNode
 from .victim import VictimNode
 
@@ -57,7 +58,7 @@ class UpdatesNode(AnalysisNode):
         where = {"attack": self.run.label, "evolution": self.label, "seed": self.run.seed}
         first = updates[0] if updates else {}
         empty = dict.fromkeys(("stale_acc", "control", *COPIED, "stale_asr", "stale_score"))
-        before = {name: number(getattr(victim.counts, name)) for name in RATES}
+        before = {name: number_or_none(getattr(victim.counts, name)) for name in RATES}
         rows = [where | {"update": 0} | before | empty | {"score": first.get("first_score")}]
         stale = {name: first.get(f"first_{name}") for name in ("acc", "asr", "score")}
         for record in updates:

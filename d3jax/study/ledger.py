@@ -1,0 +1,124 @@
+"""What the nodes of a study left while it runs: artifacts as inputs, and records for the tables."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..results.artifacts import NodeRecord, node_folder, read_record, write_record
+from ..runtime.distributed import broadcast_from_host0, is_primary
+from ..runtime.locks import locked_by_all
+from .context import StudyContext
+from .executor import contained, make_execution, read_node, run_together
+from .nodes.base import AnalysisNode, Artifact, Failure, Findings, Inputs, Node, Result
+
+
+class Ledger:
+    """Results by node, and a record of each in the run folder.
+
+    The arrays of a node stay in memory until the last node that begins with them has run; analyses
+    read them again.
+    """
+
+    def __init__(self, context: StudyContext, groups: Iterable[Sequence[Node]]):
+        self.context = context
+        self.results: dict[str, Result] = {}
+        self.records: dict[str, NodeRecord] = {}
+        begins = [node for group in groups for node in group if not node.analysis]
+        self._users = collections.Counter(
+            needed.name for node in begins for needed in node.needs.values()
+        )
+
+    def run(self, group: Sequence[Node], compute: bool) -> None:
+        """Run the nodes of a group, or with `compute` off read them, and record what came out."""
+        inputs = {node.name: self.inputs(node) for node in group}
+        for node in group:
+            if isinstance(inputs[node.name], Failure):
+                self._add(node, inputs[node.name], Inputs())
+        ready = [node for node in group if node.name not in self.results]
+        if ready and group[0].analysis:
+            for node in ready:
+                self._analyse(node, inputs[node.name])
+        elif ready:
+            results = self._results(ready, inputs, compute)
+            for node, result in zip(ready, results, strict=True):
+                self._add(node, result, inputs[node.name])
+        self._release(group)
+
+    def _results(
+        self, nodes: Sequence[Node], inputs: dict[str, Inputs], compute: bool
+    ) -> list[Result]:
+        if not compute:
+            return [read_node(node) for node in nodes]
+        return run_together([make_execution(node, inputs[node.name]) for node in nodes])
+
+    def inputs(self, node: Node) -> Inputs | Failure:
+        """Return the artifacts that a node begins with, or why it cannot begin."""
+        found = Inputs()
+        for name, needed in node.needs.items():
+            result = self.results.get(needed.name)
+            if isinstance(result, Failure) and name == node.outcome_of:
+                return result
+            if isinstance(result, Failure) and name not in node.optional:
+                state = "is not finished" if result.unfinished else "failed"
+                return Failure(f"its {needed.title} {state}", result.unfinished)
+            setattr(found, name, result if isinstance(result, Artifact) else None)
+        return found
+
+    def _add(self, node: Node, result: Result, inputs: Inputs) -> None:
+        """Keep a result and write its record."""
+        found = Findings()
+        if isinstance(result, Artifact):
+            found = contained(node, node.findings, inputs, result)
+            result = found if isinstance(found, Failure) else result
+        self.results[node.name] = result
+        if isinstance(result, Artifact):
+            self._record(node, "ok", found)
+        elif not result.unfinished:
+            self._record(node, result.status, Findings())
+
+    def _record(self, node: Node, status: str, found: Findings) -> None:
+        tables, facts = _plain(found.tables), _plain(found.facts)
+        record = NodeRecord(node.name, node.digest, status, tables, facts)
+        self.records[node.name] = record
+        if is_primary():
+            write_record(self.context.workdir, record, found.arrays)
+
+    def _analyse(self, node: AnalysisNode, inputs: Inputs) -> None:
+        """Run an analysis, unless its record of the same inputs is there."""
+        workdir = self.context.workdir
+        given = [name for name in node.needs if getattr(inputs, name)]
+        say = self.context.progress.say
+        with locked_by_all(node_folder(workdir, node.name) / "lock", say):
+            kept = read_record(workdir, node.name)
+            same = kept is not None and (kept.recipe, kept.status) == (node.digest, "ok")
+            if broadcast_from_host0([same and kept.facts.get("inputs") == given])[0]:
+                self.records[node.name] = kept
+                return
+            found = contained(node, node.analyse, inputs)
+            if isinstance(found, Failure):
+                self._record(node, found.status, Findings())
+            else:
+                facts = {**found.facts, "inputs": given}
+                self._record(node, "ok", found._replace(facts=facts))
+
+    def _release(self, group: Sequence[Node]) -> None:
+        """Drop arrays that no node begins with any more: wide models would fill the device."""
+        for node in group:
+            if not node.analysis:
+                self._users.subtract(needed.name for needed in node.needs.values())
+        for name, result in self.results.items():
+            if isinstance(result, Artifact) and self._users[name] <= 0:
+                result.release()
+
+
+def _plain(value: Any) -> Any:
+    """Return numpy's scalars in nested dicts and lists as Python's, for JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,257 @@
+"""Lines and planes between models, Hessian products against finite differences, Taylor, eigenvalues, changes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d3jax.analysis.loss_landscape import (  # fmt: skip
+    changes,
+    estimated,
+    hessian_product,
+    losses_at,
+    make_backdoor_loss,
+    mixed,
+    path_losses,
+    plane_losses,
+    plane_of,
+    taylor,
+    top_eigenvalues,
+)
+from d3jax.attacks import ATTACKS
+from d3jax.config.recipes import OptimConfig
+from d3jax.core.images import as_float
+from d3jax.core.types import Split, Variables
+from d3jax.defenses import FinetuneConfig, ScheduleConfig, finetune
+from d3jax.metrics.attack_success import make_evaluate
+
+KEY = jax.random.key(2)
+
+
+@pytest.fixture(scope="module")
+def repaired(model, victim, dataset):
+    reserved = Split(*(part[:100] for part in dataset.train))
+    schedule = ScheduleConfig(
+        steps=40, batch_size=25, augment="none", optimizer=OptimConfig(lr=0.02)
+    )
+    return (
+        finetune(FinetuneConfig(schedule=schedule), dataset.info)
+        .repair(KEY, model, victim.variables, reserved)
+        .variables
+    )
+
+
+def test_the_ends_of_a_path_are_the_models(model, victim, repaired, attack, dataset):
+    found = path_losses(
+        model,
+        attack,
+        victim.trigger,
+        victim.variables,
+        repaired,
+        [0.0, 0.5, 1.0, 2.0],
+        dataset.test,
+    )
+    evaluate = make_evaluate(model, attack, 4)
+    for i, variables in ((0, victim.variables), (2, repaired)):
+        counts = evaluate(variables, victim.trigger, dataset.test)
+        assert (found.acc[i], found.asr[i]) == pytest.approx((counts.acc, counts.asr), abs=1e-12)
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            mixed((victim.variables, repaired), (1.0 - i // 2, i // 2)),
+            variables,
+        )
+    images, labels = as_float(jnp.asarray(dataset.test.images)), np.asarray(dataset.test.labels)
+    logits = np.asarray(model.apply(repaired, images, train=False).logits, np.float64)
+    logs = (
+        logits
+        - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True))
+        - logits.max(1, keepdims=True)
+    )
+    assert found.clean_loss[2] == pytest.approx(
+        -logs[np.arange(len(labels)), labels].mean(), rel=1e-4, abs=1e-6
+    )
+    assert all(part.shape == (4,) and np.isfinite(part).all() for part in found)
+
+
+def test_points_measured_together_equal_points_measured_alone(
+    model, victim, repaired, attack, dataset
+):
+    points = [mixed((victim.variables, repaired), (1 - t, t)) for t in (0.0, 0.5, 1.0, 1.5, 2.0)]
+    alone, both = (
+        losses_at(model, attack, victim.trigger, points, dataset.test, together=n) for n in (1, 2)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), alone, both)
+    assert (
+        len(both.acc) == 5
+        and len(losses_at(model, attack, victim.trigger, [], dataset.test).acc) == 0
+    )
+
+
+def test_clean_models_have_no_backdoor_loss(model, victim, dataset):
+    found = losses_at(model, _attack(dataset), {}, [victim.variables], dataset.test)
+    assert np.isnan(found.backdoor_loss[0]) and np.isnan(found.asr[0]) and found.acc[0] > 0.9
+
+
+def test_the_plane_holds_its_three_models(model, victim, repaired, attack, dataset):
+    third = jax.tree.map(lambda x: x * 0.9 + 0.01, victim.variables)
+    models = [victim.variables, repaired, third]
+    plane = plane_of(*(variables.params for variables in models))
+    dot = lambda a, b: sum(
+        float(jnp.vdot(x, y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+    assert dot(plane.u, plane.u) == pytest.approx(1, abs=1e-4) and dot(
+        plane.u, plane.v
+    ) == pytest.approx(0, abs=1e-4)
+    xs, ys = plane.places[:, 0], plane.places[:, 1]
+    found = plane_losses(model, attack, victim.trigger, models, xs, ys, dataset.test)
+    alone = losses_at(model, attack, victim.trigger, models, dataset.test)
+    for i in range(3):
+        assert found.clean_loss[i, i] == pytest.approx(alone.clean_loss[i], rel=1e-3)
+        assert found.backdoor_loss[i, i] == pytest.approx(alone.backdoor_loss[i], rel=1e-3)
+    with pytest.raises(ValueError, match="lie on a line"):
+        plane_of(models[0].params, repaired.params, mixed(models[:2], (0.7, 0.3)).params)
+
+
+def test_statistics_are_estimated_without_knowing_the_momentum(model, victim, dataset):
+    images = Split(*(part[:100] for part in dataset.train))
+    found = estimated(model, victim.variables, images, batch_size=50)
+    stats = victim.variables.batch_stats
+    for _ in range(
+        400
+    ):  # running statistics that see the same two batches over and over end there, but for their order
+        for first in (0, 50):
+            batch = as_float(jnp.asarray(images.images[first : first + 50]))
+            stats = model.apply(
+                Variables(victim.variables.params, stats), batch, train=True
+            ).batch_stats
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0.1, atol=0.05), found.batch_stats, stats
+    )
+    again = path_losses(
+        model,
+        _attack(dataset),
+        {},
+        victim.variables,
+        victim.variables,
+        [0.0],
+        dataset.test,
+        "estimated",
+        images,
+    )
+    assert again.acc[0] > 0.9
+
+
+def _attack(dataset):
+    """None: the control."""
+    config, construct = ATTACKS["clean"]
+    return construct(config(), dataset.info)
+
+
+def test_variances_stay_positive_beyond_the_models(model, victim, repaired, attack, dataset):
+    stats = lambda *leaves: {"mean": jnp.array([leaves[0]]), "var": jnp.array([leaves[1]])}
+    far = mixed(
+        [Variables({}, stats(-1.0, 4.0)), Variables({}, stats(1.0, 1.0))], (-2.0, 3.0)
+    ).batch_stats
+    assert far["mean"][0] == 5.0 and far["var"][0] == pytest.approx(4.0**-2)
+    broken = jax.tree.map(lambda x: x * jnp.nan, victim.variables)
+    found = losses_at(model, attack, victim.trigger, [broken], dataset.test)
+    assert (
+        found.asr[0] == 0 and found.acc[0] == 0 and np.isnan(found.clean_loss[0])
+    )  # NaN is not class 0
+    fixed = path_losses(
+        model, attack, victim.trigger, victim.variables, repaired, [1.0], dataset.test, "first"
+    )
+    point = repaired._replace(batch_stats=victim.variables.batch_stats)
+    assert (
+        fixed.clean_loss[0]
+        == losses_at(model, attack, victim.trigger, [point], dataset.test).clean_loss[0]
+    )
+
+
+@pytest.fixture
+def double():
+    """float64 while a test runs."""
+    with jax.enable_x64(True):
+        yield
+
+
+def small_loss():
+    rng = np.random.default_rng(0)
+    x, y = jnp.asarray(rng.normal(size=(20, 5))), jnp.asarray(rng.integers(0, 3, 20))
+    params = {"a": jnp.asarray(rng.normal(size=(5, 7))), "b": jnp.asarray(rng.normal(size=(7, 3)))}
+
+    def loss(params):
+        logits = jnp.tanh(x @ params["a"]) @ params["b"]
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1).mean()
+
+    return loss, params
+
+
+def test_hessian_products_against_finite_differences(double):
+    loss, params = small_loss()
+    direction = jax.tree.map(
+        lambda x: jnp.asarray(np.random.default_rng(1).normal(size=x.shape)), params
+    )
+    found, h = hessian_product(loss, params, direction), 1e-5
+    gradient = lambda t: jax.grad(loss)(jax.tree.map(lambda x, d: x + t * d, params, direction))
+    wanted = jax.tree.map(lambda a, b: (a - b) / (2 * h), gradient(h), gradient(-h))
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * scale), found, wanted
+    )
+
+
+def test_taylor_fits_near_the_point(double):
+    loss, params = small_loss()
+    direction = jax.tree.map(jnp.ones_like, params)
+    expansion = taylor(loss, params, direction)
+    at = lambda t: float(loss(jax.tree.map(lambda x, d: x + t * d, params, direction)))
+    errors = [abs(expansion(t) - at(t)) for t in (0.02, 0.01)]
+    assert (
+        expansion(0.0) == pytest.approx(at(0.0)) and errors[1] < errors[0] / 6 and errors[1] < 1e-4
+    )  # what is left is of third order
+
+
+def test_eigenvalues_against_the_whole_hessian(double):
+    loss, params = small_loss()
+    flat, restore = jax.flatten_util.ravel_pytree(params)
+    whole = np.linalg.eigvalsh(np.asarray(jax.hessian(lambda x: loss(restore(x)))(flat)))[::-1]
+    np.testing.assert_allclose(
+        top_eigenvalues(loss, params, count=3, tolerance=1e-8), whole[:3], rtol=1e-6
+    )
+
+
+def test_the_backdoor_loss_of_a_model(model, victim, attack, dataset):
+    rows = np.flatnonzero(np.asarray(dataset.test.labels) != 0)
+    loss = make_backdoor_loss(model, attack, victim.variables.batch_stats)
+    images, labels = (
+        as_float(jnp.asarray(dataset.test.images[rows])),
+        jnp.asarray(dataset.test.labels[rows]),
+    )
+    found = losses_at(model, attack, victim.trigger, [victim.variables], dataset.test)
+    assert float(loss(victim.variables.params, victim.trigger, images, labels)) == pytest.approx(
+        found.backdoor_loss[0], rel=1e-4
+    )
+
+
+def test_changes_by_tensor():
+    first = {"a": np.zeros((2, 2)), "b": {"c": np.full(4, 2.0)}}
+    second = {"a": np.zeros((2, 2)), "b": {"c": np.array([2.0, 2.0, 2.0, 5.0])}}
+    third = {"a": np.full((2, 2), 9.0), "b": {"c": np.array([2.0, 2.0, 2.0, 2.5])}}
+    found, other = changes(first, [second, third])
+    assert (
+        found["b/c"]["norm"] == 3
+        and found["b/c"]["relative"] == pytest.approx(3 / 4)
+        and found["a"]["norm"] == 0
+    )
+    assert (
+        found["a"]["counts"].sum() == 4
+        and found["a"]["counts"][30] == 4
+        and found["b/c"]["counts"][-1] == 1
+    )
+    assert (
+        other["b/c"]["norm"] == 0.5 and other["b/c"]["counts"][35] == 1
+    )  # the bins are the tensor's, not the model's
+    for name in found:
+        np.testing.assert_array_equal(found[name]["edges"], other[name]["edges"])
+    assert found["a"]["edges"][-1] == 9 and found["b/c"]["edges"][-1] == pytest.approx(3, abs=0.01)

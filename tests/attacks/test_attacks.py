@@ -1,0 +1,403 @@
+"""Every attack keeps the contract; the published check values hold bit for bit."""
+
+import dataclasses
+import hashlib
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from d3jax.attacks import (
+    ATTACKS,
+    BadNetsConfig,
+    BlendedConfig,
+    BPPConfig,
+    LCConfig,
+    SIGConfig,
+    WaNetConfig,
+    badnets,
+    blended,
+    bpp,
+    lc,
+    sig,
+    wanet,
+)
+from d3jax.attacks.poisoning import poisoned_share
+from d3jax.core.errors import AttackError, ConfigError
+from d3jax.core.types import Batch, DataInfo
+from d3jax.data.grid_sample import sample
+from d3jax.models import count_parameters
+from d3jax.models.trigger_networks import generator
+
+INFO = DataInfo("cifar10", (32, 32, 3), tuple("abcdefghij"), (0.5,) * 3, (0.25,) * 3)
+GREY = DataInfo("grey", (28, 28, 1), tuple("abcdefg"), (0.5,), (0.25,))
+LABELS = jnp.asarray(np.random.default_rng(0).integers(0, 10, 1000), jnp.int32)
+INPUT = ((np.arange(3072) * 7) % 256).astype(np.uint8).reshape(32, 32, 3)
+
+
+def stamped(attack, trigger, images):
+    """uint8 in, uint8 out, through the jitted float path."""
+    out = jax.jit(attack.stamp)(trigger, jnp.asarray(images)[None].astype(jnp.float32) / 255)
+    return np.asarray(jnp.round(out * 255).astype(jnp.uint8))[0]
+
+
+def digest(image):
+    return int(image.sum()), hashlib.sha256(image.tobytes()).hexdigest()[:16]
+
+
+def test_input_of_the_check_values_is_the_published_one():
+    assert digest(INPUT) == (391680, "e3662d87913adb09")
+
+
+def test_badnets_check_value():
+    attack = badnets(BadNetsConfig(), INFO)
+    out = stamped(attack, attack.init(jax.random.key(0)), INPUT)
+    assert digest(out) == (394614, "9348ae9cd3b3dc5f")
+    assert (out != INPUT).any(-1).sum() == 9
+
+
+@pytest.mark.parametrize(
+    ("alpha", "value"), [(0.1, (390132, "c4b141a76248cc21")), (0.2, (390456, "dcd3394255eaa569"))]
+)
+def test_blended_check_value(alpha, value):
+    attack = blended(BlendedConfig(alpha=alpha), INFO)
+    pattern = ((np.arange(3072) * 13 + 5) % 256).astype(np.uint8).reshape(32, 32, 3)
+    assert digest(stamped(attack, {"pattern": jnp.asarray(pattern)}, INPUT)) == value
+
+
+def test_sig_check_values():
+    attack = sig(SIGConfig(), INFO)
+    trigger = attack.init(jax.random.key(0))
+    assert digest(stamped(attack, trigger, INPUT)) == (390644, "a96e5988abc49413")
+    row = stamped(attack, trigger, np.full((32, 32, 3), 128, np.uint8))[5, :, 1]
+    assert row[:17].tolist() == [
+        128,
+        164,
+        156,
+        112,
+        88,
+        112,
+        156,
+        164,
+        128,
+        91,
+        99,
+        143,
+        168,
+        143,
+        99,
+        91,
+        127,
+    ]
+
+
+@pytest.mark.parametrize("info", [INFO, GREY], ids=["colour", "grey"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_keeps_the_contract(name, info):
+    cls, construct = ATTACKS[name]
+    attack = construct(cls(**({"width": 2} if "width" in FIELDS(cls) else {})), info)
+    trigger = attack.init(jax.random.key(3))
+    chex.assert_trees_all_equal(trigger, attack.init(jax.random.key(3)))
+    images = jax.random.uniform(jax.random.key(1), (6, *info.shape))
+    stamp, poison = (jax.jit(f) if name in NETWORKS else f for f in (attack.stamp, attack.poison))
+    out = stamp(trigger, images)
+    assert out.shape == images.shape and out.dtype == jnp.float32
+    assert 0 <= out.min() and out.max() <= 1
+    np.testing.assert_allclose(out, jax.jit(attack.stamp)(trigger, images), atol=EXACT.get(name, 0))
+    assert name in NONE or not jnp.array_equal(out, images)
+    many = jnp.arange(60) % info.num_classes
+    may = attack.eligible(many)
+    assert may.shape == (60,) and may.dtype == bool and may.any() == (name not in NONE)
+
+    labels = jnp.arange(6) % info.num_classes
+    own = jnp.array([True, False, True, False, False, True])
+    before = Batch(images, labels, own)
+    batch = poison(trigger, jax.random.key(2), before)
+    chex.assert_trees_all_equal_shapes_and_dtypes(batch._replace(joint=None), before)
+    assert 0 <= batch.images.min() and batch.images.max() <= 1
+    if attack.per_batch_rate is None:
+        stays = name == "ssba"  # whose images are replaced before the training
+        expected = jnp.where(own[:, None, None, None] & (not stays), out, images)
+        assert jnp.array_equal(batch.images, expected) and jnp.array_equal(batch.poisoned, own)
+    else:
+        own = batch.poisoned
+        assert own.tolist() in (
+            [True] + [False] * 5,
+            [False] * 6,
+        )  # 0.6 of a row, at the head of the batch
+    assert jnp.array_equal(batch.labels, jnp.where(own, attack.relabel(labels), labels))
+    assert (batch.joint is None) == (attack.optimizer is None)
+
+
+def FIELDS(cls):
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+NONE = ("clean", "unknown")
+"""Attacks that are none."""
+NETWORKS = ("input_aware", "ssba")
+"""Attacks that are always compiled here: one operation after another they take minutes."""
+EXACT = {"wanet": 1e-6}
+"""An attack that resamples, whose sums compilers may order as they like: how far jitted may be from not."""
+DRAWN = [name for name in ATTACKS if name not in (*NONE, "wanet", "input_aware", "bpp")]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.013, 0.08])
+@pytest.mark.parametrize("name", [*DRAWN, "wanet", "bpp"])
+def test_exact_poison_count(name, rate):
+    cls, construct = ATTACKS[name]
+    attack = construct(cls(rate=rate, **({} if name in DRAWN else {"rows": "fixed"})), INFO)
+    mask = attack.select(jax.random.key(0), LABELS)
+    assert (
+        mask.dtype == bool
+        and int(mask.sum()) == round(rate * 1000)
+        and not (mask & ~attack.eligible(LABELS)).any()
+    )
+    assert jnp.array_equal(mask, attack.select(jax.random.key(0), LABELS))
+    assert rate == 0 or not jnp.array_equal(mask, attack.select(jax.random.key(1), LABELS))
+    assert poisoned_share(attack, mask, 128) == round(rate * 1000) / 1000
+
+
+@pytest.mark.parametrize("name", ["wanet", "bpp", "input_aware"])
+def test_the_first_rows_of_every_batch(name):
+    """Twelve of 128 are poisoned at 10 %, `cross_ratio` as many behind them crossed under their own labels, the rest as it was."""
+    cls, construct = ATTACKS[name]
+    config = cls(**({"width": 2} if "width" in FIELDS(cls) else {}))
+    attack = construct(config, INFO)
+    trigger = attack.init(jax.random.key(0))
+    images = jnp.round(jax.random.uniform(jax.random.key(1), (128, *INFO.shape)) * 255) / 255
+    labels = jnp.arange(128) % 9 + 1
+    batch = jax.jit(attack.poison)(
+        trigger, jax.random.key(2), Batch(images, labels, jnp.zeros(128, bool))
+    )
+    crosses = int(12 * config.cross_ratio)
+    assert crosses == {"wanet": 24, "bpp": 12, "input_aware": 12}[name]
+    changed = ~(batch.images == images).all((1, 2, 3))
+    assert jnp.array_equal(changed, jnp.arange(128) < 12 + crosses)
+    assert jnp.array_equal(batch.labels, jnp.where(jnp.arange(128) < 12, 0, labels))
+    assert jnp.array_equal(batch.poisoned, jnp.arange(128) < 12)
+    assert int(attack.select(jax.random.key(0), LABELS).sum()) == 0
+    assert [
+        poisoned_share(construct(cls(rate=rate), INFO), jnp.zeros(9), 128)
+        for rate in (0.1, 0.01, 0.001)
+    ] == [
+        12 / 128,
+        1 / 128,
+        0.001,
+    ]
+    if name != "input_aware":
+        np.testing.assert_allclose(batch.images[:12], attack.stamp(trigger, images[:12]), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["wanet", "bpp"])
+def test_fixed_rows_keep_crosses_among_the_other_rows(name):
+    cls, construct = ATTACKS[name]
+    attack = construct(cls(rows="fixed", rate=0.2), INFO)
+    images, own = (
+        jax.random.uniform(jax.random.key(1), (200, *INFO.shape)),
+        jnp.arange(200) % 5 == 0,
+    )
+    batch = attack.poison(
+        attack.init(jax.random.key(0)),
+        jax.random.key(2),
+        Batch(images, jnp.ones(200, jnp.int32), own),
+    )
+    assert jnp.array_equal(batch.labels, jnp.where(own, 0, 1)) and jnp.array_equal(
+        batch.poisoned, own
+    )
+    crossed = ~(batch.images == images).all((1, 2, 3)) & ~own
+    assert abs(int(crossed.sum()) - 40 * cls().cross_ratio) < 20
+
+
+def test_bpp_levels_and_negatives():
+    attack = bpp(BPPConfig(), INFO)
+    assert sorted(np.unique(stamped(attack, {}, INPUT)).tolist()) == [
+        0,
+        36,
+        72,
+        109,
+        145,
+        182,
+        218,
+        255,
+    ]
+    for level in range(256):
+        wanted = int(np.floor(np.round(level / 255 * 7) / 7 * 255))
+        assert stamped(attack, {}, np.full((32, 32, 3), level, np.uint8))[0, 0, 0] == wanted
+    dithered = stamped(bpp(BPPConfig(dither=True), INFO), {}, np.full((32, 32, 3), 100, np.uint8))
+    assert set(np.unique(dithered).tolist()) == {72, 109} and abs(float(dithered.mean()) - 100) < 2
+
+
+def test_dithering_matches_floyd_and_steinberg():
+    image = np.random.default_rng(0).integers(0, 256, (7, 9))
+    owed, wanted = image * (7 / 255), np.zeros((7, 9))
+    for y in range(7):
+        for x in range(9):
+            wanted[y, x] = np.clip(np.round(owed[y, x]), 0, 7)
+            error = owed[y, x] - wanted[y, x]
+            for dy, dx, share in ((0, 1, 7), (1, -1, 3), (1, 0, 5), (1, 1, 1)):
+                if y + dy < 7 and 0 <= x + dx < 9:
+                    owed[y + dy, x + dx] += error * share / 16
+    info = DataInfo("x", (7, 9, 1), ("a", "b"), (0.5,), (0.5,))
+    mine = stamped(bpp(BPPConfig(dither=True), info), {}, image[..., None].astype(np.uint8))[..., 0]
+    assert (
+        mine != np.floor(wanted / 7 * 255)
+    ).mean() < 0.05  # float32 here, float64 there: a tie may fall either way
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (64, 48, 3), (224, 224, 3)])
+def test_wanet_against_an_independent_computation(shape):
+    """The enlarged field and the sampled image, pixel by pixel in float64."""
+    info = DataInfo("x", shape, tuple("abc"), (0.5,) * shape[2], (0.5,) * shape[2])
+    attack, height, width = wanet(WaNetConfig(), info), *shape[:2]
+    key = jax.random.key(5)
+    grid = np.asarray(attack.init(key)["grid"], np.float64)
+    field = np.asarray(jax.random.uniform(key, (4, 4, 2), minval=-1, maxval=1), np.float64)
+    rng = np.random.default_rng(0)
+    image = rng.random(shape)
+    out = np.asarray(
+        attack.stamp(
+            {"grid": jnp.asarray(grid, jnp.float32)}, jnp.asarray(image, jnp.float32)[None]
+        )[0]
+    )
+    for y, x in zip(rng.integers(0, height, 40), rng.integers(0, width, 40), strict=True):
+        bent = cubic(field / np.abs(field).mean(), y * 3 / (height - 1), x * 3 / (width - 1))
+        at = np.clip(
+            [
+                2 * x / (width - 1) - 1 + 0.5 * bent[0] / width,
+                2 * y / (height - 1) - 1 + 0.5 * bent[1] / height,
+            ],
+            -1,
+            1,
+        )
+        np.testing.assert_allclose(grid[y, x], at, atol=1e-5)
+        column, row = (grid[y, x] + 1) / 2 * (width - 1, height - 1)
+        np.testing.assert_allclose(
+            out[y, x], linear(image, row, column), atol=2e-5 * max(height, width) / 32
+        )
+
+
+def cubic(field, row, column):
+    """The field at a place between its points, by Keys's kernel with a = −0.75, points beyond the border as on it."""
+
+    def weights(at):
+        first = int(np.floor(at))
+        for point in range(first - 1, first + 3):
+            d = abs(at - point)
+            a = -0.75
+            value = (
+                (a + 2) * d**3 - (a + 3) * d**2 + 1
+                if d <= 1
+                else a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+            )
+            yield min(max(point, 0), len(field) - 1), value
+
+    return sum(u * v * field[i, j] for i, u in weights(row) for j, v in weights(column))
+
+
+def linear(image, row, column):
+    """The image at a place between its pixels; black outside."""
+    total = 0.0
+    for i in (int(np.floor(row)), int(np.floor(row)) + 1):
+        for j in (int(np.floor(column)), int(np.floor(column)) + 1):
+            if 0 <= i < len(image) and 0 <= j < image.shape[1]:
+                total += (1 - abs(row - i)) * (1 - abs(column - j)) * image[i, j]
+    return total
+
+
+def test_grid_sampling_outside_the_image_is_black():
+    image = jnp.ones((1, 4, 4, 1))
+    grid = jnp.array([[[-1.0, -1.0], [1.0, 1.0], [1.0 + 1 / 3, 0.0], [5.0, 5.0]]])
+    np.testing.assert_allclose(sample(image, grid)[0, 0, :, 0], [1, 1, 0.5, 0], atol=1e-6)
+
+
+def test_lc_corners():
+    """Checkers of full contrast, the right ones the mirror image of the left ones; at 64 pixels twice as large."""
+    attack = lc(LCConfig(), INFO)
+    out = stamped(attack, attack.init(jax.random.key(0)), np.full((32, 32, 3), 100, np.uint8))
+    left = [[255, 0, 0], [0, 255, 0], [255, 0, 255]]
+    for rows in (slice(0, 3), slice(29, 32)):
+        assert out[rows, :3, 1].tolist() == left and out[rows, 29:, 2].tolist() == [
+            row[::-1] for row in left
+        ]
+    assert (out != 100).any(-1).sum() == 36
+    large = lc(LCConfig(), DataInfo("x", (64, 64, 3), tuple("ab"), (0.5,) * 3, (0.5,) * 3))
+    assert int((large.init(jax.random.key(0))["patch"] != 0).sum()) == 4 * 36
+
+
+def test_input_aware_nets_have_the_published_size():
+    sizes = [
+        jax.eval_shape(generator(INFO, 32, channels).init, jax.random.key(0)).params
+        for channels in (3, 1)
+    ]
+    assert [count_parameters(params) for params in sizes] == [723_273, 722_691]
+
+
+def test_dirty_label_draws_over_all_classes_and_clean_label_from_the_target():
+    dirty = badnets(BadNetsConfig(rate=0.5), INFO).select(jax.random.key(0), LABELS)
+    assert set(np.asarray(LABELS[dirty]).tolist()) == set(range(10))
+    clean = sig(SIGConfig(rate=0.05, target=3), INFO).select(jax.random.key(0), LABELS)
+    assert set(np.asarray(LABELS[clean]).tolist()) == {3}
+    of_class = sig(SIGConfig(rate=0.5, rate_of="class", target=3), INFO).select(
+        jax.random.key(0), LABELS
+    )
+    assert int(of_class.sum()) == round(0.5 * int((LABELS == 3).sum()))
+
+
+def test_all_to_all_relabels_to_the_next_class():
+    relabel = badnets(BadNetsConfig(mode="all_to_all"), INFO).relabel
+    assert relabel(jnp.arange(10)).tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+
+
+def test_badnets_patch_has_its_size_place_and_pattern():
+    config = BadNetsConfig(
+        size=2, position="top_left", margin=1, pattern="checker", colour=(255, 0, 51)
+    )
+    out = stamped(badnets(config, INFO), badnets(config, INFO).init(jax.random.key(0)), INPUT)
+    changed = np.argwhere((out != INPUT).any(-1))
+    assert changed.min() == 1 and changed.max() == 2
+    assert (
+        out[1, 1].tolist() == [255, 0, 51]
+        and out[1, 2].tolist() == [0, 0, 0]
+        and out[2, 2].tolist() == [255, 0, 51]
+    )
+
+
+def test_blended_pattern_from_an_image(tmp_path):
+    Image.fromarray(np.full((5, 5, 3), 100, np.uint8)).save(tmp_path / "p.png")
+    trigger = blended(BlendedConfig(image=str(tmp_path / "p.png")), INFO).init(jax.random.key(0))
+    assert trigger["pattern"].shape == (32, 32, 3) and (trigger["pattern"] == 100).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda: badnets(BadNetsConfig(target=10), INFO),
+            "10 is not a class of cifar10, want 0 to 9",
+        ),
+        (lambda: badnets(BadNetsConfig(size=31, margin=2), INFO), "does not fit 32×32"),
+        (
+            lambda: badnets(BadNetsConfig(colour=(1, 2)), INFO),
+            "2 values, the images have 3 channels",
+        ),
+        (lambda: blended(BlendedConfig(image="/no/such.png"), INFO), "/no/such.png"),
+        (
+            lambda: sig(SIGConfig(rate=0.5), INFO).select(jax.random.key(0), LABELS),
+            "asks for 500 images of the target class",
+        ),
+    ],
+)
+def test_attacks_that_cannot_be_applied_are_refused(make, words):
+    with pytest.raises(AttackError, match=words):
+        make()
+
+
+def test_out_of_range_settings_are_refused():
+    with pytest.raises(ConfigError, match=r"rate: 1.5 is out of range, want ≥ 0 and ≤ 1"):
+        BadNetsConfig(rate=1.5)
+    with pytest.raises(ConfigError, match=r"pattern: 'whit' is not one of .*did you mean 'white'"):
+        BadNetsConfig(pattern="whit")

@@ -1,0 +1,49 @@
+"""A net that compiles in a second, and the command line with it: `python -m tests.helpers.small --config …` knows the model `small`."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+import flax.linen as nn
+
+from d3jax import run
+from d3jax.core.types import DataInfo, Model
+from d3jax.models import MODELS, PreActResNet18Config
+from d3jax.models.layers.linen import Linear, model_of, normalise
+from d3jax.models.layers.norm import BatchNorm
+from d3jax.study import run as study
+
+
+class _Small(nn.Module):
+    info: DataInfo
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = normalise(images, self.info)
+        for i in range(2):
+            x = nn.Conv(8 << i, (3, 3), 2, use_bias=False, name=f"conv{i}")(x)
+            x = BatchNorm(train)(x)
+            x = nn.relu(x) if i == 0 else x  # signed features, as PreActResNet18's
+        features = x.reshape(len(x), -1)
+        return Linear(self.info.num_classes, name="head")(features), {"penultimate": features}
+
+
+def small_model(info: DataInfo) -> Model:
+    """Two strided convolutions and a linear layer."""
+    return model_of(_Small(info), info)
+
+
+@contextlib.contextmanager
+def registered() -> Iterator[None]:
+    """Let configs name the model `small`; its `width` changes nothing but its hash."""
+    MODELS["small"] = (PreActResNet18Config, lambda config, info, dtype: small_model(info))
+    study.REGISTRIES["models"]["small"] = PreActResNet18Config
+    try:
+        yield
+    finally:
+        del MODELS["small"], study.REGISTRIES["models"]["small"]
+
+
+if __name__ == "__main__":
+    with registered():
+        sys.exit(run.main())

@@ -1,0 +1,25 @@
+"""What a run folder gives back of the logs of its nodes."""
+
+import json
+
+from d3jax.results.artifacts import RunFolder, by_loop, node_folder
+
+from ..helpers.run_folders import result_row, write_run
+
+
+def test_metrics_skip_broken_lines_and_keep_the_later_of_two(tmp_path):
+    run = RunFolder(write_run(tmp_path, [result_row(seed=3)]))
+    name = "badnets/seed3/d3-code"
+    path = node_folder(tmp_path, name) / "metrics.jsonl"
+    path.parent.mkdir(parents=True)
+    good = [
+        {"loop": "", "step": step, "loss": loss} for step, loss in ((2, 0.2), (1, 0.9), (1, 0.1))
+    ]
+    good.append({"loop": "semi", "step": 1, "loss": 0.5})
+    noise = ["", "[1]", '{"loop": "", "loss": 1}', '{"loop": "", "step": "1"}', '{"loop": "", "st']
+    path.write_text("\n".join([*map(json.dumps, good), *noise]))
+    assert run.metrics(name) == good
+    loops = by_loop(run.metrics(name))
+    assert list(loops) == ["", "semi"]
+    assert [(record["step"], record["loss"]) for record in loops[""]] == [(1, 0.1), (2, 0.2)]
+    assert run.metrics("badnets/seed3/none") == [] and by_loop([]) == {}

@@ -1,0 +1,144 @@
+"""Evolution runs compared: which rate is chosen, survivability, headlines, means over seeds."""
+
+import numpy as np
+import pytest
+
+from d3jax.report.plots.evolution import series
+from d3jax.report.sections.evolution import headlines
+from d3jax.results.survival import Shown, compare, ratio, survived
+
+
+def test_the_constant_rate_is_chosen_by_clean_validation():
+    """Not by ASR, and not by the accuracy that is reported; a strategy is held against it."""
+    ended, evolved = [], []
+    for attack, asr in (("badnets", 0.9), ("clean", None)):
+        for label, acc, valid, counted in (
+            ("low", 0.80, 0.70, 8),
+            ("high", 0.78, 0.75, 4),
+            ("smart", 0.775, 0.7, 0),
+            ("wild", 0.5, 0.9, 1),
+        ):
+            for seed in (0, 1):
+                for update in (0, 1, 2):
+                    one = {
+                        "attack": attack,
+                        "evolution": label,
+                        "seed": seed,
+                        "update": update,
+                        "acc": acc,
+                        "asr": asr,
+                        "stale_acc": acc,
+                    }
+                    # Under attack the validation accuracy is another: the clean lineage's counts.
+                    evolved.append(
+                        one
+                        | {"valid_acc": (valid if asr is None else 1 - valid) if update else None}
+                    )
+                row = {"attack": attack, "defense": label, "seed": seed}
+                for tau in ("0.9", "0.5", "0.1"):
+                    row |= (
+                        {
+                            f"survived_{tau}": counted + seed,
+                            f"survived_{tau}_censored": label == "low",
+                        }
+                        if asr
+                        else {}
+                    )
+                ended.append(row)
+    rate = lambda *values: np.array(values, np.float32)
+    shown = {
+        "low": Shown(rate(0.01, 0.01), "a", True), "high": Shown(rate(0.1, 0.1), "a", True),
+        "smart": Shown(rate(0.3, 0.1), "a", False), "wild": Shown(rate(0.9, 0.1), "b", True),
+    }  # fmt: skip
+    found = {(row["attack"], row["evolution"]): row for row in compare(ended, evolved, shown)}
+    assert {label: found["badnets", label]["baseline"] for label in shown} == {
+        "low": "high", "high": "high", "smart": "high", "wild": None
+    }  # fmt: skip
+    smart, low = found["badnets", "smart"], found["badnets", "low"]
+    assert (
+        smart["survived_0.5"] == 0.5 and smart["speedup"] == 4.5 / 0.5 and smart["counts"] is True
+    )
+    assert low["survived_0.5"] == 8.5 and low["censored_0.5"] == 2 and survived(low, 0.5) == "≥ 8.5"
+    assert (
+        smart["lr_mean"] == pytest.approx(0.2)
+        and smart["lr_max"] == np.float32(0.3)
+        and smart["asr_last"] == 0.9
+    )
+    assert headlines(list(found.values())) == {
+        "badnets": "survives 4.5 updates of 2 under high; least under smart, 0.5."
+    }  # fmt: skip
+    assert (
+        survived(found["clean", "low"], 0.5) == "–" and found["clean", "smart"]["speedup"] is None
+    )
+    assert (
+        (smart["speedup_bound"], low["speedup_bound"]) == (None, "≤")
+        and ratio(low) == "≤ 0.5×"
+        and ratio(smart) == "9.0×"
+    )
+    scaled = shown | {"smart": Shown(rate(0.015, 0.005), "a", False, scaled=True)}
+    held = {
+        row["evolution"]: row
+        for row in compare(ended, evolved, scaled)
+        if row["attack"] == "badnets"
+    }
+    assert (
+        held["smart"]["baseline"] == "high" and held["smart"]["speedup"] == 8.5 / 0.5
+    )  # S under the rate of its mean
+    assert [held[name]["equal_mean"] for name in shown] == [None, None, "low", None]
+    assert [held[name]["constant"] for name in shown] == [True, True, False, True]
+    assert smart["acc_std"] == 0 and smart["asr_last_std"] == 0
+    fewer = [row for row in evolved if (row["evolution"], row["seed"]) != ("smart", 1)]
+    assert (
+        next(row for row in compare(ended, fewer, shown) if row["evolution"] == "smart")["counts"]
+        is None
+    )  # a seed is missing
+    lost = [row for row in evolved if (row["evolution"], row["seed"]) != ("high", 1)]
+    lost = [
+        row | {"valid_acc": 0.0} if row["evolution"] == "low" and row["seed"] else row
+        for row in lost
+    ]
+    assert _baselines(ended, lost, shown)["smart"] == "high"  # on the seeds that both have
+    dead = [
+        row | dict.fromkeys((name for name in row if name.startswith("survived")), None)
+        for row in ended
+    ]
+    assert all(row["survived_0.5"] is None for row in compare(dead, evolved, shown))
+    alone = {
+        row["evolution"]: row
+        for row in compare(ended, [row for row in evolved if row["attack"] == "badnets"], shown)
+    }
+    assert (
+        alone["smart"]["baseline"] == "low" and alone["smart"]["counts"] is False
+    )  # two and a half points below
+
+
+def test_a_headline_names_one_of_equal_runs_and_prefers_one_that_counts():
+    row = {"attack": "badnets", "updates": 4, "baseline": "slow", "censored_0.5": 0, "seeds": 1}
+    lines = [row | {"evolution": name, "survived_0.5": survived, "counts": counts} for name, survived, counts in (
+        ("slow", 3, True), ("wild", 1, False), ("smart", 1, True)
+    )]  # fmt: skip
+    assert headlines(lines) == {
+        "badnets": "survives 3 updates of 4 under slow; least under smart and 1 more, 1."
+    }
+
+
+def _baselines(ended, evolved, shown):
+    return {
+        row["evolution"]: row["baseline"]
+        for row in compare(ended, evolved, shown)
+        if row["attack"] == "badnets"
+    }
+
+
+def test_curves_are_means_over_seeds():
+    evolved = [
+        {"evolution": "a", "update": t, "seed": seed, "asr": v}
+        for seed, v in ((0, 0.2), (1, 0.6))
+        for t in (0, 1)
+    ]
+    at, mean, deviation = series(evolved, "a", "asr")
+    assert (
+        at.tolist() == [0, 1]
+        and mean == pytest.approx([0.4, 0.4])
+        and deviation == pytest.approx([0.8 / 8**0.5] * 2)
+    )

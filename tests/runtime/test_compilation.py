@@ -1,0 +1,99 @@
+"""oneDNN: used where jaxlib carries it, and with the numbers that XLA's own kernels give."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d3jax.models.layers.conv import convolve
+from d3jax.runtime import compilation as compiling
+
+
+@pytest.mark.parametrize("release", ["0.10.2", "0.11.0", "0.11.2", "0.12.0"])
+def test_onednn_is_used_only_with_releases_it_was_tried_on(release, monkeypatch):
+    monkeypatch.setattr(compiling.importlib.metadata, "version", lambda name: release)
+    monkeypatch.setattr(compiling.platform, "machine", lambda: "x86_64")
+    assert compiling.uses_onednn() == release.startswith("0.11.")
+    monkeypatch.setenv("D3JAX_ONEDNN", "0")
+    assert not compiling.uses_onednn()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_onednn_gives_the_same_numbers_and_leaves_the_cache_readable(stride, tmp_path):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = (
+        jax.random.normal(keys[0], (16, 32, 32, 16)),
+        jax.random.normal(keys[1], (3, 3, 16, 32)),
+    )
+    g = jax.random.normal(keys[2], (16, 32 // stride, 32 // stride, 32))
+
+    def both(x, kernel, g):
+        y, back = jax.vjp(lambda x, kernel: convolve(x, kernel, stride), x, kernel)
+        return y, *back(g)
+
+    lowered = jax.jit(both).lower(x, kernel, g)
+    program = compiling.compiled(lowered)
+    assert ("onednn" in program.as_text()) == compiling.uses_onednn()
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.0  # conftest's
+    for mine, plain in zip(program(x, kernel, g), lowered.compile()(x, kernel, g), strict=True):
+        scale = float(jnp.abs(plain).max())
+        np.testing.assert_allclose(mine / scale, plain / scale, atol=1e-5)
+
+
+def test_compiled_programs_are_kept_up_to_a_limit():
+    lowered = lambda constant: jax.jit(lambda x: {"y": x + jnp.arange(100) * constant}).lower(
+        jnp.zeros(100)
+    )
+    device = jax.devices()[:1]
+    program = compiling.compiled(lowered(2), device)
+    assert compiling.compiled(lowered(2), device) is program
+    assert compiling.compiled(lowered(3), device)(jnp.zeros(100))["y"][1] == 3
+    assert compiling.compiled(lowered(2), jax.devices()[1:2]) is not program
+    for constant in range(4, 5 + compiling.KEPT):
+        compiling.compiled(lowered(constant), device)
+    assert (
+        len(compiling._programs) == compiling.KEPT
+        and compiling.compiled(lowered(2), device) is not program
+    )
+
+
+def test_programs_differ_by_the_shapes_of_unused_arguments_too():
+    program = {
+        size: compiling.compiled(jax.jit(lambda x, y: x + 1).lower(1.0, jnp.zeros(size)))
+        for size in (2, 3)
+    }
+    assert (
+        all(program[size](1.0, jnp.zeros(size)) == 2 for size in (2, 3))
+        and program[2] is not program[3]
+    )
+
+
+def test_fast_compiles_once_as_jit_does(monkeypatch):
+    """Compiled once for arguments of a shape, with arrays of the host and of a device, and with static ones in front."""
+    made = []
+    compiled = compiling.compiled
+    monkeypatch.setattr(compiling, "uses_onednn", lambda: True)
+    monkeypatch.setattr(compiling, "_compile", lambda lowered: lowered.compile())
+    monkeypatch.setattr(
+        compiling, "compiled", lambda *given: made.append(given) or compiled(*given)
+    )
+    call = compiling.fast(
+        lambda name, x, y: {name: x.sum() + (0 if y is None else y["a"].sum())}, static=1
+    )
+    ones = np.ones(5, np.float32)
+    assert (
+        float(call("sum", ones, None)["sum"])
+        == float(call("sum", 2 * jnp.asarray(ones), None)["sum"]) / 2
+        == 5
+    )
+    assert (
+        float(call("sum", ones, {"a": ones})["sum"]) == 10
+        and float(call("more", ones, None)["more"]) == 5
+    )
+    assert float(call("sum", np.ones(6, np.uint8), None)["sum"]) == 6
+    assert len(made) == 5  # host and device arrays each
+    mesh = jax.sharding.Mesh(jax.devices()[:2], "x")
+    there = jax.device_put(
+        np.ones(4), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    )
+    assert float(call("sum", there, None)["sum"]) == 4 and len(made) == 5

@@ -1,0 +1,111 @@
+"""The command line: exit codes, --list and --check."""
+
+from pathlib import Path
+
+import pytest
+
+from d3jax import run, study
+
+from ..helpers import studies
+from ..helpers.studies import TINY
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--config", "experiments/none.yaml"], 2, "experiments/none.yaml: cannot be read"),
+        ([], 2, "no --config given"),
+        (["--config", "x.yaml", "stray"], 2, "'stray' is not a setting"),
+        (["--config", "x.yaml", "--train.epochs"], 2, "--train.epochs has no value"),
+        (["--config", "{tiny}", "--train.epohcs", "3"], 2, "--train.epohcs: unknown key"),
+        (["--config", "{tiny}", "--trian.epochs", "3"], 2, "--trian.epochs: unknown key 'trian'"),
+        (
+            ["--config", "{tiny}", "--attacks.0.target", "9"],
+            2,
+            "attacks: badnets: target: 9 is not a class of synthetic, want 0 to 3",
+        ),
+        (
+            ["--config", "{tiny}", "--attacks.0.target", "9", "--check"],
+            2,
+            "target: 9 is not a class of synthetic, want 0 to 3",
+        ),
+        (
+            ["--config", "{tiny}", "--train.batch_size", "401"],
+            2,
+            "train: batch_size: 401 is more than the 400 images",
+        ),
+        (["--config", "{tiny}", "--workdir", "/proc/x"], 2, "--workdir: /proc/x cannot be made"),
+        (
+            ["--config", "{tiny}", "--attacks", "[{name: sig, rate: 0.9}]", "--published", "{}"],
+            2,
+            "asks for 360 images",
+        ),
+        (
+            ["--config", "{tiny}", "--dataset", "{name: npz, path: /no/such.npz}"],
+            2,
+            "/no/such.npz: no such file",
+        ),
+        (
+            ["--config", "{tiny}", "--defenses", "[{name: d3, tensors: nope}]"],
+            2,
+            "'nope' matches none",
+        ),
+        (
+            ["--config", "{tiny}", "--reserved.count", "401"],
+            2,
+            "401 images asked for, the training set has 400",
+        ),
+        (["--config", "{tiny}", "--part", "3/2"], 2, "want I/N with I from 1 to N"),
+        (["--config", "{tiny}", "--part", "-1/2"], 2, "argument --part: expected one argument"),
+        (["--config", "{tiny}", "--part", "1/2", "--report"], 2, "leave --part out"),
+        (["--config", "{tiny}", "--cache", "{tiny}"], 2, "tiny.yaml cannot be made (File exists)"),
+        (
+            ["--config", "{tiny}", "--profile", "{tiny}"],
+            2,
+            "tiny.yaml cannot be made (File exists)",
+        ),
+        (
+            ["--config", "{tiny}", "--distributed", ""],
+            2,
+            "want auto or HOST:PORT,COUNT,INDEX with INDEX below COUNT, got ''",
+        ),
+        (
+            ["--config", "{tiny}", "--train.sweep", "{epochs: [1]}"],
+            2,
+            "a sweep stands in an entry of attacks, detections, evolutions or defenses",
+        ),
+        (["--config", "{tiny}", "--loop.devices", "99"], 2, "99 asked for, there are 4"),
+        (["--config", "{tiny}", "--report"], 1, ""),
+    ],
+)
+def test_exit_codes(tmp_path, capsys, monkeypatch, words, code, message):
+    monkeypatch.setattr(run, "_cache_compilations", lambda: None)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    words = [word.replace("{tiny}", str(tmp_path / "tiny.yaml")) for word in words]
+    assert run.main(["--workdir", str(tmp_path / "out"), *words]) == code
+    errors = capsys.readouterr().err
+    if message:
+        assert (
+            message in errors
+            and len(errors.strip().splitlines()) == 1
+            and errors.startswith("d3jax: ")
+        )
+        assert not Path(tmp_path, "out", "results.csv").exists()
+
+
+def test_list_and_check(tmp_path, capsys):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    assert run.main(["--list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(
+        f"{registry}: {name}" in listed
+        for registry, names in study.REGISTRIES.items()
+        for name in names
+    )
+    d3 = listed.partition("defenses: d3")[2]
+    assert (
+        "--schedule.optimizer.weight_decay 0.0\n" in d3 and "--schedule.optimizer.lr 0.01\n" in d3
+    )  # its own defaults
+    assert listed.count("--sweep ") == 4 and "--schedule.optimizer.weight_decay 0.0005" in listed
+    assert run.main(["--config", str(tmp_path / "tiny.yaml"), "--check", "--seeds=[4]"]) == 0
+    assert studies.read(capsys.readouterr().out).seeds == (4,)

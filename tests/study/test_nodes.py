@@ -1,0 +1,144 @@
+"""Nodes of a study: their order, what is taken as it is, what a failure costs, what is recorded."""
+
+import json
+
+import pytest
+
+from d3jax.core.errors import DataError
+from d3jax.results import artifacts
+from d3jax.study import graph
+from d3jax.study.nodes.repair import RepairNode
+from d3jax.study.nodes.report_samples import SamplesNode
+from d3jax.study.planner import part_of, plan
+
+from ..helpers import studies
+
+STUDY = """
+dataset: {name: synthetic, size: 12, classes: 4, train: 200, test: 40, noise: 0.15}
+model: small
+attacks: [{name: badnets, rate: 0.1}, {name: lf, steps: 3}]
+train: {steps: 8, batch_size: 32, augment: none}
+reserved: {count: 40}
+features: 12
+detections: [{name: inversion, preset: nc, passes: 2, batches: 2}]
+defenses:
+  - {name: finetune, schedule: {steps: 4}}
+  - {name: d3, sweep: {lam: [0.5, 2]}, schedule: {steps: 4}}
+  - {name: mcl, target: detect, schedule: {steps: 2, batch_size: 32}, inversion: {passes: 2, batches: 2}, detection: {passes: 2, batches: 2}}
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nodes")
+    return graph.make_nodes(studies.opened(studies.read(STUDY), folder))
+
+
+def order_of(groups):
+    return {node.name: i for i, group in enumerate(groups) for node in group}
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_every_group_comes_after_all_that_it_needs(nodes, together):
+    groups = plan(nodes, together=together)
+    at = order_of(groups)
+    for group in groups:
+        for node in group:
+            assert all(at[needed.name] < at[node.name] for needed in node.needs.values())
+    assert {node.name for node in nodes} <= set(at)
+
+
+def test_groups_are_members_of_one_program(nodes):
+    groups = plan(nodes, together=True)
+    sizes = {(group[0].kind, group[0].run.label): len(group) for group in groups if len(group) > 1}
+    # Two seeds of each victim; two seeds and two settings of D3 under both attacks; fine-tuning.
+    assert sizes[("victim", "badnets")] == 2 and sizes[("victim", "lf")] == 2
+    assert sorted(len(group) for group in groups if group[0].kind == "repair") == [1] * 4 + [4, 8]
+    assert all(len(group) == 1 for group in plan(nodes, together=False))
+
+
+def test_attacks_that_share_a_clean_model_need_one_node(nodes):
+    groups = plan(nodes, together=False)
+    names = [node.name for group in groups for node in group]
+    assert len(names) == len(set(names))
+    assert names.count("clean/seed0/train") == 1 and "clean/seed0/train" not in {
+        node.name for node in nodes
+    }
+
+
+def test_a_search_shares_the_detection_of_equal_settings(nodes):
+    (mcl,) = [node for node in nodes if node.name == "badnets/seed0/mcl-code"]
+    (detection,) = [node for node in nodes if node.name == "badnets/seed0/detection-inversion-nc"]
+    assert mcl.detected is detection.inversion
+    assert mcl.inverted.needs["detection"] is mcl.detected
+
+
+def test_parts_hold_every_model_once_and_no_analysis(nodes):
+    parts = [part_of(nodes, i, 3) for i in (1, 2, 3)]
+    names = [node.name for part in parts for node in part]
+    assert names == [node.name for node in nodes if not node.analysis]
+
+
+def test_names_folders_and_recipes_are_unique(nodes):
+    models = [node for node in nodes if not node.analysis]
+    for values in ([node.name for node in nodes], [node.folder for node in models]):
+        assert len(values) == len(set(values))
+
+
+TINY = """
+dataset: {name: synthetic, size: 8, classes: 3, train: 96, test: 30}
+model: small
+train: {steps: 8, batch_size: 16}
+reserved: {count: 32}
+defenses: [{name: d3, schedule: {steps: 4, batch_size: 16}}]
+"""
+
+
+def test_an_analysis_is_computed_once(tmp_path, monkeypatch):
+    studies.run(studies.read(TINY), tmp_path)
+    monkeypatch.setattr(SamplesNode, "analyse", lambda *_: pytest.fail("analysed again"))
+    studies.run(studies.read(TINY), tmp_path)
+
+
+def test_an_analysis_that_breaks_costs_nothing_else(tmp_path, monkeypatch, capsys):
+    def broken(node, inputs):
+        raise TypeError("a mistake in the code")
+
+    monkeypatch.setattr(SamplesNode, "analyse", broken)
+    rows = studies.run(studies.read(TINY), tmp_path)
+    assert [row["status"] for row in rows] == ["ok", "ok"]
+    record = artifacts.read_record(tmp_path, "badnets/seed0/samples-none")
+    assert record.status == "failed: TypeError: a mistake in the code"
+    assert "samples-none failed: TypeError" in capsys.readouterr().err
+    assert (tmp_path / "report.html").exists()
+
+
+def test_findings_that_break_fail_their_node_alone(tmp_path, monkeypatch):
+    def broken(node, inputs, artifact):
+        raise KeyError("no such column")
+
+    monkeypatch.setattr(RepairNode, "findings", broken)
+    none, repaired = studies.run(studies.read(TINY), tmp_path)
+    assert none["status"] == "ok" and repaired["status"].startswith("failed: KeyError")
+
+
+def test_a_record_of_other_settings_is_not_shown(tmp_path):
+    studies.run(studies.read(TINY), tmp_path)
+    longer = studies.read(TINY, ("defenses.0.schedule.steps", "6"))
+    context = studies.opened(longer, tmp_path)
+    from d3jax.study.run import make_manifest
+
+    artifacts.write_manifest(tmp_path, make_manifest(context, graph.make_nodes(context)))
+    run = artifacts.RunFolder(tmp_path)
+    assert run.record("badnets/seed0/train") and run.record("badnets/seed0/d3-code") is None
+    assert artifacts.read_record(tmp_path, "badnets/seed0/d3-code").status == "ok"
+
+
+def test_an_old_run_folder_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("{}")
+    with pytest.raises(DataError, match="written by an earlier d3jax: run its config again"):
+        artifacts.RunFolder(tmp_path)
+    (tmp_path / "study.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(DataError, match="layout 99, this d3jax reads 1"):
+        artifacts.RunFolder(tmp_path)

@@ -1,0 +1,68 @@
+"""Optimisers and schedules against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from d3jax.config.recipes import OptimConfig
+from d3jax.core.types import Variables
+from d3jax.training import (
+    TrainData,
+    init_state,
+    make_optimizer,
+    make_schedule,
+    make_train_step,
+)
+from d3jax.training.optim import restart_every, scale_by_step_rate
+
+
+def test_sgd_is_pytorchs_coupled_momentum():
+    """v ← 0.9 v + g + wd·w; w ← w − lr·v, twice, in NumPy."""
+    config = OptimConfig(lr=0.1, momentum=0.9, weight_decay=0.01, schedule="constant")
+    tx = make_optimizer(config, steps=10, steps_per_epoch=1)
+    w, v, params = np.array([1.0, -2.0]), np.zeros(2), {"w": jnp.array([1.0, -2.0])}
+    state = tx.init(params)
+    for g in (np.array([0.5, 0.25]), np.array([-1.0, 2.0])):
+        v = 0.9 * v + g + 0.01 * w
+        w = w - 0.1 * v
+        updates, state = tx.update({"w": jnp.asarray(g, jnp.float32)}, state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params["w"], w, rtol=1e-6)
+
+
+def test_schedules_closed_forms():
+    by_epoch = make_schedule("cosine_epoch", steps=100, steps_per_epoch=10)
+    wanted = [0.5 * (1 + np.cos(np.pi * (step // 10) / 10)) for step in range(100)]
+    np.testing.assert_allclose([by_epoch(step) for step in range(100)], wanted, rtol=1e-5)
+    short = make_schedule("cosine_epoch", steps=14, steps_per_epoch=10)
+    assert short(13) == pytest.approx(0.5)  # the second epoch of two, begun or not
+    cosine = make_schedule("cosine", steps=100, steps_per_epoch=10)
+    np.testing.assert_allclose([cosine(0), cosine(50), cosine(100)], [1, 0.5, 0], atol=1e-7)
+    assert make_schedule("constant", steps=100, steps_per_epoch=10)(73) == 1
+    cycle = [
+        float(make_schedule("onecycle", steps=100, steps_per_epoch=10)(step)) for step in range(100)
+    ]
+    assert max(cycle) == pytest.approx(1, rel=1e-3) and cycle[0] < 0.05 and cycle[-1] < 0.005
+
+
+def test_optimisers_read_the_step_and_the_data():
+    """Rates that come in the data, and a momentum that restarts every third step, against NumPy."""
+    tx = optax.chain(
+        restart_every(optax.trace(0.9), 3),
+        scale_by_step_rate(lambda step, data: data.trigger[step]),
+    )
+
+    def straight(params, batch_stats, batch, key, data):
+        return jnp.sum(params["w"]), (batch_stats, {})
+
+    step = make_train_step(tx, loss=straight, batches=lambda key, step, data: None)
+    rates = np.array([0.1, 0.2, 0.3, 0.4, 0.5], np.float32)
+    data = TrainData(None, None, jnp.asarray(rates))
+    state, w, v = init_state(Variables({"w": jnp.ones(3)}, {}), tx, jax.random.key(0)), 1.0, 0.0
+    for i, rate in enumerate(rates):
+        v = 1 + 0.9 * (0 if i % 3 == 0 else v)
+        w -= rate * v
+        state, _ = jax.jit(step)(state, data)
+        np.testing.assert_allclose(state.variables.params["w"], np.full(3, w), rtol=1e-5)

@@ -1,0 +1,69 @@
+"""Training on poisoned data."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from d3jax.config.recipes import OptimConfig, TrainConfig
+from d3jax.core.types import Attack, Joint
+from d3jax.training import (
+    Hooks,
+    train_backdoored,
+)
+from d3jax.training.victim import poisoned_rows
+
+
+def test_the_backdoor_is_learned(victim, dataset, model, attack):
+    from d3jax.metrics.attack_success import make_evaluate
+
+    counts = make_evaluate(model, attack, 4)(victim.variables, victim.trigger, dataset.test)
+    assert counts.acc >= 0.97 and counts.asr >= 0.95
+    assert int(poisoned_rows(jax.random.key(0), attack, dataset.train.labels).sum()) == 40
+
+
+def test_training_follows_from_the_key(dataset, model, attack):
+    config = TrainConfig(steps=12, batch_size=32, optimizer=OptimConfig(lr=0.05))
+    one, same = (
+        train_backdoored(jax.random.key(1), model, dataset, attack, config).variables
+        for _ in range(2)
+    )
+    chex.assert_trees_all_equal(one, same)
+    assert not jnp.array_equal(
+        model.init(jax.random.key(1)).params["head"]["kernel"], one.params["head"]["kernel"]
+    )
+
+
+def brightened(optimizer):
+    """An attack whose trigger is a bare array: what is added to every channel."""
+
+    def poison(trigger, key, batch):
+        images = jnp.where(
+            batch.poisoned[:, None, None, None], batch.images + trigger, batch.images
+        )
+        joint = Joint(0.1 * jnp.sum(trigger**2), trigger) if optimizer else None
+        return batch._replace(images=jnp.clip(images, 0, 1), joint=joint)
+
+    return Attack(
+        init=lambda key: jnp.full(3, 0.25),
+        stamp=lambda trigger, images: jnp.clip(images + trigger, 0, 1),
+        select=lambda key, labels: jnp.arange(len(labels)) % 4 == 0,
+        relabel=jnp.zeros_like,
+        poison=poison,
+        optimizer=optimizer,
+    )
+
+
+@pytest.mark.parametrize("optimizer", [None, optax.adam(1e-2)])
+def test_the_trigger_may_be_a_bare_array(optimizer, dataset, model):
+    """It is given back, trained or not: an array has no truth value to ask for."""
+    config = TrainConfig(steps=3, batch_size=32, augment="none", optimizer=OptimConfig(lr=0.05))
+    hooks = Hooks(log_every=1)
+    attack = brightened(optimizer)
+    victim = train_backdoored(jax.random.key(0), model, dataset, attack, config, hooks)
+    assert victim.trigger.shape == (3,)
+    moved = np.abs(np.asarray(victim.trigger) - 0.25)
+    assert (moved > 1e-3).all() if optimizer else (moved == 0).all()
+    assert ("penalty" in victim.trace) == bool(optimizer)
