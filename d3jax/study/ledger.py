@@ -71,7 +71,10 @@ class Ledger:
         self.results[node.name] = result
         if isinstance(result, Artifact):
             self._record(node, "ok", found)
-        elif not result.unfinished:
+        elif result.unfinished:  # said in the rows of this process, and kept nowhere
+            record = NodeRecord(node.name, node.digest, result.status, {}, {})
+            self.records[node.name] = record
+        else:
             self._record(node, result.status, Findings())
 
     def _record(self, node: Node, status: str, found: Findings) -> None:
