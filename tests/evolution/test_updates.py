@@ -247,7 +247,7 @@ def test_settings_that_would_do_nothing_or_something_else_are_refused(dataset, c
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"drift": {"rotation": float("nan")}}, "drift: nan is out of range"),
+        ({"drift": {"rotation": float("nan")}}, "drift.rotation: nan is out of range"),
         (
             {"drift": {"rotaton": 3.0}},
             "'rotaton' is not one of rotation, .*; did you mean 'rotation'",
