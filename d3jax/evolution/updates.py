@@ -359,9 +359,11 @@ def evolution_batches(
             )
         old = (rows < past)[:, None, None, None]
         crop = jax.random.fold_in(stream(key, "augment"), step)
-        move = lambda x: jnp.where(
-            old, x, drift(drift_keys(key, rows), x, data.loss_inputs["strengths"] * (update + 1))
-        )
+        strengths = data.loss_inputs["strengths"] * (update + 1)
+
+        def move(x: jax.Array) -> jax.Array:
+            return jnp.where(old, x, drift(drift_keys(key, rows), x, strengths))
+
         mine = data.loss_inputs["order"][rows]
         batch = Batch(
             as_float(data.split.images[mine]), data.split.labels[mine], data.poisoned[rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -154,9 +154,10 @@ def start(
     key: jax.Array, labels: jax.Array, shape: tuple[int, int, int], config: InversionConfig
 ) -> TrainState:
     """Return the state before the first step for `labels` [L] and images of `shape`; its carry is `Progress`."""
-    place = lambda label: _random(
-        jax.random.fold_in(stream(key, "start"), label), shape, config.preset
-    )
+
+    def place(label: jax.Array) -> Params:
+        return _random(jax.random.fold_in(stream(key, "start"), label), shape, config.preset)
+
     raw = jax.vmap(place)(labels)
     number, no, zero = (jnp.zeros(len(labels), dtype) for dtype in (jnp.int32, bool, jnp.float32))
     progress = Progress(
@@ -373,9 +374,11 @@ def kept_of(state: TrainState) -> tuple[Params, np.ndarray]:
 
 
 def only(state: TrainState, rows: np.ndarray) -> TrainState:
-    """The state of the labels in `rows` alone."""
-    take = lambda leaf: (
-        jnp.asarray(leaf[rows]) if leaf.ndim else leaf
-    )  # the labels' axis is the first of every array
+    """Return the state of the labels in `rows` alone."""
+
+    def take(leaf: np.ndarray) -> Any:
+        """Return the rows of an array: the labels' axis is the first of every one."""
+        return jnp.asarray(leaf[rows]) if leaf.ndim else leaf
+
     parts = {name: getattr(state, name) for name in ("variables", "opt_state", "carry")}
     return dataclasses.replace(state, **jax.tree.map(take, jax.device_get(parts)))

@@ -153,9 +153,10 @@ def _counts_of(
         strengths: jax.Array | None,
     ) -> tuple[Counts, jax.Array]:
         clean = as_float(images)
-        move = lambda x: (
-            x if drift is None else drift(keys_of(jax.random.key(0), rows), x, strengths)
-        )
+
+        def move(x: jax.Array) -> jax.Array:
+            return x if drift is None else drift(keys_of(jax.random.key(0), rows), x, strengths)
+
         stamped = (
             move(attack.stamp(trigger, clean))
             if trigger_first

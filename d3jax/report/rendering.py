@@ -45,9 +45,9 @@ def environment() -> jinja2.Environment:
     )
     script = (FOLDER / "sort.js").read_text(encoding="utf8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    functions = (picture, points, seconds, sign_of, spread, verdict)
+    found.globals |= {function.__name__: function for function in functions}
     found.globals |= {"script": Markup(script), "script_hash": f"sha256-{digest}"}
-    for function in (picture, points, seconds, sign_of, spread, verdict):
-        found.globals[function.__name__] = function
     return found
 
 

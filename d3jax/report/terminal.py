@@ -55,21 +55,17 @@ def _table(summaries: Sequence[Row]) -> Table:
         number = {"justify": "right", "no_wrap": True}
         table.add_column(name, **(number if name in NUMBERS else {"overflow": "fold"}))
     for row, after in zip(summaries, [*summaries[1:], {}], strict=True):
-        names = [row[name] for name in (*where, "attack", "defense")]
+        cells = [row[name] for name in (*where, "attack", "defense")] + _numbers(row)
+        style = STYLES.get(verdict(row).split(" ")[0].strip(","), "")
+        cells += [Text(verdict(row), style=style), *(row[name] or "none" for name in beside)]
         ends = bool(after) and group_of(row) != group_of(after)
-        last = [Text(row[name] or "none") for name in beside]
-        table.add_row(*map(Text, names + _numbers(row)), _outcome(row), *last, end_section=ends)
+        table.add_row(*(Text(c) if isinstance(c, str) else c for c in cells), end_section=ends)
     return table
 
 
 def _numbers(row: Row) -> list[str]:
-    changes = {rate: points(row[f"{rate}_change"], sign=True) for rate in RATES[:3]}
-    pairs = [text for rate, change in changes.items() for text in (spread(row, rate), change)]
-    return [*pairs, spread(row, "der"), str(row["n"])]
-
-
-def _outcome(row: Row) -> Text:
-    return Text(verdict(row), style=STYLES.get(verdict(row).split(" ")[0].strip(","), ""))
+    pairs = [(spread(row, rate), points(row[f"{rate}_change"], sign=True)) for rate in RATES[:3]]
+    return [*(text for pair in pairs for text in pair), spread(row, "der"), str(row["n"])]
 
 
 def print_detections(rows: Sequence[Row]) -> None:

@@ -59,12 +59,11 @@ def study_of(run: RunFolder, tables: Tables) -> Study:
     nodes, every = run.manifest.nodes, tables.get("results", ())
     evolved = {node.label for node in nodes if node.kind == "evolution"}
     rows = [row for row in every if row["defense"] not in evolved]
-    groups: dict[tuple[str, str, str], list[Row]] = {}
-    for row in summarise(rows):
-        groups.setdefault(group_of(row), []).append(row)
-    names = [row["defense"] for row in every]
-    names += [node.label for node in nodes if node.kind == "report_samples"]
-    return Study(run, tables, rows, groups, palette(names))
+    found = summarise(rows)
+    keys = dict.fromkeys(map(group_of, found))
+    groups = {key: [row for row in found if group_of(row) == key] for key in keys}
+    shown = [node.label for node in nodes if node.kind == "report_samples"]
+    return Study(run, tables, rows, groups, palette([*(row["defense"] for row in every), *shown]))
 
 
 def views_of(study: Study) -> Iterator[View]:

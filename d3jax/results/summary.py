@@ -214,11 +214,11 @@ def points(value: float | None, sign: bool = False, digits: int = 2) -> str:
     return text.replace("-", "−") if float(text) else text.lstrip("+-")  # no "−0.00"
 
 
-def spread(row: Row, rate: str) -> str:
+def spread(row: Row, rate: str, digits: int = 2) -> str:
     """A fraction in percent, ± the sample standard deviation where there are several seeds."""
-    return points(row[rate]) + (
-        "" if row[f"{rate}_std"] is None else f" ± {points(row[f'{rate}_std'])}"
-    )
+    deviation = row[f"{rate}_std"]
+    beside = "" if deviation is None else f" ± {points(deviation, digits=digits)}"
+    return points(row[rate], digits=digits) + beside
 
 
 def detections(rows: Sequence[Row]) -> list[Row]:

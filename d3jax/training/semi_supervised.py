@@ -18,7 +18,7 @@ from ..config.recipes import OptimConfig
 from ..core.images import as_float
 from ..core.losses import cross_entropy
 from ..core.random import stream
-from ..core.types import DataInfo, Model, Params, Split, Variables
+from ..core.types import DataInfo, Model, Outputs, Params, Split, Variables
 from ..data.augment import make_augment
 from ..data.batching import batch_rows, epoch_plan
 from ..data.randaugment import strong_augment
@@ -182,7 +182,9 @@ def mixmatch(config: SemiConfig, model: Model) -> Loss:
     """
 
     def loss(params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Semi):
-        run = lambda images: model.apply(Variables(params, batch_stats), images, train=True)
+        def run(images: jax.Array) -> Outputs:
+            return model.apply(Variables(params, batch_stats), images, train=True)
+
         count = len(batch.labels)
         seen = [run(images) for images in (batch.first, batch.second)]
         guesses = [jax.nn.softmax(output.logits) for output in seen]
@@ -229,7 +231,10 @@ def mix(
     """Every image and target [B, K] with those of the rows `others` [B]: λ' times itself, λ' = max(λ, 1 − λ), λ ~ Beta(α, α) for each row."""
     share = jax.random.beta(key, alpha, alpha, (len(images),))
     share = jnp.maximum(share, 1 - share)
-    blend = lambda x, share: share * x + (1 - share) * x[others]
+
+    def blend(x: jax.Array, share: jax.Array) -> jax.Array:
+        return share * x + (1 - share) * x[others]
+
     return blend(images, share[:, None, None, None]), blend(targets, share[:, None])
 
 
@@ -256,7 +261,9 @@ def fixmatch(config: SemiConfig, model: Model) -> Loss:
     """FixMatch's loss of a batch: cross-entropy, and that of the strongly augmented images with the labels of the weakly augmented."""
 
     def loss(params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Semi):
-        run = lambda images: model.apply(Variables(params, batch_stats), images, train=True)
+        def run(images: jax.Array) -> Outputs:
+            return model.apply(Variables(params, batch_stats), images, train=True)
+
         count = len(batch.labels)
         outputs = run(jnp.concatenate([batch.images, batch.first, batch.second]))
         labelled = cross_entropy(outputs.logits[:count], batch.labels).mean()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .common import ABOVE, BEFORE, PALE, Mark, Palette, Panel, save_panels, short, style_of
+from .common import ABOVE, PALE, Mark, Palette, Panel, save_panels, short, style_of
 
 NAMED = 20
 """So many classes still have room for their names under the bars."""
@@ -47,22 +47,34 @@ def _panel(
     colours: Palette,
     below: float,
 ) -> Panel:
-    marks = [_ticks(classes), Mark((False,), {"axis": "x"}, "grid")]
-    for row, name in enumerate(names):
-        title = (-0.7, PITCH * row + 1.1, f"{kind.upper()} · {short(name, 40)}")
-        marks += [Mark(title, {"weight": "bold", "size": "large"}, "text")]
-        for one, width, hue in (
-            ("none", 0.86, PALE),
-            (name, 0.46, style_of(name, colours)["color"]),
-        ):
-            if kind in rates.get(one, {}) and (one, hue) != ("none", BEFORE):
-                marks.append(_bars(PITCH * row, rates[one][kind], width, hue))
     ticks = {
         PITCH * row + share / 100: share for row in range(len(names)) for share in (0, 50, 100)
     }
-    options = {"xlim": (-0.7, len(classes) - 0.3), "ylim": (0, PITCH * len(names) - 0.15)}
-    options |= {"yticks": list(ticks), "yticklabels": list(ticks.values()), "ylabel": "share (%)"}
-    return Panel(marks, options | {"xlabel": "true class"}, below=below)
+    wide = [
+        _bars(PITCH * row, rates["none"][kind], 0.86, PALE)
+        for row in range(len(names))
+        if kind in rates.get("none", {})
+    ]
+    narrow = [
+        _bars(PITCH * row, rates[name][kind], 0.46, style_of(name, colours)["color"])
+        for row, name in enumerate(names)
+        if name != "none" and kind in rates[name]
+    ]
+    bold = {"weight": "bold", "size": "large"}
+    titles = [
+        Mark((-0.7, PITCH * row + 1.1, f"{kind.upper()} · {short(name, 40)}"), bold, "text")
+        for row, name in enumerate(names)
+    ]
+    options = {
+        "xlabel": "true class",
+        "xlim": (-0.7, len(classes) - 0.3),
+        "ylabel": "share (%)",
+        "ylim": (0, PITCH * len(names) - 0.15),
+        "yticks": list(ticks),
+        "yticklabels": list(ticks.values()),
+    }
+    marks = [_ticks(classes), Mark((False,), {"axis": "x"}, "grid"), *wide, *narrow, *titles]
+    return Panel(marks, options, below=below)
 
 
 def _bars(base: float, fractions: np.ndarray, width: float, colour: str) -> Mark:

@@ -1,6 +1,5 @@
 """Curves of training and repair: a panel for each metric, a colour for each defence."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,26 +53,21 @@ def save_curves(path: Path, runs: Runs, metrics: Sequence[Metric], colours: Pale
         found.pop(DISTANCE, None)  # the same curve, without its scale
     columns = 2 if len(found) in (2, 4) else min(3, len(found))
     panels = [panel_of(metric, curves, colours) for metric, curves in found.items()]
-    width = WIDTH if columns > 1 else 5.0
-    return save_panels(path, panels, columns, 2.45, width)
+    return save_panels(path, panels, columns, 2.45, WIDTH if columns > 1 else 5.0)
 
 
 def curves_of(runs: Runs, metric: Metric) -> list[Curve]:
     """Return the curve of every run with at least one finite number for the metric."""
-    values = {
-        run: [(record["step"], _first(record, metric.keys)) for record in records]
-        for run, records in runs.items()
-    }
-    known = {run: [one for one in points if one[1] is not None] for run, points in values.items()}
-    return [
-        (name, np.asarray(points, np.float64).T)
-        for (name, _), points in known.items()
-        if any(math.isfinite(value) for _, value in points)
-    ]
+    found = {run: [_point(one, metric.keys) for one in records] for run, records in runs.items()}
+    curves = [(name, np.asarray(points, np.float64).T) for (name, _), points in found.items()]
+    known = [(name, curve[:, ~np.isnan(curve[2])][[0, 1]]) for name, curve in curves if curve.size]
+    return [(name, curve) for name, curve in known if np.isfinite(curve[1]).any()]
 
 
-def _first(record: LogRecord, keys: Sequence[str]) -> float | None:
-    return next((record[key] for key in keys if isinstance(record.get(key), int | float)), None)
+def _point(record: LogRecord, keys: Sequence[str]) -> tuple[float, float, float]:
+    """Return step and value, and 0 where the record has one, else nan."""
+    numbers = [record[key] for key in keys if isinstance(record.get(key), int | float)]
+    return (record["step"], *([numbers[0], 0.0] if numbers else [np.nan, np.nan]))
 
 
 def panel_of(metric: Metric, curves: Sequence[Curve], colours: Palette) -> Panel:
@@ -94,9 +88,14 @@ def panel_of(metric: Metric, curves: Sequence[Curve], colours: Palette) -> Panel
     ]  # fmt: skip
     every = np.concatenate([values[np.isfinite(values)] for _, (_, values) in curves])
     wide = metric.unit.startswith("loss") and every.min() > 0 and every.max() > 50 * every.min()
-    options = {"title": metric.title, "ylabel": metric.unit, "yscale": "log" if wide else "linear"}
-    options["xlabel"] = "progress of each run (% of its steps)" if relative else "step"
-    return Panel(marks, options | ({"ylim": metric.limits} if metric.limits else {}))
+    options = {
+        "title": metric.title,
+        "xlabel": "progress of each run (% of its steps)" if relative else "step",
+        "ylabel": metric.unit,
+        "yscale": "log" if wide else "linear",
+        "ylim": metric.limits,
+    }
+    return Panel(marks, {name: value for name, value in options.items() if value})
 
 
 def _mark(steps: Sequence[np.ndarray], values: Sequence[np.ndarray], style: dict[str, Any]) -> Mark:

@@ -37,12 +37,12 @@ CURVATURES = {
 def series(rows: Sequence[Row], evolution: str, name: str) -> tuple[np.ndarray, ...]:
     """Return updates, mean and sample deviation over seeds (0 for one) of a column's numbers."""
     values: dict[int, list[float]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["update"]):
         if row["evolution"] == evolution and row[name] is not None:
             values.setdefault(row["update"], []).append(row[name])
-    found = [values[update] for update in sorted(values)]
-    deviations = [np.std(one, ddof=len(one) > 1) for one in found]
-    return np.array(sorted(values)), np.array([np.mean(one) for one in found]), np.array(deviations)
+    deviations = [np.std(one, ddof=len(one) > 1) for one in values.values()]
+    means = [np.mean(one) for one in values.values()]
+    return np.array(list(values)), np.array(means), np.array(deviations)
 
 
 def save_rates(path: Path, rows: Sequence[Row], colours: Palette) -> Path | None:
@@ -64,11 +64,12 @@ def save_rates(path: Path, rows: Sequence[Row], colours: Palette) -> Path | None
 def _curve(rows: Sequence[Row], evolution: str, name: str, colours: Palette) -> list[Mark]:
     """Return the line of means and the band of deviations about it."""
     at, mean, deviation = series(rows, evolution, name)
-    style = style_of(evolution, colours)
-    line = style | {"linewidth": 1.5, "marker": "o", "markersize": 2.5, "label": evolution}
-    band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
-    limits = (at, 100 * (mean - deviation), 100 * (mean + deviation))
-    return [Mark((at, 100 * mean), line), Mark(limits, band, "fill_between")]
+    line = style_of(evolution, colours) | {"linewidth": 1.5, "marker": "o", "markersize": 2.5}
+    band = {"color": line["color"], "alpha": 0.15, "linewidth": 0}
+    return [
+        Mark((at, 100 * mean), line | {"label": evolution}),
+        Mark((at, 100 * (mean - deviation), 100 * (mean + deviation)), band, "fill_between"),
+    ]
 
 
 def save_learning_rates(path: Path, rates: Arrays, colours: Palette) -> Path | None:
@@ -88,24 +89,25 @@ def save_learning_rates(path: Path, rates: Arrays, colours: Palette) -> Path | N
 
 def save_energy(path: Path, predicted: Mapping[str, Arrays]) -> Path | None:
     """Draw where the trigger's direction lies among the eigenspaces of the first run's features."""
-    panels = [_energy(found) for found in list(predicted.values())[:1]]
-    return save_panels(path, panels, 1, 2.4)
+    return save_panels(path, [_energy(found) for found in predicted.values()][:1], 1, 2.4)
 
 
 def _energy(found: Arrays) -> Panel:
-    values = found["eigenvalues"]
-    kinds = (
-        (found["shares"], POISONED, "the trigger's direction"),
-        (values / values.sum(), BEFORE, "the features themselves"),
-    )
+    values, at = found["eigenvalues"], np.maximum(found["eigenvalues"], 1e-9)
+    own = {"color": BEFORE, "label": "the features themselves"}
+    direction = {"color": POISONED, "label": "the trigger's direction"}
+    options = {
+        "title": "Energy in the eigenspaces of update 1",
+        "xlabel": "eigenvalue of the second moment, large to small",
+        "ylabel": "energy so far (%)",
+        "xscale": "log",
+        "xlim": (1.3 * at[0], at[-1] / 1.3),
+        "ylim": (0, 103),
+    }
     marks = [
-        Mark((np.maximum(values, 1e-9), 100 * np.cumsum(shares)), {"color": hue, "label": label})
-        for shares, hue, label in kinds
+        Mark((at, 100 * np.cumsum(found["shares"])), direction),
+        Mark((at, 100 * np.cumsum(values / values.sum())), own),
     ]
-    ends = np.maximum([values[0] * 1.3, values[-1] / 1.3], 1e-9)
-    options = {"xscale": "log", "xlim": ends, "ylim": (0, 103), "ylabel": "energy so far (%)"}
-    options["title"] = "Energy in the eigenspaces of update 1"
-    options["xlabel"] = "eigenvalue of the second moment, large to small"
     return Panel(marks, options, legend="lower right")
 
 
@@ -121,13 +123,19 @@ def save_forgetting(path: Path, predicted: Mapping[str, Arrays], colours: Palett
 
 
 def _prediction(found: Arrays, colour: str, options: dict[str, Any]) -> Panel:
-    scores = found["scores"]
-    measured = scores / scores[0] if scores[0] else scores
-    name = {"color": INK, "label": "measured (in each its own colour)"}
-    marks = [Mark((measured,), {"color": colour}), Mark(([], []), name)]
-    for kind, (dash, label) in CURVATURES.items():
-        left = np.concatenate([[1.0], found[f"left/{kind}"]])
-        style = {"color": INK, "linestyle": dash, "linewidth": 1, "label": label}
-        marks.append(Mark((np.where(np.abs(left) > 1.0, np.nan, left),), style))
+    measured = found["scores"] / (found["scores"][0] or 1.0)
+    name = {"color": INK, "label": "measured (own colours)"}
+    predicted = {kind: np.append(1.0, found[f"left/{kind}"]) for kind in CURVATURES}
+    marks = [
+        Mark((measured,), {"color": colour}),
+        Mark(([], []), name),
+        *(
+            Mark(
+                (np.where(np.abs(predicted[kind]) > 1.0, np.nan, predicted[kind]),),
+                {"color": INK, "linestyle": dash, "linewidth": 1, "label": label},
+            )
+            for kind, (dash, label) in CURVATURES.items()
+        ),
+    ]
     top = 1.08 * float(np.max(measured[np.isfinite(measured)], initial=1.2))
     return Panel(marks, options | {"xlabel": "update", "ylim": (-0.3, top)}, whole=True)

@@ -38,47 +38,44 @@ def save_paths(path: Path, defenses: Sequence[str], arrays: Arrays) -> Path | No
 
 def _line(name: str, arrays: Arrays) -> list[Panel]:
     """Return the panels of losses and of rates; a net without BatchNorm has one line in each."""
-    ts = arrays[f"{name}/ts"]
-    losses, rates = [], []
-    for statistics, dash in DASHES.items():
-        for kind, colour, rate in KINDS if f"{name}/{statistics}/acc" in arrays else ():
-            at, style = f"{name}/{statistics}", {"color": colour, "linestyle": dash}
-            label = {"label": f"{kind}, {'statistics ' * (kind == 'clean')}{statistics}"}
-            losses.append(Mark((ts, arrays[f"{at}/{kind}_loss"]), style | label))
-            rates.append(Mark((ts, 100 * arrays[f"{at}/{rate}"]), style))
-    guide = {"color": BEFORE, "linewidth": 0.8, "linestyle": ":"}
-    guides = [Mark((at,), guide, "axvline") for at in (0, 1)]
-    top = min(8.0, 1.3 * np.nanmax([*arrays[f"{name}/interpolated/clean_loss"], 3.0]))
-    rate = {"title": "ACC and ASR", "ylabel": "share (%)", "ylim": (-3, 103), "xlabel": T}
-    return [
-        Panel(
-            losses + guides,
-            {"title": f"{name}: loss", "ylabel": "nats", "ylim": (-0.1, top), "xlabel": T},
-        ),
-        Panel(rates + guides, rate),
+    ts, at = arrays[f"{name}/ts"], {kind: f"{name}/{kind}" for kind in DASHES}
+    there = [kind for kind in DASHES if f"{at[kind]}/acc" in arrays]
+    losses = [
+        Mark((ts, arrays[f"{at[how]}/{kind}_loss"]), {"color": hue, "linestyle": DASHES[how],
+             "label": f"{kind}, {'statistics ' * (kind == 'clean')}{how}"})
+        for how in there for kind, hue, _ in KINDS
+    ]  # fmt: skip
+    rates = [
+        Mark((ts, 100 * arrays[f"{at[how]}/{rate}"]), {"color": hue, "linestyle": DASHES[how]})
+        for how in there
+        for _, hue, rate in KINDS
     ]
+    guides = [Mark((t,), {"color": BEFORE, "lw": 0.8, "ls": ":"}, "axvline") for t in (0, 1)]
+    top = min(8.0, 1.3 * np.nanmax([*arrays[f"{name}/interpolated/clean_loss"], 3.0]))
+    options = {"title": f"{name}: loss", "xlabel": T, "ylabel": "nats", "ylim": (-0.1, top)}
+    shares = {"title": "ACC and ASR", "xlabel": T, "ylabel": "share (%)", "ylim": (-3, 103)}
+    return [Panel(losses + guides, options), Panel(rates + guides, shares)]
 
 
 def save_plane(path: Path, names: Sequence[str], arrays: Arrays) -> Path:
     """Draw clean and backdoor loss in the plane of three models."""
     box = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1.5}
     label = {"xytext": (6, 6), "textcoords": "offset points", "fontsize": 8, "bbox": box}
+    colours = {"levels": [0.02, *LEVELS, 20.1], "cmap": "viridis_r", "norm": "log"}
+    axes = {"xlabel": f"distance towards {names[1]}", "ylabel": "distance from that line"}
     with drawing(path, (WIDTH, 3.9), layout="constrained") as figure:
         for axis, kind in zip(figure.subplots(1, 2), ("clean", "backdoor"), strict=True):
-            losses = (
-                arrays["plane/xs"],
-                arrays["plane/ys"],
-                np.clip(arrays[f"plane/{kind}"], 0.02, 20),
+            at, shown = (
+                (arrays["plane/xs"], arrays["plane/ys"]),
+                arrays[f"plane/{kind}"].clip(0.02, 20),
             )
-            colours = {"levels": [0.02, *LEVELS, 20.1], "cmap": "viridis_r", "norm": "log"}
-            bar = figure.colorbar(axis.contourf(*losses, **colours), ax=axis, format="%g")
-            bar.ax.minorticks_off()
-            axis.contour(*losses, levels=LEVELS, colors="white", linewidths=0.4)
+            filled = axis.contourf(*at, shown, **colours)
+            figure.colorbar(filled, ax=axis, format="%g").ax.minorticks_off()
+            axis.contour(*at, shown, levels=LEVELS, colors="white", linewidths=0.4)
             for place, name in zip(arrays["plane/places"], names, strict=True):
                 axis.plot(*place, "o", color="white", markeredgecolor=INK, markersize=6)
                 axis.annotate(name, place, color=INK, **label)
-            axis.set(title=f"{kind.capitalize()} loss", ylabel="distance from that line")
-            axis.set_xlabel(f"distance towards {names[1]}")
+            axis.set(title=f"{kind.capitalize()} loss", **axes)
             axis.grid(False)
     return path
 

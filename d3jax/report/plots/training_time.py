@@ -39,22 +39,23 @@ def save_learning(path: Path, records: Sequence[LogRecord]) -> Path | None:
         )
         for name, (title, unit, factor) in LEARNED.items()
     ]
-    dashed = {"linestyle": "--", "factor": 100}
-    rates = [
-        *_dots(measured, "watch_acc", color=CLEAN, label="ACC", **dashed),
-        *_dots(measured, "watch_asr", color=POISONED, label="ASR", **dashed),
-    ]
-    options = {"title": "Test images", "xlabel": "step", "ylabel": "share (%)", "ylim": (-3, 103)}
-    panels.append(Panel(rates, options, whole=True, legend="best"))
-    return save_panels(path, panels if measured else [], 4, 2.5)
+    test = Panel(
+        [
+            *_dots(measured, "watch_acc", 100, color=CLEAN, label="ACC", linestyle="--"),
+            *_dots(measured, "watch_asr", 100, color=POISONED, label="ASR", linestyle="--"),
+        ],
+        {"title": "Test images", "xlabel": "step", "ylabel": "share (%)", "ylim": (-3, 103)},
+        whole=True,
+        legend="best",
+    )
+    return save_panels(path, [*panels, test] if measured else [], 4, 2.5)
 
 
 def _dots(records: Sequence[LogRecord], name: str, factor: float, **style: Any) -> list[Mark]:
     """Return the line of a metric, if any record has a number for it."""
-    steps = [record["step"] for record in records]
-    values = [factor * record.get(name, np.nan) for record in records]
-    mark = Mark((steps, values), style | {"marker": "o", "markersize": 2.5})
-    return [mark] if np.isfinite(values).any() else []
+    found = {record["step"]: factor * record.get(name, np.nan) for record in records}
+    mark = Mark((list(found), list(found.values())), style | {"marker": "o", "markersize": 2.5})
+    return [mark] if np.isfinite(mark.args[1]).any() else []
 
 
 def save_scores(path: Path, found: Arrays) -> Path | None:
@@ -80,10 +81,16 @@ def _ranking(kind: str, found: Arrays) -> Panel:
         for thin, (name, hue) in enumerate(HUES.items())  # they often lie on one another
         if f"{kind}/{name}" in found
     ]
-    options = {"title": kind.capitalize(), "xlabel": "images with the lowest scores (%)", "ylabel": "%"}  # fmt: skip
-    options |= {"xlim": (0.1, 100), "ylim": (-3, 103), "xscale": "log"}
-    share_of_all = [_level(flags.mean())] if kind == "precision" else []
-    return Panel(marks + share_of_all, options, legend="best")
+    options = {
+        "title": kind.capitalize(),
+        "xlabel": "images with the lowest scores (%)",
+        "ylabel": "%",
+        "xlim": (0.1, 100),
+        "ylim": (-3, 103),
+        "xscale": "log",
+    }
+    of_all = [_level(flags.mean())] if kind == "precision" else []
+    return Panel(marks + of_all, options, legend="best")
 
 
 def save_rescored(path: Path, found: Mapping[str, Arrays]) -> Path | None:
@@ -92,8 +99,7 @@ def save_rescored(path: Path, found: Mapping[str, Arrays]) -> Path | None:
         _histogram(arrays["rescored"], arrays["flags"], short(name, 30))
         for name, arrays in found.items()
     ]
-    columns = min(4, len(found))
-    return save_panels(path, panels, columns, 1.9)
+    return save_panels(path, panels, min(4, len(found)), 2.0)
 
 
 def kept_clean(poisoned: np.ndarray, flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -115,8 +121,7 @@ def save_kept(path: Path, found: Mapping[str, Arrays], colours: Palette) -> Path
         Panel(precision, {"title": "Precision: clean of those kept", **x}),
         Panel(recall, {"title": "Recall: kept of the clean", "ylim": (-3, 103), **x}),
     ]
-    height = max(2.8, 0.2 * len(found))
-    return save_panels(path, panels if kept else [], 2, height)
+    return save_panels(path, panels if kept else [], 2, 2.8)
 
 
 def _kept(name: str, arrays: Arrays, style: dict[str, Any]) -> list[list[Mark]]:
@@ -142,13 +147,21 @@ def _histogram(scores: np.ndarray, flags: np.ndarray, title: str, legend: str = 
     top = max(float(scores[np.isfinite(scores)].max(initial=0)), 10 * LOWEST)
     least = max(LOWEST, float(np.min(scores, initial=top)) / 2)
     edges = np.geomspace(least, top, 40)
-    marks = []
-    for kind, mask, colour in (("clean", ~flags, CLEAN), ("poisoned", flags, POISONED)):
-        counts = np.histogram(np.clip(scores[mask].astype(float), least, top), edges)[0]
-        style = {"fill": True, "color": colour, "alpha": 0.55, "label": kind}
-        marks += [Mark((100 * counts / mask.sum(), edges), style, "stairs")] if mask.any() else []
+    marks = [
+        Mark(
+            (_shares(np.clip(scores[mask].astype(float), least, top), edges), edges),
+            {"fill": True, "color": colour, "alpha": 0.55, "label": kind},
+            "stairs",
+        )
+        for kind, mask, colour in (("clean", ~flags, CLEAN), ("poisoned", flags, POISONED))
+        if mask.any()
+    ]
     options = {"title": title, "xscale": "log", "xlabel": "score (nats)", "ylabel": "images (%)"}
     return Panel(marks, options, legend=legend)
+
+
+def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    return 100 * np.histogram(values, edges)[0] / len(values)
 
 
 def plain(name: str) -> str:

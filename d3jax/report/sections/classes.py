@@ -17,10 +17,13 @@ def show(view: View) -> Markup:
     evolved = {node.label for node in view.nodes("evolution")}
     rows = [row for row in view.tables.get("per_class", ()) if row["defense"] not in evolved]
     rates, classes = class_rates(rows), view.study.run.manifest.classes
-    path = save_classes(view.path("classes"), classes, rates, view.study.palette)
-    values = {"triggered": any_rate(rates, "asr"), "attack": view.attack.label}
-    seeds = list(dict.fromkeys(row["seed"] for row in rows))
-    return render("classes.html.j2", path=path, seeds=seeds, **values)
+    return render(
+        "classes.html.j2",
+        path=save_classes(view.path("classes"), classes, rates, view.study.palette),
+        triggered=any_rate(rates, "asr"),
+        attack=view.attack.label,
+        seeds=list(dict.fromkeys(row["seed"] for row in rows)),
+    )
 
 
 def class_rates(rows: Sequence[Row]) -> dict[str, dict[str, np.ndarray]]:

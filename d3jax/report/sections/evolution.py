@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ...results.summary import points
+from ...results.summary import spread
 from ...results.survival import TAUS, ratio, survived
 from ...results.tables import Row
 from ..plots.evolution import BANDED, save_energy, save_forgetting, save_learning_rates, save_rates
@@ -16,42 +16,37 @@ COLUMNS = [("S", f"at ASR {tau:g}") for tau in TAUS] + [
 
 def show(view: View) -> Markup:
     """Return what an attack's evolution runs did, and which of them did not end."""
-    rows, colours = view.tables.get("evolution", ()), view.study.palette
-    compared = view.tables.get("survival", ())
+    rows, compared = view.tables.get("evolution", ()), view.tables.get("survival", ())
     labels = {node.label for node in view.nodes("evolution")}
-    failed = [row for row in view.tables.get("results", ()) if row["defense"] in labels and row["status"] != "ok"]  # fmt: skip
-    if not rows and not failed:
-        return Markup("")
-    every = view.study.tables.get("evolution", ())
-    first = rows and rows[0] is every[0]  # the rates are the same for all attacks
+    ended = [row for row in view.tables.get("results", ()) if row["defense"] in labels]
+    # Learning rates are the same for all attacks: the first shows them.
+    first = rows and rows[0] is view.study.tables["evolution"][0]
     rates = {one.entry.label: one.arrays["rates"] for one in view.finished("updates") if first}
     predicted = {one.entry.label: one.arrays for one in view.finished("forgetting")}
     return render(
         "evolution.html.j2",
-        failed=failed,
-        rates=save_rates(view.path("evolution"), rows, colours),
-        learning_rates=save_learning_rates(view.path("rates"), rates, colours),
+        failed=[row for row in ended if row["status"] != "ok"],
+        rates=save_rates(view.path("evolution"), rows, view.study.palette),
+        learning_rates=save_learning_rates(view.path("rates"), rates, view.study.palette),
         energy=save_energy(view.path("energy"), predicted),
-        forgetting=save_forgetting(view.path("forgetting"), predicted, colours),
+        forgetting=save_forgetting(view.path("forgetting"), predicted, view.study.palette),
         table=Table(COLUMNS, [(row["evolution"], _cells(row)) for row in compared]),
         seeds=len({row["seed"] for row in rows}),
         banded=len({row["evolution"] for row in rows}) <= BANDED,
         equal_mean=any(row["equal_mean"] for row in compared),
-        palette=colours,
+        palette=view.study.palette,
     )
 
 
 def _cells(row: Row) -> list[Cell]:
     """Return survivability, accuracy, and what a schedule gains over the best constant rate."""
-    deviations = {name: row[f"{name}_std"] for name in ("acc", "valid_acc", "stale_acc")}
-    spreads = {
-        name: "" if std is None else f" ± {points(std, digits=1)}"
-        for name, std in deviations.items()
-    }
-    accuracies = [f"{points(row[name], digits=1)}{spread}" for name, spread in spreads.items()]
     gain: Cell = (ratio(row), "ACC too low") if row["counts"] is False else ratio(row)
-    gain = "chosen" if row["baseline"] == row["evolution"] else gain
-    return [*(survived(row, tau) for tau in TAUS), *accuracies, f"{row['lr_mean']:.3g}", gain]
+    return [
+        *(survived(row, tau) for tau in TAUS),
+        *(spread(row, name, digits=1) for name in ("acc", "valid_acc", "stale_acc")),
+        f"{row['lr_mean']:.3g}",
+        "chosen" if row["baseline"] == row["evolution"] else gain,
+    ]
 
 
 def headlines(compared: Sequence[Row]) -> dict[str, str]:
@@ -59,11 +54,11 @@ def headlines(compared: Sequence[Row]) -> dict[str, str]:
 
     It says how long its backdoor survives the chosen learning rate, and where least.
     """
-    attacks: dict[str, list[Row]] = {}
-    for row in compared:
-        if row["survived_0.5"] is not None:
-            attacks.setdefault(row["attack"], []).append(row)
-    return {attack: _headline(rows) for attack, rows in attacks.items()}
+    known = [row for row in compared if row["survived_0.5"] is not None]
+    return {
+        attack: _headline([row for row in known if row["attack"] == attack])
+        for attack in dict.fromkeys(row["attack"] for row in known)
+    }
 
 
 def _headline(rows: Sequence[Row]) -> str:

@@ -12,19 +12,20 @@ COLUMNS = {"twin_distance": "Distance to clean twin", "silhouette": "Silhouette"
 def show(view: View) -> Markup:
     """Return PCA and t-SNE of every model's features with a table of distances."""
     found = {one.entry.label: one for one in view.finished("features")}
-    if not found:
-        return Markup("")
     points = {name: one.arrays for name, one in found.items()}
-    path = save_features(view.path("features"), points, len(view.study.run.manifest.classes))
+    facts = [one.record.facts for one in found.values()]
     rows = [
         (name, [_number(one.record.facts.get(key)) for key in COLUMNS])
         for name, one in found.items()
     ]
-    known = any(cells[0] != "–" for _, cells in rows)
-    table = Table([(title, "lower is better") for title in COLUMNS.values()], rows)
-    inverted = any(one.record.facts.get("inverted") for one in found.values())
-    values = {"inverted": inverted, "palette": view.study.palette}
-    return render("features.html.j2", path=path, table=table if known else None, **values)
+    return render(
+        "features.html.j2",
+        path=save_features(view.path("features"), points, len(view.study.run.manifest.classes)),
+        table=Table([(title, "lower is better") for title in COLUMNS.values()], rows),
+        known=any(cells[0] != "–" for _, cells in rows),
+        inverted=any(one.get("inverted") for one in facts),
+        palette=view.study.palette,
+    )
 
 
 def _number(value: float | None) -> str:

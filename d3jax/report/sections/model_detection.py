@@ -28,22 +28,26 @@ def show(view: View) -> Markup:
 
 
 def _show(view: View, one: Finished, images: Mapping[str, np.ndarray]) -> Markup:
-    name, classes, arrays = one.entry.label, view.study.run.manifest.classes, one.arrays
-    title = f"{name}, seed {one.entry.seed}"
-    targets = view.attack.targets if view.attack.attacked else []
+    name, arrays, classes = one.entry.label, one.arrays, view.study.run.manifest.classes
+    title, targets = f"{name}, seed {one.entry.seed}", view.attack.targets * view.attack.attacked
     median, spread = one.record.facts["median"], one.record.facts["spread"]
     levels = {"median": median, "threshold": median - 2 * spread}
     stamped = {"attacker's": images["triggered"]} if targets else {}
-    stamped |= {"inverted": arrays["smallest"]}
-    columns = zip(arrays["labels"], *(arrays[key].tolist() for key in NUMBERS), strict=True)
-    triggers = [dict(zip(("name", *NUMBERS), (classes[label], *rest), strict=True)) for label, *rest in columns]  # fmt: skip
+    numbers = zip(*(arrays[key].tolist() for key in ("labels", *NUMBERS)), strict=True)
     return render(
         "model_detection.html.j2",
         title=title,
         detection=name,
         norms=save_norms(view.path(name), title, arrays, levels, classes, targets),
-        smallest=save_smallest(view.path(f"{name}-triggers"), images["clean"], stamped),
-        triggers=triggers,
+        smallest=save_smallest(
+            view.path(f"{name}-triggers"),
+            images["clean"],
+            stamped | {"inverted": arrays["smallest"]},
+        ),
+        triggers=[
+            {"name": classes[label], **dict(zip(NUMBERS, rest, strict=True))}
+            for label, *rest in numbers
+        ],
         most=MOST,
         targets=[classes[label] for label in sorted(targets)],
     )

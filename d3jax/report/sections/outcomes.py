@@ -12,24 +12,21 @@ def show_headlines(study: Study) -> Markup:
     """Return a sentence or two on each attack."""
     survival = evolution.headlines(study.tables.get("survival", ()))
     flagged = external_model.flagged(study)
-    texts = {
-        key: [headline(rows), survival.get(key[2], ""), *flagged.get(key[2], ())]
+    lines = [
+        (label_of(key, study), text)
         for key, rows in study.groups.items()
-    }
-    lines = [(label_of(key, study), text) for key, found in texts.items() for text in found if text]
-    tried = [[row for row in rows if row["defense"] != "none"] for rows in study.groups.values()]
-    ranked = any(sum(row["asr"] is not None for row in rows) > 1 for rows in tried)
-    means = any(row["n"] > 1 for rows in study.groups.values() for row in rows)
-    return render("headlines.html.j2", lines=lines, ranked=ranked, means=means)
+        for text in (headline(rows), survival.get(key[2]), *flagged.get(key[2], ()))
+        if text
+    ]
+    return render("headlines.html.j2", lines=lines, groups=study.groups.values())
 
 
 def show_glance(study: Study) -> Markup:
     """Return the ASR of every defence under every attack, where there are several of both."""
     groups = [(label_of(key, study), rows) for key, rows in study.groups.items()]
-    defenses = dict.fromkeys(row["defense"] for _, rows in groups for row in rows)
-    wanted = len(groups) > 1 and len(defenses) > 2
-    values = {"groups": groups, "defenses": list(defenses), "palette": study.palette}
-    return render("glance.html.j2", **values) if wanted else Markup("")
+    defenses = list(dict.fromkeys(row["defense"] for _, rows in groups for row in rows))
+    values = {"groups": groups, "defenses": defenses, "palette": study.palette}
+    return render("glance.html.j2", **values)
 
 
 def show_table(study: Study) -> Markup:
@@ -37,12 +34,11 @@ def show_table(study: Study) -> Markup:
     groups = [
         (label_of(key, study), _about(key, study), rows) for key, rows in study.groups.items()
     ]
-    summaries = [row for rows in study.groups.values() for row in rows]
     return render(
         "outcomes.html.j2",
         groups=groups,
         rates=rates_of(study),
-        published=any(row["published"] for row in summaries),
+        published=any(row["published"] for _, _, rows in groups for row in rows),
         several=len({row["seed"] for row in study.rows}) > 1,
         searched=any(row.get("search_seconds") for row in study.rows),
         palette=study.palette,
@@ -72,7 +68,6 @@ def _about(key: Key, study: Study) -> str:
     rows = [row for row in study.rows if group_of(row) == key]
     rates = dict.fromkeys(row["poison_rate"] for row in rows)
     shown = ", ".join(f"{points(rate, digits=2)} %" for rate in rates if rate is not None)
-    together = " together" if len(rates) > 1 else ""
-    poison = f"poison rate {shown}{together}" if shown else "trained elsewhere"
+    poison = f"poison rate {shown}" if shown else "trained elsewhere"
     seeds = len({row["seed"] for row in rows})
-    return f"{poison} · {seeds} seed{'s' * (seeds > 1)}"
+    return f"{poison}{' together' * (len(rates) > 1)} · {seeds} seed{'s' * (seeds > 1)}"

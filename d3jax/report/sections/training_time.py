@@ -22,30 +22,30 @@ def show(view: View) -> Markup:
 
     Pictures are of the first seed, tables are means over seeds.
     """
-    found = view.finished("training_time")
-    groups: dict[str, list[Finished]] = {}
-    for one in found:
-        if one.entry.seed == found[0].entry.seed and "flags" in one.arrays:
-            groups.setdefault(one.record.facts.get("first_stage", ""), []).append(one)
-    return Markup("").join(_show(view, first, group) for first, group in groups.items())
+    found = [one for one in view.finished("training_time") if "flags" in one.arrays]
+    first = [one for one in found if one.entry.seed == found[0].entry.seed]
+    stages = dict.fromkeys(one.record.facts["first_stage"] for one in first)
+    groups = [
+        [one for one in first if one.record.facts["first_stage"] == stage] for stage in stages
+    ]
+    return Markup("").join(_show(view, group) for group in groups)
 
 
-def _show(view: View, first_stage: str, group: Sequence[Finished]) -> Markup:
-    names, first = [one.entry.label for one in group], group[0]
-    stem, colours = names[0], view.study.palette
-    learned = by_loop(view.study.run.metrics(first_stage)).get("", []) if first_stage else []
+def _show(view: View, group: Sequence[Finished]) -> Markup:
+    names = [one.entry.label for one in group]
+    stage = by_loop(view.study.run.metrics(group[0].record.facts["first_stage"]))
     again = {one.entry.label: one.arrays for one in group if "precision/rescored" in one.arrays}
     mixed = {name: one for name, one in again.items() if 0 < one["flags"].mean() < 1}
-    filters = [row for row in view.tables.get("filters", ()) if row["defense"] == stem]
+    filters = [row for row in view.tables.get("filters", ()) if row["defense"] == names[0]]
     chosen = [row for row in view.tables.get("results", ()) if row["defense"] in names]
     return render(
         "training_time.html.j2",
         names=", ".join(names),
-        learning=save_learning(view.path(f"{stem}-learning"), learned),
-        scores=save_scores(view.path(f"{stem}-scores"), first.arrays),
+        learning=save_learning(view.path(f"{names[0]}-learning"), stage.get("", [])),
+        scores=save_scores(view.path(f"{names[0]}-scores"), group[0].arrays),
         scored=_means([row for row in filters if row["score"] in HUES], "score", _found(filters)),
-        rescored=save_rescored(view.path(f"{stem}-rescored"), again),
-        kept=save_kept(view.path(f"{stem}-kept"), mixed, colours),
+        rescored=save_rescored(view.path(f"{names[0]}-rescored"), again),
+        kept=save_kept(view.path(f"{names[0]}-kept"), mixed, view.study.palette),
         choices=_means(chosen, "defense", CHOICES),
         several=len({row["seed"] for row in chosen}) > 1,
     )
@@ -53,11 +53,9 @@ def _show(view: View, first_stage: str, group: Sequence[Finished]) -> Markup:
 
 def _found(rows: Sequence[Row]) -> dict[str, tuple[str, str, int, int]]:
     """Return the columns that say how well a score finds the poison."""
-    names = [name for name in (rows[0] if rows else ()) if name.startswith("precision_")]
-    shares = {name: 100 * float(name.removeprefix("precision_")) for name in names}
-    precision = {
-        name: ("Precision", f"of the lowest {share:g} %", 100, 1) for name, share in shares.items()
-    }
+    shares = [name for name in (rows[0] if rows else ()) if name.startswith("precision_")]
+    small = {name: 100 * float(name.removeprefix("precision_")) for name in shares}
+    precision = {name: ("Precision", f"of the lowest {small[name]:g} %", 100, 1) for name in shares}
     return {"auroc": ("AUROC", "", 1, 3), **precision}
 
 
@@ -69,9 +67,9 @@ def _means(rows: Sequence[Row], by: str, columns: Mapping[str, tuple[str, str, i
         return f"{factor * statistics.fmean(known):,.{digits}f}" if known else "–"
 
     names = dict.fromkeys(row[by] for row in rows)
-    cells = [
-        [cell(name, column, *form) for column, (_, _, *form) in columns.items()] for name in names
-    ]
-    plain = [name.replace("_", "-") for name in names]
+    cells = {
+        name: [cell(name, column, *form) for column, (_, _, *form) in columns.items()]
+        for name in names
+    }
     heads = [(title, small) for title, small, *_ in columns.values()]
-    return Table(heads, list(zip(plain, cells, strict=True)))
+    return Table(heads, [(name.replace("_", "-"), found) for name, found in cells.items()])

@@ -46,7 +46,7 @@ class UpdatesNode(AnalysisNode):
         rates = self._control_rates(inputs) if getattr(inputs, "control", None) else {}
         rows = self._rows(inputs.victim, updates_of(inputs.evolution.records), rates)
         config = self.choice.config
-        group = repr(dataclasses.replace(config, strategy=None))
+        group = repr({**vars(config), "strategy": None})
         constant, scaled = config.strategy.name == "constant", config.strategy.mean is not None
         facts = {"group": group, "constant": constant, "scaled": scaled}
         steps = np.asarray(update_rates(config, self.evolution.watch_every))
