@@ -69,13 +69,8 @@ class Ledger:
             found = contained(node, node.findings, inputs, result)
             result = found if isinstance(found, Failure) else result
         self.results[node.name] = result
-        if isinstance(result, Artifact):
-            self._record(node, "ok", found)
-        elif result.unfinished:  # said in the rows of this process, and kept nowhere
-            record = NodeRecord(node.name, node.digest, result.status, {}, {})
-            self.records[node.name] = record
-        else:
-            self._record(node, result.status, Findings())
+        status = "ok" if isinstance(result, Artifact) else result.status
+        self._record(node, status, found if status == "ok" else Findings())
 
     def _record(self, node: Node, status: str, found: Findings) -> None:
         tables, facts = _plain(found.tables), _plain(found.facts)

@@ -1,11 +1,12 @@
 """Nodes of a study: their order, what is taken as it is, what a failure costs, what is recorded."""
 
 import json
+import shutil
 
 import pytest
 
 from d3jax.core.errors import DataError
-from d3jax.results import artifacts
+from d3jax.results import artifacts, tables
 from d3jax.study import graph
 from d3jax.study.nodes.repair import RepairNode
 from d3jax.study.nodes.report_samples import SamplesNode
@@ -133,6 +134,16 @@ def test_a_record_of_other_settings_is_not_shown(tmp_path):
     run = artifacts.RunFolder(tmp_path)
     assert run.record("badnets/seed0/train") and run.record("badnets/seed0/d3-code") is None
     assert artifacts.read_record(tmp_path, "badnets/seed0/d3-code").status == "ok"
+
+
+def test_a_model_that_is_gone_is_not_finished_in_the_tables(tmp_path):
+    studies.run(studies.read(TINY), tmp_path)
+    (model,) = tmp_path.glob("checkpoints/*d3-code*/model")
+    shutil.rmtree(model)
+    rows = studies.run(studies.read(TINY), tmp_path, compute=False)
+    table = tables.read_csv(tmp_path / "results.csv")
+    for row in (rows[1], table[1]):
+        assert row["status"] == "not finished: no model yet" and row["acc"] is None
 
 
 def test_an_old_run_folder_is_named(tmp_path):
