@@ -187,7 +187,9 @@ def _study(tree: dict, changes: Mapping[str, Any], registries: Registries) -> St
     for field in fields:
         read = _choice if hints_of(StudyConfig)[field.name] is Choice else _choices
         registry = field.metadata["registry"]
-        tree[field.name] = read(registry, registries[registry], tree[field.name], field.name)
+        tree[field.name] = read(
+            registry, registries.get(registry, {}), tree[field.name], field.name
+        )
     return build(StudyConfig, tree)
 
 
