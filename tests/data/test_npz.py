@@ -159,7 +159,7 @@ def test_npz_options_that_contradict_the_arrays(tmp_path):
     fails(lambda: npz(NpzConfig(path=path, std=(0.5,) * 4)), path, "std", "has 4 values, want 3")
     with pytest.raises(ConfigError, match=r"mean.0: 125.3 is out of range"):
         NpzConfig(path=path, mean=(125.3, 123.0, 113.9))
-    with pytest.raises(ConfigError, match="std: 0.0 is out of range"):
+    with pytest.raises(ConfigError, match=r"std.0: 0.0 is out of range"):
         NpzConfig(path=path, std=(0.0,))
     with pytest.raises(ConfigError, match="limit_train: -1 is out of range"):
         NpzConfig(path=path, limit_train=-1)
