@@ -1,0 +1,40 @@
+"""The report page in a headless browser: nothing breaks, nothing is fetched, tables sort."""
+
+import pytest
+
+from d3jax.report import make_report
+
+from ..helpers.browser import Page
+from ..helpers.report_runs import HOSTILE, Run, curve
+
+
+def study(path):
+    """A study of two attacks with hostile class names, pictures of every common kind."""
+    run = Run(path)
+    for attack in ("badnets", "blended"):
+        run.model("none", attack, logged=curve())
+        run.model("finetune", attack, asr=0.9, logged=curve())
+        run.model("d3", attack, acc=0.8, asr=0.02, logged=curve())
+        run.samples(("none", "finetune", "d3"), attack)
+        run.features(("none", "d3"), attack)
+    run.detection("nc", models=("none", "d3"))
+    run.landscape(("finetune", "d3"))
+    return run.write()
+
+
+@pytest.mark.slow
+def test_the_page_sorts_in_a_browser_and_fetches_nothing(tmp_path):
+    with Page(make_report(study(tmp_path / HOSTILE.replace("/", "")))) as page:
+        column = "table.study tbody tr:not(.group) th"
+        orders = [page.texts(column)]
+        for _ in range(2):
+            page.click("table.study thead th:nth-child(4)")  # ASR
+            orders.append(page.texts(column))
+        assert orders[0][:3] == ["none", "finetune", "d3"]
+        assert sorted(order[:3] for order in orders[1:]) == [
+            ["d3", "finetune", "none"],
+            ["none", "finetune", "d3"],
+        ]
+        assert page.evaluate("document.querySelectorAll('img').length") > 6
+        assert not page.broken_pictures() and not page.errors and not page.requests
+        assert page.evaluate("document.querySelectorAll('script').length") == 1
