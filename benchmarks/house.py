@@ -76,20 +76,21 @@ defenses: [{name: d3, schedule: {steps: 4, batch_size: 50}}]
 
 TRACER = """
 import json, pathlib, sys, threading
-root = pathlib.Path("d3jax").resolve()
-seen = set()
+root = str(pathlib.Path("d3jax").resolve()) + "/"
+known, seen = set(), set()
 
 def trace(frame, event, arg):
     code = frame.f_code
+    if event != "call" or code in known:
+        return
+    known.add(code)
     made = code.co_name == "<module>" or "__qualname__" in code.co_names  # a class being made
-    if event == "call" and not made:
-        path = pathlib.Path(code.co_filename)
-        if root in path.parents:
-            seen.add(str(path.relative_to(root)))
+    if code.co_filename.startswith(root) and code.co_filename.endswith(".py") and not made:
+        seen.add(code.co_filename.removeprefix(root))
 
 import d3jax.run
-sys.setprofile(trace)
 threading.setprofile(trace)
+sys.setprofile(trace)
 code = d3jax.run.main(["--config", sys.argv[1], "--workdir", sys.argv[2]])
 sys.setprofile(None)
 pathlib.Path(sys.argv[3]).write_text(json.dumps(sorted(seen)))
