@@ -142,8 +142,12 @@ SHARES = (0.01, 0.05, 0.1)
 def curves_of(
     flags: np.ndarray, found: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return precision and recall [N] of the lowest k rows, for every score in `found` [N]."""
-    scored = [name for name, values in found.items() if values.dtype != np.bool_ and np.any(values)]
+    """Return precision and recall [N] of the lowest k rows, for every score in `found` [N], by name."""
+    scored = [
+        name
+        for name, values in sorted(found.items())
+        if values.dtype != np.bool_ and np.any(values)
+    ]
     return {name: precision_recall(found[name], flags, ties_of(name, found)) for name in scored}
 
 
