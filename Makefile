@@ -2,11 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALLED := $(VENV)/installed
 READY := $(VENV)/ready
 
 .PHONY: demo test test-all lint clean
 
-demo: $(READY)
+demo: $(INSTALLED)
 	$(BIN)/python -m d3jax.run --config experiments/quickstart.yaml
 
 test: $(READY) lint
@@ -20,9 +22,13 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-$(READY): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(PIP) -e .
+	touch $@
+
+$(READY): $(INSTALLED)
+	$(PIP) -e ".[dev]"
 	touch $@
 
 clean:

@@ -150,9 +150,10 @@ def at_once(one: Lineages) -> bool:
 
 def worn(one: Lineages) -> bool | None:
     """C5's condition."""
-    control = lambda update: (
-        0.0 if math.isnan(one.mean("control", update)) else one.mean("control", update)
-    )
+
+    def control(update):
+        return 0.0 if math.isnan(one.mean("control", update)) else one.mean("control", update)
+
     due = [
         update
         for update in one.updates
@@ -232,7 +233,10 @@ def strategies(rows: Sequence[Lineages]) -> tuple[Said, str]:
         said.append(true)
         if true:
             found[kind].append(one.name)
-    tell = lambda names: f"holds for {', '.join(names)}" if names else "does not hold"
+
+    def tell(names):
+        return f"holds for {', '.join(names)}" if names else "does not hold"
+
     too = (
         f" ({', '.join(found['constant'])} {'too' if found['steps'] else 'does'})"
         if found["constant"]

@@ -26,7 +26,7 @@ from d3jax.data import NpzConfig, npz
 from d3jax.defenses.training_time.suspicion import first_stage_loop
 from d3jax.metrics.attack_success import predict
 from d3jax.models import PreActResNet18Config, preact_resnet18
-from d3jax.runtime import host as huge_pages
+from d3jax.runtime import huge_pages
 from d3jax.runtime.environment import environment
 from d3jax.training import fit
 from d3jax.training.semi_supervised import PRESETS, SemiConfig, semi_supervised_loop
@@ -101,9 +101,12 @@ def compare(seed: int, options: Any) -> dict[str, float]:
     found = {name: fit(loop)[0].variables for name, loop in loops.items()}
     images, truth = np.asarray(data.test.images), np.asarray(data.test.labels)
     batches = np.array_split(np.arange(len(truth)), 20)
-    right = lambda v: np.concatenate(
-        [np.asarray(predict(model, v, images[rows])) == truth[rows] for rows in batches]
-    )
+
+    def right(v):
+        return np.concatenate(
+            [np.asarray(predict(model, v, images[rows])) == truth[rows] for rows in batches]
+        )
+
     return {name: float(right(variables).mean()) for name, variables in found.items()}
 
 

@@ -22,7 +22,7 @@ from rounds import spread, timed
 from d3jax.data import SyntheticConfig, synthetic
 from d3jax.inversion import InversionConfig, inversion_loop
 from d3jax.models import PreActResNet18Config, preact_resnet18
-from d3jax.runtime import host as huge_pages
+from d3jax.runtime import huge_pages
 from d3jax.runtime.environment import environment
 from d3jax.training.ensemble import Ensemble
 

@@ -24,7 +24,7 @@ from d3jax.evolution.lr_schedules import LRScheduleConfig
 from d3jax.evolution.updates import EvolutionConfig, evolution_loop
 from d3jax.metrics.attack_success import make_evaluate
 from d3jax.models import PreActResNet18Config, preact_resnet18
-from d3jax.runtime import host as huge_pages
+from d3jax.runtime import huge_pages
 from d3jax.runtime.environment import environment
 from d3jax.training.ensemble import Ensemble
 
@@ -64,9 +64,15 @@ def measure(*, width: int, members: list[int], steps: int, rounds: int) -> dict[
         badnets(BadNetsConfig(), data.info),
     )
     variables, trigger = model.init(jax.random.key(0)), attack.init(jax.random.key(1))
-    config = lambda i: EvolutionConfig(
-        updates=2, epochs=2, drift={"rotation": 4.0}, strategy=LRScheduleConfig(lr=0.01 * (i + 1))
-    )
+
+    def config(i):
+        return EvolutionConfig(
+            updates=2,
+            epochs=2,
+            drift={"rotation": 4.0},
+            strategy=LRScheduleConfig(lr=0.01 * (i + 1)),
+        )
+
     loops = [
         evolution_loop(
             jax.random.key(i),
@@ -81,9 +87,15 @@ def measure(*, width: int, members: list[int], steps: int, rounds: int) -> dict[
         )
         for i in range(max(members))
     ]
-    together = lambda mine: Ensemble(
-        loops[0].step, [loop.state for loop in mine], [loop.data for loop in mine], steps_per_call=1
-    )
+
+    def together(mine):
+        return Ensemble(
+            loops[0].step,
+            [loop.state for loop in mine],
+            [loop.data for loop in mine],
+            steps_per_call=1,
+        )
+
     runs = {count: timed(together(loops[:count]), steps) for count in (1, *members)}
     evaluate = make_evaluate(model, attack, data.info.num_classes)
     evaluate(variables, trigger, data.test)

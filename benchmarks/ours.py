@@ -17,7 +17,8 @@ from d3jax.data import SyntheticConfig, synthetic
 from d3jax.models import PreActResNet18Config, count_parameters, preact_resnet18
 from d3jax.runtime.environment import environment
 from d3jax.training import victim_loop
-from d3jax.training.scan import ScannedStep, memory_needed
+from d3jax.training.memory import memory_needed
+from d3jax.training.scan import ScannedStep
 
 
 def prepare(settings: dict[str, Any]) -> tuple[Callable[[], float], dict[str, Any]]:

@@ -24,8 +24,7 @@ from d3jax.config.recipes import LoopConfig, OptimConfig, TrainConfig
 from d3jax.data import SyntheticConfig, synthetic
 from d3jax.models import PreActResNet18Config, preact_resnet18
 from d3jax.results.metric_writer import MetricWriter
-from d3jax.runtime import checkpoint
-from d3jax.runtime import host as huge_pages
+from d3jax.runtime import checkpoint, huge_pages
 from d3jax.runtime.environment import environment
 from d3jax.training import Hooks, fit, victim_loop
 from d3jax.training.scan import ScannedStep

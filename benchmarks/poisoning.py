@@ -23,7 +23,7 @@ from d3jax.config.recipes import TrainConfig
 from d3jax.core.types import Attack, Prepared
 from d3jax.data import SyntheticConfig, synthetic
 from d3jax.models import PreActResNet18Config, preact_resnet18
-from d3jax.runtime import host as huge_pages
+from d3jax.runtime import huge_pages
 from d3jax.runtime.environment import environment
 from d3jax.training import victim_loop
 from d3jax.training.ensemble import Ensemble

@@ -103,7 +103,7 @@ def start(
 def run_case(options: argparse.Namespace) -> None:
     """Trains a little in this process and reports."""
     _, where, file = options.case
-    from d3jax.runtime import host as huge_pages
+    from d3jax.runtime import huge_pages
 
     huge_pages.start_again(sys.argv)
     import jax

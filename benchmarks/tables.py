@@ -72,7 +72,10 @@ def outcomes(rows: Sequence[Row]) -> list[list[str]]:
     ]
     for attack, defense in dict.fromkeys((row["attack"], row["defense"]) for row in rows):
         mine = [row for row in rows if (row["attack"], row["defense"]) == (attack, defense)]
-        column = lambda name, mine=mine: mean([row.get(name) for row in mine])
+
+        def column(name, mine=mine):
+            return mean([row.get(name) for row in mine])
+
         acc = column("acc")
         if defense != "none":
             changes = [
@@ -102,7 +105,10 @@ def outcomes(rows: Sequence[Row]) -> list[list[str]]:
 
 def heading(rows: Sequence[Row]) -> str:
     """What the rows are of, in a sentence or two."""
-    values = lambda name: ", ".join(dict.fromkeys(str(row[name]) for row in rows))
+
+    def values(name):
+        return ", ".join(dict.fromkeys(str(row[name]) for row in rows))
+
     return (
         f"{values('dataset')}, {values('model')} ({values('net')}), seeds {values('seed')}. In percent, means ± standard deviations over seeds; "
         "`published` are other people's numbers, of nets and lengths of their own: see the experiment's YAML."

@@ -140,11 +140,14 @@ def measure(
 
 def summary(times: dict[str, list[float]], batch: int) -> dict[str, Any]:
     """Images a second of every variant, and ours over each of theirs within a round: min, median, max."""
-    spread = lambda values: {
-        "min": min(values),
-        "median": statistics.median(values),
-        "max": max(values),
-    }
+
+    def spread(values):
+        return {
+            "min": min(values),
+            "median": statistics.median(values),
+            "max": max(values),
+        }
+
     rates = {name: spread([batch / value for value in values]) for name, values in times.items()}
     ratios = {
         f"{mine} over {other}": spread(

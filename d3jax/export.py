@@ -7,9 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .config.fields import did_you_mean, names
 from .config.loading import load
-from .core.errors import CheckpointError, ConfigError, D3JaxError
+from .core.errors import CheckpointError, ConfigError, D3JaxError, did_you_mean, names
 from .interop import to_torch, write_tensors
 from .runtime import checkpoint
 from .runtime.progress import Progress
@@ -34,7 +33,7 @@ def export(
     folder = Path(workdir) if workdir else _run_folder(config)
     settings = load(config, registries=REGISTRIES)
     context = open_context(settings, folder, Progress(quiet=True))
-    models = {node.name: node for node in make_nodes(context) if node.listed}
+    models = {node.name: node for node in make_nodes(context) if node.role and not node.analysis}
     if name not in models:
         known = f"{config}, which has {names(models)}{did_you_mean(name, models)}"
         raise ConfigError(f"{name!r} is no model of {known}")

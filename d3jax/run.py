@@ -14,7 +14,7 @@ from pathlib import Path
 from .config.loading import describe, dumps, load
 from .config.study import StudyConfig
 from .core.errors import ConfigError, D3JaxError
-from .runtime import host as huge_pages
+from .runtime import huge_pages
 
 ENTRY = (
     ("label", "null", "its name in the results (null: its own name, and its preset)"),
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--part",
         metavar="I/N",
-        help="run the I-th of N shares of the study's cells (array jobs); no report",
+        help="run the I-th of N shares of the study's models and detections (array jobs); no report",
     )
     parser.add_argument(
         "--report",
@@ -134,8 +134,8 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     config = load(options.config, overrides, registries=study.REGISTRIES)
     workdir = options.workdir or Path("runs") / Path(options.config).stem
     if options.check:
-        cells = study.check_study(config, workdir)
-        print(f"{dumps(config)}# nothing wrong found; {cells} cells")
+        count = study.check_study(config, workdir)
+        print(f"{dumps(config)}# nothing wrong found; {count} models and detections")
         return 0
     _cache_compilations()
     rows = study.run_study(

@@ -111,10 +111,12 @@ def _second_order(
 
 def _plane(model: Model, attack: Attack, victim: Any, models: Models, images: Split) -> Arrays:
     """Return the losses in the plane; {} for fewer than two models, or three on a line."""
+    if len(models) < 2:
+        return {}
     three = [victim.variables, *list(models.values())[:2]]
     try:
         places = plane_of(*(variables.params for variables in three)).places
-    except (TypeError, ValueError):
+    except ValueError:
         return {}
     low, high = places.min(0), places.max(0)
     margin = 0.3 * (high - low)

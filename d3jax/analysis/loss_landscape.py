@@ -89,10 +89,13 @@ def _sums(model: Model, attack: Attack) -> Callable[..., jax.Array]:
             jnp.where(jnp.isfinite(logits).all(-1, keepdims=True), logits, jnp.nan)
             for logits in says
         ]
-        total = lambda values, mask: jnp.where(mask, values, 0).sum()
-        hits = lambda logits, aim: (
-            (logits.argmax(-1) == aim) & jnp.isfinite(logits[:, 0])
-        )  # NaN is no class, and argmax's 0 is one
+
+        def total(values, mask):
+            return jnp.where(mask, values, 0).sum()
+
+        def hits(logits, aim):  # NaN is no class, and argmax's 0 is one
+            return (logits.argmax(-1) == aim) & jnp.isfinite(logits[:, 0])
+
         return jnp.stack([
             total(cross_entropy(says[0], labels), valid), total(hits(says[0], labels), valid), valid.sum(),
             total(cross_entropy(says[1], wanted), counted), total(hits(says[1], wanted), counted), counted.sum(),
@@ -159,18 +162,14 @@ class Plane(NamedTuple):
 
 def plane_of(first: Params, second: Params, third: Params) -> Plane:
     """The plane through three models' parameters; raises `ValueError` where they lie on a line."""
-    minus = lambda a, b: jax.tree.map(jnp.subtract, a, b)
-    dot = lambda a, b: float(
-        sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-    )
-    one, two = minus(second, first), minus(third, first)
-    length = dot(one, one) ** 0.5
+    one, two = (jax.tree.map(jnp.subtract, other, first) for other in (second, third))
+    length = float(_dot(one, one)) ** 0.5
     if not length:
         raise ValueError("the first two models are the same")
     u = jax.tree.map(lambda x: x / length, one)
-    along = dot(two, u)
+    along = float(_dot(two, u))
     rest = jax.tree.map(lambda x, y: x - along * y, two, u)
-    height = dot(rest, rest) ** 0.5
+    height = float(_dot(rest, rest)) ** 0.5
     if height < 1e-4 * (height**2 + along**2) ** 0.5:
         raise ValueError("the three models lie on a line")
     v = jax.tree.map(lambda x: x / height, rest)
@@ -270,12 +269,14 @@ def taylor(loss: Callable[..., jax.Array], params: Params, direction: Params, *d
     def expand(params: Params, direction: Params, *data: Any):
         value, gradient = jax.value_and_grad(loss)(params, *data)
         product = hessian_product(loss, params, direction, *data)
-        dot = lambda a, b: sum(
-            jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-        )
-        return value, dot(gradient, direction), dot(product, direction)
+        return value, _dot(gradient, direction), _dot(product, direction)
 
     return Taylor(*map(float, expand(params, direction, *data)))
+
+
+def _dot(a: Params, b: Params) -> jax.Array:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return sum(jnp.vdot(x, y) for x, y in pairs)
 
 
 def top_eigenvalues(
@@ -297,9 +298,9 @@ def top_eigenvalues(
             hessian_product(loss, restore(flat), restore(x), *data)
         )[0]
 
-    multiply = lambda x: np.asarray(
-        product(flat, jnp.asarray(x, flat.dtype).ravel(), *data), np.float64
-    )
+    def multiply(x):
+        return np.asarray(product(flat, jnp.asarray(x, flat.dtype).ravel(), *data), np.float64)
+
     operator = LinearOperator((flat.size, flat.size), matvec=multiply, dtype=np.float64)
     start = np.random.default_rng(0).normal(size=flat.size)
     return np.sort(

@@ -148,7 +148,9 @@ def clean_label(
     def relabel(labels: jax.Array) -> jax.Array:
         return jnp.full_like(labels, config.target)
 
-    eligible = lambda labels: labels == config.target
+    def eligible(labels):
+        return labels == config.target
+
     return Attack(
         init, stamp, select, relabel, poison_rows(stamp, relabel), preparation, eligible=eligible
     )

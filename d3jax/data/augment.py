@@ -38,7 +38,10 @@ def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
     b, h, w, c = images.shape
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     corners = jax.random.randint(key, (b, 2), 0, 2 * padding + 1)
-    cut = lambda image, corner: jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (h, w, c))
+
+    def cut(image, corner):
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (h, w, c))
+
     return jax.vmap(cut)(padded, corners)
 
 
@@ -50,10 +53,13 @@ def cutout(key: jax.Array, images: jax.Array, side: int) -> jax.Array:
     """A black square in each image, less at its edges: the centre, or the pixel behind it, is anywhere in it (DeVries & Taylor, arXiv 1708.04552)."""
     b, h, w, _ = images.shape
     centres = jax.random.randint(key, (b, 2), 0, jnp.array([h, w]))
-    offsets = lambda at, size: jnp.arange(size)[None, :] - at[:, None]
-    within = lambda at, size: (
-        (offsets(at, size) >= -(side // 2)) & (offsets(at, size) < side - side // 2)
-    )
+
+    def offsets(at, size):
+        return jnp.arange(size)[None, :] - at[:, None]
+
+    def within(at, size):
+        return (offsets(at, size) >= -(side // 2)) & (offsets(at, size) < side - side // 2)
+
     cut = within(centres[:, 0], h)[:, :, None] & within(centres[:, 1], w)[:, None, :]
     return jnp.where(cut[..., None], 0.0, images)
 

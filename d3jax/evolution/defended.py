@@ -11,9 +11,10 @@ import numpy as np
 
 from ..core.images import as_float, as_levels
 from ..core.random import stream
+from ..core.records import LogRecord
 from ..core.types import Defense, Split, TrainState, Variables
 from ..data.drift import compose
-from ..training.loop import Hooks, LogRecord, TrainLoop, fit
+from ..training.loop import Hooks, TrainLoop, fit
 from .measure import Measure, strengths
 from .updates import EvolutionConfig, drift_keys, restarted
 

@@ -13,14 +13,13 @@ import numpy as np
 
 from ..core.images import as_float
 from ..core.random import stream
+from ..core.records import LogRecord
 from ..core.types import Attack, DataInfo, Model, Split, TrainState, Variables
 from ..data.batched import batched_map
 from ..data.drift import compose, keys_of, label_shift
 from ..metrics.attack_success import Counts, make_asr, make_measure
 from ..runtime.compilation import fast
 from .updates import EvolutionConfig, update_rates
-
-Record = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +41,7 @@ class Measure:
         """Return ASR alone, at half the cost."""
         return self._call(make_asr, variables, trigger, update)
 
-    def rates(self, variables: Variables, trigger: Any, update: int) -> Record:
+    def rates(self, variables: Variables, trigger: Any, update: int) -> LogRecord:
         """Return `acc` and, where there is a trigger, `asr`, `ra` and `score`."""
         counts, score = self(variables, trigger, update)
         if not counts.triggered.sum():
@@ -95,7 +94,7 @@ def shifted(test: Split, config: EvolutionConfig, update: int, num_classes: int)
 
 def update_watch(
     measure: Measure, victim: Any, kept: Sequence[Split], steps: int
-) -> Callable[[TrainState], Record]:
+) -> Callable[[TrainState], LogRecord]:
     """Return what measures the end of every update of `steps` steps.
 
     Of the model after it on the drifted test images: `watch_acc`, `watch_asr`, `watch_ra` and
@@ -106,12 +105,12 @@ def update_watch(
     config = measure.config
     total = float(update_rates(config, steps).sum())
 
-    def watch(state: TrainState) -> Record:
+    def watch(state: TrainState) -> LogRecord:
         update = int(state.step) // steps
         moved = float(_distance(state.variables.params, state.carry["start_params"]))
-        record: Record = {"update": update, "moved": moved, "lr_sum": total}
+        record: LogRecord = {"update": update, "moved": moved, "lr_sum": total}
 
-        def rates(prefix: str, variables: Variables, at: int) -> Record:
+        def rates(prefix: str, variables: Variables, at: int) -> LogRecord:
             found = measure.rates(variables, victim.trigger, at)
             return {f"{prefix}_{name}": value for name, value in found.items()}
 

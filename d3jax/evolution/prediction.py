@@ -69,7 +69,7 @@ def predict_forgetting(
     decays = (rates, config.momentum, config.weight_decay)
     left = {name: retained(direction, seconds, *decays) for name, seconds in moments.items()}
     values, shares = spectrum(direction, moments["squared"][0])
-    return Predicted("", "", values, shares, np.array(scores), left)
+    return Predicted(values, shares, np.array(scores), left)
 
 
 def _moments(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from ..core.records import LogRecord
 from ..results.survival import TAUS
-
-Record = Mapping[str, Any]
 
 
 def survivability(asr: Any, tau: float = 0.5) -> tuple[int, bool]:
@@ -23,12 +22,12 @@ def survivability(asr: Any, tau: float = 0.5) -> tuple[int, bool]:
     return (int(below[0]), False) if len(below) else (len(asr), True)
 
 
-def updates_of(records: Sequence[Record]) -> list[Record]:
+def updates_of(records: Sequence[LogRecord]) -> list[LogRecord]:
     """Return the log records that end an update."""
     return [record for record in records if "update" in record]
 
 
-def survival_columns(records: Sequence[Record], before: float) -> dict[str, Any]:
+def survival_columns(records: Sequence[LogRecord], before: float) -> dict[str, Any]:
     """Return S_τ as columns of results.csv, and whether each is censored; {} without a trigger.
 
     Where the ASR `before` the first update is below τ there was nothing to survive: None.

@@ -48,7 +48,7 @@ def read_external_model(choice: Choice, net: Model) -> ExternalModel:
     folder = path / "model" if (path / "model").is_dir() else path
     if not (folder / "orbax.checkpoint").exists():  # Orbax's own mark
         raise CheckpointError(
-            f"model.checkpoint: {path}: no checkpoint of d3jax; want a folder <workdir>/checkpoints/<cell>"
+            f"model.checkpoint: {path}: no checkpoint of d3jax; want a folder in <workdir>/checkpoints"
         )
     like = jax.eval_shape(net.init, jax.random.key(0))
     checkpoint.check_same(
@@ -80,7 +80,7 @@ def _within(prefix: str, flat: Mapping[str, Any]) -> dict[str, Any]:
 def trigger_for(
     external: ExternalModel, attack: Attack, recipe: Mapping[str, Any], key: jax.Array
 ) -> Any:
-    """The trigger of `attack`, which a case's `recipe` names with its settings: the one that lay beside the model, if that attack with
+    """The trigger of `attack`, which an attack run's `recipe` names with its settings: the one that lay beside the model, if that attack with
     these settings made it, else the one that `key` gives.
 
     Raises `AttackError` where the attack finds or trains its trigger, and none of its own lay there.
@@ -91,7 +91,7 @@ def trigger_for(
     if attack.preparation or attack.optimizer:
         there = (
             f"the trigger there is of {made_by['attack']}, or of other settings"
-            if made_by
+            if external.trigger and made_by
             else "no trigger lies there"
         )
         raise AttackError(

@@ -16,10 +16,11 @@ import numpy as np
 
 from ..core.errors import ConfigError
 from ..core.images import as_float
+from ..core.records import LogRecord
 from ..core.types import Model, Params, Split, TrainState, Variables
 from ..data.batched import batched_map
-from ..training.loop import Hooks, LogRecord, TrainLoop, fit
-from ..training.scan import out_of_memory_named
+from ..training.loop import Hooks, TrainLoop, fit
+from ..training.memory import out_of_memory_named
 from ..training.step import TrainData, make_batches, make_rows
 from .search import (
     InversionConfig,

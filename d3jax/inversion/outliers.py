@@ -26,9 +26,10 @@ def detect(norms: Any, median: str = "lower") -> Detection:
     "mean" the mean of both, as NumPy. Where most norms are equal (MAD 0) any other has an infinite index.
     """
     norms = np.asarray(norms, np.float64)
-    middle_of = lambda values: float(
-        np.quantile(values, 0.5, method="lower" if median == "lower" else "linear")
-    )
+
+    def middle_of(values):
+        return float(np.quantile(values, 0.5, method="lower" if median == "lower" else "linear"))
+
     middle = middle_of(norms)
     gaps = np.abs(norms - middle)
     spread = 1.4826 * middle_of(gaps)

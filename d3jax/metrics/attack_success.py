@@ -48,15 +48,6 @@ class Counts(NamedTuple):
         """RA: the share of the same images classified as their true class."""
         return _share(self.recovered, self.triggered)
 
-    def per_class(self) -> dict[str, np.ndarray]:
-        """`acc`, `asr` and `ra` [K] by true class, NaN where a class has no image."""
-        with np.errstate(invalid="ignore"):
-            return {
-                "acc": self.correct / self.clean,
-                "asr": self.reached / self.triggered,
-                "ra": self.recovered / self.triggered,
-            }
-
 
 def der(before: Counts, after: Counts) -> float:
     """Defence effectiveness rating [max(0, ΔASR) − max(0, ΔACC) + 1] / 2 with Δ = before − after (Zhu et al. 2023)."""

@@ -12,13 +12,20 @@ WINDOW, SIGMA = 11, 1.5
 
 def psnr(images: jax.Array, others: jax.Array) -> jax.Array:
     """Peak signal-to-noise ratio [B] in dB, infinite where nothing differs."""
-    return -10 * jnp.log10(((images - others) ** 2).mean((1, 2, 3)))
+    return _decibels(((images - others) ** 2).mean((1, 2, 3)))
+
+
+def _decibels(error: jax.Array) -> jax.Array:
+    return -10 * jnp.log10(error)
 
 
 def ssim(images: jax.Array, others: jax.Array) -> jax.Array:
     """Structural similarity [B] (Wang, Bovik, Sheikh and Simoncelli 2004), the mean over channels and over whole windows."""
     windows = [jnp.asarray(_windows(side)) for side in images.shape[1:3]]
-    blur = lambda x: jnp.einsum("ih,jw,bhwc->bijc", *windows, x, precision="highest")
+
+    def blur(x):
+        return jnp.einsum("ih,jw,bhwc->bijc", *windows, x, precision="highest")
+
     mean, other_mean = blur(images), blur(others)
     var, other_var = blur(images**2) - mean**2, blur(others**2) - other_mean**2
     covariance = blur(images * others) - mean * other_mean
@@ -41,7 +48,7 @@ def likeness(images: jax.Array, others: jax.Array) -> dict[str, float]:
 @jax.jit
 def _likeness(images: jax.Array, others: jax.Array) -> dict[str, jax.Array]:
     return {
-        "psnr": -10 * jnp.log10(((images - others) ** 2).mean()),
+        "psnr": _decibels(((images - others) ** 2).mean()),
         "ssim": ssim(images, others).mean(),
         "largest": 255 * largest(images, others).mean(),
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.records import LogRecord
 from ..core.types import Model, Split, TrainState, Variables
 from .sample_scores import scores_of
 
@@ -16,15 +17,13 @@ WATCHED = 1000
 SHORT = {"cross_entropy": "ce", "entropy": "entropy", "right": "right"}
 """What is measured of training images, and its name in a log record."""
 
-Record = dict[str, float]
-
 
 def learning_watch(
     model: Model,
-    rates: Callable[[Variables, Split], Record],
+    rates: Callable[[Variables, Split], LogRecord],
     test: Split,
     data: Callable[[], tuple[Split, np.ndarray]],
-) -> Callable[[TrainState], Record]:
+) -> Callable[[TrainState], LogRecord]:
     """Return a watch of `rates` on some test images and of training images by their flags.
 
     `data()` gives the training set and which rows [N] are poisoned. Of some clean and some poisoned
@@ -34,7 +33,7 @@ def learning_watch(
     some = _some(test, np.arange(len(test.labels)))
     parts: dict[str, Split] = {}
 
-    def watch(state: TrainState) -> Record:
+    def watch(state: TrainState) -> LogRecord:
         parts.update(parts or _by_flag(*data()))
         record = rates(state.variables, some)
         for name, split in parts.items():

@@ -151,13 +151,17 @@ def curves_of(
     return {name: precision_recall(found[name], flags, ties_of(name, found)) for name in scored}
 
 
-def filter_rates(flags: np.ndarray, found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+def filter_rates(
+    flags: np.ndarray,
+    found: Mapping[str, np.ndarray],
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> list[dict[str, Any]]:
     """Return how well low scores find the poison: a row for every score in `found` [N].
 
     AUROC, and precision and recall of the lowest `SHARES`; None in a clean set.
     """
     rows = []
-    for name, (precision, recall) in curves_of(flags, found).items():
+    for name, (precision, recall) in curves.items():
         rate = auroc(found[name], flags)
         row = {"score": name, "auroc": None if np.isnan(rate) else rate}
         for share in SHARES:

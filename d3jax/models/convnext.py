@@ -47,7 +47,10 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, x):
         channels, start = x.shape[-1], nn.initializers.truncated_normal(0.02)
-        dense = lambda out, name: nn.Dense(out, dtype=self.dtype, kernel_init=start, name=name)
+
+        def dense(out, name):
+            return nn.Dense(out, dtype=self.dtype, kernel_init=start, name=name)
+
         y = Depthwise(7, self.dtype, name="depthwise")(x)
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(y)
         y = dense(channels, "out")(nn.gelu(dense(4 * channels, "hidden")(y), approximate=False))
@@ -63,7 +66,10 @@ class _ConvNeXt(nn.Module):
     @nn.compact
     def __call__(self, images, train):
         x, features = resize(normalise(images, self.info), self.config.resize), {}
-        norm = lambda name: nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
+
+        def norm(name):
+            return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
+
         for stage, depth in enumerate(DEPTHS, 1):
             side = 2 if stage > 1 else self.config.patch
             x = norm(f"norm{stage}")(x) if stage > 1 else x

@@ -51,18 +51,24 @@ class _Layer(nn.Module):
     @nn.compact
     def __call__(self, x):
         width, xavier = x.shape[-1], nn.initializers.xavier_uniform()
-        norm = lambda name: nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
+
+        def norm(name):
+            return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
+
         attention = nn.MultiHeadDotProductAttention(
             self.heads, dtype=self.dtype, kernel_init=xavier, name="attention"
         )
         x = x + attention(norm("norm1")(x))
-        dense = lambda channels, name: nn.Dense(
-            channels,
-            dtype=self.dtype,
-            kernel_init=xavier,
-            bias_init=nn.initializers.normal(1e-6),
-            name=name,
-        )
+
+        def dense(channels, name):
+            return nn.Dense(
+                channels,
+                dtype=self.dtype,
+                kernel_init=xavier,
+                bias_init=nn.initializers.normal(1e-6),
+                name=name,
+            )
+
         return x + dense(width, "out")(
             nn.gelu(dense(4 * width, "hidden")(norm("norm2")(x)), approximate=False)
         )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..results.artifacts import Row
+from ..core.records import Row
 from ..results.compare import Board
 from ..results.ranking import Place, Ranking
 from ..results.summary import RATES, points, spread
-from .rendering import render
+from .rendering import render, seconds
 
 COLUMNS = ("Attack", "Defence", "Outcome", "ACC", "ASR", "RA", "DER", "Seeds", "Failed", "Time (s)")
 """Columns of the Markdown table of a board; `Published` and `Runs` follow."""
@@ -29,8 +29,6 @@ def leaderboard_html(boards: Sequence[Board], runs: Sequence[str]) -> str:
         note_of=ranking_note,
         points=points,
         spread=spread,
-        seconds=seconds_text,
-        outcome=_outcome,
     )
 
 
@@ -63,13 +61,6 @@ def ranking_note(ranking: Ranking) -> str:
     if ranking.without:
         start += " Left out: " + "; ".join(f"{k} ({v})" for k, v in ranking.without.items()) + "."
     return start
-
-
-def seconds_text(seconds: float | None) -> str:
-    """Return seconds with three digits, or as a whole number from 100 on."""
-    if seconds is None:
-        return "–"
-    return f"{seconds:,.0f}".replace(",", "\u202f") if seconds >= 100 else f"{seconds:.3g}"
 
 
 def _counts(boards: Sequence[Board], runs: Sequence[str]) -> str:
@@ -106,15 +97,6 @@ def _glance(board: Board) -> Mapping[str, Mapping[str, Row]]:
     return none | found
 
 
-def _outcome(words: str) -> tuple[str, str]:
-    """The class and the sign of an outcome, which colour does not carry alone."""
-    first = words.split(",")[0].split(" ")[0]
-    kinds = dict.fromkeys(("keeps", "not", "makes"), ("bad", "✗"))
-    kinds |= {"removed": ("good", "✓"), "weakened": ("fair", "◐"), "": ("soft", "")}
-    kinds |= dict.fromkeys(("backdoor", "no"), ("soft", "•"))
-    return kinds.get(first, ("bad", "!"))
-
-
 def _ranking_markdown(ranking: Ranking) -> list[str]:
     head = ["Rank", "Defence", "DER", "± over attacks", "ASR", "worst ASR", "ACC", "removed"]
     rows = [
@@ -143,7 +125,7 @@ def _markdown_row(row: Row) -> list[str]:
         *names,
         *rates,
         *counts,
-        seconds_text(row["seconds"]),
+        seconds(row["seconds"]),
         row["published"] or "",
         row["runs"],
     ]

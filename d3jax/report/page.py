@@ -1,7 +1,9 @@
 """report.html: one page, needing no other file, that shows what a study found. No jax."""
 
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..results.artifacts import RunFolder
 from ..runtime.files import write_text
@@ -22,13 +24,25 @@ from .sections import (  # fmt: skip
 from .view import Study, Tables, study_of, views_of
 
 OVERVIEW = (
-    outcomes.show_glance, external_model.show, outcomes.show_table, model_detection.show_table,
-    outcomes.show_glossary,
-)  # fmt: skip
+    ("", outcomes.show_glance),
+    ("external_model", external_model.show),
+    ("", outcomes.show_table),
+    ("model_detection", model_detection.show_table),
+    ("", outcomes.show_glossary),
+)
+"""Sections on the whole study, each with the kind of node that it shows ("": all kinds)."""
 DETAILS = (
-    evolution.show, training_time.show, loss_landscape.show, inverted_triggers.show, samples.show,
-    classes.show, model_detection.show, features.show, curves.show,
-)  # fmt: skip
+    ("evolution", evolution.show),
+    ("training_time", training_time.show),
+    ("loss_landscape", loss_landscape.show),
+    ("inverted_trigger", inverted_triggers.show),
+    ("report_samples", samples.show),
+    ("", classes.show),
+    ("model_detection", model_detection.show),
+    ("features", features.show),
+    ("", curves.show),
+)
+"""Sections on one attack, likewise."""
 
 
 def write_page(run: RunFolder, tables: Tables) -> Path:
@@ -44,14 +58,14 @@ def write_page(run: RunFolder, tables: Tables) -> Path:
     details = [
         (view.stem.name, view.attack.label, html)
         for view in views_of(study)
-        if (html := Markup("").join(drawn(partial(show, view)) for show in DETAILS)).strip()
+        if (html := Markup("").join(_sections(DETAILS, view, view.kinds))).strip()
     ]
     page = render(
         "page.html.j2",
         title=run.path.resolve().name,
         subtitle=_subtitle(study),
         headlines=drawn(partial(outcomes.show_headlines, study)),
-        overview=[drawn(partial(show, study)) for show in OVERVIEW],
+        overview=_sections(OVERVIEW, study, {node.kind for node in run.manifest.nodes}),
         details=details,
         environment=run.environment(),
         config=run.text("config.yaml"),
@@ -60,16 +74,20 @@ def write_page(run: RunFolder, tables: Tables) -> Path:
     return run.path / "report.html"
 
 
+def _sections(
+    sections: Sequence[tuple[str, Callable[[Any], Markup]]], shown: Any, kinds: Container[str]
+) -> list[Markup]:
+    """Return the sections whose kinds of node a study or an attack of it has."""
+    return [drawn(partial(show, shown)) for kind, show in sections if not kind or kind in kinds]
+
+
 def _subtitle(study: Study) -> str:
-    parts = [
-        ", ".join(dict.fromkeys(str(row[name]) for row in study.rows))
-        for name in ("dataset", "model")
-    ]
     counts = {
         word: len({row[name] for row in study.rows} - {"none"})
         for name, word in (("attack", "attack"), ("defense", "defence"), ("seed", "seed"))
     }
-    nodes = study.run.manifest.nodes
-    counts["evolution"] = len({node.label for node in nodes if node.kind == "evolution"})
+    manifest = study.run.manifest
+    counts["evolution"] = len(manifest.evolutions)
+    parts = [manifest.dataset, manifest.model]
     parts += [f"{count} {word}{'s' * (count > 1)}" for word, count in counts.items() if count]
     return " · ".join(filter(None, parts))

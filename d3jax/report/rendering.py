@@ -19,6 +19,7 @@ SIGNS = dict.fromkeys(("keeps", "not", "makes"), ("bad", "✗")) | {
     "weakened": ("fair", "◐"),
     "backdoor": ("before", "•"),
     "no": ("before", "•"),
+    "": ("before", ""),
 }
 """Class and sign of a verdict by its first word; the sign is there so that colour does not carry it alone."""
 

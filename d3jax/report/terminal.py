@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from ..results.artifacts import Row
+from ..core.records import Row
 from ..results.summary import RATES, detections, group_of, points, spread, summarise, verdict
 
 STYLES = dict.fromkeys(("keeps", "not", "makes"), "bold red") | {"removed": "green"}

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ..core.records import Row
 from ..results.artifacts import AttackEntry, Finished, NodeEntry, RunFolder
 from ..results.summary import group_of, summarise
-from ..results.tables import Row
 from .plots.common import Palette, palette
 
 Tables = Mapping[str, Sequence[Row]]
@@ -40,6 +40,12 @@ class View(NamedTuple):
         """Return whether it stands for the trigger, if any, of a model from elsewhere."""
         return bool(self.study.run.manifest.external) and not self.attack.attacked
 
+    @property
+    def kinds(self) -> set[str]:
+        """Return the kinds of its nodes, finished or not."""
+        nodes = self.study.run.manifest.nodes
+        return {one.kind for one in nodes if one.attack == self.attack.label}
+
     def path(self, what: str) -> Path:
         """Return the path of a picture."""
         return Path(f"{self.stem}-{what}.png")
@@ -57,7 +63,7 @@ class View(NamedTuple):
 def study_of(run: RunFolder, tables: Tables) -> Study:
     """Return a run folder with its tables as the page shows them."""
     nodes, every = run.manifest.nodes, tables.get("results", ())
-    evolved = {node.label for node in nodes if node.kind == "evolution"}
+    evolved = run.manifest.labels("evolution")
     rows = [row for row in every if row["defense"] not in evolved]
     found = summarise(rows)
     keys = dict.fromkeys(map(group_of, found))

@@ -8,6 +8,7 @@
           record.json         NodeRecord: status, rows of tables, facts
           metrics.jsonl       one log record a line
           arrays.npz          arrays that the page shows, by the names of the TypedDicts below
+          failed.json         error and traceback, where an analysis failed
       checkpoints/            models, where the study has no cache elsewhere
       *.csv, report.html, figures/    made from the above (`python -m d3jax.report RUN`)
 
@@ -24,16 +25,11 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from ..core.errors import DataError
+from ..core.records import LogRecord, Row
 from ..runtime.files import write_bytes, write_text
 
 FORMAT = 1
 """Version of the run folder's layout."""
-
-Row = dict[str, Any]
-"""One row of a table by column; None is an empty cell."""
-
-LogRecord = dict[str, Any]
-"""One logged record: `step`, `seconds`, metrics, and the `loop` of a node that has several ("" for the first)."""
 
 
 class AttackEntry(NamedTuple):
@@ -49,8 +45,10 @@ class NodeEntry(NamedTuple):
 
     `kind` is the class of node, `attack` and `seed` say which attack run it belongs to. `label` is
     the name of its model in tables and pictures ("none": the victim), of its detection, or "".
-    `listed` nodes have rows in results.csv, `rows` are the columns that identify them, one for each
-    seed that shares the node. `recipe` names all that makes it: a record of another one is old.
+    `role` says what stands in results.csv of it: the model of a "victim", a "defense" or an
+    "evolution", a "detection" that failed, or nothing (""). `rows` are the columns that identify
+    those rows, one for each seed that shares the node. `recipe` names all that makes it: a record
+    of another one is old.
     """
 
     name: str
@@ -58,9 +56,23 @@ class NodeEntry(NamedTuple):
     attack: str
     seed: int
     label: str
-    listed: bool
+    role: str
     rows: list[Row]
     recipe: str
+
+
+class EvolutionEntry(NamedTuple):
+    """An entry of `evolutions` in the config, whichever attacks it runs on.
+
+    `rates` are the learning rates of every step of an update. `group` is equal where evolutions
+    differ in their rates alone; the rates are `constant`, or were `scaled` to a given mean.
+    """
+
+    label: str
+    group: str
+    constant: bool
+    scaled: bool
+    rates: list[float]
 
 
 class Manifest(NamedTuple):
@@ -72,7 +84,12 @@ class Manifest(NamedTuple):
     seeds: list[int]
     external: str
     attacks: list[AttackEntry]
+    evolutions: list[EvolutionEntry]
     nodes: list[NodeEntry]
+
+    def labels(self, role: str) -> set[str]:
+        """Return the labels of the nodes of a role, such as "evolution"."""
+        return {node.label for node in self.nodes if node.role == role}
 
 
 class NodeRecord(NamedTuple):
@@ -171,14 +188,15 @@ class ForgettingArrays(TypedDict):
     scores: np.ndarray
 
 
-class UpdateArrays(TypedDict):
-    """Kind `updates`: an evolution run at every update. `rates` [n]: learning rates of an update.
-
-    Facts: `group` (equal where runs differ in their rates alone), whether the rate is `constant`
-    and whether it was `scaled` to a mean.
-    """
-
-    rates: np.ndarray
+ARRAYS = {
+    "report_samples": SampleArrays,
+    "features": FeatureArrays,
+    "model_detection": DetectionArrays,
+    "training_time": TrainingArrays,
+    "loss_landscape": LandscapeArrays,
+    "forgetting": ForgettingArrays,
+}
+"""The arrays of each kind of node that leaves some."""
 
 
 class Finished(NamedTuple):
@@ -248,6 +266,10 @@ def node_folder(run: Path, name: str) -> Path:
     return run / "nodes" / name
 
 
+ENTRIES = {"attacks": AttackEntry, "evolutions": EvolutionEntry, "nodes": NodeEntry}
+"""The lists of a manifest, by what their entries are."""
+
+
 def read_manifest(run: Path) -> Manifest:
     """Return the manifest of a run folder. Raises `DataError` for anything else, in one line."""
     path = run / "study.json"
@@ -262,19 +284,18 @@ def read_manifest(run: Path) -> Manifest:
         version = found.pop("format")
         if version != FORMAT:
             raise DataError(f"{path}: layout {version}, this d3jax reads {FORMAT}")
-        attacks = [AttackEntry(**entry) for entry in found.pop("attacks")]
-        nodes = [NodeEntry(**entry) for entry in found.pop("nodes")]
-        return Manifest(**found, attacks=attacks, nodes=nodes)
+        lists = {
+            name: [entry(**given) for given in found.pop(name)] for name, entry in ENTRIES.items()
+        }
+        return Manifest(**found, **lists)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
 
 
 def write_manifest(run: Path, manifest: Manifest) -> None:
     """Write study.json."""
-    plain = manifest._asdict() | {
-        "attacks": [entry._asdict() for entry in manifest.attacks],
-        "nodes": [entry._asdict() for entry in manifest.nodes],
-    }
+    lists = {name: [entry._asdict() for entry in getattr(manifest, name)] for name in ENTRIES}
+    plain = manifest._asdict() | lists
     write_text(run / "study.json", json.dumps({"format": FORMAT, **plain}, indent=1))
 
 
@@ -290,9 +311,11 @@ def read_record(run: Path, name: str) -> NodeRecord | None:
 def write_record(
     run: Path, record: NodeRecord, arrays: Mapping[str, np.ndarray] | None = None
 ) -> None:
-    """Write a node's record and, before it, its arrays."""
+    """Write a node's record and, before it, its arrays; those of an earlier record go."""
     folder = node_folder(run, record.name)
-    if arrays:
+    if not arrays:
+        (folder / "arrays.npz").unlink(missing_ok=True)
+    else:
         write_bytes(folder / "arrays.npz", lambda file: np.savez_compressed(file, **arrays))
     write_text(folder / "record.json", json.dumps(record._asdict()))
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from .artifacts import Row
+from ..core.records import Row
 from .compared_runs import Run, known_rows
 from .ranking import Ranking, rank
 from .summary import RATES, summarise, verdict

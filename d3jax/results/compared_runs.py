@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from .artifacts import Row, RunFolder
+from ..core.records import Row
+from .artifacts import RunFolder
 from .tables import make_tables
 
 UNRELATED = {"seeds", "loop", "published", "cache", "features", "paths", "detections"}
 """Settings on which no row of a board depends, or that its rows name themselves."""
 OF_DEFENSES = {"reserved", "measured"}
 """Settings on which only defences and evolutions depend."""
-KINDS = {"updates": "evolution", "model_detection": "detection"}
-"""Kinds of nodes whose rows are no defences."""
 LISTS = {"attacks", "defenses", "evolutions"}
 
 
@@ -63,9 +62,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _read_run(path: Path, name: str) -> Run:
     folder = RunFolder(path)
     rows = make_tables(folder)["results"]
-    evolved = [row["defense"] for row in rows if any(name.startswith("survived_") for name in row)]
-    kinds = dict.fromkeys(evolved, "evolution") | {
-        entry.label: KINDS[entry.kind] for entry in folder.manifest.nodes if entry.kind in KINDS
+    kinds = {
+        label: role for role in ("evolution", "detection") for label in folder.manifest.labels(role)
     }
     try:
         settings = yaml.safe_load(folder.text("config.yaml"))

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from ..core.errors import ConfigError
-from .artifacts import LogRecord
+from ..core.records import LogRecord
 
 
 class Sink(Protocol):

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from ..core.records import LogRecord
 from ..runtime.files import write_text
-from .artifacts import LogRecord
 from .metric_sinks import SINKS, Sink, check_sinks, plain_value
 
 

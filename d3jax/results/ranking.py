@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from .artifacts import Row
+from ..core.records import Row
 
 
 class Place(NamedTuple):

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .artifacts import Row
+from ..core.records import Row
 
 RATES = ("acc", "asr", "ra", "der")
 KEEPS = 0.5  # an ASR from here on: the backdoor works

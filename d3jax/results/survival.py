@@ -1,86 +1,94 @@
-"""Evolutions compared: how long backdoors survived, which constant rate clean validation chooses, what smart rates gain. No jax."""
+"""Compare evolutions: how long backdoors survive, and what schedules gain over constant rates.
+
+No jax in here.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from .artifacts import Row
+from ..core.records import Row
+from .artifacts import EvolutionEntry
 
 TAUS = (0.9, 0.5, 0.1)
 """Thresholds on ASR of survivability."""
 
 ALLOWED = 0.01
-"""A strategy counts while its mean ACC is at most so much below the baseline's."""
-
-
-class Shown(NamedTuple):
-    """What must be known of an evolution besides its rows: the learning `rates` [n] of an update, the `group` of those that differ
-    from it in their rates alone, whether its rate is constant, and whether it was scaled to a `mean`."""
-
-    rates: np.ndarray
-    group: str
-    constant: bool
-    scaled: bool = False
+"""A schedule counts while its mean ACC is at most this far below the baseline's."""
 
 
 class Predicted(NamedTuple):
-    """For one lineage: the `eigenvalues` [D], largest first, of its first update's features, and which `shares` [D] of the trigger's
-    direction lie along their eigenvectors; the measured `scores` [T + 1] of the trigger, from before the first update on, and the
-    shares of the first [T] that a linear model has `left`, by the curvature's name."""
+    """What a linear model predicts of the forgetting in one evolution run.
 
-    attack: str
-    evolution: str
+    `eigenvalues` [D], largest first, are of the second moment of the first update's features;
+    `shares` [D] say how much of the trigger's direction lies along each eigenvector. `scores`
+    [T + 1] of the trigger are measured, from before the first update on. `left` has, by the
+    curvature's name, the shares [T] of the first score that the model predicts.
+    """
+
     eigenvalues: np.ndarray
     shares: np.ndarray
     scores: np.ndarray
     left: dict[str, np.ndarray]
 
 
-def forgetting_rows(predicted: Sequence[Predicted]) -> list[Row]:
-    """The rows of forgetting.csv: after each update, by how much the trigger raises its class's logit (`score`), and the share of it that is
-    left: measured, and as a linear model predicts it under the curvature of squared loss and of softmax's at the start."""
+def forgetting_rows(found: Predicted) -> list[Row]:
+    """Return the rows of forgetting.csv for one run, one for each update from 0 on.
+
+    `score` is by how much the trigger raises its class's logit. `left` is its share of the first
+    score as measured, `left_squared` and `left_softmax` as predicted under the curvature of the
+    squared loss and of softmax at the start.
+    """
+    first = found.scores[0]
     return [
-        {"attack": one.attack, "evolution": one.evolution, "update": update, "score": float(score)}
-        | {"left": float(score / one.scores[0]) if one.scores[0] else None}
+        {"update": update, "score": float(score), "left": float(score / first) if first else None}
         | {
             f"left_{name}": float(left[update - 1]) if update else 1.0
-            for name, left in one.left.items()
+            for name, left in found.left.items()
         }
-        for one in predicted
-        for update, score in enumerate(one.scores)
+        for update, score in enumerate(found.scores)
     ]
 
 
-def compare(rows: Sequence[Row], evolved: Sequence[Row], shown: Mapping[str, Shown]) -> list[Row]:
-    """One row for each (attack, evolution), over its seeds and updates: the rows of survival.csv.
+def compare(
+    rows: Sequence[Row], evolved: Sequence[Row], evolutions: Sequence[EvolutionEntry]
+) -> list[Row]:
+    """Return the rows of survival.csv: one for each (attack, evolution), over seeds and updates.
 
-    `rows` are those of results.csv, `evolved` those of evolution.csv. `baseline` is the evolution of the same group with a constant
-    rate and the highest `valid_acc` (None for a group of one): of the lineages of a clean model where the study has them, else of this
-    attack's, over the seeds that all candidates have; ASR is not looked at. `counts` says whether the mean ACC is at most a point below
-    the baseline's; None where not both have the same seeds. `speedup` is the baseline's S at an ASR of 50 % over this one's, or, of one
-    that was scaled to a mean, S under the constant rate of that mean (`equal_mean`, where there is one): inf where this one's is 0,
-    `speedup_bound` ≥ where the other's is censored and ≤ where this one's is; where both are there is no number. A backdoor that did
-    not work before the first update counts for no threshold. `survived_τ` are means over seeds, `censored_τ` count the seeds on which
-    the backdoor was there to the end; `…_std` are sample standard deviations over seeds (None for one).
+    `rows` are those of results.csv, `evolved` those of evolution.csv, `evolutions` all that the
+    config asks for, finished or not. Columns of a row:
+
+    - `baseline`: the evolution of its group with a constant rate and the highest `valid_acc`, None
+      for a group of one or while a candidate has no numbers. It is chosen on clean models where the
+      study has them, else on this attack's, over the seeds that all candidates have; never by ASR.
+    - `counts`: whether the mean ACC is at most `ALLOWED` below the baseline's; None where the two
+      have other seeds.
+    - `speedup`: the baseline's S at an ASR of 50 % over this one's, inf where this one's is 0. For
+      rates that were scaled to a mean, S under the constant rate of that mean (`equal_mean`) stands
+      for the baseline's, where there is one. `speedup_bound` is ≥ where the baseline's S is
+      censored and ≤ where this one's is; where both are, there is no number.
+    - `survived_τ`: means over seeds, None where the backdoor did not work before the first update;
+      `censored_τ`: the number of seeds whose backdoor survived all updates.
+    - `…_std`: sample standard deviations over seeds, None for one seed.
     """
+    known = {entry.label: entry for entry in evolutions}
+    evolved = [row for row in evolved if row["evolution"] in known]
     compared = []
     for attack in dict.fromkeys(row["attack"] for row in evolved):
-        mine = [row for row in evolved if row["attack"] == attack]
-        found = {
-            label: _one(attack, label, mine, rows, shown[label])
-            for label in dict.fromkeys(row["evolution"] for row in mine)
-        }
+        of_attack = [row for row in evolved if row["attack"] == attack]
+        labels = dict.fromkeys(row["evolution"] for row in of_attack)
+        found = {label: _one(attack, label, of_attack, rows, known[label]) for label in labels}
         seeds = {
-            label: {row["seed"] for row in mine if row["evolution"] == label and row["update"]}
+            label: {row["seed"] for row in of_attack if row["evolution"] == label and row["update"]}
             for label in found
         }
         for label, row in found.items():
-            equal, baseline = _equal(label, shown), _chosen(label, attack, evolved, shown)
-            row |= {"constant": shown[label].constant, "equal_mean": equal, "baseline": baseline}
+            equal, baseline = _equal_mean(label, known), _baseline(label, attack, evolved, known)
+            row |= {"constant": known[label].constant, "equal_mean": equal, "baseline": baseline}
             row |= {"counts": None, "speedup": None, "speedup_bound": None}
             if baseline in found and seeds[baseline] == seeds[label]:
                 row["counts"] = row["acc"] >= found[baseline]["acc"] - ALLOWED
@@ -91,95 +99,88 @@ def compare(rows: Sequence[Row], evolved: Sequence[Row], shown: Mapping[str, Sho
     return compared
 
 
-def _one(attack: str, label: str, evolved: Sequence[Row], rows: Sequence[Row], shown: Shown) -> Row:
-    lines = [row for row in evolved if row["evolution"] == label and row["update"]]
+def _one(
+    attack: str, label: str, evolved: Sequence[Row], rows: Sequence[Row], entry: EvolutionEntry
+) -> Row:
+    """Return the means of one evolution under one attack."""
+    updates = [row for row in evolved if row["evolution"] == label and row["update"]]
     ended = [row for row in rows if row["attack"] == attack and row["defense"] == label]
-    row: Row = {
-        "attack": attack,
-        "evolution": label,
-        "seeds": len({line["seed"] for line in lines}),
-    }
-    row["updates"] = max((line["update"] for line in lines), default=0)
+    last = max((row["update"] for row in updates), default=0)
+    found: Row = {"attack": attack, "evolution": label}
+    found |= {"seeds": len({row["seed"] for row in updates}), "updates": last}
     for tau in TAUS:
-        mine = [one for one in ended if one.get(f"survived_{tau:g}") is not None]
-        counts = [one[f"survived_{tau:g}"] for one in mine]
-        row[f"survived_{tau:g}"] = statistics.fmean(counts) if counts else None
-        row[f"censored_{tau:g}"] = (
-            sum(one[f"survived_{tau:g}_censored"] for one in mine) if counts else None
-        )
+        worked = [row for row in ended if row.get(f"survived_{tau:g}") is not None]
+        counts = [row[f"survived_{tau:g}"] for row in worked]
+        censored = sum(row[f"survived_{tau:g}_censored"] for row in worked)
+        found[f"survived_{tau:g}"] = statistics.fmean(counts) if counts else None
+        found[f"censored_{tau:g}"] = censored if counts else None
     for name in ("acc", "stale_acc", "valid_acc"):
-        row |= _mean(name, name, lines)
-    row |= _mean("asr_last", "asr", [line for line in lines if line["update"] == row["updates"]])
-    return row | {
-        "steps": len(shown.rates),
-        "lr_mean": float(np.mean(shown.rates)),
-        "lr_max": float(np.max(shown.rates)),
-    }
+        found |= _mean(name, name, updates)
+    found |= _mean("asr_last", "asr", [row for row in updates if row["update"] == last])
+    rates = _rates(entry)
+    means = {"lr_mean": float(rates.mean()), "lr_max": float(rates.max())}
+    return found | {"steps": len(rates)} | means
 
 
-def _mean(name: str, column: str, lines: Sequence[Row]) -> Row:
-    """A column's mean over seeds, and its deviation, as columns of `name`; of a seed's updates the mean counts."""
+def _rates(entry: EvolutionEntry) -> np.ndarray:
+    return np.asarray(entry.rates, np.float32)
+
+
+def _mean(name: str, column: str, rows: Sequence[Row]) -> Row:
+    """Return a column's mean over seeds and its deviation; of a seed's rows the mean counts."""
     by_seed: dict[int, list[float]] = {}
-    for line in lines:
-        if line.get(column) is not None:
-            by_seed.setdefault(line["seed"], []).append(line[column])
-    values = [statistics.fmean(mine) for mine in by_seed.values()]
+    for row in rows:
+        if row.get(column) is not None:
+            by_seed.setdefault(row["seed"], []).append(row[column])
+    values = [statistics.fmean(values) for values in by_seed.values()]
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {name: statistics.fmean(values) if values else None, f"{name}_std": deviation}
 
 
-def _alike(label: str, shown: Mapping[str, Shown]) -> list[str]:
-    """The constant rates of an evolution's group, none where it is alone."""
-    group = [name for name, other in shown.items() if other.group == shown[label].group]
-    return [name for name in group if shown[name].constant] if len(group) > 1 else []
+def _candidates(label: str, known: Mapping[str, EvolutionEntry]) -> list[str]:
+    """Return the constant rates of an evolution's group; none where it is alone."""
+    group = [name for name, other in known.items() if other.group == known[label].group]
+    return [name for name in group if known[name].constant] if len(group) > 1 else []
 
 
-def _equal(label: str, shown: Mapping[str, Shown]) -> str | None:
-    """The constant rate of the mean that an evolution was scaled to."""
-    mean = shown[label].rates.mean()
-    equal = [
-        name
-        for name in _alike(label, shown)
-        if np.isclose(shown[name].rates.mean(), mean, rtol=1e-4)
-    ]
-    return equal[0] if shown[label].scaled and equal else None
+def _equal_mean(label: str, known: Mapping[str, EvolutionEntry]) -> str | None:
+    """Return the constant rate of the mean that an evolution's rates were scaled to."""
+    if not known[label].scaled:
+        return None
+    mean = _rates(known[label]).mean()
+    means = {name: _rates(known[name]).mean() for name in _candidates(label, known)}
+    return next((name for name, one in means.items() if np.isclose(one, mean, rtol=1e-4)), None)
 
 
-def _chosen(
-    label: str, attack: str, evolved: Sequence[Row], shown: Mapping[str, Shown]
+def _baseline(
+    label: str, attack: str, evolved: Sequence[Row], known: Mapping[str, EvolutionEntry]
 ) -> str | None:
-    """The constant rate that clean validation chooses for an evolution's group."""
-    alike = _alike(label, shown)
+    """Return the constant rate that clean validation chooses for an evolution's group."""
+    candidates = _candidates(label, known)
     triggered = {row["attack"] for row in evolved if row["asr"] is not None}
-
-    def means(counted) -> dict[str, float]:
-        """Over the models, seeds of an attack, that all candidates began with."""
-        found: dict[str, dict[tuple[str, int], list[float]]] = {}
-        for row in evolved:
-            if (
-                row["evolution"] in alike
-                and row.get("valid_acc") is not None
-                and counted(row["attack"])
-            ):
-                found.setdefault(row["evolution"], {}).setdefault(
-                    (row["attack"], row["seed"]), []
-                ).append(row["valid_acc"])
-        common = (
-            set.intersection(*map(set, found.values()))
-            if len(found) == len(alike) and alike
-            else set()
-        )
-        return (
-            {
-                name: statistics.fmean(x for model in common for x in found[name][model])
-                for name in alike
-            }
-            if common
-            else {}
-        )
-
-    chosen = means(lambda other: other not in triggered) or means(lambda other: other == attack)
+    chosen = _valid_acc(evolved, candidates, lambda other: other not in triggered)
+    chosen = chosen or _valid_acc(evolved, candidates, lambda other: other == attack)
     return max(chosen, key=chosen.__getitem__) if chosen else None
+
+
+def _valid_acc(
+    evolved: Sequence[Row], candidates: Sequence[str], counted: Callable[[str], bool]
+) -> dict[str, float]:
+    """Return each candidate's mean `valid_acc` over the models that all candidates began with.
+
+    A model is a seed of an attack that is `counted`. {} where a candidate has no numbers.
+    """
+    found: dict[str, dict[tuple[str, int], list[float]]] = {name: {} for name in candidates}
+    for row in evolved:
+        value, model = row.get("valid_acc"), (row["attack"], row["seed"])
+        if row["evolution"] in found and value is not None and counted(row["attack"]):
+            found[row["evolution"]].setdefault(model, []).append(value)
+    common = set.intersection(*map(set, found.values())) if found else set()
+    return {
+        name: statistics.fmean(value for model in common for value in values[model])
+        for name, values in found.items()
+        if common
+    }
 
 
 def _speedup(baseline: Row, row: Row) -> Row:
@@ -188,24 +189,21 @@ def _speedup(baseline: Row, row: Row) -> Row:
     if before is None or after is None or all(censored):
         return {}
     value = before / after if after else (float("inf") if before else 1.0)
-    return {
-        "speedup": value,
-        "speedup_bound": {(True, False): "≥", (False, True): "≤"}.get(censored),
-    }
+    bound = {(True, False): "≥", (False, True): "≤"}.get(censored)
+    return {"speedup": value, "speedup_bound": bound}
 
 
 def survived(row: Row, tau: float) -> str:
-    """S_τ of a row of `compare` as text: ≥ where it is censored on some seed; – without a trigger."""
+    """Return S_τ of a row of `compare` as text: ≥ where a seed is censored, – without a trigger."""
     mean = row[f"survived_{tau:g}"]
     if mean is None:
         return "–"
-    return ("≥ " if row[f"censored_{tau:g}"] else "") + (
-        f"{mean:.1f}" if row["seeds"] > 1 else f"{mean:.0f}"
-    )
+    sign = "≥ " if row[f"censored_{tau:g}"] else ""
+    return f"{sign}{mean:.1f}" if row["seeds"] > 1 else f"{sign}{mean:.0f}"
 
 
 def ratio(row: Row) -> str:
-    """The speed-up of a row of `compare` as text."""
+    """Return the speed-up of a row of `compare` as text."""
     value = row["speedup"]
     if value is None:
         return "–"

@@ -10,9 +10,10 @@ from typing import Any
 
 import pandas as pd
 
+from ..core.records import Row
 from ..runtime.files import write_text
-from .artifacts import NodeEntry, NodeRecord, Row, RunFolder
-from .survival import Shown, compare
+from .artifacts import NodeEntry, NodeRecord, RunFolder
+from .survival import compare
 
 NUMBERS = ("acc", "asr", "ra", "der", "n_clean", "n_triggered", "seconds")
 COLUMNS = ("dataset", "model", "attack", "poison_rate", "defense", "seed", *NUMBERS)
@@ -35,7 +36,7 @@ OTHERS = (
     "paths",
     "changes",
 )
-"""Tables that a run folder has where they have rows; nodes may add others."""
+"""Tables that a run folder has where they have rows."""
 TEXT = {
     "dataset", "model", "attack", "defense", "evolution", "baseline", "equal_mean", "published",
     "status", "net", "chosen", "commit", "device", "class", "detection", "tensor", "statistics",
@@ -120,8 +121,8 @@ def number_or_none(value: Any) -> Any:
 def make_tables(run: RunFolder) -> dict[str, list[Row]]:
     """Return all tables of a run folder by name: rows in the order of the study's nodes.
 
-    A row of `results` without numbers stands for every `listed` node and every detection that has
-    no finished record; its `status` says why. `survival` compares the evolution runs.
+    A row of `results` without numbers stands for every node with a role that has no finished
+    record; its `status` says why. `survival` compares the evolution runs.
     """
     entries = run.manifest.nodes
     records = {entry.name: record for entry in entries if (record := run.record(entry.name))}
@@ -131,25 +132,10 @@ def make_tables(run: RunFolder) -> dict[str, list[Row]]:
         for name, rows in (record.tables if record else {}).items():
             tables.setdefault(name, []).extend(rows)
     tables["results"] = result_rows(entries, records)
-    shown = shown_evolutions(run)
-    evolved = [row for row in tables.get("evolution", []) if row["evolution"] in shown]
-    if survival := compare(tables["results"], evolved, shown):
-        tables["survival"] = survival
+    if evolutions := run.manifest.evolutions:
+        evolved = tables.get("evolution", [])
+        tables["survival"] = compare(tables["results"], evolved, evolutions)
     return {name: rows for name, rows in tables.items() if rows or name in ALWAYS}
-
-
-def shown_evolutions(run: RunFolder) -> dict[str, Shown]:
-    """Return what the comparison of evolution runs must know of each, by its label."""
-    return {
-        entry.label: Shown(
-            arrays["rates"],
-            record.facts["group"],
-            record.facts["constant"],
-            record.facts["scaled"],
-        )
-        for entry, record, arrays in run.finished("updates")
-        if "rates" in arrays
-    }
 
 
 def write_tables(run_path: str | Path, tables: Mapping[str, Sequence[Row]]) -> None:
@@ -187,7 +173,7 @@ def result_rows(entries: Iterable[NodeEntry], records: Mapping[str, NodeRecord])
         record = records.get(entry.name)
         if record and record.status == "ok":
             rows += record.tables.get("results", [])
-        elif entry.listed or entry.kind == "model_detection":
+        elif entry.role:
             status = record.status if record else "not finished: no model yet"
             empty = dict.fromkeys(NUMBERS) | {"status": status}
             rows += [dict.fromkeys(COLUMNS) | row | empty for row in entry.rows]

@@ -1,6 +1,6 @@
 """Which device computes what: a mesh of ("member", "data"), the placement of arrays on it, and the processes behind it.
 
-Ensemble are loops of one program that share no numbers; the data axis splits every batch. XLA puts the sums in between. Where
+Members are loops of one program that share no numbers; the data axis splits every batch. XLA puts the sums in between. Where
 several processes share the devices (a TPU pod, several GPU hosts), all of them run the same study in step; each has the whole
 data set, the first alone writes tables, and what to do next is what the first one sees.
 """
@@ -39,9 +39,10 @@ def make_mesh(members: int, devices: Sequence[jax.Device]) -> Mesh | None:
 
 def shard_batch(tree: Any) -> Any:
     """Inside a program: splits the leading axis of every array over the mesh's data axis, as far as `shares` says."""
-    split = lambda x: (
-        jax.lax.with_sharding_constraint(x, P("data")) if shares(x.shape[0]) > 1 else x
-    )
+
+    def split(x):
+        return jax.lax.with_sharding_constraint(x, P("data")) if shares(x.shape[0]) > 1 else x
+
     return jax.tree.map(split, tree)
 
 

@@ -20,7 +20,7 @@ from ..models import MODELS
 from ..runtime.distributed import broadcast_from_host0
 from ..runtime.environment import environment
 from ..runtime.progress import Progress
-from ..training.scan import memory_free
+from ..training.memory import memory_free
 from ..training.streaming import check_streaming
 
 
@@ -125,7 +125,10 @@ def _divide(dataset: Dataset, share: float) -> tuple[Dataset, Split | None]:
         return dataset, None
     order = np.random.default_rng(0).permutation(len(dataset.train.labels))
     first, kept = np.split(order, [round((1 - share) * len(order))])
-    take = lambda rows: Split(*(np.asarray(part)[np.sort(rows)] for part in dataset.train))
+
+    def take(rows):
+        return Split(*(np.asarray(part)[np.sort(rows)] for part in dataset.train))
+
     return dataset._replace(train=take(first)), take(kept)
 
 

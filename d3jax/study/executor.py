@@ -16,7 +16,8 @@ from typing import Any
 
 import jax
 
-from ..core.errors import D3JaxError, DivergedError, OutOfMemoryError
+from ..core.errors import CheckpointError, D3JaxError, DivergedError, OutOfMemoryError
+from ..core.records import LogRecord
 from ..core.types import TrainState
 from ..results.artifacts import node_folder
 from ..results.metric_writer import MetricWriter
@@ -24,9 +25,9 @@ from ..runtime import checkpoint
 from ..runtime.distributed import is_primary
 from ..runtime.files import write_text
 from ..runtime.locks import locked_by_all
-from ..training.loop import Hooks, LogRecord, TrainLoop, fit_ensemble
+from ..training.loop import Hooks, TrainLoop, fit_ensemble
 from ..training.scan import whole_calls
-from .finished import save_finished, take_finished
+from .node_checkpoint import save_finished, take_finished
 from .nodes.base import Artifact, Failure, Inputs, Node, Result
 
 Computed = tuple[Any, list[LogRecord], int]
@@ -48,12 +49,17 @@ def run_together(nodes: Sequence[Node], inputs: Mapping[str, Inputs]) -> list[Re
         pairs = list(zip(nodes, found, strict=True))
         missing = {node.folder: node for node, result in pairs if result is None}
         computed = dict(zip(missing, _compute(list(missing.values()), inputs), strict=True))
-    results = [result or computed[node.folder] for node, result in pairs]
-    for node, result in zip(nodes, results, strict=True):
-        if isinstance(result, Artifact):
-            with _writer(node) as writer:
-                writer.reset("", result.records)
+        results = [result or computed[node.folder] for node, result in pairs]
+        for node, result in zip(nodes, results, strict=True):
+            keep_metrics(node, result)
     return results
+
+
+def keep_metrics(node: Node, result: Result) -> None:
+    """Make the records of a finished node all that its metrics.jsonl holds."""
+    if isinstance(result, Artifact):
+        with _writer(node) as writer:
+            writer.reset("", result.records)
 
 
 def contained(node: Node, work: Callable[..., Any], *given: Any) -> Any:
@@ -118,8 +124,8 @@ def _run_each(
     """Return what each node computed, one after another."""
 
     def work(node: Node) -> Computed:
-        given = inputs[node.name]
-        return (*node.compute(given, _hooks(node, given, writers[node.name])), 1)
+        given = _given(node, inputs)
+        return (*node.compute(given, _hooks(node, node.watch(given), writers[node.name])), 1)
 
     return [contained(node, work, node) for node in nodes]
 
@@ -128,14 +134,16 @@ def _run_loops(
     nodes: Sequence[Node], inputs: Mapping[str, Inputs], writers: Writers
 ) -> list[Computed | Failure]:
     """Return what each node's loop computed, half of them at a time where memory is short."""
-    loops = [contained(node, node.loop, inputs[node.name]) for node in nodes]
+    loops = [contained(node, lambda node=node: node.loop(_given(node, inputs))) for node in nodes]
     results = dict(zip((node.name for node in nodes), loops, strict=True))
     ready = [node for node in nodes if isinstance(results[node.name], TrainLoop)]
     queue = [ready] if ready else []
     while queue:
         group = queue.pop(0)
         given = [results[node.name] for node in group]
-        hooks = [_hooks(node, inputs[node.name], writers[node.name]) for node in group]
+        watches = [node.watch(inputs[node.name]) for node in group]
+        writing = [writers[node.name] for node in group]
+        hooks = [_hooks(*of_node) for of_node in zip(group, watches, writing, strict=True)]
         try:
             outcomes = fit_ensemble(given, hooks)
         except OutOfMemoryError as error:
@@ -154,6 +162,19 @@ def _run_loops(
     return [results[node.name] for node in nodes]
 
 
+def _given(node: Node, inputs: Mapping[str, Inputs]) -> Inputs:
+    """Return the inputs of a node that is computed.
+
+    Raises `CheckpointError` where one of them was not read, because the node seemed finished until
+    its checkpoint turned out to be damaged.
+    """
+    given = inputs[node.name]
+    for name, needed in node.needs.items():
+        if getattr(given, name) is None and name not in node.optional:
+            raise CheckpointError(f"its {needed.title} was not read; a second run reads it")
+    return given
+
+
 def _outcome(node: Node, loop: TrainLoop, outcome: Any, members: int) -> Computed | Failure:
     if isinstance(outcome, Exception):
         return _failed(node, outcome)
@@ -167,7 +188,11 @@ def _writer(node: Node) -> MetricWriter:
 
 
 def _hooks(
-    node: Node, inputs: Inputs, writer: MetricWriter, part: str = "", watch_every: int = 0
+    node: Node,
+    watch: Callable[[TrainState], LogRecord],
+    writer: MetricWriter,
+    part: str = "",
+    watch_every: int = 0,
 ) -> Hooks:
     """Return what surrounds a node's loop, or one `part` of several."""
     context, loop = node.context, node.context.config.loop
@@ -177,7 +202,7 @@ def _hooks(
 
     def within(inside: str, every: int) -> Hooks:
         inner = f"{part}/{inside}" if part else inside
-        return _hooks(node, inputs, writer, inner, whole_calls(every, loop.steps_per_call))
+        return _hooks(node, watch, writer, inner, whole_calls(every, loop.steps_per_call))
 
     def start(step: int, records: list[LogRecord]) -> None:
         writer.reset(part, records)
@@ -201,7 +226,7 @@ def _hooks(
         save=save,
         saved=rolling.steps,
         restore=restore,
-        watch=node.watch(inputs),
+        watch=watch,
         say=lambda text: progress.say(f"{name}: {text}"),
         part=within,
         log_every=loop.log_every,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..attacks import ATTACKS
 from ..config.study import Choice
+from ..core.errors import ConfigError
 from ..core.types import TrainingDefense
 from .attack_run import AttackRun, evaluator, make_clean_run, make_run
 from .checks import Methods, check_attack, check_paths, make_methods, named
@@ -74,8 +75,17 @@ class _Graph:
         self.asked: dict[str, Node] = {}
 
     def one(self, node: AnyNode) -> AnyNode:
-        """Return the node of that name, this one where it is new."""
-        return self.known.setdefault(node.name, node)
+        """Return the node of that name, this one where it is new.
+
+        Raises `ConfigError` where another computation has the name.
+        """
+        known = self.known.setdefault(node.name, node)
+        if (known.kind, known.digest) != (node.kind, node.digest):
+            raise ConfigError(
+                f"{node.label!r} names a {known.title} and a {node.title} of one attack; give one "
+                "another `label:`"
+            )
+        return known
 
     def ask(self, *nodes: Node) -> list[Any]:
         """Add nodes that the config asks for; return those of their names."""

@@ -12,8 +12,8 @@ from ..results.artifacts import NodeRecord, node_folder, read_record, write_reco
 from ..runtime.distributed import broadcast_from_host0, is_primary
 from ..runtime.locks import locked_by_all
 from .context import StudyContext
-from .executor import contained, run_together
-from .finished import read_finished
+from .executor import contained, keep_metrics, run_together
+from .node_checkpoint import read_finished
 from .nodes.base import AnalysisNode, Artifact, Failure, Findings, Inputs, Node, Result
 
 
@@ -44,7 +44,7 @@ class Ledger:
             for node in ready:
                 self._analyse(node, inputs[node.name])
         elif ready:
-            results = run_together(ready, inputs) if compute else map(read_finished, ready)
+            results = run_together(ready, inputs) if compute else map(self._read, ready)
             for node, result in zip(ready, results, strict=True):
                 self._add(node, result, inputs[node.name])
         self._release(group)
@@ -61,6 +61,12 @@ class Ledger:
                 return Failure(f"its {needed.title} {state}", result.unfinished)
             setattr(found, name, result if isinstance(result, Artifact) else None)
         return found
+
+    def _read(self, node: Node) -> Result:
+        """Return a node as another run left it."""
+        result = read_finished(node)
+        keep_metrics(node, result)
+        return result
 
     def _add(self, node: Node, result: Result, inputs: Inputs) -> None:
         """Keep a result and write its record."""
@@ -96,6 +102,7 @@ class Ledger:
             else:
                 facts = {**found.facts, "inputs": given}
                 self._record(node, "ok", found._replace(facts=facts))
+                (node.folder / "failed.json").unlink(missing_ok=True)
 
     def _release(self, group: Sequence[Node]) -> None:
         """Drop arrays that no node begins with any more: wide models would fill the device."""

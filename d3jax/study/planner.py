@@ -9,12 +9,13 @@ from .nodes.base import Node
 
 
 def part_of(nodes: Sequence[Node], part: int, parts: int) -> list[Node]:
-    """Return part 1 … `parts` of the nodes that no analysis is.
+    """Return part 1 … `parts` of the nodes that are no analyses, and analyses of their outcome.
 
     Parts are runs of neighbours, so that few of them need the same victim.
     """
     models = [node for node in nodes if not node.analysis]
-    return models[(part - 1) * len(models) // parts : part * len(models) // parts]
+    own = models[(part - 1) * len(models) // parts : part * len(models) // parts]
+    return own + [node for node in nodes if node.needs.get(node.outcome_of) in own]
 
 
 def plan(nodes: Iterable[Node], *, together: bool, compute: bool = True) -> list[list[Node]]:

@@ -7,26 +7,36 @@ them; `report/` makes the page of what they left.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import yaml
 
 from ..attacks import ATTACKS
 from ..config.loading import dumps, loads, to_mapping
-from ..config.study import StudyConfig
+from ..config.study import Choice, StudyConfig
 from ..core.errors import ConfigError
 from ..data import DATASETS
 from ..defenses import DEFENSES
 from ..evolution import EVOLUTIONS
+from ..evolution.updates import steps_of, update_rates
 from ..inversion import DETECTIONS
 from ..models import MODELS
 from ..report import make_report
 from ..report.terminal import print_detections, print_table
-from ..results.artifacts import AttackEntry, Manifest, Row, RunFolder, write_manifest
+from ..results.artifacts import (
+    AttackEntry,
+    EvolutionEntry,
+    Manifest,
+    Row,
+    RunFolder,
+    write_manifest,
+)
 from ..results.metric_sinks import check_sinks
 from ..results.tables import make_tables, result_rows, write_tables
 from ..runtime.distributed import is_primary, same_everywhere
@@ -95,12 +105,12 @@ def _run(context: StudyContext, part: tuple[int, int] | None, compute: bool) -> 
     if is_primary():
         _prepare_folder(context, nodes, compute)
     ledger = Ledger(context, groups)
-    written = time.monotonic()
+    written = -math.inf  # at once: the tables there may be another study's
     for group in groups:
-        ledger.run(group, compute)
         if is_primary() and not part and time.monotonic() - written > TABLES_EVERY:
             write_tables(context.workdir, make_tables(RunFolder(context.workdir)))
             written = time.monotonic()
+        ledger.run(group, compute)
     rows = result_rows([node.entry for node in asked], ledger.records)
     if is_primary():
         _show(context, nodes, asked, rows, ledger, part)
@@ -123,7 +133,8 @@ def _show(
     say = context.progress.say
     if part:
         whole = sum(not node.analysis for node in nodes)
-        share = f"part {part[0]} of {part[1]}: {len(asked)} of {whole} models and detections"
+        own = sum(not node.analysis for node in asked)
+        share = f"part {part[0]} of {part[1]}: {own} of {whole} models and detections"
         say(f"{share}; when all are done, --report gathers them")
     else:
         say(f"report: {make_report(context.workdir)}")
@@ -164,8 +175,17 @@ def make_manifest(context: StudyContext, nodes: Sequence[Node]) -> Manifest:
         seeds=list(config.seeds),
         external=_how_read(context),
         attacks=attacks,
+        evolutions=[_evolution_entry(context, choice) for choice in config.evolutions],
         nodes=[node.entry for node in _with_needs(nodes)],
     )
+
+
+def _evolution_entry(context: StudyContext, choice: Choice) -> EvolutionEntry:
+    config, strategy = choice.config, choice.config.strategy
+    rates = update_rates(config, steps_of(config, len(context.fresh.labels)))
+    group = repr({**vars(config), "strategy": None})
+    constant, scaled = strategy.name == "constant", strategy.mean is not None
+    return EvolutionEntry(choice.label, group, constant, scaled, np.asarray(rates).tolist())
 
 
 def _with_needs(nodes: Sequence[Node]) -> list[Node]:

@@ -35,9 +35,10 @@ class Ensemble:
             self.data, axes = _stack_data(datas)
             step = jax.vmap(step, in_axes=(0, axes), spmd_axis_name="member" if self.mesh else None)
             if self.mesh:
-                split = lambda axis, leaf: device_put_global(
-                    leaf, self.mesh, COPIES if axis is None else MEMBERS
-                )
+
+                def split(axis, leaf):
+                    return device_put_global(leaf, self.mesh, COPIES if axis is None else MEMBERS)
+
                 self.data = jax.tree.map(split, axes, self.data, is_leaf=lambda axis: axis is None)
         else:
             self.state, self.data = jax.tree.map(jnp.copy, states[0]), datas[0]

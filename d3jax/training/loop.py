@@ -1,6 +1,7 @@
 """The one loop: repeat a step over a carried state, log, checkpoint, stop on a loss that is not finite.
 
-A `TrainLoop` is such a loop as data. Jobs that differ in their arrays only run together, as members of one program (`fit_ensemble`).
+A `TrainLoop` is such a loop as data. Loops that differ in their arrays alone run together, as
+members of one program (`fit_ensemble`).
 """
 
 from __future__ import annotations
@@ -13,16 +14,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ..core.errors import DivergedError, OutOfMemoryError
+from ..core.errors import DivergedError
+from ..core.records import LogRecord
 from ..core.types import Metrics, TrainState
 from ..runtime.distributed import broadcast_from_host0
 from .ensemble import Ensemble
-from .scan import LOWER, ScannedStep, memory_needed, memory_there, out_of_memory_named
+from .memory import check_memory, out_of_memory_named
 from .step import Step
 from .streaming import Feed
-
-LogRecord = dict[str, float]
-"""One logged line: `step`, `seconds` since the loop began (resumes included), the mean of every metric since the last line."""
 
 
 class TrainLoop(NamedTuple):
@@ -41,24 +40,25 @@ class TrainLoop(NamedTuple):
 
 
 class Hooks(NamedTuple):
-    """What surrounds a loop without changing its numbers. The default logs nothing and saves nothing.
+    """What surrounds a loop without changing its numbers. The default logs and saves nothing.
 
-    `start(step, lines)` is called once, with where the loop begins; `log(line, steps)` every `log_every` steps and whenever
-    something below is due; `save(state, lines)` every `save_every` steps, but `save_seconds` apart, and never with a broken
-    state. `saved()` lists the steps of which there are checkpoints, oldest first, and `restore(state, step)` gives back
-    (state, lines) of one, or None where it turns out unreadable. `save_last`: the last state is saved too, as a later loop
-    begins with it. `part(name, watch_every)` is the hooks of one of several loops, with checkpoints and lines of its own (`within`).
-    `watch(state) -> metrics` is measured every `watch_every` steps (0: never) and behind the last, and added to the line; the loop
-    does not see it.
-    `say` is told of sizes.
+    `start(step, records)` is called once, with where the loop begins. `log(record, steps)` is
+    called every `log_every` steps and whenever something below is due. `save(state, records)` is
+    called every `save_every` steps, at least `save_seconds` apart, and never with a broken state;
+    with `save_last` also at the end, as a later loop begins there. `saved()` lists the steps that
+    have a checkpoint, oldest first. `restore(state, step)` returns (state, records) of one, or None
+    where it cannot be read. `part(name, watch_every)` returns the hooks of one of several loops,
+    with checkpoints and records of its own (`within`). `watch(state) -> metrics` is measured every
+    `watch_every` steps (0: never) and after the last, and added to the record; the loop does not
+    see it. `say` gets messages, such as the memory a program needs.
 
-    `steps_per_call` 0 suits the backend, `devices` share the work (none: the default device), and a profile of the
-    second logged period, or of the only one, goes to the folder `profile`.
+    `steps_per_call` 0 suits the backend. `devices` share the work (none: the default device). A
+    profile of the second logged period, or of the only one, goes to the folder `profile`.
     """
 
-    start: Callable[[int, list[LogRecord]], None] = lambda step, lines: None
-    log: Callable[[LogRecord, int], None] = lambda line, steps: None
-    save: Callable[[TrainState, list[LogRecord]], None] = lambda state, lines: None
+    start: Callable[[int, list[LogRecord]], None] = lambda step, records: None
+    log: Callable[[LogRecord, int], None] = lambda record, steps: None
+    save: Callable[[TrainState, list[LogRecord]], None] = lambda state, records: None
     saved: Callable[[], list[int]] = list
     restore: Callable[[TrainState, int], tuple[TrainState, list[LogRecord]] | None] = (
         lambda state, step: None
@@ -76,8 +76,10 @@ class Hooks(NamedTuple):
     profile: str = ""
 
     def within(self, name: str, watch_every: int = 0) -> Hooks:
-        """The hooks of one of several loops: no loop's checkpoint may be taken for another's. What a loop moves need not be a model,
-        so it is watched only where it says how often."""
+        """Return the hooks of one of several loops, so that no checkpoint is taken for another's.
+
+        What a loop moves need not be a model, so it is watched only where `watch_every` says so.
+        """
         nothing = Hooks()
         if self.part:
             return self.part(name, watch_every)
@@ -85,11 +87,11 @@ class Hooks(NamedTuple):
 
 
 Outcome = tuple[TrainState, list[LogRecord]] | DivergedError
-"""The last state and the logged lines of a loop, those before a resume included; or what broke it."""
+"""The last state and the records of a loop, those before a resume included; or what broke it."""
 
 
 def fit(loop: TrainLoop, hooks: Hooks = Hooks()) -> tuple[TrainState, list[LogRecord]]:
-    """Runs `loop`; returns the last state and the logged lines, those before a resume included.
+    """Run `loop`; return the last state and the records, those before a resume included.
 
     Raises `DivergedError` at the first loss that is not finite, or where a state to be kept is not, and `OutOfMemoryError`.
     The caller's arrays stay valid: the state is copied once, then donated from call to call.
@@ -100,140 +102,169 @@ def fit(loop: TrainLoop, hooks: Hooks = Hooks()) -> tuple[TrainState, list[LogRe
     return outcome
 
 
-def fit_ensemble(loops: Sequence[TrainLoop], every_hooks: Sequence[Hooks]) -> list[Outcome]:
-    """Runs loops together, vmapped into one program; each gets the numbers it would get alone, to rounding.
+def fit_ensemble(loops: Sequence[TrainLoop], hooks: Sequence[Hooks]) -> list[Outcome]:
+    """Run loops together, vmapped into one program; each gets the numbers it would get alone.
 
-    The loops have one `step` function in common (the first one's is taken), states and data of the same shapes, and the same
-    number of steps; the every_hooks have the same periods. Arrays of `data` that all loops share are kept once. A loop that
-    diverges is out; the others go on. Jobs that were left at different steps, with no checkpoint of the same, go on in groups
-    of those that were left at the same. Raises `OutOfMemoryError`, and `ValueError` for several loops of which one is fed or may
-    end before the others.
+    They agree to rounding. The loops have one `step` function in common (the first one's is taken),
+    states and data of the same shapes, and the same number of steps; their hooks have the same
+    periods. Arrays of `data` that all loops share are kept once. A loop that diverges is out; the
+    others go on. Loops that were left at different steps, with no checkpoint of one step, go on in
+    groups of those that were left at the same.
+
+    Raises `OutOfMemoryError`, and `ValueError` for several loops of which one is fed or may end
+    before the others.
     """
     if len(loops) > 1 and any(loop.feed or loop.finished for loop in loops):
         raise ValueError("a loop with a feed, or with an end of its own, runs alone")
-    outcomes: list[Outcome | None] = [None] * len(loops)
-    for group in _groups(every_hooks):
+    outcomes: dict[int, Outcome] = {}
+    for group in _groups(hooks):
         with out_of_memory_named():
-            found = _fit([loops[i] for i in group], [every_hooks[i] for i in group])
-        for i, outcome in zip(group, found, strict=True):
-            outcomes[i] = outcome
-    return outcomes
+            found = _Run([loops[i] for i in group], [hooks[i] for i in group]).outcomes()
+        outcomes |= dict(zip(group, found, strict=True))
+    return [outcomes[i] for i in range(len(loops))]
 
 
-def _fit(loops: Sequence[TrainLoop], every_hooks: Sequence[Hooks]) -> list[Outcome]:
-    hooks, steps = every_hooks[0], loops[0].steps
-    states, lines = _resume(loops, every_hooks)
-    members = Ensemble(
-        loops[0].step, states, [loop.data for loop in loops], hooks.devices, hooks.steps_per_call
-    )
-    state, done = members.state, int(states[0].step)
-    feed = loops[0].feed and loops[0].feed(done)
-    earlier = max((line[-1]["seconds"] for line in lines if line), default=0.0)
-    started = saved = time.monotonic()
-    profiled = min(done + 2 * hooks.log_every, steps)  # where the second logged period ends
-    broken: dict[int, DivergedError] = {}
-    ends = loops[0].finished
-    finished = lambda state: (
-        ends is not None and bool(broadcast_from_host0([ends(members.state_of(state, 0))])[0])
-    )
-    for until in () if finished(state) else _boundaries(done, steps, hooks):
-        first, pending, tracing = done, [], False
-        with contextlib.ExitStack() as trace:
-            for count in _chunks(until - done, members.repeat.steps_per_call):
-                data = (
-                    members.data
-                    if feed is None
-                    else members.fed([next(feed) for _ in range(count)])
-                )
-                _check_memory(members.repeat, state, data, count, hooks)
-                if not tracing and (
-                    until == profiled or first < profiled - hooks.log_every < until
-                ):
-                    tracing = trace.enter_context(
-                        _profile(hooks)
-                    )  # now that the program is compiled
-                state, metrics = members.repeat(state, data, count)
-                pending.append(metrics)
-                done += count
-            stacked = _fetch(pending)
-        now = time.monotonic()
-        over = done == steps or finished(state)
-        saving = (
-            _due(done, hooks.save_every)
-            and not over
-            and bool(broadcast_from_host0([now - saved >= hooks.save_seconds])[0])
-        )
-        saving = saving or (over and hooks.save_last)
-        finite = members.finite(state) if saving or over else None
-        for i in set(range(len(loops))) - set(broken):
-            mine = members.metrics_of(stacked, i)
-            try:
-                _check_loss(mine["loss"], first)
-                _check_state(True if finite is None else finite[i], done)
-            except DivergedError as error:
-                kept = every_hooks[i].saved()
-                broken[i] = (
-                    DivergedError(f"{error}; the checkpoint of step {kept[-1]} is kept")
-                    if kept
-                    else error
-                )
-                continue
-            line = {"step": done, "seconds": earlier + now - started}
-            line |= {
-                name: float(np.mean(values, dtype=np.float64)) for name, values in mine.items()
-            }
-            if hooks.watch_every and (over or _due(done, hooks.watch_every)):
-                line |= every_hooks[i].watch(members.state_of(state, i))
-            lines[i].append(line)
-            every_hooks[i].log(line, steps)
+class _Run:
+    """Loops of one program, from where they were left to their end."""
+
+    def __init__(self, loops: Sequence[TrainLoop], hooks: Sequence[Hooks]):
+        self.loop, self.hooks, self.periods = loops[0], hooks, hooks[0]
+        states, self.records = _resume(loops, hooks)
+        data, calls = [loop.data for loop in loops], self.periods.steps_per_call
+        self.members = Ensemble(self.loop.step, states, data, self.periods.devices, calls)
+        self.state, self.done = self.members.state, int(states[0].step)
+        self.feed = self.loop.feed and self.loop.feed(self.done)
+        self.earlier = max((one[-1]["seconds"] for one in self.records if one), default=0.0)
+        self.started = self.saved = time.monotonic()
+        # The second logged period, or the only one, is profiled.
+        self.profiled = min(self.done + 2 * self.periods.log_every, self.loop.steps)
+        self.broken: dict[int, DivergedError] = {}
+
+    def outcomes(self) -> list[Outcome]:
+        """Run to the end; return what became of every loop."""
+        over = self._is_finished()
+        for until in () if over else _boundaries(self.done, self.loop.steps, self.periods):
+            first = self.done
+            metrics, now = self._advance(until), time.monotonic()
+            over = self.done == self.loop.steps or self._is_finished()
+            saving = self._is_saved(over, now)
+            finite = self.members.finite(self.state) if saving or over else None
+            for i in set(range(len(self.hooks))) - set(self.broken):
+                self._report(i, metrics, first, now, over, saving, finite)
             if saving:
-                every_hooks[i].save(members.state_of(state, i), lines[i])
+                self.saved = time.monotonic()
+            if over or len(self.broken) == len(self.hooks):
+                break
+        ends = [(self.members.state_of(self.state, i), one) for i, one in enumerate(self.records)]
+        return [self.broken.get(i, end) for i, end in enumerate(ends)]
+
+    def _advance(self, until: int) -> dict[str, np.ndarray]:
+        """Run up to step `until`; return what every step reported."""
+        first, pending, profiling = self.done, [], False
+        repeat, period = self.members.repeat, self.profiled - self.periods.log_every
+        with contextlib.ExitStack() as profile:
+            for count in _chunks(until - first, repeat.steps_per_call):
+                data = self.members.data
+                if self.feed is not None:
+                    data = self.members.fed([next(self.feed) for _ in range(count)])
+                if not repeat.has(count):
+                    program = repeat.program(self.state, data, count)
+                    check_memory(program, count, self.periods.say)
+                if not profiling and (until == self.profiled or first < period < until):
+                    # Only now is the program compiled.
+                    profiling = profile.enter_context(_profile(self.periods))
+                self.state, metrics = repeat(self.state, data, count)
+                pending.append(metrics)
+                self.done += count
+            return _fetch(pending)
+
+    def _is_finished(self) -> bool:
+        """Return whether the loop ends before its last step; all processes agree."""
+        ends = self.loop.finished
+        if ends is None:
+            return False
+        return bool(broadcast_from_host0([ends(self.members.state_of(self.state, 0))])[0])
+
+    def _is_saved(self, over: bool, now: float) -> bool:
+        """Return whether the state is saved now; all processes agree."""
+        if over:
+            return self.periods.save_last
+        elapsed = now - self.saved >= self.periods.save_seconds
+        due = _due(self.done, self.periods.save_every)
+        return due and bool(broadcast_from_host0([elapsed])[0])
+
+    def _report(
+        self,
+        i: int,
+        metrics: dict[str, np.ndarray],
+        first: int,
+        now: float,
+        over: bool,
+        saving: bool,
+        finite: np.ndarray | None,
+    ) -> None:
+        """Check, log and save loop `i`, or note what broke it."""
+        values, hooks = self.members.metrics_of(metrics, i), self.hooks[i]
+        try:
+            _check_loss(values["loss"], first)
+            _check_state(True if finite is None else finite[i], self.done)
+        except DivergedError as error:
+            kept = hooks.saved()
+            named = f"{error}; the checkpoint of step {kept[-1]} is kept" if kept else str(error)
+            self.broken[i] = DivergedError(named)
+            return
+        record = {"step": self.done, "seconds": self.earlier + now - self.started}
+        record |= {name: float(np.mean(one, dtype=np.float64)) for name, one in values.items()}
+        if hooks.watch_every and (over or _due(self.done, hooks.watch_every)):
+            record |= hooks.watch(self.members.state_of(self.state, i))
+        self.records[i].append(record)
+        hooks.log(record, self.loop.steps)
         if saving:
-            saved = time.monotonic()
-        if over or len(broken) == len(loops):
-            break
-    return [broken.get(i) or (members.state_of(state, i), lines[i]) for i in range(len(loops))]
+            hooks.save(self.members.state_of(self.state, i), self.records[i])
 
 
-def _groups(every_hooks: Sequence[Hooks]) -> list[list[int]]:
-    """Which loops go on together: all, if there is a step of which each has a checkpoint, or none has any; else those whose
-    newest is the same."""
-    steps = [hooks.saved() for hooks in every_hooks]
+def _groups(hooks: Sequence[Hooks]) -> list[list[int]]:
+    """Return which loops go on together.
+
+    All do, if there is a step of which each has a checkpoint, or none has any; else those whose
+    newest is the same.
+    """
+    steps = [one.saved() for one in hooks]
     if set.intersection(*map(set, steps)) or not any(steps):
-        return [list(range(len(every_hooks)))]
+        return [list(range(len(hooks)))]
     groups: dict[int, list[int]] = {}
-    for i, mine in enumerate(steps):
-        groups.setdefault(max(mine, default=0), []).append(i)
+    for i, saved in enumerate(steps):
+        groups.setdefault(max(saved, default=0), []).append(i)
     return list(groups.values())
 
 
 def _resume(
-    loops: Sequence[TrainLoop], every_hooks: Sequence[Hooks]
+    loops: Sequence[TrainLoop], hooks: Sequence[Hooks]
 ) -> tuple[list[TrainState], list[list[LogRecord]]]:
-    """States and lines to go on from: those of the newest step of which every loop has a checkpoint that can be read."""
-    for step in sorted(
-        set.intersection(*(set(hooks.saved()) for hooks in every_hooks)), reverse=True
-    ):
-        found = [
-            hooks.restore(loop.state, step) for loop, hooks in zip(loops, every_hooks, strict=True)
-        ]
-        if None not in found:
+    """Return the states and records to go on from.
+
+    They are of the newest step of which every loop has a checkpoint that can be read.
+    """
+    pairs = list(zip(loops, hooks, strict=True))
+    step, found = int(loops[0].state.step), [(loop.state, []) for loop in loops]
+    for saved in sorted(set.intersection(*(set(one.saved()) for one in hooks)), reverse=True):
+        restored = [one.restore(loop.state, saved) for loop, one in pairs]
+        if None not in restored:
+            step, found = saved, restored
             break
-    else:
-        step, found = int(loops[0].state.step), [(loop.state, []) for loop in loops]
-    for hooks, (_, lines) in zip(every_hooks, found, strict=True):
-        hooks.start(step, lines)
-    return [state for state, _ in found], [list(lines) for _, lines in found]
+    for one, (_, records) in zip(hooks, found, strict=True):
+        one.start(step, records)
+    return [state for state, _ in found], [list(records) for _, records in found]
 
 
-def trace_of(lines: list[LogRecord]) -> dict[str, np.ndarray]:
-    """Lines as one array a metric, NaN where a line lacks it."""
-    names = dict.fromkeys(name for line in lines for name in line)
-    return {name: np.array([line.get(name, np.nan) for line in lines]) for name in names}
+def trace_of(records: list[LogRecord]) -> dict[str, np.ndarray]:
+    """Return log records as one array a metric, NaN where a record lacks it."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return {name: np.array([one.get(name, np.nan) for one in records]) for name in names}
 
 
-def lines_of(trace: dict[str, np.ndarray]) -> list[LogRecord]:
-    """The inverse of `trace_of`."""
+def records_of(trace: dict[str, np.ndarray]) -> list[LogRecord]:
+    """Return the records of a trace, the inverse of `trace_of`."""
     count = len(next(iter(trace.values()), ()))
     return [
         {name: values[i].item() for name, values in trace.items() if not np.isnan(values[i])}
@@ -242,7 +273,10 @@ def lines_of(trace: dict[str, np.ndarray]) -> list[LogRecord]:
 
 
 def _boundaries(done: int, steps: int, hooks: Hooks) -> Iterator[int]:
-    """Steps at which the host looks in. They depend on the absolute step only, so a resumed run makes the same calls."""
+    """Yield the steps at which the host logs, saves or watches.
+
+    They depend on the absolute step alone, so that a resumed run makes the same calls.
+    """
     periods = [n for n in (hooks.log_every, hooks.save_every, hooks.watch_every) if n]
     while done < steps:
         done = min([steps, *((done // n + 1) * n for n in periods)])
@@ -278,27 +312,6 @@ def _check_state(finite: bool, done: int) -> None:
         raise DivergedError(
             f"a parameter or running statistic is no longer finite after step {done}, though the loss was: lower the "
             "learning rate"
-        )
-
-
-def _check_memory(
-    repeat: ScannedStep, state: TrainState, data: Any, count: int, hooks: Hooks
-) -> None:
-    """Before the first call of a program: says what memory it takes, and raises where the device has less."""
-    if repeat.has(count):
-        return
-    needed = memory_needed(repeat.program(state, data, count))
-    if needed is None:
-        return
-    there, kind = memory_there(), jax.local_devices()[0].device_kind
-    amount = f"{needed / 2**30:.2f} GiB" if needed >= 2**30 else f"{max(1, needed / 2**20):.0f} MiB"
-    if there is None:
-        hooks.say(f"needs {amount} of memory")
-        return
-    hooks.say(f"needs {amount} of the {there / 2**30:.1f} GiB on {kind}")
-    if broadcast_from_host0([needed > there])[0]:
-        raise OutOfMemoryError(
-            f"a call of {count} steps needs {amount}, {kind} has {there / 2**30:.1f}: {LOWER}"
         )
 
 

@@ -23,7 +23,9 @@ def make_optimizer(
     schedule = make_schedule(config.schedule, steps=steps, steps_per_epoch=steps_per_epoch)
 
     def build(lr, weight_decay, momentum):
-        rate = lambda step: lr * schedule(step)
+        def rate(step):
+            return lr * schedule(step)
+
         if config.name == "adamw":
             return optax.adamw(rate, weight_decay=weight_decay)
         rule = optax.adam(rate)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from ..core.errors import OutOfMemoryError
 from ..core.types import Metrics, TrainState
 from ..runtime.compilation import compiled
 from ..runtime.sharding import COPIES, MEMBERS
@@ -86,9 +84,10 @@ class ScannedStep:
 
     def _steps(self, n: int, state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
         batches = getattr(data, "batch", None)
-        one = lambda state, batch: self._step(
-            state, data if batch is None else data._replace(batch=batch)
-        )
+
+        def one(state, batch):
+            return self._step(state, data if batch is None else data._replace(batch=batch))
+
         if not self._unroll:
             return jax.lax.scan(one, state, batches, length=n)
         metrics = []
@@ -96,44 +95,3 @@ class ScannedStep:
             state, reported = one(state, jax.tree.map(lambda leaf: leaf[i], batches))  # noqa: B023
             metrics.append(reported)
         return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
-
-
-LOWER = "lower the batch size, the model's width or loop.steps_per_call, or run members apart (loop.members)"
-
-
-@contextlib.contextmanager
-def out_of_memory_named() -> Iterator[None]:
-    """Turns the backend's error for a device out of memory into `OutOfMemoryError`, which says what to lower."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise OutOfMemoryError(
-            f"the device ran out of memory ({str(error).splitlines()[0][:120]}): {LOWER}"
-        ) from error
-
-
-def memory_needed(program: jax.stages.Compiled) -> int | None:
-    """Bytes on each device that `program` holds at once: arguments, results that reuse none of them, and scratch. None where
-    the backend does not say."""
-    used = program.memory_analysis()
-    if used is None:
-        return None
-    return (
-        used.argument_size_in_bytes
-        + used.output_size_in_bytes
-        - used.alias_size_in_bytes
-        + used.temp_size_in_bytes
-    )
-
-
-def memory_there() -> int | None:
-    """Bytes that this process's device may give to programs; None where it does not say (CPU)."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-
-
-def memory_free() -> int | None:
-    """Bytes of it that are not in use."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None

@@ -250,15 +250,15 @@ def chain_steps(*steps: Step) -> Step:
     return step
 
 
-def joint_loss(loss: Loss, name: str = "trigger") -> Loss:
+def joint_loss(loss: Loss) -> Loss:
     """Add the penalty of a trigger that is trained with the model to `loss`, for batches whose `joint` is a `Joint`.
 
-    Reports the `penalty`, and the trigger with its running statistics moved on under its `name` in the carry.
+    Reports the `penalty`, and as `trigger` the trigger with its running statistics moved on.
     """
 
     def jointly(params: Params, batch_stats: Params, batch: Batch, key: jax.Array, data: Any):
         value, (batch_stats, reported) = loss(params, batch_stats, batch, key, data)
-        reported = reported | {"penalty": batch.joint.penalty, name: batch.joint.trigger}
+        reported = reported | {"penalty": batch.joint.penalty, "trigger": batch.joint.trigger}
         return value + batch.joint.penalty, (batch_stats, reported)
 
     return jointly
@@ -279,10 +279,9 @@ def make_batches(*, rows: Rows, augment: Callable, attack: Attack | None = None)
         batch = data.batch
         if batch is None:
             # Drawn from data that every device holds: unless the rows are split, each would compute the whole batch.
-            mine = shard_batch(rows(key, step))
-            batch = Batch(
-                data.split.images[mine], data.split.labels[mine], data.poisoned[mine], rows=mine
-            )
+            drawn = shard_batch(rows(key, step))
+            arrays = (data.split.images, data.split.labels, data.poisoned)
+            batch = Batch(*(array[drawn] for array in arrays), rows=drawn)
         batch = batch._replace(images=as_float(batch.images))
         if attack is not None:
             batch = attack.poison(

@@ -12,10 +12,11 @@ import optax
 from ..config.recipes import TrainConfig
 from ..core.errors import AttackError
 from ..core.random import stream
+from ..core.records import LogRecord
 from ..core.types import Attack, Dataset, Model, Prepared, Split, TrainState, Variables
 from ..data.augment import make_augment
 from ..data.batching import epoch_plan
-from .loop import Hooks, LogRecord, TrainLoop, fit, trace_of
+from .loop import Hooks, TrainLoop, fit, trace_of
 from .optim import make_optimizer
 from .step import (
     Batches,
@@ -45,7 +46,7 @@ def train_backdoored(
     model: Model,
     dataset: Dataset,
     attack: Attack,
-    config: TrainConfig = TrainConfig(),  # noqa: B008
+    config: TrainConfig = TrainConfig(),
     hooks: Hooks = Hooks(),
 ) -> Backdoored:
     """Trains `model` from scratch on `dataset.train`, poisoned by `attack` inside every step; everything follows from `key`.
@@ -90,7 +91,7 @@ def victim_loop(
     *,
     streamed: bool = False,
 ) -> TrainLoop:
-    """The loop of `train_backdoored`, with what was `prepared`; without an attack, of clean training. Jobs that differ in the key
+    """The loop of `train_backdoored`, with what was `prepared`; without an attack, of clean training. Loops that differ in the key
     alone have one step in common.
 
     `streamed` leaves the images on the host and brings each step its batch: the same rows, the same numbers. Raises `AttackError`

@@ -96,9 +96,13 @@ def test_the_plane_holds_its_three_models(model, victim, repaired, attack, datas
     third = jax.tree.map(lambda x: x * 0.9 + 0.01, victim.variables)
     models = [victim.variables, repaired, third]
     plane = plane_of(*(variables.params for variables in models))
-    dot = lambda a, b: sum(
-        float(jnp.vdot(x, y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
+
+    def dot(a, b):
+        return sum(
+            float(jnp.vdot(x, y))
+            for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        )
+
     assert dot(plane.u, plane.u) == pytest.approx(1, abs=1e-4) and dot(
         plane.u, plane.v
     ) == pytest.approx(0, abs=1e-4)
@@ -148,7 +152,9 @@ def _attack(dataset):
 
 
 def test_variances_stay_positive_beyond_the_models(model, victim, repaired, attack, dataset):
-    stats = lambda *leaves: {"mean": jnp.array([leaves[0]]), "var": jnp.array([leaves[1]])}
+    def stats(*leaves):
+        return {"mean": jnp.array([leaves[0]]), "var": jnp.array([leaves[1]])}
+
     far = mixed(
         [Variables({}, stats(-1.0, 4.0)), Variables({}, stats(1.0, 1.0))], (-2.0, 3.0)
     ).batch_stats
@@ -193,7 +199,10 @@ def test_hessian_products_against_finite_differences(double):
         lambda x: jnp.asarray(np.random.default_rng(1).normal(size=x.shape)), params
     )
     found, h = hessian_product(loss, params, direction), 1e-5
-    gradient = lambda t: jax.grad(loss)(jax.tree.map(lambda x, d: x + t * d, params, direction))
+
+    def gradient(t):
+        return jax.grad(loss)(jax.tree.map(lambda x, d: x + t * d, params, direction))
+
     wanted = jax.tree.map(lambda a, b: (a - b) / (2 * h), gradient(h), gradient(-h))
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
     jax.tree.map(
@@ -205,7 +214,10 @@ def test_taylor_fits_near_the_point(double):
     loss, params = small_loss()
     direction = jax.tree.map(jnp.ones_like, params)
     expansion = taylor(loss, params, direction)
-    at = lambda t: float(loss(jax.tree.map(lambda x, d: x + t * d, params, direction)))
+
+    def at(t):
+        return float(loss(jax.tree.map(lambda x, d: x + t * d, params, direction)))
+
     errors = [abs(expansion(t) - at(t)) for t in (0.02, 0.01)]
     assert (
         expansion(0.0) == pytest.approx(at(0.0)) and errors[1] < errors[0] / 6 and errors[1] < 1e-4

@@ -116,11 +116,15 @@ def test_lc_moves_images_away_from_their_class_within_eps(model, dataset, clean,
     moved = np.abs(np.asarray(prepared.images, int) - before)
     assert len(lines) == 3 * 12 and moved.shape == (80, *dataset.info.shape)
     assert moved.max() == 80 and (moved.reshape(80, -1).max(1) > 40).all()
-    accuracy = lambda images: float(
-        (
-            model.apply(clean, as_float(jnp.asarray(images)), train=False).logits.argmax(-1) == 0
-        ).mean()
-    )
+
+    def accuracy(images):
+        return float(
+            (
+                model.apply(clean, as_float(jnp.asarray(images)), train=False).logits.argmax(-1)
+                == 0
+            ).mean()
+        )
+
     assert accuracy(before) > 0.9 and accuracy(prepared.images) < 0.3
     loop = victim_loop(KEY, model, dataset, attack, TRAIN, prepared)
     assert jnp.array_equal(loop.data.split.images[poisoned], prepared.images)

@@ -220,9 +220,12 @@ def test_values_by_hand_are_checked_and_converted():
 
 def test_a_swept_preset_is_named_once():
     entry = "sweep: {preset: [authors, backdoorbench], gamma: [0.5, 1]}"
-    labels = lambda text: [
-        defense.label for defense in read(f"defenses: [{{name: abl, {text}{entry}}}]").defenses
-    ]
+
+    def labels(text):
+        return [
+            defense.label for defense in read(f"defenses: [{{name: abl, {text}{entry}}}]").defenses
+        ]
+
     presets = ("authors", "backdoorbench")
     assert labels("") == [
         f"abl-{preset}-gamma{gamma}" for preset in presets for gamma in ("0.5", "1")
@@ -254,9 +257,11 @@ def test_the_first_half_of_a_study_keeps_its_published_numbers():
 
 
 def test_help_needs_no_jax_and_less_than_a_second():
-    used = lambda: sum(
-        os.times()[2:4]
-    )  # processor time of finished children: the clock's depends on what else runs
+    def used():
+        return sum(
+            os.times()[2:4]
+        )  # processor time of finished children: the clock's depends on what else runs
+
     before = used()
     code = "import sys; from d3jax import run\ntry: run.main(['--help'])\nexcept SystemExit: pass\nassert 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -105,7 +105,10 @@ def test_check_values_of_the_loss():
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
 def test_loss_and_gradient_are_those_of_numpy_in_float64(scale):
     z, positive, negative = (np.asarray(features(seed, scale), np.float64) for seed in range(3))
-    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
     near, far = ((unit(z) * unit(x)).sum(1, keepdims=True) for x in (positive, negative))
     gap = (far - near) / 0.5
     expected = np.log1p(np.exp(gap))
@@ -124,7 +127,10 @@ def test_loss_and_gradient_are_those_of_numpy_in_float64(scale):
 def test_the_targets_are_the_backdoored_models_features(model, victim, reserved, found):
     """Computed once or in every step, and from the model before the repair."""
     images = as_float(jnp.asarray(reserved.images[:32]))
-    frozen = lambda images: features_of(model, victim.variables, images)
+
+    def frozen(images):
+        return features_of(model, victim.variables, images)
+
     batch = Batch(
         images, jnp.asarray(reserved.labels[:32]), jnp.zeros(32, bool), rows=jnp.arange(32)
     )

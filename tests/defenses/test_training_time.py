@@ -19,7 +19,7 @@ from d3jax.defenses.training_time.dlp import first_of, guessed_rows, labelled_ro
 from d3jax.defenses.training_time.suspicion import (
     Judged,
     UnlearnConfig,
-    behind,
+    appended,
     found_of,
     judge,
     suspect,
@@ -200,10 +200,10 @@ def test_the_mixture_suspects_as_many_as_it_says(model, poisoned, monkeypatch):
 
 
 def test_records_of_a_second_loop_continue_the_steps_of_the_first():
-    lines = behind(
+    lines = appended(
         [{"step": 5, "seconds": 2.0, "loss": 1.0}], [{"step": 3, "seconds": 0.5, "loss": 0.5}]
     )
-    assert lines[1] == {"step": 8, "seconds": 2.5, "loss": 0.5} and behind([], lines) == lines
+    assert lines[1] == {"step": 8, "seconds": 2.5, "loss": 0.5} and appended([], lines) == lines
 
 
 def test_labelled_rows_exclude_suspects():
@@ -242,7 +242,10 @@ def test_labelled_rows_exclude_suspects():
 def test_guessed_rows_drop_suspects_and_the_highest_scores():
     scores, ties = np.array([0.0, 5, 1, 4, 4, 2, 3, 9]), np.array([0.0, 0, 0, 2, 1, 0, 0, 0])
     labelled, suspects = np.array([0, 2]), np.array([5])
-    rows = lambda dropped: guessed_rows(scores, ties, labelled, suspects, dropped).tolist()
+
+    def rows(dropped):
+        return guessed_rows(scores, ties, labelled, suspects, dropped).tolist()
+
     assert rows(0) == [1, 3, 4, 5, 6, 7]
     assert rows(1) == [1, 3, 4, 6, 7]  # a suspect goes first, though it ranks before all others
     assert rows(4) == [4, 6]  # then 7, 1, and of two equal scores the one with the higher tie

@@ -42,7 +42,10 @@ def test_evaluation_drifts_the_test_images(model, victim, attack, dataset, trigg
         if trigger_first
         else attack.stamp(victim.trigger, drift(keys, images, strength))
     )
-    says = lambda x: np.asarray(model.apply(victim.variables, x, train=False).logits.argmax(-1))
+
+    def says(x):
+        return np.asarray(model.apply(victim.variables, x, train=False).logits.argmax(-1))
+
     others = labels != 0
     assert counts.asr == pytest.approx((says(stamped) == 0)[others].mean())
     assert (
@@ -70,11 +73,16 @@ def test_the_score_is_a_difference_of_logits(model, victim, attack, dataset, fir
     images, labels = as_float(jnp.asarray(dataset.test.images)), dataset.test.labels
     given = (victim.variables, victim.trigger, dataset.test, strengths)
     counts, score = make_measure(model, attack, 4, 50, drift, first)(*given)
-    move = lambda x: drift(keys, x, strengths)
-    stamp = lambda x: attack.stamp(victim.trigger, x)
-    logits = lambda x: np.asarray(model.apply(victim.variables, x, train=False).logits, np.float64)[
-        :, 0
-    ]
+
+    def move(x):
+        return drift(keys, x, strengths)
+
+    def stamp(x):
+        return attack.stamp(victim.trigger, x)
+
+    def logits(x):
+        return np.asarray(model.apply(victim.variables, x, train=False).logits, np.float64)[:, 0]
+
     apart = logits(move(stamp(images)) if first else stamp(move(images))) - logits(move(images))
     assert score == pytest.approx(apart[labels != 0].mean(), rel=1e-4) and score > 0
     jax.tree.map(

@@ -6,6 +6,7 @@ import numpy as np
 
 from d3jax.results.artifacts import (
     AttackEntry,
+    EvolutionEntry,
     Manifest,
     NodeEntry,
     NodeRecord,
@@ -32,7 +33,7 @@ class Run:
 
     def __init__(self, path, classes=CLASSES, external=""):
         self.path, self.classes, self.external = path, list(classes), external
-        self.attacks, self.nodes = {}, []
+        self.attacks, self.evolutions, self.nodes = {}, {}, []
 
     def attack(self, label, attacked=True, targets=(0,)):
         self.attacks[label] = AttackEntry(label, attacked, list(targets))
@@ -50,9 +51,9 @@ class Run:
         facts=None,
         arrays=None,
         logged=(),
-        listed=None,
+        role=None,
     ):
-        """Add a node; one of status "" is not finished. Its row of results.csv makes it listed."""
+        """Add a node; one of status "" is not finished. With a row of results.csv it has a role."""
         self.attacks.setdefault(attack, AttackEntry(attack, True, [0]))
         rows = {name: [dict(one) for one in found] for name, found in (tables or {}).items()}
         name = f"{attack}/seed{seed}/{what}"
@@ -61,7 +62,8 @@ class Run:
             key: found.get(key)
             for key in ("dataset", "model", "attack", "poison_rate", "defense", "seed")
         }
-        listed = "results" in rows if listed is None else listed
+        kinds = {"victim": "victim", "external_model": "victim", "evolution": "evolution"}
+        role = kinds.get(kind, "defense") if "results" in rows else role or ""
         self.nodes.append(
             NodeEntry(
                 name,
@@ -69,7 +71,7 @@ class Run:
                 attack,
                 seed,
                 label,
-                listed,
+                role,
                 [columns if found else row(label, seed, attack=attack)],
                 "r",
             )
@@ -119,7 +121,6 @@ class Run:
             status=status,
             tables=found,
             logged=logged,
-            listed=True,
             **facts,
         )
 
@@ -217,13 +218,23 @@ class Run:
         self.node(
             "model_detection",
             attack,
-            f"inversion-{label}",
+            f"detection@{label}",
             label,
             seed,
-            tables={"detections": rows, "triggers": turned},
+            tables={"detections": rows},
             facts=facts,
             arrays=arrays,
+            role="detection",
         )
+        for one in turned:
+            self.node(
+                "inverted_trigger",
+                attack,
+                f"inverted@{label}@{one['defense']}",
+                one["defense"],
+                seed,
+                tables={"triggers": [one]},
+            )
 
     def landscape(self, defenses, attack="badnets", plane=True, batchnorm=True):
         ts, tensors = np.linspace(-0.5, 4, 11), [f"block{i}/conv/kernel" for i in range(10)]
@@ -284,10 +295,8 @@ class Run:
         self.model(label, attack, seed, kind="evolution", asr=asr, status=status, more=more.items())
         last = self.nodes[-1]
         rates = np.full(6, lr) if constant else lr * np.linspace(2, 0.1, 6)
-        facts = {"group": "a", "constant": constant, "scaled": scaled}
-        self.node(
-            "updates", attack, f"updates-{label}", label, seed, facts=facts, arrays={"rates": rates}
-        )
+        entry = EvolutionEntry(label, "a", constant, scaled, rates.tolist())
+        self.evolutions[label] = entry
         if status != "ok":
             return
         empty = dict.fromkeys(
@@ -403,6 +412,7 @@ class Run:
                 seeds,
                 self.external,
                 list(self.attacks.values()),
+                list(self.evolutions.values()),
                 self.nodes,
             ),
         )

@@ -10,6 +10,7 @@ import yaml
 
 from d3jax.results.artifacts import (
     AttackEntry,
+    EvolutionEntry,
     Manifest,
     NodeEntry,
     NodeRecord,
@@ -50,9 +51,10 @@ def node_of(row: Row, kind: str = "") -> tuple[NodeEntry, NodeRecord | None]:
     """Return the node that leaves a row; no record where the row's status says "not finished"."""
     defense = row["defense"]
     kind = kind or ("victim" if defense == "none" else "repair")
+    role = {"repair": "defense", "model_detection": "detection"}.get(kind, kind)
     known = {name: row[name] for name in IDENTITY}
     name = f"{row['attack']}/seed{row['seed']}/{defense}"
-    entry = NodeEntry(name, kind, row["attack"], row["seed"], defense, True, [known], "r")
+    entry = NodeEntry(name, kind, row["attack"], row["seed"], defense, role, [known], "r")
     if row["status"].startswith("not finished"):
         return entry, None
     tables = {"results": [row]} if row["status"] == "ok" else {}
@@ -66,9 +68,9 @@ def write_run(
     more: Iterable[tuple[NodeEntry, NodeRecord | None]] = (),
     evolutions: Iterable[str] = (),
 ) -> Path:
-    """Write a run folder with a node for each row; `evolutions` are labels of kind `updates`."""
+    """Write a run folder with a node for each row; `evolutions` are labels of that kind."""
     rows, evolutions = list(rows), set(evolutions)
-    nodes = [node_of(row, "updates" if row["defense"] in evolutions else "") for row in rows]
+    nodes = [node_of(row, "evolution" if row["defense"] in evolutions else "") for row in rows]
     nodes += list(more)
     attacks = [
         AttackEntry(name, True, [0]) for name in dict.fromkeys(row["attack"] for row in rows)
@@ -82,6 +84,7 @@ def write_run(
         seeds,
         "",
         attacks,
+        [EvolutionEntry(label, "g", True, False, [0.1, 0.1]) for label in sorted(evolutions)],
         [entry for entry, _ in nodes],
     )
     write_manifest(folder, manifest)

@@ -177,7 +177,10 @@ def test_the_penalised_size_is_as_published():
         change.ravel(), [0.5, 0, 0.1, -0.004], rtol=1e-5
     )  # 0.003 is under one level of 255
     assert count_of(tidy(pixel, "pixel"))[0] == 3
-    count = lambda p: (np.tanh(p / 10) / (2 - 1e-7) + 0.5).max(-1).sum()
+
+    def count(p):
+        return (np.tanh(p / 10) / (2 - 1e-7) + 0.5).max(-1).sum()
+
     expected = count(np.asarray(pixel["more"][0], np.float64)) + count(
         np.asarray(pixel["less"][0], np.float64)
     )

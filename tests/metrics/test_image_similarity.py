@@ -25,7 +25,10 @@ def test_similarity_closed_forms():
 def test_ssim_matches_wangs_definition():
     """A Gaussian window of 11 pixels and deviation 1.5, windows that lie inside, biased variances: as scikit-image has it."""
     a, b = np.random.default_rng(0).random((2, 20, 24))
-    blur = lambda x: gaussian_filter(x, 1.5, truncate=5 / 1.5)[5:-5, 5:-5]
+
+    def blur(x):
+        return gaussian_filter(x, 1.5, truncate=5 / 1.5)[5:-5, 5:-5]
+
     ma, mb = blur(a), blur(b)
     va, vb, cab = blur(a * a) - ma**2, blur(b * b) - mb**2, blur(a * b) - ma * mb
     c1, c2 = 1e-4, 9e-4

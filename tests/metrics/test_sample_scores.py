@@ -9,6 +9,7 @@ from d3jax.core.images import as_float
 from d3jax.core.types import Model, Outputs
 from d3jax.metrics.sample_scores import (
     auroc,
+    curves_of,
     entropy,
     filter_rates,
     mixture,
@@ -69,9 +70,10 @@ def test_scores_of_a_model(model, victim, dataset):
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, victim.variables)
     lost = scores_of(model, broken, dataset.test, ("right", "entropy"))
     assert lost["right"].sum() == 0 and np.isinf(lost["entropy"]).all()
-    half = lambda variables, images, train: Outputs(
-        jnp.tile(jnp.array([9.0, -jnp.inf]), (len(images), 1)), {}, {}
-    )
+
+    def half(variables, images, train):
+        return Outputs(jnp.tile(jnp.array([9.0, -jnp.inf]), (len(images), 1)), {}, {})
+
     lost = scores_of(
         Model(model.init, half), broken, dataset.test._replace(labels=np.zeros(130, np.int32))
     )
@@ -125,6 +127,7 @@ def test_ranking_precision_recall_and_auroc():
 
 def test_a_clean_set_has_no_precision():
     found = {name: np.arange(20.0) for name in ("entropy", "cross_entropy")}
-    row, other = filter_rates(np.zeros(20, bool), found)
+    clean = np.zeros(20, bool)
+    row, other = filter_rates(clean, found, curves_of(clean, found))
     assert (row["score"], other["score"]) == ("cross_entropy", "entropy")  # whatever the order
     assert row["auroc"] is None and row["precision_0.1"] is None and row["recall_0.1"] is None

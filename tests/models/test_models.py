@@ -281,7 +281,10 @@ def test_fast_convolution_equals_linens(shape, size, stride):
         jax.random.normal(keys[1], (size, size, c, d)),
     )
     net = nn.Conv(d, (size, size), stride, padding=size // 2, use_bias=False)
-    linen = lambda x, kernel: net.apply({"params": {"kernel": kernel}}, x)
+
+    def linen(x, kernel):
+        return net.apply({"params": {"kernel": kernel}}, x)
+
     g = jax.random.normal(keys[2], linen(x, kernel).shape)
     both = jax.jit(
         lambda f, x, kernel, g: (f(x, kernel), *jax.vjp(f, x, kernel)[1](g)), static_argnums=0
@@ -371,7 +374,10 @@ def test_batch_statistics_have_gradients():
         jax.random.normal(jax.random.key(i), shape)
         for i, shape in enumerate([(6, 3, 3, 4), (2, 4)])
     )
-    loss = lambda mean, var: (weights[0] * mean + weights[1] * var**2).sum()
+
+    def loss(mean, var):
+        return (weights[0] * mean + weights[1] * var**2).sum()
+
     mine = jax.grad(lambda x: loss(*normalise_batch(x, jnp.ones(4), jnp.zeros(4))[1:]))(x)
     plain = jax.grad(lambda x: loss(x.mean((0, 1, 2)), x.var((0, 1, 2))))(x)
     np.testing.assert_allclose(mine, plain, rtol=1e-4, atol=1e-6)

@@ -5,317 +5,22 @@ from __future__ import annotations
 import base64
 import hashlib
 import html.parser
-import io
 import json
 import math
-import os
 import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from d3jax.report import __main__ as command
-from d3jax.report import make_report, page, rendering, terminal, view
-from d3jax.report.plots import classes, common, curves, samples
-from d3jax.report.sections.classes import class_rates
+from d3jax.report import make_report, page, rendering, view
+from d3jax.report.plots import common
 from d3jax.report.sections.curves import runs_of
 from d3jax.results import summary as report
-from d3jax.results import tables as rows_file
 from d3jax.results.artifacts import RunFolder
 
 from ..helpers.report_runs import CLASSES, HOSTILE, Run, curve, row
-
-# ------------------------------------------------------------------------------------------------------------------ results.csv
-
-
-def test_csv_reads_back_what_was_written(tmp_path):
-    rows = [
-        row(
-            acc=0.1 + 0.2,
-            asr=None,
-            published='Table 2, "ACC"\n92.1',
-            width=16,
-            flag=True,
-            code="007",
-            der=1 / 3,
-            power="1e-3",
-        ),
-        row(
-            acc=np.float64(1 / 3),
-            asr=np.float32(0.1),
-            seconds=1e-7,
-            seed=np.int64(3),
-            published="12",
-            extra=math.inf,
-        ),
-    ]
-    rows_file.write_csv(tmp_path / "results.csv", rows)
-    back = rows_file.read_csv(tmp_path / "results.csv")
-    assert tuple(back[0])[: len(rows_file.COLUMNS)] == rows_file.COLUMNS
-    for written, read in zip(rows, back, strict=True):
-        assert {name: read[name] for name in written} == written
-        assert all(
-            type(read[name]) is type(value)
-            for name, value in written.items()
-            if not isinstance(value, np.generic)
-        )
-    assert back[1]["width"] is None and back[0]["extra"] is None
-
-
-def test_csv_of_no_rows_is_a_header(tmp_path):
-    rows_file.write_csv(tmp_path / "deep" / "results.csv", [])
-    assert (tmp_path / "deep" / "results.csv").read_text() == ",".join(rows_file.COLUMNS) + "\n"
-    assert rows_file.read_csv(tmp_path / "deep" / "results.csv") == []
-
-
-def test_csv_survives_a_failed_write(tmp_path, monkeypatch):
-    path = tmp_path / "results.csv"
-    rows_file.write_csv(path, [row()])
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match="row 0 .*lacks the columns .'asr'.*"):
-        rows_file.write_csv(path, [{name: value for name, value in row().items() if name != "asr"}])
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        rows_file.write_csv(path, [row(), row(seed=1)])
-    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == [
-        "results.csv"
-    ]
-
-
-# ---------------------------------------------------------------------------------------------------------- what the rows say
-
-
-def test_summary_has_the_hand_computed_numbers():
-    rows = [
-        row(seed=0, acc=0.90, asr=1.0),
-        row(seed=1, acc=0.94, asr=0.9),
-        row("ft", 0, acc=0.88, asr=0.6, der=0.5, published="Table 1"),
-        row("ft", 1, acc=0.90, asr=0.1, der=0.7, published="none"),
-    ]
-    none, ft = report.summarise(rows)
-    assert [none["defense"], ft["defense"]] == ["none", "ft"]
-    assert none["acc"] == pytest.approx(0.92) and none["acc_std"] == pytest.approx(
-        0.04 / math.sqrt(2)
-    )
-    assert none["der"] is None and none["acc_change"] is None and none["n"] == 2
-    assert ft["asr"] == pytest.approx(0.35) and ft["asr_std"] == pytest.approx(0.5 / math.sqrt(2))
-    assert ft["acc_change"] == pytest.approx(-0.03) and ft["asr_change"] == pytest.approx(-0.6)
-    assert ft["der"] == pytest.approx(0.6) and ft["der_std"] == pytest.approx(0.2 / math.sqrt(2))
-    assert (ft["kept"], ft["asr_worst"], ft["published"], ft["seconds"]) == (1, 0.6, "Table 1", 2.5)
-
-
-def test_summary_compares_seed_with_seed_and_leaves_failures_out():
-    nothing = {"acc": None, "asr": None, "ra": None}
-    failed = row("ft", 0, **nothing, status="failed: nan")
-    rows = [row(seed=0, acc=0.5), row(seed=1, acc=0.9), failed, row("ft", 1, acc=0.8, asr=0.0)]
-    ft = report.summarise(rows)[1]
-    assert ft["acc_change"] == pytest.approx(-0.1), (
-        "the change must be against seed 1 alone, the only one that has both"
-    )
-    assert (ft["n"], ft["failed"], ft["status"], ft["acc_std"]) == (1, 1, "failed: nan", None)
-
-
-def test_summary_keeps_datasets_and_attacks_apart_in_order():
-    rows = [row(attack="sig"), row(), row(dataset="cifar10"), row(attack="sig", seed=1)]
-    keys = [(line["dataset"], line["attack"], line["n"]) for line in report.summarise(rows)]
-    assert keys == [("digits", "sig", 2), ("digits", "badnets", 1), ("cifar10", "badnets", 1)]
-
-
-@pytest.mark.parametrize(
-    ("asrs", "acc", "words"),
-    [
-        ((0.0, 0.09), 0.9, "removed"),
-        ((0.0, 0.12), 0.9, "weakened"),  # a mean of 6 % does not hide the seed above 10 %
-        ((0.0, 0.7), 0.9, "keeps the backdoor on 1 of 2 seeds"),
-        ((0.5, 0.7), 0.9, "keeps the backdoor"),
-        ((0.0, 0.0), 0.7, "removed, heavy ACC cost"),
-    ],
-)
-def test_verdicts(asrs, acc, words):
-    rows = [
-        line
-        for seed, asr in enumerate(asrs)
-        for line in (row(seed=seed), row("ft", seed, acc=acc, asr=asr))
-    ]
-    assert report.verdict(report.summarise(rows)[1]) == words
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "words"),
-    [
-        (0.2, 0.0, "no backdoor to remove"),  # whatever made it 0: it never worked
-        (0.2, 0.6, "makes a backdoor"),
-        (0.6, 0.3, "weakened"),
-        (None, 0.3, "weakened"),
-        (0.6, 0.6, "keeps the backdoor"),
-    ],
-)
-def test_verdicts_look_at_what_there_was_to_remove(before, after, words):
-    assert report.verdict(report.summarise([row(asr=before), row("ft", asr=after)])[1]) == words
-
-
-def test_a_seed_made_worse_is_not_weakened():
-    rows = [
-        row(seed=0, asr=0.6),
-        row(seed=1, asr=0.1),
-        row("ft", 0, asr=0.45),
-        row("ft", 1, asr=0.35),
-    ]
-    assert report.verdict(report.summarise(rows)[1]) == "not weakened"
-
-
-def test_headline_names_best_worst_and_failed():
-    rows = [
-        row(acc=0.92, asr=0.994),
-        row("ft", acc=0.918, asr=0.87, der=0.56),
-        row("d3-code", acc=0.912, asr=0.0, der=0.99),
-        row("nc", acc=None, asr=None, status="failed: no label stands out"),
-    ]
-    assert report.headline(report.summarise(rows)) == (
-        "ASR 99.4 % → 0.0 % under d3-code at an ACC cost of 0.8 points; worst of 2: ft, keeps the backdoor, ASR 87.0 % at an ACC "
-        "cost of 0.2 points; without result: nc (failed: no label stands out)."
-    )
-
-
-def test_headline_does_not_praise_a_failure():
-    lost = report.headline(report.summarise([row(), row("ft", asr=0.9), row("d3", asr=0.6)]))
-    assert lost.startswith(
-        "no defence removes the backdoor; the best: ASR 100.0 % → 60.0 % under d3"
-    )
-    assert "(keeps the backdoor)" in lost and "worst of 2: ft, keeps the backdoor" in lost
-    weak = report.headline(report.summarise([row(asr=0.08), row("ft", asr=0.0)]))
-    assert "does not work even before a defence (ASR 8.0 %)" in weak
-    assert (
-        report.headline(report.summarise([row()]))
-        == "ASR 100.0 % at ACC 90.0 %, no defence was run."
-    )
-    assert (
-        report.headline(report.summarise([row(asr=None)]))
-        == "ACC 90.0 %; without a trigger there is no ASR."
-    )
-    assert (
-        report.headline(report.summarise([row("ft", asr=0.02)]))
-        == "ASR 2.0 % under ft at ACC 90.0 %."
-    )
-
-
-def test_terminal_table_is_plain_whole_and_shows_changes():
-    published = "BackdoorBench, table 3: " + "ACC 92.10 " * 12
-    rows = [
-        row(seed=0, acc=0.90),
-        row(seed=1, acc=0.94),
-        row("[red]ft", 0, acc=0.89, asr=0.2, der=0.9, published=published),
-        row("[red]ft", 1, acc=0.91, asr=0.1, der=0.9, published=published),
-    ]
-    lines = terminal.terminal_table(rows).splitlines()
-    head, none, ft = lines[1], *(line for line in lines if "badnets" in line)
-    assert re.fullmatch(
-        r"attack +defense +ACC +change +ASR +change +RA +change +DER +seeds +outcome +published",
-        head.strip(),
-    )
-    assert (
-        none.split()[:5] == ["badnets", "none", "92.00", "±", "2.83"] and "backdoor works" in none
-    )
-    assert ft.split()[:6] == ["badnets", "[red]ft", "90.00", "±", "1.41", "−2.00"]
-    assert (
-        "15.00 ± 7.07" in ft
-        and "−85.00" in ft
-        and "0.00" in ft
-        and "90.00 ± 0.00" in ft
-        and published.strip() in ft
-    )
-    assert "\x1b" not in "".join(lines) and "…" not in "".join(lines)
-    out = io.StringIO()
-    terminal.print_table(rows, file=out)
-    assert out.getvalue().rstrip("\n") == "\n".join(lines)
-    assert "published" not in terminal.terminal_table([row(published="none")])
-
-
-# ------------------------------------------------------------------------------------------------------------------- the curves
-
-
-def test_nothing_to_draw_leaves_no_file(tmp_path):
-    runs = {("ft", 0): [{"step": 1, "loss": math.nan}, {"step": 2, "loss": None}]}
-    assert (
-        curves.save_curves(tmp_path / "a.png", runs, curves.REPAIR, common.palette(["ft"])) is None
-    )
-    empty = {"none": {"acc": np.array([math.nan])}}
-    assert classes.save_classes(tmp_path / "a.png", ["x"], empty, common.palette([])) is None
-    assert common.save_panels(tmp_path / "a.png", [None], 1, 2.0) is None
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_loss_is_drawn_through_stages_that_log_it_by_other_names():
-    records = [
-        {"step": 1, "loss": 2.0},
-        {"step": 2, "loss": 9.0, "clean_loss": 1.0},
-        {"step": 3, "accuracy": 0.5},
-    ]
-    ((name, points),) = curves.curves_of({("dlp", 0): records}, curves.REPAIR[0])
-    assert name == "dlp" and points.tolist() == [[1, 2], [2.0, 1.0]]
-
-
-def test_seeds_of_a_defence_are_one_line_with_a_gap_and_a_dot_at_each_end():
-    runs = {("ft", 0): curve((1, 2)), ("ft", 1): curve((1, 2, 4)), ("d3", 0): curve((1, 2))}
-    panel = curves.panel_of(
-        curves.REPAIR[0], curves.curves_of(runs, curves.REPAIR[0]), common.palette(["ft", "d3"])
-    )
-    ft, d3 = panel.marks
-    assert (
-        ft.args[0][[0, 1, 3, 4, 5]].tolist() == [1, 2, 1, 2, 4]
-        and np.isnan(ft.args[0][[2, 6]]).all()
-    )
-    assert ft.style["markevery"] == [1, 5] and d3.style["markevery"] == [1]
-    assert (ft.style["label"], d3.style["label"]) == ("ft", "d3")
-
-
-def test_runs_of_very_different_lengths_are_drawn_by_their_progress():
-    runs = {("ft", 0): curve((1, 10)), ("d3", 0): curve((1, 1000))}
-    panel = curves.panel_of(
-        curves.REPAIR[0], curves.curves_of(runs, curves.REPAIR[0]), common.palette(["ft", "d3"])
-    )
-    assert "progress" in panel.options["xlabel"]
-    assert [mark.args[0][1] for mark in panel.marks] == [100, 100]
-
-
-def test_every_defence_has_its_own_style():
-    styles = common.palette(["none", *(f"d{i}" for i in range(25)), "d3"])
-    assert len(set(styles.values())) == len(styles) == 26
-    assert styles["d0"] == common.palette(["d0"])["d0"]
-
-
-def test_sample_picture_shows_ten_times_the_difference(tmp_path):
-    from matplotlib.image import imread
-
-    clean = np.full((2, 4, 4, 3), 100, np.uint8)
-    triggered = clean.copy()
-    triggered[:, 0, 0] = 107
-    triggered[1, :, :] = 50  # |100 − 50| · 10 is clipped to white
-    path = samples.save_samples(tmp_path / "s.png", clean, triggered, label_share=0.5)
-    picture = imread(path)[..., :3] * 255
-    height, width = picture.shape[:2]
-
-    def at(r, c, y, x):
-        return picture[int((r + y) / 3 * height), int((0.5 + (c + x) / 4) * width)].round().tolist()
-
-    assert at(0, 0, 0.2, 0.2) == [100] * 3 and at(1, 0, 0.2, 0.2) == [107] * 3
-    assert at(2, 0, 0.2, 0.2) == [70] * 3
-    assert at(2, 0, 0.6, 0.6) == [0] * 3 and at(2, 1, 0.6, 0.6) == [255] * 3
-
-
-def test_class_rates_are_means_over_the_seeds_that_have_them():
-    def counts(seed, correct, clean):
-        where = {"defense": "ft", "seed": seed, "triggered": 0, "reached": 0}
-        return [where | {"correct": c, "clean": n} for c, n in zip(correct, clean, strict=True)]
-
-    rates = class_rates(counts(0, (6, 10, 0), (10, 10, 0)) + counts(1, (2, 0, 0), (10, 0, 0)))
-    np.testing.assert_allclose(rates["ft"]["acc"], [0.4, 1.0, math.nan])
-    assert np.isnan(rates["ft"]["asr"]).all()
-
-
-# --------------------------------------------------------------------------------------------------------------------- the page
 
 
 class Page(html.parser.HTMLParser):
@@ -568,8 +273,8 @@ def test_a_section_that_breaks_says_so_and_leaves_the_others(tmp_path, monkeypat
     run = Run(tmp_path / "run")
     run.model(logged=curve())
     run.samples()
-    monkeypatch.setattr(page, "OVERVIEW", (broken, *page.OVERVIEW))
-    monkeypatch.setattr(page, "DETAILS", (broken, *page.DETAILS))
+    monkeypatch.setattr(page, "OVERVIEW", (("", broken), *page.OVERVIEW))
+    monkeypatch.setattr(page, "DETAILS", (("", broken), *page.DETAILS))
     made = report_of(run)
     assert (
         made.text.count("A part of this section could not be drawn: RuntimeError: <b>lost</b>") == 2
@@ -686,7 +391,6 @@ def test_curves_are_those_of_the_study_and_loops_share_a_style(tmp_path):
     run.model(logged=curve())
     run.training_time("abl", loop="isolate")
     run.evolution("slow")
-    run.nodes[-2] = run.nodes[-2]._replace(label="slow")
     study = view.study_of(RunFolder(run.write()), {})
     (one,) = view.views_of(study)
     runs = runs_of(one, "repair", "training_time")
@@ -702,62 +406,4 @@ def test_nothing_heavy_is_imported():
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         ).stdout.strip()
         == "[]"
-    )
-
-
-def looked(attack, norms, targets, flagged):
-    """Rows of detections.csv for one model."""
-    return [
-        {"dataset": "d", "model": "m", "attack": attack, "seed": 0, "detection": "nc", "class": f"c{i}", "is_target": i in targets,
-         "flagged": i in flagged, "norm": norm, "index": float(i)}
-        for i, norm in enumerate(norms)
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("targets", "flagged", "right", "words"),
-    [
-        ({1}, {1}, True, "flags c1 (index of the smallest 1.00); right"),
-        ({1}, {1, 2}, False, "flags c1, c2 (index of the smallest 1.00); right, and false alarms"),
-        (
-            {1},
-            set(),
-            False,
-            "flags nothing (index of the smallest 1.00); finds 0 of 1 targets (c1)",
-        ),
-        ({0, 1, 2}, {1}, False, "finds 1 of 3 targets (c0, c1, c2)"),
-        (set(), set(), True, "no backdoor: right"),
-        (set(), {2}, False, "no backdoor: false alarm"),
-    ],
-)
-def test_what_a_detection_came_to(targets, flagged, right, words):
-    (found,) = report.detections(looked("badnets", [9.0, 2.0, 8.0], targets, flagged))
-    assert (
-        found["right"] == right and found["text"].endswith(words) and found["anomaly_index"] == 1.0
-    )
-
-
-def test_a_search_is_told_and_its_time_counts():
-    searched = {
-        "target": 0,
-        "chosen": "flagged with index 4.00",
-        "trigger_success": 0.97,
-        "search_seconds": 30.0,
-    }
-    rows = [row(), row("mcl", asr=0.0, seconds=10.0) | searched]
-    mine = report.summarise(rows)[1]
-    assert (
-        mine["seconds"] == 40.0
-        and mine["searched"] == "class 0 flagged with index 4.00, trigger turns 97 %"
-    )
-    nothing = {
-        "target": -1,
-        "chosen": "none flagged",
-        "trigger_success": None,
-        "search_seconds": 30.0,
-    }
-    mine = report.summarise([row(), row("mcl", asr=1.0) | nothing])[1]
-    assert (
-        report.verdict(mine) == "not repaired: nothing flagged"
-        and mine["searched"] == "none flagged"
     )

@@ -13,14 +13,13 @@ import pytest
 
 from d3jax.compare import main
 from d3jax.report.comparison import leaderboard_html
-from d3jax.results.artifacts import NodeEntry, NodeRecord
 from d3jax.results.compare import COLUMNS, case_name, leaderboard, net_name
 from d3jax.results.compared_runs import read_runs
 from d3jax.results.ranking import rank
 from d3jax.results.tables import read_csv
 
 from ..helpers.browser import Page
-from ..helpers.run_folders import IDENTITY, result_row, without_numbers, write_run
+from ..helpers.run_folders import node_of, result_row, without_numbers, write_run
 
 ATTACKS = ("badnets", "blended", "sig", "wanet", "bpp", "lf")
 DEFENSES = {"finetune": 0.5, "d3": 0.03, "mcl": 0.08, "nc": 0.3, "abl": 0.2}
@@ -217,10 +216,8 @@ def test_rows_name_the_versions_they_come_from(tmp_path):
 
 
 def test_a_failed_detection_is_no_defence(tmp_path):
-    entry = NodeEntry(
-        "x", "model_detection", "badnets", 0, "all", False, [dict(IDENTITY, defense="all")], "r"
-    )
-    more = [(entry, NodeRecord("x", "r", "failed: out of memory", {}, {}))]
+    failed = without_numbers(result_row(defense="all"), "failed: out of memory")
+    more = [node_of(failed, "model_detection")]
     board = board_of(write_run(tmp_path / "a", victim_and({"d3": 0.1}), more=more))
     assert by_name(board)[BADNETS, "all"]["kind"] == "detection"
     assert not board.ranking.without and len(board.ranking.places) == 1

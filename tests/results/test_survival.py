@@ -5,7 +5,8 @@ import pytest
 
 from d3jax.report.plots.evolution import series
 from d3jax.report.sections.evolution import headlines
-from d3jax.results.survival import Shown, compare, ratio, survived
+from d3jax.results.artifacts import EvolutionEntry
+from d3jax.results.survival import compare, ratio, survived
 
 
 def test_the_constant_rate_is_chosen_by_clean_validation():
@@ -45,13 +46,12 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
                         else {}
                     )
                 ended.append(row)
-    rate = lambda *values: np.array(values, np.float32)
-    shown = {
-        "low": Shown(rate(0.01, 0.01), "a", True), "high": Shown(rate(0.1, 0.1), "a", True),
-        "smart": Shown(rate(0.3, 0.1), "a", False), "wild": Shown(rate(0.9, 0.1), "b", True),
-    }  # fmt: skip
-    found = {(row["attack"], row["evolution"]): row for row in compare(ended, evolved, shown)}
-    assert {label: found["badnets", label]["baseline"] for label in shown} == {
+
+    low, high = entry("low", 0.01, 0.01), entry("high", 0.1, 0.1)
+    smart, wild = entry("smart", 0.3, 0.1, constant=False), entry("wild", 0.9, 0.1, group="b")
+    entries = [low, high, smart, wild]
+    found = {(row["attack"], row["evolution"]): row for row in compare(ended, evolved, entries)}
+    assert {one.label: found["badnets", one.label]["baseline"] for one in entries} == {
         "low": "high", "high": "high", "smart": "high", "wild": None
     }  # fmt: skip
     smart, low = found["badnets", "smart"], found["badnets", "low"]
@@ -75,7 +75,7 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
         and ratio(low) == "≤ 0.5×"
         and ratio(smart) == "9.0×"
     )
-    scaled = shown | {"smart": Shown(rate(0.015, 0.005), "a", False, scaled=True)}
+    scaled = [*entries[:2], entry("smart", 0.015, 0.005, constant=False, scaled=True), entries[3]]
     held = {
         row["evolution"]: row
         for row in compare(ended, evolved, scaled)
@@ -84,12 +84,12 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
     assert (
         held["smart"]["baseline"] == "high" and held["smart"]["speedup"] == 8.5 / 0.5
     )  # S under the rate of its mean
-    assert [held[name]["equal_mean"] for name in shown] == [None, None, "low", None]
-    assert [held[name]["constant"] for name in shown] == [True, True, False, True]
+    assert [held[one.label]["equal_mean"] for one in entries] == [None, None, "low", None]
+    assert [held[one.label]["constant"] for one in entries] == [True, True, False, True]
     assert smart["acc_std"] == 0 and smart["asr_last_std"] == 0
     fewer = [row for row in evolved if (row["evolution"], row["seed"]) != ("smart", 1)]
     assert (
-        next(row for row in compare(ended, fewer, shown) if row["evolution"] == "smart")["counts"]
+        next(row for row in compare(ended, fewer, entries) if row["evolution"] == "smart")["counts"]
         is None
     )  # a seed is missing
     lost = [row for row in evolved if (row["evolution"], row["seed"]) != ("high", 1)]
@@ -97,19 +97,29 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
         row | {"valid_acc": 0.0} if row["evolution"] == "low" and row["seed"] else row
         for row in lost
     ]
-    assert _baselines(ended, lost, shown)["smart"] == "high"  # on the seeds that both have
+    assert _baselines(ended, lost, entries)["smart"] == "high"  # on the seeds that both have
     dead = [
         row | dict.fromkeys((name for name in row if name.startswith("survived")), None)
         for row in ended
     ]
-    assert all(row["survived_0.5"] is None for row in compare(dead, evolved, shown))
+    assert all(row["survived_0.5"] is None for row in compare(dead, evolved, entries))
     alone = {
         row["evolution"]: row
-        for row in compare(ended, [row for row in evolved if row["attack"] == "badnets"], shown)
+        for row in compare(ended, [row for row in evolved if row["attack"] == "badnets"], entries)
     }
     assert (
         alone["smart"]["baseline"] == "low" and alone["smart"]["counts"] is False
     )  # two and a half points below
+
+
+def test_no_baseline_is_chosen_while_a_candidate_has_no_numbers():
+    evolved = [
+        {"attack": "badnets", "evolution": "low", "seed": 0, "update": update, "acc": 0.9}
+        | {"asr": 0.5, "stale_acc": 0.9, "valid_acc": 0.9}
+        for update in (0, 1)
+    ]
+    entries = [entry("low", 0.01), entry("high", 0.1)]
+    assert _baselines([], evolved, entries) == {"low": None}
 
 
 def test_a_headline_names_one_of_equal_runs_and_prefers_one_that_counts():
@@ -122,10 +132,15 @@ def test_a_headline_names_one_of_equal_runs_and_prefers_one_that_counts():
     }
 
 
-def _baselines(ended, evolved, shown):
+def entry(label, *rates, group="a", constant=True, scaled=False):
+    rates = np.array(rates, np.float32).tolist()
+    return EvolutionEntry(label, group, constant, scaled, rates)
+
+
+def _baselines(ended, evolved, entries):
     return {
         row["evolution"]: row["baseline"]
-        for row in compare(ended, evolved, shown)
+        for row in compare(ended, evolved, entries)
         if row["attack"] == "badnets"
     }
 

@@ -16,7 +16,14 @@ import pytest
 import d3jax
 from d3jax.core.errors import DataError
 from d3jax.results import tables
-from d3jax.results.artifacts import NodeEntry, NodeRecord, RunFolder, write_manifest, write_record
+from d3jax.results.artifacts import (
+    EvolutionEntry,
+    NodeEntry,
+    NodeRecord,
+    RunFolder,
+    write_manifest,
+    write_record,
+)
 
 from ..helpers.run_folders import IDENTITY, node_of, result_row, without_numbers, write_run
 
@@ -27,8 +34,8 @@ TEXT = st.text(
 )
 
 
-def evolution_node(label="ft", seed=0, constant=True, rates=(0.1, 0.1), asrs=(0.9, 0.3)):
-    """Return entry, record and arrays of an evolution run with these ASRs after its updates."""
+def evolution_node(label="ft", seed=0, asrs=(0.9, 0.3)):
+    """Return entry and record of an evolution run with these ASRs after its updates."""
     where = {"attack": "badnets", "evolution": label, "seed": seed}
     rows = [
         where | {"update": update, "acc": 0.9, "asr": asr, "stale_acc": 0.9, "valid_acc": 0.8}
@@ -37,10 +44,8 @@ def evolution_node(label="ft", seed=0, constant=True, rates=(0.1, 0.1), asrs=(0.
     survived = {f"survived_{tau:g}": sum(asr >= tau for asr in asrs) for tau in (0.9, 0.5, 0.1)}
     survived |= {f"{name}_censored": False for name in survived}
     row = result_row(defense=label, seed=seed, asr=asrs[-1], **survived)
-    entry, record = node_of(row, "updates")
-    facts = {"group": "g", "constant": constant, "scaled": False}
-    record = record._replace(tables={"results": [row], "evolution": rows}, facts=facts)
-    return entry, record, {"rates": np.array(rates)}
+    entry, record = node_of(row, "evolution")
+    return entry, record._replace(tables={"results": [row], "evolution": rows})
 
 
 def test_csv_reads_back_values_and_types(tmp_path):
@@ -158,7 +163,9 @@ def test_nodes_without_a_finished_record_have_a_row_that_says_so(tmp_path):
 
 def test_only_an_unfinished_detection_has_a_row_of_results(tmp_path):
     def detection(name, status):
-        entry = NodeEntry(name, "model_detection", "badnets", 0, name, False, [dict(IDENTITY)], "r")
+        entry = NodeEntry(
+            name, "model_detection", "badnets", 0, name, "detection", [dict(IDENTITY)], "r"
+        )
         rows = {"detections": [{"attack": "badnets", "detection": name}]}
         return entry, status and NodeRecord(name, "r", status, rows if status == "ok" else {}, {})
 
@@ -169,29 +176,28 @@ def test_only_an_unfinished_detection_has_a_row_of_results(tmp_path):
     assert [row["detection"] for row in found["detections"]] == ["a"]
 
 
-def test_other_unlisted_nodes_that_failed_have_no_row(tmp_path):
-    entry = NodeEntry("f", "features", "badnets", 0, "", False, [], "r")
+def test_failed_nodes_without_a_role_have_no_row(tmp_path):
+    entry = NodeEntry("f", "features", "badnets", 0, "", "", [], "r")
     more = [(entry, NodeRecord("f", "r", "failed: x", {}, {}))]
     write_run(tmp_path, [result_row()], more=more)
     assert len(tables.make_tables(RunFolder(tmp_path))["results"]) == 1
 
 
 def test_survival_compares_the_finished_evolution_runs(tmp_path):
-    low = evolution_node("low", rates=(0.1, 0.1), asrs=(0.9, 0.6))
-    high = evolution_node("high", constant=False, rates=(0.2, 0.4), asrs=(0.3, 0.2))
-    write_run(tmp_path, [result_row()], more=[low[:2], high[:2]])
-    for _, record, arrays in (low, high):
-        write_record(tmp_path, record, arrays)
+    low, high = evolution_node("low", asrs=(0.9, 0.6)), evolution_node("high", asrs=(0.3, 0.2))
+    write_run(tmp_path, [result_row()], more=[low, high])
+    manifest = RunFolder(tmp_path).manifest
+    planned = [("low", "g", True, False, [0.1, 0.1]), ("high", "g", False, False, [0.2, 0.4])]
+    evolutions = [EvolutionEntry(*one) for one in planned]
+    write_manifest(tmp_path, manifest._replace(evolutions=evolutions))
     found = {row["evolution"]: row for row in tables.make_tables(RunFolder(tmp_path))["survival"]}
     assert found["low"]["survived_0.5"] == 2 and found["high"]["survived_0.5"] == 0
-    assert found["high"]["baseline"] == "low" and found["high"]["lr_max"] == 0.4
+    assert found["high"]["baseline"] == "low" and found["high"]["lr_max"] == pytest.approx(0.4)
     assert found["low"]["constant"] and not found["high"]["constant"]
 
 
 def test_written_tables_read_back_and_stale_ones_go(tmp_path):
-    low = evolution_node()
-    write_run(tmp_path, [result_row()], more=[low[:2]])
-    write_record(tmp_path, low[1], low[2])
+    write_run(tmp_path, [result_row()], more=[evolution_node()], evolutions=["ft"])
     (tmp_path / "filters.csv").write_text("an earlier study's\n1\n")
     (tmp_path / "notes.csv").write_text("mine\n")
     found = tables.make_tables(RunFolder(tmp_path))
@@ -220,6 +226,14 @@ def test_old_run_folders_are_refused_in_one_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(DataError, match="written by an earlier d3jax: run its config again"):
         d3jax.load_results(tmp_path)
+
+
+def test_a_record_without_arrays_replaces_one_with_arrays(tmp_path):
+    write_run(tmp_path, [result_row()])
+    record = NodeRecord("n", "r", "ok", {}, {})
+    write_record(tmp_path, record, {"triggers": np.zeros(3)})
+    write_record(tmp_path, record)
+    assert RunFolder(tmp_path).arrays("n") == {}
 
 
 def test_records_that_cannot_be_read_count_as_not_finished(tmp_path):

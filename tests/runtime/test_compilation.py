@@ -41,9 +41,9 @@ def test_onednn_gives_the_same_numbers_and_leaves_the_cache_readable(stride, tmp
 
 
 def test_compiled_programs_are_kept_up_to_a_limit():
-    lowered = lambda constant: jax.jit(lambda x: {"y": x + jnp.arange(100) * constant}).lower(
-        jnp.zeros(100)
-    )
+    def lowered(constant):
+        return jax.jit(lambda x: {"y": x + jnp.arange(100) * constant}).lower(jnp.zeros(100))
+
     device = jax.devices()[:1]
     program = compiling.compiled(lowered(2), device)
     assert compiling.compiled(lowered(2), device) is program

@@ -147,9 +147,13 @@ def test_the_linear_prediction_uses_the_backdoored_models_features(finished):
     context = studies.opened(read(), folder)
     node = evolution_node(context, "slow", attacked=True)
     victim, _ = checkpoint.load(node.victim.folder / "model", node.victim.like())
-    features = lambda x: np.asarray(
-        context.model.apply(victim.variables, x, train=False).features["penultimate"], np.float64
-    )
+
+    def features(x):
+        return np.asarray(
+            context.model.apply(victim.variables, x, train=False).features["penultimate"],
+            np.float64,
+        )
+
     images = as_float(
         jnp.asarray(context.dataset.test.images[np.asarray(context.dataset.test.labels) != 0])
     )

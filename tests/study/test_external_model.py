@@ -193,9 +193,10 @@ def test_a_saved_trigger_is_used_only_by_the_attack_that_made_it(trained):
     settings = to_mapping(BlendedConfig())
     external = ExternalModel(None, there, {"attack": "blended", "settings": settings}, "", "")
     attack, key = blended(BlendedConfig(), info), jax.random.key(3)
-    take = lambda name, settings, attack: trigger_for(
-        external, attack, {"attack": name, "settings": settings}, key
-    )
+
+    def take(name, settings, attack):
+        return trigger_for(external, attack, {"attack": name, "settings": settings}, key)
+
     np.testing.assert_array_equal(take("blended", settings, attack)["pattern"], there["pattern"])
     drawn = attack.init(stream(key, "trigger"))["pattern"]
     np.testing.assert_array_equal(

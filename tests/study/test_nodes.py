@@ -1,13 +1,15 @@
 """Nodes of a study: their order, what is taken as it is, what a failure costs, what is recorded."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 
-from d3jax.core.errors import DataError
+from d3jax.core.errors import ConfigError, DataError
 from d3jax.results import artifacts, tables
 from d3jax.study import graph
+from d3jax.study.nodes.inversion import InversionNode
 from d3jax.study.nodes.repair import RepairNode
 from d3jax.study.nodes.report_samples import SamplesNode
 from d3jax.study.planner import part_of, plan
@@ -70,21 +72,39 @@ def test_attacks_that_share_a_clean_model_need_one_node(nodes):
 
 def test_a_search_shares_the_detection_of_equal_settings(nodes):
     (mcl,) = [node for node in nodes if node.name == "badnets/seed0/mcl-code"]
-    (detection,) = [node for node in nodes if node.name == "badnets/seed0/detection-inversion-nc"]
+    (detection,) = [node for node in nodes if node.name == "badnets/seed0/detection@inversion-nc"]
     assert mcl.detected is detection.inversion
     assert mcl.inverted.needs["detection"] is mcl.detected
 
 
-def test_parts_hold_every_model_once_and_no_analysis(nodes):
+def test_parts_hold_every_model_once_and_detections_with_their_inversions(nodes):
     parts = [part_of(nodes, i, 3) for i in (1, 2, 3)]
-    names = [node.name for part in parts for node in part]
+    names = [node.name for part in parts for node in part if not node.analysis]
     assert names == [node.name for node in nodes if not node.analysis]
+    for part in parts:
+        assert {node.kind for node in part if node.analysis} <= {"model_detection"}
+        assert all(node.inversion in part for node in part if node.analysis)
+    detections = [node.name for part in parts for node in part if node.analysis]
+    assert detections == [node.name for node in nodes if node.kind == "model_detection"]
 
 
 def test_names_folders_and_recipes_are_unique(nodes):
     models = [node for node in nodes if not node.analysis]
-    for values in ([node.name for node in nodes], [node.folder for node in models]):
+    recipes = [(node.kind, node.digest, node.run.label) for node in models]
+    for values in ([node.name for node in nodes], [node.folder for node in models], recipes):
         assert len(values) == len(set(values))
+
+
+def test_two_computations_of_one_name_are_refused(tmp_path):
+    context = studies.opened(studies.read(TINY), tmp_path)
+    known = graph._Graph(context, graph.make_methods(context))
+    victim, repair, *_ = map(known.one, graph.make_nodes(context))
+    assert known.one(victim) is victim
+    clash = dataclasses.replace(
+        repair, choice=dataclasses.replace(repair.choice, label=victim.what)
+    )
+    with pytest.raises(ConfigError, match="'train' names a backdoored model and a repair"):
+        known.one(clash)
 
 
 TINY = """
@@ -109,9 +129,9 @@ def test_an_analysis_that_breaks_costs_nothing_else(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(SamplesNode, "analyse", broken)
     rows = studies.run(studies.read(TINY), tmp_path)
     assert [row["status"] for row in rows] == ["ok", "ok"]
-    record = artifacts.read_record(tmp_path, "badnets/seed0/samples-none")
+    record = artifacts.read_record(tmp_path, "badnets/seed0/samples@none")
     assert record.status == "failed: TypeError: a mistake in the code"
-    assert "samples-none failed: TypeError" in capsys.readouterr().err
+    assert "samples@none failed: TypeError" in capsys.readouterr().err
     assert (tmp_path / "report.html").exists()
 
 
@@ -153,3 +173,66 @@ def test_an_old_run_folder_is_named(tmp_path):
     (tmp_path / "study.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(DataError, match="layout 99, this d3jax reads 1"):
         artifacts.RunFolder(tmp_path)
+
+
+FAILING = TINY.replace("defenses: [{name: d3, ", "defenses: [{name: finetune, ") + (
+    "detections: [{name: inversion, preset: nc, passes: 2, batches: 2}]\n"
+)
+
+
+def test_a_failed_detection_has_a_row_in_a_part_too(tmp_path, monkeypatch, capsys):
+    def broken(node, inputs, hooks):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(InversionNode, "compute", broken)
+    rows = studies.run(studies.read(FAILING), tmp_path, part=(1, 1))
+    status = {row["defense"]: row["status"] for row in rows}
+    assert status["inversion-nc"] == "failed: RuntimeError: no memory"
+    assert status["none"] == status["finetune"] == "ok"
+
+
+def test_a_report_in_a_new_folder_has_the_metrics_of_the_cache(tmp_path):
+    config = studies.read(TINY, ("cache", str(tmp_path / "cache")))
+    studies.run(config, tmp_path / "first")
+    studies.run(config, tmp_path / "second", compute=False)
+    read = [
+        artifacts.RunFolder(tmp_path / name).metrics("badnets/seed0/train")
+        for name in ("first", "second")
+    ]
+    assert read[0] and read[0] == read[1]
+
+
+PREPARED = TINY.replace("model: small", "model: small\nattacks: [{name: lf, steps: 3}]")
+
+
+def test_a_damaged_victim_of_a_prepared_attack_is_computed_by_the_second_run(tmp_path, capsys):
+    config = studies.read(PREPARED)
+    first = studies.run(config, tmp_path)
+    (model,) = tmp_path.glob("checkpoints/*-lf-victim-*/model")
+    for path in model.rglob("*"):
+        if path.is_file() and path.stat().st_size > 2000:
+            path.write_bytes(b"\0" * path.stat().st_size)
+    damaged = studies.run(config, tmp_path)
+    assert "its trigger was not read; a second run reads it" in damaged[0]["status"]
+    again = studies.run(config, tmp_path)
+    assert [row["acc"] for row in again] == [row["acc"] for row in first]
+
+
+def test_arrays_are_those_that_the_run_folder_declares(tmp_path):
+    study = TINY.replace(
+        "defenses: [{",
+        "features: 12\npaths: 2\ndefenses: [{name: finetune, schedule: {steps: 2, batch_size: 16}}, {",
+    )
+    study += "detections: [{name: inversion, preset: nc, passes: 2, batches: 2}]\n"
+    studies.run(studies.read(study), tmp_path)
+    run, seen = artifacts.RunFolder(tmp_path), set()
+    for node in run.manifest.nodes:
+        arrays = run.arrays(node.name)
+        if not arrays:
+            continue
+        declared = artifacts.ARRAYS[node.kind]
+        assert set(arrays) >= declared.__required_keys__, node.name
+        named = {key for key in arrays if "/" not in key}
+        assert named <= set(declared.__annotations__), node.name
+        seen.add(node.kind)
+    assert seen >= {"report_samples", "features", "model_detection", "loss_landscape"}

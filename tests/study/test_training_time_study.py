@@ -118,7 +118,10 @@ def test_poison_flags_change_no_weight(finished, tmp_path, monkeypatch, model):
     monkeypatch.setattr(
         first_stage, "poisoned_split", lambda *given: (true(*given)[0], np.roll(true(*given)[1], 7))
     )
-    other_flags = lambda context, run: np.arange(400) % 2 == 0
+
+    def other_flags(context, run):
+        return np.arange(400) % 2 == 0
+
     monkeypatch.setattr(training_time, "poison_flags", other_flags)
     again = studies.run(read(), tmp_path)
     for before, after in zip(rows, again, strict=True):
@@ -140,9 +143,10 @@ def test_an_interrupted_study_continues_exactly(finished, tmp_path, model):
             cuts += 1
     assert 5 < cuts < 20
     assert (tmp_path / "filters.csv").read_text() == (folder / "filters.csv").read_text()
-    rates = lambda where: [
-        (row["acc"], row["asr"], row["ra"]) for row in read_csv(where / "results.csv")
-    ]
+
+    def rates(where):
+        return [(row["acc"], row["asr"], row["ra"]) for row in read_csv(where / "results.csv")]
+
     assert rates(tmp_path) == rates(folder)
     same_models(model, folder, tmp_path)
 

@@ -14,7 +14,7 @@ from d3jax.training import (
     fit,
     make_train_step,
 )
-from d3jax.training.loop import lines_of, trace_of
+from d3jax.training.loop import records_of, trace_of
 from d3jax.training.scan import ScannedStep, whole_calls
 
 from ..helpers.quadratic import DATA, drawn, fresh, quadratic
@@ -34,9 +34,10 @@ def test_resume_is_bitwise_wherever_it_was_cut(steps_per_call):
     whole, lines = fit(TrainLoop(step, fresh(tx), DATA, 23), hooks=hooks)
     assert [int(state.step) for state, _ in saved] == [7, 14, 21]
     for state, before in saved:
-        restore = lambda _, step, state=state, before=before: (
-            (state, list(before)) if step == state.step else None
-        )
+
+        def restore(_, step, state=state, before=before):
+            return (state, list(before)) if step == state.step else None
+
         again = hooks._replace(
             saved=lambda state=state: [int(state.step)], restore=restore, save=lambda *_: None
         )
@@ -44,7 +45,10 @@ def test_resume_is_bitwise_wherever_it_was_cut(steps_per_call):
         chex.assert_trees_all_equal(
             (whole.variables, whole.opt_state), (resumed.variables, resumed.opt_state)
         )
-        drop = lambda lines: [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+        def drop(lines):
+            return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
         assert drop(more) == drop(lines)
     assert [line["step"] for line in lines] == [5, 7, 10, 14, 15, 20, 21, 23]
 
@@ -76,9 +80,9 @@ def test_a_loss_that_breaks_names_the_step_and_saves_nothing_after():
 
 def test_broken_parameters_under_a_finite_loss_are_not_kept():
     tx, saved = optax.sgd(0.1), []
-    broken = lambda params, data: jax.tree.map(
-        lambda w: jnp.where(w.mean() < 0.6, jnp.nan, w), params
-    )
+
+    def broken(params, data):
+        return jax.tree.map(lambda w: jnp.where(w.mean() < 0.6, jnp.nan, w), params)
 
     def finite(params, batch_stats, batch, key, data):
         loss, aux = quadratic(params, batch_stats, batch, key, data)
@@ -129,4 +133,4 @@ def test_watch_is_measured_when_due():
     )
     assert [line["step"] for line in lines if "norm" in line] == [4, 8, 9]  # the last one too
     trace = trace_of(lines)
-    assert np.isnan(trace["norm"]).sum() == len(lines) - 3 and lines_of(trace) == lines
+    assert np.isnan(trace["norm"]).sum() == len(lines) - 3 and records_of(trace) == lines

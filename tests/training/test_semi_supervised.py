@@ -105,7 +105,10 @@ def test_the_loss_of_a_mixmatch_step(model, victim, dataset):
     """A whole loss put together in NumPy from the net's outputs: what is guessed, mixed with what, dealt where, weighed how."""
     batch, config = drawn(dataset), SemiConfig()
     value, (stats, found) = mixmatch(config, model)(*victim.variables, batch, KEY, None)
-    run = lambda images: model.apply(victim.variables, images, train=True)
+
+    def run(images):
+        return model.apply(victim.variables, images, train=True)
+
     p = (
         softmax(np.asarray(run(batch.first).logits, np.float64))
         + softmax(np.asarray(run(batch.second).logits, np.float64))
@@ -199,9 +202,12 @@ def test_unlabelled_images_raise_the_accuracy(method, model, dataset):
     )
     labelled = np.concatenate([np.flatnonzero(labels == k)[:2] for k in range(4)])
     unlabelled = np.setdiff1d(np.arange(400), labelled)
-    right = lambda v: float(
-        (np.asarray(predict(model, v, test.astype(np.uint8))) == dataset.test.labels).mean()
-    )
+
+    def right(v):
+        return float(
+            (np.asarray(predict(model, v, test.astype(np.uint8))) == dataset.test.labels).mean()
+        )
+
     start = model.init(KEY)
     own = {"threshold": 0.8} if method == "fixmatch" else {}
     config = SemiConfig(method=method, steps=300, batch_size=8, **own)

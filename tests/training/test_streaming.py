@@ -38,9 +38,10 @@ def test_streamed_training_equals_training_on_resident_images(
 def test_a_stream_resumes_in_the_middle_of_an_epoch(dataset, model, attack):
     loop = victim_loop(jax.random.key(3), model, dataset, attack, CONFIG, streamed=True)
     kept = {}
-    keep = lambda state, lines: kept.update(
-        {int(state.step): (jax.tree.map(jnp.copy, state), list(lines))}
-    )
+
+    def keep(state, lines):
+        return kept.update({int(state.step): (jax.tree.map(jnp.copy, state), list(lines))})
+
     hooks = Hooks(save=keep, save_every=17)
     whole, _ = fit(loop, hooks)
     again, _ = fit(loop, Hooks(saved=lambda: [17], restore=lambda state, step: kept[step]))
@@ -71,7 +72,9 @@ def test_the_feed_brings_the_rows_that_a_step_would_draw(dataset, model, attack)
 
 
 def test_placement_follows_from_the_size_of_the_images(dataset, monkeypatch, capsys):
-    decide = lambda **settings: context._is_streamed(LoopConfig(**settings), dataset, Progress())
+    def decide(**settings):
+        return context._is_streamed(LoopConfig(**settings), dataset, Progress())
+
     assert not decide() and decide(placement="stream") and not decide(placement="device")
     monkeypatch.setattr(context, "memory_free", lambda: dataset.train.images.nbytes * 3)
     assert not decide()

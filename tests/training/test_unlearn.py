@@ -24,11 +24,15 @@ def ascended(model, victim, dataset, steps=60, lr=0.5, log_every=1, **options):
         batch_size=12, **options,
     )  # fmt: skip
     state, lines = fit(loop, Hooks(log_every=log_every))
-    right = lambda rows: float(
-        (
-            np.asarray(predict(model, state.variables, dataset.train.images[rows])) == labels[rows]
-        ).mean()
-    )
+
+    def right(rows):
+        return float(
+            (
+                np.asarray(predict(model, state.variables, dataset.train.images[rows]))
+                == labels[rows]
+            ).mean()
+        )
+
     return state, lines, right(suspects), right(trusted)
 
 

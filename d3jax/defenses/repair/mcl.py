@@ -128,7 +128,10 @@ def mcl_loss(config: MCLConfig, model: Model) -> Loss:
             )
         train = config.batch_norm != "fixed"
         count = len(clean)
-        run = lambda images, stats: model.apply(Variables(params, stats), images, train=train)
+
+        def run(images, stats):
+            return model.apply(Variables(params, stats), images, train=train)
+
         if config.batch_norm == "mixed":
             outputs = run(jnp.concatenate([clean, stamped]), batch_stats)
             z, logits = outputs.features["penultimate"][count:], outputs.logits[:count]

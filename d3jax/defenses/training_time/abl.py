@@ -25,7 +25,7 @@ from ...training.unlearn import parts_of
 from .suspicion import (
     ASCENT,
     UnlearnConfig,
-    behind,
+    appended,
     check_batch,
     check_ratio,
     check_unlearning,
@@ -154,7 +154,7 @@ def abl(config: ABLConfig, info: DataInfo) -> TrainingDefense:
             f"unlearn: moved in {moves} of {config.unlearn.steps} steps, {times:.1f} times over {isolated} isolated images"
         )
         found = found_of(size, judged.scores, suspects=judged.suspects, labelled=rest)
-        return Trained(state.variables, found, trace_of(behind(lines, more)))
+        return Trained(state.variables, found, trace_of(appended(lines, more)))
 
     def check(size: int) -> None:
         check_ratio(config.ratio, size)
@@ -163,6 +163,8 @@ def abl(config: ABLConfig, info: DataInfo) -> TrainingDefense:
         check_batch("finetune", config.finetune.batch_size, rest, "images that are not isolated")
         check_unlearning(config.unlearn, size)
 
-    epoch = lambda size: epoch_steps(size, config.isolate.batch_size)
+    def epoch(size):
+        return epoch_steps(size, config.isolate.batch_size)
+
     settings = {"abl": to_mapping(config.isolate), "loss": config.loss, "gamma": config.gamma}
     return TrainingDefense(begin, settings, train, found_shapes, check, epoch)

@@ -22,17 +22,18 @@ from ...config.loading import to_mapping
 from ...config.recipes import OptimConfig, TrainConfig
 from ...core.errors import ConfigError
 from ...core.random import stream
+from ...core.records import LogRecord
 from ...core.types import DataInfo, Model, Split, Trained, TrainingDefense, Variables
 from ...metrics.sample_scores import Score, ranking, scores_of
 from ...runtime.distributed import same_arrays
-from ...training.loop import Hooks, LogRecord, TrainLoop, fit, trace_of
+from ...training.loop import Hooks, TrainLoop, fit, trace_of
 from ...training.semi_supervised import SemiConfig, semi_supervised_loop
 from ...training.step import classification_loss
 from .suspicion import (
     ASCENT,
     Judged,
     UnlearnConfig,
-    behind,
+    appended,
     check_batch,
     check_ratio,
     check_unlearning,
@@ -211,7 +212,7 @@ def unlearn(
         judged = suspect(judged.scores, judged.ranked, labels, suspects, config.unlearn.trusted)
         loop = unlearning_loop(stream(key, name), model, begun, data, judged, config.unlearn)
         state, more = fit(loop, hooks.within(name, max(1, config.unlearn.steps // 4)))
-        lines = behind(lines, more)
+        lines = appended(lines, more)
         after = same_arrays(
             scores_of(model, state.variables, data, ("right", config.rescore, "entropy"))
         )
@@ -276,7 +277,7 @@ def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
                     "semi", epoch_steps(max(len(labelled), len(others)), config.semi.batch_size)
                 ),
             )
-            variables, lines = state.variables, behind(lines, more)
+            variables, lines = state.variables, appended(lines, more)
             found |= {"rescored": ranked, "rescored_entropy": ties, "labelled": labelled}
         return Trained(variables, found_of(size, judged.scores, **found), trace_of(lines))
 
@@ -297,7 +298,9 @@ def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
                 "images that lose their labels and are not dropped",
             )
 
-    epoch = lambda size: epoch_steps(size, config.supervised.batch_size)
+    def epoch(size):
+        return epoch_steps(size, config.supervised.batch_size)
+
     return TrainingDefense(
         begin, {"dlp": to_mapping(config.supervised)}, train, found_shapes, check, epoch
     )

@@ -13,12 +13,13 @@ from ...config.fields import check_fields, check_foreign, option
 from ...config.recipes import OptimConfig, TrainConfig
 from ...core.errors import ConfigError
 from ...core.random import stream
+from ...core.records import LogRecord
 from ...core.types import DataInfo, Model, Split, Variables
 from ...data.augment import make_augment
 from ...data.batching import epoch_plan
 from ...metrics.sample_scores import NAMES, Score, ranking, scores_of, ties_of
 from ...runtime.distributed import same_arrays
-from ...training.loop import LogRecord, TrainLoop
+from ...training.loop import TrainLoop
 from ...training.optim import make_optimizer
 from ...training.split_loop import split_loop
 from ...training.step import Loss
@@ -192,7 +193,7 @@ def unlearning_loop(
     )  # fmt: skip
 
 
-def behind(lines: list[LogRecord], more: list[LogRecord]) -> list[LogRecord]:
+def appended(lines: list[LogRecord], more: list[LogRecord]) -> list[LogRecord]:
     """The lines of two loops, one after the other: the second's steps and seconds count on."""
     last = lines[-1] if lines else {"step": 0, "seconds": 0.0}
     return lines + [

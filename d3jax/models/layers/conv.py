@@ -73,7 +73,10 @@ def _forward(x, kernel, stride):
 def _backward(stride, residuals, g):
     x, kernel = residuals
     size, (height, width) = kernel.shape[0], x.shape[1:3]
-    native = lambda x, g: jax.linear_transpose(lambda k: _native(x, k, stride), kernel)(g)[0]
+
+    def native(x, g):
+        return jax.linear_transpose(lambda k: _native(x, k, stride), kernel)(g)[0]
+
     ours = functools.partial(weight_gradient, size=size, stride=stride)
     if (
         (size, stride) == (3, 2)
@@ -117,7 +120,10 @@ def weight_gradient(x: jax.Array, g: jax.Array, *, size: int, stride: int) -> ja
     if n == 1:
         total = _chunked_product(operands, x, g)
     else:  # each device its own images: sliced in a loop, a split batch would be gathered whole on every one
-        share = lambda array: array.reshape(n, -1, *array.shape[1:])
+
+        def share(array):
+            return array.reshape(n, -1, *array.shape[1:])
+
         total = jax.vmap(functools.partial(_chunked_product, operands))(share(x), share(g)).sum(0)
     if operands is _shifted:
         total = total.reshape(3, c, 3, d).transpose(2, 0, 1, 3)
@@ -156,9 +162,10 @@ def _shifted(x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _neighbours(array: jax.Array, axis: int) -> list[jax.Array]:
     """What stands before, at and after each place along `axis`, zeros beyond the ends."""
-    pad = lambda part, before, after: jnp.pad(
-        part, [(before, after) if i == axis else (0, 0) for i in range(array.ndim)]
-    )
+
+    def pad(part, before, after):
+        return jnp.pad(part, [(before, after) if i == axis else (0, 0) for i in range(array.ndim)])
+
     size = array.shape[axis]
     if uses_onednn():  # that jaxlib copies and pads at once: 7.4 for 9.1 ms at 32×32×16; 0.10 does so at half the speed
         part = functools.partial(lax.slice_in_dim, array, axis=axis)
@@ -171,7 +178,10 @@ def _patches(x: jax.Array, g: jax.Array, *, size: int, stride: int) -> tuple[jax
     """For any size and stride: the patch of x under each pixel of g, and g."""
     pad, (height, width) = size // 2, g.shape[1:3]
     x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    reach = lambda first, count: slice(first, first + stride * (count - 1) + 1, stride)
+
+    def reach(first, count):
+        return slice(first, first + stride * (count - 1) + 1, stride)
+
     taps = [x[:, reach(i, height), reach(j, width)] for i in range(size) for j in range(size)]
     patches = jnp.concatenate(taps, -1)
     return patches.reshape(-1, patches.shape[3]), g.reshape(-1, g.shape[3])

@@ -51,7 +51,10 @@ def _forward(x, kernel):
 
 def _backward(residuals, g):
     x, kernel = residuals
-    native = lambda x, g: jax.linear_transpose(lambda k: _native(x, k), kernel)(g)[0]
+
+    def native(x, g):
+        return jax.linear_transpose(lambda k: _native(x, k), kernel)(g)[0]
+
     ours = functools.partial(_kernel_gradient, size=len(kernel))
     return convolve_depthwise(g, kernel[::-1, ::-1]), lax.platform_dependent(
         x, g, cpu=ours, default=native
@@ -77,7 +80,10 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, *, size: int) -> jax.Array:
     n = shares(
         len(x)
     )  # each device sums its own images: sums over a split batch would cross in every tap
-    share = lambda array: array.reshape(n, -1, *array.shape[1:])
+
+    def share(array):
+        return array.reshape(n, -1, *array.shape[1:])
+
     height, width = g.shape[1:3]
 
     def of_share(x, g):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...results.artifacts import LogRecord
+from ...core.records import LogRecord
 from .common import WIDTH, Mark, Palette, Panel, save_panels, style_of
 
 Runs = Mapping[tuple[str, int], Sequence[LogRecord]]

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ...results.tables import Row
+from ...core.records import Row
+from ...results.artifacts import EvolutionEntry
 from .common import (  # fmt: skip
     BEFORE,
     INK,
@@ -72,17 +73,19 @@ def _curve(rows: Sequence[Row], evolution: str, name: str, colours: Palette) -> 
     ]
 
 
-def save_learning_rates(path: Path, rates: Arrays, colours: Palette) -> Path | None:
+def save_learning_rates(
+    path: Path, evolutions: Sequence[EvolutionEntry], colours: Palette
+) -> Path | None:
     """Draw the learning rate of every step of an update, a panel for each evolution run."""
-    columns = min(4, len(rates))
-    top = 1.05 * max((float(np.max(one)) for one in rates.values()), default=0) or 1.0
+    columns = min(4, len(evolutions))
+    top = 1.05 * max((max(one.rates) for one in evolutions), default=0) or 1.0
     panels = [
         Panel(
-            [Mark((np.arange(1, len(one) + 1), one), {"color": style_of(name, colours)["color"]})],
-            {"title": short(name, 26), "xlabel": "step", "ylim": (0, top)}
+            [Mark((range(1, len(one.rates) + 1), one.rates), {"color": style_of(one.label, colours)["color"]})],
+            {"title": short(one.label, 26), "xlabel": "step", "ylim": (0, top)}
             | ({} if i % columns else {"ylabel": "learning rate"}),
         )
-        for i, (name, one) in enumerate(rates.items())
+        for i, one in enumerate(evolutions)
     ]  # fmt: skip
     return save_panels(path, panels, columns, 1.8)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...results.artifacts import LogRecord
+from ...core.records import LogRecord
 from .common import BEFORE, POISONED, Arrays, Mark, Palette, Panel, save_panels, short, style_of
 
 CLEAN = BEFORE

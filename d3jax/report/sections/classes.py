@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...results.tables import Row
+from ...core.records import Row
 from ..plots.classes import any_rate, save_classes
 from ..rendering import Markup, render
 from ..view import View
@@ -14,7 +14,7 @@ COUNTS = {"acc": ("correct", "clean"), "asr": ("reached", "triggered")}
 
 def show(view: View) -> Markup:
     """Return the bars of all defences, means over seeds."""
-    evolved = {node.label for node in view.nodes("evolution")}
+    evolved = view.study.run.manifest.labels("evolution")
     rows = [row for row in view.tables.get("per_class", ()) if row["defense"] not in evolved]
     rates, classes = class_rates(rows), view.study.run.manifest.classes
     return render(

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from ...core.records import Row
 from ...results.summary import spread
 from ...results.survival import TAUS, ratio, survived
-from ...results.tables import Row
 from ..plots.evolution import BANDED, save_energy, save_forgetting, save_learning_rates, save_rates
 from ..rendering import Cell, Markup, Table, render
 from ..view import View
@@ -17,17 +17,17 @@ COLUMNS = [("S", f"at ASR {tau:g}") for tau in TAUS] + [
 def show(view: View) -> Markup:
     """Return what an attack's evolution runs did, and which of them did not end."""
     rows, compared = view.tables.get("evolution", ()), view.tables.get("survival", ())
-    labels = {node.label for node in view.nodes("evolution")}
+    labels = view.study.run.manifest.labels("evolution")
     ended = [row for row in view.tables.get("results", ()) if row["defense"] in labels]
     # Learning rates are the same for all attacks: the first shows them.
     first = rows and rows[0] is view.study.tables["evolution"][0]
-    rates = {one.entry.label: one.arrays["rates"] for one in view.finished("updates") if first}
+    evolutions = view.study.run.manifest.evolutions if first else []
     predicted = {one.entry.label: one.arrays for one in view.finished("forgetting")}
     return render(
         "evolution.html.j2",
         failed=[row for row in ended if row["status"] != "ok"],
         rates=save_rates(view.path("evolution"), rows, view.study.palette),
-        learning_rates=save_learning_rates(view.path("rates"), rates, view.study.palette),
+        learning_rates=save_learning_rates(view.path("rates"), evolutions, view.study.palette),
         energy=save_energy(view.path("energy"), predicted),
         forgetting=save_forgetting(view.path("forgetting"), predicted, view.study.palette),
         table=Table(COLUMNS, [(row["evolution"], _cells(row)) for row in compared]),

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from ...core.records import Row
 from ...results.summary import points
-from ...results.tables import Row
 from ..rendering import Markup, Table, render
 from ..view import View
 

@@ -10,8 +10,9 @@ Key = tuple[str, str, str]
 
 def show_headlines(study: Study) -> Markup:
     """Return a sentence or two on each attack."""
-    survival = evolution.headlines(study.tables.get("survival", ()))
-    flagged = external_model.flagged(study)
+    compared = study.tables.get("survival")
+    survival = evolution.headlines(compared) if compared else {}
+    flagged = external_model.flagged(study) if study.run.manifest.external else {}
     lines = [
         (label_of(key, study), text)
         for key, rows in study.groups.items()

@@ -6,9 +6,6 @@ from ..plots.samples import save_samples
 from ..rendering import Markup, render
 from ..view import View
 
-SHOWN = 8
-"""Images in the grid."""
-
 
 def show(view: View) -> Markup:
     """Return the picture of the first images and the predictions of all models, column by column."""
@@ -16,7 +13,7 @@ def show(view: View) -> Markup:
     victim = next((one for one in models if len(one.arrays.get("labels", ()))), None)
     if not victim:
         return Markup("")
-    images = {name: array[:SHOWN] for name, array in victim.arrays.items()}
+    images = victim.arrays
     stamped = not np.array_equal(images["clean"], images["triggered"])
     share = 1.4 / (1.4 + len(images["labels"]))  # the row labels are as wide as 1.4 images
     triggered = images["triggered"] if stamped else None
@@ -29,7 +26,7 @@ def show(view: View) -> Markup:
         stamped=stamped,
         share=share,
         predictions=[
-            (one.entry.label, kind, one.arrays[f"predicted_{kind}"][:SHOWN].tolist())
+            (one.entry.label, kind, one.arrays[f"predicted_{kind}"].tolist())
             for one in models
             for kind in ("clean", "triggered")[: 1 + stamped]
         ],

@@ -3,8 +3,8 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
+from ...core.records import Row
 from ...results.artifacts import Finished, by_loop
-from ...results.tables import Row
 from ..plots.training_time import HUES, save_kept, save_learning, save_rescored, save_scores
 from ..rendering import Markup, Table, render
 from ..view import View

@@ -21,11 +21,12 @@ import numpy as np
 
 from ...config.loading import to_mapping
 from ...config.study import Choice
+from ...core.records import LogRecord, Row
 from ...core.types import TrainState
 from ...metrics.attack_success import Counts, der
-from ...results.artifacts import NodeEntry, Row, node_folder
+from ...results.artifacts import NodeEntry, node_folder
 from ...results.tables import rows_of_model
-from ...training.loop import Hooks, LogRecord, TrainLoop
+from ...training.loop import Hooks, TrainLoop
 from ..attack_run import AttackRun
 from ..context import StudyContext
 
@@ -99,8 +100,8 @@ class Node:
     Fields that are nodes are what it needs: `compute`, `loop` and `findings` know their artifacts
     by the fields' names. `choice` is its entry in the config, if it has one.
 
-    Of a kind: `kind` is its name in study.json, `title` in messages. `listed` nodes have rows in
-    results.csv. `shared` ones are kept in the cache. `optional` inputs may be missing; where
+    Of a kind: `kind` is its name in study.json, `title` in messages. `role` says
+    what stands in results.csv of it (`NodeEntry.role`). `shared` ones are kept in the cache. `optional` inputs may be missing; where
     that named `outcome_of` failed, the node failed for the same reason; those of
     `read_again` are read for the tables even when the node itself is finished. `is_loop`: it is one
     train loop (`loop`) and not several (`compute`). Nodes of a kind with one `group` run as members
@@ -113,7 +114,7 @@ class Node:
 
     kind: ClassVar[str]
     title: ClassVar[str]
-    listed: ClassVar[bool] = False
+    role: ClassVar[str] = ""
     analysis: ClassVar[bool] = False
     shared: ClassVar[bool] = False
     optional: ClassVar[tuple[str, ...]] = ()
@@ -187,7 +188,7 @@ class Node:
     @property
     def entry(self) -> NodeEntry:
         """Its line in study.json."""
-        where = (self.run.label, self.run.seed, self.label, self.listed)
+        where = (self.run.label, self.run.seed, self.label, self.role)
         return NodeEntry(self.name, self.kind, *where, self.rows, self.digest)
 
     def like(self) -> Any:
@@ -217,23 +218,26 @@ class Node:
 
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
         """Return what tables and page need of it."""
-        return Findings(model_tables(self, artifact) if self.listed else {})
+        return Findings(model_tables(self, artifact) if self.role else {})
 
 
 class AnalysisNode(Node):
     """A node that computes rows and arrays for tables and page from finished models.
 
     It is kept in the run folder, is left to `--report` by a part of a study, and costs the page a
-    section where it fails. Its `choice` is no part of its recipe, but its needs are.
+    section where it fails. Its `choice` is no part of its recipe, but its needs are, and its
+    `version`: raise that when it computes other rows or arrays, and kept records count as old.
     """
 
     analysis = True
+    version: ClassVar[int] = 1
 
     @property
     def digest(self) -> str:
         """The name of its settings and of all that it needs."""
         needs = {name: node.digest for name, node in self.needs.items()}
-        return recipe_hash({"kind": self.kind, "settings": self.settings, "needs": needs})
+        own = {"kind": self.kind, "version": self.version, "settings": self.settings}
+        return recipe_hash({**own, "needs": needs})
 
     @property
     def folder(self) -> Path:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
 
 from ...config.loading import to_mapping
+from ...core.records import LogRecord
 from ...core.types import Defense, Split, TrainState, Variables
 from ...evolution.defended import defended_updates
 from ...evolution.measure import Measure, update_watch
@@ -16,7 +18,7 @@ from ...evolution.survivability import survival_columns
 from ...evolution.updates import divide, evolution_loop, lineage_key, steps_of
 from ...metrics.attack_success import Counts
 from ...runtime import checkpoint
-from ...training.loop import Hooks, LogRecord, TrainLoop
+from ...training.loop import Hooks, TrainLoop
 from ...training.poisoned_set import poisoned_split
 from ..context import reserved_split
 from .base import Artifact, Findings, Inputs, Node, model_tables
@@ -33,8 +35,8 @@ class EvolutionNode(Node):
     defense: Defense | None = None
     prepared: Node | None = None
 
-    kind = title = "evolution"
-    listed = shared = True
+    kind = title = role = "evolution"
+    shared = True
     read_again = ("victim",)
 
     @property
@@ -76,7 +78,7 @@ class EvolutionNode(Node):
         """Once an update."""
         return steps_of(self.choice.config, len(self.context.fresh.labels))
 
-    @property
+    @functools.cached_property
     def sets(self) -> tuple[np.ndarray, np.ndarray]:
         """The fresh rows that each update learns [T, n], and those that it keeps [T, m]."""
         labels, classes = self.context.fresh.labels, self.context.dataset.info.num_classes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ...core.records import LogRecord
 from ...interop.external_model import trigger_for
-from ...training.loop import Hooks, LogRecord
+from ...training.loop import Hooks
 from .base import Inputs
 from .victim import Victim, VictimNode
 

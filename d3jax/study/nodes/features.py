@@ -40,7 +40,7 @@ class FeaturesNode(AnalysisNode):
     @property
     def what(self) -> str:
         """Named by the model."""
-        return f"features-{self.label}"
+        return f"features@{self.label}"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -55,7 +55,10 @@ class FeaturesNode(AnalysisNode):
         if inverted:
             at = trigger_to_try(detect(inverted.tree.norms))
             trigger, label = trigger_at(inverted.tree, at), inverted.tree.labels[at]
-            stamp = lambda images: stamp_levels(trigger, as_float(images))
+
+            def stamp(images):
+                return stamp_levels(trigger, as_float(images))
+
             relabel = partial(jnp.full_like, fill_value=label)
         labels = np.asarray(context.dataset.test.labels)
         count, classes = min(context.config.features, len(labels)), context.dataset.info.num_classes

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 
 from ...core.random import stream
-from ...core.types import TrainingDefense, TrainState
+from ...core.records import LogRecord
+from ...core.types import Split, TrainingDefense, TrainState
 from ...metrics.learning import learning_watch
-from ...training.loop import LogRecord, TrainLoop
+from ...training.loop import TrainLoop
 from ...training.poisoned_set import poisoned_split
 from ...training.scan import whole_calls
 from .base import Inputs, Node, recipe_hash, watched_rates
@@ -45,7 +46,7 @@ class FirstStageNode(Node):
 
     def loop(self, inputs: Inputs) -> TrainLoop:
         """Return the loop of the first stage."""
-        data, _ = untrusted_data(self, inputs)
+        data, _ = released_set(self, inputs)
         return self.defense.begin(training_key(self), self.context.model, data)
 
     def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
@@ -58,7 +59,7 @@ def training_key(node: Node) -> jax.Array:
     return stream(jax.random.key(node.run.seed), "training")
 
 
-def untrusted_data(node: Node, inputs: Inputs) -> Any:
+def released_set(node: Node, inputs: Inputs) -> tuple[Split, jax.Array]:
     """Return the poisoned training set as released, and which rows [N] are the attacker's."""
     prepared, run = getattr(inputs, "prepared", None), node.run
     given = prepared and prepared.tree
@@ -72,4 +73,4 @@ def training_watch(node: Node, inputs: Inputs) -> Callable[[TrainState], LogReco
         return watched_rates(node.run.evaluate(variables, inputs.victim.tree.trigger, test))
 
     test = node.context.dataset.test
-    return learning_watch(node.context.model, rates, test, lambda: untrusted_data(node, inputs))
+    return learning_watch(node.context.model, rates, test, lambda: released_set(node, inputs))

@@ -25,7 +25,7 @@ class ForgettingNode(AnalysisNode):
     @property
     def what(self) -> str:
         """Named by the evolution."""
-        return f"forgetting-{self.label}"
+        return f"forgetting@{self.label}"
 
     def analyse(self, inputs: Inputs) -> Findings:
         """Return the rows of forgetting.csv; nothing for nets whose features are too many."""
@@ -39,14 +39,15 @@ class ForgettingNode(AnalysisNode):
             self.context.fresh,
             self.evolution.sets[0],
             scores,
-            memo=self.context.memo,
+            memo=lambda key, make: self.context.memo((self.victim.digest, key), make),
         )
         if found is None:
             return Findings()
-        found = found._replace(attack=self.run.label, evolution=self.label)
         arrays = {f"left/{name}": values for name, values in found.left.items()}
         arrays |= {name: getattr(found, name) for name in ("eigenvalues", "shares", "scores")}
-        return Findings({"forgetting": forgetting_rows([found])}, arrays)
+        where = {"attack": self.run.label, "evolution": self.label}
+        rows = [where | row for row in forgetting_rows(found)]
+        return Findings({"forgetting": rows}, arrays)
 
 
 def is_predicted(evolution: EvolutionNode) -> bool:

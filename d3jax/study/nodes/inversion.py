@@ -9,10 +9,11 @@ import jax
 
 from ...config.loading import to_mapping
 from ...core.random import stream
+from ...core.records import LogRecord
 from ...defenses.repair.target import flagged_label
 from ...inversion import Inversion, InversionConfig, invert, like, nothing
 from ...runtime.distributed import broadcast_from_host0
-from ...training.loop import Hooks, LogRecord
+from ...training.loop import Hooks
 from ..context import reserved_split
 from .base import Inputs, Node, recipe_hash
 

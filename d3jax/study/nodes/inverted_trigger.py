@@ -30,7 +30,7 @@ class InvertedTriggerNode(AnalysisNode):
     @property
     def what(self) -> str:
         """Named by detection and model."""
-        return f"inverted-{self.choice.label}-{self.label}"
+        return f"inverted@{self.choice.label}@{self.label}"
 
     def analyse(self, inputs: Inputs) -> Findings:
         """Return the row of triggers.csv.

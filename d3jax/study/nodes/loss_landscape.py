@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ...analysis.landscape_survey import MEASURED, SIDE, survey
-from ...results.artifacts import Row
+from ...analysis.landscape_survey import survey
+from ...core.records import Row
 from ..context import reserved_split
 from .base import AnalysisNode, Findings, Inputs, Node
 
@@ -20,7 +20,7 @@ class LossLandscapeNode(AnalysisNode):
     victim: Node
     repairs: tuple[Node, ...]
 
-    kind, title, what = "loss_landscape", "loss landscape", "loss_landscape"
+    kind, title, what = "loss_landscape", "loss landscape", "loss_landscape@repairs"
 
     @property
     def needs(self) -> dict[str, Node]:
@@ -34,8 +34,8 @@ class LossLandscapeNode(AnalysisNode):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How many points and images."""
-        return {"points": self.context.config.paths, "measured": MEASURED, "side": SIDE}
+        """How many points."""
+        return {"points": self.context.config.paths}
 
     def analyse(self, inputs: Inputs) -> Findings:
         """Return the rows of paths.csv and changes.csv, and the arrays of the page."""

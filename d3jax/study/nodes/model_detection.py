@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.images import as_float
+from ...core.records import Row
 from ...inversion import Detection, Inversion, detect, stamp_levels, trigger_at
-from ...results.artifacts import Row
 from ..attack_run import targets_of
 from .base import AnalysisNode, Findings, Inputs
 from .inversion import InversionNode
@@ -23,12 +23,13 @@ class ModelDetectionNode(AnalysisNode):
 
     inversion: InversionNode
 
-    kind, title, outcome_of = "model_detection", "detection", "inversion"
+    kind, title, role = "model_detection", "detection", "detection"
+    outcome_of = "inversion"
 
     @property
     def what(self) -> str:
         """Named by the detection."""
-        return f"detection-{self.label}"
+        return f"detection@{self.label}"
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import jax
 from ...config.fields import program
 from ...config.loading import to_mapping
 from ...core.random import stream
+from ...core.records import LogRecord, Row
 from ...core.types import Defense, Repaired, TrainState, Variables
 from ...defenses.repair.target import Found, gather
-from ...results.artifacts import Row
-from ...training.loop import Hooks, LogRecord, TrainLoop, lines_of
+from ...training.loop import Hooks, TrainLoop, records_of
 from ..context import reserved_split
 from .base import Artifact, Findings, Inputs, Node, model_tables, watched_rates
 
@@ -33,7 +33,7 @@ class RepairNode(Node):
     inverted: Node | None = None
 
     kind = title = "repair"
-    listed = True
+    role = "defense"
     read_again = ("victim", "detected", "inverted")
 
     @property
@@ -72,7 +72,7 @@ class RepairNode(Node):
                 f"{self.label}: repair returned a {type(repaired).__name__}; "
                 "want d3jax.Repaired(variables, trace)"
             )
-        return repaired.variables, lines_of(repaired.trace)
+        return repaired.variables, records_of(repaired.trace)
 
     def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
         """Measure ACC and ASR."""

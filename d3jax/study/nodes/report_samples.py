@@ -35,7 +35,7 @@ class SamplesNode(AnalysisNode):
     @property
     def what(self) -> str:
         """Named by the model."""
-        return f"samples-{self.label}"
+        return f"samples@{self.label}"
 
     def analyse(self, inputs: Inputs) -> Findings:
         """Return the predictions, and for the victim images and their similarity."""

@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...core.records import LogRecord
 from ...core.types import TrainingDefense, TrainState, Variables
 from ...metrics.sample_scores import choice_rates, curves_of, filter_rates
-from ...training.loop import Hooks, LogRecord, lines_of
+from ...training.loop import Hooks, records_of
 from ..attack_run import poison_flags
 from .base import Artifact, Findings, Inputs, Node, model_tables
-from .first_stage import training_key, training_watch, untrusted_data
+from .first_stage import released_set, training_key, training_watch
 
 
 class TrainedModel(NamedTuple):
@@ -35,7 +36,7 @@ class TrainingNode(Node):
     defense: TrainingDefense
     prepared: Node | None = None
 
-    kind, title, listed = "training_time", "training", True
+    kind, title, role = "training_time", "training", "defense"
     read_again = ("victim", "first_stage")
 
     def like(self) -> TrainedModel:
@@ -45,10 +46,10 @@ class TrainingNode(Node):
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[TrainedModel, list[LogRecord]]:
         """Return what the defence makes of the poisoned set."""
-        data, _ = untrusted_data(self, inputs)
+        data, _ = released_set(self, inputs)
         given = (training_key(self), self.context.model, data, inputs.first_stage.tree, hooks)
         trained = self.defense.train(*given)
-        return TrainedModel(trained.variables, trained.found), lines_of(trained.trace)
+        return TrainedModel(trained.variables, trained.found), records_of(trained.trace)
 
     def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
         """Measure how clean and poisoned images are learned."""
@@ -62,9 +63,10 @@ class TrainingNode(Node):
         columns = choice_rates(flags, found) | {"seconds": seconds}
         tables = model_tables(self, artifact, inputs.victim.counts, columns)
         where = {"attack": self.run.label, "defense": self.label, "seed": self.run.seed}
-        tables["filters"] = [where | rates for rates in filter_rates(flags, found)]
+        curves = curves_of(flags, found)
+        tables["filters"] = [where | rates for rates in filter_rates(flags, found, curves)]
         arrays = {"flags": flags} | {name: np.asarray(values) for name, values in found.items()}
-        for name, (precision, recall) in curves_of(flags, found).items():
+        for name, (precision, recall) in curves.items():
             arrays |= {f"precision/{name}": precision, f"recall/{name}": recall}
         shown = self.run.seed == self.context.config.seeds[0]
         facts = {"first_stage": self.first_stage.name}

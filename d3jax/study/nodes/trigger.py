@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...core.records import LogRecord
 from ...core.types import Prepared
-from ...training.loop import Hooks, LogRecord
+from ...training.loop import Hooks
 from ...training.victim import prepare
 from .base import Inputs, Node
 

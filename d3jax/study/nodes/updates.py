@@ -6,14 +6,11 @@ import dataclasses
 from typing import Any
 
 import jax
-import numpy as np
 
+from ...core.records import LogRecord, Row
 from ...evolution.survivability import updates_of
-from ...evolution.updates import update_rates
-from ...results.artifacts import Row
 from ...results.tables import number_or_none
 from ...runtime import checkpoint
-from ...training.loop import LogRecord
 from .base import AnalysisNode, Artifact, Findings, Inputs
 from .evolution import EvolutionNode
 from .victim import VictimNode
@@ -39,18 +36,13 @@ class UpdatesNode(AnalysisNode):
     @property
     def what(self) -> str:
         """Named by the evolution."""
-        return f"updates-{self.label}"
+        return f"updates@{self.label}"
 
     def analyse(self, inputs: Inputs) -> Findings:
         """Return a row for every update and one for the model before the first."""
         rates = self._control_rates(inputs) if getattr(inputs, "control", None) else {}
         rows = self._rows(inputs.victim, updates_of(inputs.evolution.records), rates)
-        config = self.choice.config
-        group = repr({**vars(config), "strategy": None})
-        constant, scaled = config.strategy.name == "constant", config.strategy.mean is not None
-        facts = {"group": group, "constant": constant, "scaled": scaled}
-        steps = np.asarray(update_rates(config, self.evolution.watch_every))
-        return Findings({"evolution": rows}, {"rates": steps}, facts)
+        return Findings({"evolution": rows})
 
     def _rows(
         self, victim: Artifact, updates: list[LogRecord], control: dict[int, float]

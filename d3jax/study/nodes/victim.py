@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ...core.records import Row
 from ...core.types import TrainState, Variables
 from ...metrics.attack_success import Counts
-from ...results.artifacts import Row
 from ...training.loop import TrainLoop
 from ...training.victim import trigger_of, victim_loop
 from .base import Inputs, Node, identity
@@ -32,8 +32,8 @@ class VictimNode(Node):
     prepared: Node | None = None
     seeds: tuple[int, ...] = ()
 
-    kind, what, label = "victim", "train", "none"
-    listed = shared = is_loop = True
+    kind, what, label, role = "victim", "train", "none", "victim"
+    shared = is_loop = True
 
     @property
     def title(self) -> str:

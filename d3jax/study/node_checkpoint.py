@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import D3JaxError
+from ..core.records import LogRecord
 from ..metrics.attack_success import Counts
 from ..runtime import checkpoint
-from ..training.loop import LogRecord
 from .nodes.base import Artifact, Failure, Inputs, Node, Result
 
 

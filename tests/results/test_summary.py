@@ -1,0 +1,183 @@
+"""Summaries over seeds, and the words for what a defence and a detection came to."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from d3jax.results import summary as report
+
+from ..helpers.report_runs import row
+
+
+def test_summary_has_the_hand_computed_numbers():
+    rows = [
+        row(seed=0, acc=0.90, asr=1.0),
+        row(seed=1, acc=0.94, asr=0.9),
+        row("ft", 0, acc=0.88, asr=0.6, der=0.5, published="Table 1"),
+        row("ft", 1, acc=0.90, asr=0.1, der=0.7, published="none"),
+    ]
+    none, ft = report.summarise(rows)
+    assert [none["defense"], ft["defense"]] == ["none", "ft"]
+    assert none["acc"] == pytest.approx(0.92) and none["acc_std"] == pytest.approx(
+        0.04 / math.sqrt(2)
+    )
+    assert none["der"] is None and none["acc_change"] is None and none["n"] == 2
+    assert ft["asr"] == pytest.approx(0.35) and ft["asr_std"] == pytest.approx(0.5 / math.sqrt(2))
+    assert ft["acc_change"] == pytest.approx(-0.03) and ft["asr_change"] == pytest.approx(-0.6)
+    assert ft["der"] == pytest.approx(0.6) and ft["der_std"] == pytest.approx(0.2 / math.sqrt(2))
+    assert (ft["kept"], ft["asr_worst"], ft["published"], ft["seconds"]) == (1, 0.6, "Table 1", 2.5)
+
+
+def test_summary_compares_seed_with_seed_and_leaves_failures_out():
+    nothing = {"acc": None, "asr": None, "ra": None}
+    failed = row("ft", 0, **nothing, status="failed: nan")
+    rows = [row(seed=0, acc=0.5), row(seed=1, acc=0.9), failed, row("ft", 1, acc=0.8, asr=0.0)]
+    ft = report.summarise(rows)[1]
+    assert ft["acc_change"] == pytest.approx(-0.1), (
+        "the change must be against seed 1 alone, the only one that has both"
+    )
+    assert (ft["n"], ft["failed"], ft["status"], ft["acc_std"]) == (1, 1, "failed: nan", None)
+
+
+def test_summary_keeps_datasets_and_attacks_apart_in_order():
+    rows = [row(attack="sig"), row(), row(dataset="cifar10"), row(attack="sig", seed=1)]
+    keys = [(line["dataset"], line["attack"], line["n"]) for line in report.summarise(rows)]
+    assert keys == [("digits", "sig", 2), ("digits", "badnets", 1), ("cifar10", "badnets", 1)]
+
+
+@pytest.mark.parametrize(
+    ("asrs", "acc", "words"),
+    [
+        ((0.0, 0.09), 0.9, "removed"),
+        ((0.0, 0.12), 0.9, "weakened"),  # a mean of 6 % does not hide the seed above 10 %
+        ((0.0, 0.7), 0.9, "keeps the backdoor on 1 of 2 seeds"),
+        ((0.5, 0.7), 0.9, "keeps the backdoor"),
+        ((0.0, 0.0), 0.7, "removed, heavy ACC cost"),
+    ],
+)
+def test_verdicts(asrs, acc, words):
+    rows = [
+        line
+        for seed, asr in enumerate(asrs)
+        for line in (row(seed=seed), row("ft", seed, acc=acc, asr=asr))
+    ]
+    assert report.verdict(report.summarise(rows)[1]) == words
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (0.2, 0.0, "no backdoor to remove"),  # whatever made it 0: it never worked
+        (0.2, 0.6, "makes a backdoor"),
+        (0.6, 0.3, "weakened"),
+        (None, 0.3, "weakened"),
+        (0.6, 0.6, "keeps the backdoor"),
+    ],
+)
+def test_verdicts_look_at_what_there_was_to_remove(before, after, words):
+    assert report.verdict(report.summarise([row(asr=before), row("ft", asr=after)])[1]) == words
+
+
+def test_a_seed_made_worse_is_not_weakened():
+    rows = [
+        row(seed=0, asr=0.6),
+        row(seed=1, asr=0.1),
+        row("ft", 0, asr=0.45),
+        row("ft", 1, asr=0.35),
+    ]
+    assert report.verdict(report.summarise(rows)[1]) == "not weakened"
+
+
+def test_headline_names_best_worst_and_failed():
+    rows = [
+        row(acc=0.92, asr=0.994),
+        row("ft", acc=0.918, asr=0.87, der=0.56),
+        row("d3-code", acc=0.912, asr=0.0, der=0.99),
+        row("nc", acc=None, asr=None, status="failed: no label stands out"),
+    ]
+    assert report.headline(report.summarise(rows)) == (
+        "ASR 99.4 % → 0.0 % under d3-code at an ACC cost of 0.8 points; worst of 2: ft, keeps the backdoor, ASR 87.0 % at an ACC "
+        "cost of 0.2 points; without result: nc (failed: no label stands out)."
+    )
+
+
+def test_headline_does_not_praise_a_failure():
+    lost = report.headline(report.summarise([row(), row("ft", asr=0.9), row("d3", asr=0.6)]))
+    assert lost.startswith(
+        "no defence removes the backdoor; the best: ASR 100.0 % → 60.0 % under d3"
+    )
+    assert "(keeps the backdoor)" in lost and "worst of 2: ft, keeps the backdoor" in lost
+    weak = report.headline(report.summarise([row(asr=0.08), row("ft", asr=0.0)]))
+    assert "does not work even before a defence (ASR 8.0 %)" in weak
+    assert (
+        report.headline(report.summarise([row()]))
+        == "ASR 100.0 % at ACC 90.0 %, no defence was run."
+    )
+    assert (
+        report.headline(report.summarise([row(asr=None)]))
+        == "ACC 90.0 %; without a trigger there is no ASR."
+    )
+    assert (
+        report.headline(report.summarise([row("ft", asr=0.02)]))
+        == "ASR 2.0 % under ft at ACC 90.0 %."
+    )
+
+
+def detection_rows(attack, norms, targets, flagged):
+    """Rows of detections.csv for one model."""
+    return [
+        {"dataset": "d", "model": "m", "attack": attack, "seed": 0, "detection": "nc", "class": f"c{i}", "is_target": i in targets,
+         "flagged": i in flagged, "norm": norm, "index": float(i)}
+        for i, norm in enumerate(norms)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("targets", "flagged", "right", "words"),
+    [
+        ({1}, {1}, True, "flags c1 (index of the smallest 1.00); right"),
+        ({1}, {1, 2}, False, "flags c1, c2 (index of the smallest 1.00); right, and false alarms"),
+        (
+            {1},
+            set(),
+            False,
+            "flags nothing (index of the smallest 1.00); finds 0 of 1 targets (c1)",
+        ),
+        ({0, 1, 2}, {1}, False, "finds 1 of 3 targets (c0, c1, c2)"),
+        (set(), set(), True, "no backdoor: right"),
+        (set(), {2}, False, "no backdoor: false alarm"),
+    ],
+)
+def test_what_a_detection_came_to(targets, flagged, right, words):
+    (found,) = report.detections(detection_rows("badnets", [9.0, 2.0, 8.0], targets, flagged))
+    assert (
+        found["right"] == right and found["text"].endswith(words) and found["anomaly_index"] == 1.0
+    )
+
+
+def test_a_search_is_told_and_its_time_counts():
+    searched = {
+        "target": 0,
+        "chosen": "flagged with index 4.00",
+        "trigger_success": 0.97,
+        "search_seconds": 30.0,
+    }
+    rows = [row(), row("mcl", asr=0.0, seconds=10.0) | searched]
+    mine = report.summarise(rows)[1]
+    assert (
+        mine["seconds"] == 40.0
+        and mine["searched"] == "class 0 flagged with index 4.00, trigger turns 97 %"
+    )
+    nothing = {
+        "target": -1,
+        "chosen": "none flagged",
+        "trigger_success": None,
+        "search_seconds": 30.0,
+    }
+    mine = report.summarise([row(), row("mcl", asr=1.0) | nothing])[1]
+    assert (
+        report.verdict(mine) == "not repaired: nothing flagged"
+        and mine["searched"] == "none flagged"
+    )
