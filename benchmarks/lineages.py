@@ -20,8 +20,9 @@ from rounds import spread, timed
 
 from d3jax.attacks import BadNetsConfig, badnets
 from d3jax.data import SyntheticConfig, synthetic
+from d3jax.evolution.config import EvolutionConfig
 from d3jax.evolution.lr_schedules import LRScheduleConfig
-from d3jax.evolution.updates import EvolutionConfig, evolution_loop
+from d3jax.evolution.updates import evolution_loop
 from d3jax.metrics.attack_success import make_evaluate
 from d3jax.models import PreActResNet18Config, preact_resnet18
 from d3jax.runtime import huge_pages

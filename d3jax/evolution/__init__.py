@@ -1,8 +1,9 @@
 """Evolving models: updates on fresh data, their learning rates, and how long a backdoor survives them."""
 
+from .config import EVOLUTIONS, EvolutionConfig
 from .lr_schedules import LRScheduleConfig, rates
 from .survivability import survivability
-from .updates import EVOLUTIONS, EvolutionConfig, evolution_loop
+from .updates import evolution_loop
 
 __all__ = [
     "EVOLUTIONS",

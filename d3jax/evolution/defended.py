@@ -15,8 +15,9 @@ from ..core.records import LogRecord
 from ..core.types import Defense, Split, TrainState, Variables
 from ..data.drift import compose
 from ..training.loop import Hooks, TrainLoop, fit
+from .config import EvolutionConfig
 from .measure import Measure, strengths
-from .updates import EvolutionConfig, drift_keys, restarted
+from .updates import drift_keys, restarted
 
 
 def defended_updates(

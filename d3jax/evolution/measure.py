@@ -19,7 +19,8 @@ from ..data.batched import batched_map
 from ..data.drift import compose, keys_of, label_shift
 from ..metrics.attack_success import Counts, make_asr, make_measure
 from ..runtime.compilation import fast
-from .updates import EvolutionConfig, update_rates
+from .config import EvolutionConfig
+from .fresh_sets import update_rates
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -17,8 +17,8 @@ from ..data.batched import batched_map
 from ..data.drift import compose
 from ..metrics.attack_success import triggered_images
 from ..results.survival import Predicted
+from .fresh_sets import steps_of, update_rates
 from .measure import Measure, strengths
-from .updates import steps_of, update_rates
 
 PREDICTED_FROM = 1000
 """Images of each update for its second moment, and test images for the trigger's direction."""

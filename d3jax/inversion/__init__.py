@@ -1,5 +1,6 @@
 """Trigger inversion: the search for small triggers of every class, and outliers among their norms."""
 
+from .config import InversionConfig
 from .invert import (
     DETECTIONS,
     Inversion,
@@ -11,7 +12,7 @@ from .invert import (
     success_of,
 )
 from .outliers import Detection, detect
-from .search import InversionConfig, Trigger, stamp
+from .parameters import Trigger, stamp
 from .stamping import stamp_levels, trigger_at, trigger_to_try
 
 __all__ = [

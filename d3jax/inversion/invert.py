@@ -22,19 +22,9 @@ from ..data.batched import batched_map
 from ..training.loop import Hooks, TrainLoop, fit
 from ..training.memory import out_of_memory_named
 from ..training.step import TrainData, make_batches, make_rows
-from .search import (
-    InversionConfig,
-    Trigger,
-    count_of,
-    inversion_step,
-    kept_of,
-    logits_of,
-    only,
-    stamp_all,
-    start,
-    tidy,
-    trigger_of,
-)
+from .config import InversionConfig
+from .parameters import Trigger, count_of, tidy, trigger_of
+from .search import inversion_step, kept_of, logits_of, only, stamp_all, start
 
 DETECTIONS = {"inversion": InversionConfig}
 """`DETECTIONS[name] = config class`: what a study may look at its models with."""

@@ -1,16 +1,15 @@
-"""The search for small triggers of many classes in one program: its parameters, one step, and the schedule of its cost."""
+"""The search for small triggers of many classes in one program: one step, and the schedule of its cost."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..config.fields import check_fields, option, presets
 from ..core.losses import cross_entropy
 from ..core.random import stream
 from ..core.types import Batch, Metrics, Model, Params, TrainState, Variables
@@ -25,94 +24,8 @@ from ..training.step import (
     keep_params,
     make_train_step,
 )
-
-LEVEL = 1 / 255
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InversionConfig:
-    """A preset and what departs from it. The cost, the weight of the trigger's size in the loss, is adapted after every pass.
-
-    `nc`: Neural Cleanse's mask and pattern through tanh, with its official schedule (Wang et al., 2019). `fixed`: raw mask and pattern,
-    clipped, at a fixed cost; the last trigger is kept (the first MCL code). `pixel`: two additive patterns, one up and one down, with a
-    smooth count of the pixels they change, on images of other classes only (Tao et al., CVPR 2022; the second MCL code); that it
-    stops early is ours.
-    """
-
-    preset: Literal["nc", "fixed", "pixel"] = option(
-        "nc", "what is searched, and where all below comes from unless given"
-    )
-    passes: int = option(1000, "passes at most", low=1)
-    batch_size: int = option(32, "images a step", low=1)
-    batches: int = option(31, "steps a pass (0: all images once)", low=0)
-    lr: float = option(0.1, "Adam's learning rate", above=0)
-    b1: float = option(0.5, "decay of its first moment", low=0, high=1)
-    b2: float = option(0.9, "decay of its second moment", low=0, high=1)
-    threshold: float = option(
-        0.99,
-        "share of a pass's images that a trigger must turn to be kept; but for pixel the class's own images count",
-        low=0,
-        high=1,
-    )
-    cost: float = option(1e-3, "the first cost", low=0)
-    wait: bool = option(
-        True, "the cost is 0 until `patience` passes in a row were at the threshold"
-    )
-    patience: int = option(
-        5,
-        "so many passes in a row at the threshold raise the cost, so many below lower it (0: never)",
-        low=0,
-    )
-    up: float = option(2.0, "factor of the cost when it rises", low=1)
-    down: float = option(2**1.5, "divisor of the cost when it falls", low=1)
-    stop: int = option(
-        25, "passes without a smaller trigger after which a class is done (0: never)", low=0
-    )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-PRESETS = presets(
-    "preset",
-    InversionConfig(preset="nc"),
-    InversionConfig(
-        preset="fixed",
-        lr=0.005,
-        b1=0.9,
-        b2=0.999,
-        batches=0,
-        threshold=0.0,
-        cost=0.01,
-        wait=False,
-        patience=0,
-        stop=30,
-    ),
-    InversionConfig(
-        preset="pixel",
-        batches=0,
-        threshold=0.9,
-        wait=False,
-        patience=10,
-        up=1.5,
-        down=1.5**1.5,
-        stop=50,
-    ),
-)
-
-
-class Trigger(NamedTuple):
-    """An image x becomes clip((1 − `mask`) · x + `pattern`, 0, 1): `mask [..., H, W, 1]` in [0, 1] is how much of each pixel goes,
-    `pattern [..., H, W, C]` what is added, which for Neural Cleanse is mask · Δ and for an additive trigger may be negative."""
-
-    mask: jax.Array
-    pattern: jax.Array
-
-
-def stamp(trigger: Trigger, images: jax.Array) -> jax.Array:
-    """`images [B, H, W, C]` in [0, 1] with one trigger."""
-    return jnp.clip((1 - trigger.mask[None]) * images + trigger.pattern[None], 0, 1)
-
+from .config import InversionConfig
+from .parameters import count_of, random_parameters, size_of, stamp, tidy, trigger_of
 
 stamp_all = jax.vmap(stamp, in_axes=(0, None), out_axes=1)
 """Images [B, H, W, C] with each of L triggers: [B, L, H, W, C]. The batch comes first, as a mesh splits it."""
@@ -124,7 +37,7 @@ def logits_of(model: Model, variables: Variables, stamped: jax.Array) -> jax.Arr
     return logits.reshape(*stamped.shape[:2], -1)
 
 
-class Progress(NamedTuple):
+class SearchState(NamedTuple):
     """Where the search of every label [L] stands.
 
     `cost` and what moves it (passes in a row `begun` at cost 0, `above` and `below` the threshold; whether it `went_up` and
@@ -153,14 +66,16 @@ class Progress(NamedTuple):
 def start(
     key: jax.Array, labels: jax.Array, shape: tuple[int, int, int], config: InversionConfig
 ) -> TrainState:
-    """Return the state before the first step for `labels` [L] and images of `shape`; its carry is `Progress`."""
+    """Return the state before the first step for `labels` [L] and images of `shape`; its carry is `SearchState`."""
 
     def place(label: jax.Array) -> Params:
-        return _random(jax.random.fold_in(stream(key, "start"), label), shape, config.preset)
+        return random_parameters(
+            jax.random.fold_in(stream(key, "start"), label), shape, config.preset
+        )
 
     raw = jax.vmap(place)(labels)
     number, no, zero = (jnp.zeros(len(labels), dtype) for dtype in (jnp.int32, bool, jnp.float32))
-    progress = Progress(
+    progress = SearchState(
         cost=zero if config.wait else zero + config.cost, begun=number, above=number, below=number, went_up=no, went_down=no,
         raw=raw, least=zero + jnp.inf, count=zero + jnp.inf, stale=number, active=~no, passes=number, turned=zero, seen=zero, size=zero,
     )  # fmt: skip
@@ -171,61 +86,10 @@ def _adam(config: InversionConfig) -> optax.GradientTransformation:
     return optax.adam(config.lr, config.b1, config.b2)
 
 
-def _random(key: jax.Array, shape: tuple[int, int, int], preset: str) -> Params:
-    height, width, _ = shape
-    first, second = jax.random.split(key)
-    if preset == "pixel":
-        return {"more": jax.random.uniform(first, shape), "less": jax.random.uniform(second, shape)}
-    raw = {
-        "mask": jax.random.uniform(first, (height, width, 1)),
-        "pattern": jax.random.uniform(second, shape),
-    }
-    return (
-        jax.tree.map(lambda x: jnp.arctanh((x - 0.5) * (2 - 1e-7)), raw) if preset == "nc" else raw
-    )
-
-
-def trigger_of(raw: Params, preset: str) -> Trigger:
-    """The triggers that raw parameters [L, ...] stand for."""
-    if preset == "pixel":
-        change = jnp.clip(raw["more"], 0, 1) - jnp.clip(raw["less"], 0, 1)
-        return Trigger(jnp.zeros_like(change[..., :1]), change)
-    mask, pattern = (
-        (raw["mask"], raw["pattern"])
-        if preset == "fixed"
-        else map(_squash, (raw["mask"], raw["pattern"]))
-    )
-    return Trigger(mask, mask * pattern)
-
-
-def tidy(raw: Params, preset: str) -> Params:
-    """What is kept of raw parameters: for pixel both patterns clipped, without values under one 8-bit level."""
-    if preset != "pixel":
-        return raw
-    return jax.tree.map(lambda part: jnp.where(part < LEVEL, 0, jnp.clip(part, 0, 1)), raw)
-
-
-def size_of(raw: Params, preset: str) -> jax.Array:
-    """What is kept small [L]: ‖mask‖₁, or for pixel the smooth count Σ max_c(tanh(p / 10) / 2 + 1/2) of both patterns."""
-    if preset == "pixel":
-        # The largest first: a maximum of what a compiler may compute twice with other rounding can equal none of them, and its gradient is 0/0.
-        return sum(_squash(part.max(-1) / 10).sum((-2, -1)) for part in raw.values())
-    return trigger_of(raw, preset).mask.sum((-3, -2, -1))
-
-
-def count_of(raw: Params) -> jax.Array:
-    """How many pixels [L] an additive trigger of tidied parameters changes."""
-    return (trigger_of(raw, "pixel").pattern != 0).any(-1).sum((-2, -1)).astype(jnp.float32)
-
-
-def _squash(x: jax.Array) -> jax.Array:
-    return jnp.tanh(x) / (2 - 1e-7) + 0.5
-
-
 def inversion_step(model: Model, config: InversionConfig, batches: Batches, per_pass: int) -> Step:
     """Build one step of Adam for every label on CE(f(stamped), label) + cost · size; after every `per_pass` of them `adapt`.
 
-    The model is `data.reference_params`, the labels [L] `data.loss_inputs["labels"]`, the carry is `Progress`.
+    The model is `data.reference_params`, the labels [L] `data.loss_inputs["labels"]`, the carry is `SearchState`.
     """
     return make_train_step(
         _adam(config),
@@ -237,7 +101,7 @@ def inversion_step(model: Model, config: InversionConfig, batches: Batches, per_
     )
 
 
-def _with_cost(data: TrainData, progress: Progress) -> TrainData:
+def _with_cost(data: TrainData, progress: SearchState) -> TrainData:
     """Return the data with the costs [L] of the sizes."""
     return data._replace(loss_inputs=data.loss_inputs | {"cost": progress.cost})
 
@@ -288,7 +152,7 @@ def _end_of_pass(config: InversionConfig, per_pass: int) -> Advance:
     return advance
 
 
-def _added(progress: Progress, found: Reported, per_pass: int) -> Progress:
+def _added(progress: SearchState, found: Reported, per_pass: int) -> SearchState:
     """Return the progress with a step's images and sizes in its sums."""
     return progress._replace(
         turned=progress.turned + found["turned"],
@@ -297,7 +161,7 @@ def _added(progress: Progress, found: Reported, per_pass: int) -> Progress:
     )
 
 
-def _metrics(progress: Progress, found: Reported) -> Metrics:
+def _metrics(progress: SearchState, found: Reported) -> Metrics:
     """Return a step's means over the labels, and how many labels are still active."""
     return {
         "loss": (found["ce"] + progress.cost * found["size"]).mean(),
@@ -308,8 +172,8 @@ def _metrics(progress: Progress, found: Reported) -> Metrics:
 
 
 def adapt(
-    progress: Progress, before: Params, after: Params, config: InversionConfig
-) -> tuple[Params, Progress]:
+    progress: SearchState, before: Params, after: Params, config: InversionConfig
+) -> tuple[Params, SearchState]:
     """The end of a pass for every label: the raw parameters to go on with, and what is kept, what is done, the new cost.
 
     `before` and `after` are the raw parameters around the pass's last step. At cost 0 (`wait`), `patience` passes in a row at the

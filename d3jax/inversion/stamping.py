@@ -9,7 +9,7 @@ import numpy as np
 from ..core.images import as_levels
 from .invert import Inversion
 from .outliers import Detection
-from .search import Trigger, stamp
+from .parameters import Trigger, stamp
 
 
 def trigger_at(inversion: Inversion, row: int) -> Trigger:

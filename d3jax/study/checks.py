@@ -14,7 +14,8 @@ from ..core.types import Attack, Defense, TrainingDefense
 from ..data.batching import epoch_plan
 from ..defenses import DEFENSES
 from ..defenses.repair.target import check_classes, check_size
-from ..evolution.updates import EvolutionConfig, check_evolution, check_poison, lineage_key
+from ..evolution.config import EvolutionConfig
+from ..evolution.fresh_sets import check_evolution, check_poison, evolution_key
 from ..training.poisoned_set import check_released
 from .context import StudyContext, reserved_split
 
@@ -130,7 +131,7 @@ def _check_poison(context: StudyContext, attack: Attack, config: EvolutionConfig
         check_released(attack)
     for seed in context.config.seeds if config.persistent else ():
         classes = context.dataset.info.num_classes
-        check_poison(lineage_key(seed), context.fresh.labels, attack, config, classes)
+        check_poison(evolution_key(seed), context.fresh.labels, attack, config, classes)
 
 
 def check_paths(context: StudyContext, attacked: Sequence[bool]) -> None:

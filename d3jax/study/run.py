@@ -24,7 +24,7 @@ from ..core.errors import ConfigError
 from ..data import DATASETS
 from ..defenses import DEFENSES
 from ..evolution import EVOLUTIONS
-from ..evolution.updates import steps_of, update_rates
+from ..evolution.fresh_sets import steps_of, update_rates
 from ..inversion import DETECTIONS
 from ..models import MODELS
 from ..report import make_report

@@ -8,10 +8,8 @@ import pytest
 from d3jax.core.images import as_float
 from d3jax.core.types import Split
 from d3jax.data.drift import compose
+from d3jax.evolution.config import EvolutionConfig
 from d3jax.evolution.measure import shifted
-from d3jax.evolution.updates import (
-    EvolutionConfig,
-)
 from d3jax.metrics.attack_success import make_asr, make_evaluate, make_measure
 
 

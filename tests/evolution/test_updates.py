@@ -14,14 +14,10 @@ from d3jax.core.images import as_float
 from d3jax.core.losses import cross_entropy
 from d3jax.core.types import Model, Outputs, Prepared, Split, Variables
 from d3jax.data.drift import compose
+from d3jax.evolution.config import EvolutionConfig
+from d3jax.evolution.fresh_sets import check_evolution, divide
 from d3jax.evolution.lr_schedules import LRScheduleConfig
-from d3jax.evolution.updates import (
-    EvolutionConfig,
-    check_evolution,
-    divide,
-    evolution_loop,
-    restarted,
-)
+from d3jax.evolution.updates import evolution_loop, restarted
 from d3jax.metrics.attack_success import make_evaluate
 from d3jax.training import Hooks, fit, fit_ensemble
 from d3jax.training.poisoned_set import poisoned_split

@@ -20,7 +20,8 @@ from d3jax.inversion import (
     stamp,
     success_of,
 )
-from d3jax.inversion.search import adapt, count_of, size_of, start, tidy, trigger_of
+from d3jax.inversion.parameters import count_of, size_of, tidy, trigger_of
+from d3jax.inversion.search import adapt, start
 from d3jax.training import Hooks
 
 CHECK = [50, 52, 49, 51, 5, 48, 50, 53, 47, 50]

@@ -11,7 +11,7 @@ import pytest
 
 from d3jax.core.errors import ConfigError, OutOfMemoryError
 from d3jax.defenses.repair import target
-from d3jax.inversion.search import PRESETS
+from d3jax.inversion.config import PRESETS
 from d3jax.results.summary import detections
 from d3jax.results.tables import read_csv
 from d3jax.runtime.progress import Progress

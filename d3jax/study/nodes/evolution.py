@@ -13,9 +13,10 @@ from ...config.loading import to_mapping
 from ...core.records import LogRecord
 from ...core.types import Defense, Split, TrainState, Variables
 from ...evolution.defended import defended_updates
+from ...evolution.fresh_sets import divide, evolution_key, steps_of
 from ...evolution.measure import Measure, update_watch
 from ...evolution.survivability import survival_columns
-from ...evolution.updates import divide, evolution_loop, lineage_key, steps_of
+from ...evolution.updates import evolution_loop
 from ...metrics.attack_success import Counts
 from ...runtime import checkpoint
 from ...training.loop import Hooks, TrainLoop
@@ -82,7 +83,7 @@ class EvolutionNode(Node):
     def sets(self) -> tuple[np.ndarray, np.ndarray]:
         """The fresh rows that each update learns [T, n], and those that it keeps [T, m]."""
         labels, classes = self.context.fresh.labels, self.context.dataset.info.num_classes
-        return divide(lineage_key(self.run.seed), labels, self.choice.config, classes)
+        return divide(evolution_key(self.run.seed), labels, self.choice.config, classes)
 
     @property
     def measure(self) -> Measure:
@@ -102,7 +103,7 @@ class EvolutionNode(Node):
             given = (run.attack, context.dataset.train, prepared and prepared.tree)
             replayed, _ = poisoned_split(run.key, *given)
         data = (replayed, context.fresh, run.attack, victim.trigger, config, context.dataset.info)
-        return evolution_loop(lineage_key(run.seed), context.model, victim.variables, *data)
+        return evolution_loop(evolution_key(run.seed), context.model, victim.variables, *data)
 
     def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
         """Measure the end of an update; the control keeps its model."""
@@ -129,7 +130,7 @@ class EvolutionNode(Node):
         """Return the model after all updates, with the defence called between them."""
         images = len(reserved_split(self.context, self.run.seed).labels)
         watch, trigger = self.watch(inputs), inputs.victim.tree.trigger
-        calls = (self.defense, lineage_key(self.run.seed), images, self.sets[0].shape[1])
+        calls = (self.defense, evolution_key(self.run.seed), images, self.sets[0].shape[1])
         return defended_updates(self.loop(inputs), self.measure, trigger, *calls, watch, hooks)
 
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:

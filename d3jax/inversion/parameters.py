@@ -1,0 +1,76 @@
+"""Triggers, and the raw parameters that an inversion searches instead of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..core.types import Params
+
+LEVEL = 1 / 255
+
+
+class Trigger(NamedTuple):
+    """An image x becomes clip((1 − `mask`) · x + `pattern`, 0, 1): `mask [..., H, W, 1]` in [0, 1] is how much of each pixel goes,
+    `pattern [..., H, W, C]` what is added, which for Neural Cleanse is mask · Δ and for an additive trigger may be negative."""
+
+    mask: jax.Array
+    pattern: jax.Array
+
+
+def stamp(trigger: Trigger, images: jax.Array) -> jax.Array:
+    """`images [B, H, W, C]` in [0, 1] with one trigger."""
+    return jnp.clip((1 - trigger.mask[None]) * images + trigger.pattern[None], 0, 1)
+
+
+def random_parameters(key: jax.Array, shape: tuple[int, int, int], preset: str) -> Params:
+    height, width, _ = shape
+    first, second = jax.random.split(key)
+    if preset == "pixel":
+        return {"more": jax.random.uniform(first, shape), "less": jax.random.uniform(second, shape)}
+    raw = {
+        "mask": jax.random.uniform(first, (height, width, 1)),
+        "pattern": jax.random.uniform(second, shape),
+    }
+    return (
+        jax.tree.map(lambda x: jnp.arctanh((x - 0.5) * (2 - 1e-7)), raw) if preset == "nc" else raw
+    )
+
+
+def trigger_of(raw: Params, preset: str) -> Trigger:
+    """The triggers that raw parameters [L, ...] stand for."""
+    if preset == "pixel":
+        change = jnp.clip(raw["more"], 0, 1) - jnp.clip(raw["less"], 0, 1)
+        return Trigger(jnp.zeros_like(change[..., :1]), change)
+    mask, pattern = (
+        (raw["mask"], raw["pattern"])
+        if preset == "fixed"
+        else map(_squash, (raw["mask"], raw["pattern"]))
+    )
+    return Trigger(mask, mask * pattern)
+
+
+def tidy(raw: Params, preset: str) -> Params:
+    """What is kept of raw parameters: for pixel both patterns clipped, without values under one 8-bit level."""
+    if preset != "pixel":
+        return raw
+    return jax.tree.map(lambda part: jnp.where(part < LEVEL, 0, jnp.clip(part, 0, 1)), raw)
+
+
+def size_of(raw: Params, preset: str) -> jax.Array:
+    """What is kept small [L]: ‖mask‖₁, or for pixel the smooth count Σ max_c(tanh(p / 10) / 2 + 1/2) of both patterns."""
+    if preset == "pixel":
+        # The largest first: a maximum of what a compiler may compute twice with other rounding can equal none of them, and its gradient is 0/0.
+        return sum(_squash(part.max(-1) / 10).sum((-2, -1)) for part in raw.values())
+    return trigger_of(raw, preset).mask.sum((-3, -2, -1))
+
+
+def count_of(raw: Params) -> jax.Array:
+    """How many pixels [L] an additive trigger of tidied parameters changes."""
+    return (trigger_of(raw, "pixel").pattern != 0).any(-1).sum((-2, -1)).astype(jnp.float32)
+
+
+def _squash(x: jax.Array) -> jax.Array:
+    return jnp.tanh(x) / (2 - 1e-7) + 0.5
