@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m d3jax.run --config experiments/quickstart.yaml
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --durations=20 -m "not slow"
 
 test-all: $(READY) lint
 	XLA_FLAGS=--xla_backend_optimization_level=1 $(BIN)/python -m pytest

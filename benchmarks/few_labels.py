@@ -22,10 +22,10 @@ import numpy as np
 
 from d3jax.config.recipes import OptimConfig, TrainConfig
 from d3jax.core.types import Split
-from d3jax.data import NpzConfig, npz
+from d3jax.data import NpzConfig, make_npz
 from d3jax.defenses.training_time.suspicion import first_stage_loop
 from d3jax.metrics.attack_success import predict
-from d3jax.models import PreActResNet18Config, preact_resnet18
+from d3jax.models import PreActResNet18Config, make_preact_resnet18
 from d3jax.runtime import huge_pages
 from d3jax.runtime.environment import environment
 from d3jax.training import fit
@@ -73,8 +73,8 @@ def main() -> None:
 
 def compare(seed: int, options: Any) -> dict[str, float]:
     """Test accuracy by method, for one draw of labels and weights."""
-    data = npz(NpzConfig(str(options.data), crop=options.crop, flip=True))
-    model = preact_resnet18(PreActResNet18Config(options.width), data.info)
+    data = make_npz(NpzConfig(str(options.data), crop=options.crop, flip=True))
+    model = make_preact_resnet18(PreActResNet18Config(options.width), data.info)
     key, labels = jax.random.key(seed), np.asarray(data.train.labels)
     each = options.labels // data.info.num_classes
     order = np.random.default_rng(seed).permutation(len(labels))

@@ -12,11 +12,11 @@ import math
 import jax
 import numpy as np
 
-from d3jax.attacks import BadNetsConfig, badnets
-from d3jax.data import NpzConfig, npz
+from d3jax.attacks import BadNetsConfig, make_badnets
+from d3jax.data import NpzConfig, make_npz
 from d3jax.defenses import DLPConfig
 from d3jax.defenses.training_time.suspicion import first_stage_loop
-from d3jax.models import PreActResNet18Config, preact_resnet18
+from d3jax.models import PreActResNet18Config, make_preact_resnet18
 from d3jax.training.poisoned_set import poisoned_split
 from d3jax.training.scan import ScannedStep
 from d3jax.training.step import classification_loss
@@ -32,13 +32,15 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
-    data = npz(NpzConfig(path=options.data, limit_train=4000, limit_test=100))
-    model = preact_resnet18(PreActResNet18Config(options.width), data.info)
+    data = make_npz(NpzConfig(path=options.data, limit_train=4000, limit_test=100))
+    model = make_preact_resnet18(PreActResNet18Config(options.width), data.info)
     config = DLPConfig().supervised
     config = dataclasses.replace(
         config, optimizer=dataclasses.replace(config.optimizer, lr=options.lr), steps=options.steps
     )
-    split = poisoned_split(jax.random.key(0), badnets(BadNetsConfig(), data.info), data.train)[0]
+    split = poisoned_split(jax.random.key(0), make_badnets(BadNetsConfig(), data.info), data.train)[
+        0
+    ]
     loop = first_stage_loop(
         jax.random.key(0),
         model,

@@ -156,13 +156,13 @@ def _job(
     options: argparse.Namespace, *, width: int, batch: int, seed: int = 0, streamed: bool = False
 ) -> Any:
     """BadNets training on 10,000 generated images, six periods long. Jobs of one width share their images."""
-    from d3jax.attacks import BadNetsConfig, badnets
+    from d3jax.attacks import BadNetsConfig, make_badnets
     from d3jax.config.recipes import TrainConfig
-    from d3jax.models import PreActResNet18Config, preact_resnet18
+    from d3jax.models import PreActResNet18Config, make_preact_resnet18
     from d3jax.training import victim_loop
 
     data = _images()
-    model = preact_resnet18(PreActResNet18Config(width), data.info, jnp.bfloat16)
+    model = make_preact_resnet18(PreActResNet18Config(width), data.info, jnp.bfloat16)
     config = TrainConfig(steps=6 * _period(options), batch_size=batch)
     if streamed:
         data = data._replace(train=jax.device_get(data.train))
@@ -170,7 +170,7 @@ def _job(
         jax.random.key(seed),
         model,
         data,
-        badnets(BadNetsConfig(), data.info),
+        make_badnets(BadNetsConfig(), data.info),
         config,
         streamed=streamed,
     )
@@ -178,9 +178,9 @@ def _job(
 
 @functools.cache
 def _images() -> Any:
-    from d3jax.data import SyntheticConfig, synthetic
+    from d3jax.data import SyntheticConfig, make_synthetic
 
-    data = synthetic(SyntheticConfig(size=32, channels=3, train=10_000, test=100))
+    data = make_synthetic(SyntheticConfig(size=32, channels=3, train=10_000, test=100))
     return data._replace(train=jax.tree.map(jnp.asarray, data.train))
 
 

@@ -19,9 +19,9 @@ import jax
 import numpy as np
 from rounds import spread, timed
 
-from d3jax.data import SyntheticConfig, synthetic
+from d3jax.data import SyntheticConfig, make_synthetic
 from d3jax.inversion import InversionConfig, inversion_loop
-from d3jax.models import PreActResNet18Config, preact_resnet18
+from d3jax.models import PreActResNet18Config, make_preact_resnet18
 from d3jax.runtime import huge_pages
 from d3jax.runtime.environment import environment
 from d3jax.training.ensemble import Ensemble
@@ -75,10 +75,10 @@ def measure(*, width: int, classes: int, batch: int, steps: int, rounds: int) ->
 
 def prepare(count: int, width: int, classes: int, batch: int, steps: int) -> Callable[[], float]:
     """The compiled step for `count` classes, as a function that runs a round and returns the seconds of a step."""
-    data = synthetic(
+    data = make_synthetic(
         SyntheticConfig(size=32, channels=3, classes=classes, train=1000, test=classes)
     )
-    model, key = preact_resnet18(PreActResNet18Config(width), data.info), jax.random.key(0)
+    model, key = make_preact_resnet18(PreActResNet18Config(width), data.info), jax.random.key(0)
     config = InversionConfig(batch_size=batch, stop=0)
     loop = inversion_loop(key, model, model.init(key), data.train, config, np.arange(count))
     members = Ensemble(loop.step, [loop.state], [loop.data])

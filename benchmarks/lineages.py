@@ -18,13 +18,13 @@ from typing import Any
 import jax
 from rounds import spread, timed
 
-from d3jax.attacks import BadNetsConfig, badnets
-from d3jax.data import SyntheticConfig, synthetic
+from d3jax.attacks import BadNetsConfig, make_badnets
+from d3jax.data import SyntheticConfig, make_synthetic
 from d3jax.evolution.config import EvolutionConfig
 from d3jax.evolution.lr_schedules import LRScheduleConfig
 from d3jax.evolution.updates import evolution_loop
 from d3jax.metrics.attack_success import make_evaluate
-from d3jax.models import PreActResNet18Config, preact_resnet18
+from d3jax.models import PreActResNet18Config, make_preact_resnet18
 from d3jax.runtime import huge_pages
 from d3jax.runtime.environment import environment
 from d3jax.training.ensemble import Ensemble
@@ -59,10 +59,12 @@ def main() -> None:
 
 def measure(*, width: int, members: list[int], steps: int, rounds: int) -> dict[str, Any]:
     """Milliseconds a step of one member, alone and among so many, how much faster that is, and seconds of an update with its measuring."""
-    data = synthetic(SyntheticConfig(size=28, channels=1, classes=10, train=8000, test=MEASURED))
+    data = make_synthetic(
+        SyntheticConfig(size=28, channels=1, classes=10, train=8000, test=MEASURED)
+    )
     model, attack = (
-        preact_resnet18(PreActResNet18Config(width), data.info),
-        badnets(BadNetsConfig(), data.info),
+        make_preact_resnet18(PreActResNet18Config(width), data.info),
+        make_badnets(BadNetsConfig(), data.info),
     )
     variables, trigger = model.init(jax.random.key(0)), attack.init(jax.random.key(1))
 

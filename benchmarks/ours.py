@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from worker import serve
 
-from d3jax.attacks import BadNetsConfig, badnets
+from d3jax.attacks import BadNetsConfig, make_badnets
 from d3jax.config.recipes import OptimConfig, TrainConfig
-from d3jax.data import SyntheticConfig, synthetic
-from d3jax.models import PreActResNet18Config, count_parameters, preact_resnet18
+from d3jax.data import SyntheticConfig, make_synthetic
+from d3jax.models import PreActResNet18Config, count_parameters, make_preact_resnet18
 from d3jax.runtime.environment import environment
 from d3jax.training import victim_loop
 from d3jax.training.memory import memory_needed
@@ -23,14 +23,18 @@ from d3jax.training.scan import ScannedStep
 
 def prepare(settings: dict[str, Any]) -> tuple[Callable[[], float], dict[str, Any]]:
     """A round of `steps` steps of `batch` images each, in the precision that `name` says."""
-    data = synthetic(SyntheticConfig(size=32, channels=3, train=settings["images"], test=100))
+    data = make_synthetic(SyntheticConfig(size=32, channels=3, train=settings["images"], test=100))
     info = dataclasses.replace(data.info, crop=4, flip=True)
-    model = preact_resnet18(
+    model = make_preact_resnet18(
         PreActResNet18Config(settings["width"]), info, jnp.dtype(settings["name"])
     )
     config = TrainConfig(steps=10**6, batch_size=settings["batch"], optimizer=OptimConfig())
     loop = victim_loop(
-        jax.random.key(0), model, data._replace(info=info), badnets(BadNetsConfig(), info), config
+        jax.random.key(0),
+        model,
+        data._replace(info=info),
+        make_badnets(BadNetsConfig(), info),
+        config,
     )
     repeat = ScannedStep(loop.step)
     n = repeat.steps_per_call

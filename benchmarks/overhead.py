@@ -19,10 +19,10 @@ from pathlib import Path
 
 import jax
 
-from d3jax.attacks import BadNetsConfig, badnets
+from d3jax.attacks import BadNetsConfig, make_badnets
 from d3jax.config.recipes import LoopConfig, OptimConfig, TrainConfig
-from d3jax.data import SyntheticConfig, synthetic
-from d3jax.models import PreActResNet18Config, preact_resnet18
+from d3jax.data import SyntheticConfig, make_synthetic
+from d3jax.models import PreActResNet18Config, make_preact_resnet18
 from d3jax.results.metric_writer import MetricWriter
 from d3jax.runtime import checkpoint, huge_pages
 from d3jax.runtime.environment import environment
@@ -55,10 +55,10 @@ def main() -> None:
         return out
 
     ScannedStep.__call__ = timed
-    data = synthetic(SyntheticConfig(size=32, channels=3, train=5000, test=100))
+    data = make_synthetic(SyntheticConfig(size=32, channels=3, train=5000, test=100))
     model, attack = (
-        preact_resnet18(PreActResNet18Config(options.width), data.info),
-        badnets(BadNetsConfig(), data.info),
+        make_preact_resnet18(PreActResNet18Config(options.width), data.info),
+        make_badnets(BadNetsConfig(), data.info),
     )
     config = TrainConfig(
         steps=defaults.save_every + options.steps, batch_size=options.batch, optimizer=OptimConfig()

@@ -21,8 +21,8 @@ from rounds import spread, timed
 from d3jax.attacks import ATTACKS
 from d3jax.config.recipes import TrainConfig
 from d3jax.core.types import Attack, Prepared
-from d3jax.data import SyntheticConfig, synthetic
-from d3jax.models import PreActResNet18Config, preact_resnet18
+from d3jax.data import SyntheticConfig, make_synthetic
+from d3jax.models import PreActResNet18Config, make_preact_resnet18
 from d3jax.runtime import huge_pages
 from d3jax.runtime.environment import environment
 from d3jax.training import victim_loop
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    data = synthetic(SyntheticConfig(size=32, channels=3, train=5000, test=100))
+    data = make_synthetic(SyntheticConfig(size=32, channels=3, train=5000, test=100))
     cases = {
         name: ATTACKS[name][1](ATTACKS[name][0](), data.info) for name in options.attacks or ATTACKS
     }
@@ -79,7 +79,10 @@ def main() -> None:
 
 def prepare(attack: Attack, data, options: argparse.Namespace) -> Callable[[], float]:
     """The compiled step of one attack, as a function that runs a round and returns the seconds of a step."""
-    model, key = preact_resnet18(PreActResNet18Config(options.width), data.info), jax.random.key(0)
+    model, key = (
+        make_preact_resnet18(PreActResNet18Config(options.width), data.info),
+        jax.random.key(0),
+    )
     prepared = Prepared(attack.init(key)) if attack.preparation else None
     loop = victim_loop(
         key,

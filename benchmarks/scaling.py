@@ -114,18 +114,20 @@ def run_case(options: argparse.Namespace) -> None:
 
     if where:
         bring_up(where)
-    from d3jax.attacks import BadNetsConfig, badnets
+    from d3jax.attacks import BadNetsConfig, make_badnets
     from d3jax.config.recipes import TrainConfig
-    from d3jax.data import SyntheticConfig, synthetic
-    from d3jax.models import PreActResNet18Config, preact_resnet18
+    from d3jax.data import SyntheticConfig, make_synthetic
+    from d3jax.models import PreActResNet18Config, make_preact_resnet18
     from d3jax.runtime.environment import environment
     from d3jax.training import victim_loop
     from d3jax.training.ensemble import Ensemble
 
-    data = synthetic(SyntheticConfig(size=32, channels=3, train=2000, test=100))
-    model = preact_resnet18(PreActResNet18Config(options.width), data.info)
+    data = make_synthetic(SyntheticConfig(size=32, channels=3, train=2000, test=100))
+    model = make_preact_resnet18(PreActResNet18Config(options.width), data.info)
     config = TrainConfig(steps=options.steps, batch_size=options.batch)
-    loop = victim_loop(jax.random.key(0), model, data, badnets(BadNetsConfig(), data.info), config)
+    loop = victim_loop(
+        jax.random.key(0), model, data, make_badnets(BadNetsConfig(), data.info), config
+    )
     members = Ensemble(loop.step, [loop.state], [loop.data], jax.devices())
     program = members.repeat.program(members.state, members.data, 1)
     state, seconds = members.state, []

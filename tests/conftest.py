@@ -22,9 +22,9 @@ if "D3JAX_TESTS_CACHE" not in os.environ:
 jax.config.update("jax_compilation_cache_dir", os.environ["D3JAX_TESTS_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
-from d3jax.attacks import BadNetsConfig, badnets
+from d3jax.attacks import BadNetsConfig, make_badnets
 from d3jax.config.recipes import OptimConfig, TrainConfig
-from d3jax.data import SyntheticConfig, synthetic
+from d3jax.data import SyntheticConfig, make_synthetic
 from d3jax.training import train_backdoored
 
 from .helpers.small import registered, small_model
@@ -45,7 +45,7 @@ def rng():
 
 @pytest.fixture(scope="session")
 def dataset():
-    return synthetic(
+    return make_synthetic(
         SyntheticConfig(size=12, channels=3, classes=4, train=400, test=130, noise=0.15)
     )
 
@@ -57,7 +57,7 @@ def model(dataset):
 
 @pytest.fixture(scope="session")
 def attack(dataset):
-    return badnets(BadNetsConfig(rate=0.1), dataset.info)
+    return make_badnets(BadNetsConfig(rate=0.1), dataset.info)
 
 
 @pytest.fixture(scope="session")

@@ -1,30 +1,46 @@
-"""Backdoor attacks: `ATTACKS[name] = (config class, constructor(config, info) -> Attack)`, one file per family."""
+"""Backdoor attacks, one file per attack.
 
-from .badnets import BadNetsConfig, badnets
-from .blended import BlendedConfig, blended
-from .bpp import BPPConfig, bpp
-from .clean import CleanConfig, UnknownConfig, clean
-from .input_aware import InputAwareConfig, input_aware
-from .lc import LCConfig, lc
-from .lf import LFConfig, lf
-from .sig import SIGConfig, sig
-from .ssba import SSBAConfig, ssba
-from .trojannn import TrojanNNConfig, trojannn
-from .wanet import WaNetConfig, wanet
+`attacks.badnets(rate=0.1, target=0)` returns the settings, and their `build(info)` the attack on a data
+set. `ATTACKS` maps `name -> (config class, constructor(config, info))`.
+"""
+
+from .badnets import BadNetsConfig, make_badnets
+from .blended import BlendedConfig, make_blended
+from .bpp import BPPConfig, make_bpp
+from .clean import CleanConfig, UnknownConfig, make_clean
+from .input_aware import InputAwareConfig, make_input_aware
+from .lc import LCConfig, make_lc
+from .lf import LFConfig, make_lf
+from .sig import SIGConfig, make_sig
+from .ssba import SSBAConfig, make_ssba
+from .trojannn import TrojanNNConfig, make_trojannn
+from .wanet import WaNetConfig, make_wanet
+
+badnets = BadNetsConfig
+blended = BlendedConfig
+bpp = BPPConfig
+clean = CleanConfig
+input_aware = InputAwareConfig
+lc = LCConfig
+lf = LFConfig
+sig = SIGConfig
+ssba = SSBAConfig
+trojannn = TrojanNNConfig
+wanet = WaNetConfig
 
 ATTACKS = {
-    "clean": (CleanConfig, clean),
-    "unknown": (UnknownConfig, clean),
-    "badnets": (BadNetsConfig, badnets),
-    "blended": (BlendedConfig, blended),
-    "sig": (SIGConfig, sig),
-    "wanet": (WaNetConfig, wanet),
-    "input_aware": (InputAwareConfig, input_aware),
-    "lf": (LFConfig, lf),
-    "ssba": (SSBAConfig, ssba),
-    "lc": (LCConfig, lc),
-    "bpp": (BPPConfig, bpp),
-    "trojannn": (TrojanNNConfig, trojannn),
+    "clean": (CleanConfig, make_clean),
+    "unknown": (UnknownConfig, make_clean),
+    "badnets": (BadNetsConfig, make_badnets),
+    "blended": (BlendedConfig, make_blended),
+    "sig": (SIGConfig, make_sig),
+    "wanet": (WaNetConfig, make_wanet),
+    "input_aware": (InputAwareConfig, make_input_aware),
+    "lf": (LFConfig, make_lf),
+    "ssba": (SSBAConfig, make_ssba),
+    "lc": (LCConfig, make_lc),
+    "bpp": (BPPConfig, make_bpp),
+    "trojannn": (TrojanNNConfig, make_trojannn),
 }
 
 __all__ = [
@@ -48,6 +64,17 @@ __all__ = [
     "input_aware",
     "lc",
     "lf",
+    "make_badnets",
+    "make_blended",
+    "make_bpp",
+    "make_clean",
+    "make_input_aware",
+    "make_lc",
+    "make_lf",
+    "make_sig",
+    "make_ssba",
+    "make_trojannn",
+    "make_wanet",
     "sig",
     "ssba",
     "trojannn",

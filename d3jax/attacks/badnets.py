@@ -40,8 +40,12 @@ class BadNetsConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def build(self, info: DataInfo) -> Attack:
+        """Return the attack for a data set."""
+        return make_badnets(self, info)
 
-def badnets(config: BadNetsConfig, info: DataInfo) -> Attack:
+
+def make_badnets(config: BadNetsConfig, info: DataInfo) -> Attack:
     """BadNets: pixels under the patch are replaced. The trigger is `{"mask": [H, W, 1], "pattern": [H, W, C]}`.
 
     Raises `AttackError` when the patch does not fit or the colour's channels are not the image's.

@@ -32,8 +32,12 @@ class BlendedConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def build(self, info: DataInfo) -> Attack:
+        """Return the attack for a data set."""
+        return make_blended(self, info)
 
-def blended(config: BlendedConfig, info: DataInfo) -> Attack:
+
+def make_blended(config: BlendedConfig, info: DataInfo) -> Attack:
     """Blended: ⌊(1−α)·x + α·pattern⌋ on 8-bit values. The trigger is `{"pattern": [H, W, C] uint8}`.
 
     Computed in integers with α as a fraction (denominator ≤ 1000), so that the truncation is exact on every backend;

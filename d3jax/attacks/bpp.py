@@ -39,8 +39,12 @@ class BPPConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def build(self, info: DataInfo) -> Attack:
+        """Return the attack for a data set."""
+        return make_bpp(self, info)
 
-def bpp(config: BPPConfig, info: DataInfo) -> Attack:
+
+def make_bpp(config: BPPConfig, info: DataInfo) -> Attack:
     """BPP: ⌊round(x / 255 · (levels − 1)) / (levels − 1) · 255⌋ on 8-bit values. The trigger has no numbers: `{}`.
 
     Negative copies, which keep their labels, are x + q(z) − z with another image z of the batch, clipped; the recipe draws z

@@ -13,13 +13,21 @@ from ..core.types import Attack, DataInfo
 class CleanConfig:
     """Nothing to set: nothing is poisoned, and ASR, RA and DER are undefined."""
 
+    def build(self, info: DataInfo) -> Attack:
+        """Return the identity attack."""
+        return make_clean(self, info)
+
 
 @dataclasses.dataclass(frozen=True)
 class UnknownConfig:
     """Nothing to set: a model from elsewhere (`model.checkpoint`) whose trigger, if it has one, nobody knows."""
 
+    def build(self, info: DataInfo) -> Attack:
+        """Return the identity attack."""
+        return make_clean(self, info)
 
-def clean(config: CleanConfig | UnknownConfig, info: DataInfo) -> Attack:
+
+def make_clean(config: CleanConfig | UnknownConfig, info: DataInfo) -> Attack:
     """The identity attack: selects no row, stamps nothing, wants every image in its own class."""
     return Attack(
         init=lambda key: {},

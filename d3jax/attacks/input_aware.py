@@ -59,8 +59,12 @@ class InputAwareConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def build(self, info: DataInfo) -> Attack:
+        """Return the attack for a data set."""
+        return make_input_aware(self, info)
 
-def input_aware(config: InputAwareConfig, info: DataInfo) -> Attack:
+
+def make_input_aware(config: InputAwareConfig, info: DataInfo) -> Attack:
     """Input-aware: x + (G(x) − x) · M(x). The trigger is `{"generator": Variables, "mask": Variables}`.
 
     The mask net M is trained first and stays; the generator G is trained with the model by its loss and λ_div · mean of

@@ -48,8 +48,12 @@ class LCConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def build(self, info: DataInfo) -> Attack:
+        """Return the attack for a data set."""
+        return make_lc(self, info)
 
-def lc(config: LCConfig, info: DataInfo) -> Attack:
+
+def make_lc(config: LCConfig, info: DataInfo) -> Attack:
     """LC: ±amplitude on 3×3 checkers in the corners, clipped. The trigger is `{"patch": [H, W, 1] int32}`.
 
     Poisoned training images are also perturbed away from their class: untargeted PGD on the cross-entropy of a clean model of the

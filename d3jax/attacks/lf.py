@@ -40,8 +40,12 @@ class LFConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def build(self, info: DataInfo) -> Attack:
+        """Return the attack for a data set."""
+        return make_lf(self, info)
 
-def lf(config: LFConfig, info: DataInfo) -> Attack:
+
+def make_lf(config: LFConfig, info: DataInfo) -> Attack:
     """LF: x + pattern, clipped, in 8-bit levels. The trigger is `{"pattern": [H, W, C] uint8}`.
 
     The pattern is a universal perturbation of a clean model of the same architecture: Gaussian noise, low-passed and stretched to

@@ -29,8 +29,12 @@ class SIGConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def build(self, info: DataInfo) -> Attack:
+        """Return the attack for a data set."""
+        return make_sig(self, info)
 
-def sig(config: SIGConfig, info: DataInfo) -> Attack:
+
+def make_sig(config: SIGConfig, info: DataInfo) -> Attack:
     """SIG: ⌊x + Δ·sin(2π j f / W)⌋ clipped to 8 bits, the same on all rows and channels. The trigger is `{"offset": [W] int32}`.
 
     The sine is computed in float64 and its floor kept: ⌊x + s⌋ = x + ⌊s⌋ for whole x, which is exact where float32 sums

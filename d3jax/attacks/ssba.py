@@ -51,8 +51,12 @@ class SSBAConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def build(self, info: DataInfo) -> Attack:
+        """Return the attack for a data set."""
+        return make_ssba(self, info)
 
-def ssba(config: SSBAConfig, info: DataInfo) -> Attack:
+
+def make_ssba(config: SSBAConfig, info: DataInfo) -> Attack:
     """SSBA: x + encoder(x, secret), clipped, in 8-bit levels. The trigger is `{"encoder": params, "secret": [bits] float32}`.
 
     Encoder and decoder are trained on the training images, with random bits for each, by w_s · cross-entropy of the bits read +

@@ -43,8 +43,12 @@ class TrojanNNConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def build(self, info: DataInfo) -> Attack:
+        """Return the attack for a data set."""
+        return make_trojannn(self, info)
 
-def trojannn(config: TrojanNNConfig, info: DataInfo) -> Attack:
+
+def make_trojannn(config: TrojanNNConfig, info: DataInfo) -> Attack:
     """TrojanNN: pixels under the patch are replaced. The trigger is `{"mask": [H, W, 1], "pattern": [H, W, C]}`.
 
     The pattern minimises Σ (activation − value)² over the chosen neurons of a clean model of the same architecture, shown on the

@@ -37,8 +37,12 @@ class WaNetConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def build(self, info: DataInfo) -> Attack:
+        """Return the attack for a data set."""
+        return make_wanet(self, info)
 
-def wanet(config: WaNetConfig, info: DataInfo) -> Attack:
+
+def make_wanet(config: WaNetConfig, info: DataInfo) -> Attack:
     """WaNet: x sampled at clip(identity + s·field / size, −1, 1), bilinear. The trigger is `{"grid": [H, W, 2] float32}`.
 
     The field is k×k draws of U(−1, 1), divided by their mean absolute value and enlarged bicubically (section 3.2 of the paper).

@@ -27,6 +27,9 @@ WANTED = {
 ACCEPTED = {tuple: (tuple, list), float: (float, int)}
 """The types of values that stand for another type as well."""
 
+BY_NAME = "takes its settings by name; name(setting=value, …).build(…) makes what it describes"
+"""The new call, for code that gave a constructor a config and a data set."""
+
 Limits = tuple[float, float, float]
 """What a number is above, at least and at most."""
 
@@ -71,6 +74,7 @@ def check_fields(config: Any) -> None:
     """
     for field in dataclasses.fields(config):
         hint, value = hints_of(type(config))[field.name], getattr(config, field.name)
+        refuse(isinstance(value, type(config)), f"{type(config).__name__}: {BY_NAME}")
         limits = field.metadata.get("limits", (-math.inf, -math.inf, math.inf))
         refuse(value is dataclasses.MISSING, f"{field.name}: is missing: {field.metadata['doc']}")
         object.__setattr__(config, field.name, checked(field.name, value, hint, limits))
@@ -148,7 +152,8 @@ def presets(by: str, *instances: Any) -> dict[str, Any]:
     cls.chosen_by, cls.presets = by, {getattr(instance, by): instance for instance in instances}
 
     @functools.wraps(plain)
-    def init(self: Any, **given: Any) -> None:
+    def init(self: Any, *positional: Any, **given: Any) -> None:
+        refuse(positional, f"{cls.__name__}: {BY_NAME}")
         plain(self, **start_of(cls, given) | given)
 
     cls.__init__ = init

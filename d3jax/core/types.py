@@ -7,13 +7,16 @@ float32 in [0, 1] inside functions; models normalise for themselves, so triggers
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from .records import LogRecord
 
 Params = Any
 """A nested dict of arrays."""
@@ -29,9 +32,11 @@ class Variables(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a model says of `B` images: `logits [B, K]`, named `features`, and the updated `batch_stats`.
+    """What a model returns for `B` images: `logits [B, K]`, `features`, and the updated `batch_stats`.
 
-    `features["penultimate"]` is what the classifier sees; others are named by the architecture (`block1`, …).
+    `features` holds every named activation, after its edit if it has one. "penultimate" is what the
+    classifier sees; the architecture names the others, such as "block1" or "block1_1/relu2". Those
+    that nobody reads cost nothing in a compiled program.
     """
 
     logits: jax.Array
@@ -39,14 +44,45 @@ class Outputs(NamedTuple):
     batch_stats: Params
 
 
-class Model(NamedTuple):
-    """A network as two functions. Any framework's net fits by writing these.
+Path = tuple[str, ...]
+"""Keys of a layer in `Variables.params`, such as ("block1_1", "Conv_0")."""
 
-    `init(key) -> Variables`; `apply(variables, images, *, train) -> Outputs` with float32 images [B, H, W, C] in [0, 1].
+
+class NormLayer(NamedTuple):
+    """A BatchNorm layer at `path` and the layers around it.
+
+    `producers` are the convolutions whose outputs are summed and normalised; with `identity` the
+    input of the residual block is part of that sum. `previous` is the convolution before it in the
+    order in which PyTorch's net registers its layers, the pairing of published code. `consumers`
+    are the layers that read its channels. `input` and `output` name the activations before it and
+    after it and its ReLU.
+    """
+
+    path: Path
+    producers: tuple[Path, ...]
+    previous: Path
+    consumers: tuple[Path, ...]
+    input: str
+    output: str
+    identity: bool = False
+
+
+class Model(NamedTuple):
+    """A network as functions. Any framework's net fits by writing the first two.
+
+    `init(key) -> Variables`; `apply(variables, images, *, train) -> Outputs` with float32 images
+    [B, H, W, C] in [0, 1].
+
+    Methods that read or change activations need more, and say so before any work where it is
+    missing: `activations() -> {name: shape}` of one image; `apply(..., edit={name: function})`,
+    which replaces the named activations [B, ...] by what the functions return of them; and
+    `channels`, every BatchNorm layer with the layers around it.
     """
 
     init: Callable[[jax.Array], Variables]
     apply: Callable[..., Outputs]
+    activations: Callable[[], Mapping[str, jax.ShapeDtypeStruct]] | None = None
+    channels: tuple[NormLayer, ...] = ()
 
 
 class Batch(NamedTuple):
@@ -152,26 +188,47 @@ class Attack(NamedTuple):
 
 
 class Repaired(NamedTuple):
-    """What a repair returns: the new `variables` and a `trace` of arrays over logged steps, for plots."""
+    """What a repair returns: the new `variables` and a `trace` of arrays over logged steps, for plots.
+
+    `model` is the network that the variables belong to, where that is another than before: a plug,
+    caps or a purifier was added (`Repair.network` says which).
+    """
 
     variables: Variables
     trace: dict[str, np.ndarray]
+    model: Model | None = None
 
 
-class Defense(NamedTuple):
-    """A post-training repair and what it must check before any work starts.
+Need = Literal["target", "training_set", "test_set"]
+"""What a defence may need besides clean images; `Repair` says what each is."""
 
-    `repair(key, model, variables, reserved, hooks=Hooks()) -> Repaired` with `reserved` a clean `Split`;
-    `check(params, size)` raises `ConfigError` where the repair cannot run on such parameters (shapes suffice) or with that
-    many reserved images. `loop(key, model, variables, reserved) -> TrainLoop` is the loop of a repair that is nothing but one
-    (`defenses.repair.one_loop`): such repairs can run together, as members of one program. `search` is what must be found out of
-    the model before (`defenses.target.Search`); defences that search alike share it, and `repair` takes it as `found=`.
+
+class Repair(NamedTuple):
+    """A post-training repair, and what it must check before any work starts.
+
+    `repair(key, model, variables, reserved, hooks=Hooks(), **given) -> Repaired` with `reserved` a
+    clean `Split`. `given` has a keyword for each of `needs`:
+
+    - "target": `defenses.repair.target.Found`, the class that a backdoor leads to and its trigger,
+      as `search` asks for it; without the keyword the repair searches for itself.
+    - "training_set": the training images as a `Split`, which may be poisoned.
+    - "test_set": the test images as a `Split`, for a published rule that reads them (`rule:
+      oracle`); such a rule stands beside its defender twin.
+
+    `check(model, shapes, size)` raises `ConfigError` where the repair cannot run on such a model,
+    whose variables have these shapes, or with `size` reserved images. `loop(key, model, variables,
+    reserved) -> TrainLoop` is the loop of a repair that is nothing but one
+    (`defenses.repair.one_loop`): such repairs run together, as members of one program.
+    `network(model) -> Model` is the network of the repaired variables.
     """
 
     repair: Callable[..., Repaired]
-    check: Callable[[Params, int], None] = lambda params, size: None
+    check: Callable[[Model, Variables, int], None] = lambda model, shapes, size: None
     loop: Callable[..., Any] | None = None
+    needs: tuple[Need, ...] = ()
     search: Any = None
+    network: Callable[[Model], Model] = lambda model: model
+    rule: Literal["defender", "oracle"] = "defender"
 
 
 class Trained(NamedTuple):
@@ -198,6 +255,88 @@ class TrainingDefense(NamedTuple):
     found: Callable[[int], dict[str, jax.ShapeDtypeStruct]]
     check: Callable[[int], None] = lambda size: None
     epoch: Callable[[int], int] = lambda size: 1
+
+
+class Scored(NamedTuple):
+    """What a detector finds out about N samples: `scores` [N] float32 and `flagged` [N] bool.
+
+    A higher score is more suspicious. `flagged` follows the method's own rule, which reads nothing
+    but what a defender has.
+    """
+
+    scores: np.ndarray
+    flagged: np.ndarray
+
+
+class SampleDetector(NamedTuple):
+    """A detector of poisoned training samples.
+
+    `score(key, model, variables, samples, reserved, hooks=Hooks()) -> Scored` with the training set
+    `samples` and a clean `reserved` Split. `variables` are those of the model that was trained on
+    the samples, or with a `first_stage` those that the first stage of that training leaves.
+    `check(model, shapes, samples, reserved)` raises `ConfigError` where the detector cannot run on
+    such a model or with so many images.
+    """
+
+    score: Callable[..., Scored]
+    check: Callable[[Model, Variables, int, int], None] = lambda model, shapes, n, size: None
+    first_stage: TrainingDefense | None = None
+
+
+class InputDetector(NamedTuple):
+    """A detector of triggered inputs at test time.
+
+    `prepare(key, model, variables, reserved, hooks=Hooks()) -> state` does what is done once, on
+    clean images: `state` is a pytree. `score(model, variables, state, images) -> [B]` float32 of
+    uint8 images, higher is more suspicious. `threshold(state) -> float`: an input with a higher
+    score is rejected. `check` is `Repair.check`. `batch_size` images are scored at once.
+    """
+
+    prepare: Callable[..., Any]
+    score: Callable[[Model, Variables, Any, jax.Array], jax.Array]
+    threshold: Callable[[Any], float]
+    check: Callable[[Model, Variables, int], None] = lambda model, shapes, size: None
+    batch_size: int = 500
+
+
+class Verdict(NamedTuple):
+    """What a detector concludes of a model with K classes.
+
+    `scores` [K] float are the evidence against each class, higher is more suspicious, and `flagged`
+    [K] bool those that the method takes for targets. `statistic` is the number that the method
+    compares with its `threshold`. `columns` have more numbers of each class, arrays [K] by name;
+    `facts` more numbers of the model.
+    """
+
+    scores: np.ndarray
+    flagged: np.ndarray
+    statistic: float
+    threshold: float
+    columns: dict[str, np.ndarray]
+    facts: Mapping[str, float] = MappingProxyType({})
+
+    @property
+    def target(self) -> int:
+        """The class with the highest score among the flagged, −1 where none is."""
+        scores = np.where(self.flagged, self.scores, -np.inf)
+        return int(scores.argmax()) if self.flagged.any() else -1
+
+
+class ModelDetector(NamedTuple):
+    """A detector of backdoored models, and of the class that a backdoor leads to.
+
+    `detect(key, model, variables, reserved, hooks=Hooks()) -> (evidence, records)` does the work:
+    `evidence` is a pytree of arrays [K, …], of shapes `like(num_classes, image_shape)`; `records`
+    were logged on the way. `judge(evidence) -> Verdict`. `trigger(evidence, label) -> stamp`, where
+    there is one, gives the trigger found for a class as a function of float images in [0, 1].
+    `check` is `Repair.check`.
+    """
+
+    detect: Callable[..., tuple[Any, list[LogRecord]]]
+    judge: Callable[[Any], Verdict]
+    like: Callable[[int, tuple[int, int, int]], Any]
+    check: Callable[[Model, Variables, int], None] = lambda model, shapes, size: None
+    trigger: Callable[[Any, int], Callable[[jax.Array], jax.Array]] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -1,23 +1,33 @@
-"""Data sets: where images come from, checked, and which of them a defender holds."""
+"""Data sets: where images come from, checked, and which of them a defender holds.
+
+`data.digits(size=16)` returns the settings, and their `build()` the data set. `DATASETS` maps
+`name -> (config class, constructor(config))`.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 from ..core.types import Dataset
 from .arrays import fingerprint, from_arrays
-from .digits import DigitsConfig, digits
-from .image_folder import FolderConfig, folder
-from .npz import NpzConfig, npz
+from .digits import DigitsConfig, make_digits
+from .image_folder import FolderConfig, make_folder
+from .npz import NpzConfig, make_npz
 from .reserved import reserve
-from .synthetic import SyntheticConfig, synthetic
-from .tfds import TfdsConfig, tfds
+from .synthetic import SyntheticConfig, make_synthetic
+from .tfds import TfdsConfig, make_tfds
+
+digits = DigitsConfig
+folder = FolderConfig
+npz = NpzConfig
+synthetic = SyntheticConfig
+tfds = TfdsConfig
 
 DATASETS: dict[str, tuple[type, Callable[[Any], Dataset]]] = {
-    "digits": (DigitsConfig, digits),
-    "synthetic": (SyntheticConfig, synthetic),
-    "npz": (NpzConfig, npz),
-    "folder": (FolderConfig, folder),
-    "tfds": (TfdsConfig, tfds),
+    "digits": (DigitsConfig, make_digits),
+    "synthetic": (SyntheticConfig, make_synthetic),
+    "npz": (NpzConfig, make_npz),
+    "folder": (FolderConfig, make_folder),
+    "tfds": (TfdsConfig, make_tfds),
 }
 
 __all__ = [
@@ -31,6 +41,11 @@ __all__ = [
     "fingerprint",
     "folder",
     "from_arrays",
+    "make_digits",
+    "make_folder",
+    "make_npz",
+    "make_synthetic",
+    "make_tfds",
     "npz",
     "reserve",
     "synthetic",

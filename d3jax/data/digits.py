@@ -26,8 +26,12 @@ class DigitsConfig:
         if self.size % 8:
             raise ConfigError(f"size: {self.size} is not a multiple of 8")
 
+    def build(self) -> Dataset:
+        """Return the data set, read or made."""
+        return make_digits(self)
 
-def digits(config: DigitsConfig) -> Dataset:
+
+def make_digits(config: DigitsConfig) -> Dataset:
     """The digits, grey [size, size, 1], split once and for all (seeded, 20 % of each class to test)."""
     from PIL import Image
     from sklearn.datasets import load_digits

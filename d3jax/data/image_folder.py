@@ -37,8 +37,12 @@ class FolderConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def build(self) -> Dataset:
+        """Return the data set, read or made."""
+        return make_folder(self)
 
-def folder(config: FolderConfig) -> Dataset:
+
+def make_folder(config: FolderConfig) -> Dataset:
     """The images [size, size, channels] under a folder; classes are the folders' names, sorted.
 
     Raises `DataError` for a missing or empty folder, a test class without training images and an unreadable image.

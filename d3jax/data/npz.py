@@ -37,8 +37,12 @@ class NpzConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def build(self) -> Dataset:
+        """Return the data set, read or made."""
+        return make_npz(self)
 
-def npz(config: NpzConfig) -> Dataset:
+
+def make_npz(config: NpzConfig) -> Dataset:
     """The data set in an .npz file, which is checked and measured whole before the limits cut it.
 
     Raises `DataError` when the file cannot be read (pickled arrays never are) or is no data set.

@@ -27,8 +27,12 @@ class SyntheticConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def build(self) -> Dataset:
+        """Return the data set, read or made."""
+        return make_synthetic(self)
 
-def synthetic(config: SyntheticConfig) -> Dataset:
+
+def make_synthetic(config: SyntheticConfig) -> Dataset:
     """Images [size, size, channels], classes balanced to within one; 60,000 of 32×32×3 take a few seconds."""
     wide = config.size + 2 * config.shift
     grid = np.random.default_rng([config.seed, 0]).random(

@@ -67,8 +67,12 @@ class TfdsConfig:
         """The settings that `tfds:<argument>` stands for in a config."""
         return {"dataset": argument}
 
+    def build(self) -> Dataset:
+        """Return the data set, read or made."""
+        return make_tfds(self)
 
-def tfds(config: TfdsConfig) -> Dataset:
+
+def make_tfds(config: TfdsConfig) -> Dataset:
     """The data set, from its cache; the first time it is downloaded and prepared, which needs `pip install d3jax[tfds]`.
 
     Raises `DataError` when it cannot be prepared, has images of varying size, or its cache cannot be read or written.

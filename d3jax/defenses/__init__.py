@@ -1,35 +1,111 @@
-"""Defences: `DEFENSES[name] = (config class, constructor(config, info) -> Defense or TrainingDefense)`, one file per method."""
+"""Defences, one file per method.
+
+`defenses.d3(preset="paper")` returns the settings, and their `build(info)` the defence for a data set.
+The registries map `name -> (config class, constructor(config, info))`: `DEFENSES` are repairs and
+training-time defences, `DETECTIONS` detectors of samples, inputs and models.
+"""
 
 from ..config.recipes import ScheduleConfig
-from .repair.d3 import D3Config, d3
-from .repair.finetune import FinetuneConfig, finetune
-from .repair.mcl import MCLConfig, mcl
-from .repair.neural_cleanse import NCConfig, nc
-from .training_time.abl import ABLConfig, abl
-from .training_time.dlp import DLPConfig, dlp
+from ..inversion import InversionConfig
+from .input_detection.strip import STRIPConfig, make_strip
+from .model_detection.inversion import make_inversion
+from .model_detection.mmbd import MMBDConfig, make_mmbd
+from .repair.clp import CLPConfig, make_clp
+from .repair.d3 import D3Config, make_d3
+from .repair.finetune import FinetuneConfig, make_finetune
+from .repair.fp import FPConfig, make_fp
+from .repair.mcl import MCLConfig, make_mcl
+from .repair.neural_cleanse import NCConfig, make_nc
+from .sample_detection.activation_clustering import (
+    ActivationClusteringConfig,
+    make_activation_clustering,
+)
+from .sample_detection.isolation import make_abl_isolation, make_dlp_filter
+from .sample_detection.spectral import SpectralConfig, make_spectral
+from .training_time.abl import ABLConfig, make_abl
+from .training_time.dlp import DLPConfig, make_dlp
 
-DEFENSES = {
-    "finetune": (FinetuneConfig, finetune),
-    "d3": (D3Config, d3),
-    "mcl": (MCLConfig, mcl),
-    "nc": (NCConfig, nc),
-    "abl": (ABLConfig, abl),
-    "dlp": (DLPConfig, dlp),
+finetune = FinetuneConfig
+d3 = D3Config
+mcl = MCLConfig
+nc = NCConfig
+fp = FPConfig
+clp = CLPConfig
+abl = ABLConfig
+dlp = DLPConfig
+spectral = SpectralConfig
+activation_clustering = ActivationClusteringConfig
+strip = STRIPConfig
+mmbd = MMBDConfig
+
+REPAIRS = {
+    "finetune": (FinetuneConfig, make_finetune),
+    "d3": (D3Config, make_d3),
+    "mcl": (MCLConfig, make_mcl),
+    "nc": (NCConfig, make_nc),
+    "fp": (FPConfig, make_fp),
+    "clp": (CLPConfig, make_clp),
 }
+TRAINING_DEFENSES = {"abl": (ABLConfig, make_abl), "dlp": (DLPConfig, make_dlp)}
+SAMPLE_DETECTORS = {
+    "spectral": (SpectralConfig, make_spectral),
+    "activation_clustering": (ActivationClusteringConfig, make_activation_clustering),
+    "abl_isolation": (ABLConfig, make_abl_isolation),
+    "dlp_filter": (DLPConfig, make_dlp_filter),
+}
+INPUT_DETECTORS = {"strip": (STRIPConfig, make_strip)}
+MODEL_DETECTORS = {"inversion": (InversionConfig, make_inversion), "mmbd": (MMBDConfig, make_mmbd)}
+
+DEFENSES = REPAIRS | TRAINING_DEFENSES
+DETECTIONS = SAMPLE_DETECTORS | INPUT_DETECTORS | MODEL_DETECTORS
 
 __all__ = [
     "DEFENSES",
+    "DETECTIONS",
+    "INPUT_DETECTORS",
+    "MODEL_DETECTORS",
+    "REPAIRS",
+    "SAMPLE_DETECTORS",
+    "TRAINING_DEFENSES",
     "ABLConfig",
+    "ActivationClusteringConfig",
+    "CLPConfig",
     "D3Config",
     "DLPConfig",
+    "FPConfig",
     "FinetuneConfig",
+    "InversionConfig",
     "MCLConfig",
+    "MMBDConfig",
     "NCConfig",
+    "STRIPConfig",
     "ScheduleConfig",
+    "SpectralConfig",
     "abl",
+    "activation_clustering",
+    "clp",
     "d3",
     "dlp",
     "finetune",
+    "fp",
+    "make_abl",
+    "make_abl_isolation",
+    "make_activation_clustering",
+    "make_clp",
+    "make_d3",
+    "make_dlp",
+    "make_dlp_filter",
+    "make_finetune",
+    "make_fp",
+    "make_inversion",
+    "make_mcl",
+    "make_mmbd",
+    "make_nc",
+    "make_spectral",
+    "make_strip",
     "mcl",
+    "mmbd",
     "nc",
+    "spectral",
+    "strip",
 ]

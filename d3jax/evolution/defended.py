@@ -12,7 +12,7 @@ import numpy as np
 from ..core.images import as_float, as_levels
 from ..core.random import stream
 from ..core.records import LogRecord
-from ..core.types import Defense, Split, TrainState, Variables
+from ..core.types import Repair, Split, TrainState, Variables
 from ..data.drift import compose
 from ..training.loop import Hooks, TrainLoop, fit
 from .config import EvolutionConfig
@@ -24,7 +24,7 @@ def defended_updates(
     loop: TrainLoop,
     measure: Measure,
     trigger: Any,
-    defense: Defense,
+    defense: Repair,
     key: jax.Array,
     images: int,
     learned: int,

@@ -2,7 +2,6 @@
 
 from .config import InversionConfig
 from .invert import (
-    DETECTIONS,
     Inversion,
     inversion_loop,
     invert,
@@ -16,7 +15,6 @@ from .parameters import Trigger, stamp
 from .stamping import stamp_levels, trigger_at, trigger_to_try
 
 __all__ = [
-    "DETECTIONS",
     "Detection",
     "Inversion",
     "InversionConfig",

@@ -26,9 +26,6 @@ from .config import InversionConfig
 from .parameters import Trigger, count_of, tidy, trigger_of
 from .search import inversion_step, kept_of, logits_of, only, stamp_all, start
 
-DETECTIONS = {"inversion": InversionConfig}
-"""`DETECTIONS[name] = config class`: what a study may look at its models with."""
-
 
 class Inversion(NamedTuple):
     """Triggers [L] of `labels` [L] int32 (−1: of none), and of each: its `norms` (‖mask‖₁, for pixel how many pixels change),

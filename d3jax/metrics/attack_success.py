@@ -155,22 +155,59 @@ def _counts_of(
         )
         logits = [model.apply(variables, x, train=False).logits for x in (move(clean), stamped)]
         wanted = attack.relabel(labels)
-        counted = valid & (wanted != labels)
         predicted, triggered = (one.argmax(-1) for one in logits)
-        by_class = jax.nn.one_hot(labels, num_classes, dtype=jnp.int32)
-        masks = (
-            valid,
-            valid & (predicted == labels),
-            counted,
-            counted & (triggered == wanted),
-            counted & (triggered == labels),
-        )
+        counts = count(predicted, triggered, labels, wanted, valid, num_classes)
         raised = jnp.take_along_axis(logits[1] - logits[0], wanted[:, None], 1)[:, 0]
-        return Counts(*(mask.astype(jnp.int32) @ by_class for mask in masks)), jnp.where(
-            counted, raised, 0
-        ).sum()
+        return counts, jnp.where(valid & (wanted != labels), raised, 0).sum()
 
     return counts_of
+
+
+def count(
+    predicted: jax.Array,
+    triggered: jax.Array,
+    labels: jax.Array,
+    wanted: jax.Array,
+    valid: jax.Array,
+    num_classes: int,
+) -> Counts:
+    """Return the counts of a batch: classes [B] predicted of clean and of triggered images.
+
+    `wanted` [B] are the attacker's labels; rows that are not `valid` [B] do not count. A prediction
+    that is no class, such as −1 for a rejected input, is neither right nor the target.
+    """
+    counted = valid & (wanted != labels)
+    by_class = jax.nn.one_hot(labels, num_classes, dtype=jnp.int32)
+    masks = (
+        valid,
+        valid & (predicted == labels),
+        counted,
+        counted & (triggered == wanted),
+        counted & (triggered == labels),
+    )
+    return Counts(*(mask.astype(jnp.int32) @ by_class for mask in masks))
+
+
+def evaluate(
+    predict: Callable[[jax.Array], jax.Array],
+    attack: Attack,
+    trigger: Any,
+    test: Split,
+    num_classes: int,
+    batch_size: int = 500,
+) -> Counts:
+    """Return the counts of anything that predicts, such as a model with an input detector.
+
+    `predict(images) -> labels [B]` takes float images [B, H, W, C] in [0, 1]; −1 rejects an input.
+    Models are counted by `make_evaluate`, which compiles.
+    """
+
+    def counts(images: Any, labels: Any, rows: Any, valid: Any) -> Counts:
+        clean, labels = as_float(jnp.asarray(images)), jnp.asarray(labels)
+        predicted, triggered = predict(clean), predict(attack.stamp(trigger, clean))
+        return count(predicted, triggered, labels, attack.relabel(labels), valid, num_classes)
+
+    return batched_sums(counts, *test, batch_size=batch_size)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,17 +1,27 @@
-"""Architectures: `MODELS[name] = (config class, constructor(config, info, dtype) -> Model)`. The only place that imports flax."""
+"""Architectures. The only place that imports flax.
 
-from .convnext import ConvNeXtConfig, convnext
-from .preact_resnet import PreActResNet18Config, count_parameters, preact_resnet18
-from .vgg import VGG19BNConfig, vgg19_bn
-from .vit import ViTConfig, vit
-from .wide_resnet import WideResNetConfig, wide_resnet
+`models.preact_resnet18(width=64)` returns the settings, and their `build(info)` the model for images of
+a data set. `MODELS` maps `name -> (config class, constructor(config, info, dtype))`.
+"""
+
+from .convnext import ConvNeXtConfig, make_convnext
+from .preact_resnet import PreActResNet18Config, count_parameters, make_preact_resnet18
+from .vgg import VGG19BNConfig, make_vgg19_bn
+from .vit import ViTConfig, make_vit
+from .wide_resnet import WideResNetConfig, make_wide_resnet
+
+convnext = ConvNeXtConfig
+preact_resnet18 = PreActResNet18Config
+vgg19_bn = VGG19BNConfig
+vit = ViTConfig
+wide_resnet = WideResNetConfig
 
 MODELS = {
-    "preact_resnet18": (PreActResNet18Config, preact_resnet18),
-    "vgg19_bn": (VGG19BNConfig, vgg19_bn),
-    "wide_resnet": (WideResNetConfig, wide_resnet),
-    "vit": (ViTConfig, vit),
-    "convnext": (ConvNeXtConfig, convnext),
+    "preact_resnet18": (PreActResNet18Config, make_preact_resnet18),
+    "vgg19_bn": (VGG19BNConfig, make_vgg19_bn),
+    "wide_resnet": (WideResNetConfig, make_wide_resnet),
+    "vit": (ViTConfig, make_vit),
+    "convnext": (ConvNeXtConfig, make_convnext),
 }
 
 __all__ = [
@@ -23,6 +33,11 @@ __all__ = [
     "WideResNetConfig",
     "convnext",
     "count_parameters",
+    "make_convnext",
+    "make_preact_resnet18",
+    "make_vgg19_bn",
+    "make_vit",
+    "make_wide_resnet",
     "preact_resnet18",
     "vgg19_bn",
     "vit",

@@ -33,6 +33,10 @@ class ConvNeXtConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def build(self, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
+        """Return the model for images of a data set."""
+        return make_convnext(self, info, dtype)
+
 
 PRESETS = presets(
     "preset",
@@ -45,17 +49,18 @@ class _Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, active):
         channels, start = x.shape[-1], nn.initializers.truncated_normal(0.02)
 
         def dense(out, name):
             return nn.Dense(out, dtype=self.dtype, kernel_init=start, name=name)
 
-        y = Depthwise(7, self.dtype, name="depthwise")(x)
+        y = active(f"{self.name}/depthwise", Depthwise(7, self.dtype, name="depthwise")(x))
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(y)
-        y = dense(channels, "out")(nn.gelu(dense(4 * channels, "hidden")(y), approximate=False))
+        hidden = nn.gelu(dense(4 * channels, "hidden")(y), approximate=False)
+        y = dense(channels, "out")(active(f"{self.name}/hidden", hidden))
         scale = self.param("scale", nn.initializers.constant(1e-6), (channels,))
-        return x + y * scale.astype(self.dtype)
+        return active(self.name, x + y * scale.astype(self.dtype))
 
 
 class _ConvNeXt(nn.Module):
@@ -64,8 +69,8 @@ class _ConvNeXt(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, images, train):
-        x, features = resize(normalise(images, self.info), self.config.resize), {}
+    def __call__(self, images, train, active):
+        x = resize(normalise(images, self.info), self.config.resize)
 
         def norm(name):
             return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
@@ -79,14 +84,13 @@ class _ConvNeXt(nn.Module):
             )(x)  # fmt: skip
             x = norm("norm1")(x) if stage == 1 else x
             for i in range(depth):
-                x = _Block(self.dtype, name=f"block{stage}_{i + 1}")(x)
-            features[f"block{stage}"] = x
+                x = _Block(self.dtype, name=f"block{stage}_{i + 1}")(x, active)
+            x = active(f"block{stage}", x)
         x = nn.LayerNorm(epsilon=1e-6, name="norm")(x.mean((1, 2), dtype=jnp.float32))
-        features["penultimate"] = x
-        return Linear(self.info.num_classes, name="head")(x), features
+        return Linear(self.info.num_classes, name="head")(active("penultimate", x))
 
 
-def convnext(config: ConvNeXtConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
+def make_convnext(config: ConvNeXtConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
     """ConvNeXt-T's layers for images of `info.shape`; features `block1`…`block4` [B, h, w, c] and `penultimate` [B, 8·width].
 
     Deviation: no stochastic depth. Raises `ConfigError` for images too small to be halved three times behind the stem.

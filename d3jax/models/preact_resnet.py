@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ..config.fields import check_fields, option
-from ..core.types import DataInfo, Model
+from ..core.types import DataInfo, Model, NormLayer
 from .layers.conv import Conv
 from .layers.linen import Linear, model_of, normalise
 from .layers.norm import BatchNorm
@@ -24,23 +25,31 @@ class PreActResNet18Config:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def build(self, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
+        """Return the model for images of a data set."""
+        return make_preact_resnet18(self, info, dtype)
+
 
 class Block(nn.Module):
-    """Two 3×3 convolutions, each behind a BatchNorm and a ReLU, beside a shortcut: 1×1 where the shape changes."""
+    """Two 3×3 convolutions, each after a BatchNorm and a ReLU, and a shortcut: 1×1 where the shape changes.
+
+    Activations: `relu1`, `conv1`, `relu2`, `conv2` and the block's output, after its name.
+    """
 
     channels: int
     stride: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, train):
-        activated = nn.relu(BatchNorm(train, self.dtype)(x))
+    def __call__(self, x, train, active):
+        activated = active(f"{self.name}/relu1", nn.relu(BatchNorm(train, self.dtype)(x)))
         shortcut = x
         if self.stride != 1 or x.shape[-1] != self.channels:
             shortcut = Conv(self.channels, 1, self.stride, self.dtype, name="shortcut")(activated)
         y = Conv(self.channels, 3, self.stride, self.dtype)(activated)
-        y = Conv(self.channels, 3, 1, self.dtype)(nn.relu(BatchNorm(train, self.dtype)(y)))
-        return y + shortcut
+        y = nn.relu(BatchNorm(train, self.dtype)(active(f"{self.name}/conv1", y)))
+        y = Conv(self.channels, 3, 1, self.dtype)(active(f"{self.name}/relu2", y))
+        return active(self.name, active(f"{self.name}/conv2", y) + shortcut)
 
 
 class _PreActResNet(nn.Module):
@@ -49,21 +58,19 @@ class _PreActResNet(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images, train, active):
         x = Conv(self.width, dtype=self.dtype, name="stem")(normalise(images, self.info))
-        features = {}
+        x = active("stem", x)
         for stage in range(4):
             for block in range(2):
-                stride = 2 if stage and not block else 1
-                x = Block(
-                    self.width << stage, stride, self.dtype, name=f"block{stage + 1}_{block + 1}"
-                )(x, train)
-            features[f"block{stage + 1}"] = x
-        features["penultimate"] = x.mean((1, 2), dtype=jnp.float32)
-        return Linear(self.info.num_classes, name="head")(features["penultimate"]), features
+                stride, name = 2 if stage and not block else 1, f"block{stage + 1}_{block + 1}"
+                x = Block(self.width << stage, stride, self.dtype, name=name)(x, train, active)
+            x = active(f"block{stage + 1}", x)
+        x = active("penultimate", x.mean((1, 2), dtype=jnp.float32))
+        return Linear(self.info.num_classes, name="head")(x)
 
 
-def preact_resnet18(
+def make_preact_resnet18(
     config: PreActResNet18Config, info: DataInfo, dtype: jnp.dtype = jnp.float32
 ) -> Model:
     """PreActResNet18 for images of `info.shape`; features `block1`…`block4` [B, h, w, c] and `penultimate` [B, 8·width].
@@ -71,7 +78,29 @@ def preact_resnet18(
     Deviations of this variant from He et al., as the field runs it: no norm or ReLU after the last block, and the 1×1
     shortcut acts on the activated input. Running variances are the biased ones (PyTorch: unbiased).
     """
-    return model_of(_PreActResNet(config.width, info, dtype), info)
+    blocks = [[stage > 0, False] for stage in range(4)]
+    return model_of(_PreActResNet(config.width, info, dtype), info, block_norms(blocks))
+
+
+def block_norms(stages: Sequence[Sequence[bool]]) -> tuple[NormLayer, ...]:
+    """Return the BatchNorm layers of pre-activation blocks, in order.
+
+    `stages` say of every block of every stage whether it has a convolution as its shortcut.
+    """
+    norms, before, identity, entry = [], (("stem",),), False, "stem"
+    for stage, blocks in enumerate(stages, 1):
+        for block, shortcut in enumerate(blocks, 1):
+            name = f"block{stage}_{block}"
+            first, second, side = ((name, part) for part in ("Conv_0", "Conv_1", "shortcut"))
+            sides = (side,) if shortcut else ()
+            own = (name, "BatchNorm_0"), (name, "BatchNorm_1")
+            norms += [
+                NormLayer(own[0], before, before[-1], (first, *sides), entry, f"{name}/relu1", identity),
+                NormLayer(own[1], (first,), first, (second,), f"{name}/conv1", f"{name}/relu2"),
+            ]  # fmt: skip
+            before, identity, entry = (second, *sides), not shortcut, name
+        entry = f"block{stage}"
+    return tuple(norms)
 
 
 def count_parameters(params) -> int:

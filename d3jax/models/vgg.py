@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ..config.fields import check_fields, option
 from ..core.errors import ConfigError
-from ..core.types import DataInfo, Model
+from ..core.types import DataInfo, Model, NormLayer
 from .layers.conv import Conv
 from .layers.linen import Linear, model_of, normalise
 from .layers.norm import BatchNorm
@@ -34,6 +34,10 @@ class VGG19BNConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def build(self, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
+        """Return the model for images of a data set."""
+        return make_vgg19_bn(self, info, dtype)
+
 
 class _VGG(nn.Module):
     config: VGG19BNConfig
@@ -41,27 +45,24 @@ class _VGG(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, images, train):
-        x, features = normalise(images, self.info), {}
+    def __call__(self, images, train, active):
+        x = normalise(images, self.info)
         for stage, (multiple, count) in enumerate(STAGES, 1):
             for i in range(count):
-                x = Conv(
-                    multiple * self.config.width,
-                    bias=True,
-                    dtype=self.dtype,
-                    name=f"conv{stage}_{i + 1}",
-                )(x)
-                x = nn.relu(BatchNorm(train, self.dtype, name=f"norm{stage}_{i + 1}")(x))
-            x = nn.max_pool(x, (2, 2), (2, 2))
-            features[f"block{stage}"] = x
+                channels, place = multiple * self.config.width, f"{stage}_{i + 1}"
+                x = Conv(channels, bias=True, dtype=self.dtype, name=f"conv{place}")(x)
+                x = BatchNorm(train, self.dtype, name=f"norm{place}")(active(f"conv{place}", x))
+                x = active(f"relu{place}", nn.relu(x))
+            x = active(f"block{stage}", nn.max_pool(x, (2, 2), (2, 2)))
         if self.config.classifier == "linear":
             x = x.mean((1, 2), dtype=jnp.float32)
         else:
             x = adaptive_mean(x, POOLED).reshape(len(x), -1)
             for i in range(2):
                 x = nn.relu(Linear(64 * self.config.width, self.dtype, name=f"hidden{i + 1}")(x))
-        features["penultimate"] = x.astype(jnp.float32)
-        return Linear(self.info.num_classes, name="head")(features["penultimate"]), features
+                x = active(f"hidden{i + 1}", x)
+        x = active("penultimate", x.astype(jnp.float32))
+        return Linear(self.info.num_classes, name="head")(x)
 
 
 def adaptive_mean(x, side: int):
@@ -74,7 +75,7 @@ def adaptive_mean(x, side: int):
     return x
 
 
-def vgg19_bn(config: VGG19BNConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
+def make_vgg19_bn(config: VGG19BNConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
     """VGG19-BN for images of `info.shape`; features `block1`…`block5` [B, h, w, c] and `penultimate` [B, 64·width] or [B, 8·width].
 
     Deviation: without the dropout of 0.5 between the hidden layers. Raises `ConfigError` for images under 32 pixels, of which
@@ -84,4 +85,14 @@ def vgg19_bn(config: VGG19BNConfig, info: DataInfo, dtype: jnp.dtype = jnp.float
         raise ConfigError(
             f"model: vgg19_bn halves images five times, those of {info.name} are {info.shape[0]}×{info.shape[1]}; want 32 or more"
         )
-    return model_of(_VGG(config, info, dtype), info)
+    places = [
+        f"{stage}_{i + 1}" for stage, (_, count) in enumerate(STAGES, 1) for i in range(count)
+    ]
+    classifier = "head" if config.classifier == "linear" else "hidden1"
+    after = [*(f"conv{place}" for place in places[1:]), classifier]
+    norms = tuple(
+        NormLayer((f"norm{place}",), ((conv,),), (conv,), ((reader,),), conv, f"relu{place}")
+        for place, reader in zip(places, after, strict=True)
+        for conv in [f"conv{place}"]
+    )
+    return model_of(_VGG(config, info, dtype), info, norms)

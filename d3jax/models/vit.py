@@ -36,6 +36,10 @@ class ViTConfig:
         if self.width % self.heads:
             raise ConfigError(f"heads: {self.heads} do not divide the width of {self.width}")
 
+    def build(self, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
+        """Return the model for images of a data set."""
+        return make_vit(self, info, dtype)
+
 
 PRESETS = presets(
     "preset",
@@ -49,7 +53,7 @@ class _Layer(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, active):
         width, xavier = x.shape[-1], nn.initializers.xavier_uniform()
 
         def norm(name):
@@ -58,7 +62,7 @@ class _Layer(nn.Module):
         attention = nn.MultiHeadDotProductAttention(
             self.heads, dtype=self.dtype, kernel_init=xavier, name="attention"
         )
-        x = x + attention(norm("norm1")(x))
+        x = x + active(f"{self.name}/attention", attention(norm("norm1")(x)))
 
         def dense(channels, name):
             return nn.Dense(
@@ -69,9 +73,8 @@ class _Layer(nn.Module):
                 name=name,
             )
 
-        return x + dense(width, "out")(
-            nn.gelu(dense(4 * width, "hidden")(norm("norm2")(x)), approximate=False)
-        )
+        hidden = nn.gelu(dense(4 * width, "hidden")(norm("norm2")(x)), approximate=False)
+        return active(self.name, x + dense(width, "out")(active(f"{self.name}/hidden", hidden)))
 
 
 class _ViT(nn.Module):
@@ -80,7 +83,7 @@ class _ViT(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images, train, active):
         config, width = self.config, self.config.width
         x = resize(normalise(images, self.info), config.resize)
         patches = (config.patch, config.patch)
@@ -92,13 +95,13 @@ class _ViT(nn.Module):
             token = self.param("token", nn.initializers.zeros, (1, 1, width))
             x = jnp.concatenate([jnp.tile(token.astype(x.dtype), (len(x), 1, 1)), x], 1)
         places = self.param("places", nn.initializers.normal(0.02), (1, x.shape[1], width))
-        x, features = x + places.astype(x.dtype), {}
+        x = active("tokens", x + places.astype(x.dtype))
         for i in range(config.depth):
-            x = _Layer(config.heads, self.dtype, name=f"layer{i + 1}")(x)
-            features[f"block{i + 1}"] = x
+            x = _Layer(config.heads, self.dtype, name=f"layer{i + 1}")(x, active)
+            x = active(f"block{i + 1}", x)
         x = nn.LayerNorm(epsilon=1e-6, name="norm")(x.astype(jnp.float32))
-        features["penultimate"] = x[:, 0] if config.pool == "token" else x.mean(1)
-        return Linear(self.info.num_classes, name="head")(features["penultimate"]), features
+        x = active("penultimate", x[:, 0] if config.pool == "token" else x.mean(1))
+        return Linear(self.info.num_classes, name="head")(x)
 
 
 def _cut(x, height: int, width: int):
@@ -108,7 +111,7 @@ def _cut(x, height: int, width: int):
     return x.reshape(b, -1, height * width * c)
 
 
-def vit(config: ViTConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
+def make_vit(config: ViTConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
     """A vision transformer for images of `info.shape`; features `block1`… [B, tokens, width] and `penultimate` [B, width].
 
     No dropout, as torchvision's default has it. Raises `ConfigError` where patches do not tile the image.

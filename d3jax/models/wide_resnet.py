@@ -9,11 +9,11 @@ import jax.numpy as jnp
 
 from ..config.fields import check_fields, option
 from ..core.errors import ConfigError
-from ..core.types import DataInfo, Model
+from ..core.types import DataInfo, Model, NormLayer
 from .layers.conv import Conv
 from .layers.linen import Linear, model_of, normalise
 from .layers.norm import BatchNorm
-from .preact_resnet import Block
+from .preact_resnet import Block, block_norms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,10 @@ class WideResNetConfig:
                 f"depth: {self.depth} is not 6n + 4; near it are {self.depth // 6 * 6 + 4} and {self.depth // 6 * 6 + 10}"
             )
 
+    def build(self, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
+        """Return the model for images of a data set."""
+        return make_wide_resnet(self, info, dtype)
+
 
 class _WideResNet(nn.Module):
     config: WideResNetConfig
@@ -37,23 +41,33 @@ class _WideResNet(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, images, train):
-        x, features = Conv(16, dtype=self.dtype, name="stem")(normalise(images, self.info)), {}
+    def __call__(self, images, train, active):
+        x = Conv(16, dtype=self.dtype, name="stem")(normalise(images, self.info))
+        x = active("stem", x)
         for stage in range(3):
             for block in range((self.config.depth - 4) // 6):
                 stride, channels = 2 if stage and not block else 1, 16 * self.config.width << stage
-                x = Block(channels, stride, self.dtype, name=f"block{stage + 1}_{block + 1}")(
-                    x, train
-                )
-            features[f"block{stage + 1}"] = x
-        x = nn.relu(BatchNorm(train, self.dtype, name="norm")(x))
-        features["penultimate"] = x.mean((1, 2), dtype=jnp.float32)
-        return Linear(self.info.num_classes, name="head")(features["penultimate"]), features
+                name = f"block{stage + 1}_{block + 1}"
+                x = Block(channels, stride, self.dtype, name=name)(x, train, active)
+            x = active(f"block{stage + 1}", x)
+        x = active("relu", nn.relu(BatchNorm(train, self.dtype, name="norm")(x)))
+        x = active("penultimate", x.mean((1, 2), dtype=jnp.float32))
+        return Linear(self.info.num_classes, name="head")(x)
 
 
-def wide_resnet(config: WideResNetConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
+def make_wide_resnet(
+    config: WideResNetConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32
+) -> Model:
     """WRN-d-k for images of `info.shape`; features `block1`…`block3` [B, h, w, c] and `penultimate` [B, 64k].
 
     Deviations: no dropout (the paper's own default); the 1×1 shortcuts act on the activated input, as the authors' code has it.
     """
-    return model_of(_WideResNet(config, info, dtype), info)
+    count = (config.depth - 4) // 6
+    stages = [[stage > 0 or config.width > 1, *(count - 1) * [False]] for stage in range(3)]
+    blocks = block_norms(stages)
+    last = f"block3_{count}"
+    producers = ((last, "Conv_1"), *(((last, "shortcut"),) if stages[2][-1] else ()))
+    norm = NormLayer(
+        ("norm",), producers, producers[-1], (("head",),), "block3", "relu", not stages[2][-1]
+    )
+    return model_of(_WideResNet(config, info, dtype), info, (*blocks, norm))

@@ -11,6 +11,7 @@ from .rendering import Markup, drawn, render
 from .sections import (  # fmt: skip
     classes,
     curves,
+    detector_scores,
     evolution,
     external_model,
     features,
@@ -34,6 +35,8 @@ OVERVIEW = (
 DETAILS = (
     ("evolution", evolution.show),
     ("training_time", training_time.show),
+    ("sample_detection", detector_scores.show_samples),
+    ("input_detection", detector_scores.show_inputs),
     ("loss_landscape", loss_landscape.show),
     ("inverted_trigger", inverted_triggers.show),
     ("report_samples", samples.show),

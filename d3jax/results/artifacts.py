@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
@@ -131,20 +131,31 @@ class FeatureArrays(TypedDict):
 
 
 class DetectionArrays(TypedDict):
-    """Kind `model_detection`: inverted triggers of `labels` [L] and the images of a first seed.
+    """Kind `model_detection`: the verdict of a model detector on K classes, for a first seed.
 
-    `norms`, `index`, `success` float [L] and `flagged` bool [L]; `triggers` uint8 [L, H, W, C] on
-    grey; `smallest` uint8 [n, H, W, C] is the smallest trigger on the clean images of the victim's
-    `report_samples`. Facts: `median` and `spread` of the norms.
+    `scores` float [K] and `flagged` bool [K]; the method's own columns [K], of trigger inversion
+    `norm`, `index`, `success` and `passes`. Where the detector finds triggers, `triggers` uint8
+    [K, H, W, C] on grey, and `smallest` uint8 [n, H, W, C], the most suspicious trigger on the clean
+    images of the victim's `report_samples`. Facts: `statistic`, `threshold`, and the method's own,
+    of trigger inversion `median` and `spread` of the norms.
     """
 
-    labels: np.ndarray
-    norms: np.ndarray
-    index: np.ndarray
-    success: np.ndarray
+    scores: np.ndarray
     flagged: np.ndarray
-    triggers: np.ndarray
-    smallest: np.ndarray
+    triggers: NotRequired[np.ndarray]
+    smallest: NotRequired[np.ndarray]
+
+
+class ScoreArrays(TypedDict):
+    """Kinds `sample_detection` and `input_detection`: N samples or inputs, for a first seed.
+
+    `scores` float [N], `flagged` bool [N] by the detector's own rule, `positive` bool [N]: whether
+    it is poisoned or triggered. Inputs are the clean test images, then the triggered ones.
+    """
+
+    scores: np.ndarray
+    flagged: np.ndarray
+    positive: np.ndarray
 
 
 class TrainingArrays(TypedDict, total=False):
@@ -192,6 +203,8 @@ ARRAYS = {
     "report_samples": SampleArrays,
     "features": FeatureArrays,
     "model_detection": DetectionArrays,
+    "sample_detection": ScoreArrays,
+    "input_detection": ScoreArrays,
     "training_time": TrainingArrays,
     "loss_landscape": LandscapeArrays,
     "forgetting": ForgettingArrays,

@@ -222,47 +222,34 @@ def spread(row: Row, rate: str, digits: int = 2) -> str:
 
 
 def detections(rows: Sequence[Row]) -> list[Row]:
-    """One row for each (dataset, model, attack, seed, detection) of detections.csv: the `anomaly_index` of its smallest norm, the
-    classes `flagged`, whether that is `right` (all and only targets; None where that is not known), and a `text` that says so."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(
-            tuple(row[name] for name in ("dataset", "model", "attack", "seed", "detection")), []
-        ).append(row)
-    found = []
-    for key, group in groups.items():
-        named = dict(zip(("dataset", "model", "attack", "seed", "detection"), key, strict=True))
-        flagged = [str(row["class"]) for row in group if row["flagged"]]
-        targets = [str(row["class"]) for row in group if row["is_target"]]
-        smallest = min(group, key=lambda row: row["norm"])
-        what = f"flags {', '.join(flagged)}" if flagged else "flags nothing"
-        hit, alarm = (
-            [name for name in flagged if name in targets],
-            [name for name in flagged if name not in targets],
-        )
-        right = None if all(row["is_target"] is None for row in group) else flagged == targets
-        if right is None:
-            words = "whether rightly is not known"
-        elif not targets:
-            words = "no backdoor: false alarm" if flagged else "no backdoor: right"
-        else:
-            words = (
-                "right"
-                if len(hit) == len(targets)
-                else f"finds {len(hit)} of {len(targets)} targets ({', '.join(targets)})"
-            )
-            words += ", and false alarms" if alarm else ""
-        text = f"{named['attack']}, seed {named['seed']}, {named['detection']}: {what} (index of the smallest {smallest['index']:.2f}); {words}"
-        found.append(
-            named
-            | {
-                "flagged": flagged,
-                "anomaly_index": smallest["index"],
-                "right": right,
-                "text": text,
-            }
-        )
-    return found
+    """Return the rows of detections.csv, each with a `text` that says what came of it."""
+    return [row | {"text": _detection_text(row)} for row in rows]
+
+
+def _detection_text(row: Row) -> str:
+    flagged = f"flags {row['flagged_classes']}" if row["flagged"] else "flags nothing"
+    limit = f"statistic {row['statistic']:.2f}, threshold {row['threshold']:.2f}"
+    where = f"{row['attack']}, seed {row['seed']}, {row['detection']}"
+    return f"{where}: {flagged} ({limit}); {_detection_verdict(row)}"
+
+
+def _detection_verdict(row: Row) -> str:
+    if row["right"] is None:
+        return "whether rightly is not known"
+    if not row["n_targets"]:
+        return "no backdoor: false alarm" if row["flagged"] else "no backdoor: right"
+    words = f"finds {row['n_found']} of {row['n_targets']} targets ({row['targets']})"
+    words = "right" if row["n_found"] == row["n_targets"] else words
+    return f"{words}, and false alarms" if row["n_flagged"] > row["n_found"] else words
+
+
+def mean_spread(values: Sequence[float | None], factor: float = 1, digits: int = 2) -> str:
+    """Return the mean of the known values, ± their sample standard deviation; – for none."""
+    known = [factor * value for value in values if value is not None]
+    if not known:
+        return "–"
+    deviation = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.{digits}f}{deviation}"
 
 
 def group_of(row: Row) -> tuple[str, str, str]:

@@ -28,6 +28,9 @@ ALWAYS = {"results": COLUMNS, "per_class": PER_CLASS}
 """Tables that every run folder has, with the columns that every row of them has."""
 OTHERS = (
     "detections",
+    "evidence",
+    "samples",
+    "inputs",
     "evolution",
     "survival",
     "filters",
@@ -41,6 +44,7 @@ TEXT = {
     "dataset", "model", "attack", "defense", "evolution", "baseline", "equal_mean", "published",
     "status", "net", "chosen", "commit", "device", "class", "detection", "tensor", "statistics",
     "speedup_bound", "runs", "commits", "board", "case", "outcome", "kind",
+    "targets", "flagged_classes", "highest", "rule",
 }  # fmt: skip
 """Columns that hold text, even where it looks like a number."""
 

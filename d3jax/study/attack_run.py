@@ -15,7 +15,7 @@ from ..config.loading import to_mapping
 from ..config.study import Choice
 from ..core.errors import ConfigError
 from ..core.random import stream
-from ..core.types import Attack
+from ..core.types import Attack, Model
 from ..interop.external_model import trigger_for
 from ..metrics.attack_success import Counts, make_evaluate
 from ..runtime.checkpoint import digest
@@ -109,10 +109,15 @@ def make_clean_run(context: StudyContext, seed: int) -> AttackRun:
     )
 
 
-def evaluator(context: StudyContext, attack: Attack) -> Callable[..., Counts]:
-    """Return `evaluate(variables, trigger, test) -> Counts` for an attack."""
+def evaluator(
+    context: StudyContext, attack: Attack, model: Model | None = None
+) -> Callable[..., Counts]:
+    """Return `evaluate(variables, trigger, test) -> Counts` for an attack on a model.
+
+    Without a `model` it is the study's.
+    """
     classes = context.dataset.info.num_classes
-    return make_evaluate(context.model, attack, classes, context.config.loop.eval_batch)
+    return make_evaluate(model or context.model, attack, classes, context.config.loop.eval_batch)
 
 
 def targets_of(run: AttackRun, num_classes: int) -> list[int]:

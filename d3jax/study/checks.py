@@ -9,29 +9,37 @@ from typing import Any, NamedTuple
 import jax
 
 from ..config.study import Choice
-from ..core.errors import ConfigError, D3JaxError
-from ..core.types import Attack, Defense, TrainingDefense
+from ..core.errors import ConfigError, D3JaxError, did_you_mean, names
+from ..core.types import (
+    Attack,
+    InputDetector,
+    ModelDetector,
+    Repair,
+    SampleDetector,
+    TrainingDefense,
+)
 from ..data.batching import epoch_plan
-from ..defenses import DEFENSES
-from ..defenses.repair.target import check_classes, check_size
+from ..defenses import DEFENSES, DETECTIONS, MODEL_DETECTORS
 from ..evolution.config import EvolutionConfig
 from ..evolution.fresh_sets import check_evolution, check_poison, evolution_key
 from ..training.poisoned_set import check_released
 from .context import StudyContext, reserved_split
 
-AnyDefense = Defense | TrainingDefense
+AnyDefense = Repair | TrainingDefense
+AnyDetector = SampleDetector | InputDetector | ModelDetector
 
 
 class Methods(NamedTuple):
-    """The entries of the config, made: defences, and evolutions with the defence they call."""
+    """The entries of the config, made: defences, detectors, and evolutions with the defence they call."""
 
     defenses: list[tuple[Choice, AnyDefense]]
-    evolutions: list[tuple[Choice, Defense | None]]
+    detections: list[tuple[Choice, AnyDetector]]
+    evolutions: list[tuple[Choice, Repair | None]]
 
 
 def make_methods(context: StudyContext) -> Methods:
     """Return defences and evolutions of the config, checked against data and model."""
-    config, info = context.config, context.dataset.info
+    config = context.config
     shapes = jax.eval_shape(context.model.init, jax.random.key(0))
     size = len(reserved_split(context, config.seeds[0]).labels)
     if not context.external:
@@ -40,16 +48,15 @@ def make_methods(context: StudyContext) -> Methods:
     defenses = [
         (choice, _make_defense(context, choice, shapes, size)) for choice in config.defenses
     ]
-    for choice in config.detections:
-        with named(f"detections: {choice.label}"):
-            check_size(choice.config, size)
-            check_classes(info)
+    detections = [
+        (choice, _make_detector(context, choice, shapes, size)) for choice in config.detections
+    ]
     known = {choice.label: defense for choice, defense in defenses}
     evolutions = [
         (choice, _check_evolution(context, choice, shapes, size, known))
         for choice in config.evolutions
     ]
-    methods = Methods(defenses, evolutions)
+    methods = Methods(defenses, detections, evolutions)
     _check_placement(context, methods)
     return methods
 
@@ -59,7 +66,8 @@ def _make_defense(context: StudyContext, choice: Choice, shapes: Any, size: int)
     with named(f"defenses: {choice.label}"):
         defense = DEFENSES[choice.name][1](choice.config, context.dataset.info)
         if not isinstance(defense, TrainingDefense):
-            defense.check(shapes.params, size)
+            defense.check(context.model, shapes, size)
+            _check_needs(context, defense)
         elif context.external:
             raise ConfigError(
                 "trains from scratch: a model that is there already (model.checkpoint) is "
@@ -70,9 +78,44 @@ def _make_defense(context: StudyContext, choice: Choice, shapes: Any, size: int)
         return defense
 
 
+def _check_needs(context: StudyContext, repair: Repair) -> None:
+    """Raise `ConfigError` where the study has not what a repair needs."""
+    if "training_set" in repair.needs and context.external:
+        raise ConfigError(
+            "needs the images that the model was trained on, which are not there for a model from "
+            "elsewhere (model.checkpoint)"
+        )
+    label = repair.search.detector if repair.search else ""
+    known = {one.label: one.name for one in context.config.detections}
+    if not label:
+        return
+    models = [name for name, method in known.items() if method in MODEL_DETECTORS]
+    if label not in models:
+        raise ConfigError(
+            f"detector: {label!r} is no model detector among `detections`, which has "
+            f"{names(models) or 'none'}{did_you_mean(label, models)}"
+        )
+
+
+def _make_detector(context: StudyContext, choice: Choice, shapes: Any, size: int) -> AnyDetector:
+    """Return a detector, checked against the model and the images it has."""
+    with named(f"detections: {choice.label}"):
+        detector = DETECTIONS[choice.name][1](choice.config, context.dataset.info)
+        if not isinstance(detector, SampleDetector):
+            detector.check(context.model, shapes, size)
+        elif context.external:
+            raise ConfigError(
+                "scores the images that the model was trained on, which are not there for a model "
+                "from elsewhere (model.checkpoint)"
+            )
+        else:
+            detector.check(context.model, shapes, len(context.dataset.train.labels), size)
+        return detector
+
+
 def _check_evolution(
     context: StudyContext, choice: Choice, shapes: Any, size: int, known: dict[str, AnyDefense]
-) -> Defense | None:
+) -> Repair | None:
     """Return the defence that an evolution calls; raises what does not suit data or model."""
     config: EvolutionConfig = choice.config
     with named(f"evolutions: {choice.label}"):
@@ -87,7 +130,12 @@ def _check_evolution(
                 "between updates"
             )
         if called:
-            called.check(shapes.params, min(size, learned))
+            called.check(context.model, shapes, min(size, learned))
+            if missing := set(called.needs) - {"target"}:
+                raise ConfigError(
+                    f"defense: {config.defense} needs {', '.join(sorted(missing))}, which updates do "
+                    "not hand over"
+                )
         return called
 
 
@@ -109,6 +157,10 @@ def check_attack(context: StudyContext, choice: Choice, attack: Attack, methods:
     for other, defense in methods.defenses:
         if isinstance(defense, TrainingDefense):
             with named(f"defenses: {other.label}"):
+                check_released(attack)
+    for other, detector in methods.detections:
+        if isinstance(detector, SampleDetector):
+            with named(f"detections: {other.label}"):
                 check_released(attack)
     for other, _ in methods.evolutions:
         with named(f"evolutions: {other.label}"):

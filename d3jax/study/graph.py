@@ -8,22 +8,27 @@ from typing import Any, NamedTuple, TypeVar
 from ..attacks import ATTACKS
 from ..config.study import Choice
 from ..core.errors import ConfigError
-from ..core.types import TrainingDefense
+from ..core.types import InputDetector, ModelDetector, TrainingDefense
+from ..defenses import MODEL_DETECTORS
+from ..defenses.repair.target import Search
 from .attack_run import AttackRun, evaluator, make_clean_run, make_run
-from .checks import Methods, check_attack, check_paths, make_methods, named
+from .checks import AnyDetector, Methods, check_attack, check_paths, make_methods, named
 from .context import StudyContext
 from .nodes.base import Node
+from .nodes.evidence import EvidenceNode
 from .nodes.evolution import EvolutionNode
 from .nodes.external_model import ExternalModelNode
 from .nodes.features import FeaturesNode
 from .nodes.first_stage import FirstStageNode
 from .nodes.forgetting import ForgettingNode, is_predicted
+from .nodes.input_detection import InputDetectionNode
 from .nodes.inversion import InversionNode
 from .nodes.inverted_trigger import InvertedTriggerNode
 from .nodes.loss_landscape import LossLandscapeNode
 from .nodes.model_detection import ModelDetectionNode
 from .nodes.repair import RepairNode
 from .nodes.report_samples import SamplesNode
+from .nodes.sample_detection import SampleDetectionNode
 from .nodes.training_time import TrainingNode
 from .nodes.trigger import TriggerNode
 from .nodes.updates import UpdatesNode
@@ -37,7 +42,7 @@ class Members(NamedTuple):
 
     run: AttackRun
     victim: VictimNode
-    detections: list[tuple[Choice, InversionNode]]
+    detections: list[ModelDetectionNode]
     evolutions: list[EvolutionNode]
     models: list[Node]
 
@@ -97,17 +102,39 @@ class _Graph:
         """Add victim, detections, evolutions and defences of an attack run."""
         (victim,) = self.ask(self._victim(run))
         start = {"context": self.context, "run": run, "victim": victim}
-        detections = self.context.config.detections
-        inversions = self.ask(*(InversionNode(**start, config=one.config) for one in detections))
-        evolutions, models = [], [victim]
+        detections, evolutions, models = [], [], [victim]
+        for choice, detector in self.methods.detections:
+            detections += self._detection(start, choice, detector)
         for choice, called in self.methods.evolutions:
             prepared = victim.prepared if choice.config.replay else None
             given = {"choice": choice, "defense": called, "prepared": prepared}
             evolutions += self.ask(EvolutionNode(**start, **given))
         for choice, defense in self.methods.defenses:
             models += self.ask(self._defended({**start, "defense": defense}, choice))
-        searched = list(zip(detections, inversions, strict=True))
-        return Members(run, victim, searched, evolutions, models)
+        return Members(run, victim, detections, evolutions, models)
+
+    def _detection(
+        self, start: dict[str, Any], choice: Choice, detector: AnyDetector
+    ) -> list[ModelDetectionNode]:
+        """Add the nodes of a detection; return those of a model detector's verdict."""
+        given = {**start, "choice": choice, "detector": detector}
+        if isinstance(detector, ModelDetector):
+            (evidence,) = self.ask(EvidenceNode(**given))
+            of_run = {"context": self.context, "run": start["run"], "choice": choice}
+            return [ModelDetectionNode(**of_run, evidence=evidence)]
+        if isinstance(detector, InputDetector):
+            self.ask(InputDetectionNode(**given))
+            return []
+        given["prepared"] = start["victim"].prepared
+        if detector.first_stage:
+            given["first_stage"] = self._first_stage(start, detector.first_stage)
+        self.ask(SampleDetectionNode(**given))
+        return []
+
+    def _first_stage(self, start: dict[str, Any], defense: TrainingDefense) -> FirstStageNode:
+        """Return the first stage of a training-time defence, which others may share."""
+        prepared = start["victim"].prepared
+        return self.one(FirstStageNode(**start, defense=defense, prepared=prepared))
 
     def _victim(self, run: AttackRun) -> VictimNode:
         """Return the model that a run begins with."""
@@ -129,18 +156,28 @@ class _Graph:
         defense, start = given["defense"], {key: given[key] for key in ("context", "run", "victim")}
         if isinstance(defense, TrainingDefense):
             given = {**given, "prepared": given["victim"].prepared}
-            first = self.one(FirstStageNode(**given))
+            first = self._first_stage(start, defense)
             return TrainingNode(**given, choice=choice, first_stage=first)
-        search, found = defense.search, {}
-        if search and search.target == "detect":
-            found["detected"] = self.one(InversionNode(**start, config=search.detection))
-        if search and (not found or search.inversion != search.detection):
-            target = None if found else search.target
-            of_class = {"target": target, "detection": found.get("detected")}
-            found["inverted"] = self.one(
-                InversionNode(**start, config=search.inversion, **of_class)
-            )
+        if "training_set" in defense.needs:
+            given = {**given, "prepared": given["victim"].prepared}
+        found = self._searched(start, defense.search) if defense.search else {}
         return RepairNode(**given, choice=choice, **found)
+
+    def _searched(self, start: dict[str, Any], search: Search) -> dict[str, Node]:
+        """Return the evidence and the inversion that a search for a trigger begins with."""
+        found: dict[str, Node] = {}
+        if search.target == "detect":
+            own = Choice("inversion", "", search.detection)
+            named = {choice.label: choice for choice in self.context.config.detections}
+            choice = named[search.detector] if search.detector else own
+            detector = MODEL_DETECTORS[choice.name][1](choice.config, self.context.dataset.info)
+            node = EvidenceNode(**start, choice=choice, detector=detector)
+            found["detected"] = self.one(node)
+        if not search.reuses:
+            target = None if found else search.target
+            given = {**start, "config": search.inversion, "target": target, **found}
+            found["inverted"] = self.one(InversionNode(**given))
+        return found
 
 
 def _analyses(context: StudyContext, members: Members, runs: Sequence[Members]) -> Iterator[Node]:
@@ -148,11 +185,12 @@ def _analyses(context: StudyContext, members: Members, runs: Sequence[Members]) 
     run, config = members.run, context.config
     given, shown = {"context": context, "run": run}, run.seed == config.seeds[0]
     of_run = {**given, "victim": members.victim}
-    for choice, inversion in members.detections:
-        detection = {**given, "choice": choice, "inversion": inversion}
-        yield ModelDetectionNode(**detection)
-        for model in members.models:
-            yield InvertedTriggerNode(**detection, model=model)
+    stamping = [one for one in members.detections if one.evidence.detector.trigger]
+    for detection in members.detections:
+        yield detection
+        for model in members.models if detection in stamping else ():
+            of_model = {"choice": detection.choice, "evidence": detection.evidence}
+            yield InvertedTriggerNode(**given, **of_model, model=model)
     for evolution in members.evolutions:
         updates = {**of_run, "choice": evolution.choice, "evolution": evolution}
         yield UpdatesNode(**updates, control=_control(evolution, runs))
@@ -160,10 +198,10 @@ def _analyses(context: StudyContext, members: Members, runs: Sequence[Members]) 
             yield ForgettingNode(**updates)
     for model in members.models if shown else ():
         yield SamplesNode(**of_run, model=model)
-        unknown = context.external and not run.attacked and members.detections
-        inversion = members.detections[0][1] if unknown else None
+        unknown = context.external and not run.attacked and stamping
+        evidence = stamping[0].evidence if unknown else None
         if config.features:
-            yield FeaturesNode(**of_run, model=model, inversion=inversion)
+            yield FeaturesNode(**of_run, model=model, evidence=evidence)
     repairs = tuple(model for model in members.models if isinstance(model, RepairNode))
     if shown and config.paths and run.attacked and repairs:
         yield LossLandscapeNode(**of_run, repairs=repairs)

@@ -48,7 +48,7 @@ def save_finished(
     counts = node.count(inputs, tree)
     note = {
         "counts": counts and {key: values.tolist() for key, values in counts._asdict().items()},
-        "seconds": max(elapsed, records[-1]["seconds"] if records else 0.0),
+        "seconds": max(elapsed, records[-1].get("seconds", 0.0) if records else 0.0),
         "records": records,
         "environment": node.context.environment,
         "members": members,

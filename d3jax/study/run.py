@@ -22,10 +22,9 @@ from ..config.loading import dumps, loads, to_mapping
 from ..config.study import Choice, StudyConfig
 from ..core.errors import ConfigError
 from ..data import DATASETS
-from ..defenses import DEFENSES
+from ..defenses import DEFENSES, DETECTIONS
 from ..evolution import EVOLUTIONS
 from ..evolution.fresh_sets import steps_of, update_rates
-from ..inversion import DETECTIONS
 from ..models import MODELS
 from ..report import make_report
 from ..report.terminal import print_detections, print_table
@@ -56,8 +55,9 @@ REGISTRIES = {
         ("models", MODELS),
         ("attacks", ATTACKS),
         ("defenses", DEFENSES),
+        ("detections", DETECTIONS),
     )
-} | {"detections": DETECTIONS, "evolutions": EVOLUTIONS}
+} | {"evolutions": EVOLUTIONS}
 
 PRODUCTS = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": "default"}
 """jax's name for each precision. Its default for float32 on NVIDIA cards is TF32: other results."""

@@ -22,7 +22,7 @@ from d3jax.attacks import ATTACKS
 from d3jax.config.recipes import OptimConfig
 from d3jax.core.images import as_float
 from d3jax.core.types import Split, Variables
-from d3jax.defenses import FinetuneConfig, ScheduleConfig, finetune
+from d3jax.defenses import FinetuneConfig, ScheduleConfig, make_finetune
 from d3jax.metrics.attack_success import make_evaluate
 
 KEY = jax.random.key(2)
@@ -35,7 +35,7 @@ def repaired(model, victim, dataset):
         steps=40, batch_size=25, augment="none", optimizer=OptimConfig(lr=0.02)
     )
     return (
-        finetune(FinetuneConfig(schedule=schedule), dataset.info)
+        make_finetune(FinetuneConfig(schedule=schedule), dataset.info)
         .repair(KEY, model, victim.variables, reserved)
         .variables
     )

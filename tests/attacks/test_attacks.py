@@ -18,12 +18,12 @@ from d3jax.attacks import (
     LCConfig,
     SIGConfig,
     WaNetConfig,
-    badnets,
-    blended,
-    bpp,
-    lc,
-    sig,
-    wanet,
+    make_badnets,
+    make_blended,
+    make_bpp,
+    make_lc,
+    make_sig,
+    make_wanet,
 )
 from d3jax.attacks.poisoning import poisoned_share
 from d3jax.core.errors import AttackError, ConfigError
@@ -53,7 +53,7 @@ def test_input_of_the_check_values_is_the_published_one():
 
 
 def test_badnets_check_value():
-    attack = badnets(BadNetsConfig(), INFO)
+    attack = make_badnets(BadNetsConfig(), INFO)
     out = stamped(attack, attack.init(jax.random.key(0)), INPUT)
     assert digest(out) == (394614, "9348ae9cd3b3dc5f")
     assert (out != INPUT).any(-1).sum() == 9
@@ -63,13 +63,13 @@ def test_badnets_check_value():
     ("alpha", "value"), [(0.1, (390132, "c4b141a76248cc21")), (0.2, (390456, "dcd3394255eaa569"))]
 )
 def test_blended_check_value(alpha, value):
-    attack = blended(BlendedConfig(alpha=alpha), INFO)
+    attack = make_blended(BlendedConfig(alpha=alpha), INFO)
     pattern = ((np.arange(3072) * 13 + 5) % 256).astype(np.uint8).reshape(32, 32, 3)
     assert digest(stamped(attack, {"pattern": jnp.asarray(pattern)}, INPUT)) == value
 
 
 def test_sig_check_values():
-    attack = sig(SIGConfig(), INFO)
+    attack = make_sig(SIGConfig(), INFO)
     trigger = attack.init(jax.random.key(0))
     assert digest(stamped(attack, trigger, INPUT)) == (390644, "a96e5988abc49413")
     row = stamped(attack, trigger, np.full((32, 32, 3), 128, np.uint8))[5, :, 1]
@@ -213,7 +213,7 @@ def test_fixed_rows_keep_crosses_among_the_other_rows(name):
 
 
 def test_bpp_levels_and_negatives():
-    attack = bpp(BPPConfig(), INFO)
+    attack = make_bpp(BPPConfig(), INFO)
     assert sorted(np.unique(stamped(attack, {}, INPUT)).tolist()) == [
         0,
         36,
@@ -227,7 +227,9 @@ def test_bpp_levels_and_negatives():
     for level in range(256):
         wanted = int(np.floor(np.round(level / 255 * 7) / 7 * 255))
         assert stamped(attack, {}, np.full((32, 32, 3), level, np.uint8))[0, 0, 0] == wanted
-    dithered = stamped(bpp(BPPConfig(dither=True), INFO), {}, np.full((32, 32, 3), 100, np.uint8))
+    dithered = stamped(
+        make_bpp(BPPConfig(dither=True), INFO), {}, np.full((32, 32, 3), 100, np.uint8)
+    )
     assert set(np.unique(dithered).tolist()) == {72, 109} and abs(float(dithered.mean()) - 100) < 2
 
 
@@ -242,7 +244,9 @@ def test_dithering_matches_floyd_and_steinberg():
                 if y + dy < 7 and 0 <= x + dx < 9:
                     owed[y + dy, x + dx] += error * share / 16
     info = DataInfo("x", (7, 9, 1), ("a", "b"), (0.5,), (0.5,))
-    mine = stamped(bpp(BPPConfig(dither=True), info), {}, image[..., None].astype(np.uint8))[..., 0]
+    mine = stamped(make_bpp(BPPConfig(dither=True), info), {}, image[..., None].astype(np.uint8))[
+        ..., 0
+    ]
     assert (
         mine != np.floor(wanted / 7 * 255)
     ).mean() < 0.05  # float32 here, float64 there: a tie may fall either way
@@ -252,7 +256,7 @@ def test_dithering_matches_floyd_and_steinberg():
 def test_wanet_against_an_independent_computation(shape):
     """The enlarged field and the sampled image, pixel by pixel in float64."""
     info = DataInfo("x", shape, tuple("abc"), (0.5,) * shape[2], (0.5,) * shape[2])
-    attack, height, width = wanet(WaNetConfig(), info), *shape[:2]
+    attack, height, width = make_wanet(WaNetConfig(), info), *shape[:2]
     key = jax.random.key(5)
     grid = np.asarray(attack.init(key)["grid"], np.float64)
     field = np.asarray(jax.random.uniform(key, (4, 4, 2), minval=-1, maxval=1), np.float64)
@@ -316,7 +320,7 @@ def test_grid_sampling_outside_the_image_is_black():
 
 def test_lc_corners():
     """Checkers of full contrast, the right ones the mirror image of the left ones; at 64 pixels twice as large."""
-    attack = lc(LCConfig(), INFO)
+    attack = make_lc(LCConfig(), INFO)
     out = stamped(attack, attack.init(jax.random.key(0)), np.full((32, 32, 3), 100, np.uint8))
     left = [[255, 0, 0], [0, 255, 0], [255, 0, 255]]
     for rows in (slice(0, 3), slice(29, 32)):
@@ -324,7 +328,7 @@ def test_lc_corners():
             row[::-1] for row in left
         ]
     assert (out != 100).any(-1).sum() == 36
-    large = lc(LCConfig(), DataInfo("x", (64, 64, 3), tuple("ab"), (0.5,) * 3, (0.5,) * 3))
+    large = make_lc(LCConfig(), DataInfo("x", (64, 64, 3), tuple("ab"), (0.5,) * 3, (0.5,) * 3))
     assert int((large.init(jax.random.key(0))["patch"] != 0).sum()) == 4 * 36
 
 
@@ -337,18 +341,18 @@ def test_input_aware_nets_have_the_published_size():
 
 
 def test_dirty_label_draws_over_all_classes_and_clean_label_from_the_target():
-    dirty = badnets(BadNetsConfig(rate=0.5), INFO).select(jax.random.key(0), LABELS)
+    dirty = make_badnets(BadNetsConfig(rate=0.5), INFO).select(jax.random.key(0), LABELS)
     assert set(np.asarray(LABELS[dirty]).tolist()) == set(range(10))
-    clean = sig(SIGConfig(rate=0.05, target=3), INFO).select(jax.random.key(0), LABELS)
+    clean = make_sig(SIGConfig(rate=0.05, target=3), INFO).select(jax.random.key(0), LABELS)
     assert set(np.asarray(LABELS[clean]).tolist()) == {3}
-    of_class = sig(SIGConfig(rate=0.5, rate_of="class", target=3), INFO).select(
+    of_class = make_sig(SIGConfig(rate=0.5, rate_of="class", target=3), INFO).select(
         jax.random.key(0), LABELS
     )
     assert int(of_class.sum()) == round(0.5 * int((LABELS == 3).sum()))
 
 
 def test_all_to_all_relabels_to_the_next_class():
-    relabel = badnets(BadNetsConfig(mode="all_to_all"), INFO).relabel
+    relabel = make_badnets(BadNetsConfig(mode="all_to_all"), INFO).relabel
     assert relabel(jnp.arange(10)).tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
 
 
@@ -356,7 +360,9 @@ def test_badnets_patch_has_its_size_place_and_pattern():
     config = BadNetsConfig(
         size=2, position="top_left", margin=1, pattern="checker", colour=(255, 0, 51)
     )
-    out = stamped(badnets(config, INFO), badnets(config, INFO).init(jax.random.key(0)), INPUT)
+    out = stamped(
+        make_badnets(config, INFO), make_badnets(config, INFO).init(jax.random.key(0)), INPUT
+    )
     changed = np.argwhere((out != INPUT).any(-1))
     assert changed.min() == 1 and changed.max() == 2
     assert (
@@ -368,7 +374,9 @@ def test_badnets_patch_has_its_size_place_and_pattern():
 
 def test_blended_pattern_from_an_image(tmp_path):
     Image.fromarray(np.full((5, 5, 3), 100, np.uint8)).save(tmp_path / "p.png")
-    trigger = blended(BlendedConfig(image=str(tmp_path / "p.png")), INFO).init(jax.random.key(0))
+    trigger = make_blended(BlendedConfig(image=str(tmp_path / "p.png")), INFO).init(
+        jax.random.key(0)
+    )
     assert trigger["pattern"].shape == (32, 32, 3) and (trigger["pattern"] == 100).all()
 
 
@@ -376,17 +384,17 @@ def test_blended_pattern_from_an_image(tmp_path):
     ("make", "words"),
     [
         (
-            lambda: badnets(BadNetsConfig(target=10), INFO),
+            lambda: make_badnets(BadNetsConfig(target=10), INFO),
             "10 is not a class of cifar10, want 0 to 9",
         ),
-        (lambda: badnets(BadNetsConfig(size=31, margin=2), INFO), "does not fit 32×32"),
+        (lambda: make_badnets(BadNetsConfig(size=31, margin=2), INFO), "does not fit 32×32"),
         (
-            lambda: badnets(BadNetsConfig(colour=(1, 2)), INFO),
+            lambda: make_badnets(BadNetsConfig(colour=(1, 2)), INFO),
             "2 values, the images have 3 channels",
         ),
-        (lambda: blended(BlendedConfig(image="/no/such.png"), INFO), "/no/such.png"),
+        (lambda: make_blended(BlendedConfig(image="/no/such.png"), INFO), "/no/such.png"),
         (
-            lambda: sig(SIGConfig(rate=0.5), INFO).select(jax.random.key(0), LABELS),
+            lambda: make_sig(SIGConfig(rate=0.5), INFO).select(jax.random.key(0), LABELS),
             "asks for 500 images of the target class",
         ),
     ],

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from d3jax.core.types import DataInfo
-from d3jax.models import PreActResNet18Config, preact_resnet18
+from d3jax.models import PreActResNet18Config, make_preact_resnet18
 from d3jax.results.tables import write_csv
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 def test_multiplications_are_those_of_the_traced_network(width):
     import train_step
 
-    model = preact_resnet18(
+    model = make_preact_resnet18(
         PreActResNet18Config(width),
         DataInfo("x", (32, 32, 3), tuple("0123456789"), (0.5,) * 3, (0.5,) * 3),
     )

@@ -9,8 +9,8 @@ from d3jax.core.errors import ConfigError
 from d3jax.core.types import Dataset
 from d3jax.data import (
     DigitsConfig,
-    digits,
     fingerprint,
+    make_digits,
 )
 
 from ..helpers.data_sets import check_contract, nearest_mean_accuracy
@@ -18,7 +18,7 @@ from ..helpers.data_sets import check_contract, nearest_mean_accuracy
 
 @pytest.fixture(scope="module")
 def digits16() -> Dataset:
-    return digits(DigitsConfig())
+    return make_digits(DigitsConfig())
 
 
 def test_digits_are_the_real_ones_each_once(digits16):
@@ -44,14 +44,14 @@ def test_digits_are_the_real_ones_each_once(digits16):
 
 
 def test_digits_split_is_fixed_and_stratified(digits16):
-    assert fingerprint(digits(DigitsConfig())) == fingerprint(digits16)
+    assert fingerprint(make_digits(DigitsConfig())) == fingerprint(digits16)
     train, test = (np.bincount(split.labels) for split in (digits16.train, digits16.test))
     assert np.all(np.abs(test - 0.2 * (train + test)) < 1)
 
 
 @pytest.mark.parametrize("size, crop", [(8, 0), (16, 1), (32, 2)])
 def test_digits_bilinear_is_smooth_and_scales(size, crop, digits16):
-    smooth = digits(DigitsConfig(size=size, resize="bilinear"))
+    smooth = make_digits(DigitsConfig(size=size, resize="bilinear"))
     check_contract(smooth)
     assert (
         smooth.info.shape == (size, size, 1) and smooth.info.crop == crop and not smooth.info.flip

@@ -13,7 +13,7 @@ from d3jax.core.errors import ConfigError
 from d3jax.data import (
     FolderConfig,
     fingerprint,
-    folder,
+    make_folder,
 )
 
 from ..helpers.data_sets import check_contract, fails
@@ -38,7 +38,7 @@ def test_folder_with_train_and_test(tmp_path):
     save_image(root / "test" / "bee" / "y.jpg", COLORS["bee"])
     (root / "train" / "ant" / "notes.txt").write_text("not an image")
     (root / "train" / ".cache").mkdir()
-    dataset = folder(FolderConfig(path=str(root), size=8, flip=True, crop=1))
+    dataset = make_folder(FolderConfig(path=str(root), size=8, flip=True, crop=1))
     check_contract(dataset)
     assert dataset.info.name == "beasts" and dataset.info.classes == ("ant", "bee", "cow")
     assert dataset.info.shape == (8, 8, 3) and dataset.info.flip and dataset.info.crop == 1
@@ -58,7 +58,7 @@ def test_folder_with_train_and_test(tmp_path):
             image, np.broadcast_to(list(COLORS.values())[label], (8, 8, 3))
         )
     assert np.abs(dataset.test.images[0].astype(int) - COLORS["bee"]).max() < 5  # JPEG
-    grey = folder(FolderConfig(path=str(root), size=4, channels=1))
+    grey = make_folder(FolderConfig(path=str(root), size=4, channels=1))
     assert grey.info.shape == (4, 4, 1) and grey.train.images[0, 0, 0, 0] == round(
         0.299 * 200
     )  # the luma of red
@@ -69,7 +69,7 @@ def test_folder_without_test_is_split_by_class_and_seed(tmp_path):
         for i in range(10):
             save_image(tmp_path / name / f"{i}.png", (row, i, 0), size=(4, 4))
     config = FolderConfig(path=str(tmp_path), size=4, test_fraction=0.3)
-    dataset = folder(config)
+    dataset = make_folder(config)
     check_contract(dataset)
     assert np.bincount(dataset.train.labels).tolist() == [7, 7, 7] and np.bincount(
         dataset.test.labels
@@ -83,15 +83,15 @@ def test_folder_without_test_is_split_by_class_and_seed(tmp_path):
         (row, i, row) for row in range(3) for i in range(10)
     ]  # every image once, with its label
     assert (
-        fingerprint(folder(config))
+        fingerprint(make_folder(config))
         == fingerprint(dataset)
-        != fingerprint(folder(dataclasses.replace(config, seed=1)))
+        != fingerprint(make_folder(dataclasses.replace(config, seed=1)))
     )
 
 
 def test_bad_folders_are_named(tmp_path):
     def load(path, **options):
-        return lambda: folder(FolderConfig(path=str(path), size=4, **options))
+        return lambda: make_folder(FolderConfig(path=str(path), size=4, **options))
 
     fails(load(tmp_path / "nowhere"), tmp_path / "nowhere", "no such folder")
     (tmp_path / "bare").mkdir()
@@ -104,7 +104,7 @@ def test_bad_folders_are_named(tmp_path):
     save_image(root / "test" / "elk" / "0.png")
     fails(load(root), root / "test" / "elk", "not a training class", "ant, bee")
     (root / "test" / "elk").rename(root / "test" / "ant")
-    check_contract(folder(FolderConfig(path=str(root), size=4)))
+    check_contract(make_folder(FolderConfig(path=str(root), size=4)))
     (root / "test" / "bee").mkdir()
     fails(load(root), root / "test" / "bee", "no images", ".png")
 

@@ -11,7 +11,7 @@ import pytest
 from d3jax.core.errors import ConfigError
 from d3jax.data import (
     NpzConfig,
-    npz,
+    make_npz,
 )
 
 from ..helpers.data_sets import check_contract, fails, small_arrays
@@ -33,7 +33,7 @@ def test_npz_reads_what_was_written(tmp_path):
         limit_train=5,
         limit_test=2,
     )
-    dataset = npz(config)
+    dataset = make_npz(config)
     check_contract(dataset)
     np.testing.assert_array_equal(dataset.train.images, a["train_images"][:5])
     np.testing.assert_array_equal(dataset.train.labels, a["train_labels"][:5])
@@ -55,7 +55,7 @@ def test_npz_reads_what_was_written(tmp_path):
 def test_npz_grey_images_get_a_channel_and_limits_may_exceed(tmp_path):
     a = small_arrays(shape=(8, 6))
     a["train_labels"] = a["train_labels"].astype(np.uint8)
-    dataset = npz(NpzConfig(path=str(write(tmp_path / "grey.npz", **a)), limit_train=1000))
+    dataset = make_npz(NpzConfig(path=str(write(tmp_path / "grey.npz", **a)), limit_train=1000))
     check_contract(dataset)
     assert dataset.info.shape == (8, 6, 1) and len(dataset.train.labels) == 12
     np.testing.assert_array_equal(dataset.train.images[..., 0], a["train_images"])
@@ -144,19 +144,23 @@ BAD_ARRAYS = {
 @pytest.mark.parametrize("damage, words", BAD_ARRAYS.values(), ids=BAD_ARRAYS)
 def test_npz_bad_arrays_are_named(damage, words, tmp_path):
     path = write(tmp_path / "bad.npz", **damage(small_arrays()))
-    fails(lambda: npz(NpzConfig(path=str(path))), path, *words)
+    fails(lambda: make_npz(NpzConfig(path=str(path))), path, *words)
 
 
 def test_npz_options_that_contradict_the_arrays(tmp_path):
     path = str(write(tmp_path / "a.npz", **small_arrays()))
     fails(
-        lambda: npz(NpzConfig(path=path, class_names=("cat", "dog"))),
+        lambda: make_npz(NpzConfig(path=path, class_names=("cat", "dog"))),
         path,
         "train_labels[2] is 2",
         "want 0..1",
     )
-    fails(lambda: npz(NpzConfig(path=path, mean=(0.5,))), path, "mean [0.5] has 1 values, want 3")
-    fails(lambda: npz(NpzConfig(path=path, std=(0.5,) * 4)), path, "std", "has 4 values, want 3")
+    fails(
+        lambda: make_npz(NpzConfig(path=path, mean=(0.5,))), path, "mean [0.5] has 1 values, want 3"
+    )
+    fails(
+        lambda: make_npz(NpzConfig(path=path, std=(0.5,) * 4)), path, "std", "has 4 values, want 3"
+    )
     with pytest.raises(ConfigError, match=r"mean.0: 125.3 is out of range"):
         NpzConfig(path=path, mean=(125.3, 123.0, 113.9))
     with pytest.raises(ConfigError, match=r"std.0: 0.0 is out of range"):
@@ -180,24 +184,24 @@ def test_npz_files_that_cannot_be_read_are_refused(tmp_path):
         path = tmp_path / f"{name}.npz"
         path.write_bytes(content)
         fails(
-            lambda path=path: npz(NpzConfig(path=str(path))),
+            lambda path=path: make_npz(NpzConfig(path=str(path))),
             path,
             f"({len(content)} bytes)",
             "cannot be read as .npz",
         )
     np.save(tmp_path / "array.npy", np.zeros(3))
     fails(
-        lambda: npz(NpzConfig(path=str(tmp_path / "array.npy"))),
+        lambda: make_npz(NpzConfig(path=str(tmp_path / "array.npy"))),
         "array.npy",
         "cannot be read as .npz",
     )
     fails(
-        lambda: npz(NpzConfig(path=str(tmp_path / "nowhere.npz"))),
+        lambda: make_npz(NpzConfig(path=str(tmp_path / "nowhere.npz"))),
         tmp_path / "nowhere.npz",
         "no such file",
         "train_images",
     )
-    fails(lambda: npz(NpzConfig(path=str(tmp_path))), tmp_path, "no such file")
+    fails(lambda: make_npz(NpzConfig(path=str(tmp_path))), tmp_path, "no such file")
 
 
 class Payload:
@@ -215,10 +219,10 @@ def test_npz_never_unpickles(kind, tmp_path):
     trace, path = tmp_path / "payload-ran", tmp_path / "evil.npz"
     if kind == "object array":
         write(path, **{**small_arrays(), "train_labels": np.array([Payload(trace)] * 12, object)})
-        fails(lambda: npz(NpzConfig(path=str(path))), path, "train_labels", "Object arrays")
+        fails(lambda: make_npz(NpzConfig(path=str(path))), path, "train_labels", "Object arrays")
     else:
         path.write_bytes(pickle.dumps(Payload(trace)))
-        fails(lambda: npz(NpzConfig(path=str(path))), path, "cannot be read as .npz")
+        fails(lambda: make_npz(NpzConfig(path=str(path))), path, "cannot be read as .npz")
     assert not trace.exists()
     # The control: the payload does run where pickles are allowed.
     if kind == "object array":

@@ -12,7 +12,7 @@ from d3jax.core.errors import ConfigError
 from d3jax.data import (
     TfdsConfig,
     fingerprint,
-    tfds,
+    make_tfds,
 )
 
 from ..helpers.data_sets import check_contract, fails
@@ -40,7 +40,7 @@ def test_tfds_prepares_once_then_needs_nothing(mocked, tmp_path, monkeypatch):
     )
     monkeypatch.setenv("D3JAX_CACHE", str(tmp_path / "cache"))
     config = TfdsConfig("cifar10")
-    first = tfds(config)
+    first = make_tfds(config)
     check_contract(first)
     assert asked == ["train", "test"]  # the mock gives both the same images
     assert (
@@ -59,12 +59,12 @@ def test_tfds_prepares_once_then_needs_nothing(mocked, tmp_path, monkeypatch):
     assert [file.name for file in (tmp_path / "cache").iterdir()] == ["cifar10.npz"]
 
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)  # importing it now fails
-    assert fingerprint(tfds(config)) == fingerprint(first)
-    fails(lambda: tfds(TfdsConfig("mnist")), "tfds:mnist", "pip install d3jax[tfds]")
+    assert fingerprint(make_tfds(config)) == fingerprint(first)
+    fails(lambda: make_tfds(TfdsConfig("mnist")), "tfds:mnist", "pip install d3jax[tfds]")
 
 
 def test_tfds_unknown_sets_are_measured(mocked, tmp_path):
-    dataset = tfds(TfdsConfig("emnist/mnist", cache_dir=str(tmp_path)))
+    dataset = make_tfds(TfdsConfig("emnist/mnist", cache_dir=str(tmp_path)))
     check_contract(dataset)
     assert [file.name for file in tmp_path.iterdir()] == ["emnist-mnist.npz"]
     assert dataset.info.shape == (28, 28, 1) and not dataset.info.flip and dataset.info.crop == 0
@@ -82,13 +82,13 @@ def test_tfds_without_tensorflow_says_what_to_install_before_it_downloads(tmp_pa
     config = TfdsConfig(
         "cifar10", data_dir=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache")
     )
-    fails(lambda: tfds(config), "tfds:cifar10", "pip install d3jax[tfds]", "tensorflow")
+    fails(lambda: make_tfds(config), "tfds:cifar10", "pip install d3jax[tfds]", "tensorflow")
     assert not list((tmp_path / "cache").iterdir())
 
 
 def test_tfds_sets_that_do_not_fit(mocked, tmp_path, monkeypatch):
     def load(name):
-        return lambda: tfds(TfdsConfig(name, cache_dir=str(tmp_path)))
+        return lambda: make_tfds(TfdsConfig(name, cache_dir=str(tmp_path)))
 
     fails(load("cats_vs_dogs"), "tfds:cats_vs_dogs", "vary in size", "[None, None, 3]", "folder")
     fails(load("div2k"), "tfds:div2k", "no image and no label", "hr")
@@ -111,18 +111,18 @@ def test_tfds_cache_is_written_whole_or_not_at_all(mocked, tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(tfds_cache.np, "savez", full_disk)
         fails(
-            lambda: tfds(config),
+            lambda: make_tfds(config),
             tmp_path / "cache" / "mnist.npz",
             "cannot be written",
             "No space left",
         )
     assert not list((tmp_path / "cache").iterdir())
-    check_contract(tfds(config))
+    check_contract(make_tfds(config))
     (tmp_path / "cache" / "mnist.npz").write_bytes(b"damaged by someone else")
-    fails(lambda: tfds(config), tmp_path / "cache" / "mnist.npz", "delete this cache")
+    fails(lambda: make_tfds(config), tmp_path / "cache" / "mnist.npz", "delete this cache")
     (tmp_path / "file").touch()
     fails(
-        lambda: tfds(TfdsConfig("mnist", cache_dir=str(tmp_path / "file"))),
+        lambda: make_tfds(TfdsConfig("mnist", cache_dir=str(tmp_path / "file"))),
         tmp_path / "file",
         "cannot be written",
     )

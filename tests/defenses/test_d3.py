@@ -12,7 +12,7 @@ from d3jax.config.recipes import OptimConfig, ReservedConfig
 from d3jax.core.errors import ConfigError
 from d3jax.core.types import Batch, Model, Outputs, Split, Variables
 from d3jax.data import reserve
-from d3jax.defenses import D3Config, FinetuneConfig, ScheduleConfig, d3, finetune
+from d3jax.defenses import D3Config, FinetuneConfig, ScheduleConfig, make_d3, make_finetune
 from d3jax.defenses.repair.d3 import (
     d3_loss,
     distance,
@@ -257,7 +257,7 @@ def reserved(dataset):
 def test_d3_forgets_the_backdoor_and_keeps_the_task(victim, dataset, model, attack, reserved):
     evaluate = make_evaluate(model, attack, 4)
     before = evaluate(victim.variables, victim.trigger, dataset.test)
-    repair = d3(
+    repair = make_d3(
         D3Config(
             schedule=ScheduleConfig(steps=400, optimizer=OptimConfig(lr=0.02, weight_decay=0.0))
         ),
@@ -279,7 +279,7 @@ def test_batch_norm_mode(victim, dataset, model, reserved, batch_norm):
     schedule = dataclasses.replace(D3Config().schedule, steps=3)
     config = D3Config(batch_norm=batch_norm, schedule=schedule)
     stats = (
-        d3(config, dataset.info)
+        make_d3(config, dataset.info)
         .repair(jax.random.key(0), model, victim.variables, reserved)
         .variables.batch_stats
     )
@@ -291,7 +291,7 @@ def test_finetuning_keeps_accuracy_and_moves_every_parameter(
     victim, dataset, model, attack, reserved
 ):
     short = dataclasses.replace(FinetuneConfig().schedule, steps=30)
-    repaired = finetune(FinetuneConfig(short), dataset.info).repair(
+    repaired = make_finetune(FinetuneConfig(short), dataset.info).repair(
         jax.random.key(0), model, victim.variables, reserved
     )
     counts = make_evaluate(model, attack, 4)(repaired.variables, victim.trigger, dataset.test)
@@ -303,5 +303,5 @@ def test_finetuning_keeps_accuracy_and_moves_every_parameter(
 def test_settings_that_cannot_run_are_refused_beforehand(dataset, model):
     params = jax.eval_shape(model.init, jax.random.key(0)).params
     with pytest.raises(ConfigError, match="matches none"):
-        d3(D3Config(tensors="classifier/*"), dataset.info).check(params, 10)
-    assert d3(D3Config(), dataset.info).check(params, 10) is None
+        make_d3(D3Config(tensors="classifier/*"), dataset.info).check(params, 10)
+    assert make_d3(D3Config(), dataset.info).check(params, 10) is None

@@ -13,7 +13,7 @@ from d3jax.config.recipes import OptimConfig
 from d3jax.core.errors import ConfigError
 from d3jax.core.images import as_float
 from d3jax.core.types import Batch, Split, Variables
-from d3jax.defenses import FinetuneConfig, MCLConfig, NCConfig, ScheduleConfig, mcl, nc
+from d3jax.defenses import FinetuneConfig, MCLConfig, NCConfig, ScheduleConfig, make_mcl, make_nc
 from d3jax.defenses.repair.mcl import contrast, cosine, features_of, mcl_loss
 from d3jax.defenses.repair.target import Found
 from d3jax.inversion import InversionConfig, Trigger, stamp
@@ -173,7 +173,7 @@ def test_mcl_moves_the_triggered_and_leaves_the_head(
     model, victim, reserved, found, attack, dataset, batch_norm
 ):
     before, stats = victim.variables
-    defense = mcl(MCLConfig(target=0, batch_norm=batch_norm, schedule=QUICK), dataset.info)
+    defense = make_mcl(MCLConfig(target=0, batch_norm=batch_norm, schedule=QUICK), dataset.info)
     repaired = defense.repair(jax.random.key(1), model, victim.variables, reserved, found=found)
     after = repaired.variables
     jax.tree.map(np.testing.assert_array_equal, after.params["head"], before["head"])
@@ -197,7 +197,7 @@ def test_with_clean_cross_entropy_the_head_learns_too(model, victim, reserved, f
         MCLConfig(target=0, clean_weight=1.0, schedule=QUICK),
         MCLConfig(preset="ours", target=0, schedule=QUICK),
     ):
-        repaired = mcl(config, dataset.info).repair(
+        repaired = make_mcl(config, dataset.info).repair(
             jax.random.key(1), model, victim.variables, reserved, found=found
         )
         assert not np.array_equal(
@@ -231,7 +231,7 @@ def test_nc_unlearns_with_true_labels(model, victim, reserved, found, attack, da
         1,
         "nc",
     )
-    repaired = nc(config, dataset.info).repair(
+    repaired = make_nc(config, dataset.info).repair(
         jax.random.key(1), model, victim.variables, reserved, found=found
     )
     counts = make_evaluate(model, attack, 4)(repaired.variables, victim.trigger, dataset.test)
@@ -242,7 +242,7 @@ def test_the_model_stays_where_no_class_is_flagged(model, victim, reserved, data
     nothing = Found(
         -1, "none flagged", Trigger(jnp.zeros((12, 12, 1)), jnp.zeros((12, 12, 3))), 0.0
     )
-    for defense in (mcl(MCLConfig(), dataset.info), nc(NCConfig(), dataset.info)):
+    for defense in (make_mcl(MCLConfig(), dataset.info), make_nc(NCConfig(), dataset.info)):
         repaired = defense.repair(
             jax.random.key(1), model, victim.variables, reserved, found=nothing
         )
@@ -252,19 +252,19 @@ def test_the_model_stays_where_no_class_is_flagged(model, victim, reserved, data
 
 def test_settings_that_cannot_work_are_named(victim, dataset):
     with pytest.raises(ConfigError, match="target: 4 is no class of synthetic, which has 0 to 3"):
-        mcl(MCLConfig(target=4), dataset.info)
+        make_mcl(MCLConfig(target=4), dataset.info)
     with pytest.raises(ConfigError, match="target: want a whole number or detect, got 'find'"):
         MCLConfig(target="find")
     params = victim.variables.params
     with pytest.raises(ConfigError, match="head: 'classifier/.' matches none"):
-        mcl(MCLConfig(head="classifier/*"), dataset.info).check(params, 500)
+        make_mcl(MCLConfig(head="classifier/*"), dataset.info).check(params, 500)
     with pytest.raises(
         ConfigError, match="inversion.batch_size: 32 is more than the 20 reserved images"
     ):
-        mcl(MCLConfig(target=0), dataset.info).check(params, 20)
+        make_mcl(MCLConfig(target=0), dataset.info).check(params, 20)
     with pytest.raises(ConfigError, match="batch_size: 64 is more than the 40 images"):
-        mcl(MCLConfig(target=0), dataset.info).check(params, 40)
+        make_mcl(MCLConfig(target=0), dataset.info).check(params, 40)
     with pytest.raises(
         ConfigError, match="detection.batch_size: 32 is more than the 20 reserved images"
     ):
-        nc(NCConfig(inversion=InversionConfig(batch_size=16)), dataset.info).check(params, 20)
+        make_nc(NCConfig(inversion=InversionConfig(batch_size=16)), dataset.info).check(params, 20)

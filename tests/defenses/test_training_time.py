@@ -9,11 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from d3jax.attacks import BadNetsConfig, badnets
+from d3jax.attacks import BadNetsConfig, make_badnets
 from d3jax.config.recipes import OptimConfig, TrainConfig
 from d3jax.core.errors import ConfigError
-from d3jax.data import SyntheticConfig, synthetic
-from d3jax.defenses import ABLConfig, DLPConfig, abl, dlp
+from d3jax.data import SyntheticConfig, make_synthetic
+from d3jax.defenses import ABLConfig, DLPConfig, make_abl, make_dlp
 from d3jax.defenses.training_time.abl import bounded_loss
 from d3jax.defenses.training_time.dlp import first_of, guessed_rows, labelled_rows, unlearn
 from d3jax.defenses.training_time.suspicion import (
@@ -255,7 +255,7 @@ def test_guessed_rows_drop_suspects_and_the_highest_scores():
 @pytest.fixture(scope="module")
 def dataset():
     """Noisier than the others' set: images that are learned as fast as a trigger cannot be told from it."""
-    return synthetic(
+    return make_synthetic(
         SyntheticConfig(size=12, channels=3, classes=4, train=400, test=130, noise=0.3)
     )
 
@@ -268,7 +268,7 @@ def model(dataset):
 @pytest.fixture(scope="module")
 def poisoned(dataset):
     """A set with many poisoned images, and the attack."""
-    attack = badnets(BadNetsConfig(rate=0.15), dataset.info)
+    attack = make_badnets(BadNetsConfig(rate=0.15), dataset.info)
     return attack, *poisoned_split(KEY, attack, dataset.train)
 
 
@@ -310,11 +310,13 @@ def test_dlp_learns_the_task_of_a_poisoned_set_without_the_backdoor(model, datas
     begun = judged(
         model,
         attack,
-        defend(dlp(dataclasses.replace(DLP, stages="1"), dataset.info), model, split).variables,
+        defend(
+            make_dlp(dataclasses.replace(DLP, stages="1"), dataset.info), model, split
+        ).variables,
         dataset,
     )
     assert begun.asr > 0.9
-    found = defend(dlp(DLP, dataset.info), model, split)
+    found = defend(make_dlp(DLP, dataset.info), model, split)
     counts = judged(model, attack, found.variables, dataset)
     assert counts.acc > 0.95 and counts.asr < 0.1, (counts.acc, counts.asr)
     suspects, labelled = found.found["suspects"], found.found["labelled"]
@@ -326,7 +328,7 @@ def test_dlp_learns_the_task_of_a_poisoned_set_without_the_backdoor(model, datas
 
 def test_after_stage_2_the_backdoor_is_removed_and_the_task_kept(model, dataset, poisoned):
     attack, split, _ = poisoned
-    found = defend(dlp(dataclasses.replace(DLP, stages="12"), dataset.info), model, split)
+    found = defend(make_dlp(dataclasses.replace(DLP, stages="12"), dataset.info), model, split)
     counts = judged(model, attack, found.variables, dataset)
     assert counts.acc > 0.7 and counts.asr < 0.2, (counts.acc, counts.asr)
     assert found.found["suspects"].sum() == 20 and not found.found["labelled"].any()
@@ -341,7 +343,7 @@ def test_after_stage_2_the_backdoor_is_removed_and_the_task_kept(model, dataset,
 )
 def test_dlp_with_other_scores_and_methods(change, model, dataset, poisoned):
     attack, split, flags = poisoned
-    found = defend(dlp(dataclasses.replace(DLP, **change), dataset.info), model, split)
+    found = defend(make_dlp(dataclasses.replace(DLP, **change), dataset.info), model, split)
     counts = judged(model, attack, found.variables, dataset)
     assert counts.acc > 0.8 and counts.asr < 0.3, (counts.acc, counts.asr)
     assert 0 < found.found["suspects"].sum() <= 80 and flags[found.found["suspects"]].mean() > 0.5
@@ -354,7 +356,7 @@ def test_isolation_by_local_gradient_ascent_keeps_the_loss_up(model, dataset, po
         config = dataclasses.replace(
             ABL, loss=loss, gamma=gamma, isolate=dataclasses.replace(RECIPE, steps=60)
         )
-        begun = fit(abl(config, dataset.info).begin(KEY, model, split))[0].variables
+        begun = fit(make_abl(config, dataset.info).begin(KEY, model, split))[0].variables
         ends[gamma] = scores_of(model, begun, split)["cross_entropy"].mean()
     assert ends[0.0] < 0.1 and ends[0.5] > 0.3, (
         ends
@@ -363,7 +365,7 @@ def test_isolation_by_local_gradient_ascent_keeps_the_loss_up(model, dataset, po
 
 def test_a_clean_set_stays_learnable(model, dataset):
     """There is nothing to find; what is suspected for nothing, and what loses its label, must not cost the task."""
-    found = defend(dlp(DLP, dataset.info), model, dataset.train)
+    found = defend(make_dlp(DLP, dataset.info), model, dataset.train)
     right = np.asarray(predict(model, found.variables, dataset.test.images)) == dataset.test.labels
     assert right.mean() > 0.95 and found.found["suspects"].sum() == 20
     labelled = np.bincount(np.asarray(dataset.train.labels)[found.found["labelled"]], minlength=4)
@@ -381,7 +383,7 @@ def test_trials_find_the_poisoned_class_where_another_has_the_lowest_scores(
 ):
     """The images of class 2 stand first, as those of an easy class would."""
     _, split, flags = poisoned
-    begun = fit(dlp(DLP, dataset.info).begin(KEY, model, split))[0].variables
+    begun = fit(make_dlp(DLP, dataset.info).begin(KEY, model, split))[0].variables
     judged, said = judge(model, begun, split, "entropy", 0.05), []
     labels = np.asarray(split.labels)
     easy = judged.ranked[np.argsort(labels[judged.ranked] != 2, kind="stable")]
@@ -424,7 +426,7 @@ def test_highest_scores_and_suspects_are_not_trained_on(model, dataset, poisoned
         "semi_supervised_loop",
         lambda *args: given.update(labelled=args[4], others=args[5]) or true(*args),
     )
-    found = defend(dlp(DLP, dataset.info), model, split).found
+    found = defend(make_dlp(DLP, dataset.info), model, split).found
     last = ranking(found["rescored"], found["rescored_entropy"])
     last = last[~np.isin(last, np.flatnonzero(found["suspects"] | found["labelled"]))]
     np.testing.assert_array_equal(given["labelled"], np.flatnonzero(found["labelled"]))
@@ -438,7 +440,7 @@ def test_abl_unlearns_what_it_isolated(model, dataset, poisoned, monkeypatch):
     own, given = sys.modules["d3jax.defenses.training_time.abl"], []
     true = own.training_loop
     monkeypatch.setattr(own, "training_loop", lambda *args: given.append(args[2]) or true(*args))
-    found = defend(abl(ABL, dataset.info), model, split)
+    found = defend(make_abl(ABL, dataset.info), model, split)
     rest = np.flatnonzero(found.found["labelled"])
     np.testing.assert_array_equal(given[-1].images, split.images[rest])  # what it fine-tunes on
     np.testing.assert_array_equal(given[-1].labels, split.labels[rest])
@@ -462,7 +464,7 @@ def test_classes_without_labelled_images_are_reported(model, dataset, poisoned, 
     config = dataclasses.replace(
         DLP, stages="13"
     )  # with sizes as above, so that nothing is compiled anew
-    found = defend(dlp(config, dataset.info), model, split, hooks=Hooks(say=said.append)).found
+    found = defend(make_dlp(config, dataset.info), model, split, hooks=Hooks(say=said.append)).found
     assert (
         "no image of [3] keeps its label" in said
         and not (found["labelled"] & found["suspects"]).any()
@@ -473,27 +475,27 @@ def test_classes_without_labelled_images_are_reported(model, dataset, poisoned, 
     ("make", "size", "message"),
     [
         (
-            lambda info: abl(ABLConfig(), info),
+            lambda info: make_abl(ABLConfig(), info),
             100,
             "isolate.batch_size: 128 is more than the 100 images$",
         ),
         (
-            lambda info: abl(ABLConfig(), info),
+            lambda info: make_abl(ABLConfig(), info),
             128,
             "finetune.batch_size: 128 is more than the 127 images that are not isolated",
         ),
         (
-            lambda info: dlp(DLPConfig(), info),
+            lambda info: make_dlp(DLPConfig(), info),
             120,
             "supervised.batch_size: 128 is more than the 120 images",
         ),
         (
-            lambda info: dlp(dataclasses.replace(DLP, kept=0.05, least=0), info),
+            lambda info: make_dlp(dataclasses.replace(DLP, kept=0.05, least=0), info),
             400,
             "semi.batch_size: 32 .* 20 images that keep",
         ),
         (
-            lambda info: dlp(dataclasses.replace(DLP, kept=0.75), info),
+            lambda info: make_dlp(dataclasses.replace(DLP, kept=0.75), info),
             400,
             "semi.batch_size: 32 is more than the 20 images that lose their labels and are not dropped",
         ),
@@ -503,12 +505,12 @@ def test_classes_without_labelled_images_are_reported(model, dataset, poisoned, 
             "kept: 0.8 and dropped: 0.2 leave no images to learn from without their labels",
         ),
         (
-            lambda info: abl(ABLConfig(ratio=1e-3), info),
+            lambda info: make_abl(ABLConfig(ratio=1e-3), info),
             400,
             "ratio: 0.001 of the 400 images is less than one",
         ),
         (
-            lambda info: dlp(DLPConfig(ratio=1e-3), info),
+            lambda info: make_dlp(DLPConfig(ratio=1e-3), info),
             400,
             "ratio: 0.001 of the 400 images is less than one",
         ),

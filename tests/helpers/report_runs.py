@@ -202,16 +202,29 @@ class Run:
         ]  # fmt: skip
         at = int(np.argmin(norms))
         turned = [
-            {"attack": attack, "seed": seed, "detection": label, "class": self.classes[at], "flagged": at in flagged, "index": float(index[at]),
+            {"attack": attack, "seed": seed, "detection": label, "class": self.classes[at], "flagged": at in flagged, "score": float(index[at]),
              "norm": float(norms[at]), "defense": name, "turned": 0.97 - 0.4 * i, "acc": 0.9}
             for i, name in enumerate(models)
         ]  # fmt: skip
         arrays = {
-            "labels": np.arange(k), "norms": norms, "index": index, "success": np.where(np.arange(k) == k - 1, 0.4, 0.95),
+            "scores": -norms, "norm": norms, "index": index, "success": np.where(np.arange(k) == k - 1, 0.4, 0.95),
             "flagged": np.isin(np.arange(k), flagged), "triggers": rng.integers(0, 255, (k, 8, 8, 3), dtype=np.uint8),
             "smallest": rng.integers(0, 255, (8, 8, 8, 3), dtype=np.uint8),
         }  # fmt: skip
+        named = ", ".join(self.classes[i] for i in flagged)
+        targets = [i for i in range(k) if i in self.attacks[attack].targets]
+        found = len(set(flagged) & set(targets))
+        verdict = {
+            "dataset": "digits", "model": "vgg", "attack": attack, "seed": seed, "detection": label,
+            "flagged": bool(flagged), "flagged_classes": named, "n_flagged": len(flagged),
+            "targets": ", ".join(self.classes[i] for i in targets) if known else None,
+            "n_targets": len(targets) if known else None, "n_found": found if known else None,
+            "right": list(flagged) == targets if known else None, "statistic": float(index[at]),
+            "threshold": 2.0, "highest": self.classes[at], "seconds": 1.0,
+        }  # fmt: skip
         facts = {
+            "statistic": float(index[at]),
+            "threshold": 2.0,
             "median": float(np.median(norms)),
             "spread": 1.4826 * float(np.median(np.abs(norms - np.median(norms)))),
         }
@@ -221,7 +234,7 @@ class Run:
             f"detection@{label}",
             label,
             seed,
-            tables={"detections": rows},
+            tables={"detections": [verdict], "evidence": rows},
             facts=facts,
             arrays=arrays,
             role="detection",

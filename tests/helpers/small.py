@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import flax.linen as nn
 
 from d3jax import run
-from d3jax.core.types import DataInfo, Model
+from d3jax.core.types import DataInfo, Model, NormLayer
 from d3jax.models import MODELS, PreActResNet18Config
 from d3jax.models.layers.linen import Linear, model_of, normalise
 from d3jax.models.layers.norm import BatchNorm
@@ -18,19 +18,27 @@ class _Small(nn.Module):
     info: DataInfo
 
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images, train, active):
         x = normalise(images, self.info)
         for i in range(2):
-            x = nn.Conv(8 << i, (3, 3), 2, use_bias=False, name=f"conv{i}")(x)
+            x = active(f"conv{i}", nn.Conv(8 << i, (3, 3), 2, use_bias=False, name=f"conv{i}")(x))
             x = BatchNorm(train)(x)
-            x = nn.relu(x) if i == 0 else x  # signed features, as PreActResNet18's
-        features = x.reshape(len(x), -1)
-        return Linear(self.info.num_classes, name="head")(features), {"penultimate": features}
+            x = active(f"out{i}", nn.relu(x) if i == 0 else x)  # signed, as PreActResNet18's
+        x = active("penultimate", x.reshape(len(x), -1))
+        return Linear(self.info.num_classes, name="head")(x)
+
+
+NORMS = tuple(
+    NormLayer(
+        (f"BatchNorm_{i}",), ((f"conv{i}",),), (f"conv{i}",), ((after,),), f"conv{i}", f"out{i}"
+    )
+    for i, after in enumerate(("conv1", "head"))
+)
 
 
 def small_model(info: DataInfo) -> Model:
     """Two strided convolutions and a linear layer."""
-    return model_of(_Small(info), info)
+    return model_of(_Small(info), info, NORMS)
 
 
 @contextlib.contextmanager

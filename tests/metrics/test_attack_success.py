@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax.attacks import BadNetsConfig, CleanConfig, badnets, clean
+from d3jax.attacks import BadNetsConfig, CleanConfig, make_badnets, make_clean
 from d3jax.core.types import DataInfo, Model, Outputs, Split, Variables
 from d3jax.metrics.attack_success import Counts, der, make_evaluate
 
@@ -37,7 +37,7 @@ TEST = images_of([0] * 3 + [1] * 5 + [2] * 4)
 def test_counts_of_any_batch_size(batch_size):
     # class 0 right, 1 right, 2 taken for 1; triggered: 0 → 0 (not counted), 1 → target 0, 2 → still 2
     model = model_that_says([[0, 0], [1, 0], [1, 2]])
-    attack = badnets(BadNetsConfig(size=1), INFO)
+    attack = make_badnets(BadNetsConfig(size=1), INFO)
     counts = make_evaluate(model, attack, 3, batch_size)(
         NOTHING, attack.init(jax.random.key(0)), TEST
     )
@@ -53,20 +53,20 @@ def test_counts_of_any_batch_size(batch_size):
 
 def test_the_target_class_is_never_counted_in_asr():
     model = model_that_says([[0, 0], [0, 0], [0, 0]])
-    attack = badnets(BadNetsConfig(size=1, target=2), INFO)
+    attack = make_badnets(BadNetsConfig(size=1, target=2), INFO)
     counts = make_evaluate(model, attack, 3)(NOTHING, attack.init(jax.random.key(0)), TEST)
     assert counts.triggered.tolist() == [3, 5, 0] and counts.asr == 0
 
 
 def test_all_to_all_counts_every_image():
     model = model_that_says([[0, 1], [1, 2], [2, 1]])
-    attack = badnets(BadNetsConfig(size=1, mode="all_to_all"), INFO)
+    attack = make_badnets(BadNetsConfig(size=1, mode="all_to_all"), INFO)
     counts = make_evaluate(model, attack, 3)(NOTHING, attack.init(jax.random.key(0)), TEST)
     assert counts.triggered.tolist() == [3, 5, 4] and counts.asr == 8 / 12
 
 
 def test_without_a_trigger_asr_is_undefined():
-    model, attack = model_that_says([[0, 0], [1, 1], [2, 2]]), clean(CleanConfig(), INFO)
+    model, attack = model_that_says([[0, 0], [1, 1], [2, 2]]), make_clean(CleanConfig(), INFO)
     counts = make_evaluate(model, attack, 3)(NOTHING, {}, TEST)
     assert (
         counts.acc == 1

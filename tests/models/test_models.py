@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax.attacks import CleanConfig, clean
+from d3jax.attacks import CleanConfig, make_clean
 from d3jax.config.recipes import OptimConfig, TrainConfig
 from d3jax.core.errors import ConfigError
 from d3jax.core.types import DataInfo
-from d3jax.data import DigitsConfig, digits
+from d3jax.data import DigitsConfig, make_digits
 from d3jax.metrics.attack_success import make_evaluate
-from d3jax.models import MODELS, PreActResNet18Config, count_parameters, preact_resnet18
+from d3jax.models import MODELS, PreActResNet18Config, count_parameters, make_preact_resnet18
 from d3jax.models.layers import conv
 from d3jax.models.layers.conv import Conv, convolve
 from d3jax.models.layers.depthwise import Depthwise
@@ -34,7 +34,7 @@ SMALL = DataInfo("small", (16, 16, 1), tuple("abcd"), (0.5,), (0.25,))
 
 def test_preact_resnet18_has_the_published_shape():
     variables = jax.eval_shape(
-        preact_resnet18(PreActResNet18Config(), INFO).init, jax.random.key(0)
+        make_preact_resnet18(PreActResNet18Config(), INFO).init, jax.random.key(0)
     )
     assert count_parameters(variables.params) == 11_171_146
     means = [
@@ -134,7 +134,7 @@ def test_every_model_learns_real_digits(name, lr, steps):
         settings
         or {"preact_resnet18": {"width": 8}, "wide_resnet": {}, "convnext": {"width": 16}}[name]
     )
-    data = digits(DigitsConfig(size=side))
+    data = make_digits(DigitsConfig(size=side))
     cls, construct = MODELS[name]
     model = construct(cls(**settings), data.info)
     optimizer = OptimConfig(
@@ -148,7 +148,7 @@ def test_every_model_learns_real_digits(name, lr, steps):
         TrainConfig(steps=steps, batch_size=64, optimizer=optimizer),
     )
     state, _ = fit(loop)
-    counts = make_evaluate(model, clean(CleanConfig(), data.info), 10)(
+    counts = make_evaluate(model, make_clean(CleanConfig(), data.info), 10)(
         state.variables, {}, data.test
     )
     assert counts.acc > 0.9
@@ -179,7 +179,7 @@ def test_adaptive_mean_is_pytorchs():
 
 @pytest.fixture(scope="module")
 def narrow():
-    model = preact_resnet18(PreActResNet18Config(width=4), SMALL)
+    model = make_preact_resnet18(PreActResNet18Config(width=4), SMALL)
     return (
         model,
         model.init(jax.random.key(0)),

@@ -125,36 +125,36 @@ def test_headline_does_not_praise_a_failure():
     )
 
 
-def detection_rows(attack, norms, targets, flagged):
-    """Rows of detections.csv for one model."""
-    return [
-        {"dataset": "d", "model": "m", "attack": attack, "seed": 0, "detection": "nc", "class": f"c{i}", "is_target": i in targets,
-         "flagged": i in flagged, "norm": norm, "index": float(i)}
-        for i, norm in enumerate(norms)
-    ]  # fmt: skip
+def detection_row(targets, flagged):
+    """A row of detections.csv for one model of three classes."""
+    return {
+        "attack": "badnets", "seed": 0, "detection": "nc", "flagged": bool(flagged),
+        "flagged_classes": ", ".join(f"c{i}" for i in flagged), "n_flagged": len(flagged),
+        "targets": ", ".join(f"c{i}" for i in targets), "n_targets": len(targets),
+        "n_found": len(set(targets) & set(flagged)), "right": targets == flagged,
+        "statistic": 1.0, "threshold": 2.0,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("targets", "flagged", "right", "words"),
+    ("targets", "flagged", "words"),
     [
-        ({1}, {1}, True, "flags c1 (index of the smallest 1.00); right"),
-        ({1}, {1, 2}, False, "flags c1, c2 (index of the smallest 1.00); right, and false alarms"),
-        (
-            {1},
-            set(),
-            False,
-            "flags nothing (index of the smallest 1.00); finds 0 of 1 targets (c1)",
-        ),
-        ({0, 1, 2}, {1}, False, "finds 1 of 3 targets (c0, c1, c2)"),
-        (set(), set(), True, "no backdoor: right"),
-        (set(), {2}, False, "no backdoor: false alarm"),
+        ([1], [1], "flags c1 (statistic 1.00, threshold 2.00); right"),
+        ([1], [1, 2], "flags c1, c2 (statistic 1.00, threshold 2.00); right, and false alarms"),
+        ([1], [], "flags nothing (statistic 1.00, threshold 2.00); finds 0 of 1 targets (c1)"),
+        ([0, 1, 2], [1], "finds 1 of 3 targets (c0, c1, c2)"),
+        ([], [], "no backdoor: right"),
+        ([], [2], "no backdoor: false alarm"),
     ],
 )
-def test_what_a_detection_came_to(targets, flagged, right, words):
-    (found,) = report.detections(detection_rows("badnets", [9.0, 2.0, 8.0], targets, flagged))
-    assert (
-        found["right"] == right and found["text"].endswith(words) and found["anomaly_index"] == 1.0
-    )
+def test_what_a_detection_came_to(targets, flagged, words):
+    (found,) = report.detections([detection_row(targets, flagged)])
+    assert found["text"].endswith(words)
+
+
+def test_without_the_truth_a_detection_says_so():
+    row = detection_row([], [2]) | {"right": None, "n_targets": None, "n_found": None}
+    assert report.detections([row])[0]["text"].endswith("whether rightly is not known")
 
 
 def test_a_search_is_told_and_its_time_counts():

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from d3jax import export
-from d3jax.attacks import BlendedConfig, LFConfig, blended, lf
+from d3jax.attacks import BlendedConfig, LFConfig, make_blended, make_lf
 from d3jax.config.loading import dumps, to_mapping
 from d3jax.core.errors import AttackError, CheckpointError, ConfigError, DamagedError
 from d3jax.core.random import stream
-from d3jax.data import SyntheticConfig, synthetic
+from d3jax.data import SyntheticConfig, make_synthetic
 from d3jax.interop.external_model import ExternalModel, trigger_for
 from d3jax.results.tables import read_csv
 from d3jax.runtime import checkpoint
@@ -131,7 +131,7 @@ def test_invalid_checkpoints_are_named_before_any_work(trained, tmp_path):
 
     check(tmp_path / "nowhere", "model.checkpoint: .*nowhere: no such file or folder")
     (tmp_path / "empty").mkdir()
-    check(tmp_path / "empty", "no checkpoint of d3jax; want a folder <workdir>/checkpoints/<cell>")
+    check(tmp_path / "empty", "no checkpoint of d3jax; want a folder in <workdir>/checkpoints")
     broken = damaged(
         victim,
         tmp_path / "nan",
@@ -188,11 +188,11 @@ def test_several_seeds_share_the_model(trained, tmp_path):
 
 
 def test_a_saved_trigger_is_used_only_by_the_attack_that_made_it(trained):
-    info = synthetic(SyntheticConfig(size=12, channels=3, classes=4, train=8, test=8)).info
+    info = make_synthetic(SyntheticConfig(size=12, channels=3, classes=4, train=8, test=8)).info
     there = {"pattern": jnp.arange(12 * 12 * 3, dtype=jnp.uint8).reshape(12, 12, 3)}
     settings = to_mapping(BlendedConfig())
     external = ExternalModel(None, there, {"attack": "blended", "settings": settings}, "", "")
-    attack, key = blended(BlendedConfig(), info), jax.random.key(3)
+    attack, key = make_blended(BlendedConfig(), info), jax.random.key(3)
 
     def take(name, settings, attack):
         return trigger_for(external, attack, {"attack": name, "settings": settings}, key)
@@ -204,7 +204,9 @@ def test_a_saved_trigger_is_used_only_by_the_attack_that_made_it(trained):
     )
     assert not np.array_equal(drawn, there["pattern"])
     with pytest.raises(AttackError, match="the trigger there is of blended, or of other settings"):
-        take("lf", to_mapping(LFConfig()), lf(LFConfig(), info))  # whose trigger has the same shape
+        take(
+            "lf", to_mapping(LFConfig()), make_lf(LFConfig(), info)
+        )  # whose trigger has the same shape
     kept = checkpoint.read(folder_of(trained[0], "synthetic-badnets-victim-*") / "model")[1][
         "about"
     ]

@@ -107,14 +107,11 @@ def test_whatever_makes_a_victim_is_in_its_hash(tmp_path, override):
 
 
 @pytest.mark.parametrize(
-    "override",
-    [
-        ("loop.log_every", "3"), ("reserved.count", "70"), ("attacks.0.label", "other"),
-        ("published", "{}"),
-    ],
-)  # fmt: skip
+    "override", [("loop.log_every", "3"), ("reserved.count", "70"), ("attacks.0.label", "other")]
+)
 def test_what_makes_no_victim_is_not_in_its_hash(tmp_path, override):
-    assert recipe_of(tmp_path, override) == recipe_of(tmp_path)
+    unnamed = ("published", "{}")
+    assert recipe_of(tmp_path, unnamed, override) == recipe_of(tmp_path)
 
 
 def test_a_pattern_file_is_in_the_hash(tmp_path):
@@ -142,11 +139,11 @@ def test_a_repair_that_diverges_is_a_row_and_does_not_stop_the_others(finished, 
 
 
 def test_a_repair_that_returns_something_else_is_told_what_to(finished, tmp_path, monkeypatch):
-    from d3jax.core.types import Defense
+    from d3jax.core.types import Repair
     from d3jax.defenses import DEFENSES
 
     def broken(config, info):
-        return Defense(lambda key, model, variables, reserved, hooks: variables)
+        return Repair(lambda key, model, variables, reserved, hooks: variables)
 
     monkeypatch.setitem(DEFENSES, "finetune", (DEFENSES["finetune"][0], broken))
     shutil.copytree(finished[0], tmp_path / "copy")

@@ -9,7 +9,7 @@ import jax
 import optax
 
 from ...config.recipes import ScheduleConfig
-from ...core.types import DataInfo, Defense, Model, Params, Repaired, Split, Variables
+from ...core.types import DataInfo, Model, Params, Repair, Repaired, Split, Variables
 from ...data.augment import make_augment
 from ...data.batching import epoch_plan
 from ...training.loop import Hooks, TrainLoop, fit, trace_of
@@ -19,8 +19,9 @@ from ...training.step import Loss, Project
 
 
 def one_loop(
-    loop: Callable[..., TrainLoop], check: Callable[[Params, int], None] = lambda params, size: None
-) -> Defense:
+    loop: Callable[..., TrainLoop],
+    check: Callable[[Model, Variables, int], None] = lambda model, shapes, size: None,
+) -> Repair:
     """The defence whose repair is the loop `loop(key, model, variables, reserved)`, its last state the result."""
 
     def repair(
@@ -29,7 +30,7 @@ def one_loop(
         state, lines = fit(loop(key, model, variables, reserved), hooks)
         return Repaired(state.variables, trace_of(lines))
 
-    return Defense(repair, check, loop)
+    return Repair(repair, check, loop)
 
 
 def repair_loop(

@@ -22,7 +22,7 @@ from ...config.recipes import OptimConfig, ScheduleConfig
 from ...core.errors import ConfigError
 from ...core.losses import accuracy, cross_entropy
 from ...core.random import stream
-from ...core.types import DataInfo, Defense, Metrics, Model, Params, Split, Variables
+from ...core.types import DataInfo, Metrics, Model, Params, Repair, Split, Variables
 from ...training.loop import TrainLoop
 from ...training.step import Loss
 from .common import one_loop, repair_loop
@@ -66,6 +66,10 @@ class D3Config:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def build(self, info: DataInfo) -> Repair:
+        """Return the repair for a data set."""
+        return make_d3(self, info)
 
 
 PRESETS = presets(
@@ -212,7 +216,7 @@ def loss_inputs(config: D3Config) -> dict[str, jax.Array]:
     }
 
 
-def d3(config: D3Config, info: DataInfo) -> Defense:
+def make_d3(config: D3Config, info: DataInfo) -> Repair:
     """D3 as a repair. The trace holds `loss`, `clean_loss`, `accuracy` (of the batches), `distance`, `distance_ratio`, `cosine`.
 
     Deviation: an epoch is cut into equal batches (2,500 images: ten of 250), where the authors' code ends on a short one.
@@ -233,4 +237,7 @@ def d3(config: D3Config, info: DataInfo) -> Defense:
             schedule=config.schedule, info=info,
         )  # fmt: skip
 
-    return one_loop(loop, check=lambda params, size: select(params, config.tensors) and None)
+    def check(model: Model, shapes: Variables, size: int) -> None:
+        select(shapes.params, config.tensors)
+
+    return one_loop(loop, check)

@@ -8,7 +8,7 @@ import jax
 
 from ...config.fields import check_fields, option
 from ...config.recipes import OptimConfig, ScheduleConfig
-from ...core.types import DataInfo, Defense, Model, Split, Variables
+from ...core.types import DataInfo, Model, Repair, Split, Variables
 from ...training.loop import TrainLoop
 from ...training.step import classification_loss
 from .common import one_loop, repair_loop
@@ -25,8 +25,12 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def build(self, info: DataInfo) -> Repair:
+        """Return the repair for a data set."""
+        return make_finetune(self, info)
 
-def finetune(config: FinetuneConfig, info: DataInfo) -> Defense:
+
+def make_finetune(config: FinetuneConfig, info: DataInfo) -> Repair:
     """Cross-entropy on the reserved images, all parameters, BatchNorm in train mode."""
 
     def loop(key: jax.Array, model: Model, variables: Variables, reserved: Split) -> TrainLoop:

@@ -19,7 +19,7 @@ from ...config.recipes import OptimConfig, ScheduleConfig
 from ...core.images import as_float
 from ...core.losses import accuracy, cross_entropy
 from ...core.random import stream
-from ...core.types import Batch, DataInfo, Defense, Model, Params, Split, Variables
+from ...core.types import Batch, DataInfo, Model, Params, Repair, Split, Variables
 from ...data.batched import batched_map
 from ...data.batching import epoch_plan
 from ...inversion import InversionConfig, Trigger, stamp
@@ -27,7 +27,7 @@ from ...training.loop import TrainLoop
 from ...training.step import Loss, TrainData
 from .common import repair_loop
 from .d3 import select
-from .target import Search, Target, searching, target_option
+from .target import Search, Target, detector_option, searching, target_option
 
 AUTHORS = ScheduleConfig(
     epochs=20,
@@ -51,6 +51,7 @@ class MCLConfig:
         "code", "where clean_weight, batch_norm, drop_last and schedule come from unless given"
     )
     target: Target = target_option()
+    detector: str = detector_option()
     tau: float = option(0.5, "τ, the temperature", above=0)
     clean_weight: float = option(0.0, "weight of the cross-entropy on the clean images", low=0)
     batch_norm: Literal["train", "fixed", "mixed"] = option(
@@ -72,6 +73,10 @@ class MCLConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def build(self, info: DataInfo) -> Repair:
+        """Return the repair for a data set."""
+        return make_mcl(self, info)
 
 
 PRESETS = presets(
@@ -180,7 +185,7 @@ def targets_of(
     }
 
 
-def mcl(config: MCLConfig, info: DataInfo) -> Defense:
+def make_mcl(config: MCLConfig, info: DataInfo) -> Repair:
     """MCL as a repair. The trace holds `loss`, `contrast`, the cosines `near` (to z⁺) and `far` (to z⁻), and clean numbers if any.
 
     Where detection flags no label the model stays as it is. The last epoch is kept. The authors measure accuracy without the target
@@ -205,8 +210,9 @@ def mcl(config: MCLConfig, info: DataInfo) -> Defense:
             fixed=None if config.clean_weight else select(variables.params, config.head, "head"), drop_last=config.drop_last,
         )  # fmt: skip
 
-    def check(params: Params, size: int) -> None:
-        select(params, config.head, "head")
+    def check(model: Model, shapes: Variables, size: int) -> None:
+        select(shapes.params, config.head, "head")
         epoch_plan(size, config.schedule.batch_size, drop_last=config.drop_last)
 
-    return searching(Search(config.target, config.inversion, config.detection), loop, info, check)
+    search = Search(config.target, config.inversion, config.detection, config.detector)
+    return searching(search, loop, info, check)

@@ -11,12 +11,12 @@ from ...config.fields import check_fields, option
 from ...config.recipes import OptimConfig, ScheduleConfig
 from ...core.losses import accuracy, cross_entropy
 from ...core.random import stream
-from ...core.types import Batch, DataInfo, Defense, Model, Params, Split, Variables
+from ...core.types import Batch, DataInfo, Model, Params, Repair, Split, Variables
 from ...inversion import InversionConfig, Trigger, stamp
 from ...training.loop import TrainLoop
 from ...training.step import Loss, TrainData
 from .common import repair_loop
-from .target import Search, Target, searching, target_option
+from .target import Search, Target, detector_option, searching, target_option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,7 @@ class NCConfig:
     """Default: the reversed trigger on a fifth of the reserved images, one epoch, as the paper; BackdoorBench takes 100 epochs."""
 
     target: Target = target_option()
+    detector: str = detector_option()
     rate: float = option(
         0.2, "share of the reserved images that carry the trigger", above=0, high=1
     )
@@ -39,6 +40,10 @@ class NCConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def build(self, info: DataInfo) -> Repair:
+        """Return the repair for a data set."""
+        return make_nc(self, info)
+
 
 def unlearning_loss(model: Model) -> Loss:
     """Mean cross-entropy in train mode, with `data.loss_inputs["trigger"]` on the rows of `data.loss_inputs["stamped"]` [N]."""
@@ -53,7 +58,7 @@ def unlearning_loss(model: Model) -> Loss:
     return loss
 
 
-def nc(config: NCConfig, info: DataInfo) -> Defense:
+def make_nc(config: NCConfig, info: DataInfo) -> Repair:
     """NC as a repair: `rate` of the reserved images, drawn once, carry the trigger and keep their labels.
 
     The trigger goes on after crop and flip: it is where it was found. Where detection flags no label the model stays as it is.
@@ -69,4 +74,6 @@ def nc(config: NCConfig, info: DataInfo) -> Defense:
             loss=unlearning_loss(model), loss_inputs={"trigger": trigger, "stamped": stamped}, schedule=config.schedule, info=info,
         )  # fmt: skip
 
-    return searching(Search(config.target, config.inversion, config.detection), loop, info)
+    return searching(
+        Search(config.target, config.inversion, config.detection, config.detector), loop, info
+    )

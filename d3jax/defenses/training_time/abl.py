@@ -82,6 +82,10 @@ class ABLConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def build(self, info: DataInfo) -> TrainingDefense:
+        """Return the defence for a data set."""
+        return make_abl(self, info)
+
 
 PRESETS = presets(
     "preset",
@@ -115,7 +119,7 @@ def isolation_loss(config: ABLConfig, model: Model) -> Loss:
     return loss
 
 
-def abl(config: ABLConfig, info: DataInfo) -> TrainingDefense:
+def make_abl(config: ABLConfig, info: DataInfo) -> TrainingDefense:
     """ABL. Suspects are the isolated images; those that keep their labels all the others."""
 
     def begin(key: jax.Array, model: Model, data: Split) -> TrainLoop:

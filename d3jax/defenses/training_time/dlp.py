@@ -141,6 +141,10 @@ class DLPConfig:
                     f"kept: {self.kept:g} and dropped: {self.dropped:g} leave no images to learn from without their labels"
                 )
 
+    def build(self, info: DataInfo) -> TrainingDefense:
+        """Return the defence for a data set."""
+        return make_dlp(self, info)
+
 
 def labelled_rows(
     scores: np.ndarray, ties: np.ndarray, labels: np.ndarray, suspects: np.ndarray, count: int, least: float
@@ -227,7 +231,7 @@ def unlearn(
     return Unlearned(state.variables, judged, after, lines)
 
 
-def dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
+def make_dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
     """DLP. Without stage 3 the model is what stage 1, or 2, leaves; without stage 2 nothing is unlearned.
 
     Suspects never keep their labels. What loses its label and is not dropped is learned from under the label that the model guesses.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ...core.types import DataInfo, Model, Outputs, Variables
+from ...core.errors import did_you_mean, names
+from ...core.types import DataInfo, Model, NormLayer, Outputs, Variables
 from .conv import torch_uniform
 
 
@@ -43,22 +46,65 @@ class Linear(nn.Module):
         return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 
 
-def model_of(net: nn.Module, info: DataInfo) -> Model:
-    """A `Model` from a Linen module whose call is `(images, train) -> (logits, features)`."""
+Edit = Mapping[str, Callable[[jax.Array], jax.Array]]
+"""Functions of activations [B, ...], by the activations' names."""
+
+
+class Activations:
+    """The named activations of one call of a net; `edit` changes those that it names.
+
+    A net calls it on every activation and goes on with what it returns.
+    """
+
+    def __init__(self, edit: Edit | None = None):
+        self._edit = edit or {}
+        self.features: dict[str, jax.Array] = {}
+
+    def __call__(self, name: str, x: jax.Array) -> jax.Array:
+        """Return the activation, edited if it is asked for, and keep it as a feature."""
+        self.features[name] = self._edit[name](x) if name in self._edit else x
+        return self.features[name]
+
+    def check(self) -> None:
+        """Raise `ValueError` where an edit names no activation of the net."""
+        for name in set(self._edit) - set(self.features):
+            known = names(self.features)
+            hint = did_you_mean(name, self.features)
+            raise ValueError(f"edit: {name!r} is no activation of this net{hint}; it has {known}")
+
+
+def model_of(net: nn.Module, info: DataInfo, channels: tuple[NormLayer, ...] = ()) -> Model:
+    """Return the `Model` of a Linen module whose call is `(images, train, activations) -> logits`."""
+    example = jnp.zeros((1, *info.shape), jnp.float32)
+
+    @jax.jit
+    def init_all(key: jax.Array) -> dict[str, Any]:
+        return net.init(key, example, True, Activations())
 
     def init(key: jax.Array) -> Variables:
-        variables = jax.jit(functools.partial(net.init, train=True))(
-            key, jnp.zeros((1, *info.shape), jnp.float32)
-        )
+        variables = init_all(key)
         return Variables(variables["params"], variables.get("batch_stats", {}))
 
-    def apply(variables: Variables, images: jax.Array, *, train: bool) -> Outputs:
-        if not train:
-            logits, features = net.apply(variables._asdict(), images, train=False)
-            return Outputs(logits, features, variables.batch_stats)
-        (logits, features), new = net.apply(
-            variables._asdict(), images, train=True, mutable=["batch_stats"]
-        )
-        return Outputs(logits, features, new.get("batch_stats", {}))
+    def apply(
+        variables: Variables, images: jax.Array, *, train: bool, edit: Edit | None = None
+    ) -> Outputs:
+        active, stats = Activations(edit), variables.batch_stats
+        given = (variables._asdict(), images, train, active)
+        if train:
+            logits, new = net.apply(*given, mutable=["batch_stats"])
+            stats = new.get("batch_stats", {})
+        else:
+            logits = net.apply(*given)
+        active.check()
+        return Outputs(logits, active.features, stats)
 
-    return Model(init, apply)
+    @functools.cache
+    def activations() -> dict[str, jax.ShapeDtypeStruct]:
+        shapes = jax.eval_shape(init, jax.random.key(0))
+        outputs = jax.eval_shape(functools.partial(apply, train=False), shapes, example)
+        return {
+            name: jax.ShapeDtypeStruct(found.shape[1:], found.dtype)
+            for name, found in outputs.features.items()
+        }
+
+    return Model(init, apply, activations, channels)

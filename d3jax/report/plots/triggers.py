@@ -29,9 +29,9 @@ def save_norms(
     """
     from matplotlib.ticker import MaxNLocator
 
-    order = np.sort(found["norms"].argsort(kind="stable")[:MOST])
-    norms, images = found["norms"][order], drawable(found["triggers"][order])
-    names = [classes[label][:13] + " ★" * (label in targets) for label in found["labels"][order]]
+    order = np.sort(found["norm"].argsort(kind="stable")[:MOST])
+    norms, images = found["norm"][order], drawable(found["triggers"][order])
+    names = [classes[label][:13] + " ★" * (label in targets) for label in order]
     hues = [POISONED if one else BEFORE for one in found["flagged"][order]]
     side = min(CELL / len(order), 1.0)  # inches of an image
     top = 1.05 * max(norms.max(), *levels.values())

@@ -1,6 +1,6 @@
 """A model from elsewhere of which no trigger is known: what can be said of it, and what cannot."""
 
-from ...results.summary import detections, points, summarise
+from ...results.summary import points, summarise
 from ..rendering import Markup, render
 from ..view import Study, View, views_of
 from .inverted_triggers import tables_of
@@ -30,10 +30,10 @@ def flagged(study: Study) -> dict[str, list[str]]:
     """Return by unknown attack a sentence on every detection: which classes it flags."""
     return {
         view.attack.label: [
-            f"{one['detection']} (seed {one['seed']}) flags "
-            f"{', '.join(one['flagged']) or 'no class'}; the smallest trigger has an anomaly index "
-            f"of {one['anomaly_index']:.2f}, where more than 2 is taken for an outlier."
-            for one in detections(view.tables.get("detections", ()))
+            f"{one['detection']} (seed {one['seed']}) flags {one['flagged_classes'] or 'no class'}; "
+            f"its statistic is {one['statistic']:.2f}, and more than {one['threshold']:.2f} is taken "
+            "for a backdoor."
+            for one in view.tables.get("detections", ())
         ]
         for view in views_of(study)
         if view.unknown

@@ -24,9 +24,9 @@ def tables_of(rows: Sequence[Row]) -> dict[str, Table]:
 
 def _table(rows: Sequence[Row]) -> Table:
     seeds = {row["seed"]: row for row in rows}
-    how = {True: "flagged", False: "smallest, not flagged"}
+    how = {True: "flagged", False: "highest, not flagged"}
     columns = [
-        (f"To {row['class']}", f"seed {seed}; {how[row['flagged']]}; index {row['index']:.2f}")
+        (f"To {row['class']}", f"seed {seed}; {how[row['flagged']]}; score {row['score']:.2f}")
         for seed, row in seeds.items()
     ]
     shares = {(row["defense"], row["seed"]): points(row["turned"]) for row in rows}

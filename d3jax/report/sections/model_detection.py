@@ -1,4 +1,4 @@
-"""Detections by trigger inversion: a line for each, and of a first seed the triggers themselves."""
+"""Model detections: a line for each, and of a first seed the triggers that were inverted."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from ..plots.triggers import MOST, save_norms, save_smallest
 from ..rendering import Markup, render
 from ..view import Study, View
 
-NUMBERS = ("norms", "index", "success", "flagged")
+NUMBERS = ("norm", "index", "success", "flagged")
 
 
 def show_table(study: Study) -> Markup:
@@ -31,9 +31,10 @@ def _show(view: View, one: Finished, images: Mapping[str, np.ndarray]) -> Markup
     name, arrays, classes = one.entry.label, one.arrays, view.study.run.manifest.classes
     title, targets = f"{name}, seed {one.entry.seed}", view.attack.targets * view.attack.attacked
     median, spread = one.record.facts["median"], one.record.facts["spread"]
-    levels = {"median": median, "threshold": median - 2 * spread}
+    threshold = one.record.facts["threshold"]
+    levels = {"median": median, "threshold": median - threshold * spread}
     stamped = {"attacker's": images["triggered"]} if targets else {}
-    numbers = zip(*(arrays[key].tolist() for key in ("labels", *NUMBERS)), strict=True)
+    numbers = zip(classes, *(arrays[key].tolist() for key in NUMBERS), strict=True)
     return render(
         "model_detection.html.j2",
         title=title,
@@ -45,8 +46,7 @@ def _show(view: View, one: Finished, images: Mapping[str, np.ndarray]) -> Markup
             stamped | {"inverted": arrays["smallest"]},
         ),
         triggers=[
-            {"name": classes[label], **dict(zip(NUMBERS, rest, strict=True))}
-            for label, *rest in numbers
+            {"name": name, **dict(zip(NUMBERS, rest, strict=True))} for name, *rest in numbers
         ],
         most=MOST,
         targets=[classes[label] for label in sorted(targets)],

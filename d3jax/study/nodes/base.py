@@ -22,12 +22,12 @@ import numpy as np
 from ...config.loading import to_mapping
 from ...config.study import Choice
 from ...core.records import LogRecord, Row
-from ...core.types import TrainState
+from ...core.types import Model, TrainState
 from ...metrics.attack_success import Counts, der
 from ...results.artifacts import NodeEntry, node_folder
 from ...results.tables import rows_of_model
 from ...training.loop import Hooks, TrainLoop
-from ..attack_run import AttackRun
+from ..attack_run import AttackRun, evaluator
 from ..context import StudyContext
 
 
@@ -191,9 +191,14 @@ class Node:
         where = (self.run.label, self.run.seed, self.label, self.role)
         return NodeEntry(self.name, self.kind, *where, self.rows, self.digest)
 
+    @property
+    def network(self) -> Model:
+        """The network that the variables in its tree belong to."""
+        return self.context.model
+
     def like(self) -> Any:
         """Return the structure, shapes and dtypes of its tree: a model's variables."""
-        return jax.eval_shape(self.context.model.init, jax.random.key(0))
+        return jax.eval_shape(self.network.init, jax.random.key(0))
 
     def loop(self, inputs: Inputs) -> TrainLoop:
         """Return its train loop."""
@@ -214,7 +219,10 @@ class Node:
     def count(self, inputs: Inputs, tree: Any) -> Counts | None:
         """Return its counts on the test set under the victim's trigger; None for no model."""
         variables = getattr(tree, "variables", tree)
-        return self.run.evaluate(variables, inputs.victim.tree.trigger, self.context.dataset.test)
+        given = (variables, inputs.victim.tree.trigger, self.context.dataset.test)
+        if self.network is self.context.model:
+            return self.run.evaluate(*given)  # compiled once an attack
+        return evaluator(self.context, self.run.attack, self.network)(*given)
 
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
         """Return what tables and page need of it."""
@@ -268,6 +276,20 @@ def identity(context: StudyContext, run: AttackRun, label: str, seed: int | None
         "classes": context.dataset.info.num_classes,
         "net": " ".join(f"{key}={value}" for key, value in to_mapping(model.config).items()),
         "published": context.config.published.get(f"{run.label}/{label}", "none"),
+    }
+
+
+def detection_identity(node: Node) -> Row:
+    """Return the columns that identify a detection's row in samples.csv and inputs.csv."""
+    row = identity(node.context, node.run, node.label)
+    return {
+        "dataset": row["dataset"],
+        "model": row["model"],
+        "attack": row["attack"],
+        "poison_rate": row["poison_rate"],
+        "detection": node.label,
+        "seed": row["seed"],
+        "published": row["published"],
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...config.loading import to_mapping
 from ...core.records import LogRecord
-from ...core.types import Defense, Split, TrainState, Variables
+from ...core.types import Repair, Split, TrainState, Variables
 from ...evolution.defended import defended_updates
 from ...evolution.fresh_sets import divide, evolution_key, steps_of
 from ...evolution.measure import Measure, update_watch
@@ -33,7 +33,7 @@ class EvolutionNode(Node):
     """
 
     victim: Node
-    defense: Defense | None = None
+    defense: Repair | None = None
     prepared: Node | None = None
 
     kind = title = role = "evolution"

@@ -1,4 +1,4 @@
-"""Trigger inversion of a model, for a detection or for a repair that needs a trigger."""
+"""The inversion of one class's trigger, for a repair that stamps it."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import jax
 from ...config.loading import to_mapping
 from ...core.random import stream
 from ...core.records import LogRecord
-from ...defenses.repair.target import flagged_label
 from ...inversion import Inversion, InversionConfig, invert, like, nothing
 from ...runtime.distributed import broadcast_from_host0
 from ...training.loop import Hooks
 from ..context import reserved_split
 from .base import Inputs, Node, recipe_hash
+from .evidence import EvidenceNode
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class InversionNode(Node):
-    """An inversion by `config` of one class, of the one that `detection` flags, or of all.
+    """An inversion by `config` of the class `target`, or of the one that a detection flags.
 
-    `target` is a class; None with a `detection` stands for the flagged one, else for all.
+    `target` is None where `detected`, the evidence of that detection, says which class it is.
     """
 
     victim: Node
     config: InversionConfig
     target: int | None = None
-    detection: InversionNode | None = None
+    detected: EvidenceNode | None = None
 
     kind = title = "inversion"
     shared = True
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The search, and the reserved images it sees."""
-        after = to_mapping(self.detection.config) if self.detection else None
+        """The search, what says which class it is of, and the reserved images it sees."""
+        after = self.detected.recipe if self.detected else None
         reserved = to_mapping(self.context.config.reserved)
         search = {"config": to_mapping(self.config), "label": self.target, "after": after}
         return search | {"reserved": reserved}
@@ -44,27 +44,24 @@ class InversionNode(Node):
     @property
     def what(self) -> str:
         """A name that no other settings have."""
-        whom = "all" if self.target is None else f"class{self.target}"
-        whom = "flagged" if self.detection else whom
+        whom = "flagged" if self.detected else f"class{self.target}"
         return f"inversion-{self.config.preset}-{whom}-{recipe_hash(self.settings)}"
 
     def like(self) -> Inversion:
-        """Return the shapes of triggers and numbers, of as many classes as are searched."""
-        info = self.context.dataset.info
-        single = self.detection or self.target is not None
-        return like(1 if single else info.num_classes, info.shape)
+        """Return the shapes of one trigger and its numbers."""
+        return like(1, self.context.dataset.info.shape)
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Inversion, list[LogRecord]]:
         """Return the inversion with the reserved images; of no class where none is flagged."""
-        context, seed = self.context, self.run.seed
-        labels = None if self.target is None else [self.target]
-        if self.detection:
-            labels = broadcast_from_host0([flagged_label(inputs.detection.tree)])
-            if labels[0] < 0:
+        context, seed, label = self.context, self.run.seed, self.target
+        if self.detected:
+            verdict = self.detected.detector.judge(inputs.detected.tree)
+            label = int(broadcast_from_host0([verdict.target])[0])
+            if label < 0:
                 return nothing(context.dataset.info.shape), []
         key = stream(stream(jax.random.key(seed), "repair"), "inversion")
         given = (context.model, inputs.victim.variables, reserved_split(context, seed))
-        return invert(key, *given, self.config, labels, hooks)
+        return invert(key, *given, self.config, [label], hooks)
 
     def count(self, inputs: Inputs, tree: Inversion) -> None:
         """Return None: it is no model."""

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 
-from ...inversion import detect, stamp_levels, trigger_at, trigger_to_try
+import jax.numpy as jnp
+
+from ...core.images import as_levels
 from ...metrics.attack_success import target_share
 from .base import AnalysisNode, Findings, Inputs, Node
-from .inversion import InversionNode
+from .evidence import EvidenceNode
+from .model_detection import to_try
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class InvertedTriggerNode(AnalysisNode):
     """The trigger that the detection `choice` found, on one `model` of its run."""
 
-    inversion: InversionNode
+    evidence: EvidenceNode
     model: Node
 
     kind, title = "inverted_trigger", "inverted trigger"
@@ -36,23 +39,21 @@ class InvertedTriggerNode(AnalysisNode):
         """Return the row of triggers.csv.
 
         `turned` is the share of the test images of other classes that the trigger of the flagged
-        class, or the smallest where none is flagged, makes the model take for that class.
+        class, or the most suspicious where none is flagged, makes the model take for that class.
         """
-        context, tree = self.context, inputs.inversion.tree
-        found = detect(tree.norms)
-        at = trigger_to_try(found)
-        label, trigger = int(tree.labels[at]), trigger_at(tree, at)
-        given = (context.model, inputs.model.variables, context.dataset.test, label)
+        context, tree, detector = self.context, inputs.evidence.tree, self.evidence.detector
+        verdict, (label, stamp) = detector.judge(tree), to_try(detector, tree)
+        given = (self.model.network, inputs.model.variables, context.dataset.test, label)
         row = {
             "attack": self.run.label,
             "seed": self.run.seed,
             "detection": self.choice.label,
             "class": context.dataset.info.classes[label],
-            "flagged": bool(found.flagged[at]),
-            "index": float(found.index[at]),
-            "norm": float(found.norms[at]),
+            "flagged": bool(verdict.flagged[label]),
+            "score": float(verdict.scores[label]),
             "defense": self.label,
-            "turned": target_share(*given, lambda images: stamp_levels(trigger, images)),
+            "turned": target_share(*given, lambda x: as_levels(stamp(x)).astype(jnp.uint8)),
             "acc": inputs.model.counts.acc,
         }
+        row |= {column: values[label].item() for column, values in verdict.columns.items()}
         return Findings({"triggers": [row]})

@@ -1,30 +1,32 @@
-"""A detection: which classes of a model an inversion flags, beside the truth."""
+"""A detection: what a model detector concludes of the victim, beside the truth."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.images import as_float
+from ...core.images import as_float, as_levels
 from ...core.records import Row
-from ...inversion import Detection, Inversion, detect, stamp_levels, trigger_at
+from ...core.types import ModelDetector, Verdict
 from ..attack_run import targets_of
 from .base import AnalysisNode, Findings, Inputs
-from .inversion import InversionNode
+from .evidence import EvidenceNode
 from .report_samples import shown_images
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ModelDetectionNode(AnalysisNode):
-    """The detection `choice` of the config, from an inversion of all classes."""
+    """The verdict of the detection `choice` of the config."""
 
-    inversion: InversionNode
+    evidence: EvidenceNode
 
     kind, title, role = "model_detection", "detection", "detection"
-    outcome_of = "inversion"
+    outcome_of = "evidence"
 
     @property
     def what(self) -> str:
@@ -38,22 +40,23 @@ class ModelDetectionNode(AnalysisNode):
         return {"external": bool(self.context.external), "pictures": shown}
 
     def analyse(self, inputs: Inputs) -> Findings:
-        """Return the rows of detections.csv, and for the first seed what the page shows."""
-        tree = inputs.inversion.tree
-        found = detect(tree.norms)
-        rows = self._rows(tree, found, inputs.inversion.seconds)
+        """Return its rows in two tables, and for the first seed what the page shows."""
+        tree, detector = inputs.evidence.tree, self.evidence.detector
+        verdict = detector.judge(tree)
+        tables = self._tables(verdict, inputs.evidence.seconds)
         if not self.settings["pictures"]:
-            return Findings({"detections": rows})
-        arrays = {"index": found.index, "flagged": found.flagged, **self._pictures(tree)}
-        arrays |= {name: np.asarray(getattr(tree, name)) for name in ("labels", "norms", "success")}
-        return Findings(
-            {"detections": rows}, arrays, {"median": found.median, "spread": found.spread}
-        )
+            return Findings(tables)
+        arrays = {"scores": verdict.scores, "flagged": verdict.flagged, **verdict.columns}
+        if detector.trigger:
+            arrays |= self._pictures(tree, verdict)
+        facts = {"statistic": verdict.statistic, "threshold": verdict.threshold, **verdict.facts}
+        return Findings(tables, arrays, facts)
 
-    def _rows(self, tree: Inversion, found: Detection, seconds: float) -> list[Row]:
+    def _tables(self, verdict: Verdict, seconds: float) -> dict[str, list[Row]]:
         run, info = self.run, self.context.dataset.info
-        targets = targets_of(run, info.num_classes)
         unknown = self.settings["external"] and not run.attacked
+        targets = None if unknown else targets_of(run, info.num_classes)
+        flagged = np.flatnonzero(verdict.flagged).tolist()
         where = {
             "dataset": info.name,
             "model": self.context.config.model.name,
@@ -61,26 +64,48 @@ class ModelDetectionNode(AnalysisNode):
             "seed": run.seed,
             "detection": self.label,
         }
-        return [
+        detection = where | {
+            "flagged": bool(flagged),
+            "flagged_classes": _named(flagged, info.classes),
+            "targets": None if unknown else _named(targets, info.classes),
+            "n_flagged": len(flagged),
+            "n_targets": None if unknown else len(targets),
+            "n_found": None if unknown else len(set(flagged) & set(targets)),
+            "right": None if unknown else flagged == targets,
+            "statistic": float(verdict.statistic),
+            "threshold": float(verdict.threshold),
+            "highest": info.classes[int(np.argmax(verdict.scores))],
+            "seconds": seconds,
+        }
+        evidence = [
             where
-            | {
-                "class": info.classes[label],
-                "is_target": None if unknown else label in targets,
-                "flagged": bool(found.flagged[i]),
-                "norm": float(tree.norms[i]),
-                "index": float(found.index[i]),
-                "success": float(tree.success[i]),
-                "passes": int(tree.passes[i]),
-                "seconds": seconds,
-            }
-            for i, label in enumerate(np.asarray(tree.labels).tolist())
+            | {"class": name, "is_target": None if unknown else i in targets}
+            | {"flagged": bool(verdict.flagged[i]), "score": float(verdict.scores[i])}
+            | {column: values[i].item() for column, values in verdict.columns.items()}
+            for i, name in enumerate(info.classes)
         ]
+        return {"detections": [detection], "evidence": evidence}
 
-    def _pictures(self, tree: Inversion) -> dict[str, np.ndarray]:
-        """Return every trigger on grey, and the smallest on the page's images."""
+    def _pictures(self, tree: Any, verdict: Verdict) -> dict[str, np.ndarray]:
+        """Return every trigger on grey, and the most suspicious on the page's images."""
         clean = shown_images(self.context, self.run)[0]
-        grey = jnp.full((1, *clean.shape[1:]), 0.5)
-        triggers = [stamp_levels(trigger_at(tree, row), grey) for row in range(len(tree.labels))]
-        smallest = trigger_at(tree, int(np.argmin(tree.norms)))
-        stamped = stamp_levels(smallest, as_float(jnp.asarray(clean)))
+        grey, detector = jnp.full((1, *clean.shape[1:]), 0.5), self.evidence.detector
+        stamps = [detector.trigger(tree, label) for label in range(len(verdict.scores))]
+        triggers = [as_levels(stamp(grey)).astype(jnp.uint8) for stamp in stamps]
+        _, stamp = to_try(detector, tree)
+        stamped = as_levels(stamp(as_float(jnp.asarray(clean)))).astype(jnp.uint8)
         return {"triggers": np.concatenate(triggers), "smallest": np.asarray(stamped)}
+
+
+def to_try(detector: ModelDetector, tree: Any) -> tuple[int, Callable[[jax.Array], jax.Array]]:
+    """Return the class whose trigger is tried on models, and its stamp.
+
+    It is the most suspicious of the flagged classes, or of all where none is flagged.
+    """
+    verdict = detector.judge(tree)
+    label = verdict.target if verdict.target >= 0 else int(np.argmax(verdict.scores))
+    return label, detector.trigger(tree, label)
+
+
+def _named(labels: list[int], classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[label] for label in labels)

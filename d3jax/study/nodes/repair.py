@@ -12,25 +12,30 @@ from ...config.fields import program
 from ...config.loading import to_mapping
 from ...core.random import stream
 from ...core.records import LogRecord, Row
-from ...core.types import Defense, Repaired, TrainState, Variables
+from ...core.types import Model, Repair, Repaired, TrainState, Variables
 from ...defenses.repair.target import Found, gather
 from ...training.loop import Hooks, TrainLoop, records_of
 from ..context import reserved_split
 from .base import Artifact, Findings, Inputs, Node, model_tables, watched_rates
+from .evidence import EvidenceNode
+from .first_stage import released_set
+from .inversion import InversionNode
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class RepairNode(Node):
     """A repair by `defense`.
 
-    `detected` and `inverted` are the inversions of its search for a trigger, if it has one: the
-    detection where the target is not given, and that of the target where it is another.
+    `detected` is the evidence that its search for a trigger begins with, where the target is not
+    given; `inverted` the inversion of the target, where the evidence has none by its settings.
+    `prepared` is what the attack prepared, for a repair that needs the training set.
     """
 
     victim: Node
-    defense: Defense
-    detected: Node | None = None
-    inverted: Node | None = None
+    defense: Repair
+    detected: EvidenceNode | None = None
+    inverted: InversionNode | None = None
+    prepared: Node | None = None
 
     kind = title = "repair"
     role = "defense"
@@ -40,6 +45,11 @@ class RepairNode(Node):
     def settings(self) -> dict[str, Any]:
         """The reserved images."""
         return {"reserved": to_mapping(self.context.config.reserved)}
+
+    @property
+    def network(self) -> Model:
+        """The victim's, or what the repair makes of it."""
+        return self.defense.network(self.context.model)
 
     @property
     def is_loop(self) -> bool:
@@ -62,11 +72,8 @@ class RepairNode(Node):
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Variables, list[LogRecord]]:
         """Return the repaired model, with what was found out of it before."""
-        found = self._found(inputs)
-        if found:
-            hooks.say(found.text)
-        options = {"found": found} if found else {}
-        repaired = self.defense.repair(*self._given(inputs), hooks, **options)
+        needed = {name: self._needed(name, inputs) for name in self.defense.needs}
+        repaired = self.defense.repair(*self._given(inputs), hooks, **needed)
         if not isinstance(repaired, Repaired):
             raise TypeError(
                 f"{self.label}: repair returned a {type(repaired).__name__}; "
@@ -79,25 +86,35 @@ class RepairNode(Node):
         return lambda state: watched_rates(self.count(inputs, state.variables))
 
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
-        """Return its rows, with what its search found."""
-        found, columns = self._found(inputs), {}
-        if found:
-            columns: Row = {
+        """Return its rows, with the rule it follows and what its search found."""
+        columns: Row = {"rule": self.defense.rule}
+        if self.defense.search:
+            found, searched = self._found(inputs), (self.detected, self.inverted)
+            artifacts = [
+                inputs.detected if node is self.detected else inputs.inverted
+                for node in searched
+                if node
+            ]
+            columns |= {
                 "target": found.target,
                 "chosen": found.how,
                 "trigger_success": found.success,
-                "anomaly_index": found.detection.anomaly if found.detection else None,
-                "search_seconds": sum(one.seconds for one in self._searched(inputs)),
+                "anomaly_index": found.verdict.statistic if found.verdict else None,
+                "search_seconds": sum(one.seconds for one in artifacts),
             }
         return Findings(model_tables(self, artifact, inputs.victim.counts, columns))
 
-    def _found(self, inputs: Inputs) -> Found | None:
-        """Return what the inversions found out of the model; None for a repair without search."""
-        trees = [artifact.tree for artifact in self._searched(inputs)]
-        return gather(self.defense.search, *trees) if self.defense.search else None
+    def _needed(self, name: str, inputs: Inputs) -> Any:
+        """Return what the repair needs besides clean images, by the name of the need."""
+        if name == "target":
+            return self._found(inputs)
+        return self.context.dataset.test if name == "test_set" else released_set(self, inputs)[0]
 
-    def _searched(self, inputs: Inputs) -> list[Artifact]:
-        return [getattr(inputs, name) for name in self.needs if name != "victim"]
+    def _found(self, inputs: Inputs) -> Found:
+        """Return what detection and inversion found out of the model."""
+        verdict = self.detected and self.detected.detector.judge(inputs.detected.tree)
+        of_target = inputs.inverted if self.inverted else inputs.detected
+        return gather(self.defense.search, verdict, of_target.tree)
 
     def _given(self, inputs: Inputs) -> tuple[Any, ...]:
         context, seed = self.context, self.run.seed

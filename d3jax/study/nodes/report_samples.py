@@ -41,7 +41,7 @@ class SamplesNode(AnalysisNode):
         """Return the predictions, and for the victim images and their similarity."""
         clean, labels, targets = shown_images(self.context, self.run, COMPARED)
         triggered = triggered_images(self.run.attack, inputs.victim.tree.trigger, clean)
-        given = (self.context.model, inputs.model.variables)
+        given = (self.model.network, inputs.model.variables)
         arrays = {
             "predicted_clean": np.asarray(predict(*given, clean[:SHOWN])),
             "predicted_triggered": np.asarray(predict(*given, triggered[:SHOWN])),

@@ -1,0 +1,1 @@
+"""Detectors of triggered inputs at test time, one file per method."""

@@ -1,0 +1,42 @@
+"""What pruning repairs share: channels of BatchNorm layers, switched off by their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...core.errors import ConfigError
+from ...core.types import Model, Params, Path
+
+
+def check_channels(model: Model) -> None:
+    """Raise `ConfigError` where a model does not say which BatchNorm channels it has."""
+    if not model.channels:
+        raise ConfigError(
+            "prunes channels of BatchNorm layers, and this model names none (Model.channels); it "
+            "runs on preact_resnet18, wide_resnet and vgg19_bn"
+        )
+
+
+def layer_at(tree: Params, path: Path) -> Any:
+    """Return the part of a parameter tree at a path."""
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def silence(
+    params: Params, pruned: Mapping[Path, np.ndarray], names: tuple[str, ...] = ("scale", "bias")
+) -> Params:
+    """Return parameters whose `pruned` channels [C] bool have 0 for the named BatchNorm parameters."""
+
+    def cut(path: Any, leaf: jax.Array) -> jax.Array:
+        *layer, name = (key.key for key in path)
+        mask = pruned.get(tuple(layer))
+        return leaf if mask is None or name not in names else jnp.where(mask, 0, leaf)
+
+    return jax.tree_util.tree_map_with_path(cut, params)

@@ -1,0 +1,1 @@
+"""Detectors of poisoned training samples, one file per method."""

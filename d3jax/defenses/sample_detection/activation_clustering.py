@@ -1,0 +1,88 @@
+"""Activation clustering (Chen et al., SafeAI 2019, arXiv 1811.03728).
+
+The penultimate features of each label are reduced by FastICA and split into two clusters. Where the
+smaller one holds an unusually small share of the class, it is taken for the poison.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import jax
+import numpy as np
+
+from ...config.fields import check_fields, option
+from ...core.random import stream
+from ...core.types import DataInfo, Model, SampleDetector, Scored, Split, Variables
+from ...training.loop import Hooks
+from .common import features_by_class
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivationClusteringConfig:
+    """Default: ten independent components and a third, as the paper and BackdoorBench."""
+
+    components: int = option(10, "independent components of the features", low=1)
+    share: float = option(
+        0.35, "share of its class below which the smaller cluster is suspicious", above=0, high=0.5
+    )
+
+    __post_init__ = check_fields
+
+    def build(self, info: DataInfo) -> SampleDetector:
+        """Return the detector for a data set."""
+        return make_activation_clustering(self, info)
+
+
+def clusters(features: np.ndarray, components: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the smaller of two clusters [n] bool, and how near each row lies to it [n] in [0, 1].
+
+    Nearness is d_other / (d_own + d_other) by the distances from the two centres, 1/2 between them.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import FastICA
+    from sklearn.exceptions import ConvergenceWarning
+
+    count = min(components, *features.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the last iterate is what is published
+        reduced = FastICA(count, whiten="unit-variance", random_state=seed).fit_transform(
+            features - features.mean(0)
+        )
+        found = KMeans(2, n_init=10, random_state=seed).fit(reduced)
+    distances = found.transform(reduced)
+    smaller = int(np.bincount(found.labels_, minlength=2).argmin())
+    near = distances[:, 1 - smaller] / np.maximum(distances.sum(1), 1e-12)
+    return found.labels_ == smaller, near
+
+
+def make_activation_clustering(
+    config: ActivationClusteringConfig, info: DataInfo
+) -> SampleDetector:
+    """Return the detector by activation clustering.
+
+    The method has flags and no scores. The score here is how near a sample lies to the smaller
+    cluster of its class, weighted by how small that is: (1 − 2 · share) · nearness (ours). A class
+    with fewer than four samples scores 0.
+    """
+
+    def score(
+        key: jax.Array,
+        model: Model,
+        variables: Variables,
+        samples: Split,
+        reserved: Split | None = None,
+        hooks: Hooks = Hooks(),
+    ) -> Scored:
+        scores, flagged = np.zeros(len(samples.labels)), np.zeros(len(samples.labels), bool)
+        seed = int(jax.random.randint(stream(key, "clusters"), (), 0, 2**31 - 1))
+        for rows, features in features_by_class(model, variables, samples):
+            if len(rows) < 4 or not np.ptp(features, axis=0).any():
+                continue
+            smaller, near = clusters(features, config.components, seed)
+            scores[rows] = (1 - 2 * smaller.mean()) * near
+            flagged[rows] = smaller & (smaller.mean() < config.share)
+        return Scored(scores.astype(np.float32), flagged)
+
+    return SampleDetector(score)

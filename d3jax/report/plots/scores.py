@@ -1,0 +1,41 @@
+"""Scores of detectors: histograms of what is poisoned or triggered, and of the rest."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from .common import BEFORE, POISONED, Arrays, Mark, Panel, save_panels, short
+
+BINS = 40
+
+
+def save_detector_scores(path: Path, found: Mapping[str, Arrays], kind: str) -> Path | None:
+    """Draw a panel for each detector; `kind` names the positive ones, such as "poisoned".
+
+    The outermost 0.5 % of the scores on each side fall into the first and the last bin.
+    """
+    panels = [_panel(name, arrays, kind) for name, arrays in found.items()]
+    return save_panels(path, panels, min(3, len(found)), 2.3)
+
+
+def _panel(name: str, arrays: Arrays, kind: str) -> Panel:
+    scores = np.nan_to_num(np.asarray(arrays["scores"], float), neginf=0.0, posinf=0.0)
+    low, high = np.quantile(scores, (0.005, 0.995))
+    edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+    sorts = (("clean", ~arrays["positive"], BEFORE), (kind, arrays["positive"], POISONED))
+    marks = [
+        Mark(
+            (_shares(np.clip(scores[mask], low, edges[-1]), edges), edges),
+            {"fill": True, "color": colour, "alpha": 0.55, "label": label},
+            "stairs",
+        )
+        for label, mask, colour in sorts
+        if mask.any()
+    ]
+    options = {"title": short(name, 30), "xlabel": "score (higher: suspicious)", "ylabel": "%"}
+    return Panel(marks, options)
+
+
+def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    return 100 * np.histogram(values, edges)[0] / max(len(values), 1)

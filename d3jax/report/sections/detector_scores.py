@@ -1,0 +1,60 @@
+"""Detectors of samples and of inputs: how well their scores and flags find what is triggered."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+from ...core.records import Row
+from ...results.summary import mean_spread
+from ..plots.scores import save_detector_scores
+from ..rendering import Cell, Markup, Table, render
+from ..view import View
+
+
+class Shown(NamedTuple):
+    """A kind of detection: its table, what it looks at, and what the positive ones are called."""
+
+    kind: str
+    table: str
+    what: str
+    positive: str
+
+
+SAMPLES = Shown("sample_detection", "samples", "training samples", "poisoned")
+INPUTS = Shown("input_detection", "inputs", "test inputs", "triggered")
+COLUMNS = {
+    "auroc": ("AUROC", "", 1, 3),
+    "tpr_1": ("TPR", "at 1 % FPR, %", 100, 1),
+    "tpr_5": ("TPR", "at 5 % FPR, %", 100, 1),
+    "precision": ("Precision", "of the flagged, %", 100, 1),
+    "recall": ("Recall", "of the flagged, %", 100, 1),
+    "fpr": ("FPR", "of the flagged, %", 100, 1),
+}
+"""Heading, small line, factor and decimals of a column."""
+
+
+def show(shown: Shown, view: View) -> Markup:
+    """Return a table of all detectors of a kind, means over seeds, and their scores."""
+    rows = view.tables.get(shown.table, ())
+    found = {one.entry.label: one.arrays for one in view.finished(shown.kind) if one.arrays}
+    heads = [(title, small) for title, small, *_ in COLUMNS.values()]
+    names = dict.fromkeys(row["detection"] for row in rows)
+    cells = [(name, _cells([row for row in rows if row["detection"] == name])) for name in names]
+    return render(
+        "detector_scores.html.j2",
+        shown=shown,
+        attack=view.attack.label,
+        table=Table(heads, cells),
+        path=save_detector_scores(view.path(shown.table), found, shown.positive),
+        seeds=len({row["seed"] for row in rows}),
+    )
+
+
+def _cells(rows: Sequence[Row]) -> list[Cell]:
+    return [
+        mean_spread([row[name] for row in rows], factor, digits)
+        for name, (_, _, factor, digits) in COLUMNS.items()
+    ]
+
+
+show_samples, show_inputs = partial(show, SAMPLES), partial(show, INPUTS)

@@ -1,0 +1,53 @@
+"""The evidence of a model detector: what it found out about the victim, before any verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from ...config.loading import to_mapping
+from ...core.random import stream
+from ...core.records import LogRecord
+from ...core.types import ModelDetector
+from ...training.loop import Hooks
+from ..context import reserved_split
+from .base import Inputs, Node, recipe_hash
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class EvidenceNode(Node):
+    """The work of `detector` on the victim; detections and repairs with equal settings share it."""
+
+    victim: Node
+    detector: ModelDetector
+
+    kind, title, label = "evidence", "detection", ""
+    shared = True
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The reserved images."""
+        return {"reserved": to_mapping(self.context.config.reserved)}
+
+    @property
+    def what(self) -> str:
+        """A name that no other settings have."""
+        made = {"config": to_mapping(self.choice.config), **self.settings}
+        return f"evidence-{self.choice.name}-{recipe_hash(made)}"
+
+    def like(self) -> Any:
+        """Return the shapes of the evidence."""
+        info = self.context.dataset.info
+        return self.detector.like(info.num_classes, info.shape)
+
+    def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Any, list[LogRecord]]:
+        """Return what the detector finds."""
+        context, seed = self.context, self.run.seed
+        key = stream(jax.random.key(seed), "repair")
+        given = (context.model, inputs.victim.variables, reserved_split(context, seed))
+        return self.detector.detect(key, *given, hooks)
+
+    def count(self, inputs: Inputs, tree: Any) -> None:
+        """Return None: it is no model."""

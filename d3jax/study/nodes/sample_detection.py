@@ -1,0 +1,72 @@
+"""A detection of poisoned training samples, and how well its scores find the poison.
+
+Which samples are poisoned is known here for the tables, and nowhere that a score comes from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from ...config.loading import to_mapping
+from ...core.random import stream
+from ...core.records import LogRecord
+from ...core.types import SampleDetector, Scored
+from ...metrics.detection import detection_rates
+from ...training.loop import Hooks
+from ..attack_run import poison_flags
+from ..context import reserved_split
+from .base import Artifact, Findings, Inputs, Node, detection_identity
+from .first_stage import released_set
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class SampleDetectionNode(Node):
+    """The scores of `detector` for the training set, from the victim or from a first stage."""
+
+    victim: Node
+    detector: SampleDetector
+    first_stage: Node | None = None
+    prepared: Node | None = None
+
+    kind, title, role = "sample_detection", "detection", "detection"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The reserved images."""
+        return {"reserved": to_mapping(self.context.config.reserved)}
+
+    def like(self) -> Scored:
+        """Return the shapes of scores and flags."""
+        return scored_like(len(self.context.dataset.train.labels))
+
+    def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Scored, list[LogRecord]]:
+        """Return what the detector finds out about the poisoned set as released."""
+        context, seed = self.context, self.run.seed
+        samples, _ = released_set(self, inputs)
+        variables = inputs.first_stage.tree if self.first_stage else inputs.victim.variables
+        key = stream(jax.random.key(seed), "detection")
+        given = (context.model, variables, samples, reserved_split(context, seed), hooks)
+        return Scored(*map(np.asarray, self.detector.score(key, *given))), []
+
+    def count(self, inputs: Inputs, tree: Scored) -> None:
+        """Return None: it is no model."""
+
+    def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
+        """Return its row of samples.csv, and for the first seed scores and flags."""
+        scores, flagged = map(np.asarray, artifact.tree)
+        poisoned = poison_flags(self.context, self.run)
+        first = getattr(inputs, "first_stage", None)
+        seconds = artifact.seconds + (first.seconds if first else 0.0)
+        row = detection_identity(self) | detection_rates(scores, flagged, poisoned)
+        arrays = {"scores": scores, "flagged": flagged, "positive": poisoned}
+        shown = self.run.seed == self.context.config.seeds[0]
+        return Findings({"samples": [row | {"seconds": seconds}]}, arrays if shown else {})
+
+
+def scored_like(size: int) -> Scored:
+    """Return the shapes of scores and flags of `size` samples."""
+    return Scored(*(jax.ShapeDtypeStruct((size,), kind) for kind in (np.float32, np.bool_)))

@@ -1,0 +1,151 @@
+"""Activations are read and edited by name, at no cost where nobody asks; channels name real layers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d3jax.core.types import Variables
+from d3jax.models import MODELS
+from d3jax.models.layers.linen import Activations
+
+from ..helpers.small import NORMS, small_model
+from .test_models import INFO, SMALL, TINY
+
+NETS = [*TINY, "small"]
+COUNTS = {"preact_resnet18": 16, "wide_resnet": 7, "vgg19_bn": 16, "small": 2}
+"""BatchNorm layers of each net."""
+
+
+@pytest.fixture(scope="module", params=NETS)
+def net(request):
+    """A net's name, the net and its variables, none of whose parameters is 0."""
+    settings, side = TINY.get(request.param, ({}, 16))
+    info = INFO if side == 32 else SMALL
+    if request.param == "small":
+        model = small_model(info)
+    else:
+        cls, construct = MODELS[request.param]
+        model = construct(cls(**settings), info)
+    variables = model.init(jax.random.key(0))
+    params = jax.tree.map(lambda leaf: leaf + 0.05, variables.params)
+    images = jax.random.uniform(jax.random.key(1), (2, *info.shape))
+    return request.param, model, Variables(params, variables.batch_stats), images
+
+
+def test_every_named_activation_can_be_read_and_edited(net):
+    _, model, variables, images = net
+    plain = model.apply(variables, images, train=False)
+    names = model.activations()
+    assert {name: shape.shape for name, shape in names.items()} == {
+        name: feature.shape[1:] for name, feature in plain.features.items()
+    }
+    for name in names:
+        edited = jax.jit(
+            lambda x, name=name: model.apply(
+                variables, x, train=False, edit={name: lambda y: 2 * y + 1}
+            )
+        )(images)
+        expected = 2 * plain.features[name] + 1
+        np.testing.assert_allclose(edited.features[name], expected, rtol=2e-3, atol=2e-3)
+        assert np.abs(edited.logits - plain.logits).max() > 1e-6, name
+    same = model.apply(variables, images, train=False, edit={"penultimate": lambda y: y})
+    np.testing.assert_array_equal(same.logits, plain.logits)
+
+
+def test_training_statistics_follow_an_edit(net):
+    name, model, variables, images = net
+    if not variables.batch_stats:
+        pytest.skip(f"{name} has no running statistics")
+    first = model.channels[0].input
+    plain, edited = (
+        model.apply(variables, images, train=True, edit=edit).batch_stats
+        for edit in (None, {first: lambda x: x + 3.0})
+    )
+    place = model.channels[0].path
+    for key in place:
+        plain, edited = plain[key], edited[key]
+    np.testing.assert_allclose(edited["mean"] - plain["mean"], 0.3, rtol=1e-2)
+
+
+def test_an_unknown_activation_is_named(net):
+    _, model, variables, images = net
+    with pytest.raises(ValueError, match="edit: 'penultimat' is no activation.*did you mean"):
+        model.apply(variables, images, train=False, edit={"penultimat": jnp.abs})
+
+
+def test_activations_that_nobody_reads_cost_nothing(net, monkeypatch):
+    """The program is the same text as that of a net that keeps no activation."""
+    _, model, variables, images = net
+
+    def lowered():
+        def loss(params, images):
+            outputs = model.apply(Variables(params, variables.batch_stats), images, train=True)
+            return outputs.logits.sum(), outputs.batch_stats
+
+        step = jax.jit(lambda *given: jax.value_and_grad(loss, has_aux=True)(*given))
+        return step.lower(variables.params, images).as_text()
+
+    with_names = lowered()
+    monkeypatch.setattr(Activations, "__call__", lambda self, name, x: x)
+    assert lowered() == with_names
+
+
+def layer(params, path):
+    for key in path:
+        params = params[key]
+    return params
+
+
+def test_channels_name_the_layers_around_every_norm(net):
+    name, model, variables, _ = net
+    assert len(model.channels) == COUNTS.get(name, 0)
+    names = model.activations()
+    for norm in model.channels:
+        count = layer(variables.params, norm.path)["scale"].size
+        assert layer(variables.batch_stats, norm.path)["var"].size == count
+        for path in (*norm.producers, norm.previous):
+            assert layer(variables.params, path)["kernel"].shape[-1] == count, norm
+        for path in norm.consumers:
+            assert layer(variables.params, path)["kernel"].shape[-2] % count == 0, norm
+        assert names[norm.input].shape[-1] == names[norm.output].shape[-1] == count
+
+
+def test_a_channel_without_scale_and_bias_is_silent(net):
+    name, model, variables, images = net
+    if not model.channels:
+        assert name in ("vit", "convnext")
+        return
+    norm = model.channels[-1]
+
+    def cut(path, leaf):
+        keys = tuple(key.key for key in path)
+        return leaf.at[..., 1].set(0) if keys[:-1] == norm.path else leaf
+
+    params = jax.tree_util.tree_map_with_path(cut, variables.params)
+    features = model.apply(Variables(params, variables.batch_stats), images, train=False).features
+    assert not np.any(features[norm.output][..., 1])
+
+
+def test_module_order_pairs_a_norm_with_the_shortcut_before_it():
+    """The trap of CLP's published pairing: a stage's second block follows the first one's shortcut."""
+    cls, construct = MODELS["preact_resnet18"]
+    norms = {norm.path: norm for norm in construct(cls(width=4), SMALL).channels}
+    second = norms["block2_2", "BatchNorm_0"]
+    assert second.previous == ("block2_1", "shortcut") and not second.identity
+    assert second.producers == (("block2_1", "Conv_1"), ("block2_1", "shortcut"))
+    plain = norms["block1_2", "BatchNorm_0"]
+    assert plain.previous == ("block1_1", "Conv_1") and plain.identity
+    assert norms["block1_1", "BatchNorm_0"].producers == (("stem",),)
+    assert norms["block2_1", "BatchNorm_0"].consumers == (
+        ("block2_1", "Conv_0"),
+        ("block2_1", "shortcut"),
+    )
+
+
+def test_a_net_of_ones_own_needs_none_of_it():
+    assert NORMS[0].producers == (("conv0",),)
+    from d3jax import Model
+
+    bare = Model(init=lambda key: None, apply=lambda variables, images, *, train: None)
+    assert bare.activations is None and bare.channels == ()
