@@ -301,7 +301,7 @@ def test_finetuning_keeps_accuracy_and_moves_every_parameter(
 
 
 def test_settings_that_cannot_run_are_refused_beforehand(dataset, model):
-    params = jax.eval_shape(model.init, jax.random.key(0)).params
+    given = model, jax.eval_shape(model.init, jax.random.key(0))
     with pytest.raises(ConfigError, match="matches none"):
-        make_d3(D3Config(tensors="classifier/*"), dataset.info).check(params, 10)
-    assert make_d3(D3Config(), dataset.info).check(params, 10) is None
+        make_d3(D3Config(tensors="classifier/*"), dataset.info).check(*given, 10)
+    assert make_d3(D3Config(), dataset.info).check(*given, 10) is None

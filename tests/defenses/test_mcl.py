@@ -174,7 +174,7 @@ def test_mcl_moves_the_triggered_and_leaves_the_head(
 ):
     before, stats = victim.variables
     defense = make_mcl(MCLConfig(target=0, batch_norm=batch_norm, schedule=QUICK), dataset.info)
-    repaired = defense.repair(jax.random.key(1), model, victim.variables, reserved, found=found)
+    repaired = defense.repair(jax.random.key(1), model, victim.variables, reserved, target=found)
     after = repaired.variables
     jax.tree.map(np.testing.assert_array_equal, after.params["head"], before["head"])
     assert not np.array_equal(after.params["conv0"]["kernel"], before["conv0"]["kernel"])
@@ -198,7 +198,7 @@ def test_with_clean_cross_entropy_the_head_learns_too(model, victim, reserved, f
         MCLConfig(preset="ours", target=0, schedule=QUICK),
     ):
         repaired = make_mcl(config, dataset.info).repair(
-            jax.random.key(1), model, victim.variables, reserved, found=found
+            jax.random.key(1), model, victim.variables, reserved, target=found
         )
         assert not np.array_equal(
             repaired.variables.params["head"]["kernel"], victim.variables.params["head"]["kernel"]
@@ -232,7 +232,7 @@ def test_nc_unlearns_with_true_labels(model, victim, reserved, found, attack, da
         "nc",
     )
     repaired = make_nc(config, dataset.info).repair(
-        jax.random.key(1), model, victim.variables, reserved, found=found
+        jax.random.key(1), model, victim.variables, reserved, target=found
     )
     counts = make_evaluate(model, attack, 4)(repaired.variables, victim.trigger, dataset.test)
     assert counts.asr < 0.3 and counts.acc > 0.9 and counts.ra > 0.6
@@ -244,7 +244,7 @@ def test_the_model_stays_where_no_class_is_flagged(model, victim, reserved, data
     )
     for defense in (make_mcl(MCLConfig(), dataset.info), make_nc(NCConfig(), dataset.info)):
         repaired = defense.repair(
-            jax.random.key(1), model, victim.variables, reserved, found=nothing
+            jax.random.key(1), model, victim.variables, reserved, target=nothing
         )
         jax.tree.map(np.testing.assert_array_equal, repaired.variables, victim.variables)
         assert repaired.trace == {}
@@ -255,16 +255,16 @@ def test_settings_that_cannot_work_are_named(victim, dataset):
         make_mcl(MCLConfig(target=4), dataset.info)
     with pytest.raises(ConfigError, match="target: want a whole number or detect, got 'find'"):
         MCLConfig(target="find")
-    params = victim.variables.params
+    given = None, victim.variables
     with pytest.raises(ConfigError, match="head: 'classifier/.' matches none"):
-        make_mcl(MCLConfig(head="classifier/*"), dataset.info).check(params, 500)
+        make_mcl(MCLConfig(head="classifier/*"), dataset.info).check(*given, 500)
     with pytest.raises(
         ConfigError, match="inversion.batch_size: 32 is more than the 20 reserved images"
     ):
-        make_mcl(MCLConfig(target=0), dataset.info).check(params, 20)
+        make_mcl(MCLConfig(target=0), dataset.info).check(*given, 20)
     with pytest.raises(ConfigError, match="batch_size: 64 is more than the 40 images"):
-        make_mcl(MCLConfig(target=0), dataset.info).check(params, 40)
+        make_mcl(MCLConfig(target=0), dataset.info).check(*given, 40)
     with pytest.raises(
         ConfigError, match="detection.batch_size: 32 is more than the 20 reserved images"
     ):
-        make_nc(NCConfig(inversion=InversionConfig(batch_size=16)), dataset.info).check(params, 20)
+        make_nc(NCConfig(inversion=InversionConfig(batch_size=16)), dataset.info).check(*given, 20)

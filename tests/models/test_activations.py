@@ -33,6 +33,11 @@ def net(request):
     return request.param, model, Variables(params, variables.batch_stats), images
 
 
+def every_second_channel(x):
+    """Return an activation without every second channel; a norm after it does not undo that."""
+    return x * (jnp.arange(x.shape[-1]) % 2)
+
+
 def test_every_named_activation_can_be_read_and_edited(net):
     _, model, variables, images = net
     plain = model.apply(variables, images, train=False)
@@ -43,10 +48,10 @@ def test_every_named_activation_can_be_read_and_edited(net):
     for name in names:
         edited = jax.jit(
             lambda x, name=name: model.apply(
-                variables, x, train=False, edit={name: lambda y: 2 * y + 1}
+                variables, x, train=False, edit={name: every_second_channel}
             )
         )(images)
-        expected = 2 * plain.features[name] + 1
+        expected = every_second_channel(plain.features[name])
         np.testing.assert_allclose(edited.features[name], expected, rtol=2e-3, atol=2e-3)
         assert np.abs(edited.logits - plain.logits).max() > 1e-6, name
     same = model.apply(variables, images, train=False, edit={"penultimate": lambda y: y})

@@ -198,7 +198,7 @@ def test_page_shows_what_detections_features_lines_and_filters_found(full):
         "nc, seed 0: the smallest trigger that was found for each class", "Flagged: cat (norm 2.0, index 6.10)",
         "In truth (★) the target is cat.", "say little: " + CLASSES[2], "it leads to cat",
         "Distance to clean twin lower is better", "none 0.900 0.400", "ft 0.700 0.100",
-        "To cat seed 0; flagged; index 6.10 none 97.00", "badnets, seed 0, nc: flags cat",
+        "To cat seed 0; flagged; score 6.10 none 97.00", "badnets, seed 0, nc: flags cat",
         "Line to Loss clean, t = 1", "½ΔᵀHΔ", "Largest eigenvalues of the Hessian: 12.5, 3.25.",
         "dlp. The first stage on the poisoned set", "of the lowest 1 %", "cross-entropy 0.890 80.0",
         "dlp 20 75.0 1.23", "abl 20 75.0 1.23",
@@ -351,7 +351,7 @@ def external(path, detected=True):
 def test_without_a_trigger_the_page_speaks_of_acc_alone(tmp_path):
     made = report_of(external(tmp_path / "a"))
     assert (
-        "nc (seed 0) flags cat; the smallest trigger has an anomaly index of 6.10"
+        "nc (seed 0) flags cat; its statistic is 6.10"
         in made.text.split("A model from elsewhere")[0]
     )
     assert (
