@@ -14,7 +14,7 @@ from .runtime import checkpoint
 from .runtime.progress import Progress
 from .study.context import open_context
 from .study.graph import make_nodes
-from .study.run import REGISTRIES
+from .study.registries import REGISTRIES
 
 
 def export(

@@ -1,0 +1,329 @@
+"""Contract suites: what every attack, model, data set and defence keeps, as checks to call from a test.
+
+    from d3jax import testing
+
+    def test_my_attack():
+        testing.check_attack(my_attack(MyConfig(), info), info)
+
+Each check raises `AssertionError`, which says what is broken. Defences are checked on a `Fixture`, a small
+backdoored model that `make_fixture` trains in some seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .attacks import badnets
+from .config.recipes import OptimConfig, TrainConfig
+from .core.errors import ConfigError
+from .core.images import as_float
+from .core.types import (
+    Attack,
+    Batch,
+    DataInfo,
+    Dataset,
+    InputDetector,
+    Model,
+    ModelDetector,
+    Repair,
+    Repaired,
+    SampleDetector,
+    Scored,
+    Split,
+    Trained,
+    TrainingDefense,
+    Variables,
+    Verdict,
+)
+from .data import synthetic
+from .metrics import Counts, make_evaluate
+from .metrics.attack_success import triggered_images
+from .metrics.detection import detection_rates
+from .training import Hooks, fit, train_backdoored
+from .training.poisoned_set import poisoned_split
+
+
+class Fixture(NamedTuple):
+    """A small backdoored model: BadNets at 10 % on `synthetic` images of four classes.
+
+    ACC and ASR are near 100 %. `samples` is the poisoned training set, `poisoned` [N] bool says
+    which rows; `reserved` are 100 clean images.
+    """
+
+    model: Model
+    dataset: Dataset
+    attack: Attack
+    variables: Variables
+    trigger: Any
+    samples: Split
+    poisoned: np.ndarray
+    reserved: Split
+
+    @property
+    def before(self) -> Counts:
+        """The counts of the backdoored model."""
+        return self.evaluate(self.model, self.variables)
+
+    def evaluate(self, model: Model, variables: Variables) -> Counts:
+        """Return the counts of a model under the fixture's trigger."""
+        classes = self.dataset.info.num_classes
+        return make_evaluate(model, self.attack, classes)(
+            variables, self.trigger, self.dataset.test
+        )
+
+
+def make_fixture(build: Callable[[DataInfo], Model], seed: int = 0) -> Fixture:
+    """Return the fixture for the architecture `build(info) -> Model`, trained for 250 steps."""
+    settings = {"size": 12, "channels": 3, "classes": 4, "train": 400, "test": 130, "noise": 0.15}
+    dataset = synthetic(**settings).build()
+    model, attack = build(dataset.info), badnets(rate=0.1).build(dataset.info)
+    recipe = TrainConfig(steps=250, batch_size=64, augment="none", optimizer=OptimConfig(lr=0.05))
+    key = jax.random.key(seed)
+    victim = train_backdoored(key, model, dataset, attack, recipe)
+    samples, flags = poisoned_split(key, attack, dataset.train)
+    flags = np.asarray(flags)
+    clean = np.flatnonzero(~flags)[:100]
+    reserved = Split(*(np.asarray(part)[clean] for part in dataset.train))
+    return Fixture(
+        model, dataset, attack, victim.variables, victim.trigger, samples, flags, reserved
+    )
+
+
+def check_attack(attack: Attack, info: DataInfo, *, tolerance: float = 1e-6) -> None:
+    """Check an attack on random images of a data set.
+
+    A stamp keeps shape, dtype and range and is the same under jit, to `tolerance`; triggers follow
+    from the key; poisoning changes only the attacker's rows, and labels only as `relabel` says; no
+    image of the target's class counts in the ASR.
+    """
+    trigger = attack.init(jax.random.key(3))
+    chex.assert_trees_all_equal(trigger, attack.init(jax.random.key(3)))
+    images = jax.random.uniform(jax.random.key(1), (6, *info.shape))
+    out = attack.stamp(trigger, images)
+    _require(out.shape == images.shape, f"stamp: shape {out.shape}, want {images.shape}")
+    _require(out.dtype == jnp.float32, f"stamp: {out.dtype}, want float32")
+    _require(0 <= out.min() and out.max() <= 1, "stamp: leaves [0, 1]")
+    compiled = jax.jit(attack.stamp)(trigger, images)
+    chex.assert_trees_all_close(compiled, out, atol=tolerance, rtol=0)
+    labels = jnp.arange(60) % info.num_classes
+    wanted, may = attack.relabel(labels), attack.eligible(labels)
+    _require(wanted.shape == labels.shape, "relabel: changes the shape")
+    _require(bool(((wanted >= 0) & (wanted < info.num_classes)).all()), "relabel: no class")
+    _require(may.shape == labels.shape and may.dtype == bool, "eligible: want bool [N]")
+    if attack.per_batch_rate is None:
+        chosen = attack.select(jax.random.key(0), labels)
+        _require(chosen.dtype == bool and not bool((chosen & ~may).any()), "select: not eligible")
+    own, six = jnp.array([True, False, True, False, False, True]), labels[:6]
+    before = Batch(images, six, own)
+    batch = attack.poison(trigger, jax.random.key(2), before)
+    chex.assert_trees_all_equal_shapes_and_dtypes(batch._replace(joint=None), before)
+    _require(0 <= batch.images.min() and batch.images.max() <= 1, "poison: leaves [0, 1]")
+    relabelled = jnp.where(batch.poisoned, attack.relabel(six), six)
+    _require(bool((batch.labels == relabelled).all()), "poison: labels are not those of relabel")
+    if attack.per_batch_rate is None:
+        _require(bool((batch.poisoned == own).all()), "poison: takes other rows than select's")
+        _require(bool((batch.images[~own] == images[~own]).all()), "poison: changes clean rows")
+    _require((batch.joint is None) == (attack.optimizer is None), "poison: joint and optimizer")
+
+
+def check_model(model: Model, info: DataInfo) -> None:
+    """Check a model on random images: shapes, finite numbers, and statistics moved by training alone."""
+    variables = model.init(jax.random.key(0))
+    chex.assert_trees_all_equal(variables, model.init(jax.random.key(0)))
+    images = jax.random.uniform(jax.random.key(1), (3, *info.shape))
+    tested, trained = (
+        jax.jit(functools.partial(model.apply, train=train))(variables, images)
+        for train in (False, True)
+    )
+    chex.assert_shape(tested.logits, (3, info.num_classes))
+    chex.assert_tree_all_finite((tested.logits, trained.logits))
+    chex.assert_trees_all_equal(tested.batch_stats, variables.batch_stats)
+    chex.assert_trees_all_equal_shapes_and_dtypes(trained.batch_stats, variables.batch_stats)
+    if model.activations:
+        shapes = {name: feature.shape[1:] for name, feature in tested.features.items()}
+        told = {name: shape.shape for name, shape in model.activations().items()}
+        _require(shapes == told, "activations: not the features that apply returns")
+
+
+def check_dataset(dataset: Dataset) -> None:
+    """Check a data set: uint8 images of one shape, labels that are classes, all classes in both sets."""
+    info = dataset.info
+    for split in (dataset.train, dataset.test):
+        images, labels = (np.asarray(part) for part in split)
+        chex.assert_rank(labels, 1)
+        _require(images.shape == (len(labels), *info.shape), f"images: shape {images.shape}")
+        _require(images.dtype == np.uint8, f"images: {images.dtype}, want uint8")
+        _require(labels.dtype == np.int32, f"labels: {labels.dtype}, want int32")
+        _require(set(labels.tolist()) == set(range(info.num_classes)), "labels: not all classes")
+    for name in ("mean", "std"):
+        _require(len(getattr(info, name)) == info.shape[2], f"{name}: want one for each channel")
+
+
+def check_repair(
+    repair: Repair,
+    fixture: Fixture,
+    *,
+    asr: float = 1.0,
+    drop: float = 0.2,
+    **given: Any,
+) -> Repaired:
+    """Check a repair on a fixture and return what it made.
+
+    Its check passes; the same key gives the same variables; nothing is mutated; the trace and the
+    variables are finite; ACC falls by at most `drop`, and the ASR is at most `asr` afterwards.
+    `given` are the needs that it declares, such as `target=`; sets are handed over by themselves.
+    """
+    model, variables = fixture.model, fixture.variables
+    repair.check(model, jax.eval_shape(model.init, jax.random.key(0)), len(fixture.reserved.labels))
+    sets = {"training_set": fixture.samples, "test_set": fixture.dataset.test}
+    given = {name: sets[name] for name in repair.needs if name in sets} | given
+    copy = jax.tree.map(np.array, variables)
+    arguments = (jax.random.key(1), model, variables, fixture.reserved)
+    found, again = (repair.repair(*arguments, Hooks(), **given) for _ in range(2))
+    _require(isinstance(found, Repaired), f"repair: returned a {type(found).__name__}")
+    chex.assert_trees_all_equal(copy, jax.tree.map(np.array, variables))
+    chex.assert_trees_all_equal(found.variables, again.variables)
+    chex.assert_tree_all_finite((found.variables, dict(found.trace)))
+    network = repair.network(model)
+    _require(found.model in (None, network), "repair: model is another than network's")
+    like = jax.eval_shape(network.init, jax.random.key(0))
+    chex.assert_trees_all_equal_shapes_and_dtypes(found.variables, like)
+    before, after = fixture.before, fixture.evaluate(network, found.variables)
+    _require(after.acc >= before.acc - drop, f"ACC {before.acc:.3f} → {after.acc:.3f}")
+    _require(after.asr <= asr, f"ASR {before.asr:.3f} → {after.asr:.3f}, want at most {asr:g}")
+    return found
+
+
+def check_training_defense(
+    defense: TrainingDefense, fixture: Fixture, *, asr: float = 1.0, acc: float = 0.5
+) -> Trained:
+    """Check a training-time defence on the fixture's poisoned set and return what it made.
+
+    What it finds has the shapes it declares; it does not read which rows are poisoned (it is given
+    no flags); the model that it trains has at least the ACC `acc` and at most the ASR `asr`.
+    """
+    size, key = len(fixture.samples.labels), jax.random.key(1)
+    defense.check(size)
+    begun = fit(defense.begin(key, fixture.model, fixture.samples))[0].variables
+    found = defense.train(key, fixture.model, fixture.samples, begun)
+    _require(isinstance(found, Trained), f"train: returned a {type(found).__name__}")
+    chex.assert_tree_all_finite(found.variables)
+    shapes = {name: (one.shape, one.dtype) for name, one in defense.found(size).items()}
+    made = {name: (one.shape, one.dtype) for name, one in found.found.items()}
+    _require(shapes == made, f"found: {made}, want {shapes}")
+    after = fixture.evaluate(fixture.model, found.variables)
+    _require(after.acc >= acc, f"ACC {after.acc:.3f}, want at least {acc:g}")
+    _require(after.asr <= asr, f"ASR {after.asr:.3f}, want at most {asr:g}")
+    return found
+
+
+def check_sample_detector(
+    detector: SampleDetector, fixture: Fixture, *, auroc: float = 0.0
+) -> Scored:
+    """Check a detector of poisoned samples and return its scores.
+
+    There is a score and a flag for every row; the same key gives the same; neither follows the
+    order of the rows (a detector that trains, or clusters, may move by it); the AUROC on the
+    fixture is at least `auroc`.
+    """
+    model, samples, reserved = fixture.model, fixture.samples, fixture.reserved
+    size, shapes = len(samples.labels), jax.eval_shape(model.init, jax.random.key(0))
+    detector.check(model, shapes, size, len(reserved.labels))
+    variables = fixture.variables
+    if detector.first_stage:
+        loop = detector.first_stage.begin(jax.random.key(1), model, samples)
+        variables = fit(loop)[0].variables
+    arguments = (jax.random.key(2), model, variables, samples, reserved)
+    found, again = (detector.score(*arguments) for _ in range(2))
+    _check_scored(found, size)
+    chex.assert_trees_all_equal(tuple(found), tuple(again))
+    rate = detection_rates(found.scores, found.flagged, fixture.poisoned)["auroc"]
+    _require(rate >= auroc, f"AUROC {rate:.3f}, want at least {auroc:g}")
+    return found
+
+
+def check_input_detector(
+    detector: InputDetector, fixture: Fixture, *, auroc: float = 0.0
+) -> Scored:
+    """Check a detector of triggered inputs and return its scores: clean test images, then triggered.
+
+    A score does not depend on the other images of a batch; the AUROC is at least `auroc`.
+    """
+    model, test = fixture.model, fixture.dataset.test
+    detector.check(
+        model, jax.eval_shape(model.init, jax.random.key(0)), len(fixture.reserved.labels)
+    )
+    given = (model, fixture.variables)
+    state = detector.prepare(jax.random.key(1), *given, fixture.reserved)
+    labels = np.asarray(test.labels)
+    counted = np.flatnonzero(np.asarray(fixture.attack.relabel(labels)) != labels)
+    stamped = triggered_images(fixture.attack, fixture.trigger, jnp.asarray(test.images)[counted])
+    images = np.concatenate([np.asarray(test.images), np.asarray(stamped)])
+    parts = [detector.score(*given, state, images[i : i + 40]) for i in range(0, len(images), 40)]
+    scores = np.concatenate([np.asarray(part) for part in parts]).astype(np.float32)
+    found = Scored(scores, scores > detector.threshold(state))
+    _check_scored(found, len(images))
+    alone = np.asarray(detector.score(*given, state, images[:3]))
+    chex.assert_trees_all_close(alone, scores[:3], rtol=1e-4, atol=1e-5)
+    positive = np.arange(len(images)) >= len(labels)
+    rate = detection_rates(found.scores, found.flagged, positive)["auroc"]
+    _require(rate >= auroc, f"AUROC {rate:.3f}, want at least {auroc:g}")
+    return found
+
+
+def check_model_detector(
+    detector: ModelDetector, fixture: Fixture, *, flags: bool | None = None
+) -> Verdict:
+    """Check a detector of backdoored models and return its verdict on the fixture's.
+
+    The evidence has the shapes that it declares, and every class a score; `flags`: whether it must
+    flag the attacker's class (True) or nothing (False).
+    """
+    model, info = fixture.model, fixture.dataset.info
+    detector.check(
+        model, jax.eval_shape(model.init, jax.random.key(0)), len(fixture.reserved.labels)
+    )
+    evidence, _ = detector.detect(jax.random.key(1), model, fixture.variables, fixture.reserved)
+    like = detector.like(info.num_classes, info.shape)
+    chex.assert_trees_all_equal_shapes_and_dtypes(evidence, like)
+    verdict = detector.judge(evidence)
+    for name, array in {"scores": verdict.scores, **verdict.columns}.items():
+        _require(len(array) == info.num_classes, f"{name}: want a number for each class")
+    _require(verdict.flagged.dtype == bool, "flagged: want bool [K]")
+    if detector.trigger:
+        images = as_float(jnp.asarray(fixture.dataset.test.images[:2]))
+        stamped = detector.trigger(evidence, 0)(images)
+        chex.assert_equal_shape([stamped, images])
+    target = 0 if flags else -1
+    _require(flags is None or verdict.target == target, f"flags class {verdict.target}")
+    return verdict
+
+
+def check_refuses(check: Callable[..., None], *given: Any, words: str) -> None:
+    """Check that a defence's `check` raises `ConfigError` with these words in its message."""
+    try:
+        check(*given)
+    except ConfigError as error:
+        _require(words in str(error), f"{error}: does not say {words!r}")
+        return
+    raise AssertionError(f"nothing was refused; want a ConfigError with {words!r}")
+
+
+def _check_scored(found: Scored, size: int) -> None:
+    scores, flagged = (np.asarray(part) for part in found)
+    _require(scores.shape == (size,), f"scores: shape {scores.shape}, want ({size},)")
+    _require(scores.dtype == np.float32, f"scores: {scores.dtype}, want float32")
+    _require(not np.isnan(scores).any(), "scores: NaN")
+    _require(flagged.shape == (size,) and flagged.dtype == bool, "flagged: want bool [N]")
+
+
+def _require(held: Any, message: str) -> None:
+    if not held:
+        raise AssertionError(message)

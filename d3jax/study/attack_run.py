@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..attacks import ATTACKS
 from ..attacks.poisoning import poisoned_share
 from ..config.loading import to_mapping
 from ..config.study import Choice
@@ -21,6 +20,7 @@ from ..metrics.attack_success import Counts, make_evaluate
 from ..runtime.checkpoint import digest
 from ..training.victim import poisoned_rows
 from .context import StudyContext
+from .registries import ATTACKS
 
 FORMAT = 2
 """Part of every recipe; counted up when the same config would compute other numbers."""

@@ -19,11 +19,11 @@ from ..core.types import (
     TrainingDefense,
 )
 from ..data.batching import epoch_plan
-from ..defenses import DEFENSES, DETECTIONS, MODEL_DETECTORS
 from ..evolution.config import EvolutionConfig
 from ..evolution.fresh_sets import check_evolution, check_poison, evolution_key
 from ..training.poisoned_set import check_released
 from .context import StudyContext, reserved_split
+from .registries import DEFENSES, DETECTIONS
 
 AnyDefense = Repair | TrainingDefense
 AnyDetector = SampleDetector | InputDetector | ModelDetector
@@ -86,10 +86,13 @@ def _check_needs(context: StudyContext, repair: Repair) -> None:
             "elsewhere (model.checkpoint)"
         )
     label = repair.search.detector if repair.search else ""
-    known = {one.label: one.name for one in context.config.detections}
     if not label:
         return
-    models = [name for name, method in known.items() if method in MODEL_DETECTORS]
+    made = {
+        one.label: DETECTIONS[one.name][1](one.config, context.dataset.info)
+        for one in context.config.detections
+    }
+    models = [name for name, detector in made.items() if isinstance(detector, ModelDetector)]
     if label not in models:
         raise ConfigError(
             f"detector: {label!r} is no model detector among `detections`, which has "

@@ -14,14 +14,14 @@ from ..config.recipes import LoopConfig
 from ..config.study import StudyConfig
 from ..core.errors import ConfigError
 from ..core.types import Dataset, Model, Split
-from ..data import DATASETS, fingerprint, reserve
+from ..data import fingerprint, reserve
 from ..interop.external_model import ExternalModel, read_external_model
-from ..models import MODELS
 from ..runtime.distributed import broadcast_from_host0
 from ..runtime.environment import environment
 from ..runtime.progress import Progress
 from ..training.memory import memory_free
 from ..training.streaming import check_streaming
+from .registries import DATASETS, MODELS
 
 
 class Memo:

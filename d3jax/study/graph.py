@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from ..attacks import ATTACKS
 from ..config.study import Choice
 from ..core.errors import ConfigError
 from ..core.types import InputDetector, ModelDetector, TrainingDefense
-from ..defenses import MODEL_DETECTORS
 from ..defenses.repair.target import Search
 from .attack_run import AttackRun, evaluator, make_clean_run, make_run
 from .checks import AnyDetector, Methods, check_attack, check_paths, make_methods, named
@@ -33,6 +31,7 @@ from .nodes.training_time import TrainingNode
 from .nodes.trigger import TriggerNode
 from .nodes.updates import UpdatesNode
 from .nodes.victim import VictimNode
+from .registries import ATTACKS, DETECTIONS
 
 AnyNode = TypeVar("AnyNode", bound=Node)
 
@@ -170,7 +169,7 @@ class _Graph:
             own = Choice("inversion", "", search.detection)
             named = {choice.label: choice for choice in self.context.config.detections}
             choice = named[search.detector] if search.detector else own
-            detector = MODEL_DETECTORS[choice.name][1](choice.config, self.context.dataset.info)
+            detector = DETECTIONS[choice.name][1](choice.config, self.context.dataset.info)
             node = EvidenceNode(**start, choice=choice, detector=detector)
             found["detected"] = self.one(node)
         if not search.reuses:

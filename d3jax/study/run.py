@@ -17,15 +17,10 @@ import jax
 import numpy as np
 import yaml
 
-from ..attacks import ATTACKS
 from ..config.loading import dumps, loads, to_mapping
 from ..config.study import Choice, StudyConfig
 from ..core.errors import ConfigError
-from ..data import DATASETS
-from ..defenses import DEFENSES, DETECTIONS
-from ..evolution import EVOLUTIONS
 from ..evolution.fresh_sets import steps_of, update_rates
-from ..models import MODELS
 from ..report import make_report
 from ..report.terminal import print_detections, print_table
 from ..results.artifacts import (
@@ -47,17 +42,7 @@ from .graph import make_nodes
 from .ledger import Ledger
 from .nodes.base import Node
 from .planner import part_of, plan
-
-REGISTRIES = {
-    name: {key: cls for key, (cls, _) in registry.items()}
-    for name, registry in (
-        ("datasets", DATASETS),
-        ("models", MODELS),
-        ("attacks", ATTACKS),
-        ("defenses", DEFENSES),
-        ("detections", DETECTIONS),
-    )
-} | {"evolutions": EVOLUTIONS}
+from .registries import REGISTRIES
 
 PRODUCTS = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": "default"}
 """jax's name for each precision. Its default for float32 on NVIDIA cards is TF32: other results."""

@@ -8,10 +8,10 @@ import flax.linen as nn
 
 from d3jax import run
 from d3jax.core.types import DataInfo, Model, NormLayer
-from d3jax.models import MODELS, PreActResNet18Config
+from d3jax.models import PreActResNet18Config
 from d3jax.models.layers.linen import Linear, model_of, normalise
 from d3jax.models.layers.norm import BatchNorm
-from d3jax.study import run as study
+from d3jax.study.registries import MODELS, REGISTRIES
 
 
 class _Small(nn.Module):
@@ -45,11 +45,11 @@ def small_model(info: DataInfo) -> Model:
 def registered() -> Iterator[None]:
     """Let configs name the model `small`; its `width` changes nothing but its hash."""
     MODELS["small"] = (PreActResNet18Config, lambda config, info, dtype: small_model(info))
-    study.REGISTRIES["models"]["small"] = PreActResNet18Config
+    REGISTRIES["models"]["small"] = PreActResNet18Config
     try:
         yield
     finally:
-        del MODELS["small"], study.REGISTRIES["models"]["small"]
+        del MODELS["small"], REGISTRIES["models"]["small"]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,61 @@
+"""What a study can name: the package's entries, and those of installed plug-ins.
+
+A plug-in is a Python distribution with an entry point in one of the groups `d3jax.attacks`,
+`d3jax.defenses`, `d3jax.detections`, `d3jax.models` and `d3jax.datasets`. Its name is the entry's in
+YAML, its object the pair `(config class, constructor)`, as in the package's own registries:
+
+    [project.entry-points."d3jax.attacks"]
+    stripes = "my_package.stripes:ENTRY"
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .. import attacks, data, defenses, models
+from ..core.errors import ConfigError
+from ..evolution import EVOLUTIONS
+
+Entry = tuple[type, Callable[..., Any]]
+"""A config class, and what makes an attack, a defence, a model or a data set of its instances."""
+
+
+def with_plugins(group: str, own: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Return a registry with the entries of installed plug-ins.
+
+    Raises `ConfigError` where a plug-in cannot be loaded, is no entry, or takes a name that is taken.
+    """
+    found = dict(own)
+    for point in importlib.metadata.entry_points(group=f"d3jax.{group}"):
+        where = f"plug-in {point.value} (d3jax.{group})"
+        if point.name in found:
+            raise ConfigError(f"{where}: the name {point.name!r} is taken")
+        try:
+            config, construct = point.load()
+        except Exception as error:
+            raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
+        if not isinstance(config, type) or not callable(construct):
+            raise ConfigError(f"{where}: want a pair (config class, constructor)")
+        found[point.name] = (config, construct)
+    return found
+
+
+ATTACKS = with_plugins("attacks", attacks.ATTACKS)
+DATASETS = with_plugins("datasets", data.DATASETS)
+DEFENSES = with_plugins("defenses", defenses.DEFENSES)
+DETECTIONS = with_plugins("detections", defenses.DETECTIONS)
+MODELS = with_plugins("models", models.MODELS)
+
+REGISTRIES = {
+    name: {key: cls for key, (cls, _) in registry.items()}
+    for name, registry in (
+        ("datasets", DATASETS),
+        ("models", MODELS),
+        ("attacks", ATTACKS),
+        ("defenses", DEFENSES),
+        ("detections", DETECTIONS),
+    )
+} | {"evolutions": EVOLUTIONS}
+"""Config classes by registry and name, for reading configs."""
