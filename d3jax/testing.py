@@ -146,6 +146,8 @@ def check_model(model: Model, info: DataInfo) -> None:
     chex.assert_tree_all_finite((tested.logits, trained.logits))
     chex.assert_trees_all_equal(tested.batch_stats, variables.batch_stats)
     chex.assert_trees_all_equal_shapes_and_dtypes(trained.batch_stats, variables.batch_stats)
+    same = jax.tree.map(jnp.array_equal, trained.batch_stats, variables.batch_stats)
+    _require(not any(jax.tree.leaves(same)), "training leaves running statistics as they are")
     if model.activations:
         shapes = {name: feature.shape[1:] for name, feature in tested.features.items()}
         told = {name: shape.shape for name, shape in model.activations().items()}

@@ -34,7 +34,7 @@ class _Generator(nn.Module):
     halvings: int
 
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images, train, active):
         def block(x, channels, activate=True):
             x = BatchNorm(train, momentum=0.95)(Conv(channels, bias=True)(x))
             return nn.relu(x) if activate else x
@@ -46,7 +46,7 @@ class _Generator(nn.Module):
         x = block(x, widths[-1])
         for channels in widths[-2::-1]:
             x = block(block(_double(x), x.shape[3]), channels)
-        return block(block(_double(x), x.shape[3]), self.channels, activate=False), {}
+        return block(block(_double(x), x.shape[3]), self.channels, activate=False)
 
 
 def encoder(info: DataInfo, width: int, bits: int) -> tuple[Callable, Callable]:

@@ -166,7 +166,7 @@ class _Graph:
         """Return the evidence and the inversion that a search for a trigger begins with."""
         found: dict[str, Node] = {}
         if search.target == "detect":
-            own = Choice("inversion", "", search.detection)
+            own = Choice(search.method, "", search.detection)
             named = {choice.label: choice for choice in self.context.config.detections}
             choice = named[search.detector] if search.detector else own
             detector = DETECTIONS[choice.name][1](choice.config, self.context.dataset.info)

@@ -116,6 +116,7 @@ def test_the_plane_holds_its_three_models(model, victim, repaired, attack, datas
         plane_of(models[0].params, repaired.params, mixed(models[:2], (0.7, 0.3)).params)
 
 
+@pytest.mark.slow
 def test_statistics_are_estimated_without_knowing_the_momentum(model, victim, dataset):
     images = Split(*(part[:100] for part in dataset.train))
     found = estimated(model, victim.variables, images, batch_size=50)
@@ -224,6 +225,7 @@ def test_taylor_fits_near_the_point(double):
     )  # what is left is of third order
 
 
+@pytest.mark.slow
 def test_eigenvalues_against_the_whole_hessian(double):
     loss, params = small_loss()
     flat, restore = jax.flatten_util.ravel_pytree(params)

@@ -38,7 +38,7 @@ SETTINGS = {
 }
 
 
-SLOW = ("input_aware", "ssba")
+SLOW = ("input_aware", "ssba", "lc")
 
 
 TRAIN = TrainConfig(steps=250, batch_size=64, augment="none", optimizer=OptimConfig(lr=0.05))

@@ -12,7 +12,7 @@ from d3jax.data.batching import batch_rows, epoch_plan, permute
 
 
 @settings(deadline=None, max_examples=12)
-@given(size=st.sampled_from([1, 2, 3, 4, 5, 16, 17, 255, 1000]), seed=st.integers(0, 2**31 - 1))
+@given(size=st.sampled_from([1, 2, 17, 1000]), seed=st.integers(0, 2**31 - 1))
 def test_permute_is_a_permutation(size, seed):
     assert sorted(permute(jax.random.key(seed), jnp.arange(size), size).tolist()) == list(
         range(size)

@@ -7,6 +7,7 @@ import pytest
 
 from d3jax.core.errors import ConfigError
 from d3jax.core.types import Split, TrainState
+from d3jax.defenses.model_detection.inversion import judge_norms
 from d3jax.defenses.repair.target import Search, choose, find, gather
 from d3jax.inversion import (
     Inversion,
@@ -370,32 +371,37 @@ def norms_of(norms):
 def test_target_to_repair_for_no_one_and_several_flagged_classes():
     config = InversionConfig()
     search = Search("detect", config, config)
-    one = gather(search, norms_of(CHECK[:8] + [50, 50]))
+
+    def detected(norms):
+        found = norms_of(norms)
+        return gather(search, judge_norms(found), found)
+
+    one = detected(CHECK[:8] + [50, 50])
     assert (one.target, one.trigger.mask[0, 0, 0]) == (4, 4) and one.how.startswith(
-        "flagged with index"
+        "flagged with score"
     )
-    several = gather(search, norms_of(CHECK))
+    several = detected(CHECK)
     assert (several.target, several.how) == (
         4,
-        "flagged with index 30.35, the smallest of 2 flagged",
+        "flagged with score 30.35, the highest of 2 flagged",
     )
-    none = gather(search, norms_of([50, 52, 48, 51, 49]))
+    none = detected([50, 52, 48, 51, 49])
     assert (
         none.target == -1
         and not none.trigger.mask.any()
-        and none.how == "none flagged, the smallest norm has index 1.35"
+        and none.how == "none flagged, the statistic is 1.35"
     )
-    tied = gather(search, norms_of([9, 3, 10, 10, 10, 10, 10]))
+    tied = detected([9, 3, 10, 10, 10, 10, 10])
     assert tied.target == 1  # both indices are infinite
     two = gather(
         Search("detect", InversionConfig(preset="pixel"), config),
-        norms_of(CHECK),
+        judge_norms(norms_of(CHECK)),
         nothing((2, 2, 3))._replace(labels=jnp.array([4])),
     )
     assert two.target == 4 and not two.trigger.mask.any()  # the trigger of the second inversion
-    given = gather(Search(2, config, config), norms_of([9.0])._replace(labels=jnp.array([2])))
-    assert (given.target, given.how, given.detection) == (2, "given", None)
-    assert choose(detect([50, 52, 48, 51, 49]), range(5))[0] == -1
+    given = gather(Search(2, config, config), None, norms_of([9.0])._replace(labels=jnp.array([2])))
+    assert (given.target, given.how, given.verdict) == (2, "given", None)
+    assert choose(judge_norms(norms_of([50, 52, 48, 51, 49])))[0] == -1
 
 
 def test_a_search_from_the_start_finds_the_target(dataset, model, victim):

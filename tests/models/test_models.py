@@ -24,6 +24,7 @@ from d3jax.models.layers.depthwise import Depthwise
 from d3jax.models.layers.norm import EPSILON, MOMENTUM, BatchNorm, normalise_batch
 from d3jax.models.vgg import adaptive_mean
 from d3jax.runtime.sharding import make_mesh, shard_batch
+from d3jax.testing import check_model
 from d3jax.training import fit, victim_loop
 
 INFO = DataInfo(
@@ -92,27 +93,19 @@ def tiny(name, dtype=jnp.float32):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_keeps_the_contract(name):
-    """Shapes, named features, a classifier at head/kernel on `penultimate`, statistics that only training moves."""
+    """And has named features, and a classifier at head/kernel on `penultimate`."""
     model, info = tiny(name)
+    check_model(model, info)
     variables = model.init(jax.random.key(0))
     images = jax.random.uniform(jax.random.key(1), (3, *info.shape))
-    out, trained = (
-        jax.jit(functools.partial(model.apply, train=train))(variables, images)
-        for train in (False, True)
-    )
+    out = jax.jit(functools.partial(model.apply, train=False))(variables, images)
     head, features = variables.params["head"], out.features
     assert out.logits.shape == (3, 4) and {"penultimate", "block1", "block2"} <= set(features)
     np.testing.assert_allclose(
         out.logits, features["penultimate"] @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-5
     )
-    assert all(
-        len(feature) == 3 and bool(jnp.isfinite(feature).all()) for feature in features.values()
-    )
-    chex.assert_trees_all_equal(out.batch_stats, variables.batch_stats)
-    assert jax.tree.structure(trained.batch_stats) == jax.tree.structure(variables.batch_stats)
+    assert all(bool(jnp.isfinite(feature).all()) for feature in features.values())
     assert bool(variables.batch_stats) == (name in ("preact_resnet18", "vgg19_bn", "wide_resnet"))
-    same = jax.tree.map(jnp.array_equal, trained.batch_stats, variables.batch_stats)
-    assert not any(jax.tree.leaves(same))
 
 
 @pytest.mark.slow
@@ -190,8 +183,9 @@ def narrow():
 def test_features_train_and_eval(narrow):
     model, variables, images = narrow
     out = jax.jit(lambda v, x: model.apply(v, x, train=True))(variables, images)
-    shapes = {name: feature.shape for name, feature in out.features.items()}
+    shapes = {name: feature.shape for name, feature in out.features.items() if "_" not in name}
     assert shapes == {
+        "stem": (8, 16, 16, 4),
         "block1": (8, 16, 16, 4), "block2": (8, 8, 8, 8), "block3": (8, 4, 4, 16), "block4": (8, 2, 2, 32), "penultimate": (8, 32),
     }  # fmt: skip
     assert out.logits.shape == (8, 4) and out.logits.dtype == jnp.float32

@@ -80,7 +80,8 @@ def test_a_checkpoint_folder_is_read_as_the_model_it_holds(trained, walked_in):
         and turned["none"]["acc"] == none["acc"]
     )
     assert turned["repair"]["turned"] < turned["none"]["turned"]
-    assert all(row["is_target"] is None for row in read_csv(folder / "detections.csv"))
+    assert all(row["is_target"] is None for row in read_csv(folder / "evidence.csv"))
+    assert all(row["right"] is None for row in read_csv(folder / "detections.csv"))
 
 
 def test_the_page_says_what_is_unknown_of_an_external_model(walked_in):
@@ -215,7 +216,7 @@ def test_a_saved_trigger_is_used_only_by_the_attack_that_made_it(trained):
 
 DIGITS = """
 dataset: {name: digits, size: 8}
-model: {name: preact_resnet18, width: 4}
+model: {name: wide_resnet, depth: 10}
 attacks: [badnets]
 train: {steps: 3, batch_size: 64}
 defenses: []
@@ -226,7 +227,7 @@ def test_safetensors_export_and_import_keep_the_rates(tmp_path, capsys):
     rows = studies.run(read(text=DIGITS), tmp_path / "run")
     out, config = tmp_path / "new" / "model.safetensors", tmp_path / "run" / "config.yaml"
     assert export.main(["--config", str(config), "badnets/seed0/train", str(out)]) == 0
-    assert "86 tensors" in capsys.readouterr().out and out.stat().st_mode & 0o777 == 0o644
+    assert "39 tensors" in capsys.readouterr().out and out.stat().st_mode & 0o777 == 0o644
     again = studies.run(read(("model.checkpoint", str(out)), text=DIGITS), tmp_path / "again")
     assert again[0]["acc"] == rows[0]["acc"] and again[0]["asr"] == rows[0]["asr"]
     for words, message in (

@@ -6,17 +6,17 @@ import os
 import shutil
 import sys
 
-import numpy as np
 import pytest
 
 from d3jax.core.errors import ConfigError, OutOfMemoryError
-from d3jax.defenses.repair import target
+from d3jax.core.types import Verdict
+from d3jax.defenses.model_detection import inversion as inversion_detector
 from d3jax.inversion.config import PRESETS
+from d3jax.results.artifacts import ARRAYS, RunFolder
 from d3jax.results.summary import detections
 from d3jax.results.tables import read_csv
 from d3jax.runtime.progress import Progress
 from d3jax.study import check_study, run_study
-from d3jax.study.nodes import inversion as inversion_node
 
 from ..helpers import studies
 from ..helpers.killing import kill_when, results, unbroken
@@ -57,27 +57,29 @@ def finished(tmp_path_factory):
 def test_one_inversion_serves_detection_and_defences(finished):
     """One of all classes, for the detection and for both defences that detect; and one of the given class."""
     folder, _ = finished
-    assert len(list((folder / "checkpoints").glob("*inversion*"))) == 2
+    for kind in ("evidence", "inversion"):
+        assert len(list((folder / "checkpoints").glob(f"*-{kind}-*"))) == 1
     searches = {name.split("/")[2] for name in studies.logged_loops(folder) if "inversion" in name}
-    assert len(searches) == 2 and {name.split("-")[2] for name in searches} == {"all", "class1"}
+    assert {name.rpartition("-")[0] for name in searches} == {
+        "evidence-inversion",
+        "inversion-nc-class1",
+    }
 
 
 def test_the_backdoor_is_found_and_repaired(finished):
     folder, rows = finished
     found = read_csv(folder / "detections.csv")
     (one,) = detections(found)
-    assert (
-        len(found) == 5
-        and one["flagged"] == ["1"]
-        and one["right"]
-        and one["text"].endswith("; right")
-    )
+    assert one["flagged_classes"] == "1" and one["right"] and one["text"].endswith("; right")
+    evidence = read_csv(folder / "evidence.csv")
+    assert [row["flagged"] for row in evidence] == [row["is_target"] for row in evidence]
+    assert len(evidence) == 5 and {"norm", "index", "success", "passes"} <= set(evidence[0])
     by = {row["defense"]: row for row in rows}
     for defense in ("mcl-code", "mcl-given", "nc"):
         row = by[defense]
         assert row["asr"] < 0.5 and row["target"] == 1 and row["trigger_success"] > 0.85, row
     assert (
-        by["mcl-code"]["chosen"].startswith("flagged with index")
+        by["mcl-code"]["chosen"].startswith("flagged with score")
         and by["mcl-given"]["chosen"] == "given"
     )
     assert (
@@ -95,32 +97,29 @@ def test_a_repair_leaves_the_model_where_no_class_is_flagged(
     shutil.copytree(folder, copy)
     for path in (copy / "checkpoints").glob("badnets-mcl-code-*"):
         shutil.rmtree(path)
-    detect = target.detect
-    monkeypatch.setattr(
-        target, "detect", lambda norms: detect(norms)._replace(flagged=np.zeros(5, bool))
-    )
+    monkeypatch.setattr(Verdict, "target", -1)
     again = {row["defense"]: row for row in run_study(read(), copy, Progress())}
     before, row = rows[0], again["mcl-code"]
     assert (row["target"], row["trigger_success"], row["asr"]) == (-1, None, before["asr"])
-    assert row["chosen"].startswith("none flagged, the smallest norm has index")
+    assert row["chosen"].startswith("none flagged, the statistic is")
     assert "badnets/seed0/mcl-code: not repaired: none flagged" in capsys.readouterr().out
     assert "not repaired: nothing flagged" in (copy / "report.html").read_text()
 
 
 def test_a_failed_detection_has_a_row_that_says_so(finished, tmp_path, monkeypatch):
-    def broken(*_):
+    def broken(*_, hooks):
         raise OutOfMemoryError("no memory")
 
     folder, _ = finished
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    for path in (copy / "checkpoints").glob("*badnets-inversion-*"):
+    for path in (copy / "checkpoints").glob("*badnets-evidence-*"):
         shutil.rmtree(path)
-    monkeypatch.setattr(inversion_node, "invert", broken)
+    monkeypatch.setattr(inversion_detector, "invert", broken)
     status = {row["defense"]: row["status"] for row in studies.run(read(), copy)}
     assert (
         status["inversion-nc"] == "failed: no memory"
-        and status["nc"] == "failed: its inversion failed"
+        and status["nc"] == "failed: its detection failed"
     )
     assert status["none"] == "ok"
 
@@ -150,21 +149,32 @@ def test_a_report_reads_detections_without_searching_again(finished, tmp_path, c
     )
     again = run_study(read(), folder, Progress(), compute=False)
     assert [row["asr"] for row in again] == [row["asr"] for row in rows]
-    assert (
-        "badnets, seed 0, inversion-nc: flags 1 (index of the smallest" in capsys.readouterr().out
-    )
+    assert "badnets, seed 0, inversion-nc: flags 1 (statistic" in capsys.readouterr().out
 
 
 def test_a_missing_inversion_is_named_in_every_row_that_needs_it(finished, tmp_path):
     folder, _ = finished
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    for path in (copy / "checkpoints").glob("*badnets-inversion-*"):
+    for path in (copy / "checkpoints").glob("*badnets-evidence-*"):
         shutil.rmtree(path)
     rows = studies.run(read(), copy, compute=False)
     status = {row["defense"]: row["status"] for row in rows}
     assert status["inversion-nc"] == "not finished: no model yet"
-    assert status["nc"] == "not finished: its inversion is not finished" and status["none"] == "ok"
+    assert status["nc"] == "not finished: its detection is not finished" and status["none"] == "ok"
+
+
+def test_arrays_are_those_that_the_run_folder_declares(finished):
+    run, seen = RunFolder(finished[0]), set()
+    own = {"model_detection": {"norm", "index", "success", "passes"}}
+    for node in run.manifest.nodes:
+        if arrays := run.arrays(node.name):
+            declared = ARRAYS[node.kind]
+            assert set(arrays) >= declared.__required_keys__, node.name
+            known = set(declared.__annotations__) | own.get(node.kind, set())
+            assert set(arrays) <= known, node.name
+            seen.add(node.kind)
+    assert seen == {"report_samples", "features", "model_detection"}
 
 
 @pytest.mark.parametrize(
@@ -211,7 +221,7 @@ def test_a_study_killed_in_a_search_resumes_to_the_same_numbers(tmp_path):
     config.write_text(STUDY.replace("save_every: 1000", "save_every: 20, save_seconds: 0"))
     unbroken(config, tmp_path / "whole", environment)
     broken = tmp_path / "broken"
-    for node in ("inversion-*", "mcl-code", "nc"):
+    for node in ("evidence-*", "mcl-code", "nc"):
         logs = f"nodes/badnets/seed0/{node}/metrics.jsonl"
         kill_when(
             lambda logs=logs: any(path.stat().st_size for path in broken.glob(logs)),

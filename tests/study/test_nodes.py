@@ -9,7 +9,7 @@ import pytest
 from d3jax.core.errors import ConfigError, DataError
 from d3jax.results import artifacts, tables
 from d3jax.study import graph
-from d3jax.study.nodes.inversion import InversionNode
+from d3jax.study.nodes.evidence import EvidenceNode
 from d3jax.study.nodes.repair import RepairNode
 from d3jax.study.nodes.report_samples import SamplesNode
 from d3jax.study.planner import part_of, plan
@@ -73,8 +73,8 @@ def test_attacks_that_share_a_clean_model_need_one_node(nodes):
 def test_a_search_shares_the_detection_of_equal_settings(nodes):
     (mcl,) = [node for node in nodes if node.name == "badnets/seed0/mcl-code"]
     (detection,) = [node for node in nodes if node.name == "badnets/seed0/detection@inversion-nc"]
-    assert mcl.detected is detection.inversion
-    assert mcl.inverted.needs["detection"] is mcl.detected
+    assert mcl.detected is detection.evidence
+    assert mcl.inverted.needs["detected"] is mcl.detected
 
 
 def test_parts_hold_every_model_once_and_detections_with_their_inversions(nodes):
@@ -83,7 +83,7 @@ def test_parts_hold_every_model_once_and_detections_with_their_inversions(nodes)
     assert names == [node.name for node in nodes if not node.analysis]
     for part in parts:
         assert {node.kind for node in part if node.analysis} <= {"model_detection"}
-        assert all(node.inversion in part for node in part if node.analysis)
+        assert all(node.evidence in part for node in part if node.analysis)
     detections = [node.name for part in parts for node in part if node.analysis]
     assert detections == [node.name for node in nodes if node.kind == "model_detection"]
 
@@ -184,7 +184,7 @@ def test_a_failed_detection_has_a_row_in_a_part_too(tmp_path, monkeypatch, capsy
     def broken(node, inputs, hooks):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(InversionNode, "compute", broken)
+    monkeypatch.setattr(EvidenceNode, "compute", broken)
     rows = studies.run(studies.read(FAILING), tmp_path, part=(1, 1))
     status = {row["defense"]: row["status"] for row in rows}
     assert status["inversion-nc"] == "failed: RuntimeError: no memory"
@@ -217,23 +217,3 @@ def test_a_damaged_victim_of_a_prepared_attack_is_computed_by_the_second_run(tmp
     assert "its trigger was not read; a second run reads it" in damaged[0]["status"]
     again = studies.run(config, tmp_path)
     assert [row["acc"] for row in again] == [row["acc"] for row in first]
-
-
-def test_arrays_are_those_that_the_run_folder_declares(tmp_path):
-    study = TINY.replace(
-        "defenses: [{",
-        "features: 12\npaths: 2\ndefenses: [{name: finetune, schedule: {steps: 2, batch_size: 16}}, {",
-    )
-    study += "detections: [{name: inversion, preset: nc, passes: 2, batches: 2}]\n"
-    studies.run(studies.read(study), tmp_path)
-    run, seen = artifacts.RunFolder(tmp_path), set()
-    for node in run.manifest.nodes:
-        arrays = run.arrays(node.name)
-        if not arrays:
-            continue
-        declared = artifacts.ARRAYS[node.kind]
-        assert set(arrays) >= declared.__required_keys__, node.name
-        named = {key for key in arrays if "/" not in key}
-        assert named <= set(declared.__annotations__), node.name
-        seen.add(node.kind)
-    assert seen >= {"report_samples", "features", "model_detection", "loss_landscape"}

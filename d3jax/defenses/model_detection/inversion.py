@@ -48,7 +48,8 @@ def judge_norms(found: Inversion) -> Verdict:
     distance of the smallest norm from the median, without sign.
     """
     outliers = detect(found.norms)
-    below = np.where(outliers.norms <= outliers.median, outliers.index, -outliers.index)
+    # Where most norms are equal the spread is 0: the smallest still has the highest score.
+    below = (outliers.median - outliers.norms) / max(outliers.spread, 1e-9)
     columns = {
         "norm": outliers.norms,
         "index": outliers.index,

@@ -51,6 +51,8 @@ class Search(NamedTuple):
     inversion: InversionConfig
     detection: InversionConfig
     detector: str = ""
+    method: str = "inversion"
+    """The name of the detector of `detection` in the registry."""
 
     @property
     def reuses(self) -> bool:

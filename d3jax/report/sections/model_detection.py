@@ -22,7 +22,9 @@ def show_table(study: Study) -> Markup:
 def show(view: View) -> Markup:
     """Return for every detection the norms with their triggers, and the smallest on images."""
     samples = [one.arrays for one in view.finished("report_samples") if "clean" in one.arrays]
-    detected = [one for one in view.finished("model_detection") if "triggers" in one.arrays]
+    detected = [
+        one for one in view.finished("model_detection") if {"triggers", "norm"} <= set(one.arrays)
+    ]
     shown = [_show(view, one, samples[0]) for one in detected if samples and one.entry.label]
     return Markup("").join(shown)
 
