@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.images import as_float
-from ..core.types import Model, Variables
+from ..core.types import Array, Model, Variables
 from ..data.batched import batched_map
 from ..runtime.compilation import fast
 
 
 def penultimate(
-    model: Model, variables: Variables, images: np.ndarray | jax.Array, batch_size: int = 500
+    model: Model, variables: Variables, images: Array, batch_size: int = 500
 ) -> np.ndarray:
     """Return features [N, D] float32 of uint8 images [N, H, W, C], in eval mode: what the classifier sees."""
     compute = functools.partial(_features, model, variables)
@@ -55,7 +55,9 @@ def separation(
     apart = euclidean_distances(clean).sum() / (len(clean) * (len(clean) - 1))
     gaps = np.linalg.norm(triggered - clean[twins], axis=1)
     groups = np.concatenate([labels, np.full(len(triggered), labels.max() + 1)])
-    silhouettes = silhouette_samples(np.concatenate([clean, triggered]), groups)[len(clean) :]
+    silhouettes = np.asarray(silhouette_samples(np.concatenate([clean, triggered]), groups))[
+        len(clean) :
+    ]
     return {
         "twin_distance": float(gaps.mean() / apart) if apart else float("nan"),
         "silhouette": float(silhouettes.mean()),
@@ -93,8 +95,8 @@ def compare_features(
     variables: Variables,
     images: jax.Array,
     labels: np.ndarray,
-    stamp: Callable[[jax.Array], jax.Array],
-    relabel: Callable[[jax.Array], jax.Array],
+    stamp: Callable[[Array], Array],
+    relabel: Callable[[Array], Array],
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Return points and numbers of uint8 images [N, H, W, C] and of their stamped twins.
 

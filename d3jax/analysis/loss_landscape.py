@@ -18,7 +18,7 @@ import numpy as np
 
 from ..core.images import as_float
 from ..core.losses import cross_entropy
-from ..core.types import Attack, Model, Params, Split, Variables
+from ..core.types import Array, Attack, Model, Params, Split, Variables
 from ..data.batched import batched_sums, consecutive
 
 Statistics = Literal["interpolated", "estimated", "first"]
@@ -43,7 +43,7 @@ def mixed(models: Sequence[Variables], weights: Sequence[float]) -> Variables:
     params = [variables.params for variables in models]
     stats = [variables.batch_stats for variables in models]
 
-    def level(path: Any, *leaves: jax.Array) -> jax.Array:
+    def level(path: Any, *leaves: Array) -> Array | float:
         if (
             jax.tree_util.keystr(path[-1:], simple=True) == "var"
             and sum(bool(w) for w in weights) > 1
@@ -58,7 +58,7 @@ def mixed(models: Sequence[Variables], weights: Sequence[float]) -> Variables:
             )
         return straight(*leaves)
 
-    def straight(*leaves: jax.Array) -> jax.Array:
+    def straight(*leaves: Array) -> Array | float:
         return sum(w * leaf for leaf, w in zip(leaves, weights, strict=True) if w)
 
     return Variables(
@@ -147,7 +147,11 @@ def path_losses(
             point = mixed((first, second), (1 - t, t))
             if statistics == "first":
                 point = point._replace(batch_stats=first.batch_stats)
-            yield estimated(model, point, reserved) if statistics == "estimated" else point
+            elif statistics == "estimated":
+                if reserved is None:
+                    raise TypeError("statistics: estimated takes `reserved` images")
+                point = estimated(model, point, reserved)
+            yield point
 
     return losses_at(model, attack, trigger, points(), images)
 
@@ -274,7 +278,7 @@ def taylor(loss: Callable[..., jax.Array], params: Params, direction: Params, *d
     return Taylor(*map(float, expand(params, direction, *data)))
 
 
-def _dot(a: Params, b: Params) -> jax.Array:
+def _dot(a: Params, b: Params) -> jax.Array | float:
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return sum(jnp.vdot(x, y) for x, y in pairs)
 
@@ -301,10 +305,10 @@ def top_eigenvalues(
     def multiply(x):
         return np.asarray(product(flat, jnp.asarray(x, flat.dtype).ravel(), *data), np.float64)
 
-    operator = LinearOperator((flat.size, flat.size), matvec=multiply, dtype=np.float64)
+    operator = LinearOperator((flat.size, flat.size), matvec=multiply, dtype=np.float64)  # pyright: ignore[reportCallIssue]  # scipy has no stubs, and hides what it takes
     start = np.random.default_rng(0).normal(size=flat.size)
     return np.sort(
-        eigsh(operator, count, which="LA", tol=tolerance, v0=start, return_eigenvectors=False)
+        eigsh(operator, count, which="LA", tol=tolerance, v0=start, return_eigenvectors=False)  # pyright: ignore[reportArgumentType]  # scipy's `tol=0` is any float
     )[::-1]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ..config.fields import check_fields, option
 from ..core.errors import AttackError
 from ..core.images import as_float
-from ..core.types import Attack, DataInfo
+from ..core.types import Array, Attack, DataInfo
 from .poisoning import Mode, dirty_label, mode_option, rate_option, target_option
 
 Corner = Literal["bottom_right", "bottom_left", "top_right", "top_left", "center"]
@@ -72,7 +72,7 @@ def make_badnets(config: BadNetsConfig, info: DataInfo) -> Attack:
         mask[patch] = 1
         return {"mask": jnp.asarray(mask), "pattern": pattern * mask}
 
-    def stamp(trigger: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+    def stamp(trigger: dict[str, jax.Array], images: Array) -> jax.Array:
         return jnp.where(trigger["mask"] > 0, trigger["pattern"], images)
 
     return dirty_label(config, info, init=init, stamp=stamp)

@@ -13,7 +13,7 @@ import numpy as np
 from ..config.fields import check_fields, option
 from ..core.errors import AttackError
 from ..core.images import as_float, as_levels
-from ..core.types import Attack, DataInfo
+from ..core.types import Array, Attack, DataInfo
 from .poisoning import Mode, dirty_label, mode_option, rate_option, target_option
 
 
@@ -51,7 +51,7 @@ def make_blended(config: BlendedConfig, info: DataInfo) -> Attack:
         noise = jax.random.randint(key, info.shape, 0, 256).astype(jnp.uint8)
         return {"pattern": noise if from_file is None else jnp.asarray(from_file)}
 
-    def stamp(trigger: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+    def stamp(trigger: dict[str, jax.Array], images: Array) -> jax.Array:
         mixed = (whole - share) * as_levels(images) + share * trigger["pattern"].astype(jnp.int32)
         return as_float(mixed // whole)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ..config.fields import check_fields, option
 from ..core.images import as_float, as_levels
-from ..core.types import Attack, DataInfo
+from ..core.types import Array, Attack, DataInfo
 from .poisoning import (
     Mode,
     Rows,
@@ -57,12 +57,12 @@ def make_bpp(config: BPPConfig, info: DataInfo) -> Attack:
             2 * steps * levels + 255
         ) // 510  # in integers: there are no ties, because 255 is odd
 
-    def stamp(trigger: dict, images: jax.Array) -> jax.Array:
+    def stamp(trigger: dict, images: Array) -> jax.Array:
         levels = as_levels(images)
         squeezed = _dithered(levels, steps) if config.dither else nearest(levels)
         return as_float(255 * squeezed // steps)
 
-    def cross(trigger: dict, key: jax.Array, images: jax.Array, others: jax.Array) -> jax.Array:
+    def cross(trigger: dict, key: jax.Array, images: Array, others: Array) -> jax.Array:
         return jnp.clip(images + stamp(trigger, others) - others, 0, 1)
 
     return crossed(config, info, init=lambda key: {}, stamp=stamp, cross=cross)

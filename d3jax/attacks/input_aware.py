@@ -11,7 +11,16 @@ import optax
 
 from ..config.fields import check_fields, option
 from ..core.random import stream
-from ..core.types import Attack, Batch, DataInfo, Joint, Preparation, Prepared, Variables
+from ..core.types import (
+    Array,
+    Attack,
+    Batch,
+    DataInfo,
+    Joint,
+    Preparation,
+    Prepared,
+    Variables,
+)
 from ..data.augment import make_augment
 from ..data.batching import epoch_plan
 from ..models.trigger_networks import generator
@@ -85,18 +94,16 @@ def make_input_aware(config: InputAwareConfig, info: DataInfo) -> Attack:
         }
 
     def draw(
-        net: Any, variables: Variables, images: jax.Array, train: bool = False
+        net: Any, variables: Variables, images: Array, train: bool = False
     ) -> tuple[jax.Array, Any]:
         out = net.apply(variables, images, train=train)
         return jnp.tanh(out.logits) / 2 + 0.5, out.batch_stats
 
-    def masks(
-        variables: Variables, images: jax.Array, train: bool = False
-    ) -> tuple[jax.Array, Any]:
+    def masks(variables: Variables, images: Array, train: bool = False) -> tuple[jax.Array, Any]:
         soft, stats = draw(mask_net, variables, images, train)
         return jnp.tanh(20 * soft - 10) / 2 + 0.5, stats
 
-    def stamp(trigger: dict[str, Variables], images: jax.Array) -> jax.Array:
+    def stamp(trigger: dict[str, Variables], images: Array) -> Array:
         pattern, mask = (
             draw(pattern_net, trigger["generator"], images)[0],
             masks(trigger["mask"], images)[0],
@@ -156,8 +163,8 @@ def make_input_aware(config: InputAwareConfig, info: DataInfo) -> Attack:
 
 
 def _ratio(
-    images: jax.Array,
-    other_images: jax.Array,
+    images: Array,
+    other_images: Array,
     made: jax.Array,
     other_made: jax.Array,
     std: jax.Array,
@@ -167,6 +174,6 @@ def _ratio(
     return (_rms((images - other_images) / std) / (_rms((made - other_made) / scale) + TINY)).mean()
 
 
-def _rms(x: jax.Array) -> jax.Array:
+def _rms(x: Array) -> jax.Array:
     """Root mean square of each row, with a gradient at 0."""
     return jnp.sqrt((x * x).mean((1, 2, 3)) + TINY**2)

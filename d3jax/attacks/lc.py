@@ -15,7 +15,7 @@ from ..core.errors import AttackError
 from ..core.images import as_float, as_levels
 from ..core.losses import cross_entropy
 from ..core.random import stream
-from ..core.types import Attack, DataInfo, Preparation, Prepared, Variables
+from ..core.types import Array, Attack, DataInfo, Preparation, Prepared, Variables
 from ..training.loop import TrainLoop, fit
 from ..training.step import init_state, make_train_step
 from .poisoning import RateOf, clean_label, rate_option, target_option
@@ -74,7 +74,7 @@ def make_lc(config: LCConfig, info: DataInfo) -> Attack:
     def init(key: jax.Array) -> dict[str, jax.Array]:
         return {"patch": jnp.asarray(config.amplitude * patch)}
 
-    def stamp(trigger: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+    def stamp(trigger: dict[str, jax.Array], images: Array) -> jax.Array:
         return as_float(jnp.clip(as_levels(images) + trigger["patch"], 0, 255))
 
     def prepare(key, model, clean, dataset, poisoned, hooks):

@@ -13,7 +13,7 @@ from ..config.fields import check_fields, option
 from ..core.images import as_float, as_levels
 from ..core.losses import cross_entropy
 from ..core.random import stream
-from ..core.types import Attack, DataInfo, Preparation, Prepared, Variables
+from ..core.types import Array, Attack, DataInfo, Preparation, Prepared, Variables
 from ..data.batching import epoch_plan
 from ..training.loop import fit
 from ..training.split_loop import split_loop
@@ -66,7 +66,7 @@ def make_lf(config: LFConfig, info: DataInfo) -> Attack:
     def init(key: jax.Array) -> dict[str, jax.Array]:
         return {"pattern": as_levels(smooth(start(key))).astype(jnp.uint8)}
 
-    def stamp(trigger: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+    def stamp(trigger: dict[str, jax.Array], images: Array) -> jax.Array:
         return as_float(jnp.minimum(as_levels(images) + trigger["pattern"].astype(jnp.int32), 255))
 
     def prepare(key, model, clean, dataset, poisoned, hooks):

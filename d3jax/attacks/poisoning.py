@@ -13,12 +13,12 @@ import optax
 
 from ..config.fields import option
 from ..core.errors import AttackError
-from ..core.types import Attack, Batch, DataInfo, Preparation
+from ..core.types import Array, Attack, Batch, DataInfo, Preparation
 
 Mode = Literal["all_to_one", "all_to_all"]
 RateOf = Literal["set", "class"]
 Rows = Literal["fixed", "batch"]
-Cross = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
+Cross = Callable[[Any, jax.Array, Array, Array], Array]
 """`cross(trigger, key, images, others) -> images`: copies that keep their labels, so that only the exact trigger counts; `others`
 are as many other images of the batch."""
 
@@ -55,10 +55,10 @@ def cross_option(default: float) -> Any:
     return option(default, "copies that keep their labels for each poisoned image (0: none)", low=0)
 
 
-def labeller(config: Any, info: DataInfo) -> Callable[[jax.Array], jax.Array]:
+def labeller(config: Any, info: DataInfo) -> Callable[[Array], Array]:
     """`Attack.relabel` of a dirty-label attack, by `config.mode` and `config.target`."""
 
-    def relabel(labels: jax.Array) -> jax.Array:
+    def relabel(labels: Array) -> Array:
         if config.mode == "all_to_all":
             return (labels + 1) % info.num_classes
         return jnp.full_like(labels, config.target)
@@ -71,7 +71,7 @@ def dirty_label(
     info: DataInfo,
     *,
     init: Callable[[jax.Array], Any],
-    stamp: Callable[[Any, jax.Array], jax.Array],
+    stamp: Callable[[Any, Array], Array],
     poison: Callable[[Any, jax.Array, Batch], Batch] | None = None,
     preparation: Preparation | None = None,
     optimizer: optax.GradientTransformation | None = None,
@@ -85,7 +85,7 @@ def dirty_label(
     check_target(config.target, info)
     relabel = labeller(config, info)
 
-    def select(key: jax.Array, labels: jax.Array) -> jax.Array:
+    def select(key: jax.Array, labels: Array) -> jax.Array:
         return _draw(
             key,
             np.ones(len(labels), bool),
@@ -101,7 +101,7 @@ def crossed(
     info: DataInfo,
     *,
     init: Callable[[jax.Array], Any],
-    stamp: Callable[[Any, jax.Array], jax.Array],
+    stamp: Callable[[Any, Array], Array],
     cross: Cross,
 ) -> Attack:
     """A dirty-label attack that also shows the training crossed images; `config` has `rows` and `cross_ratio` too."""
@@ -123,7 +123,7 @@ def clean_label(
     info: DataInfo,
     *,
     init: Callable[[jax.Array], Any],
-    stamp: Callable[[Any, jax.Array], jax.Array],
+    stamp: Callable[[Any, Array], Array],
     preparation: Preparation | None = None,
 ) -> Attack:
     """An attack that stamps images of the target class and leaves their labels right.
@@ -133,7 +133,7 @@ def clean_label(
     """
     check_target(config.target, info)
 
-    def select(key: jax.Array, labels: jax.Array) -> jax.Array:
+    def select(key: jax.Array, labels: Array) -> jax.Array:
         candidates = np.asarray(labels) == config.target
         available = int(candidates.sum())
         count = round(config.rate * (len(labels) if config.rate_of == "set" else available))
@@ -145,10 +145,10 @@ def clean_label(
             )
         return _draw(key, candidates, count)
 
-    def relabel(labels: jax.Array) -> jax.Array:
+    def relabel(labels: Array) -> jax.Array:
         return jnp.full_like(labels, config.target)
 
-    def eligible(labels):
+    def eligible(labels: Array) -> Array:
         return labels == config.target
 
     return Attack(
@@ -156,7 +156,7 @@ def clean_label(
     )
 
 
-def poisoned_share(attack: Attack, selected: jax.Array, batch_size: int) -> float:
+def poisoned_share(attack: Attack, selected: Array, batch_size: int) -> float:
     """The share of what a training sees that the attacker poisons: of the rows `selected` [N], or of each batch."""
     if attack.per_batch_rate is None:
         return int(selected.sum()) / len(selected)
@@ -192,7 +192,7 @@ def heads(
 
 
 def put_first(
-    batch: Batch, own: jax.Array, stamped: jax.Array, crosses: jax.Array, relabel: Callable
+    batch: Batch, own: jax.Array, stamped: Array, crosses: Array, relabel: Callable
 ) -> Batch:
     """The batch with the `stamped` images [n, …] in its first rows, as far as they are `own` [n], and the `crosses` behind them."""
     n, m = len(stamped), len(crosses)
@@ -205,7 +205,7 @@ def put_first(
     )
 
 
-def others(images: jax.Array, first: int, count: int) -> jax.Array:
+def others(images: Array, first: int, count: int) -> jax.Array:
     """`count` images of the batch from row `first` on, round its end."""
     return jnp.take(images, jnp.arange(first, first + count) % len(images), axis=0)
 

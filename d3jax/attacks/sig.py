@@ -10,7 +10,7 @@ import numpy as np
 
 from ..config.fields import check_fields, option
 from ..core.images import as_float, as_levels
-from ..core.types import Attack, DataInfo
+from ..core.types import Array, Attack, DataInfo
 from .poisoning import RateOf, clean_label, rate_option, target_option
 
 
@@ -48,7 +48,7 @@ def make_sig(config: SIGConfig, info: DataInfo) -> Attack:
     def init(key: jax.Array) -> dict[str, jax.Array]:
         return {"offset": jnp.asarray(offset)}
 
-    def stamp(trigger: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+    def stamp(trigger: dict[str, jax.Array], images: Array) -> jax.Array:
         return as_float(jnp.clip(as_levels(images) + trigger["offset"][:, None], 0, 255))
 
     return clean_label(config, info, init=init, stamp=stamp)

@@ -14,7 +14,7 @@ import optax
 from ..config.fields import check_fields, option
 from ..core.images import as_float, as_levels
 from ..core.random import stream
-from ..core.types import Attack, Batch, DataInfo, Preparation, Prepared, Variables
+from ..core.types import Array, Attack, Batch, DataInfo, Preparation, Prepared, Variables
 from ..data.batched import batched_map
 from ..data.batching import epoch_plan
 from ..metrics.image_similarity import ssim
@@ -74,10 +74,10 @@ def make_ssba(config: SSBAConfig, info: DataInfo) -> Attack:
         )
         return {"encoder": encoder_init(stream(key, "encoder")), "secret": secret}
 
-    def hide(params: Any, images: jax.Array, secrets: jax.Array) -> jax.Array:
+    def hide(params: Any, images: Array, secrets: jax.Array) -> jax.Array:
         return jnp.clip(images + encode(params, images, secrets), 0, 1)
 
-    def stamp(trigger: dict[str, Any], images: jax.Array) -> jax.Array:
+    def stamp(trigger: dict[str, Any], images: Array) -> jax.Array:
         secrets = jnp.broadcast_to(trigger["secret"], (len(images), config.bits))
         return as_float(as_levels(hide(trigger["encoder"], images, secrets)))
 

@@ -13,7 +13,7 @@ from ..config.fields import check_fields, option
 from ..core.errors import AttackError
 from ..core.images import as_float, as_levels
 from ..core.random import stream
-from ..core.types import Attack, DataInfo, Preparation, Prepared, Variables
+from ..core.types import Array, Attack, DataInfo, Preparation, Prepared, Variables
 from ..training.loop import fit
 from ..training.split_loop import split_loop
 from .badnets import Corner, corner
@@ -66,7 +66,7 @@ def make_trojannn(config: TrojanNNConfig, info: DataInfo) -> Attack:
     def init(key: jax.Array) -> dict[str, jax.Array]:
         return {"mask": jnp.asarray(mask), "pattern": pattern(jax.random.uniform(key, info.shape))}
 
-    def stamp(trigger: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+    def stamp(trigger: dict[str, jax.Array], images: Array) -> jax.Array:
         return jnp.where(trigger["mask"] > 0, trigger["pattern"], images)
 
     def prepare(key, model, clean, dataset, poisoned, hooks):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..config.fields import check_fields, option
-from ..core.types import Attack, DataInfo
+from ..core.types import Array, Attack, DataInfo
 from ..data.grid_sample import enlarge, identity_grid, sample
 from .poisoning import (
     Mode,
@@ -59,11 +59,11 @@ def make_wanet(config: WaNetConfig, info: DataInfo) -> Attack:
             "grid": jnp.clip(identity_grid(height, width) + config.strength * field * pixel, -1, 1)
         }
 
-    def stamp(trigger: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+    def stamp(trigger: dict[str, jax.Array], images: Array) -> jax.Array:
         return jnp.clip(sample(images, trigger["grid"]), 0, 1)
 
     def cross(
-        trigger: dict[str, jax.Array], key: jax.Array, images: jax.Array, others: jax.Array
+        trigger: dict[str, jax.Array], key: jax.Array, images: Array, others: Array
     ) -> jax.Array:
         noise = jax.random.uniform(key, (len(images), height, width, 2), minval=-1, maxval=1)
         return jnp.clip(sample(images, jnp.clip(trigger["grid"] + noise * pixel, -1, 1)), 0, 1)

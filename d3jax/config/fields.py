@@ -62,8 +62,8 @@ def section(registry: str, default: Any, doc: str) -> Any:
 
 def default_of(field: dataclasses.Field) -> Any:
     """Return the declared default of a field, `dataclasses.MISSING` where it is required."""
-    made = field.default_factory is not dataclasses.MISSING
-    return field.default_factory() if made else field.default
+    make = field.default_factory
+    return field.default if make is dataclasses.MISSING else make()
 
 
 def check_fields(config: Any) -> None:
@@ -94,17 +94,19 @@ def checked(name: str, value: Any, hint: Any, limits: Limits, words: tuple = ())
         return _chosen(name, value, args)
     if value in words:
         return value
-    right = isinstance(value, ACCEPTED.get(kind, kind))
     wanted = " or ".join([WANTED.get(kind, "a mapping"), *words])
-    refuse(
-        not right or (isinstance(value, bool) and kind is not bool),
-        f"{name}: want {wanted}, got {value!r}",
-    )
+    refuse(not _is_a(value, kind), f"{name}: want {wanted}, got {value!r}")
     if kind is dict:
         return {key: checked(f"{name}.{key}", item, args[1], limits) for key, item in value.items()}
     if kind is tuple:
         return tuple(checked(f"{name}.{i}", item, args[0], limits) for i, item in enumerate(value))
     return _in_range(name, kind(value), limits) if kind in (int, float) else value
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Return whether `value` is of a `kind`; to Python a bool is an int too."""
+    right = isinstance(value, ACCEPTED.get(kind, kind))
+    return right and (kind is bool or not isinstance(value, bool))
 
 
 def _chosen(name: str, value: Any, choices: tuple) -> Any:

@@ -113,7 +113,9 @@ def to_mapping(config: Any) -> Any:
 
 def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the fields of a config; those of a `Choice` with its settings beside its name."""
-    mapping = {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
+    mapping: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in pairs
+    }
     settings = mapping.pop("config", {})
     return {
         key: value for key, value in mapping.items() if (key, value) != ("checkpoint", "")

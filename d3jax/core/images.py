@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .types import Array
 
-def as_float(levels: jax.Array) -> jax.Array:
+
+@overload
+def as_float(levels: np.ndarray) -> np.ndarray: ...
+@overload
+def as_float(levels: jax.Array) -> jax.Array: ...
+def as_float(levels: Array) -> Array:
     """8-bit levels as float32 in [0, 1]. A product, not a quotient: some compilers turn x / 255 into one, one ulp off."""
     return levels.astype(jnp.float32) * np.float32(1 / 255)
 
 
-def as_levels(images: jax.Array) -> jax.Array:
+def as_levels(images: Array) -> jax.Array:
     """Images in [0, 1] as the nearest 8-bit levels, int32. Triggers that the field computes on 8-bit values stay exact so."""
     return jnp.round(images * 255).astype(jnp.int32)

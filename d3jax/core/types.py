@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,12 @@ import numpy as np
 import optax
 
 from .records import LogRecord
+
+Array = np.ndarray | jax.Array
+"""An array that may lie on the host or on the device."""
+
+Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
+"""One device of an accelerator, or a CPU."""
 
 Params = Any
 """A nested dict of arrays."""
@@ -92,9 +98,9 @@ class Batch(NamedTuple):
     of the set they are, where the set is on the device.
     """
 
-    images: jax.Array
-    labels: jax.Array
-    poisoned: jax.Array
+    images: Array
+    labels: Array
+    poisoned: Array
     joint: Any = None
     rows: jax.Array | None = None
 
@@ -109,8 +115,8 @@ class Joint(NamedTuple):
 class Split(NamedTuple):
     """Labelled images at rest: `images [N, H, W, C]` uint8, `labels [N]` int32."""
 
-    images: np.ndarray | jax.Array
-    labels: np.ndarray | jax.Array
+    images: Array
+    labels: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +154,7 @@ class Prepared(NamedTuple):
     n poisoned training images (None: they stay)."""
 
     trigger: Any
-    images: jax.Array | None = None
+    images: Array | None = None
 
 
 class Preparation(NamedTuple):
@@ -177,14 +183,14 @@ class Attack(NamedTuple):
     """
 
     init: Callable[[jax.Array], Any]
-    stamp: Callable[[Any, jax.Array], jax.Array]
-    select: Callable[[jax.Array, jax.Array], jax.Array]
-    relabel: Callable[[jax.Array], jax.Array]
+    stamp: Callable[[Any, Array], Array]
+    select: Callable[[jax.Array, Array], Array]
+    relabel: Callable[[Array], Array]
     poison: Callable[[Any, jax.Array, Batch], Batch]
     preparation: Preparation | None = None
     optimizer: optax.GradientTransformation | None = None
     per_batch_rate: float | None = None
-    eligible: Callable[[jax.Array], jax.Array] = lambda labels: jnp.ones(len(labels), bool)
+    eligible: Callable[[Array], Array] = lambda labels: jnp.ones(len(labels), bool)
 
 
 class Repaired(NamedTuple):
@@ -293,7 +299,7 @@ class InputDetector(NamedTuple):
     """
 
     prepare: Callable[..., Any]
-    score: Callable[[Model, Variables, Any, jax.Array], jax.Array]
+    score: Callable[[Model, Variables, Any, Array], jax.Array]
     threshold: Callable[[Any], float]
     check: Callable[[Model, Variables, int], None] = lambda model, shapes, size: None
     batch_size: int = 500
@@ -336,7 +342,7 @@ class ModelDetector(NamedTuple):
     judge: Callable[[Any], Verdict]
     like: Callable[[int, tuple[int, int, int]], Any]
     check: Callable[[Model, Variables, int], None] = lambda model, shapes, size: None
-    trigger: Callable[[Any, int], Callable[[jax.Array], jax.Array]] | None = None
+    trigger: Callable[[Any, int], Callable[[Array], Array]] | None = None
 
 
 @jax.tree_util.register_dataclass

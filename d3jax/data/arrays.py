@@ -8,13 +8,12 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from ..core.errors import DataError
-from ..core.types import DataInfo, Dataset, Split
+from ..core.types import Array, DataInfo, Dataset, Split
 
-Arrays = tuple[np.ndarray | jax.Array, np.ndarray | jax.Array]
+Arrays = tuple[Array, Array]
 """Images and labels not checked yet."""
 
 NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -55,20 +54,22 @@ def from_arrays(
     if mean is None or std is None:
         measured = measure(train.images)
         mean, std = mean or measured[0], std or measured[1]
-    shape = train.images.shape[1:]
+    height, width, channels = train.images.shape[1:]
     for field, values in (("mean", mean), ("std", std)):
-        if len(values) != shape[2]:
+        if len(values) != channels:
             raise DataError(
-                f"{source}: {field} {list(values)} has {len(values)} values, want {shape[2]}, one per channel"
+                f"{source}: {field} {list(values)} has {len(values)} values, want {channels}, one per channel"
             )
     return Dataset(
-        train, test, DataInfo(name, shape, tuple(classes), tuple(mean), tuple(std), crop, flip)
+        train,
+        test,
+        DataInfo(
+            name, (height, width, channels), tuple(classes), tuple(mean), tuple(std), crop, flip
+        ),
     )
 
 
-def check_split(
-    source: str, part: str, images: np.ndarray, labels: np.ndarray, num_classes: int
-) -> Split:
+def check_split(source: str, part: str, images: Array, labels: Array, num_classes: int) -> Split:
     """The split as the contract has it: images [N, H, W, C] uint8, labels [N] int32 within 0..num_classes-1, N > 0.
 
     Raises `DataError`, one line that names `source`, the offending array of `part` ("train" or "test"), and what is wanted.
@@ -98,7 +99,7 @@ def check_split(
     return Split(images, labels.astype(np.int32))
 
 
-def measure(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def measure(images: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of `images [N, H, W, C]` uint8, in [0, 1] units, to 4 decimals.
 
     A constant channel gets 1/255, the smallest step there is, so that models can divide by it.
@@ -153,5 +154,5 @@ def fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
-def _shape(array: np.ndarray) -> str:
+def _shape(array: Array) -> str:
     return str(list(array.shape))

@@ -7,16 +7,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ..core.types import DataInfo
+from ..core.types import Array, DataInfo
 
 
-def make_augment(info: DataInfo, mode: str = "auto") -> Callable[[jax.Array, jax.Array], jax.Array]:
+def make_augment(info: DataInfo, mode: str = "auto") -> Callable[[jax.Array, Array], Array]:
     """`augment(key, images [B, H, W, C]) -> images`: what `info` allows ("auto"), also with `CUT` pixels cut out ("cutout"), or nothing
     ("none")."""
     if mode == "cutout":
         allowed = make_augment(info)
 
-        def augment_and_cut(key: jax.Array, images: jax.Array) -> jax.Array:
+        def augment_and_cut(key: jax.Array, images: Array) -> jax.Array:
             key_allowed, key_cut = jax.random.split(key)
             return cutout(key_cut, allowed(key_allowed, images), CUT)
 
@@ -24,7 +24,7 @@ def make_augment(info: DataInfo, mode: str = "auto") -> Callable[[jax.Array, jax
     if mode == "none" or not (info.crop or info.flip):
         return lambda key, images: images
 
-    def augment(key: jax.Array, images: jax.Array) -> jax.Array:
+    def augment(key: jax.Array, images: Array) -> Array:
         key_crop, key_flip = jax.random.split(key)
         if info.crop:
             images = random_crop(key_crop, images, info.crop)
@@ -33,7 +33,7 @@ def make_augment(info: DataInfo, mode: str = "auto") -> Callable[[jax.Array, jax
     return augment
 
 
-def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
+def random_crop(key: jax.Array, images: Array, padding: int) -> jax.Array:
     """Each image shifted by up to `padding` pixels both ways, zeros (black) moving in."""
     b, h, w, c = images.shape
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -49,7 +49,7 @@ CUT = 2
 """Side in pixels of the square that `cutout` takes out in ABL's training (whose parameter, of which half is taken both ways, is 3)."""
 
 
-def cutout(key: jax.Array, images: jax.Array, side: int) -> jax.Array:
+def cutout(key: jax.Array, images: Array, side: int) -> jax.Array:
     """A black square in each image, less at its edges: the centre, or the pixel behind it, is anywhere in it (DeVries & Taylor, arXiv 1708.04552)."""
     b, h, w, _ = images.shape
     centres = jax.random.randint(key, (b, 2), 0, jnp.array([h, w]))
@@ -64,7 +64,7 @@ def cutout(key: jax.Array, images: jax.Array, side: int) -> jax.Array:
     return jnp.where(cut[..., None], 0.0, images)
 
 
-def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
+def random_flip(key: jax.Array, images: Array) -> jax.Array:
     """Each image mirrored left to right with probability one half."""
     return jnp.where(
         jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1)), images[:, :, ::-1], images

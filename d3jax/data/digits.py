@@ -35,8 +35,10 @@ def make_digits(config: DigitsConfig) -> Dataset:
     """The digits, grey [size, size, 1], split once and for all (seeded, 20 % of each class to test)."""
     from PIL import Image
     from sklearn.datasets import load_digits
+    from sklearn.utils import Bunch
 
     raw = load_digits()
+    assert isinstance(raw, Bunch)  # a pair with `return_X_y`
     small = np.rint(raw.images / 16 * 255).astype(np.uint8)
     resample = Image.Resampling[config.resize.upper()]
     images = np.stack(

@@ -15,23 +15,24 @@ import jax.numpy as jnp
 
 from ..config.fields import did_you_mean
 from ..core.errors import ConfigError
+from ..core.types import Array
 from .grid_sample import sample
 
-Drift = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Drift = Callable[[jax.Array, Array, jax.Array], Array]
 
 
 def _unless_zero(drift: Drift) -> Drift:
     """The drift, and at strength 0 the very images: its arithmetic would give them back up to rounding only."""
 
     @functools.wraps(drift)
-    def exact(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+    def exact(keys: jax.Array, images: Array, strength: jax.Array) -> jax.Array:
         return jnp.where(strength == 0, images, drift(keys, images, strength))
 
     return exact
 
 
 @_unless_zero
-def rotation(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+def rotation(keys: jax.Array, images: Array, strength: jax.Array) -> Array:
     """Turned counter-clockwise about the centre by `strength` degrees: bilinear, black outside."""
     height, width = images.shape[1:3]
     angle = jnp.deg2rad(strength)
@@ -43,7 +44,7 @@ def rotation(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Arr
 
 
 @_unless_zero
-def hue(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+def hue(keys: jax.Array, images: Array, strength: jax.Array) -> Array:
     """The hue of HSV moved on by `strength` turns of the colour circle. Only for three channels."""
     low, high = images.min(-1), images.max(-1)
     red, green, blue = images[..., 0], images[..., 1], images[..., 2]
@@ -61,20 +62,20 @@ def hue(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
 
 
 @_unless_zero
-def brightness(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+def brightness(keys: jax.Array, images: Array, strength: jax.Array) -> jax.Array:
     """Every value times 1 + `strength`, clipped."""
     return jnp.clip(images * (1 + strength), 0, 1)
 
 
 @_unless_zero
-def contrast(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+def contrast(keys: jax.Array, images: Array, strength: jax.Array) -> jax.Array:
     """Every value's distance to its image's mean times 1 + `strength`, clipped; at −1 all images are even."""
     mean = images.mean((1, 2, 3), keepdims=True)
     return jnp.clip(mean + (1 + strength) * (images - mean), 0, 1)
 
 
 @_unless_zero
-def noise(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+def noise(keys: jax.Array, images: Array, strength: jax.Array) -> jax.Array:
     """Gaussian noise of standard deviation `strength` on every value, clipped."""
     return jnp.clip(
         images + strength * jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys),
@@ -84,7 +85,7 @@ def noise(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
 
 
 @_unless_zero
-def blur(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
+def blur(keys: jax.Array, images: Array, strength: jax.Array) -> jax.Array:
     """A Gaussian mean with a standard deviation of `strength` pixels; near the border over the pixels there are."""
     rows, columns = (_means(side, strength) for side in images.shape[1:3])
     return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, images, precision="highest")
@@ -113,9 +114,7 @@ def check_kinds(names: Iterable[str]) -> None:
             )
 
 
-def compose(
-    names: Sequence[str], channels: int
-) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+def compose(names: Sequence[str], channels: int) -> Drift:
     """`f(keys, images, strengths [len(names)]) -> images`: the drifts of `names` one after another, each with its own noise.
 
     Raises `ConfigError` for an unknown name, and for hue on images that have no colour.
@@ -124,7 +123,7 @@ def compose(
     if "hue" in names and channels != 3:
         raise ConfigError(f"drift: hue needs 3 channels, the images have {channels}")
 
-    def drift(keys: jax.Array, images: jax.Array, strengths: jax.Array) -> jax.Array:
+    def drift(keys: jax.Array, images: Array, strengths: jax.Array) -> Array:
         for i, name in enumerate(names):
             images = DRIFTS[name](_within(keys, i), images, strengths[i])
         return images
@@ -136,13 +135,13 @@ def _within(keys: jax.Array, i: int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
 
 
-def keys_of(key: jax.Array, rows: jax.Array) -> jax.Array:
+def keys_of(key: jax.Array, rows: Array) -> jax.Array:
     """The keys [B] of the `rows` [B] of a set."""
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
 def label_shift(
-    key: jax.Array, labels: jax.Array, strength: jax.Array, num_classes: int
+    key: jax.Array, labels: jax.Array, strength: float | jax.Array, num_classes: int
 ) -> jax.Array:
     """Rows [N] of a set with `labels` [N], drawn so that class k weighs exp(`strength` · (k / (K − 1) − ½)) of what it did.
 

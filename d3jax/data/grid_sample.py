@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.types import Array
+
 SHARPNESS = -0.75
 """The parameter of the cubic kernel (Keys 1981), as PyTorch has it; Keys's own choice is −0.5."""
 
@@ -44,7 +46,7 @@ def identity_grid(height: int, width: int) -> jax.Array:
     return jnp.stack([x, y], -1)
 
 
-def sample(images: jax.Array, grid: jax.Array) -> jax.Array:
+def sample(images: Array, grid: jax.Array) -> Array:
     """images [B, H, W, C] at the places (x, y) of grid [h, w, 2] or [B, h, w, 2] → [B, h, w, C].
 
     Bilinear, ±1 the centres of the corner pixels (`align_corners=True`), zero outside (`padding_mode="zeros"`).
@@ -64,7 +66,7 @@ def sample(images: jax.Array, grid: jax.Array) -> jax.Array:
     return total
 
 
-def _pixels(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+def _pixels(images: Array, rows: jax.Array, columns: jax.Array) -> Array:
     if rows.ndim == 2:
         return images[:, rows, columns]
     return jax.vmap(lambda image, row, column: image[row, column])(images, rows, columns)

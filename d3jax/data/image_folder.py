@@ -11,7 +11,7 @@ import numpy as np
 from ..config.fields import check_fields, option
 from ..core.errors import DataError
 from ..core.types import Dataset
-from .arrays import Arrays, from_arrays
+from .arrays import from_arrays
 from .reserved import split_by_class
 
 
@@ -90,7 +90,9 @@ def _class_names(path: Path) -> list[str]:
     return names
 
 
-def _read_classes(path: Path, classes: list[str], config: FolderConfig) -> Arrays:
+def _read_classes(
+    path: Path, classes: list[str], config: FolderConfig
+) -> tuple[np.ndarray, np.ndarray]:
     """Images [N, size, size, channels] and labels [N] of the class folders in `path`, in the order of their names."""
     images, labels = [], []
     for name in _class_names(path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from ..core.types import Array
 from .drift import DRIFTS
 
 
@@ -51,7 +52,7 @@ OPERATIONS = (
 """Each an `f(keys, images, strength)` and the largest strength; it is drawn evenly between that and its negative."""
 
 
-def strong_augment(key: jax.Array, images: jax.Array) -> jax.Array:
+def strong_augment(key: jax.Array, images: Array) -> Array:
     """Images [B, H, W, C] in [0, 1], each through two of `OPERATIONS` and with a square of up to half its side made grey."""
     keys = jax.random.split(key, 3)
     for one in keys[:2]:
@@ -59,7 +60,7 @@ def strong_augment(key: jax.Array, images: jax.Array) -> jax.Array:
     return jnp.clip(jax.vmap(_cut)(jax.random.split(keys[2], len(images)), images), 0, 1)
 
 
-def _one(key: jax.Array, image: jax.Array) -> jax.Array:
+def _one(key: jax.Array, image: Array) -> jax.Array:
     """One random operation on one image. Under vmap all are computed: they cost little beside a net."""
     key_which, key_strength, key_inside = jax.random.split(key, 3)
     which = jax.random.randint(key_which, (), 0, len(OPERATIONS))
@@ -71,7 +72,7 @@ def _one(key: jax.Array, image: jax.Array) -> jax.Array:
     return jax.lax.switch(which, branches, image)
 
 
-def _cut(key: jax.Array, image: jax.Array) -> jax.Array:
+def _cut(key: jax.Array, image: Array) -> jax.Array:
     height, width = image.shape[:2]
     key_side, key_y, key_x = jax.random.split(key, 3)
     half = jax.random.uniform(key_side) * min(height, width) / 4

@@ -108,9 +108,7 @@ def _prepare(config: TfdsConfig) -> dict[str, np.ndarray]:
     source = f"tfds:{config.dataset}"
     try:
         # Imports importlib_resources and TensorFlow when it first needs them, and depends on neither.
-        import tensorflow_datasets
-
-        builder = tensorflow_datasets.builder(config.dataset, data_dir=config.data_dir or None)
+        builder = _builder(config)
         _check_features(source, builder.info.features)
         if importlib.util.find_spec("tensorflow") is None and not builder.is_prepared():
             raise ImportError("No module named 'tensorflow'")  # it would say so after the download
@@ -130,9 +128,17 @@ def _prepare(config: TfdsConfig) -> dict[str, np.ndarray]:
         ) from error
     # Checked before it is cached, so that a set that is no use leaves no file behind.
     dataset = from_arrays(train, test, source=source, classes=classes)
-    return dict(zip(NPZ_KEYS, (*dataset.train, *dataset.test), strict=True)) | {
+    arrays = map(np.asarray, (*dataset.train, *dataset.test))
+    return dict(zip(NPZ_KEYS, arrays, strict=True)) | {
         "class_names": np.array(dataset.info.classes)
     }
+
+
+def _builder(config: TfdsConfig) -> Any:
+    """TFDS's builder, whose decorators hide what its methods take."""
+    import tensorflow_datasets
+
+    return tensorflow_datasets.builder(config.dataset, data_dir=config.data_dir or None)
 
 
 def _check_features(source: str, features: Any) -> None:
@@ -157,7 +163,7 @@ def _read(source: Any) -> Arrays:
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes the .npz whole or not at all."""
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        np.savez(Path(scratch, path.name), **arrays)
+        np.savez(Path(scratch, path.name), **arrays)  # pyright: ignore[reportArgumentType]  # not `allow_pickle`
         os.replace(Path(scratch, path.name), path)
 
 

@@ -86,10 +86,11 @@ def divide(
             else rows
         )
 
-    return tuple(
+    learned_rows, kept_rows = (
         np.stack([shifted(i, p, rows) for i, rows in enumerate(part)])
         for p, part in enumerate(parts)
     )
+    return learned_rows, kept_rows
 
 
 def evolution_key(seed: int) -> jax.Array:

@@ -70,7 +70,7 @@ def rates(config: LRScheduleConfig, steps: int) -> np.ndarray:
         raise ConfigError(f"cycles: {config.cycles} do not fit an update of {steps} steps")
     at = np.arange(steps)
     if config.name in ("constant", "cosine", "onecycle", "sgdr"):
-        values = np.array([float(_schedule(config, steps)(step)) for step in at])
+        values = np.array([float(np.asarray(_schedule(config, steps)(step))) for step in at])
     elif config.name == "slanted":
         top = max(1, int(steps * config.cut))
         share = np.where(at < top, at / top, 1 - (at - top) / max(steps - top, 1))

@@ -20,6 +20,7 @@ from ..attacks.poisoning import poison_rows
 from ..core.images import as_float
 from ..core.random import stream
 from ..core.types import (
+    Array,
     Attack,
     Batch,
     DataInfo,
@@ -66,6 +67,8 @@ def evolution_loop(
     owned = persistent_rows(key, np.asarray(fresh.labels)[order], size, attack, config)
     split, past = Split(*map(jnp.asarray, fresh)), 0
     if config.replay:
+        if replayed is None:
+            raise TypeError("replay: the poisoned training set is not there")
         past = len(replayed.labels)
         split = Split(
             *(
@@ -89,7 +92,7 @@ def evolution_loop(
     return TrainLoop(step, state, data, config.updates * per_update)
 
 
-def drift_keys(key: jax.Array, places: jax.Array) -> jax.Array:
+def drift_keys(key: jax.Array, places: Array) -> jax.Array:
     """What an image's drift draws, by its place in the order of a loop: the same whenever it is learned. `key` is the state's."""
     return keys_of(stream(key, "drift"), places)
 
@@ -160,13 +163,12 @@ def evolution_batches(
         crop = jax.random.fold_in(stream(key, "augment"), step)
         strengths = data.loss_inputs["strengths"] * (update + 1)
 
-        def move(x: jax.Array) -> jax.Array:
+        def move(x: Array) -> jax.Array:
             return jnp.where(old, x, drift(drift_keys(key, rows), x, strengths))
 
         mine = data.loss_inputs["order"][rows]
-        batch = Batch(
-            as_float(data.split.images[mine]), data.split.labels[mine], data.poisoned[rows]
-        )
+        images, labels, poisoned = data.resident()
+        batch = Batch(as_float(images[mine]), labels[mine], poisoned[rows])
         if config.trigger_first:
             batch = poison(data.trigger, key, batch)
             return batch._replace(images=augment(crop, move(batch.images)))

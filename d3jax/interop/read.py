@@ -77,7 +77,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]  # optional
     except ImportError as error:
         raise CheckpointError(NEEDS.format(path=path, what="torch")) from error
     if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE:
@@ -120,7 +120,7 @@ def _numpys() -> list[Any]:
 
 def _state_dict(found: Any, path: Path) -> dict[str, np.ndarray]:
     """The tensors of a state dict, wherever it lies in what a file holds."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  # optional
 
     for _ in INSIDE:  # a dictionary may hold itself
         if isinstance(found, Mapping):

@@ -120,9 +120,9 @@ def inversion_loop(
     step = inversion_step(
         model, config, make_batches(rows=rows, augment=lambda key, images: images), per_pass
     )
-    split, labels = Split(*map(jnp.asarray, images)), jnp.asarray(labels, jnp.int32)
-    data = TrainData(split, jnp.zeros(size, bool), {}, variables, {"labels": labels})
-    state = start(key, labels, images.images.shape[1:], config)
+    split, wanted = Split(*map(jnp.asarray, images)), jnp.asarray(labels, jnp.int32)
+    data = TrainData(split, jnp.zeros(size, bool), {}, variables, {"labels": wanted})
+    state = start(key, wanted, images.images.shape[1:], config)
     return TrainLoop(step, state, data, config.passes * per_pass, finished=_half_done)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..core.types import Params
+from ..core.types import Array, Params
 
 LEVEL = 1 / 255
 
@@ -20,7 +20,7 @@ class Trigger(NamedTuple):
     pattern: jax.Array
 
 
-def stamp(trigger: Trigger, images: jax.Array) -> jax.Array:
+def stamp(trigger: Trigger, images: Array) -> jax.Array:
     """`images [B, H, W, C]` in [0, 1] with one trigger."""
     return jnp.clip((1 - trigger.mask[None]) * images + trigger.pattern[None], 0, 1)
 
@@ -63,7 +63,7 @@ def size_of(raw: Params, preset: str) -> jax.Array:
     """What is kept small [L]: ‖mask‖₁, or for pixel the smooth count Σ max_c(tanh(p / 10) / 2 + 1/2) of both patterns."""
     if preset == "pixel":
         # The largest first: a maximum of what a compiler may compute twice with other rounding can equal none of them, and its gradient is 0/0.
-        return sum(_squash(part.max(-1) / 10).sum((-2, -1)) for part in raw.values())
+        return jnp.asarray(sum(_squash(part.max(-1) / 10).sum((-2, -1)) for part in raw.values()))
     return trigger_of(raw, preset).mask.sum((-3, -2, -1))
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.images import as_levels
+from ..core.types import Array
 from .invert import Inversion
 from .outliers import Detection
 from .parameters import Trigger, stamp
@@ -23,6 +24,6 @@ def trigger_to_try(found: Detection) -> int:
     return int(np.argmin(np.where(found.flagged, norms, np.inf) if found.flagged.any() else norms))
 
 
-def stamp_levels(trigger: Trigger, images: jax.Array) -> jax.Array:
+def stamp_levels(trigger: Trigger, images: Array) -> jax.Array:
     """Return float images [B, H, W, C] with a trigger, as uint8."""
     return as_levels(stamp(trigger, images)).astype(jnp.uint8)

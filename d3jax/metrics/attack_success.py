@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.images import as_float, as_levels
-from ..core.types import Attack, Model, Split, Variables
+from ..core.types import Array, Attack, Model, Split, Variables
 from ..data.batched import batched_map, batched_sums
 from ..data.drift import Drift, keys_of
 from ..runtime.compilation import fast
@@ -21,11 +21,11 @@ class Counts(NamedTuple):
     """Per true class [K], int32: test images and those classified right; triggered images, those that reached the
     attacker's class, and those still classified as their true class."""
 
-    clean: np.ndarray
-    correct: np.ndarray
-    triggered: np.ndarray
-    reached: np.ndarray
-    recovered: np.ndarray
+    clean: Array
+    correct: Array
+    triggered: Array
+    reached: Array
+    recovered: Array
 
     @property
     def acc(self) -> float:
@@ -145,8 +145,12 @@ def _counts_of(
     ) -> tuple[Counts, jax.Array]:
         clean = as_float(images)
 
-        def move(x: jax.Array) -> jax.Array:
-            return x if drift is None else drift(keys_of(jax.random.key(0), rows), x, strengths)
+        def move(x: Array) -> Array:
+            if drift is None:
+                return x
+            if strengths is None:
+                raise TypeError("strengths: the drift wants one for each of its kinds")
+            return drift(keys_of(jax.random.key(0), rows), x, strengths)
 
         stamped = (
             move(attack.stamp(trigger, clean))
@@ -166,9 +170,9 @@ def _counts_of(
 def count(
     predicted: jax.Array,
     triggered: jax.Array,
-    labels: jax.Array,
-    wanted: jax.Array,
-    valid: jax.Array,
+    labels: Array,
+    wanted: Array,
+    valid: Array,
     num_classes: int,
 ) -> Counts:
     """Return the counts of a batch: classes [B] predicted of clean and of triggered images.
@@ -189,7 +193,7 @@ def count(
 
 
 def evaluate(
-    predict: Callable[[jax.Array], jax.Array],
+    predict: Callable[[Array], jax.Array],
     attack: Attack,
     trigger: Any,
     test: Split,
@@ -211,16 +215,16 @@ def evaluate(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def predict(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
+def predict(model: Model, variables: Variables, images: Array) -> jax.Array:
     """The class [B] of each uint8 image."""
     return model.apply(variables, as_float(images), train=False).logits.argmax(-1)
 
 
-def _share(part: np.ndarray, whole: np.ndarray) -> float:
+def _share(part: Array, whole: Array) -> float:
     return int(part.sum()) / int(whole.sum()) if whole.sum() else float("nan")
 
 
-def triggered_images(attack: Attack, trigger: Any, images: jax.Array) -> jax.Array:
+def triggered_images(attack: Attack, trigger: Any, images: Array) -> jax.Array:
     """Return uint8 images with the attacker's trigger, as a file would hold them."""
     return as_levels(attack.stamp(trigger, as_float(images))).astype(jnp.uint8)
 

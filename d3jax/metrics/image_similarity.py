@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.types import Array
+
 WINDOW, SIGMA = 11, 1.5
 """SSIM's Gaussian window in pixels and its deviation; a smaller image is one window."""
 
@@ -39,7 +41,7 @@ def largest(images: jax.Array, others: jax.Array) -> jax.Array:
     return jnp.abs(images - others).max((1, 2, 3))
 
 
-def likeness(images: jax.Array, others: jax.Array) -> dict[str, float]:
+def likeness(images: Array, others: Array) -> dict[str, float]:
     """Means over the images: `psnr` in dB (of the mean square error, so that unchanged images count), `ssim`, and `largest` in 8-bit
     levels."""
     return {name: float(value) for name, value in _likeness(images, others).items()}

@@ -90,8 +90,9 @@ def mixture(values: np.ndarray) -> np.ndarray:
     known = values[finite].astype(np.float64)[:, None]
     if len(known) > 1 and np.ptp(known) > 0:
         fitted = GaussianMixture(2, random_state=0, reg_covar=1e-6).fit(known)
-        between = np.clip(known, fitted.means_.min(), fitted.means_.max())
-        posterior[finite] = fitted.predict_proba(between)[:, np.argmax(fitted.means_[:, 0])]
+        means = np.asarray(fitted.means_)
+        between = np.clip(known, means.min(), means.max())
+        posterior[finite] = fitted.predict_proba(between)[:, np.argmax(means[:, 0])]
     return posterior
 
 

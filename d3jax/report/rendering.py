@@ -4,7 +4,7 @@ import base64
 import functools
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ class Table(NamedTuple):
     """A table of numbers: a heading (with a small line) for each column, a name and its cells a row."""
 
     columns: list[tuple[str, str]]
-    rows: list[tuple[str, list[Cell]]]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
 
 
 @functools.cache

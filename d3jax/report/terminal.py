@@ -26,9 +26,10 @@ def terminal_table(rows: Sequence[Row]) -> str:
     It is 100 columns wide, or as wide as it needs to be.
     """
     plain = {"color_system": None, "force_terminal": False, "force_jupyter": False}
-    console = Console(file=io.StringIO(), width=10_000, **plain)
+    file = io.StringIO()
+    console = Console(file=file, width=10_000, **plain)
     _print(console, rows, "maximum", 100)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
 def print_table(rows: Sequence[Row], file: Any = None) -> None:
@@ -52,8 +53,10 @@ def _table(summaries: Sequence[Row]) -> Table:
     beside = ["published"] if any(row["published"] for row in summaries) else []
     table = Table(box=box.SIMPLE_HEAD, title=None, pad_edge=False)
     for name in (*where, "attack", "defense", *NUMBERS, "outcome", *beside):
-        number = {"justify": "right", "no_wrap": True}
-        table.add_column(name, **(number if name in NUMBERS else {"overflow": "fold"}))
+        if name in NUMBERS:
+            table.add_column(name, justify="right", no_wrap=True)
+        else:
+            table.add_column(name, overflow="fold")
     for row, after in zip(summaries, [*summaries[1:], {}], strict=True):
         cells = [row[name] for name in (*where, "attack", "defense")] + _numbers(row)
         style = STYLES.get(verdict(row).split(" ")[0].strip(","), "")

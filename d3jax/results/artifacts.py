@@ -297,7 +297,7 @@ def read_manifest(run: Path) -> Manifest:
         version = found.pop("format")
         if version != FORMAT:
             raise DataError(f"{path}: layout {version}, this d3jax reads {FORMAT}")
-        lists = {
+        lists: dict[str, Any] = {
             name: [entry(**given) for given in found.pop(name)] for name, entry in ENTRIES.items()
         }
         return Manifest(**found, **lists)
@@ -329,7 +329,7 @@ def write_record(
     if not arrays:
         (folder / "arrays.npz").unlink(missing_ok=True)
     else:
-        write_bytes(folder / "arrays.npz", lambda file: np.savez_compressed(file, **arrays))
+        write_bytes(folder / "arrays.npz", lambda file: np.savez_compressed(file, **arrays))  # pyright: ignore[reportArgumentType]  # not `allow_pickle`
     write_text(folder / "record.json", json.dumps(record._asdict()))
 
 

@@ -156,7 +156,7 @@ def headline(group: Sequence[Row]) -> str:
         if before and before["guesses"]
         else []
     )
-    if start and not before["kept"]:
+    if before and start and not before["kept"]:
         parts.append(
             f"the backdoor does not work even before a defence ({start}), so there is little to remove"
         )
@@ -169,7 +169,7 @@ def headline(group: Sequence[Row]) -> str:
             f"{lead}{change} under {best['defense']} {_cost(best)}"
             + ("" if words == "removed" else f" ({words})")
         )
-    elif start:
+    elif before and start:
         what = "no defence gave numbers" if tried else "no defence was run"
         parts.append(f"{start} at ACC {_percent(before['acc'])}, {what}")
     if len(ranked) > 1:

@@ -32,7 +32,7 @@ def save(path: Path, tree: Any, metadata: dict | None = None) -> None:
     """Writes `tree` (arrays, random keys included) and JSON-able `metadata` to the folder `path`, replacing what is there."""
     flat = copies(flatten(tree))
     note = {"checksum": _checksum(flat, metadata or {}), "metadata": metadata or {}}
-    ocp.save(Path(path).absolute(), flat, overwrite=True, custom_metadata=note)
+    ocp.save(str(Path(path).absolute()), flat, overwrite=True, custom_metadata=note)
 
 
 def load(path: Path, like: Tree) -> tuple[Tree, dict]:

@@ -19,6 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..core.types import Device
+
 TRIED = ("0.11",)
 """Releases of jaxlib that carry oneDNN's convolutions (0.10 does not) and whose options are known: an unknown one is an error."""
 
@@ -46,9 +48,7 @@ KEPT = 32
 _programs: collections.OrderedDict[Any, jax.stages.Compiled] = collections.OrderedDict()
 
 
-def compiled(
-    lowered: jax.stages.Lowered, devices: Iterable[jax.Device] = ()
-) -> jax.stages.Compiled:
+def compiled(lowered: jax.stages.Lowered, devices: Iterable[Device] = ()) -> jax.stages.Compiled:
     """The program on `devices`, with this backend's fastest libraries; one that was asked for before is not compiled again."""
     text = hashlib.sha256(lowered.as_text().encode()).hexdigest()  # constants included
     given = tuple(

@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,7 +40,7 @@ def bring_up(where: str) -> None:
     patience.daemon = True
     patience.start()
     try:
-        given = {"initialization_timeout": PATIENCE + 60}
+        given: dict[str, Any] = {"initialization_timeout": PATIENCE + 60}
         if explicit:
             given |= {
                 "coordinator_address": explicit[1],

@@ -45,7 +45,7 @@ class Progress:
 
     def update(self, line: dict[str, float], steps: int) -> None:
         """Moves the bar to a logged line of a stage of `steps` steps."""
-        if self.bar is not None:
+        if self.bar is not None and self.task is not None:
             rate = line["step"] / max(line["seconds"], 1e-9)
             left = round(
                 (steps - line["step"]) / max(rate, 1e-9)

@@ -17,6 +17,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ..core.types import Device
+
 MEMBERS = P("member")
 """Split over members, each on its share of the devices."""
 BATCHES = P(None, "data")
@@ -25,7 +27,7 @@ COPIES = P()
 """A whole copy on every device."""
 
 
-def make_mesh(members: int, devices: Sequence[jax.Device]) -> Mesh | None:
+def make_mesh(members: int, devices: Sequence[Device]) -> Mesh | None:
     """A mesh over `devices`, as many rows as divide both them and the members; None for a single device."""
     if len(devices) < 2:
         return None

@@ -22,7 +22,7 @@ from ..data.batching import epoch_plan
 from ..evolution.config import EvolutionConfig
 from ..evolution.fresh_sets import check_evolution, check_poison, evolution_key
 from ..training.poisoned_set import check_released
-from .context import StudyContext, reserved_split
+from .context import StudyContext, fresh_split, reserved_split
 from .registries import DEFENSES, DETECTIONS
 
 AnyDefense = Repair | TrainingDefense
@@ -122,11 +122,11 @@ def _check_evolution(
     """Return the defence that an evolution calls; raises what does not suit data or model."""
     config: EvolutionConfig = choice.config
     with named(f"evolutions: {choice.label}"):
-        learned = check_evolution(config, len(context.fresh.labels), context.dataset.info)
+        learned = check_evolution(config, len(fresh_split(context).labels), context.dataset.info)
         if config.learn == "statistics" and not shapes.batch_stats:
             model = context.config.model.name
             raise ConfigError(f"learn: statistics moves nothing: {model} has no BatchNorm")
-        called = known.get(config.defense)
+        called = None if config.defense is None else known.get(config.defense)
         if isinstance(called, TrainingDefense):
             raise ConfigError(
                 f"defense: {config.defense} trains from scratch, there is nothing to call "
@@ -186,7 +186,7 @@ def _check_poison(context: StudyContext, attack: Attack, config: EvolutionConfig
         check_released(attack)
     for seed in context.config.seeds if config.persistent else ():
         classes = context.dataset.info.num_classes
-        check_poison(evolution_key(seed), context.fresh.labels, attack, config, classes)
+        check_poison(evolution_key(seed), fresh_split(context).labels, attack, config, classes)
 
 
 def check_paths(context: StudyContext, attacked: Sequence[bool]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from ..config.recipes import LoopConfig
 from ..config.study import StudyConfig
 from ..core.errors import ConfigError
-from ..core.types import Dataset, Model, Split
+from ..core.types import Dataset, Device, Model, Split
 from ..data import fingerprint, reserve
 from ..interop.external_model import ExternalModel, read_external_model
 from ..runtime.distributed import broadcast_from_host0
@@ -57,7 +57,7 @@ class StudyContext(NamedTuple):
     workdir: Path
     progress: Progress
     environment: dict[str, Any]
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Device, ...]
     profile: str
     together: bool
     streamed: bool
@@ -86,7 +86,8 @@ def open_context(
     fresh_hash = fingerprint(dataset._replace(train=fresh)) if fresh else ""
     streamed = _is_streamed(config.loop, dataset, progress)
     if not streamed:
-        dataset = Dataset(*(Split(*map(jnp.asarray, split)) for split in dataset[:2]), dataset.info)
+        train, test = (Split(*map(jnp.asarray, split)) for split in dataset[:2])
+        dataset = Dataset(train, test, dataset.info)
         fresh = fresh and Split(*map(jnp.asarray, fresh))  # one copy for all evolution runs
     members = config.loop.members
     together = members == "together" or (members == "auto" and not on_cpu)
@@ -110,7 +111,7 @@ def open_context(
     )
 
 
-def _devices(loop: LoopConfig, on_cpu: bool) -> tuple[jax.Device, ...]:
+def _devices(loop: LoopConfig, on_cpu: bool) -> tuple[Device, ...]:
     """Return the devices that share the work. Raises `ConfigError` where there are fewer."""
     alone = jax.process_count() == 1
     if loop.devices > jax.device_count() or (loop.devices and not alone):
@@ -147,6 +148,12 @@ def _is_streamed(loop: LoopConfig, dataset: Dataset, progress: Progress) -> bool
     if streamed:
         check_streaming()
     return streamed
+
+
+def fresh_split(context: StudyContext) -> Split:
+    """The training images kept back, of a study that has evolutions and so keeps some."""
+    assert context.fresh is not None
+    return context.fresh
 
 
 def reserved_split(context: StudyContext, seed: int) -> Split:

@@ -84,7 +84,8 @@ class _Graph:
         Raises `ConfigError` where another computation has the name.
         """
         known = self.known.setdefault(node.name, node)
-        if (known.kind, known.digest) != (node.kind, node.digest):
+        made = (node.kind, node.digest)
+        if not isinstance(known, type(node)) or (known.kind, known.digest) != made:
             raise ConfigError(
                 f"{node.label!r} names a {known.title} and a {node.title} of one attack; give one "
                 "another `label:`"
@@ -162,9 +163,9 @@ class _Graph:
         found = self._searched(start, defense.search) if defense.search else {}
         return RepairNode(**given, choice=choice, **found)
 
-    def _searched(self, start: dict[str, Any], search: Search) -> dict[str, Node]:
+    def _searched(self, start: dict[str, Any], search: Search) -> dict[str, Any]:
         """Return the evidence and the inversion that a search for a trigger begins with."""
-        found: dict[str, Node] = {}
+        found: dict[str, Any] = {}
         if search.target == "detect":
             own = Choice(search.method, "", search.detection)
             named = {choice.label: choice for choice in self.context.config.detections}

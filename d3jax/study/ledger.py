@@ -35,15 +35,17 @@ class Ledger:
 
     def run(self, group: Sequence[Node], compute: bool) -> None:
         """Run the nodes of a group, or with `compute` off read them, and record what came out."""
-        inputs = {node.name: self.inputs(node) for node in group}
+        given = {node.name: self.inputs(node) for node in group}
         for node in group:
-            if isinstance(inputs[node.name], Failure):
-                self._add(node, inputs[node.name], Inputs())
+            failure = given[node.name]
+            if isinstance(failure, Failure):
+                self._add(node, failure, Inputs())
+        inputs = {name: one for name, one in given.items() if isinstance(one, Inputs)}
         ready = [node for node in group if node.name not in self.results]
-        if ready and group[0].analysis:
-            for node in ready:
-                self._analyse(node, inputs[node.name])
-        elif ready:
+        analyses = [node for node in ready if isinstance(node, AnalysisNode)]
+        for node in analyses:
+            self._analyse(node, inputs[node.name])
+        if ready and not analyses:
             results = run_together(ready, inputs) if compute else map(self._read, ready)
             for node, result in zip(ready, results, strict=True):
                 self._add(node, result, inputs[node.name])
@@ -72,11 +74,14 @@ class Ledger:
         """Keep a result and write its record."""
         found = Findings()
         if isinstance(result, Artifact):
-            found = contained(node, node.findings, inputs, result)
-            result = found if isinstance(found, Failure) else result
+            made = contained(node, node.findings, inputs, result)
+            if isinstance(made, Failure):
+                result = made
+            else:
+                found = made
         self.results[node.name] = result
         status = "ok" if isinstance(result, Artifact) else result.status
-        self._record(node, status, found if status == "ok" else Findings())
+        self._record(node, status, found)
 
     def _record(self, node: Node, status: str, found: Findings) -> None:
         tables, facts = _plain(found.tables), _plain(found.facts)
@@ -93,8 +98,11 @@ class Ledger:
         with locked_by_all(node_folder(workdir, node.name) / "lock", say):
             kept = read_record(workdir, node.name)
             same = kept is not None and (kept.recipe, kept.status) == (node.digest, "ok")
-            if broadcast_from_host0([same and kept.facts.get("inputs") == given])[0]:
-                self.records[node.name] = kept
+            if kept is not None and same:
+                same = kept.facts.get("inputs") == given
+            if broadcast_from_host0([same])[0]:
+                if kept is not None:
+                    self.records[node.name] = kept
                 return
             found = contained(node, node.analyse, inputs)
             if isinstance(found, Failure):

@@ -37,7 +37,7 @@ from ..runtime.distributed import is_primary, same_everywhere
 from ..runtime.files import write_text
 from ..runtime.progress import Progress
 from .attack_run import targets_of
-from .context import StudyContext, open_context
+from .context import StudyContext, fresh_split, open_context
 from .graph import make_nodes
 from .ledger import Ledger
 from .nodes.base import Node
@@ -167,7 +167,7 @@ def make_manifest(context: StudyContext, nodes: Sequence[Node]) -> Manifest:
 
 def _evolution_entry(context: StudyContext, choice: Choice) -> EvolutionEntry:
     config, strategy = choice.config, choice.config.strategy
-    rates = update_rates(config, steps_of(config, len(context.fresh.labels)))
+    rates = update_rates(config, steps_of(config, len(fresh_split(context).labels)))
     group = repr({**vars(config), "strategy": None})
     constant, scaled = strategy.name == "constant", strategy.mean is not None
     return EvolutionEntry(choice.label, group, constant, scaled, np.asarray(rates).tolist())

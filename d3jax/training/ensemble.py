@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.types import Batch, TrainState
+from ..core.types import Batch, Device, TrainState
 from ..runtime.sharding import BATCHES, COPIES, MEMBERS, device_put_global, local, make_mesh
 from .scan import ScannedStep
 from .step import Step
@@ -24,20 +24,20 @@ class Ensemble:
         step: Step,
         states: Sequence[TrainState],
         datas: Sequence[Any],
-        devices: Sequence[jax.Device] = (),
+        devices: Sequence[Device] = (),
         steps_per_call: int = 0,
     ):
         self.several = len(states) > 1
-        self.mesh = make_mesh(len(states), devices)
+        mesh = self.mesh = make_mesh(len(states), devices)
         self.device = devices[0] if devices else None
         if self.several:
             self.state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
             self.data, axes = _stack_data(datas)
             step = jax.vmap(step, in_axes=(0, axes), spmd_axis_name="member" if self.mesh else None)
-            if self.mesh:
+            if mesh:
 
                 def split(axis, leaf):
-                    return device_put_global(leaf, self.mesh, COPIES if axis is None else MEMBERS)
+                    return device_put_global(leaf, mesh, COPIES if axis is None else MEMBERS)
 
                 self.data = jax.tree.map(split, axes, self.data, is_leaf=lambda axis: axis is None)
         else:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.errors import DivergedError
 from ..core.records import LogRecord
-from ..core.types import Metrics, TrainState
+from ..core.types import Device, Metrics, TrainState
 from ..runtime.distributed import broadcast_from_host0
 from .ensemble import Ensemble
 from .memory import check_memory, out_of_memory_named
@@ -36,7 +36,7 @@ class TrainLoop(NamedTuple):
     data: Any
     steps: int
     feed: Feed | None = None
-    finished: Callable[[TrainState], bool] | None = None
+    finished: Callable[[TrainState], bool | jax.Array] | None = None
 
 
 class Hooks(NamedTuple):
@@ -72,7 +72,7 @@ class Hooks(NamedTuple):
     save_last: bool = False
     watch_every: int = 0
     steps_per_call: int = 0
-    devices: Sequence[jax.Device] = ()
+    devices: Sequence[Device] = ()
     profile: str = ""
 
     def within(self, name: str, watch_every: int = 0) -> Hooks:
@@ -183,7 +183,7 @@ class _Run:
         ends = self.loop.finished
         if ends is None:
             return False
-        return bool(broadcast_from_host0([ends(self.members.state_of(self.state, 0))])[0])
+        return bool(broadcast_from_host0([bool(ends(self.members.state_of(self.state, 0)))])[0])
 
     def _is_saved(self, over: bool, now: float) -> bool:
         """Return whether the state is saved now; all processes agree."""
@@ -249,8 +249,9 @@ def _resume(
     step, found = int(loops[0].state.step), [(loop.state, []) for loop in loops]
     for saved in sorted(set.intersection(*(set(one.saved()) for one in hooks)), reverse=True):
         restored = [one.restore(loop.state, saved) for loop, one in pairs]
-        if None not in restored:
-            step, found = saved, restored
+        whole = [one for one in restored if one is not None]
+        if len(whole) == len(pairs):
+            step, found = saved, whole
             break
     for one, (_, records) in zip(hooks, found, strict=True):
         one.start(step, records)

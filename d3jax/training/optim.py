@@ -70,8 +70,8 @@ def scale_by_step_rate(
     Loops whose rates differ can so run as members of one program. `make_train_step` passes `step` and `data`.
     """
 
-    def update(updates, state, params=None, *, step, data, **extra):
-        now = rate(step, data)
+    def update(updates, state, params=None, **extra):
+        now = rate(extra["step"], extra["data"])
         return jax.tree.map(lambda move: -now * move, updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
@@ -86,10 +86,10 @@ def restart_every(
     """
     tx = optax.with_extra_args_support(tx)
 
-    def update(updates, state, params=None, *, step, **extra):
-        starts = step % period == 0
+    def update(updates, state, params=None, **extra):
+        starts = extra["step"] % period == 0
         fresh = tx.init(updates if params is None else params)
         state = jax.tree.map(lambda new, old: jnp.where(starts, new, old), fresh, state)
-        return tx.update(updates, state, params, step=step, **extra)
+        return tx.update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(tx.init, update)

@@ -18,7 +18,7 @@ from ..config.recipes import OptimConfig
 from ..core.images import as_float
 from ..core.losses import cross_entropy
 from ..core.random import stream
-from ..core.types import DataInfo, Model, Outputs, Params, Split, Variables
+from ..core.types import Array, DataInfo, Model, Outputs, Params, Split, Variables
 from ..data.augment import make_augment
 from ..data.batching import batch_rows, epoch_plan
 from ..data.randaugment import strong_augment
@@ -102,10 +102,10 @@ class Drawn(NamedTuple):
     `share` float32 [] in [0, 1] is how much of λ_u counts at this step.
     """
 
-    images: jax.Array
-    labels: jax.Array
-    first: jax.Array
-    second: jax.Array
+    images: Array
+    labels: Array
+    first: Array
+    second: Array
     share: jax.Array
 
 
@@ -168,7 +168,7 @@ def make_draw(
     return draw
 
 
-def _as_they_are(key: jax.Array, images: jax.Array) -> jax.Array:
+def _as_they_are(key: jax.Array, images: Array) -> Array:
     """Return the images: MixMatch's second augmentation is a weak one too."""
     return images
 
@@ -182,7 +182,7 @@ def mixmatch(config: SemiConfig, model: Model) -> Loss:
     """
 
     def loss(params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Semi):
-        def run(images: jax.Array) -> Outputs:
+        def run(images: Array) -> Outputs:
             return model.apply(Variables(params, batch_stats), images, train=True)
 
         count = len(batch.labels)
@@ -213,7 +213,7 @@ def mixmatch(config: SemiConfig, model: Model) -> Loss:
     return loss
 
 
-def _plain(run: Callable[[jax.Array], Any], batch: Drawn) -> Params:
+def _plain(run: Callable[[Array], Any], batch: Drawn) -> Params:
     """Running statistics behind one more pass, over half of the labelled and half of the unlabelled images."""
     half = -(-len(batch.labels) // 2)
     return run(jnp.concatenate([batch.images[:half], batch.first[:half]])).batch_stats
@@ -261,7 +261,7 @@ def fixmatch(config: SemiConfig, model: Model) -> Loss:
     """FixMatch's loss of a batch: cross-entropy, and that of the strongly augmented images with the labels of the weakly augmented."""
 
     def loss(params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Semi):
-        def run(images: jax.Array) -> Outputs:
+        def run(images: Array) -> Outputs:
             return model.apply(Variables(params, batch_stats), images, train=True)
 
         count = len(batch.labels)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,17 @@ import optax
 from ..core.images import as_float
 from ..core.losses import accuracy, cross_entropy
 from ..core.random import stream
-from ..core.types import Attack, Batch, Metrics, Model, Params, Split, TrainState, Variables
+from ..core.types import (
+    Array,
+    Attack,
+    Batch,
+    Metrics,
+    Model,
+    Params,
+    Split,
+    TrainState,
+    Variables,
+)
 from ..data.batching import batch_rows
 from ..runtime.sharding import shard_batch
 
@@ -72,11 +82,17 @@ class TrainData(NamedTuple):
     labels, and which rows are the attacker's."""
 
     split: Split | None
-    poisoned: jax.Array | None
+    poisoned: Array | None
     trigger: Any
-    reference_params: Params | None = None
-    loss_inputs: dict[str, jax.Array] | tuple[()] = ()
+    reference_params: Params = None
+    loss_inputs: Any = ()
     batch: Batch | None = None
+
+    def resident(self) -> tuple[Array, Array, Array]:
+        """Return images, labels and the attacker's rows of a set that is on the device."""
+        if self.split is None or self.poisoned is None:
+            raise ValueError("the images are brought batch by batch, no set is on the device")
+        return self.split.images, self.split.labels, self.poisoned
 
 
 def keep_params(params: Params, data: Any) -> Params:
@@ -239,7 +255,8 @@ def chain_steps(*steps: Step) -> Step:
         metrics: Metrics = {}
         opt_states = []
         now = state
-        for one, opt_state in zip(steps, state.opt_state, strict=True):
+        given = cast(tuple[optax.OptState, ...], state.opt_state)
+        for one, opt_state in zip(steps, given, strict=True):
             now, reported = one(
                 dataclasses.replace(now, step=state.step, opt_state=opt_state), data
             )
@@ -280,8 +297,7 @@ def make_batches(*, rows: Rows, augment: Callable, attack: Attack | None = None)
         if batch is None:
             # Drawn from data that every device holds: unless the rows are split, each would compute the whole batch.
             drawn = shard_batch(rows(key, step))
-            arrays = (data.split.images, data.split.labels, data.poisoned)
-            batch = Batch(*(array[drawn] for array in arrays), rows=drawn)
+            batch = Batch(*(array[drawn] for array in data.resident()), rows=drawn)
         batch = batch._replace(images=as_float(batch.images))
         if attack is not None:
             batch = attack.poison(

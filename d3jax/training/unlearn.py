@@ -19,7 +19,7 @@ from ..core.errors import ConfigError
 from ..core.images import as_float
 from ..core.losses import accuracy, cross_entropy
 from ..core.random import stream
-from ..core.types import Metrics, Model, Params, Split, TrainState, Variables
+from ..core.types import Array, Metrics, Model, Params, Split, TrainState, Variables
 from ..data.batching import batch_rows, epoch_plan
 from ..runtime.sharding import shard_batch
 from .loop import TrainLoop
@@ -57,8 +57,8 @@ class Rest(NamedTuple):
 class Drawn(NamedTuple):
     """A batch: `images [B, H, W, C]` float32 and `labels [B]` int32; suspects come before trusted images where it has both."""
 
-    images: jax.Array
-    labels: jax.Array
+    images: Array
+    labels: Array
 
 
 def unlearn_loop(
@@ -191,7 +191,7 @@ class _Unlearn:
         return value, (stats, seen)
 
     def forward(
-        self, params: Params, batch_stats: Params, images: jax.Array
+        self, params: Params, batch_stats: Params, images: Array
     ) -> tuple[jax.Array, Params]:
         """Return logits and the running statistics after them, which stay where the batch's are not used."""
         outputs = self.model.apply(Variables(params, batch_stats), images, train=self.training)
@@ -237,14 +237,14 @@ def parts_of(batch_size: int, descent: Descent, share: float, suspects: int) -> 
     return mine, batch_size - mine
 
 
-def _away(kind: Kind, logits: jax.Array, labels: jax.Array) -> jax.Array:
+def _away(kind: Kind, logits: jax.Array, labels: Array) -> jax.Array:
     """What descends where suspects are unlearned: the negative cross-entropy, or the divergence of an even prediction from theirs."""
     if kind == "ascent":
         return -cross_entropy(logits, labels).mean()
     return -jax.nn.log_softmax(logits).mean(-1).mean() - jnp.log(logits.shape[-1])
 
 
-def _seen(logits: jax.Array, labels: jax.Array) -> Reported:
+def _seen(logits: jax.Array, labels: Array) -> Reported:
     """Return the suspects' cross-entropy as `loss`, how often they are right, and whether that is `rarer` than chance."""
     right = accuracy(logits, labels)
     return {

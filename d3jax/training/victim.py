@@ -13,7 +13,7 @@ from ..config.recipes import TrainConfig
 from ..core.errors import AttackError
 from ..core.random import stream
 from ..core.records import LogRecord
-from ..core.types import Attack, Dataset, Model, Prepared, Split, TrainState, Variables
+from ..core.types import Array, Attack, Dataset, Model, Prepared, Split, TrainState, Variables
 from ..data.augment import make_augment
 from ..data.batching import epoch_plan
 from .loop import Hooks, TrainLoop, fit, trace_of
@@ -77,6 +77,8 @@ def prepare(
 
     `clean` are variables of `model` trained on the clean set, where the attack wants them (`Preparation.surrogate`).
     """
+    if attack.preparation is None:
+        raise AttackError("computes nothing before the training")
     poisoned = poisoned_rows(key, attack, dataset.train.labels)
     return attack.preparation.run(key, model, clean, dataset, poisoned, hooks)
 
@@ -164,6 +166,6 @@ def trigger_of(loop: TrainLoop, state: TrainState) -> Any:
     return state.carry["trigger"].value if "trigger" in state.carry else loop.data.trigger
 
 
-def poisoned_rows(key: jax.Array, attack: Attack, labels: jax.Array) -> jax.Array:
+def poisoned_rows(key: jax.Array, attack: Attack, labels: Array) -> Array:
     """Which of the training rows [N] `train_backdoored` poisons under `key`."""
     return attack.select(stream(key, "select"), labels)

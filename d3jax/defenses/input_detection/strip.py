@@ -18,7 +18,7 @@ from ...config.fields import check_fields, option
 from ...core.errors import ConfigError
 from ...core.images import as_float
 from ...core.random import stream
-from ...core.types import DataInfo, InputDetector, Model, Split, Variables
+from ...core.types import Array, DataInfo, InputDetector, Model, Split, Variables
 from ...data.batched import batched_map
 from ...runtime.compilation import fast
 from ...training.loop import Hooks
@@ -58,8 +58,8 @@ def _entropies(
     alpha: float,
     mean: tuple[float, ...],
     variables: Variables,
-    overlays: jax.Array,
-    images: jax.Array,
+    overlays: Array,
+    images: Array,
 ) -> jax.Array:
     """Return the mean entropy [B] of each image under all overlays, in nats.
 
@@ -80,7 +80,7 @@ def make_strip(config: STRIPConfig, info: DataInfo) -> InputDetector:
     """
     batch_size = max(1, MIXED // config.overlays)
 
-    def score(model: Model, variables: Variables, state: State, images: jax.Array) -> jax.Array:
+    def score(model: Model, variables: Variables, state: State, images: Array) -> jax.Array:
         return -_entropies(model, config.alpha, info.mean, variables, state.overlays, images)
 
     def prepare(

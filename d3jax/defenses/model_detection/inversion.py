@@ -10,7 +10,7 @@ import numpy as np
 from ...core.errors import ConfigError
 from ...core.random import stream
 from ...core.records import LogRecord
-from ...core.types import DataInfo, Model, ModelDetector, Split, Variables, Verdict
+from ...core.types import Array, DataInfo, Model, ModelDetector, Split, Variables, Verdict
 from ...inversion import Inversion, InversionConfig, detect, invert, like, stamp, trigger_at
 from ...training.loop import Hooks
 
@@ -60,7 +60,7 @@ def judge_norms(found: Inversion) -> Verdict:
     return Verdict(below, outliers.flagged, outliers.anomaly, THRESHOLD, columns, facts)
 
 
-def trigger_of(found: Inversion, label: int) -> Callable[[jax.Array], jax.Array]:
+def trigger_of(found: Inversion, label: int) -> Callable[[Array], Array]:
     """Return the stamp of the trigger that was found for a class."""
     trigger = trigger_at(found, label)
     return lambda images: stamp(trigger, images)

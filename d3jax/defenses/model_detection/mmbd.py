@@ -171,6 +171,6 @@ def make_mmbd(config: MMBDConfig, info: DataInfo) -> ModelDetector:
         return Margins(best, state.carry.steps), records
 
     def like(classes: int, shape: tuple[int, int, int]) -> Margins:
-        return Margins(*(jax.ShapeDtypeStruct((classes,), t) for t in (jnp.float32, jnp.int32)))
+        return Margins._make(jax.ShapeDtypeStruct((classes,), t) for t in (jnp.float32, jnp.int32))
 
     return ModelDetector(detect, lambda found: judge_margins(found, config.alpha), like)

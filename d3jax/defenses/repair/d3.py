@@ -119,7 +119,7 @@ def norm(x: jax.Array, p: float = 2.0) -> jax.Array:
 
 def distance(
     params: Params, reference_params: Params, selection: Selection, p: float = 2.0
-) -> jax.Array:
+) -> jax.Array | float:
     """Σ over the selected tensors of ‖θ − θ_init‖_p."""
     parts = jax.tree.map(
         lambda w, w0, chosen: norm(w - w0, p) if chosen else 0.0,

@@ -110,6 +110,8 @@ def make_fp(config: FPConfig, info: DataInfo) -> Repair:
             np.asarray(reserved.labels),
         )
         if config.rule == "oracle":
+            if test_set is None:
+                raise TypeError("rule: oracle reads the test set, give `test_set`")
             judged = penultimate(model, variables, test_set.images), np.asarray(test_set.labels)
             counted = features
         else:

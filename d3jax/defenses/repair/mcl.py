@@ -19,7 +19,7 @@ from ...config.recipes import OptimConfig, ScheduleConfig
 from ...core.images import as_float
 from ...core.losses import accuracy, cross_entropy
 from ...core.random import stream
-from ...core.types import Batch, DataInfo, Model, Params, Repair, Split, Variables
+from ...core.types import Array, Batch, DataInfo, Model, Params, Repair, Split, Variables
 from ...data.batched import batched_map
 from ...data.batching import epoch_plan
 from ...inversion import InversionConfig, Trigger, stamp
@@ -161,7 +161,7 @@ def mcl_loss(config: MCLConfig, model: Model) -> Loss:
     return loss
 
 
-def features_of(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
+def features_of(model: Model, variables: Variables, images: Array) -> jax.Array:
     """Penultimate features [B, D] in eval mode."""
     return model.apply(variables, images, train=False).features["penultimate"]
 

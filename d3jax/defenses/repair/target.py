@@ -147,9 +147,10 @@ def gather(search: Search, verdict: Verdict | None, inversion: Inversion) -> Fou
 
     Of the inversion the row of the target counts, or its only row.
     """
-    label, how = choose(verdict) if verdict else (search.target, "given")
+    label, how = choose(verdict) if verdict else (int(search.target), "given")
     if label < 0:
-        empty = trigger_at(nothing(inversion.trigger.pattern.shape[1:]), 0)
+        height, width, channels = inversion.trigger.pattern.shape[1:]
+        empty = trigger_at(nothing((height, width, channels)), 0)
         return Found(label, how, empty, float("nan"), verdict)
     row = int(np.flatnonzero(np.asarray(inversion.labels) == label)[0])
     return Found(label, how, trigger_at(inversion, row), float(inversion.success[row]), verdict)
@@ -178,6 +179,6 @@ def find(
         found = invert(*given, search.detection, hooks=hooks.within("detection"))[0]
         verdict = judge_norms(found)
         label = verdict.target
-    if label >= 0 and not search.reuses:
+    if found is None or (label >= 0 and not search.reuses):
         found = invert(*given, search.inversion, [label], hooks.within("inversion"))[0]
     return gather(search, verdict, found)

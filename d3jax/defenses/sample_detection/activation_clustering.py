@@ -50,11 +50,11 @@ def clusters(features: np.ndarray, components: int, seed: int) -> tuple[np.ndarr
         reduced = FastICA(count, whiten="unit-variance", random_state=seed).fit_transform(
             features - features.mean(0)
         )
-        found = KMeans(2, n_init=10, random_state=seed).fit(reduced)
-    distances = found.transform(reduced)
-    smaller = int(np.bincount(found.labels_, minlength=2).argmin())
+        found = KMeans(2, n_init=10, random_state=seed).fit(reduced)  # pyright: ignore[reportArgumentType]  # not only "auto"
+    distances, labels = found.transform(reduced), np.asarray(found.labels_)
+    smaller = int(np.bincount(labels, minlength=2).argmin())
     near = distances[:, 1 - smaller] / np.maximum(distances.sum(1), 1e-12)
-    return found.labels_ == smaller, near
+    return labels == smaller, near
 
 
 def make_activation_clustering(

@@ -49,7 +49,13 @@ def _unlearn(steps: int, batch_size: int, lr: float) -> UnlearnConfig:
     )
 
 
-def _train(epochs: int, batch_size: int, augment: str, lr: float, schedule: str) -> TrainConfig:
+def _train(
+    epochs: int,
+    batch_size: int,
+    augment: Literal["auto", "none", "cutout"],
+    lr: float,
+    schedule: Literal["constant", "drop"],
+) -> TrainConfig:
     optimizer = OptimConfig(lr=lr, nesterov=True, weight_decay=1e-4, schedule=schedule)
     return TrainConfig(epochs=epochs, batch_size=batch_size, augment=augment, optimizer=optimizer)
 

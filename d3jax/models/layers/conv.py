@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -49,7 +50,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = torch_uniform(self.size**2 * x.shape[-1])
         kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.channels))
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        y = cast(jax.Array, convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride))
         return y + self.param("bias", init, (self.channels,)).astype(self.dtype) if self.bias else y
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -78,7 +78,7 @@ def model_of(net: nn.Module, info: DataInfo, channels: tuple[NormLayer, ...] = (
     example = jnp.zeros((1, *info.shape), jnp.float32)
 
     @jax.jit
-    def init_all(key: jax.Array) -> dict[str, Any]:
+    def init_all(key: jax.Array) -> Mapping[str, Any]:
         return net.init(key, example, True, Activations())
 
     def init(key: jax.Array) -> Variables:
@@ -94,7 +94,7 @@ def model_of(net: nn.Module, info: DataInfo, channels: tuple[NormLayer, ...] = (
             logits, new = net.apply(*given, mutable=["batch_stats"])
             stats = new.get("batch_stats", {})
         else:
-            logits = net.apply(*given)
+            logits = cast(jax.Array, net.apply(*given))
         active.check()
         return Outputs(logits, active.features, stats)
 

@@ -84,7 +84,7 @@ def _bars(base: float, fractions: np.ndarray, width: float, colour: str) -> Mark
     at = np.flatnonzero(np.isfinite(fractions))
     left, right, low, top = at - width / 2, at + width / 2, base + 0 * at, base + fractions[at]
     corners = np.stack([left, low, left, top, right, top, right, low], axis=1)
-    bars = PolyCollection(corners.reshape(-1, 4, 2), facecolors=colour, linewidths=0)
+    bars = PolyCollection(corners.reshape(-1, 4, 2), facecolors=colour, linewidths=0)  # pyright: ignore[reportArgumentType]  # an array is one
     return Mark((bars,), {}, "add_collection")
 
 

@@ -67,7 +67,8 @@ def curves_of(runs: Runs, metric: Metric) -> list[Curve]:
 def _point(record: LogRecord, keys: Sequence[str]) -> tuple[float, float, float]:
     """Return step and value, and 0 where the record has one, else nan."""
     numbers = [record[key] for key in keys if isinstance(record.get(key), int | float)]
-    return (record["step"], *([numbers[0], 0.0] if numbers else [np.nan, np.nan]))
+    value, there = (numbers[0], 0.0) if numbers else (np.nan, np.nan)
+    return record["step"], value, there
 
 
 def panel_of(metric: Metric, curves: Sequence[Curve], colours: Palette) -> Panel:

@@ -118,7 +118,7 @@ def save_changes(
         Panel(
             [_histogram(name, row, arrays, style_of(name, colours)) for name in defenses],
             {
-                "title": short(tensors[row], 28),
+                "title": short(tensors[int(row)], 28),
                 "xlabel": "change of a weight" if i >= len(order) - 4 else "",
                 "ylabel": "" if i % 4 else "share of weights (%)",
                 "yscale": "log",

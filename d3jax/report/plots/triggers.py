@@ -31,7 +31,7 @@ def save_norms(
 
     order = np.sort(found["norm"].argsort(kind="stable")[:MOST])
     norms, images = found["norm"][order], drawable(found["triggers"][order])
-    names = [classes[label][:13] + " ★" * (label in targets) for label in order]
+    names = [classes[int(label)][:13] + " ★" * (label in targets) for label in order]
     hues = [POISONED if one else BEFORE for one in found["flagged"][order]]
     side = min(CELL / len(order), 1.0)  # inches of an image
     top = 1.05 * max(norms.max(), *levels.values())

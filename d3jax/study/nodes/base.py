@@ -120,9 +120,15 @@ class Node:
     optional: ClassVar[tuple[str, ...]] = ()
     outcome_of: ClassVar[str] = ""
     read_again: ClassVar[tuple[str, ...]] = ()
-    is_loop = False
+    is_loop: ClassVar[bool] = False
     group: ClassVar[Hashable] = None
     watch_every: ClassVar[int] = 0
+
+    @property
+    def chosen(self) -> Choice:
+        """Its entry in the config, of a kind that always has one."""
+        assert self.choice is not None
+        return self.choice
 
     @property
     def label(self) -> str:
@@ -300,7 +306,8 @@ def model_tables(
 
     `before` are the counts of the model before the defence, `more` are columns of the kind's own.
     """
-    effect = der(before, artifact.counts) if before else None
+    after = artifact.counts
+    effect = der(before, after) if before and after else None
     classes = node.context.dataset.info.classes
     return rows_of_model(node.rows, artifact, classes, {"der": effect, **more})
 

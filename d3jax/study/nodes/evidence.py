@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -23,7 +23,8 @@ class EvidenceNode(Node):
     victim: Node
     detector: ModelDetector
 
-    kind, title, label = "evidence", "detection", ""
+    kind, title = "evidence", "detection"
+    label: ClassVar[str] = ""
     shared = True
 
     @property
@@ -34,8 +35,8 @@ class EvidenceNode(Node):
     @property
     def what(self) -> str:
         """A name that no other settings have."""
-        made = {"config": to_mapping(self.choice.config), **self.settings}
-        return f"evidence-{self.choice.name}-{recipe_hash(made)}"
+        made = {"config": to_mapping(self.chosen.config), **self.settings}
+        return f"evidence-{self.chosen.name}-{recipe_hash(made)}"
 
     def like(self) -> Any:
         """Return the shapes of the evidence."""

@@ -21,7 +21,7 @@ from ...metrics.attack_success import Counts
 from ...runtime import checkpoint
 from ...training.loop import Hooks, TrainLoop
 from ...training.poisoned_set import poisoned_split
-from ..context import reserved_split
+from ..context import fresh_split, reserved_split
 from .base import Artifact, Findings, Inputs, Node, model_tables
 
 
@@ -43,7 +43,7 @@ class EvolutionNode(Node):
     @property
     def settings(self) -> dict[str, Any]:
         """The fresh images, the order of the drifts, and the defence that is called."""
-        study, config = self.context.config, self.choice.config
+        study, config = self.context.config, self.chosen.config
         found = {
             "fresh": [study.fresh, self.context.fresh_hash],
             "measured": study.measured,
@@ -72,23 +72,23 @@ class EvolutionNode(Node):
     @property
     def group(self) -> Hashable:
         """Runs of an attack whose updates are one program."""
-        return (self.run.label, self.choice.config.program) if self.is_loop else None
+        return (self.run.label, self.chosen.config.program) if self.is_loop else None
 
     @property
     def watch_every(self) -> int:
         """Once an update."""
-        return steps_of(self.choice.config, len(self.context.fresh.labels))
+        return steps_of(self.chosen.config, len(fresh_split(self.context).labels))
 
     @functools.cached_property
     def sets(self) -> tuple[np.ndarray, np.ndarray]:
         """The fresh rows that each update learns [T, n], and those that it keeps [T, m]."""
-        labels, classes = self.context.fresh.labels, self.context.dataset.info.num_classes
-        return divide(evolution_key(self.run.seed), labels, self.choice.config, classes)
+        labels, classes = fresh_split(self.context).labels, self.context.dataset.info.num_classes
+        return divide(evolution_key(self.run.seed), labels, self.chosen.config, classes)
 
     @property
     def measure(self) -> Measure:
         """What counts on drifted test images."""
-        context, config = self.context, self.choice.config
+        context, config = self.context, self.chosen.config
         count = context.config.measured or len(context.dataset.test.labels)
         test = Split(*(part[:count] for part in context.dataset.test))
         batch = context.config.loop.eval_batch
@@ -97,18 +97,26 @@ class EvolutionNode(Node):
     def loop(self, inputs: Inputs) -> TrainLoop:
         """Return the loop of all updates."""
         context, run, victim = self.context, self.run, inputs.victim.tree
-        config, replayed = self.choice.config, None
+        config, replayed = self.chosen.config, None
         if config.replay:
             prepared = getattr(inputs, "prepared", None)
             given = (run.attack, context.dataset.train, prepared and prepared.tree)
             replayed, _ = poisoned_split(run.key, *given)
-        data = (replayed, context.fresh, run.attack, victim.trigger, config, context.dataset.info)
+        data = (
+            replayed,
+            fresh_split(context),
+            run.attack,
+            victim.trigger,
+            config,
+            context.dataset.info,
+        )
         return evolution_loop(evolution_key(run.seed), context.model, victim.variables, *data)
 
     def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
         """Measure the end of an update; the control keeps its model."""
         kept = [
-            Split(*(np.asarray(part)[rows] for part in self.context.fresh)) for rows in self.sets[1]
+            Split(*(np.asarray(part)[rows] for part in fresh_split(self.context)))
+            for rows in self.sets[1]
         ]
         watch = update_watch(self.measure, inputs.victim.tree, kept, self.watch_every)
 
@@ -124,10 +132,11 @@ class EvolutionNode(Node):
     def count(self, inputs: Inputs, tree: Variables) -> Counts:
         """Return the counts after the last update, on all test images, under its drift."""
         whole = dataclasses.replace(self.measure, test=self.context.dataset.test)
-        return whole(tree, inputs.victim.tree.trigger, self.choice.config.updates)[0]
+        return whole(tree, inputs.victim.tree.trigger, self.chosen.config.updates)[0]
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Variables, list[LogRecord]]:
         """Return the model after all updates, with the defence called between them."""
+        assert self.defense is not None  # without one it is a loop
         images = len(reserved_split(self.context, self.run.seed).labels)
         watch, trigger = self.watch(inputs), inputs.victim.tree.trigger
         calls = (self.defense, evolution_key(self.run.seed), images, self.sets[0].shape[1])

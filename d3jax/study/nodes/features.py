@@ -6,11 +6,13 @@ import dataclasses
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ...analysis.features import compare_features
 from ...core.images import as_float, as_levels
+from ...core.types import Array
 from ...data.reserved import draw_stratified
 from ...metrics.attack_success import triggered_images
 from .base import AnalysisNode, Findings, Inputs, Node
@@ -53,10 +55,10 @@ class FeaturesNode(AnalysisNode):
         context, attack = self.context, self.run.attack
         stamp = partial(triggered_images, attack, inputs.victim.tree.trigger)
         relabel, inverted = attack.relabel, getattr(inputs, "evidence", None)
-        if inverted:
+        if inverted and self.evidence:
             label, put = to_try(self.evidence.detector, inverted.tree)
 
-            def stamp(images):
+            def stamp(images: Array) -> jax.Array:
                 return as_levels(put(as_float(images))).astype(jnp.uint8)
 
             relabel = partial(jnp.full_like, fill_value=label)

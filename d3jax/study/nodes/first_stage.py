@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from ...core.random import stream
 from ...core.records import LogRecord
@@ -59,7 +60,7 @@ def training_key(node: Node) -> jax.Array:
     return stream(jax.random.key(node.run.seed), "training")
 
 
-def released_set(node: Node, inputs: Inputs) -> tuple[Split, jax.Array]:
+def released_set(node: Node, inputs: Inputs) -> tuple[Split, np.ndarray]:
     """Return the poisoned training set as released, and which rows [N] are the attacker's."""
     prepared, run = getattr(inputs, "prepared", None), node.run
     given = prepared and prepared.tree

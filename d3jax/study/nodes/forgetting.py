@@ -8,6 +8,7 @@ from ...evolution.prediction import predict_forgetting
 from ...evolution.survivability import updates_of
 from ...results.survival import forgetting_rows
 from ..attack_run import targets_of
+from ..context import fresh_split
 from .base import AnalysisNode, Findings, Inputs
 from .evolution import EvolutionNode
 from .victim import VictimNode
@@ -36,7 +37,7 @@ class ForgettingNode(AnalysisNode):
             self.evolution.measure,
             inputs.victim.tree,
             target,
-            self.context.fresh,
+            fresh_split(self.context),
             self.evolution.sets[0],
             scores,
             memo=lambda key, make: self.context.memo((self.victim.digest, key), make),
@@ -56,7 +57,7 @@ def is_predicted(evolution: EvolutionNode) -> bool:
     It does not where updates see the trigger, are defended or carry their momentum, nor where the
     trigger drifts with the image, nor for attacks with several targets or none.
     """
-    config, run = evolution.choice.config, evolution.run
+    config, run = evolution.chosen.config, evolution.run
     one_target = len(targets_of(run, evolution.context.dataset.info.num_classes)) == 1
     sees_trigger = config.persistent or config.replay or config.trigger_first
     carried = config.optimizer_state == "carried"

@@ -33,7 +33,7 @@ class InvertedTriggerNode(AnalysisNode):
     @property
     def what(self) -> str:
         """Named by detection and model."""
-        return f"inverted@{self.choice.label}@{self.label}"
+        return f"inverted@{self.chosen.label}@{self.label}"
 
     def analyse(self, inputs: Inputs) -> Findings:
         """Return the row of triggers.csv.
@@ -47,7 +47,7 @@ class InvertedTriggerNode(AnalysisNode):
         row = {
             "attack": self.run.label,
             "seed": self.run.seed,
-            "detection": self.choice.label,
+            "detection": self.chosen.label,
             "class": context.dataset.info.classes[label],
             "flagged": bool(verdict.flagged[label]),
             "score": float(verdict.scores[label]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,7 +20,8 @@ class LossLandscapeNode(AnalysisNode):
     victim: Node
     repairs: tuple[Node, ...]
 
-    kind, title, what = "loss_landscape", "loss landscape", "loss_landscape@repairs"
+    kind, title = "loss_landscape", "loss landscape"
+    what: ClassVar[str] = "loss_landscape@repairs"
 
     @property
     def needs(self) -> dict[str, Node]:

@@ -6,13 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ...core.images import as_float, as_levels
 from ...core.records import Row
-from ...core.types import ModelDetector, Verdict
+from ...core.types import Array, ModelDetector, Verdict
 from ..attack_run import targets_of
 from .base import AnalysisNode, Findings, Inputs
 from .evidence import EvidenceNode
@@ -67,11 +66,11 @@ class ModelDetectionNode(AnalysisNode):
         detection = where | {
             "flagged": bool(flagged),
             "flagged_classes": _named(flagged, info.classes),
-            "targets": None if unknown else _named(targets, info.classes),
+            "targets": None if targets is None else _named(targets, info.classes),
             "n_flagged": len(flagged),
-            "n_targets": None if unknown else len(targets),
-            "n_found": None if unknown else len(set(flagged) & set(targets)),
-            "right": None if unknown else flagged == targets,
+            "n_targets": None if targets is None else len(targets),
+            "n_found": None if targets is None else len(set(flagged) & set(targets)),
+            "right": None if targets is None else flagged == targets,
             "statistic": float(verdict.statistic),
             "threshold": float(verdict.threshold),
             "highest": info.classes[int(np.argmax(verdict.scores))],
@@ -79,7 +78,7 @@ class ModelDetectionNode(AnalysisNode):
         }
         evidence = [
             where
-            | {"class": name, "is_target": None if unknown else i in targets}
+            | {"class": name, "is_target": None if targets is None else i in targets}
             | {"flagged": bool(verdict.flagged[i]), "score": float(verdict.scores[i])}
             | {column: values[i].item() for column, values in verdict.columns.items()}
             for i, name in enumerate(info.classes)
@@ -90,21 +89,27 @@ class ModelDetectionNode(AnalysisNode):
         """Return every trigger on grey, and the most suspicious on the page's images."""
         clean = shown_images(self.context, self.run)[0]
         grey, detector = jnp.full((1, *clean.shape[1:]), 0.5), self.evidence.detector
-        stamps = [detector.trigger(tree, label) for label in range(len(verdict.scores))]
+        stamps = [_stamp(detector, tree, label) for label in range(len(verdict.scores))]
         triggers = [as_levels(stamp(grey)).astype(jnp.uint8) for stamp in stamps]
         _, stamp = to_try(detector, tree)
         stamped = as_levels(stamp(as_float(jnp.asarray(clean)))).astype(jnp.uint8)
         return {"triggers": np.concatenate(triggers), "smallest": np.asarray(stamped)}
 
 
-def to_try(detector: ModelDetector, tree: Any) -> tuple[int, Callable[[jax.Array], jax.Array]]:
+def to_try(detector: ModelDetector, tree: Any) -> tuple[int, Callable[[Array], Array]]:
     """Return the class whose trigger is tried on models, and its stamp.
 
     It is the most suspicious of the flagged classes, or of all where none is flagged.
     """
     verdict = detector.judge(tree)
     label = verdict.target if verdict.target >= 0 else int(np.argmax(verdict.scores))
-    return label, detector.trigger(tree, label)
+    return label, _stamp(detector, tree, label)
+
+
+def _stamp(detector: ModelDetector, tree: Any, label: int) -> Callable[[Array], Array]:
+    """Return the stamp of the trigger that was found for a class."""
+    assert detector.trigger is not None  # those without are neither tried nor shown
+    return detector.trigger(tree, label)
 
 
 def _named(labels: list[int], classes: tuple[str, ...]) -> str:

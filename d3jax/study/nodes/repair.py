@@ -59,7 +59,7 @@ class RepairNode(Node):
     @property
     def group(self) -> Hashable:
         """Repairs whose configs differ in numbers that programs take as arrays."""
-        return (self.choice.name, program(self.choice.config)) if self.is_loop else None
+        return (self.chosen.name, program(self.chosen.config)) if self.is_loop else None
 
     @property
     def watch_every(self) -> int:
@@ -68,6 +68,7 @@ class RepairNode(Node):
 
     def loop(self, inputs: Inputs) -> TrainLoop:
         """Return the loop of the repair."""
+        assert self.defense.loop is not None  # `is_loop`
         return self.defense.loop(*self._given(inputs))
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Variables, list[LogRecord]]:
@@ -83,7 +84,12 @@ class RepairNode(Node):
 
     def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
         """Measure ACC and ASR."""
-        return lambda state: watched_rates(self.count(inputs, state.variables))
+
+        def rates(state: TrainState) -> LogRecord:
+            counts = self.count(inputs, state.variables)
+            return watched_rates(counts) if counts else {}
+
+        return rates
 
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
         """Return its rows, with the rule it follows and what its search found."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import numpy as np
 
 from ...core.images import as_float
+from ...core.types import Array
 from ...metrics.attack_success import predict, triggered_images
 from ...metrics.image_similarity import likeness
 from ..attack_run import AttackRun
@@ -55,7 +55,7 @@ class SamplesNode(AnalysisNode):
 
 def shown_images(
     context: StudyContext, run: AttackRun, count: int = SHOWN
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[Array, Array, Array]:
     """Return the first test images of which the attacker wants another class.
 
     Without such, the first of all. Returns images uint8 [n, H, W, C], labels [n], targets [n].

@@ -69,4 +69,4 @@ class SampleDetectionNode(Node):
 
 def scored_like(size: int) -> Scored:
     """Return the shapes of scores and flags of `size` samples."""
-    return Scored(*(jax.ShapeDtypeStruct((size,), kind) for kind in (np.float32, np.bool_)))
+    return Scored._make(jax.ShapeDtypeStruct((size,), kind) for kind in (np.float32, np.bool_))

@@ -42,7 +42,7 @@ class TrainingNode(Node):
     def like(self) -> TrainedModel:
         """Return the shapes of model and findings."""
         found = self.defense.found(len(self.context.dataset.train.labels))
-        return TrainedModel(super().like(), found)
+        return TrainedModel._make((super().like(), found))
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[TrainedModel, list[LogRecord]]:
         """Return what the defence makes of the poisoned set."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ class TriggerNode(Node):
 
     surrogate: Node | None = None
 
-    kind = title = what = "trigger"
+    kind = title = "trigger"
+    what: ClassVar[str] = "trigger"
     shared = True
 
     @property
@@ -38,9 +39,10 @@ class TriggerNode(Node):
     def like(self) -> Prepared:
         """Return the shapes of trigger and images."""
         shape = (self.run.poisoned, *self.context.dataset.info.shape)
-        replaces = self.run.attack.preparation.replaces
+        preparation = self.run.attack.preparation
+        replaces = preparation is not None and preparation.replaces
         images = jax.ShapeDtypeStruct(shape, jnp.uint8) if replaces else None
-        return Prepared(jax.eval_shape(self.run.attack.init, self.run.key), images)
+        return Prepared._make((jax.eval_shape(self.run.attack.init, self.run.key), images))
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Prepared, list[LogRecord]]:
         """Return what the attack prepares."""

@@ -40,7 +40,8 @@ class UpdatesNode(AnalysisNode):
 
     def analyse(self, inputs: Inputs) -> Findings:
         """Return a row for every update and one for the model before the first."""
-        rates = self._control_rates(inputs) if getattr(inputs, "control", None) else {}
+        control = self.control if getattr(inputs, "control", None) else None
+        rates = self._control_rates(control, inputs) if control else {}
         rows = self._rows(inputs.victim, updates_of(inputs.evolution.records), rates)
         return Findings({"evolution": rows})
 
@@ -63,12 +64,12 @@ class UpdatesNode(AnalysisNode):
             stale = {name: record.get(f"next_{name}") for name in ("acc", "asr", "score")}
         return rows
 
-    def _control_rates(self, inputs: Inputs) -> dict[int, float]:
+    def _control_rates(self, control: EvolutionNode, inputs: Inputs) -> dict[int, float]:
         """Return how often the control says the attacker's class, by update, where it kept one."""
         like = jax.eval_shape(self.context.model.init, jax.random.key(0))
         trigger, rates = inputs.victim.tree.trigger, {}
-        for update in range(1, self.choice.config.updates + 1):
-            path = self.control.folder / "updates" / str(update)
+        for update in range(1, self.chosen.config.updates + 1):
+            path = control.folder / "updates" / str(update)
             if checkpoint.exists(path):
                 variables: Any = checkpoint.load(path, like)[0]
                 rates[update] = self.evolution.measure.asr(variables, trigger, update)

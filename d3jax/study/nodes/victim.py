@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 
@@ -32,7 +32,9 @@ class VictimNode(Node):
     prepared: Node | None = None
     seeds: tuple[int, ...] = ()
 
-    kind, what, label, role = "victim", "train", "none", "victim"
+    kind, role = "victim", "victim"
+    what: ClassVar[str] = "train"
+    label: ClassVar[str] = "none"
     shared = is_loop = True
 
     @property
