@@ -22,10 +22,8 @@ if "D3JAX_TESTS_CACHE" not in os.environ:
 jax.config.update("jax_compilation_cache_dir", os.environ["D3JAX_TESTS_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
-from d3jax.attacks import BadNetsConfig, make_badnets
-from d3jax.config.recipes import OptimConfig, TrainConfig
-from d3jax.data import SyntheticConfig, make_synthetic
-from d3jax.training import train_backdoored
+from d3jax.testing import make_fixture
+from d3jax.training import Backdoored
 
 from .helpers.small import registered, small_model
 
@@ -44,24 +42,26 @@ def rng():
 
 
 @pytest.fixture(scope="session")
-def dataset():
-    return make_synthetic(
-        SyntheticConfig(size=12, channels=3, classes=4, train=400, test=130, noise=0.15)
-    )
-
-
-@pytest.fixture(scope="session")
-def model(dataset):
-    return small_model(dataset.info)
-
-
-@pytest.fixture(scope="session")
-def attack(dataset):
-    return make_badnets(BadNetsConfig(rate=0.1), dataset.info)
-
-
-@pytest.fixture(scope="session")
-def victim(dataset, model, attack):
+def fixture():
     """A backdoored small model: nearly perfect on clean and on triggered images."""
-    config = TrainConfig(steps=250, batch_size=64, augment="none", optimizer=OptimConfig(lr=0.05))
-    return train_backdoored(jax.random.key(0), model, dataset, attack, config)
+    return make_fixture(small_model)
+
+
+@pytest.fixture(scope="session")
+def dataset(fixture):
+    return fixture.dataset
+
+
+@pytest.fixture(scope="session")
+def model(fixture):
+    return fixture.model
+
+
+@pytest.fixture(scope="session")
+def attack(fixture):
+    return fixture.attack
+
+
+@pytest.fixture(scope="session")
+def victim(fixture):
+    return Backdoored(fixture.variables, fixture.trigger, {})
