@@ -7,7 +7,6 @@ training-time defences, `DETECTIONS` detectors of samples, inputs and models.
 
 from ..config.recipes import ScheduleConfig
 from ..inversion import InversionConfig
-from .input_detection.strip import STRIPConfig, make_strip
 from .model_detection.inversion import make_inversion
 from .model_detection.mmbd import MMBDConfig, make_mmbd
 from .repair.clp import CLPConfig, make_clp
@@ -21,7 +20,6 @@ from .sample_detection.activation_clustering import (
     make_activation_clustering,
 )
 from .sample_detection.isolation import make_abl_isolation, make_dlp_filter
-from .sample_detection.spectral import SpectralConfig, make_spectral
 from .training_time.abl import ABLConfig, make_abl
 from .training_time.dlp import DLPConfig, make_dlp
 
@@ -33,9 +31,7 @@ fp = FPConfig
 clp = CLPConfig
 abl = ABLConfig
 dlp = DLPConfig
-spectral = SpectralConfig
 activation_clustering = ActivationClusteringConfig
-strip = STRIPConfig
 mmbd = MMBDConfig
 
 REPAIRS = {
@@ -48,12 +44,11 @@ REPAIRS = {
 }
 TRAINING_DEFENSES = {"abl": (ABLConfig, make_abl), "dlp": (DLPConfig, make_dlp)}
 SAMPLE_DETECTORS = {
-    "spectral": (SpectralConfig, make_spectral),
     "activation_clustering": (ActivationClusteringConfig, make_activation_clustering),
     "abl_isolation": (ABLConfig, make_abl_isolation),
     "dlp_filter": (DLPConfig, make_dlp_filter),
 }
-INPUT_DETECTORS = {"strip": (STRIPConfig, make_strip)}
+INPUT_DETECTORS = {}
 MODEL_DETECTORS = {"inversion": (InversionConfig, make_inversion), "mmbd": (MMBDConfig, make_mmbd)}
 
 DEFENSES = REPAIRS | TRAINING_DEFENSES
@@ -78,9 +73,7 @@ __all__ = [
     "MCLConfig",
     "MMBDConfig",
     "NCConfig",
-    "STRIPConfig",
     "ScheduleConfig",
-    "SpectralConfig",
     "abl",
     "activation_clustering",
     "clp",
@@ -101,11 +94,7 @@ __all__ = [
     "make_mcl",
     "make_mmbd",
     "make_nc",
-    "make_spectral",
-    "make_strip",
     "mcl",
     "mmbd",
     "nc",
-    "spectral",
-    "strip",
 ]
