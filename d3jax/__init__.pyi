@@ -126,6 +126,7 @@ from .defenses import (
     MCLConfig,
     MMBDConfig,
     NCConfig,
+    SpectralConfig,
     abl,
     activation_clustering,
     clp,
@@ -136,6 +137,7 @@ from .defenses import (
     mcl,
     mmbd,
     nc,
+    spectral,
 )
 from .defenses.repair.common import (
     one_loop,
@@ -283,6 +285,7 @@ __all__ = [
     "Scored",
     "Search",
     "SemiConfig",
+    "SpectralConfig",
     "Split",
     "StudyConfig",
     "SyntheticConfig",
@@ -369,6 +372,7 @@ __all__ = [
     "semi_supervised_loop",
     "separation",
     "sig",
+    "spectral",
     "ssba",
     "ssim",
     "stream",

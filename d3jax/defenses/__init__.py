@@ -20,6 +20,7 @@ from .sample_detection.activation_clustering import (
     make_activation_clustering,
 )
 from .sample_detection.isolation import make_abl_isolation, make_dlp_filter
+from .sample_detection.spectral import SpectralConfig, make_spectral
 from .training_time.abl import ABLConfig, make_abl
 from .training_time.dlp import DLPConfig, make_dlp
 
@@ -31,6 +32,7 @@ fp = FPConfig
 clp = CLPConfig
 abl = ABLConfig
 dlp = DLPConfig
+spectral = SpectralConfig
 activation_clustering = ActivationClusteringConfig
 mmbd = MMBDConfig
 
@@ -44,6 +46,7 @@ REPAIRS = {
 }
 TRAINING_DEFENSES = {"abl": (ABLConfig, make_abl), "dlp": (DLPConfig, make_dlp)}
 SAMPLE_DETECTORS = {
+    "spectral": (SpectralConfig, make_spectral),
     "activation_clustering": (ActivationClusteringConfig, make_activation_clustering),
     "abl_isolation": (ABLConfig, make_abl_isolation),
     "dlp_filter": (DLPConfig, make_dlp_filter),
@@ -74,6 +77,7 @@ __all__ = [
     "MMBDConfig",
     "NCConfig",
     "ScheduleConfig",
+    "SpectralConfig",
     "abl",
     "activation_clustering",
     "clp",
@@ -94,7 +98,9 @@ __all__ = [
     "make_mcl",
     "make_mmbd",
     "make_nc",
+    "make_spectral",
     "mcl",
     "mmbd",
     "nc",
+    "spectral",
 ]
