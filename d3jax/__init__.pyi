@@ -127,6 +127,7 @@ from .defenses import (
     MMBDConfig,
     NCConfig,
     SpectralConfig,
+    STRIPConfig,
     abl,
     activation_clustering,
     clp,
@@ -138,6 +139,7 @@ from .defenses import (
     mmbd,
     nc,
     spectral,
+    strip,
 )
 from .defenses.repair.common import (
     one_loop,
@@ -280,6 +282,7 @@ __all__ = [
     "ReservedConfig",
     "SIGConfig",
     "SSBAConfig",
+    "STRIPConfig",
     "SampleDetector",
     "ScheduleConfig",
     "Scored",
@@ -376,6 +379,7 @@ __all__ = [
     "ssba",
     "ssim",
     "stream",
+    "strip",
     "survivability",
     "synthetic",
     "target_option",

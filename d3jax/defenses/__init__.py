@@ -7,6 +7,7 @@ training-time defences, `DETECTIONS` detectors of samples, inputs and models.
 
 from ..config.recipes import ScheduleConfig
 from ..inversion import InversionConfig
+from .input_detection.strip import STRIPConfig, make_strip
 from .model_detection.inversion import make_inversion
 from .model_detection.mmbd import MMBDConfig, make_mmbd
 from .repair.clp import CLPConfig, make_clp
@@ -34,6 +35,7 @@ abl = ABLConfig
 dlp = DLPConfig
 spectral = SpectralConfig
 activation_clustering = ActivationClusteringConfig
+strip = STRIPConfig
 mmbd = MMBDConfig
 
 REPAIRS = {
@@ -51,7 +53,7 @@ SAMPLE_DETECTORS = {
     "abl_isolation": (ABLConfig, make_abl_isolation),
     "dlp_filter": (DLPConfig, make_dlp_filter),
 }
-INPUT_DETECTORS = {}
+INPUT_DETECTORS = {"strip": (STRIPConfig, make_strip)}
 MODEL_DETECTORS = {"inversion": (InversionConfig, make_inversion), "mmbd": (MMBDConfig, make_mmbd)}
 
 DEFENSES = REPAIRS | TRAINING_DEFENSES
@@ -76,6 +78,7 @@ __all__ = [
     "MCLConfig",
     "MMBDConfig",
     "NCConfig",
+    "STRIPConfig",
     "ScheduleConfig",
     "SpectralConfig",
     "abl",
@@ -99,8 +102,10 @@ __all__ = [
     "make_mmbd",
     "make_nc",
     "make_spectral",
+    "make_strip",
     "mcl",
     "mmbd",
     "nc",
     "spectral",
+    "strip",
 ]
