@@ -46,7 +46,9 @@ def test_every_config_of_a_registry_builds(registry):
         assert callable(config.build) and construct.__name__.startswith("make_")
 
 
-@pytest.mark.parametrize("old", ["badnets", "d3", "preact_resnet18", "digits", "abl"])
+@pytest.mark.parametrize(
+    "old", ["badnets", "d3", "preact_resnet18", "digits", "abl", "clean", "vit"]
+)
 def test_the_old_call_names_the_new_one(old):
     config = getattr(d3jax, old)
     made = config(path="x") if old == "npz" else config()

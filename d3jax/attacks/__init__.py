@@ -4,6 +4,7 @@
 set. `ATTACKS` maps `name -> (config class, constructor(config, info))`.
 """
 
+from ..config.fields import take_by_name
 from .badnets import BadNetsConfig, make_badnets
 from .blended import BlendedConfig, make_blended
 from .bpp import BPPConfig, make_bpp
@@ -42,6 +43,8 @@ ATTACKS = {
     "bpp": (BPPConfig, make_bpp),
     "trojannn": (TrojanNNConfig, make_trojannn),
 }
+
+take_by_name(cls for cls, _ in ATTACKS.values())
 
 __all__ = [
     "ATTACKS",

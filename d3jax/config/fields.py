@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..core.errors import did_you_mean, names, refuse, shown
@@ -74,7 +74,6 @@ def check_fields(config: Any) -> None:
     """
     for field in dataclasses.fields(config):
         hint, value = hints_of(type(config))[field.name], getattr(config, field.name)
-        refuse(isinstance(value, type(config)), f"{type(config).__name__}: {BY_NAME}")
         limits = field.metadata.get("limits", (-math.inf, -math.inf, math.inf))
         refuse(value is dataclasses.MISSING, f"{field.name}: is missing: {field.metadata['doc']}")
         object.__setattr__(config, field.name, checked(field.name, value, hint, limits))
@@ -160,6 +159,24 @@ def presets(by: str, *instances: Any) -> dict[str, Any]:
 
     cls.__init__ = init
     return cls.presets
+
+
+def take_by_name(classes: Iterable[type]) -> None:
+    """Make config classes refuse settings without a name, with an error that shows the call.
+
+    Code of before gave a constructor a config and a data set.
+    """
+    for cls in classes:
+        cls.__init__ = _named_only(cls.__name__, cls.__init__)
+
+
+def _named_only(name: str, plain: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(plain)
+    def init(self: Any, *positional: Any, **given: Any) -> None:
+        refuse(positional, f"{name}: {BY_NAME}")
+        plain(self, **given)
+
+    return init
 
 
 def start_of(cls: type, given: Mapping[str, Any], base: Any = None) -> dict[str, Any]:

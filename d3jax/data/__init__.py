@@ -7,6 +7,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from ..config.fields import take_by_name
 from ..core.types import Dataset
 from .arrays import fingerprint, from_arrays
 from .digits import DigitsConfig, make_digits
@@ -29,6 +30,8 @@ DATASETS: dict[str, tuple[type, Callable[[Any], Dataset]]] = {
     "folder": (FolderConfig, make_folder),
     "tfds": (TfdsConfig, make_tfds),
 }
+
+take_by_name(cls for cls, _ in DATASETS.values())
 
 __all__ = [
     "DATASETS",

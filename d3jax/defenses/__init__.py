@@ -5,6 +5,7 @@ The registries map `name -> (config class, constructor(config, info))`: `DEFENSE
 training-time defences, `DETECTIONS` detectors of samples, inputs and models.
 """
 
+from ..config.fields import take_by_name
 from ..config.recipes import ScheduleConfig
 from ..inversion import InversionConfig
 from .input_detection.strip import STRIPConfig, make_strip
@@ -58,6 +59,8 @@ MODEL_DETECTORS = {"inversion": (InversionConfig, make_inversion), "mmbd": (MMBD
 
 DEFENSES = REPAIRS | TRAINING_DEFENSES
 DETECTIONS = SAMPLE_DETECTORS | INPUT_DETECTORS | MODEL_DETECTORS
+
+take_by_name({cls for cls, _ in (DEFENSES | DETECTIONS).values()} - {InversionConfig})
 
 __all__ = [
     "DEFENSES",

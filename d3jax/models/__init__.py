@@ -4,6 +4,7 @@
 a data set. `MODELS` maps `name -> (config class, constructor(config, info, dtype))`.
 """
 
+from ..config.fields import take_by_name
 from .convnext import ConvNeXtConfig, make_convnext
 from .preact_resnet import PreActResNet18Config, count_parameters, make_preact_resnet18
 from .vgg import VGG19BNConfig, make_vgg19_bn
@@ -23,6 +24,8 @@ MODELS = {
     "vit": (ViTConfig, make_vit),
     "convnext": (ConvNeXtConfig, make_convnext),
 }
+
+take_by_name(cls for cls, _ in MODELS.values())
 
 __all__ = [
     "MODELS",

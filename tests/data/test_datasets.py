@@ -34,7 +34,7 @@ def test_registry_is_readable_from_yaml():
     chosen = loads(
         "dataset: {name: npz, path: a.npz, mean: [0.5], class_names: [a, b]}", registries=registries
     ).dataset.config
-    assert chosen == NpzConfig("a.npz", mean=(0.5,), class_names=("a", "b"))
+    assert chosen == NpzConfig(path="a.npz", mean=(0.5,), class_names=("a", "b"))
     with pytest.raises(ConfigError, match=r"dataset\.path: is missing"):
         loads("dataset: folder", registries=registries)
     with pytest.raises(ConfigError, match=r"dataset\.size: 20 is not a multiple of 8"):

@@ -73,8 +73,12 @@ def test_every_flag_exists():
 
 
 def test_the_configs_are_understood():
-    evolutions, training, sweep, whole = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    detections, evolutions, training, sweep, whole = re.findall(
+        r"```yaml\n(.*?)```", TEXT, re.DOTALL
+    )
     assert loads(whole, registries=REGISTRIES).defenses[1].label == "d3-code"
+    shown = loads(detections, registries=REGISTRIES)
+    assert len(shown.detections) == 5 and shown.defenses[2].config.detector == "mmbd"
     lineages = loads(evolutions, [("fresh", "0.6")], registries=REGISTRIES).evolutions
     assert [choice.label for choice in lineages] == [
         "constant-lr0.003",
