@@ -284,10 +284,15 @@ def test_images_are_held_back_from_training_images_alone():
 
 def test_committed_tables_equal_what_the_commands_print(monkeypatch, capsys):
     import claims
+    import detectors
     import learning
     import tables
 
-    programs = {"claims": (claims, "evolution_c{{}}_{}"), "learning": (learning, "{}")}
+    programs = {
+        "claims": (claims, "evolution_c{{}}_{}"),
+        "learning": (learning, "{}"),
+        "detectors": (detectors, "detectors_{}"),
+    }
     kept = sorted((FOLDER / "results").glob("*.md"))
     assert kept
     for path in kept:
