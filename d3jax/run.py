@@ -84,6 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except D3JaxError as error:
         print(f"d3jax: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # `… --list | head`
+        from .runtime.progress import drop_output
+
+        drop_output()
+        return 0
     except KeyboardInterrupt:
         print("d3jax: interrupted; run the same command again to continue", file=sys.stderr)
         return _leave(130) if several else 130

@@ -103,6 +103,7 @@ def check_attack(attack: Attack, info: DataInfo, *, tolerance: float = 1e-6) -> 
     from the key; poisoning changes only the attacker's rows, and labels only as `relabel` says; no
     image of the target's class counts in the ASR.
     """
+    _require_kind(attack, Attack)
     trigger = attack.init(jax.random.key(3))
     chex.assert_trees_all_equal(trigger, attack.init(jax.random.key(3)))
     images = jax.random.uniform(jax.random.key(1), (6, *info.shape))
@@ -182,6 +183,7 @@ def check_repair(
     variables are finite; ACC falls by at most `drop`, and the ASR is at most `asr` afterwards.
     `given` are the needs that it declares, such as `target=`; sets are handed over by themselves.
     """
+    _require_kind(repair, Repair)
     model, variables = fixture.model, fixture.variables
     repair.check(model, jax.eval_shape(model.init, jax.random.key(0)), len(fixture.reserved.labels))
     sets = {"training_set": fixture.samples, "test_set": fixture.dataset.test}
@@ -235,6 +237,7 @@ def check_sample_detector(
     order of the rows (a detector that trains, or clusters, may move by it); the AUROC on the
     fixture is at least `auroc`.
     """
+    _require_kind(detector, SampleDetector)
     model, samples, reserved = fixture.model, fixture.samples, fixture.reserved
     size, shapes = len(samples.labels), jax.eval_shape(model.init, jax.random.key(0))
     detector.check(model, shapes, size, len(reserved.labels))
@@ -258,6 +261,7 @@ def check_input_detector(
 
     A score does not depend on the other images of a batch; the AUROC is at least `auroc`.
     """
+    _require_kind(detector, InputDetector)
     model, test = fixture.model, fixture.dataset.test
     detector.check(
         model, jax.eval_shape(model.init, jax.random.key(0)), len(fixture.reserved.labels)
@@ -288,6 +292,7 @@ def check_model_detector(
     The evidence has the shapes that it declares, and every class a score; `flags`: whether it must
     flag the attacker's class (True) or nothing (False).
     """
+    _require_kind(detector, ModelDetector)
     model, info = fixture.model, fixture.dataset.info
     detector.check(
         model, jax.eval_shape(model.init, jax.random.key(0)), len(fixture.reserved.labels)
@@ -319,11 +324,16 @@ def check_refuses(check: Callable[..., None], *given: Any, words: str) -> None:
 
 
 def _check_scored(found: Scored, size: int) -> None:
+    _require(isinstance(found, Scored), f"score: returned a {type(found).__name__}, want a Scored")
     scores, flagged = (np.asarray(part) for part in found)
     _require(scores.shape == (size,), f"scores: shape {scores.shape}, want ({size},)")
     _require(scores.dtype == np.float32, f"scores: {scores.dtype}, want float32")
     _require(not np.isnan(scores).any(), "scores: NaN")
     _require(flagged.shape == (size,) and flagged.dtype == bool, "flagged: want bool [N]")
+
+
+def _require_kind(given: Any, kind: type) -> None:
+    _require(isinstance(given, kind), f"got a {type(given).__name__}, want a {kind.__name__}")
 
 
 def _require(held: Any, message: str) -> None:

@@ -52,5 +52,10 @@ def test_every_config_of_a_registry_builds(registry):
 def test_the_old_call_names_the_new_one(old):
     config = getattr(d3jax, old)
     made = config(path="x") if old == "npz" else config()
-    with pytest.raises(ConfigError, match="takes its settings by name; name.setting=value"):
+    with pytest.raises(ConfigError, match="takes its settings by name: name.config, info. is now"):
         config(made, None) if old != "digits" else config(made)
+
+
+def test_a_misspelt_setting_is_named():
+    with pytest.raises(ConfigError, match="BadNetsConfig: unknown setting 'rat'.*mean 'rate'"):
+        attacks.badnets(rat=0.1)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.errors import ConfigError, names
 from ..core.images import as_float
 from ..core.types import Array, Model, Variables
 from ..data.batched import batched_map
@@ -29,8 +30,13 @@ def penultimate(
 
 @functools.partial(fast, static=1)
 def _features(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
-    features = model.apply(variables, as_float(images), train=False).features["penultimate"]
-    return features.reshape(len(images), -1)
+    features = model.apply(variables, as_float(images), train=False).features
+    if "penultimate" not in features:
+        raise ConfigError(
+            "reads what the classifier sees, and the model's features have no 'penultimate'; they "
+            f"are {names(features) or 'none'}"
+        )
+    return features["penultimate"].reshape(len(images), -1)
 
 
 def separation(

@@ -27,7 +27,7 @@ WANTED = {
 ACCEPTED = {tuple: (tuple, list), float: (float, int)}
 """The types of values that stand for another type as well."""
 
-BY_NAME = "takes its settings by name; name(setting=value, …).build(…) makes what it describes"
+BY_NAME = "takes its settings by name: name(config, info) is now name(setting=value).build(info)"
 """The new call, for code that gave a constructor a config and a data set."""
 
 Limits = tuple[float, float, float]
@@ -174,6 +174,13 @@ def _named_only(name: str, plain: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(plain)
     def init(self: Any, *positional: Any, **given: Any) -> None:
         refuse(positional, f"{name}: {BY_NAME}")
+        known = [field.name for field in dataclasses.fields(self)]
+        for key in given:
+            refuse(
+                key not in known,
+                f"{name}: unknown setting {key!r}; known are {names(known) or 'none'}"
+                f"{did_you_mean(key, known)}",
+            )
         plain(self, **given)
 
     return init

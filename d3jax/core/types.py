@@ -225,7 +225,8 @@ class Repair(NamedTuple):
     whose variables have these shapes, or with `size` reserved images. `loop(key, model, variables,
     reserved) -> TrainLoop` is the loop of a repair that is nothing but one
     (`defenses.repair.one_loop`): such repairs run together, as members of one program.
-    `network(model) -> Model` is the network of the repaired variables.
+    `network(model) -> Model` is the network of the repaired variables. `rule` says which data a
+    choice within the method reads, where there is one ("" for none).
     """
 
     repair: Callable[..., Repaired]
@@ -234,7 +235,7 @@ class Repair(NamedTuple):
     needs: tuple[Need, ...] = ()
     search: Any = None
     network: Callable[[Model], Model] = lambda model: model
-    rule: Literal["defender", "oracle"] = "defender"
+    rule: Literal["", "defender", "oracle"] = ""
 
 
 class Trained(NamedTuple):

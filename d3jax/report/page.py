@@ -28,7 +28,7 @@ OVERVIEW = (
     ("", outcomes.show_glance),
     ("external_model", external_model.show),
     ("", outcomes.show_table),
-    ("model_detection", model_detection.show_table),
+    ("", model_detection.show_table),
     ("", outcomes.show_glossary),
 )
 """Sections on the whole study, each with the kind of node that it shows ("": all kinds)."""

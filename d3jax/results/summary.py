@@ -222,15 +222,27 @@ def spread(row: Row, rate: str, digits: int = 2) -> str:
 
 
 def detections(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of detections.csv, each with a `text` that says what came of it."""
+    """Return rows of detections.csv, samples.csv or inputs.csv with a `text` that says what came of it."""
     return [row | {"text": _detection_text(row)} for row in rows]
 
 
 def _detection_text(row: Row) -> str:
+    if "auroc" in row:
+        return _scores_text(row)
     flagged = f"flags {row['flagged_classes']}" if row["flagged"] else "flags nothing"
     limit = f"statistic {row['statistic']:.2f}, threshold {row['threshold']:.2f}"
     where = f"{row['attack']}, seed {row['seed']}, {row['detection']}"
     return f"{where}: {flagged} ({limit}); {_detection_verdict(row)}"
+
+
+def _scores_text(row: Row) -> str:
+    """Return a row of samples.csv or inputs.csv in words."""
+    where = f"{row['attack']}, seed {row['seed']}, {row['detection']}"
+    if row["auroc"] is None:
+        return f"{where}: flags {row['flagged']}; nothing is poisoned or triggered"
+    precision = "–" if row["precision"] is None else f"{100 * row['precision']:.1f} %"
+    recall = "–" if row["recall"] is None else f"{100 * row['recall']:.1f} %"
+    return f"{where}: AUROC {row['auroc']:.3f}; flags {row['flagged']}, precision {precision}, recall {recall}"
 
 
 def _detection_verdict(row: Row) -> str:

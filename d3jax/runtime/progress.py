@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 
 from .distributed import is_primary
+
+
+def drop_output() -> None:
+    """Send standard output nowhere, after its reader has gone (`d3jax … | head`)."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Progress:
@@ -16,9 +22,14 @@ class Progress:
         self.quiet, self.bar, self.task = quiet or not is_primary(), None, None
 
     def say(self, text: str) -> None:
-        """Prints one line."""
-        if not self.quiet:
+        """Print one line; where nobody reads any more, nothing from then on."""
+        if self.quiet:
+            return
+        try:
             print(text, flush=True)
+        except BrokenPipeError:
+            self.quiet = True
+            drop_output()
 
     def warn(self, text: str) -> None:
         """Prints one line where errors go, even when quiet."""

@@ -25,6 +25,7 @@ def take_finished(node: Node) -> Artifact | None:
         return None
     node.context.progress.say(f"{node.name}: done before, taken from {node.folder.name}")
     checkpoint.Rolling(node.folder / "steps").clear()
+    (node.folder / "failed.json").unlink(missing_ok=True)
     return _artifact(node, *found)
 
 

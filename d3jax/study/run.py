@@ -113,8 +113,9 @@ def _show(
     """Print the table; write all tables and the page, unless this is a part of the study."""
     others = [node for node in nodes if node.name in ledger.records and node not in asked]
     print_table(result_rows([node.entry for node in others], ledger.records) + rows)
-    found = [record.tables.get("detections", []) for record in ledger.records.values()]
-    print_detections([row for rows in found for row in rows])
+    for name in ("detections", "samples", "inputs"):
+        found = [record.tables.get(name, []) for record in ledger.records.values()]
+        print_detections([row for rows in found for row in rows])
     say = context.progress.say
     if part:
         whole = sum(not node.analysis for node in nodes)

@@ -23,8 +23,10 @@ def test_an_outlying_margin_is_flagged_and_equal_ones_are_not():
     assert quiet.target == -1 and 0 <= quiet.facts["p_value"] <= 1
     loud = judge_margins(Margins(np.where(np.arange(10) == 3, 30.0, margins), np.zeros(10)), 0.05)
     assert loud.target == 3 and loud.statistic > loud.threshold
-    for odd in (np.ones(10), -margins):
+    for odd in (np.ones(10), np.append(margins[:9], np.nan)):
         assert judge_margins(Margins(odd, np.zeros(10)), 0.05).facts["p_value"] == 1
+    low = judge_margins(Margins(margins - margins.mean(), np.zeros(10)), 0.05)
+    assert low.target == -1 and 0 < low.facts["p_value"] < 1  # negative margins are margins too
 
 
 def test_margins_of_a_linear_model_reach_the_corner_of_the_cube():

@@ -127,15 +127,15 @@ def margin_loop(
 def judge_margins(found: Margins, alpha: float) -> Verdict:
     """Return the verdict: p = 1 − F(r_max)^K with F the Gamma fit to all other margins.
 
-    The score of a class is its margin. Margins that a Gamma distribution cannot have (not positive,
-    or all equal) leave the model unflagged, with p = 1.
+    The score of a class is its margin. The fit has shape, location and scale. Margins that are all
+    equal, or no numbers, have no distribution: the model is not flagged, with p = 1.
     """
     from scipy.stats import gamma
 
     margins = np.asarray(found.margins, np.float64)
     top = int(margins.argmax())
     others, p = np.delete(margins, top), 1.0
-    if np.all(others > 0) and np.ptp(others) > 0:
+    if np.isfinite(margins).all() and np.ptp(others) > 0:
         shape, start, scale = gamma.fit(others)
         p = float(1 - gamma.cdf(margins[top], shape, start, scale) ** len(margins))
     flagged = (np.arange(len(margins)) == top) & (p <= alpha)

@@ -79,6 +79,7 @@ def make_clp(config: CLPConfig, info: DataInfo) -> Repair:
     def repair(
         key: jax.Array, model: Model, variables: Variables, reserved: Split, hooks: Hooks = Hooks()
     ) -> Repaired:
+        check_channels(model)
         host: Variables = jax.device_get(variables)
         bounds = {norm.path: lipschitz(host, norm, config.pairing) for norm in model.channels}
         pruned = {path: outlying(one, config.u) for path, one in bounds.items() if len(one) > 1}

@@ -10,12 +10,14 @@ from ..plots.triggers import MOST, save_norms, save_smallest
 from ..rendering import Markup, render
 from ..view import Study, View
 
+TABLES = ("detections", "samples", "inputs")
 NUMBERS = ("norm", "index", "success", "flagged")
 
 
 def show_table(study: Study) -> Markup:
     """Return a line for every detection of the study."""
-    found = detections(study.tables.get("detections", ()))
+    rows = [row for name in TABLES for row in study.tables.get(name, ())]
+    found = detections(rows)
     return render("detections.html.j2", lines=[one["text"] for one in found])
 
 

@@ -93,7 +93,7 @@ class RepairNode(Node):
 
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
         """Return its rows, with the rule it follows and what its search found."""
-        columns: Row = {"rule": self.defense.rule}
+        columns: Row = {"rule": self.defense.rule or None}
         if self.defense.search:
             found, searched = self._found(inputs), (self.detected, self.inverted)
             artifacts = [
