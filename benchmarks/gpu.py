@@ -162,7 +162,7 @@ def _job(
     from d3jax.training import victim_loop
 
     data = _images()
-    model = make_preact_resnet18(PreActResNet18Config(width), data.info, jnp.bfloat16)
+    model = make_preact_resnet18(PreActResNet18Config(width=width), data.info, jnp.bfloat16)
     config = TrainConfig(steps=6 * _period(options), batch_size=batch)
     if streamed:
         data = data._replace(train=jax.device_get(data.train))

@@ -78,7 +78,10 @@ def prepare(count: int, width: int, classes: int, batch: int, steps: int) -> Cal
     data = make_synthetic(
         SyntheticConfig(size=32, channels=3, classes=classes, train=1000, test=classes)
     )
-    model, key = make_preact_resnet18(PreActResNet18Config(width), data.info), jax.random.key(0)
+    model, key = (
+        make_preact_resnet18(PreActResNet18Config(width=width), data.info),
+        jax.random.key(0),
+    )
     config = InversionConfig(batch_size=batch, stop=0)
     loop = inversion_loop(key, model, model.init(key), data.train, config, np.arange(count))
     members = Ensemble(loop.step, [loop.state], [loop.data])

@@ -63,7 +63,7 @@ def measure(*, width: int, members: list[int], steps: int, rounds: int) -> dict[
         SyntheticConfig(size=28, channels=1, classes=10, train=8000, test=MEASURED)
     )
     model, attack = (
-        make_preact_resnet18(PreActResNet18Config(width), data.info),
+        make_preact_resnet18(PreActResNet18Config(width=width), data.info),
         make_badnets(BadNetsConfig(), data.info),
     )
     variables, trigger = model.init(jax.random.key(0)), attack.init(jax.random.key(1))

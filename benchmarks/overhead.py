@@ -57,7 +57,7 @@ def main() -> None:
     ScannedStep.__call__ = timed
     data = make_synthetic(SyntheticConfig(size=32, channels=3, train=5000, test=100))
     model, attack = (
-        make_preact_resnet18(PreActResNet18Config(options.width), data.info),
+        make_preact_resnet18(PreActResNet18Config(width=options.width), data.info),
         make_badnets(BadNetsConfig(), data.info),
     )
     config = TrainConfig(

@@ -25,7 +25,7 @@ def test_multiplications_are_those_of_the_traced_network(width):
     import train_step
 
     model = make_preact_resnet18(
-        PreActResNet18Config(width),
+        PreActResNet18Config(width=width),
         DataInfo("x", (32, 32, 3), tuple("0123456789"), (0.5,) * 3, (0.5,) * 3),
     )
     variables = jax.eval_shape(model.init, jax.random.key(0))

@@ -29,7 +29,7 @@ def test_registry_is_readable_from_yaml():
     registries = {kind: dict.fromkeys(names, Nothing) for kind, names in rest.items()}
     registries["datasets"] = {name: config for name, (config, _) in DATASETS.items()}
     assert loads("dataset: tfds:cifar10", registries=registries).dataset.config == TfdsConfig(
-        "cifar10"
+        dataset="cifar10"
     )
     chosen = loads(
         "dataset: {name: npz, path: a.npz, mean: [0.5], class_names: [a, b]}", registries=registries

@@ -39,7 +39,7 @@ def test_tfds_prepares_once_then_needs_nothing(mocked, tmp_path, monkeypatch):
         lambda self, split: asked.append(split) or read(self, split=split),
     )
     monkeypatch.setenv("D3JAX_CACHE", str(tmp_path / "cache"))
-    config = TfdsConfig("cifar10")
+    config = TfdsConfig(dataset="cifar10")
     first = make_tfds(config)
     check_contract(first)
     assert asked == ["train", "test"]  # the mock gives both the same images
@@ -60,11 +60,11 @@ def test_tfds_prepares_once_then_needs_nothing(mocked, tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)  # importing it now fails
     assert fingerprint(make_tfds(config)) == fingerprint(first)
-    fails(lambda: make_tfds(TfdsConfig("mnist")), "tfds:mnist", "pip install d3jax[tfds]")
+    fails(lambda: make_tfds(TfdsConfig(dataset="mnist")), "tfds:mnist", "pip install d3jax[tfds]")
 
 
 def test_tfds_unknown_sets_are_measured(mocked, tmp_path):
-    dataset = make_tfds(TfdsConfig("emnist/mnist", cache_dir=str(tmp_path)))
+    dataset = make_tfds(TfdsConfig(dataset="emnist/mnist", cache_dir=str(tmp_path)))
     check_contract(dataset)
     assert [file.name for file in tmp_path.iterdir()] == ["emnist-mnist.npz"]
     assert dataset.info.shape == (28, 28, 1) and not dataset.info.flip and dataset.info.crop == 0
@@ -80,7 +80,7 @@ def test_tfds_without_tensorflow_says_what_to_install_before_it_downloads(tmp_pa
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     monkeypatch.setattr(tensorflow_datasets.core.DatasetBuilder, "download_and_prepare", download)
     config = TfdsConfig(
-        "cifar10", data_dir=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache")
+        dataset="cifar10", data_dir=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache")
     )
     fails(lambda: make_tfds(config), "tfds:cifar10", "pip install d3jax[tfds]", "tensorflow")
     assert not list((tmp_path / "cache").iterdir())
@@ -88,7 +88,7 @@ def test_tfds_without_tensorflow_says_what_to_install_before_it_downloads(tmp_pa
 
 def test_tfds_sets_that_do_not_fit(mocked, tmp_path, monkeypatch):
     def load(name):
-        return lambda: make_tfds(TfdsConfig(name, cache_dir=str(tmp_path)))
+        return lambda: make_tfds(TfdsConfig(dataset=name, cache_dir=str(tmp_path)))
 
     fails(load("cats_vs_dogs"), "tfds:cats_vs_dogs", "vary in size", "[None, None, 3]", "folder")
     fails(load("div2k"), "tfds:div2k", "no image and no label", "hr")
@@ -107,7 +107,7 @@ def test_tfds_cache_is_written_whole_or_not_at_all(mocked, tmp_path, monkeypatch
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    config = TfdsConfig("mnist", cache_dir=str(tmp_path / "cache"))
+    config = TfdsConfig(dataset="mnist", cache_dir=str(tmp_path / "cache"))
     with monkeypatch.context() as patch:
         patch.setattr(tfds_cache.np, "savez", full_disk)
         fails(
@@ -122,7 +122,7 @@ def test_tfds_cache_is_written_whole_or_not_at_all(mocked, tmp_path, monkeypatch
     fails(lambda: make_tfds(config), tmp_path / "cache" / "mnist.npz", "delete this cache")
     (tmp_path / "file").touch()
     fails(
-        lambda: make_tfds(TfdsConfig("mnist", cache_dir=str(tmp_path / "file"))),
+        lambda: make_tfds(TfdsConfig(dataset="mnist", cache_dir=str(tmp_path / "file"))),
         tmp_path / "file",
         "cannot be written",
     )
@@ -132,4 +132,4 @@ def test_tfds_names():
     assert TfdsConfig.from_argument("cifar10") == {"dataset": "cifar10"}
     for name in ("", "../secret", "a b", "-x"):
         with pytest.raises(ConfigError, match="^dataset: "):
-            TfdsConfig(name)
+            TfdsConfig(dataset=name)

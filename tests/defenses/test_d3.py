@@ -291,7 +291,7 @@ def test_finetuning_keeps_accuracy_and_moves_every_parameter(
     victim, dataset, model, attack, reserved
 ):
     short = dataclasses.replace(FinetuneConfig().schedule, steps=30)
-    repaired = make_finetune(FinetuneConfig(short), dataset.info).repair(
+    repaired = make_finetune(FinetuneConfig(schedule=short), dataset.info).repair(
         jax.random.key(0), model, victim.variables, reserved
     )
     counts = make_evaluate(model, attack, 4)(repaired.variables, victim.trigger, dataset.test)

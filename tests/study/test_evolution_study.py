@@ -195,6 +195,7 @@ def test_a_rerun_does_not_count_the_control_again(finished, tmp_path, monkeypatc
     ).read_text()
 
 
+@pytest.mark.slow
 def test_evolution_runs_together_have_the_numbers_they_have_apart(finished, tmp_path):
     folder, _ = finished
     shutil.copytree(
@@ -355,6 +356,7 @@ loop: {log_every: 3, save_every: 6, save_seconds: 0}
 """
 
 
+@pytest.mark.slow
 def test_a_defence_is_called_between_updates_and_an_interrupted_run_continues(tmp_path):
     studies.run(read(DEFENDED), tmp_path / "whole")
     table = read_csv(tmp_path / "whole" / "evolution.csv")

@@ -21,6 +21,7 @@ defenses:
 """
 
 
+@pytest.mark.slow
 def test_a_study_shows_lines_and_plane(tmp_path):
     studies.run(studies.read(STUDY), tmp_path)
     page = (tmp_path / "report.html").read_text()

@@ -102,17 +102,14 @@ def test_an_attack_and_a_detector_of_a_plug_in_run_in_a_study(plugged, monkeypat
     assert result["attack"] == "stripes" and result["asr"] is not None
 
 
-def test_the_contract_suite_runs_on_a_plug_ins_entries(plugged):
+def test_the_contract_suite_runs_on_a_plug_ins_entries(plugged, fixture):
     from d3jax import testing
     from d3jax.core.types import DataInfo
-
-    from ..helpers.small import small_model
 
     found = registries.with_plugins("attacks", {})
     config, construct = found["stripes"]
     info = DataInfo("rgb", (12, 12, 3), tuple("abcd"), (0.5,) * 3, (0.25,) * 3)
     testing.check_attack(construct(config(), info), info)
-    fixture = testing.make_fixture(small_model)
     config, construct = registries.with_plugins("detections", {})["bright"]
     testing.check_sample_detector(construct(config(), fixture.dataset.info), fixture)
 

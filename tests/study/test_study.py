@@ -140,7 +140,7 @@ def test_a_repair_that_diverges_is_a_row_and_does_not_stop_the_others(finished, 
 
 def test_a_repair_that_returns_something_else_is_told_what_to(finished, tmp_path, monkeypatch):
     from d3jax.core.types import Repair
-    from d3jax.defenses import DEFENSES
+    from d3jax.study.registries import DEFENSES
 
     def broken(config, info):
         return Repair(lambda key, model, variables, reserved, hooks: variables)
@@ -176,8 +176,8 @@ def test_a_model_that_diverges_fails_its_repairs_and_nothing_else(tmp_path, caps
 
 
 def test_a_node_that_breaks_does_not_stop_the_others(finished, tmp_path, monkeypatch, capsys):
-    from d3jax.defenses import DEFENSES
     from d3jax.defenses.repair.common import one_loop
+    from d3jax.study.registries import DEFENSES
 
     def broken(config, info):
         def loop(*_):
@@ -236,8 +236,8 @@ def test_a_report_with_other_settings_loses_nothing(finished, tmp_path):
 
 def test_a_member_that_cannot_begin_does_not_stop_its_group(tmp_path, monkeypatch):
     """One of two settings has no loop; the group does not fit the memory together, and halves of it do."""
-    from d3jax.defenses import DEFENSES
     from d3jax.defenses.repair.common import one_loop
+    from d3jax.study.registries import DEFENSES
 
     make, together = DEFENSES["d3"][1], []
 
@@ -286,6 +286,7 @@ def test_a_report_leaves_damaged_models_in_place(finished, tmp_path):
 SWEEP = "[{name: d3, sweep: {lam: [0.5, 2], schedule.optimizer.lr: [0.01, 0.02]}, schedule: {steps: 12}}]"
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_together_with_the_numbers_it_has_apart(tmp_path):
     """Two seeds by four settings of D3 are eight members of one program, the two backdoored models two of another."""
     overrides = (
