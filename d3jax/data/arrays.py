@@ -150,7 +150,7 @@ def fingerprint(dataset: Dataset) -> str:
     for array in (*dataset.train, *dataset.test):
         array = np.ascontiguousarray(array)
         digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(array)
+        digest.update(array.data)
     return digest.hexdigest()[:16]
 
 

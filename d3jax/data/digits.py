@@ -41,9 +41,8 @@ def make_digits(config: DigitsConfig) -> Dataset:
     assert isinstance(raw, Bunch)  # a pair with `return_X_y`
     small = np.rint(raw.images / 16 * 255).astype(np.uint8)
     resample = Image.Resampling[config.resize.upper()]
-    images = np.stack(
-        [Image.fromarray(image).resize((config.size, config.size), resample) for image in small]
-    )[..., None]
+    resized = [Image.fromarray(one).resize((config.size, config.size), resample) for one in small]
+    images = np.stack([np.asarray(image) for image in resized])[..., None]
     classes = [str(name) for name in raw.target_names]
     train, test = split_by_class(images, raw.target, len(classes), fraction=0.2, seed=0)
     return from_arrays(train, test, name="digits", classes=classes, crop=config.size // 16)
