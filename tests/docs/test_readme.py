@@ -107,6 +107,7 @@ def test_the_make_targets_exist():
     assert set(re.findall(r"^make ([\w-]+)", TEXT, re.MULTILINE)) <= targets
 
 
+@pytest.mark.slow
 def test_the_library_examples_do_what_they_say():
     code = "".join(re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL))
     printed = io.StringIO()

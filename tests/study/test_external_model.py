@@ -223,6 +223,7 @@ defenses: []
 """
 
 
+@pytest.mark.slow
 def test_safetensors_export_and_import_keep_the_rates(tmp_path, capsys):
     rows = studies.run(read(text=DIGITS), tmp_path / "run")
     out, config = tmp_path / "new" / "model.safetensors", tmp_path / "run" / "config.yaml"

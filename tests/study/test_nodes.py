@@ -205,6 +205,7 @@ def test_a_report_in_a_new_folder_has_the_metrics_of_the_cache(tmp_path):
 PREPARED = TINY.replace("model: small", "model: small\nattacks: [{name: lf, steps: 3}]")
 
 
+@pytest.mark.slow
 def test_a_damaged_victim_of_a_prepared_attack_is_computed_by_the_second_run(tmp_path, capsys):
     config = studies.read(PREPARED)
     first = studies.run(config, tmp_path)

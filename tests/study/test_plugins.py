@@ -85,6 +85,7 @@ def plugged(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_an_attack_and_a_detector_of_a_plug_in_run_in_a_study(plugged, monkeypatch):
     (plugged / "study.yaml").write_text(STUDY)
     monkeypatch.setenv("PYTHONPATH", str(plugged))

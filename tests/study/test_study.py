@@ -234,6 +234,7 @@ def test_a_report_with_other_settings_loses_nothing(finished, tmp_path):
     assert report(("loop.log_every", "7"))[0]["status"] == "ok"
 
 
+@pytest.mark.slow
 def test_a_member_that_cannot_begin_does_not_stop_its_group(tmp_path, monkeypatch):
     """One of two settings has no loop; the group does not fit the memory together, and halves of it do."""
     from d3jax.defenses.repair.common import one_loop

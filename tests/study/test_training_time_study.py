@@ -111,6 +111,7 @@ def test_another_study_in_the_same_folder_is_reported(finished, tmp_path, capsys
     assert f"{tmp_path} holds a study with other settings" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_poison_flags_change_no_weight(finished, tmp_path, monkeypatch, model):
     """Other flags, other precision; the same models to the bit."""
     folder, rows = finished

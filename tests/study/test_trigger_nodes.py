@@ -31,6 +31,7 @@ def trees(folder):
     return {path.parent.name: path for path in folder.glob("checkpoints/*/model")}
 
 
+@pytest.mark.slow
 def test_a_study_keeps_triggers_and_shares_the_clean_model(tmp_path, capsys):
     rows = studies.run(read(), tmp_path / "one")
     assert [row["status"] for row in rows] == ["ok"] * 4
