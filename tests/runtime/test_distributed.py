@@ -56,7 +56,7 @@ def test_two_processes_search_a_trigger_together(tmp_path):
     found = []
     for count in (1, 2):
         unbroken(config, tmp_path / str(count), environment, count=count)
-        with (tmp_path / str(count) / "detections.csv").open() as file:
+        with (tmp_path / str(count) / "evidence.csv").open() as file:
             found.append(list(csv.DictReader(file)))
     alone, together = found
     assert len(alone) == len(together) == 3
