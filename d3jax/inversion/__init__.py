@@ -9,10 +9,10 @@ from .invert import (
     model_classes,
     nothing,
     success_of,
+    trigger_at,
 )
 from .outliers import Detection, detect
 from .parameters import Trigger, stamp
-from .stamping import stamp_levels, trigger_at, trigger_to_try
 
 __all__ = [
     "Detection",
@@ -26,8 +26,6 @@ __all__ = [
     "model_classes",
     "nothing",
     "stamp",
-    "stamp_levels",
     "success_of",
     "trigger_at",
-    "trigger_to_try",
 ]

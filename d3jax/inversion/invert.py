@@ -140,6 +140,11 @@ def nothing(shape: tuple[int, int, int]) -> Inversion:
     )
 
 
+def trigger_at(inversion: Inversion, row: int) -> Trigger:
+    """Return one of the triggers of an inversion."""
+    return jax.tree.map(lambda part: part[row], inversion.trigger)
+
+
 def like(count: int, shape: tuple[int, int, int]) -> Inversion:
     """The shapes and dtypes of an inversion of `count` labels on images of `shape`."""
     return jax.eval_shape(

@@ -26,6 +26,7 @@ def stamp(trigger: Trigger, images: Array) -> jax.Array:
 
 
 def random_parameters(key: jax.Array, shape: tuple[int, int, int], preset: str) -> Params:
+    """Return the raw parameters of one trigger for images of `shape`, drawn at random."""
     height, width, _ = shape
     first, second = jax.random.split(key)
     if preset == "pixel":

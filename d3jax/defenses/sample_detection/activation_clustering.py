@@ -16,7 +16,7 @@ from ...config.fields import check_fields, option
 from ...core.random import stream
 from ...core.types import DataInfo, Model, SampleDetector, Scored, Split, Variables
 from ...training.loop import Hooks
-from .common import features_by_class
+from .common import score_by_class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +75,15 @@ def make_activation_clustering(
         reserved: Split | None = None,
         hooks: Hooks = Hooks(),
     ) -> Scored:
-        scores, flagged = np.zeros(len(samples.labels)), np.zeros(len(samples.labels), bool)
         seed = int(jax.random.randint(stream(key, "clusters"), (), 0, 2**31 - 1))
-        for rows, features in features_by_class(model, variables, samples):
-            if len(rows) < 4 or not np.ptp(features, axis=0).any():
-                continue
+
+        def judge(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            if len(features) < 4 or not np.ptp(features, axis=0).any():
+                return np.zeros(len(features)), np.zeros(len(features), bool)
             smaller, near = clusters(features, config.components, seed)
-            scores[rows] = (1 - 2 * smaller.mean()) * near
-            flagged[rows] = smaller & (smaller.mean() < config.share)
-        return Scored(scores.astype(np.float32), flagged)
+            share = smaller.mean()
+            return (1 - 2 * share) * near, smaller & (share < config.share)
+
+        return score_by_class(model, variables, samples, judge)
 
     return SampleDetector(score)

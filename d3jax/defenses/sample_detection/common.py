@@ -1,13 +1,13 @@
-"""What detectors of poisoned samples share: features by class."""
+"""What detectors of poisoned samples share: features, scores and flags by class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from ...analysis.features import penultimate
-from ...core.types import Model, Split, Variables
+from ...core.types import Model, Scored, Split, Variables
 
 
 def features_by_class(
@@ -21,6 +21,18 @@ def features_by_class(
         yield rows, features[rows]
 
 
-def percentile_flags(scores: np.ndarray, percentile: float) -> np.ndarray:
-    """Return which scores [n] lie above their percentile."""
-    return scores > np.percentile(scores, percentile)
+def score_by_class(
+    model: Model,
+    variables: Variables,
+    samples: Split,
+    judge: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+) -> Scored:
+    """Return the scores and flags that `judge` gives the features of each class.
+
+    `judge(features [n, D]) -> (scores [n], flagged [n] bool)`.
+    """
+    size = len(samples.labels)
+    scores, flagged = np.zeros(size), np.zeros(size, bool)
+    for rows, features in features_by_class(model, variables, samples):
+        scores[rows], flagged[rows] = judge(features)
+    return Scored(scores.astype(np.float32), flagged)

@@ -15,7 +15,7 @@ import numpy as np
 from ...config.fields import check_fields, option
 from ...core.types import DataInfo, Model, SampleDetector, Scored, Split, Variables
 from ...training.loop import Hooks
-from .common import features_by_class, percentile_flags
+from .common import score_by_class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +58,10 @@ def make_spectral(config: SpectralConfig, info: DataInfo) -> SampleDetector:
         reserved: Split | None = None,
         hooks: Hooks = Hooks(),
     ) -> Scored:
-        scores, flagged = np.zeros(len(samples.labels)), np.zeros(len(samples.labels), bool)
-        for rows, features in features_by_class(model, variables, samples):
-            scores[rows] = signature(features, config.projected)
-            flagged[rows] = percentile_flags(scores[rows], config.percentile)
-        return Scored(scores.astype(np.float32), flagged)
+        def judge(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            scores = signature(features, config.projected)
+            return scores, scores > np.percentile(scores, config.percentile)
+
+        return score_by_class(model, variables, samples, judge)
 
     return SampleDetector(score)
