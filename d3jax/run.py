@@ -11,9 +11,9 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-from .config.loading import describe, dumps, load
+from .config.loading import Registries, describe, dumps, load
 from .config.study import StudyConfig
-from .core.errors import ConfigError, D3JaxError
+from .core.errors import ConfigError, D3JaxError, names
 from .runtime import huge_pages
 
 ENTRY = (
@@ -40,6 +40,34 @@ USAGE = "python -m d3jax.run --config FILE [--workdir DIR] [--section.key VALUE 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one study; returns the exit code: 0 done, 2 a mistake in the config or the data, 1 anything else that failed."""
+    several = False
+    try:
+        options, rest = _parser().parse_known_args(argv)
+        several = options.distributed is not None
+        return _run(options, _overrides(rest))
+    except D3JaxError as error:
+        print(f"d3jax: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `… --list | head`
+        from .runtime.progress import drop_output
+
+        drop_output()
+        return 0
+    except KeyboardInterrupt:
+        print("d3jax: interrupted; run the same command again to continue", file=sys.stderr)
+        return _leave(130) if several else 130
+    except Exception:
+        if not several:
+            raise
+        traceback.print_exc()
+        print(
+            "d3jax: stopped, perhaps as another process did; run all of them again to continue",
+            file=sys.stderr,
+        )
+        return _leave(1)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m d3jax.run", usage=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         description="Plants a backdoor, repairs the model, reports. A rerun continues where the last one stopped.", epilog=_settings(),
@@ -68,39 +96,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--list",
-        action="store_true",
-        help="every data set, model, attack, detection, evolution and defence with its settings",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="every data set, model, attack, detection, evolution and defence with its settings, or those of one name",
     )
     parser.add_argument(
         "--check",
         action="store_true",
         help="read config and data, print the config in full and stop",
     )
-    several = False
-    try:
-        options, rest = parser.parse_known_args(argv)
-        several = options.distributed is not None
-        return _run(options, _overrides(rest))
-    except D3JaxError as error:
-        print(f"d3jax: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # `… --list | head`
-        from .runtime.progress import drop_output
-
-        drop_output()
-        return 0
-    except KeyboardInterrupt:
-        print("d3jax: interrupted; run the same command again to continue", file=sys.stderr)
-        return _leave(130) if several else 130
-    except Exception:
-        if not several:
-            raise
-        traceback.print_exc()
-        print(
-            "d3jax: stopped, perhaps as another process did; run all of them again to continue",
-            file=sys.stderr,
-        )
-        return _leave(1)
+    return parser
 
 
 def _leave(code: int) -> typing.NoReturn:
@@ -118,16 +124,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
-    if not options.config and not options.list:
+    if not options.config and options.list is None:
         raise ConfigError(f"no --config given; usage: {USAGE}")
     from .study import run as study  # imports jax: after the command line has been understood
 
-    if options.list:
-        for registry, entries in study.REGISTRIES.items():
-            if also := {"datasets": (), "models": READ}.get(registry, ENTRY):
-                print(f"{registry}: each also takes\n{_table(also, '    ')}")
-            for name, cls in entries.items():
-                print(f"{registry}: {name}\n" + _table(describe(cls), "    "))
+    if options.list is not None:
+        _list(study.REGISTRIES, options.list)
         return 0
     part = _part(options.part)
     if part and options.report:
@@ -151,6 +153,21 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
         profile=options.profile or "",
     )
     return 0 if all(row["status"] == "ok" for row in rows) else 1
+
+
+def _list(registries: Registries, wanted: str) -> None:
+    """Prints every component, or those of one name or registry. Raises `ConfigError` where there is none."""
+    every = sorted({name for entries in registries.values() for name in entries} | set(registries))
+    if wanted and wanted not in every:
+        raise ConfigError(
+            f"--list: no component is called {wanted!r}; the choices are {names(every)}"
+        )
+    for registry, entries in registries.items():
+        shown = {name: cls for name, cls in entries.items() if wanted in ("", name, registry)}
+        if shown and (also := {"datasets": (), "models": READ}.get(registry, ENTRY)):
+            print(f"{registry}: each also takes\n{_table(also, '    ')}")
+        for name, cls in shown.items():
+            print(f"{registry}: {name}\n" + _table(describe(cls), "    "))
 
 
 def _part(text: str | None) -> tuple[int, int] | None:

@@ -210,14 +210,21 @@ def check_training_defense(
 ) -> Trained:
     """Check a training-time defence on the fixture's poisoned set and return what it made.
 
-    What it finds has the shapes it declares; it does not read which rows are poisoned (it is given
-    no flags); the model that it trains has at least the ACC `acc` and at most the ASR `asr`.
+    What it finds has the shapes it declares; the same key gives the same; nothing is mutated; the
+    variables are finite; the model that it trains has at least the ACC `acc` and at most the ASR
+    `asr`.
     """
+    _require_kind(defense, TrainingDefense)
     size, key = len(fixture.samples.labels), jax.random.key(1)
     defense.check(size)
     begun = fit(defense.begin(key, fixture.model, fixture.samples))[0].variables
-    found = defense.train(key, fixture.model, fixture.samples, begun)
+    copy = jax.tree.map(np.array, (begun, fixture.samples))
+    found, again = (
+        defense.train(key, fixture.model, fixture.samples, begun, Hooks()) for _ in range(2)
+    )
     _require(isinstance(found, Trained), f"train: returned a {type(found).__name__}")
+    chex.assert_trees_all_equal(copy, jax.tree.map(np.array, (begun, fixture.samples)))
+    chex.assert_trees_all_equal(found.variables, again.variables)
     chex.assert_tree_all_finite(found.variables)
     shapes = {name: (one.shape, one.dtype) for name, one in defense.found(size).items()}
     made = {name: (one.shape, one.dtype) for name, one in found.found.items()}
@@ -333,7 +340,9 @@ def _check_scored(found: Scored, size: int) -> None:
 
 
 def _require_kind(given: Any, kind: type) -> None:
-    _require(isinstance(given, kind), f"got a {type(given).__name__}, want a {kind.__name__}")
+    hint = "; call its build(info)" if hasattr(given, "build") else ""
+    name = type(given).__name__
+    _require(isinstance(given, kind), f"want the type {kind.__name__}, got {name}{hint}")
 
 
 def _require(held: Any, message: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Integer, UInt8
 
 from ..core.errors import ConfigError, names
 from ..core.images import as_float
@@ -21,8 +22,11 @@ from ..runtime.compilation import fast
 
 
 def penultimate(
-    model: Model, variables: Variables, images: Array, batch_size: int = 500
-) -> np.ndarray:
+    model: Model,
+    variables: Variables,
+    images: UInt8[Array, "N H W C"],
+    batch_size: int = 500,
+) -> Float32[np.ndarray, "N D"]:
     """Return features [N, D] float32 of uint8 images [N, H, W, C], in eval mode: what the classifier sees."""
     compute = functools.partial(_features, model, variables)
     return batched_map(compute, images, batch_size=batch_size).astype(np.float32)
@@ -40,7 +44,10 @@ def _features(model: Model, variables: Variables, images: jax.Array) -> jax.Arra
 
 
 def separation(
-    clean: np.ndarray, triggered: np.ndarray, labels: np.ndarray, twins: np.ndarray
+    clean: Float[np.ndarray, "N D"],
+    triggered: Float[np.ndarray, "M D"],
+    labels: Integer[np.ndarray, " N"],
+    twins: Integer[np.ndarray, " M"],
 ) -> dict[str, float]:
     """How far the triggered features lie from where they belong.
 
@@ -70,7 +77,9 @@ def separation(
     }
 
 
-def project(features: np.ndarray, method: str, seed: int = 0) -> np.ndarray:
+def project(
+    features: Float[np.ndarray, "N D"], method: str, seed: int = 0
+) -> Float[np.ndarray, "N 2"]:
     """Features [N, D] as points [N, 2] by `method` "pca" or "tsne" (scikit-learn's, started from PCA).
 
     All points are 0 where there is nothing to place: fewer than three images, features all alike (t-SNE would crash the process) or

@@ -15,6 +15,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ..core.images import as_float
 from ..core.losses import cross_entropy
@@ -29,10 +30,10 @@ class Losses(NamedTuple):
     """At each of some points [...]: mean cross-entropy of clean images under their labels and of triggered ones under the class that
     the attacker wants (nats; images of that class left out), and the shares ACC and ASR."""
 
-    clean_loss: np.ndarray
-    backdoor_loss: np.ndarray
-    acc: np.ndarray
-    asr: np.ndarray
+    clean_loss: Float[np.ndarray, " *points"]
+    backdoor_loss: Float[np.ndarray, " *points"]
+    acc: Float[np.ndarray, " *points"]
+    asr: Float[np.ndarray, " *points"]
 
 
 def mixed(models: Sequence[Variables], weights: Sequence[float]) -> Variables:
@@ -161,7 +162,7 @@ class Plane(NamedTuple):
 
     u: Params
     v: Params
-    places: np.ndarray
+    places: Float[np.ndarray, "3 2"]
 
 
 def plane_of(first: Params, second: Params, third: Params) -> Plane:
@@ -260,7 +261,7 @@ class Taylor(NamedTuple):
     slope: float
     curvature: float
 
-    def __call__(self, t: np.ndarray) -> np.ndarray:
+    def __call__(self, t: Float[np.ndarray, " *points"]) -> Float[np.ndarray, " *points"]:
         """L + t gᵀΔ + ½ t² ΔᵀHΔ."""
         return self.value + t * self.slope + 0.5 * t**2 * self.curvature
 
@@ -289,7 +290,7 @@ def top_eigenvalues(
     *data: Any,
     count: int = 3,
     tolerance: float = 1e-2,
-) -> np.ndarray:
+) -> Float[np.ndarray, " count"]:
     """The `count` largest eigenvalues of the Hessian of `loss(params, *data)`, largest first, by Lanczos' method (scipy's) on
     Hessian-vector products."""
     from scipy.sparse.linalg import LinearOperator, eigsh

@@ -93,13 +93,20 @@ def checked(name: str, value: Any, hint: Any, limits: Limits, words: tuple = ())
         return _chosen(name, value, args)
     if value in words:
         return value
-    wanted = " or ".join([WANTED.get(kind, "a mapping"), *words])
+    wanted = " or ".join([_wanted(kind, value), *words])
     refuse(not _is_a(value, kind), f"{name}: want {wanted}, got {value!r}")
     if kind is dict:
         return {key: checked(f"{name}.{key}", item, args[1], limits) for key, item in value.items()}
     if kind is tuple:
         return tuple(checked(f"{name}.{i}", item, args[0], limits) for i, item in enumerate(value))
     return _in_range(name, kind(value), limits) if kind in (int, float) else value
+
+
+def _wanted(kind: Any, value: Any) -> str:
+    """Return what a message calls the values of a kind; a dict by hand is no section of a file."""
+    if isinstance(value, dict) and kind not in WANTED:
+        return f"a {kind.__name__}, as in {kind.__name__}(setting=value)"
+    return WANTED.get(kind, "a mapping")
 
 
 def _is_a(value: Any, kind: Any) -> bool:

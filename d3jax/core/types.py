@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Bool, Float, Float32, Int32, Shaped, UInt8
 
+from .errors import ConfigError
 from .records import LogRecord
 
 Array = np.ndarray | jax.Array
@@ -45,7 +47,7 @@ class Outputs(NamedTuple):
     that nobody reads cost nothing in a compiled program.
     """
 
-    logits: jax.Array
+    logits: Float[jax.Array, "B K"]
     features: dict[str, jax.Array]
     batch_stats: Params
 
@@ -98,25 +100,25 @@ class Batch(NamedTuple):
     of the set they are, where the set is on the device.
     """
 
-    images: Array
-    labels: Array
-    poisoned: Array
+    images: Float32[Array, "B H W C"]
+    labels: Int32[Array, " B"]
+    poisoned: Bool[Array, " B"]
     joint: Any = None
-    rows: jax.Array | None = None
+    rows: Int32[jax.Array, " B"] | None = None
 
 
 class Joint(NamedTuple):
     """`penalty` float32 [], added to the model's loss, and the `trigger` with its running statistics moved on."""
 
-    penalty: jax.Array
+    penalty: Float32[jax.Array, ""]
     trigger: Any
 
 
 class Split(NamedTuple):
     """Labelled images at rest: `images [N, H, W, C]` uint8, `labels [N]` int32."""
 
-    images: Array
-    labels: Array
+    images: UInt8[Array, "N H W C"]
+    labels: Int32[Array, " N"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +156,7 @@ class Prepared(NamedTuple):
     n poisoned training images (None: they stay)."""
 
     trigger: Any
-    images: Array | None = None
+    images: UInt8[Array, "n H W C"] | None = None
 
 
 class Preparation(NamedTuple):
@@ -183,14 +185,16 @@ class Attack(NamedTuple):
     """
 
     init: Callable[[jax.Array], Any]
-    stamp: Callable[[Any, Array], Array]
-    select: Callable[[jax.Array, Array], Array]
-    relabel: Callable[[Array], Array]
+    stamp: Callable[[Any, Float32[Array, "B H W C"]], Float32[Array, "B H W C"]]
+    select: Callable[[jax.Array, Int32[Array, " N"]], Bool[Array, " N"]]
+    relabel: Callable[[Int32[Array, " N"]], Int32[Array, " N"]]
     poison: Callable[[Any, jax.Array, Batch], Batch]
     preparation: Preparation | None = None
     optimizer: optax.GradientTransformation | None = None
     per_batch_rate: float | None = None
-    eligible: Callable[[Array], Array] = lambda labels: jnp.ones(len(labels), bool)
+    eligible: Callable[[Int32[Array, " N"]], Bool[Array, " N"]] = lambda labels: jnp.ones(
+        len(labels), bool
+    )
 
 
 class Repaired(NamedTuple):
@@ -243,7 +247,7 @@ class Trained(NamedTuple):
     `trace` of arrays over logged steps."""
 
     variables: Variables
-    found: dict[str, np.ndarray]
+    found: dict[str, Shaped[np.ndarray, " N"]]
     trace: dict[str, np.ndarray]
 
 
@@ -271,8 +275,8 @@ class Scored(NamedTuple):
     but what a defender has.
     """
 
-    scores: np.ndarray
-    flagged: np.ndarray
+    scores: Float32[np.ndarray, " N"]
+    flagged: Bool[np.ndarray, " N"]
 
 
 class SampleDetector(NamedTuple):
@@ -300,7 +304,7 @@ class InputDetector(NamedTuple):
     """
 
     prepare: Callable[..., Any]
-    score: Callable[[Model, Variables, Any, Array], jax.Array]
+    score: Callable[[Model, Variables, Any, UInt8[Array, "B H W C"]], Float32[jax.Array, " B"]]
     threshold: Callable[[Any], float]
     check: Callable[[Model, Variables, int], None] = lambda model, shapes, size: None
     batch_size: int = 500
@@ -315,11 +319,11 @@ class Verdict(NamedTuple):
     `facts` more numbers of the model.
     """
 
-    scores: np.ndarray
-    flagged: np.ndarray
+    scores: Float[np.ndarray, " K"]
+    flagged: Bool[np.ndarray, " K"]
     statistic: float
     threshold: float
-    columns: dict[str, np.ndarray]
+    columns: dict[str, Shaped[np.ndarray, " K"]]
     facts: Mapping[str, float] = MappingProxyType({})
 
     @property
@@ -361,3 +365,13 @@ class TrainState:
     opt_state: optax.OptState
     key: jax.Array
     carry: Any = ()
+
+
+def check_built(**values: Any) -> None:
+    """Raise `ConfigError` where a `model` or an `attack` is not one, such as a config that was not built."""
+    for name, value in values.items():
+        kind = {"model": Model, "attack": Attack}[name]
+        if not isinstance(value, kind):
+            hint = "; call its build(info)" if hasattr(value, "build") else ""
+            given = type(value).__name__
+            raise ConfigError(f"{name}: want a d3jax.{kind.__name__}, got a {given}{hint}")

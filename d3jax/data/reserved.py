@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Int
 
 from ..config.recipes import ReservedConfig
 from ..core.errors import DataError
 from ..core.types import Split
 
 
-def reserve(split: Split, config: ReservedConfig, seed: int, num_classes: int) -> np.ndarray:
+def reserve(
+    split: Split, config: ReservedConfig, seed: int, num_classes: int
+) -> Int[np.ndarray, " R"]:
     """Sorted indices [R] into `split` of the images a post-training defence may use.
 
     R is `config.count`, or `config.fraction` of the split, rounded, where `count` is 0. The same seed gives the same

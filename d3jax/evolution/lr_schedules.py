@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import optax
+from jaxtyping import Float32
 
 from ..config.fields import check_fields, check_foreign, option
 from ..core.errors import ConfigError
@@ -61,7 +62,7 @@ class LRScheduleConfig:
                 raise ConfigError(f"low: {self.low:g} is above {name}: {getattr(self, name):g}")
 
 
-def rates(config: LRScheduleConfig, steps: int) -> np.ndarray:
+def rates(config: LRScheduleConfig, steps: int) -> Float32[np.ndarray, " steps"]:
     """The learning rate [steps] float32 of every step of one update.
 
     Raises `ConfigError` where a cycle or a triangle has not the steps to reach its highest rate.

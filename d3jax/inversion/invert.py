@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32, Int32
 
 from ..core.errors import ConfigError
 from ..core.images import as_float
@@ -31,11 +32,11 @@ class Inversion(NamedTuple):
     """Triggers [L] of `labels` [L] int32 (−1: of none), and of each: its `norms` (‖mask‖₁, for pixel how many pixels change),
     `success`, the share of the images of other classes that it turns, and after how many `passes` it stopped."""
 
-    labels: jax.Array
+    labels: Int32[jax.Array, " L"]
     trigger: Trigger
-    norms: jax.Array
-    success: jax.Array
-    passes: jax.Array
+    norms: Float32[jax.Array, " L"]
+    success: Float32[jax.Array, " L"]
+    passes: Int32[jax.Array, " L"]
 
 
 def invert(

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float64
 
 
 class Detection(NamedTuple):
     """Neural Cleanse's outlier test of `norms` [L]: `index` [L] is |norm − median| / spread with spread 1.4826 · MAD, `flagged` [L]
     are those below the median with more than 2, `anomaly` is the index of the smallest norm."""
 
-    norms: np.ndarray
-    index: np.ndarray
-    flagged: np.ndarray
+    norms: Float64[np.ndarray, " L"]
+    index: Float64[np.ndarray, " L"]
+    flagged: Bool[np.ndarray, " L"]
     median: float
     spread: float
     anomaly: float

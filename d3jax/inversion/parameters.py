@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float32
 
 from ..core.types import Array, Params
 
@@ -16,11 +17,11 @@ class Trigger(NamedTuple):
     """An image x becomes clip((1 − `mask`) · x + `pattern`, 0, 1): `mask [..., H, W, 1]` in [0, 1] is how much of each pixel goes,
     `pattern [..., H, W, C]` what is added, which for Neural Cleanse is mask · Δ and for an additive trigger may be negative."""
 
-    mask: jax.Array
-    pattern: jax.Array
+    mask: Float32[jax.Array, "*L H W 1"]
+    pattern: Float32[jax.Array, "*L H W C"]
 
 
-def stamp(trigger: Trigger, images: Array) -> jax.Array:
+def stamp(trigger: Trigger, images: Float32[Array, "B H W C"]) -> Float32[jax.Array, "B H W C"]:
     """`images [B, H, W, C]` in [0, 1] with one trigger."""
     return jnp.clip((1 - trigger.mask[None]) * images + trigger.pattern[None], 0, 1)
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32, Int32, Integer, UInt8
 
 from ..core.images import as_float, as_levels
-from ..core.types import Array, Attack, Model, Split, Variables
+from ..core.types import Array, Attack, Model, Split, Variables, check_built
 from ..data.batched import batched_map, batched_sums
 from ..data.drift import Drift, keys_of
 from ..runtime.compilation import fast
@@ -21,11 +22,11 @@ class Counts(NamedTuple):
     """Per true class [K], int32: test images and those classified right; triggered images, those that reached the
     attacker's class, and those still classified as their true class."""
 
-    clean: Array
-    correct: Array
-    triggered: Array
-    reached: Array
-    recovered: Array
+    clean: Integer[Array, " K"]
+    correct: Integer[Array, " K"]
+    triggered: Integer[Array, " K"]
+    reached: Integer[Array, " K"]
+    recovered: Integer[Array, " K"]
 
     @property
     def acc(self) -> float:
@@ -66,7 +67,11 @@ def make_evaluate(
     drift: Drift | None = None,
     trigger_first: bool = False,
 ) -> Callable[..., Counts]:
-    """Builds `evaluate(variables, trigger, test) -> Counts`, exact for any number of test images: `make_measure` without the score."""
+    """Builds `evaluate(variables, trigger, test) -> Counts`, exact for any number of test images: `make_measure` without the score.
+
+    Raises `ConfigError` where the model or the attack was not built.
+    """
+    check_built(model=model, attack=attack)
     measure = make_measure(model, attack, num_classes, batch_size, drift, trigger_first)
     return lambda *given: measure(*given)[0]
 
@@ -193,7 +198,7 @@ def count(
 
 
 def evaluate(
-    predict: Callable[[Array], jax.Array],
+    predict: Callable[[Float32[Array, "B H W C"]], Integer[jax.Array, " B"]],
     attack: Attack,
     trigger: Any,
     test: Split,
@@ -215,7 +220,9 @@ def evaluate(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def predict(model: Model, variables: Variables, images: Array) -> jax.Array:
+def predict(
+    model: Model, variables: Variables, images: UInt8[Array, "B H W C"]
+) -> Int32[jax.Array, " B"]:
     """The class [B] of each uint8 image."""
     return model.apply(variables, as_float(images), train=False).logits.argmax(-1)
 
@@ -224,7 +231,9 @@ def _share(part: Array, whole: Array) -> float:
     return int(part.sum()) / int(whole.sum()) if whole.sum() else float("nan")
 
 
-def triggered_images(attack: Attack, trigger: Any, images: Array) -> jax.Array:
+def triggered_images(
+    attack: Attack, trigger: Any, images: UInt8[Array, "B H W C"]
+) -> UInt8[jax.Array, "B H W C"]:
     """Return uint8 images with the attacker's trigger, as a file would hold them."""
     return as_levels(attack.stamp(trigger, as_float(images))).astype(jnp.uint8)
 

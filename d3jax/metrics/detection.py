@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from ..core.records import Row
 
@@ -10,7 +11,11 @@ FPRS = (0.01, 0.05)
 """False-positive rates at which the true-positive rate is given."""
 
 
-def detection_rates(scores: np.ndarray, flagged: np.ndarray, positive: np.ndarray) -> Row:
+def detection_rates(
+    scores: Float[np.ndarray, " N"],
+    flagged: Bool[np.ndarray, " N"],
+    positive: Bool[np.ndarray, " N"],
+) -> Row:
     """Return rates of a detector, from N scores (higher is more suspicious) and its own flags.
 
     Args:
@@ -43,7 +48,7 @@ def detection_rates(scores: np.ndarray, flagged: np.ndarray, positive: np.ndarra
     }
 
 
-def _ranks(scores: np.ndarray) -> np.ndarray:
+def _ranks(scores: Float[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
     """Return the rank [N] of every score among the different ones; NaN is below all."""
     known = np.where(np.isnan(scores), -np.inf, scores)
     return np.unique(known, return_inverse=True)[1]

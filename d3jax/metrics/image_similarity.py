@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32
 
 from ..core.types import Array
 
@@ -12,7 +13,9 @@ WINDOW, SIGMA = 11, 1.5
 """SSIM's Gaussian window in pixels and its deviation; a smaller image is one window."""
 
 
-def psnr(images: jax.Array, others: jax.Array) -> jax.Array:
+def psnr(
+    images: Float32[jax.Array, "B H W C"], others: Float32[jax.Array, "B H W C"]
+) -> Float32[jax.Array, " B"]:
     """Peak signal-to-noise ratio [B] in dB, infinite where nothing differs."""
     return _decibels(((images - others) ** 2).mean((1, 2, 3)))
 
@@ -21,7 +24,9 @@ def _decibels(error: jax.Array) -> jax.Array:
     return -10 * jnp.log10(error)
 
 
-def ssim(images: jax.Array, others: jax.Array) -> jax.Array:
+def ssim(
+    images: Float32[jax.Array, "B H W C"], others: Float32[jax.Array, "B H W C"]
+) -> Float32[jax.Array, " B"]:
     """Structural similarity [B] (Wang, Bovik, Sheikh and Simoncelli 2004), the mean over channels and over whole windows."""
     windows = [jnp.asarray(_windows(side)) for side in images.shape[1:3]]
 
@@ -36,12 +41,16 @@ def ssim(images: jax.Array, others: jax.Array) -> jax.Array:
     return (similar / ((mean**2 + other_mean**2 + c1) * (var + other_var + c2))).mean((1, 2, 3))
 
 
-def largest(images: jax.Array, others: jax.Array) -> jax.Array:
+def largest(
+    images: Float32[jax.Array, "B H W C"], others: Float32[jax.Array, "B H W C"]
+) -> Float32[jax.Array, " B"]:
     """The largest difference [B] of a pixel in one channel, ℓ∞."""
     return jnp.abs(images - others).max((1, 2, 3))
 
 
-def likeness(images: Array, others: Array) -> dict[str, float]:
+def likeness(
+    images: Float32[Array, "B H W C"], others: Float32[Array, "B H W C"]
+) -> dict[str, float]:
     """Means over the images: `psnr` in dB (of the mean square error, so that unchanged images count), `ssim`, and `largest` in 8-bit
     levels."""
     return {name: float(value) for name, value in _likeness(images, others).items()}
@@ -56,7 +65,7 @@ def _likeness(images: jax.Array, others: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def _windows(side: int) -> np.ndarray:
+def _windows(side: int) -> Float32[np.ndarray, "windows side"]:
     """The matrix [side − window + 1, side] of Gaussian means over whole windows of a line."""
     window = min(WINDOW, side)
     weights = np.exp(-((np.arange(window) - (window - 1) / 2) ** 2) / (2 * SIGMA**2))

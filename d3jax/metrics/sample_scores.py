@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, Int32
 
 from ..core.images import as_float
 from ..core.losses import cross_entropy
@@ -28,13 +29,15 @@ ALPHA, BETA, FLOOR = 0.1, 1.0, 1e-4
 """Symmetric cross-entropy as DBD has it (Huang et al., arXiv 2202.03423): α CE + β RCE, with log 0 taken as log 1e-4."""
 
 
-def entropy(logits: jax.Array) -> jax.Array:
+def entropy(logits: Float[jax.Array, "B K"]) -> Float32[jax.Array, " B"]:
     """Entropy [B] of the predicted distribution, in nats; of the given label it knows nothing."""
     logs = jax.nn.log_softmax(logits.astype(jnp.float32))
     return -(jnp.exp(logs) * logs).sum(-1)
 
 
-def symmetric_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def symmetric_cross_entropy(
+    logits: Float[jax.Array, "B K"], labels: Int32[jax.Array, " B"]
+) -> Float32[jax.Array, " B"]:
     """α CE + β RCE of each row [B], in nats (Wang et al., ICCV 2019); RCE = −Σ p log q with log 1e-4 for the other classes' log 0."""
     given = jnp.take_along_axis(jax.nn.softmax(logits.astype(jnp.float32)), labels[:, None], 1)[
         :, 0
@@ -67,7 +70,7 @@ def scores_of(
     split: Split,
     names: Sequence[str] = NAMES,
     batch_size: int = 500,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Float32[np.ndarray, " N"]]:
     """The scores `names` [N] float32 of every image of a split, as they are and in eval mode; besides those of `NAMES` there is `right`,
     1 where the model says the given label. Model outputs that are not finite score +inf, and are not right."""
     compute = functools.partial(_scores, model, variables)
@@ -78,7 +81,7 @@ def scores_of(
     return {name: found[name] for name in names}
 
 
-def mixture(values: np.ndarray) -> np.ndarray:
+def mixture(values: Float[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:
     """The posterior [N] float32 of the upper of two Gaussians that are fitted to `values` [N]; all 1 where they are all alike.
 
     Beyond either mean it stays what it is there, and so never falls: far outside, the wider one has the greater density again.
@@ -96,7 +99,9 @@ def mixture(values: np.ndarray) -> np.ndarray:
     return posterior
 
 
-def ranking(scores: np.ndarray, ties: np.ndarray | None = None) -> np.ndarray:
+def ranking(
+    scores: Float[np.ndarray, " N"], ties: Float[np.ndarray, " N"] | None = None
+) -> Int[np.ndarray, " N"]:
     """Rows [N] from the lowest score up; of equal ones the one with the lower `ties` [N] comes first, then the earlier one."""
     return np.lexsort((np.zeros(len(scores)) if ties is None else ties, scores))
 
@@ -116,8 +121,10 @@ def ties_of(name: str, scores: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def precision_recall(
-    scores: np.ndarray, flags: np.ndarray, ties: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+    scores: Float[np.ndarray, " N"],
+    flags: Bool[np.ndarray, " N"],
+    ties: Float[np.ndarray, " N"] | None = None,
+) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
     """Of the first k images of `ranking`, for k = 1 … N, the share that is poisoned (`flags` [N] bool), and the share of the poisoned
     there.
 
@@ -127,7 +134,7 @@ def precision_recall(
     return hits / np.arange(1, len(hits) + 1), hits / max(int(np.sum(flags)), 1)
 
 
-def auroc(scores: np.ndarray, flags: np.ndarray) -> float:
+def auroc(scores: Float[np.ndarray, " N"], flags: Bool[np.ndarray, " N"]) -> float:
     """The probability that a poisoned image scores lower than a clean one, ties half; NaN without both kinds."""
     from sklearn.metrics import roc_auc_score
 

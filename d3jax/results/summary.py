@@ -251,7 +251,10 @@ def _detection_verdict(row: Row) -> str:
     if not row["n_targets"]:
         return "no backdoor: false alarm" if row["flagged"] else "no backdoor: right"
     words = f"finds {row['n_found']} of {row['n_targets']} targets ({row['targets']})"
-    words = "right" if row["n_found"] == row["n_targets"] else words
+    if row["n_found"] == row["n_targets"]:
+        words = "right"
+    elif row["n_targets"] == 1:
+        words = f"misses the target, {row['targets']}"
     return f"{words}, and false alarms" if row["n_flagged"] > row["n_found"] else words
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool
 
 from ..core.errors import AttackError
 from ..core.images import as_float, as_levels
 from ..core.random import stream
-from ..core.types import Attack, Batch, Prepared, Split
+from ..core.types import Attack, Batch, Prepared, Split, check_built
 from ..data.batched import batched_map
 from .victim import poisoned_rows
 
@@ -18,13 +19,14 @@ CHUNK = 1000
 
 def poisoned_split(
     key: jax.Array, attack: Attack, split: Split, prepared: Prepared | None = None
-) -> tuple[Split, np.ndarray]:
+) -> tuple[Split, Bool[np.ndarray, " N"]]:
     """`split` with the rows that `attack` poisons under `key` (those of `train_backdoored`), and which they are [N] bool.
 
     A triggered image is rounded to 8-bit levels, as a file would hold it. Cross copies (WaNet's, BPP's) are no part of it: who
     makes them controls the training. Raises `AttackError` for an attack that controls the
     training, which is the defender's here: its poison is drawn anew in every batch, or its trigger trained with the model.
     """
+    check_built(attack=attack)
     check_released(attack)
     flags = np.asarray(poisoned_rows(key, attack, split.labels))
     images, labels = np.array(split.images), np.array(split.labels)

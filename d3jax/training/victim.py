@@ -13,7 +13,17 @@ from ..config.recipes import TrainConfig
 from ..core.errors import AttackError
 from ..core.random import stream
 from ..core.records import LogRecord
-from ..core.types import Array, Attack, Dataset, Model, Prepared, Split, TrainState, Variables
+from ..core.types import (
+    Array,
+    Attack,
+    Dataset,
+    Model,
+    Prepared,
+    Split,
+    TrainState,
+    Variables,
+    check_built,
+)
 from ..data.augment import make_augment
 from ..data.batching import epoch_plan
 from .loop import Hooks, TrainLoop, fit, trace_of
@@ -55,6 +65,7 @@ def train_backdoored(
     `hooks` sees the training alone. The last step's variables are kept, as the field does. Raises `AttackError` where the data
     have too few images for the attack and `DivergedError` where the loss breaks.
     """
+    check_built(model=model, attack=attack)
     prepared = None
     if attack.preparation:
         wanted = attack.preparation.surrogate

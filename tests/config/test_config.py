@@ -11,7 +11,7 @@ import pytest
 from d3jax.config.loading import dumps, load, loads
 from d3jax.config.recipes import LoopConfig, OptimConfig, ScheduleConfig, TrainConfig
 from d3jax.core.errors import ConfigError
-from d3jax.defenses import D3Config
+from d3jax.defenses import ABLConfig, D3Config
 from d3jax.defenses.repair.d3 import PRESETS
 from d3jax.study.run import REGISTRIES
 
@@ -216,6 +216,10 @@ def test_values_by_hand_are_checked_and_converted():
         OptimConfig(lr="x")
     with pytest.raises(ConfigError, match="^sinks.0: 'wand' is not one of .* did you mean 'wandb'"):
         LoopConfig(sinks=("wand",))
+    with pytest.raises(
+        ConfigError, match="^isolate: want a TrainConfig, as in TrainConfig.setting=value., got"
+    ):
+        ABLConfig(isolate={"steps": 30})
 
 
 def test_a_swept_preset_is_named_once():

@@ -10,12 +10,23 @@ import pytest
 
 from d3jax import testing
 from d3jax.attacks import ATTACKS, badnets
-from d3jax.core.types import DataInfo, InputDetector, Repair, Repaired, SampleDetector, Scored
+from d3jax.config.recipes import OptimConfig
+from d3jax.core.types import (
+    DataInfo,
+    InputDetector,
+    Repair,
+    Repaired,
+    SampleDetector,
+    Scored,
+    Trained,
+)
 from d3jax.defenses import (
     INPUT_DETECTORS,
     MODEL_DETECTORS,
     REPAIRS,
     SAMPLE_DETECTORS,
+    TRAINING_DEFENSES,
+    abl,
     d3,
     finetune,
 )
@@ -65,6 +76,31 @@ def test_repairs(name, fixture):
     config, construct = entry(REPAIRS, name, schedule=SHORT, target=0, inversion=QUICK, **start)
     repair = construct(config, fixture.dataset.info)
     testing.check_repair(repair, fixture, asr=REMOVES.get(name, 1.0), drop=0.3)
+
+
+PARTS = {
+    "isolate": {"steps": 30, "batch_size": 50, "optimizer": OptimConfig(lr=0.05)},
+    "finetune": {"steps": 40, "batch_size": 50, "optimizer": OptimConfig(lr=0.05)},
+    "supervised": {"steps": 30, "batch_size": 50, "optimizer": OptimConfig(lr=0.05)},
+    "unlearn": {"steps": 4, "batch_size": 20},
+    "semi": {"steps": 40, "batch_size": 32},
+}
+"""Parts of training-time defences, shortened; "trials" would do the second of them again."""
+
+
+@pytest.mark.parametrize("name", TRAINING_DEFENSES)
+def test_training_defenses(name, fixture):
+    """They learn the task in so few steps; tests/defenses shows that they remove the backdoor."""
+    config, construct = entry(TRAINING_DEFENSES, name, trials=0)
+    parts = {part: short for part, short in PARTS.items() if hasattr(config, part)}
+    config = dataclasses.replace(
+        config,
+        **{
+            part: dataclasses.replace(getattr(config, part), **short)
+            for part, short in parts.items()
+        },
+    )
+    testing.check_training_defense(construct(config, fixture.dataset.info), fixture)
 
 
 @pytest.mark.parametrize("name", SAMPLE_DETECTORS)
@@ -160,6 +196,33 @@ def test_broken_repairs_are_found(fixture):
 
     with pytest.raises(AssertionError):
         testing.check_repair(broken(drifting), fixture)
+
+
+def test_broken_training_defenses_are_found(fixture):
+    stage = dataclasses.replace(abl().isolate, steps=1, batch_size=50)
+    whole = abl(isolate=stage).build(fixture.dataset.info)._replace(found=lambda size: {})
+    draws = iter(range(9))
+
+    def broken(make):
+        return whole._replace(train=lambda key, model, data, begun, hooks: make(begun))
+
+    def scaled(begun, factor):
+        return jax.tree.map(lambda leaf: leaf * factor, begun)
+
+    cases = {
+        "returned a tuple": lambda begun: (begun,),
+        "finite": lambda begun: Trained(scaled(begun, np.nan), {}, {}),
+        "found: ": lambda begun: Trained(begun, {"suspects": np.zeros(3, bool)}, {}),
+        "ACC ": lambda begun: Trained(scaled(begun, 0), {}, {}),
+        "not equal": lambda begun: Trained(scaled(begun, next(draws)), {}, {}),
+    }
+    for words, make in cases.items():
+        with pytest.raises(AssertionError, match=words):
+            testing.check_training_defense(broken(make), fixture)
+    kept = broken(lambda begun: Trained(fixture.variables, {}, {}))
+    testing.check_training_defense(kept, fixture)
+    with pytest.raises(AssertionError, match="want at most 0.5"):
+        testing.check_training_defense(kept, fixture, asr=0.5)
 
 
 def test_broken_detectors_are_found(fixture):

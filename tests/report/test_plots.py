@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from d3jax.report.plots import classes, common, curves, samples
+from d3jax.report.plots import classes, common, curves, samples, scores
 from d3jax.report.sections.classes import class_rates
 
 from ..helpers.report_runs import curve
@@ -89,3 +89,17 @@ def test_class_rates_are_means_over_the_seeds_that_have_them():
     rates = class_rates(counts(0, (6, 10, 0), (10, 10, 0)) + counts(1, (2, 0, 0), (10, 0, 0)))
     np.testing.assert_allclose(rates["ft"]["acc"], [0.4, 1.0, math.nan])
     assert np.isnan(rates["ft"]["asr"]).all()
+
+
+def test_class_scores_draw_the_highest_classes_in_their_order(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(scores, "save_panels", lambda path, panels, *size: drawn.extend(panels))
+    count = scores.MOST + 2
+    found = {"scores": np.arange(count, dtype=float), "flagged": np.arange(count) == 5}
+    names = [f"c{i}" for i in range(count)]
+    scores.save_class_scores(tmp_path / "a.png", "mmbd", found, names, [5])
+    bars, ticks, _ = drawn[0].marks
+    assert bars.args[1].tolist() == list(range(2, count))
+    assert ticks.args[1][3] == "c5 ★" and ticks.args[1][4] == "c6"
+    assert bars.style["color"].index(common.POISONED) == 3
+    assert bars.style["color"].count(common.POISONED) == 1

@@ -141,7 +141,7 @@ def detection_row(targets, flagged):
     [
         ([1], [1], "flags c1 (statistic 1.00, threshold 2.00); right"),
         ([1], [1, 2], "flags c1, c2 (statistic 1.00, threshold 2.00); right, and false alarms"),
-        ([1], [], "flags nothing (statistic 1.00, threshold 2.00); finds 0 of 1 targets (c1)"),
+        ([1], [], "flags nothing (statistic 1.00, threshold 2.00); misses the target, c1"),
         ([0, 1, 2], [1], "finds 1 of 3 targets (c0, c1, c2)"),
         ([], [], "no backdoor: right"),
         ([], [2], "no backdoor: false alarm"),

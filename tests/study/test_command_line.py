@@ -107,5 +107,10 @@ def test_list_and_check(tmp_path, capsys):
         "--schedule.optimizer.weight_decay 0.0\n" in d3 and "--schedule.optimizer.lr 0.01\n" in d3
     )  # its own defaults
     assert listed.count("--sweep ") == 4 and "--schedule.optimizer.weight_decay 0.0005" in listed
+    assert run.main(["--list", "d3"]) == 0
+    assert d3.partition("\ndefenses: ")[0].strip() in (one := capsys.readouterr().out)
+    assert one.count("defenses: d3\n") == 1 and "detections: " not in one
+    assert run.main(["--list", "d4"]) == 2
+    assert "no component is called 'd4'; the choices are abl, " in capsys.readouterr().err
     assert run.main(["--config", str(tmp_path / "tiny.yaml"), "--check", "--seeds=[4]"]) == 0
     assert studies.read(capsys.readouterr().out).seeds == (4,)

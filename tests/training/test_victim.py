@@ -7,21 +7,28 @@ import numpy as np
 import optax
 import pytest
 
+from d3jax.attacks import badnets
 from d3jax.config.recipes import OptimConfig, TrainConfig
+from d3jax.core.errors import ConfigError
 from d3jax.core.types import Attack, Joint
-from d3jax.training import (
-    Hooks,
-    train_backdoored,
-)
+from d3jax.metrics import make_evaluate
+from d3jax.training import Hooks, train_backdoored
 from d3jax.training.victim import poisoned_rows
 
 
 def test_the_backdoor_is_learned(victim, dataset, model, attack):
-    from d3jax.metrics.attack_success import make_evaluate
-
     counts = make_evaluate(model, attack, 4)(victim.variables, victim.trigger, dataset.test)
     assert counts.acc >= 0.97 and counts.asr >= 0.95
     assert int(poisoned_rows(jax.random.key(0), attack, dataset.train.labels).sum()) == 40
+
+
+def test_a_config_that_was_not_built_is_refused(dataset, model, attack):
+    key = jax.random.key(0)
+    for given in ((badnets(), attack), (model, badnets(rate=0.1)), (model, None)):
+        with pytest.raises(ConfigError, match="want a d3jax.(Model|Attack), got a "):
+            train_backdoored(key, given[0], dataset, given[1])
+    with pytest.raises(ConfigError, match=r"got a BadNetsConfig; call its build\(info\)"):
+        make_evaluate(model, badnets(), 4)
 
 
 def test_training_follows_from_the_key(dataset, model, attack):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from ...config.fields import check_fields, option, presets
 from ...config.recipes import OptimConfig, ScheduleConfig
@@ -93,8 +94,11 @@ PRESETS = presets(
 
 
 def contrast(
-    z: jax.Array, positive: jax.Array, negative: jax.Array, tau: jax.Array | float = 0.5
-) -> jax.Array:
+    z: Float[jax.Array, "B D"],
+    positive: Float[jax.Array, "B D"],
+    negative: Float[jax.Array, "B D"],
+    tau: jax.Array | float = 0.5,
+) -> Float[jax.Array, " B"]:
     """The model-contrastive loss of each row [B] for features [B, D]: softplus((cos(z, z⁻) − cos(z, z⁺)) / τ), in nats.
 
     With cosines in [0, 1] its floor is log(1 + exp(−1/τ)), 0.1269 at τ = 0.5. A feature of length 0 has cosine 0.

@@ -11,6 +11,7 @@ import warnings
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float
 
 from ...config.fields import check_fields, option
 from ...core.random import stream
@@ -35,7 +36,9 @@ class ActivationClusteringConfig:
         return make_activation_clustering(self, info)
 
 
-def clusters(features: np.ndarray, components: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def clusters(
+    features: Float[np.ndarray, "n D"], components: int, seed: int
+) -> tuple[Bool[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Return the smaller of two clusters [n] bool, and how near each row lies to it [n] in [0, 1].
 
     Nearness is d_other / (d_own + d_other) by the distances from the two centres, 1/2 between them.

@@ -11,6 +11,7 @@ from typing import Literal
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from ...config.fields import check_fields, option
 from ...core.types import DataInfo, Model, SampleDetector, Scored, Split, Variables
@@ -40,7 +41,9 @@ class SpectralConfig:
         return make_spectral(self, info)
 
 
-def signature(features: np.ndarray, projected: str = "centred") -> np.ndarray:
+def signature(
+    features: Float[np.ndarray, "n D"], projected: str = "centred"
+) -> Float[np.ndarray, " n"]:
     """Return the scores [n] of one class's features [n, D]."""
     centred = features - features.mean(0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)

@@ -1,6 +1,6 @@
-"""Scores of detectors: histograms of what is poisoned or triggered, and of the rest."""
+"""Scores of detectors: histograms over samples, and bars of the classes of a model."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,8 @@ import numpy as np
 from .common import BEFORE, POISONED, Arrays, Mark, Panel, save_panels, short
 
 BINS = 40
+MOST = 40
+"""Classes in a picture of class scores: those with the highest."""
 
 
 def save_detector_scores(path: Path, found: Mapping[str, Arrays], kind: str) -> Path | None:
@@ -39,3 +41,21 @@ def _panel(name: str, arrays: Arrays, kind: str) -> Panel:
 
 def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return 100 * np.histogram(values, edges)[0] / max(len(values), 1)
+
+
+def save_class_scores(
+    path: Path, title: str, found: Arrays, classes: Sequence[str], targets: Collection[int]
+) -> Path | None:
+    """Draw a bar for the score of each class; `targets` are the attacker's classes."""
+    order = np.sort((-found["scores"]).argsort(kind="stable")[:MOST])
+    scores = np.nan_to_num(found["scores"][order], neginf=0.0, posinf=0.0)
+    names = [classes[int(label)][:13] + " ★" * (label in targets) for label in order]
+    hues = [POISONED if one else BEFORE for one in found["flagged"][order]]
+    turned = {"rotation": 0 if len(order) <= 10 else 90}
+    marks = [
+        Mark((range(len(order)), scores, 0.62), {"color": hues}, "bar"),
+        Mark((range(len(order)), names), turned, "set_xticks"),
+        Mark((False,), {"axis": "x"}, "grid"),
+    ]
+    options = {"title": f"Class scores · {title}", "ylabel": "score (higher: suspicious)"}
+    return save_panels(path, [Panel(marks, options)], 1, 2.3)

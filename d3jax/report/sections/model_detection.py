@@ -6,6 +6,8 @@ import numpy as np
 
 from ...results.artifacts import Finished
 from ...results.summary import detections
+from ..plots.scores import MOST as MOST_SCORES
+from ..plots.scores import save_class_scores
 from ..plots.triggers import MOST, save_norms, save_smallest
 from ..rendering import Markup, render
 from ..view import Study, View
@@ -22,16 +24,41 @@ def show_table(study: Study) -> Markup:
 
 
 def show(view: View) -> Markup:
-    """Return for every detection the norms with their triggers, and the smallest on images."""
+    """Return for every detection of the first seed its evidence.
+
+    It is the norms with their triggers, and the smallest on images; of a detector without triggers
+    the score of every class.
+    """
     samples = [one.arrays for one in view.finished("report_samples") if "clean" in one.arrays]
-    detected = [
-        one for one in view.finished("model_detection") if {"triggers", "norm"} <= set(one.arrays)
-    ]
-    shown = [_show(view, one, samples[0]) for one in detected if samples and one.entry.label]
+    shown = []
+    for one in view.finished("model_detection"):
+        if {"triggers", "norm"} <= set(one.arrays):
+            shown += [_show_triggers(view, one, images) for images in samples[:1]]
+        elif one.arrays:
+            shown.append(_show_scores(view, one))
     return Markup("").join(shown)
 
 
-def _show(view: View, one: Finished, images: Mapping[str, np.ndarray]) -> Markup:
+def _show_scores(view: View, one: Finished) -> Markup:
+    """Return the score of every class."""
+    name, arrays, classes = one.entry.label, one.arrays, view.study.run.manifest.classes
+    targets = view.attack.targets * view.attack.attacked
+    title = f"{name}, seed {one.entry.seed}"
+    return render(
+        "class_scores.html.j2",
+        title=title,
+        path=save_class_scores(view.path(name), title, arrays, classes, targets),
+        facts=one.record.facts,
+        flagged=[classes[label] for label in np.flatnonzero(arrays["flagged"])],
+        highest=classes[int(arrays["scores"].argmax())],
+        targets=[classes[label] for label in sorted(targets)],
+        most=MOST_SCORES,
+        count=len(classes),
+    )
+
+
+def _show_triggers(view: View, one: Finished, images: Mapping[str, np.ndarray]) -> Markup:
+    """Return the norms with their triggers, and the smallest on images."""
     name, arrays, classes = one.entry.label, one.arrays, view.study.run.manifest.classes
     title, targets = f"{name}, seed {one.entry.seed}", view.attack.targets * view.attack.attacked
     median, spread = one.record.facts["median"], one.record.facts["spread"]
