@@ -26,17 +26,21 @@ Statistics = Literal["interpolated", "estimated", "first"]
 """BatchNorm's statistics along a line: mixed as the parameters are, estimated anew at every point, or those of the first model."""
 
 
+Numbers = Sequence[float] | Float[np.ndarray, " n"]
+"""Several numbers."""
+
+
 class Losses(NamedTuple):
     """At each of some points [...]: mean cross-entropy of clean images under their labels and of triggered ones under the class that
     the attacker wants (nats; images of that class left out), and the shares ACC and ASR."""
 
-    clean_loss: Float[np.ndarray, " *points"]
-    backdoor_loss: Float[np.ndarray, " *points"]
-    acc: Float[np.ndarray, " *points"]
-    asr: Float[np.ndarray, " *points"]
+    clean_loss: Float[np.ndarray, "*points"]
+    backdoor_loss: Float[np.ndarray, "*points"]
+    acc: Float[np.ndarray, "*points"]
+    asr: Float[np.ndarray, "*points"]
 
 
-def mixed(models: Sequence[Variables], weights: Sequence[float]) -> Variables:
+def mixed(models: Sequence[Variables], weights: Numbers) -> Variables:
     """The mixture of models by weights that sum to 1, which beyond the models are below 0: at a model exactly it.
 
     Statistics called `var` are mixed by their logarithms: on a straight line they would be negative beyond.
@@ -134,7 +138,7 @@ def losses_at(
 
 
 def path_losses(
-    model: Model, attack: Attack, trigger: Any, first: Variables, second: Variables, ts: Sequence[float], images: Split,
+    model: Model, attack: Attack, trigger: Any, first: Variables, second: Variables, ts: Numbers, images: Split,
     statistics: Statistics = "interpolated", reserved: Split | None = None,
 ) -> Losses:  # fmt: skip
     """`Losses` [T] on the line through two models: `first` at t = 0, `second` at 1.
@@ -182,7 +186,7 @@ def plane_of(first: Params, second: Params, third: Params) -> Plane:
 
 
 def plane_losses(
-    model: Model, attack: Attack, trigger: Any, models: Sequence[Variables], xs: Sequence[float], ys: Sequence[float], images: Split
+    model: Model, attack: Attack, trigger: Any, models: Sequence[Variables], xs: Numbers, ys: Numbers, images: Split
 ) -> Losses:  # fmt: skip
     """`Losses` [len(ys), len(xs)] on a grid of the plane through three models, whose BatchNorm statistics are mixed as the parameters are."""
     plane = plane_of(*(variables.params for variables in models))
@@ -261,7 +265,9 @@ class Taylor(NamedTuple):
     slope: float
     curvature: float
 
-    def __call__(self, t: Float[np.ndarray, " *points"]) -> Float[np.ndarray, " *points"]:
+    def __call__(
+        self, t: float | Float[np.ndarray, "*points"]
+    ) -> float | Float[np.ndarray, "*points"]:
         """L + t gᵀΔ + ½ t² ΔᵀHΔ."""
         return self.value + t * self.slope + 0.5 * t**2 * self.curvature
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from ..core.types import (
     Attack,
     Batch,
     DataInfo,
+    Dataset,
     Joint,
     Preparation,
     Prepared,
@@ -24,7 +26,7 @@ from ..core.types import (
 from ..data.augment import make_augment
 from ..data.batching import epoch_plan
 from ..models.trigger_networks import generator
-from ..training.loop import fit
+from ..training.loop import TrainLoop, fit
 from ..training.split_loop import split_loop
 from .poisoning import (
     Mode,
@@ -126,32 +128,8 @@ def make_input_aware(config: InputAwareConfig, info: DataInfo) -> Attack:
         )
 
     def prepare(key, model, clean, dataset, poisoned, hooks):
-        """Trains the mask net: masks of few pixels, that differ as the images do."""
-        steps_per_epoch, batch_size = epoch_plan(
-            len(dataset.train.labels), config.mask_batch, drop_last=True
-        )
-        steps = config.mask_steps or config.mask_epochs * steps_per_epoch
         trigger = init(stream(key, "trigger"))
-
-        def loss(params, batch_stats, batch, key, data):
-            found, stats = masks(Variables(params, batch_stats), batch.images, train=True)
-            size = jax.nn.relu(found - config.density).mean()
-            far = _ratio(
-                batch.images, jnp.roll(batch.images, 1, 0), found, jnp.roll(found, 1, 0), std
-            )
-            return config.mask_weight * size + config.diversity * far, (
-                stats,
-                {"density": found.mean()},
-            )
-
-        drops = optax.piecewise_constant_schedule(
-            config.lr, {int(0.4 * steps): 0.1, int(0.8 * steps): 0.1}
-        )
-        loop = split_loop(
-            stream(key, "masks"), trigger["mask"], dataset.train,
-            loss=loss, tx=optax.adam(drops, b1=0.5, b2=0.9), steps=steps, steps_per_epoch=steps_per_epoch,
-            batch_size=batch_size, augment=make_augment(info),
-        )  # fmt: skip
+        loop = mask_loop(stream(key, "masks"), masks, trigger["mask"], dataset, config)
         state, lines = fit(loop, hooks)
         return Prepared(trigger | {"mask": state.variables}), lines
 
@@ -159,6 +137,36 @@ def make_input_aware(config: InputAwareConfig, info: DataInfo) -> Attack:
     return dirty_label(
         config, info, init=init, stamp=stamp, poison=poison, preparation=Preparation(prepare),
         optimizer=optax.adam(config.lr, b1=0.5, b2=0.9), per_batch_rate=config.rate,
+    )  # fmt: skip
+
+
+def mask_loop(
+    key: jax.Array, masks: Callable, start: Variables, dataset: Dataset, config: InputAwareConfig
+) -> TrainLoop:
+    """Return the training of the mask net: masks of few pixels, that differ as the images do.
+
+    `masks(variables, images, train) -> (masks, batch_stats)`.
+    """
+    steps_per_epoch, batch_size = epoch_plan(
+        len(dataset.train.labels), config.mask_batch, drop_last=True
+    )
+    steps = config.mask_steps or config.mask_epochs * steps_per_epoch
+    std = jnp.asarray(dataset.info.std, jnp.float32)
+
+    def loss(params, batch_stats, batch, key, data):
+        found, stats = masks(Variables(params, batch_stats), batch.images, train=True)
+        size = jax.nn.relu(found - config.density).mean()
+        far = _ratio(batch.images, jnp.roll(batch.images, 1, 0), found, jnp.roll(found, 1, 0), std)
+        value = config.mask_weight * size + config.diversity * far
+        return value, (stats, {"density": found.mean()})
+
+    drops = optax.piecewise_constant_schedule(
+        config.lr, {int(0.4 * steps): 0.1, int(0.8 * steps): 0.1}
+    )
+    return split_loop(
+        key, start, dataset.train,
+        loss=loss, tx=optax.adam(drops, b1=0.5, b2=0.9), steps=steps, steps_per_epoch=steps_per_epoch,
+        batch_size=batch_size, augment=make_augment(dataset.info),
     )  # fmt: skip
 
 

@@ -7,16 +7,16 @@ from typing import overload
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32, Int32, UInt8
+from jaxtyping import Float, Float32, Int32, Integer
 
 from .types import Array
 
 
 @overload
-def as_float(levels: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]: ...
+def as_float(levels: Integer[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]: ...
 @overload
-def as_float(levels: UInt8[jax.Array, "*shape"]) -> Float32[jax.Array, "*shape"]: ...
-def as_float(levels: UInt8[Array, "*shape"]) -> Float32[Array, "*shape"]:
+def as_float(levels: Integer[jax.Array, "*shape"]) -> Float32[jax.Array, "*shape"]: ...
+def as_float(levels: Integer[Array, "*shape"]) -> Float32[Array, "*shape"]:
     """8-bit levels as float32 in [0, 1]. A product, not a quotient: some compilers turn x / 255 into one, one ulp off."""
     return levels.astype(jnp.float32) * np.float32(1 / 255)
 

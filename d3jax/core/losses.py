@@ -11,9 +11,9 @@ from .types import Array
 
 
 def cross_entropy(
-    logits: Float[jax.Array, "B K"], labels: Int32[Array, " B"]
-) -> Float[jax.Array, " B"]:
-    """Cross-entropy of every row [B], in nats."""
+    logits: Float[jax.Array, "*B K"], labels: Int32[Array, "*B"]
+) -> Float[jax.Array, "*B"]:
+    """Cross-entropy of every row [..., K], in nats."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 

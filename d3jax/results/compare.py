@@ -80,7 +80,7 @@ def net_name(model: str, net: str) -> str:
 def case_name(row: Row) -> str:
     """Return the attack of a row with its poison rate, if it has one."""
     rate = row["poison_rate"]
-    return row["attack"] if rate is None else f"{row['attack']} ({100 * rate:g}\u00a0%)"
+    return row["attack"] if rate is None else f"{row['attack']} ({100 * rate:.3g}\u00a0%)"
 
 
 def _board_of(row: Row) -> str:

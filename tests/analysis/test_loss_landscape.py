@@ -57,7 +57,7 @@ def test_the_ends_of_a_path_are_the_models(model, victim, repaired, attack, data
         assert (found.acc[i], found.asr[i]) == pytest.approx((counts.acc, counts.asr), abs=1e-12)
         jax.tree.map(
             np.testing.assert_array_equal,
-            mixed((victim.variables, repaired), (1.0 - i // 2, i // 2)),
+            mixed((victim.variables, repaired), (1.0 - i / 2, i / 2)),
             variables,
         )
     images, labels = as_float(jnp.asarray(dataset.test.images)), np.asarray(dataset.test.labels)

@@ -145,7 +145,7 @@ def project(
     return jax.tree.map(rescale, params, reference_params, selection)
 
 
-def penalty(ce: jax.Array, eps: float, hinge: str) -> jax.Array:
+def penalty(ce: jax.Array, eps: jax.Array | float, hinge: str) -> jax.Array:
     """max(0, mean(ce) − ε) for hinge "mean", mean(max(0, ce − ε)) for "sample"; `ce [B]` in nats."""
     return jax.nn.relu(ce.mean() - eps) if hinge == "mean" else jax.nn.relu(ce - eps).mean()
 

@@ -17,6 +17,7 @@ def show(view: View) -> Markup:
         training=save_curves(view.path("training"), training, TRAINING, view.study.palette),
         defenses=save_curves(view.path("defenses"), defenses, REPAIR, view.study.palette),
         seeds=len({seed for _, seed in [*training, *defenses]}),
+        in_stages=bool(runs_of(view, "training_time")),
         watched=bool(logged & {"watch_acc", "watch_asr"}),
     )
 
