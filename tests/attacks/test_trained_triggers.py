@@ -163,6 +163,7 @@ def test_input_aware_masks_are_thin_and_its_generator_alone_is_trained_on(model,
         assert sum(jax.tree.leaves(moved)) > len(jax.tree.leaves(moved)) / 2
 
 
+@pytest.mark.slow
 def test_resume_is_bitwise_with_a_trigger_in_training(model, dataset):
     attack = build("input_aware", dataset)
     with pytest.raises(AttackError, match="is not there"):

@@ -12,6 +12,7 @@ from d3jax import testing
 from d3jax.attacks import ATTACKS, badnets
 from d3jax.config.recipes import OptimConfig
 from d3jax.core.types import (
+    Batch,
     DataInfo,
     InputDetector,
     Repair,
@@ -35,6 +36,7 @@ from d3jax.inversion import InversionConfig
 from ..helpers.small import small_model
 
 INFO = DataInfo("rgb", (16, 16, 3), tuple("abcd"), (0.5,) * 3, (0.25,) * 3)
+GREY = DataInfo("grey", (28, 28, 1), tuple("abcdefg"), (0.5,), (0.25,))
 SHORT = {"steps": 30, "batch_size": 50, "augment": "none"}
 
 
@@ -48,15 +50,33 @@ def entry(registry, name, **settings):
     return config(**values), construct
 
 
-STEEP = ("bpp", "input_aware", "ssba", "wanet")
-"""Attacks whose stamps round, or go through a network: jit differs by more than rounding."""
+NETWORKS = ("input_aware", "ssba")
+"""Attacks that are always compiled here: one operation after another they take minutes."""
+ROUNDED = {"bpp": 1 / 255, "wanet": 1e-5}
+"""How far a compiled stamp may be from one that is not, where the attack rounds or resamples."""
+NONE = ("clean", "unknown")
+"""Attacks that are none."""
 
 
+@pytest.mark.parametrize("info", [INFO, GREY], ids=["colour", "grey"])
 @pytest.mark.parametrize("name", ATTACKS)
-def test_attacks(name):
+def test_attacks(name, info):
     config, construct = entry(ATTACKS, name, width=2)
-    tolerance = 1 / 255 if name in STEEP else 1e-6
-    testing.check_attack(construct(config, INFO), INFO, tolerance=tolerance)
+    attack, compiled = construct(config, info), name in NETWORKS
+    testing.check_attack(attack, info, tolerance=ROUNDED.get(name, 1e-6), eager=not compiled)
+    assert bool(attack.eligible(jnp.arange(60) % info.num_classes).any()) == (name not in NONE)
+    if compiled:
+        return
+    images, own = jax.random.uniform(jax.random.key(1), (6, *info.shape)), jnp.arange(6) % 2 == 0
+    trigger = attack.init(jax.random.key(3))
+    stamped = attack.stamp(trigger, images)
+    assert name in NONE or not jnp.array_equal(stamped, images)
+    batch = attack.poison(trigger, jax.random.key(2), Batch(images, jnp.arange(6) % 4, own))
+    if attack.per_batch_rate is None:
+        chosen = jnp.where(own[:, None, None, None], stamped, images)
+        np.testing.assert_array_equal(batch.images, chosen)
+    else:
+        assert int(batch.poisoned.sum()) <= 1  # 0.6 of a row, at the head of the batch
 
 
 def test_models():

@@ -334,6 +334,7 @@ def test_after_stage_2_the_backdoor_is_removed_and_the_task_kept(model, dataset,
     assert found.found["suspects"].sum() == 20 and not found.found["labelled"].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -186,6 +186,7 @@ def test_the_loss_of_a_fixmatch_step(model, victim, dataset):
     assert float(weighed) == pytest.approx(labelled + 1.5 * unlabelled, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["mixmatch", "fixmatch"])
 def test_unlabelled_images_raise_the_accuracy(method, model, dataset):
     """From two labels a class, on noisy images, better than from these alone."""
