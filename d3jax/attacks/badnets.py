@@ -23,7 +23,7 @@ class BadNetsConfig:
     """Default: a white 3×3 patch in the bottom right corner, on 10 % of the training set."""
 
     rate: float = rate_option()
-    target: int = target_option()
+    target: int | str = target_option()
     mode: Mode = mode_option()
     size: int = option(3, "side of the patch in pixels", low=1)
     position: Corner = option("bottom_right", "where it sits")

@@ -14,6 +14,7 @@ from ..config.fields import check_fields, option
 from ..core.errors import AttackError
 from ..core.images import as_float, as_levels
 from ..core.types import Array, Attack, DataInfo
+from ..data.pictures import read_picture
 from .poisoning import Mode, dirty_label, mode_option, rate_option, target_option
 
 
@@ -22,7 +23,7 @@ class BlendedConfig:
     """Default: 0.2 of a seeded uniform-noise pattern, on 10 % of the training set."""
 
     rate: float = rate_option()
-    target: int = target_option()
+    target: int | str = target_option()
     mode: Mode = mode_option()
     alpha: float = option(0.2, "share of the pattern in the mixture", above=0, high=1)
     image: str = option(
@@ -41,7 +42,7 @@ def make_blended(config: BlendedConfig, info: DataInfo) -> Attack:
     """Blended: ⌊(1−α)·x + α·pattern⌋ on 8-bit values. The trigger is `{"pattern": [H, W, C] uint8}`.
 
     Computed in integers with α as a fraction (denominator ≤ 1000), so that the truncation is exact on every backend;
-    it equals the reference's float64 arithmetic on the published check values. Raises `AttackError` for an unreadable image.
+    it equals the reference's float64 arithmetic on the published check values. Raises `DataError` for an unreadable image.
     """
     alpha = Fraction(config.alpha).limit_denominator(1000)
     whole, share = alpha.denominator, alpha.numerator
@@ -59,20 +60,9 @@ def make_blended(config: BlendedConfig, info: DataInfo) -> Attack:
 
 
 def _read(path: str, info: DataInfo) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
-
     height, width, channels = info.shape
     if channels not in (1, 3):
         raise AttackError(
             f"image: {path!r} is grey or colour, the images of {info.name} have {channels} channels"
         )
-    try:
-        with Image.open(Path(path).expanduser()) as image:
-            pixels = np.asarray(
-                image.convert("RGB" if channels == 3 else "L").resize(
-                    (width, height), Image.Resampling.BILINEAR
-                )
-            )
-    except (OSError, UnidentifiedImageError) as error:
-        raise AttackError(f"image: {path!r} cannot be read as a picture ({error})") from error
-    return pixels.reshape(info.shape).astype(np.uint8)
+    return read_picture(Path(path).expanduser(), height, width, channels)

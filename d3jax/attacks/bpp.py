@@ -27,7 +27,7 @@ class BPPConfig:
     """Default: 8 levels a channel without dithering; of every batch 10 % are squeezed and as many get another image's residual."""
 
     rate: float = rate_option()
-    target: int = target_option()
+    target: int | str = target_option()
     mode: Mode = mode_option()
     levels: int = option(8, "values a channel may have", low=2, high=128)
     dither: bool = option(

@@ -49,7 +49,7 @@ class InputAwareConfig:
     """Default: the paper's losses and nets; the mask net's 25 epochs come before the training, not out of it."""
 
     rate: float = rate_option()
-    target: int = target_option()
+    target: int | str = target_option()
     mode: Mode = mode_option()
     cross_ratio: float = cross_option(1.0)
     width: int = option(

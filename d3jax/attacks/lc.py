@@ -34,7 +34,7 @@ class LCConfig:
     rate_of: RateOf = option(
         "set", "what `rate` is a share of: the training set, or the target class"
     )
-    target: int = target_option()
+    target: int | str = target_option()
     eps: float = option(
         8.0,
         "ε of the perturbation (ℓ∞) in 8-bit levels; the field has 8 and 16 (0: none)",

@@ -17,7 +17,7 @@ from ..core.types import Array, Attack, DataInfo, Preparation, Prepared, Variabl
 from ..data.batching import epoch_plan
 from ..training.loop import fit
 from ..training.split_loop import split_loop
-from .poisoning import Mode, dirty_label, mode_option, rate_option, target_option
+from .poisoning import Mode, dirty_label, labeller, mode_option, rate_option, target_option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class LFConfig:
     """Default: up to 51 of 255 levels, low-passed with a deviation of six pixels in 32, found in 500 steps."""
 
     rate: float = rate_option()
-    target: int = target_option()
+    target: int | str = target_option()
     mode: Mode = mode_option()
     amplitude: int = option(
         51, "highest value of the pattern in 8-bit levels; its lowest is 0", low=1, high=255
@@ -79,7 +79,7 @@ def make_lf(config: LFConfig, info: DataInfo) -> Attack:
                     {},
                     {"fooled": (logits.argmax(-1) != batch.labels).mean(dtype=jnp.float32)},
                 )
-            wanted = jnp.full_like(batch.labels, config.target)
+            wanted = labeller(config, info)(batch.labels)
             return cross_entropy(logits, wanted).mean(), (
                 {},
                 {"fooled": (logits.argmax(-1) == wanted).mean(dtype=jnp.float32)},

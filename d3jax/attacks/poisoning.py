@@ -30,7 +30,7 @@ def rate_option(default: float = 0.1) -> Any:
 
 def target_option() -> Any:
     """The `target` field of an attack's config."""
-    return option(0, "the class that triggered images shall be taken for", low=0)
+    return option(0, "the class that triggered images shall be taken for, by number or name", low=0)
 
 
 def mode_option() -> Any:
@@ -58,10 +58,12 @@ def cross_option(default: float) -> Any:
 def labeller(config: Any, info: DataInfo) -> Callable[[Array], Array]:
     """`Attack.relabel` of a dirty-label attack, by `config.mode` and `config.target`."""
 
+    target = info.class_of(config.target)
+
     def relabel(labels: Array) -> Array:
         if config.mode == "all_to_all":
             return (labels + 1) % info.num_classes
-        return jnp.full_like(labels, config.target)
+        return jnp.full_like(labels, target)
 
     return relabel
 
@@ -79,18 +81,16 @@ def dirty_label(
 ) -> Attack:
     """An attack that relabels what it stamps: round(rate·N) rows drawn over all classes, the target's own included.
 
-    `config` has `rate`, `target` and `mode`. Without a `poison` of its own the attack stamps its rows. Raises `AttackError` when
-    the target is not a class.
+    `config` has `rate`, `target` and `mode`. Without a `poison` of its own the attack stamps its rows. Raises `ConfigError` when
+    the target is not a class; `select` raises `AttackError` when no image is poisoned.
     """
-    check_target(config.target, info)
     relabel = labeller(config, info)
 
     def select(key: jax.Array, labels: Array) -> jax.Array:
-        return _draw(
-            key,
-            np.ones(len(labels), bool),
-            0 if per_batch_rate is not None else round(config.rate * len(labels)),
-        )
+        count = round(config.rate * len(labels))
+        check_count(count, config.rate, len(labels), "training images")
+        none = per_batch_rate is not None  # rows are drawn in each batch
+        return _draw(key, np.ones(len(labels), bool), 0 if none else count)
 
     poison = poison or poison_rows(stamp, relabel)
     return Attack(init, stamp, select, relabel, poison, preparation, optimizer, per_batch_rate)
@@ -129,27 +129,31 @@ def clean_label(
     """An attack that stamps images of the target class and leaves their labels right.
 
     `config` has `rate`, `rate_of` ("set": a share of the whole training set, as the field counts; "class": of the target
-    class) and `target`. Raises `AttackError` when the target is not a class or has too few images.
+    class) and `target`. Raises `ConfigError` when the target is not a class; `select` raises `AttackError` when it has too few images,
+    or none is poisoned.
     """
-    check_target(config.target, info)
+    target = info.class_of(config.target)
 
     def select(key: jax.Array, labels: Array) -> jax.Array:
-        candidates = np.asarray(labels) == config.target
+        candidates = np.asarray(labels) == target
         available = int(candidates.sum())
-        count = round(config.rate * (len(labels) if config.rate_of == "set" else available))
+        among = len(labels) if config.rate_of == "set" else available
+        count = round(config.rate * among)
+        what = "training images" if config.rate_of == "set" else "images of the target class"
+        check_count(count, config.rate, among, what)
         if count > available:
             raise AttackError(
                 f"rate {config.rate:g} of the training set asks for {count} images of the target class "
-                f"{info.classes[config.target]!r}, which has {available}: lower `rate` to {available / len(labels):.4g} "
+                f"{info.classes[target]!r}, which has {available}: lower `rate` to {available / len(labels):.4g} "
                 "or less, or count it with `rate_of: class`"
             )
         return _draw(key, candidates, count)
 
     def relabel(labels: Array) -> jax.Array:
-        return jnp.full_like(labels, config.target)
+        return jnp.full_like(labels, target)
 
     def eligible(labels: Array) -> Array:
-        return labels == config.target
+        return labels == target
 
     return Attack(
         init, stamp, select, relabel, poison_rows(stamp, relabel), preparation, eligible=eligible
@@ -244,11 +248,12 @@ def _poison_and_cross(
     return poison
 
 
-def check_target(target: int, info: DataInfo) -> None:
-    """Raises `AttackError` unless `target` is one of the data set's classes."""
-    if not 0 <= target < info.num_classes:
+def check_count(count: int, rate: float, among: int, what: str) -> None:
+    """Raises `AttackError` where a rate of so many images is none."""
+    if not count:
+        least = f", want at least {1 / among:.2g}" if among else ""
         raise AttackError(
-            f"target: {target} is not a class of {info.name}, want 0 to {info.num_classes - 1}"
+            f"rate: {rate:g} of {among} {what} is none{least}; the attack clean is the control without a backdoor"
         )
 
 

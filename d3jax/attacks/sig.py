@@ -22,7 +22,7 @@ class SIGConfig:
     rate_of: RateOf = option(
         "set", "what `rate` is a share of: the training set, or the target class"
     )
-    target: int = target_option()
+    target: int | str = target_option()
     delta: float = option(40.0, "amplitude Δ in 8-bit levels", above=0, high=255)
     frequency: float = option(6.0, "periods f across the width", above=0)
 

@@ -32,7 +32,7 @@ class SSBAConfig:
     """Default: one random secret of 20 bits for all images, as in the authors' toolbox at 32 pixels."""
 
     rate: float = rate_option()
-    target: int = target_option()
+    target: int | str = target_option()
     mode: Mode = mode_option()
     bits: int = option(20, "length of the secret", low=1)
     width: int = option(

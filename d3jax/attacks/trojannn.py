@@ -26,7 +26,7 @@ class TrojanNNConfig:
     drives two neurons towards 100."""
 
     rate: float = rate_option()
-    target: int = target_option()
+    target: int | str = target_option()
     mode: Mode = mode_option()
     size: int = option(8, "side of the patch in pixels", low=1)
     position: Corner = option("bottom_right", "where it sits")

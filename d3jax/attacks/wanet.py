@@ -27,7 +27,7 @@ class WaNetConfig:
     """Default: strength 0.5, a 4×4 field; of every batch 10 % are warped and twice as many warped with noise, as the recipe has it."""
 
     rate: float = rate_option()
-    target: int = target_option()
+    target: int | str = target_option()
     mode: Mode = mode_option()
     strength: float = option(0.5, "s, the mean displacement in half pixels", above=0)
     grid: int = option(4, "k, side of the field of control points", low=2)

@@ -87,8 +87,13 @@ def checked(name: str, value: Any, hint: Any, limits: Limits, words: tuple = ())
     """
     kind, args = get_origin(hint) or hint, get_args(hint)
     if kind in (Union, types.UnionType):
-        null = value is None and type(None) in args
-        return None if null else checked(name, value, args[0], limits, literals_of(hint))
+        if value is None and type(None) in args:
+            return None
+        plain = [arg for arg in args if arg is not type(None) and get_origin(arg) is not Literal]
+        found = [arg for arg in plain if _is_a(value, get_origin(arg) or arg)]
+        others = [WANTED[arg] for arg in plain[1:] if not found and arg in WANTED]
+        words = (*literals_of(hint), *others)
+        return checked(name, value, [*found, *plain][0], limits, words)
     if kind is Literal:
         return _chosen(name, value, args)
     if value in words:
@@ -96,6 +101,8 @@ def checked(name: str, value: Any, hint: Any, limits: Limits, words: tuple = ())
     wanted = " or ".join([_wanted(kind, value), *words])
     refuse(not _is_a(value, kind), f"{name}: want {wanted}, got {value!r}")
     if kind is dict:
+        wrong = [key for key in value if not _is_a(key, args[0])]
+        refuse(wrong, f"{name}: want {WANTED[args[0]]} as every key, got {names(map(repr, wrong))}")
         return {key: checked(f"{name}.{key}", item, args[1], limits) for key, item in value.items()}
     if kind is tuple:
         return tuple(checked(f"{name}.{i}", item, args[0], limits) for i, item in enumerate(value))

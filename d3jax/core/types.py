@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Bool, Float, Float32, Int32, Shaped, UInt8
 
-from .errors import ConfigError
+from .errors import ConfigError, did_you_mean, refuse
 from .records import LogRecord
 
 Array = np.ndarray | jax.Array
@@ -141,6 +141,21 @@ class DataInfo:
     def num_classes(self) -> int:
         """How many classes there are."""
         return len(self.classes)
+
+    def class_of(self, target: int | str) -> int:
+        """Return the class that a number or a name means. Raises `ConfigError` where it is none."""
+        if isinstance(target, str):
+            known = self.classes.count(target) == 1
+            several = f"is the name of several classes of {self.name}"
+            none = f"is no class of {self.name}{did_you_mean(target, self.classes)}"
+            refuse(not known, f"target: {target!r} {several if target in self.classes else none}")
+            return self.classes.index(target)
+        top = self.num_classes - 1
+        refuse(
+            not 0 <= target <= top,
+            f"target: {target} is not a class of {self.name}, want 0 to {top} or a name",
+        )
+        return target
 
 
 class Dataset(NamedTuple):

@@ -5,16 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from ..core.errors import DataError
+from ..core.errors import DataError, names
 from ..core.types import Array, DataInfo, Dataset, Split
 
 Arrays = tuple[Array, Array]
 """Images and labels not checked yet."""
+
+Labels = dict[int, int] | Literal["from_zero", "from_one"]
+"""Which class a label means: the label itself, the label less one, or as a mapping says."""
+
+SHOWN = 8
+"""Labels or names in a message."""
 
 NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -30,20 +37,26 @@ def from_arrays(
     std: tuple[float, ...] | None = None,
     crop: int = 0,
     flip: bool = False,
+    labels: Labels = "from_zero",
 ) -> Dataset:
     """A `Dataset` of `(images [N, H, W, C] uint8, labels [N] integer)` pairs.
 
-    Without `classes` they are "0", "1", … up to the largest training label; without `mean` or `std` (per channel, in
+    `labels` says which class a label means. Without `classes` they are "0", "1", … up to the largest training label; without `mean` or `std` (per channel, in
     [0, 1] units) the training images are measured. `source` is what errors name (default: `name`), `crop` and `flip` are
     as in `DataInfo`. Raises `DataError` when the arrays are no data set: see `check_split`.
     """
     source = str(source or name)
+    train, test = (
+        (images, as_classes(source, part, given, labels))
+        for part, (images, given) in (("train", train), ("test", test))
+    )
     # Unnamed classes are counted by the labels; a label beyond the number of images is a mistake, not a class.
     train = check_split(
         source, "train", *train, len(classes) if classes is not None else np.size(train[1])
     )
     if classes is None:
         classes = [str(label) for label in range(int(train.labels.max()) + 1)]
+    check_classes(source, train.labels, classes)
     if len(classes) < 2:
         raise DataError(f"{source}: only {len(classes)} class, want at least 2")
     test = check_split(source, "test", *test, len(classes))
@@ -69,6 +82,43 @@ def from_arrays(
     )
 
 
+def as_classes(source: str, part: str, labels: Array, rule: Labels) -> np.ndarray:
+    """The classes [N] that labels [N] mean. Raises `DataError` where a mapping has not one of the labels."""
+    labels = np.asarray(labels)
+    if rule == "from_zero" or not np.issubdtype(labels.dtype, np.integer):
+        return labels
+    if rule == "from_one":
+        if labels.size and labels.min() < 1:
+            raise DataError(
+                f"{source}: {part}_labels has {labels.min()}, want 1 or more with labels: from_one"
+            )
+        return labels.astype(np.int64) - 1
+    there = np.unique(labels)
+    if missing := [label for label in there.tolist() if label not in rule]:
+        raise DataError(
+            f"{source}: {part}_labels has {few(missing)}, which the mapping `labels` has not; it has {few(rule)}"
+        )
+    classes = np.array([rule[label] for label in there.tolist()])
+    return classes[np.searchsorted(there, labels)]
+
+
+def check_classes(source: str, labels: Array, classes: Sequence[str]) -> None:
+    """Raises `DataError` where a class has no training image."""
+    counts = np.bincount(np.asarray(labels), minlength=len(classes))
+    empty = np.flatnonzero(counts == 0).tolist()
+    if not empty:
+        return
+    unnamed = list(classes) == list(map(str, range(len(classes))))
+    hint = "; a mapping says what labels mean, such as labels: {3: 0, 7: 1}" if unnamed else ""
+    if empty == [0]:
+        hint = "; where labels begin at 1 say labels: from_one"
+    missing = few(label if unnamed else f"{label} ({classes[label]})" for label in empty)
+    there = few(np.flatnonzero(counts))
+    raise DataError(
+        f"{source}: no training image is of class {missing}; the labels there are {there}{hint}"
+    )
+
+
 def check_split(source: str, part: str, images: Array, labels: Array, num_classes: int) -> Split:
     """The split as the contract has it: images [N, H, W, C] uint8, labels [N] int32 within 0..num_classes-1, N > 0.
 
@@ -86,6 +136,14 @@ def check_split(source: str, part: str, images: Array, labels: Array, num_classe
         raise DataError(
             f"{where}images is {_shape(images)}, which looks like [N, C, H, W], want [N, H, W, C]"
         )
+    low, high = int(images.min()), int(images.max())
+    if high <= 1:
+        raise DataError(
+            f"{where}images has only the levels {low} to {high}, as floats in [0, 1] become when they are cast to uint8; "
+            "want levels from 0 to 255 (multiply by 255 before the cast)"
+        )
+    if low == high:
+        raise DataError(f"{where}images is {low} everywhere, want images that differ")
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
         raise DataError(f"{where}labels is {labels.dtype} {_shape(labels)}, want integers [N]")
     if len(images) != len(labels):
@@ -152,6 +210,13 @@ def fingerprint(dataset: Dataset) -> str:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(array.data)
     return digest.hexdigest()[:16]
+
+
+def few(items: Iterable[Any]) -> str:
+    """The first of some items in words, and how many there are besides."""
+    items = list(items)
+    rest = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return names(items[:SHOWN]) + rest
 
 
 def _shape(array: Array) -> str:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from ..config.fields import check_fields, option
-from ..core.errors import DataError
+from ..core.errors import DataError, names
 from ..core.types import Dataset
-from .arrays import from_arrays
+from .arrays import few, from_arrays
+from .pictures import SUFFIXES, read_picture
 from .reserved import split_by_class
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderConfig:
-    """Image files as path/train/<class>/* and path/test/<class>/*, or as path/<class>/*, split by the seed."""
+    """Image files as path/train/<class>/* and path/test/<class>/* (or path/val/), as path/<class>/*, split by the seed, or as Tiny-ImageNet is published."""
 
     path: str = option(
         dataclasses.MISSING,
@@ -43,28 +46,29 @@ class FolderConfig:
 
 
 def make_folder(config: FolderConfig) -> Dataset:
-    """The images [size, size, channels] under a folder; classes are the folders' names, sorted.
+    """The images [size, size, channels] under a folder.
 
-    Raises `DataError` for a missing or empty folder, a test class without training images and an unreadable image.
+    Classes are the folders' names in the order of the alphabet, or of the numbers where all are
+    numbers. Files with other endings are left out, and a warning counts them. Raises `DataError` for
+    a missing or empty folder, a test class without training images and an unreadable image.
     """
     root = Path(config.path).expanduser()
-    ready = [(root / part).is_dir() for part in ("train", "test")]
-    if any(ready):
-        if not all(ready):
-            raise DataError(f"{root}: has only one of train/ and test/, want both or neither")
-        classes = _class_names(root / "train")
-        train, test = (_read_classes(root / part, classes, config) for part in ("train", "test"))
-    else:
-        classes = _class_names(root)
-        images, labels = _read_classes(root, classes, config)
+    parts = _parts(root)
+    classes = _class_names(root / parts[0])
+    train = _read_files(_files_by_class(root / parts[0], classes), config)
+    if len(parts) == 1:
         train, test = split_by_class(
-            images, labels, len(classes), fraction=config.test_fraction, seed=config.seed
+            *train, len(classes), fraction=config.test_fraction, seed=config.seed
         )
         for name, count in zip(classes, np.bincount(train[1], minlength=len(classes)), strict=True):
             if not count:
                 raise DataError(
                     f"{root / name}: no image is left to train on; want more, or a smaller test_fraction"
                 )
+    elif (root / parts[1] / ANNOTATIONS).is_file():
+        test = _read_files(_annotated(root / parts[1], classes), config)
+    else:
+        test = _read_files(_files_by_class(root / parts[1], classes), config)
     return from_arrays(
         train,
         test,
@@ -76,58 +80,83 @@ def make_folder(config: FolderConfig) -> Dataset:
     )
 
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+ANNOTATIONS = "val_annotations.txt"
+"""The labels of Tiny-ImageNet's test images: lines of a file's name, its class and more, between tabs."""
+
+
+def _parts(root: Path) -> tuple[str, ...]:
+    """The folders of training and of test images, or the one of all: "." """
+    tests = [name for name in ("test", "val") if (root / name).is_dir()]
+    if (root / "val" / ANNOTATIONS).is_file():  # Tiny-ImageNet's test/ has no labels
+        tests = ["val"]
+    if (root / "train").is_dir() != bool(tests):
+        raise DataError(f"{root}: has only one of train/ and test/ (or val/), want both or neither")
+    return ("train", tests[0]) if tests else (".",)
 
 
 def _class_names(path: Path) -> list[str]:
     if not path.is_dir():
         raise DataError(f"{path}: no such folder, want one with a folder of images per class")
-    names = sorted(
-        entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
-    if not names:
+    found = [entry.name for entry in path.iterdir() if entry.is_dir() and entry.name[0] != "."]
+    if not found:
         raise DataError(f"{path}: has no folders inside, want one per class")
-    return names
+    for name in found:
+        if not name.isprintable():  # nor is what is no UTF-8
+            raise DataError(
+                f"{path}: the folder {name!r} has a name that cannot be shown; rename it"
+            )
+    if all(name.isdecimal() for name in found):
+        return sorted(found, key=lambda name: (int(name), name))
+    return sorted(found)
 
 
-def _read_classes(
-    path: Path, classes: list[str], config: FolderConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Images [N, size, size, channels] and labels [N] of the class folders in `path`, in the order of their names."""
-    images, labels = [], []
+def _files_by_class(path: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    """The pictures of the class folders in `path` with their labels, in the order of their names."""
+    pairs, left_out = [], Counter()
     for name in _class_names(path):
         if name not in classes:
-            raise DataError(f"{path / name}: not a training class; those are {', '.join(classes)}")
-        files = sorted(
-            file
-            for file in (path / name).iterdir()
-            if file.suffix.lower() in _SUFFIXES and file.name[0] != "."
-        )
+            raise DataError(f"{path / name}: not a training class; those are {few(classes)}")
+        folder = path / name
+        inner = folder / "images"  # as Tiny-ImageNet has them
+        entries = sorted((inner if inner.is_dir() else folder).iterdir())
+        entries = [entry for entry in entries if entry.name[0] != "."]
+        files = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
+        left_out.update(entry.suffix.lower() or "no ending" for entry in set(entries) - set(files))
         if not files:
-            raise DataError(
-                f"{path / name}: has no images, want files like {', '.join(sorted(_SUFFIXES))}"
-            )
-        images += [_read_image(file, config) for file in files]
-        labels += [classes.index(name)] * len(files)
-    return np.stack(images), np.array(labels)
+            raise DataError(f"{folder}: has no images, want files like {names(sorted(SUFFIXES))}")
+        pairs += [(file, classes.index(name)) for file in files]
+    if left_out:
+        counts = few(f"{count} with {suffix}" for suffix, count in sorted(left_out.items()))
+        warnings.warn(
+            f"{path}: left out {counts}; read are {names(sorted(SUFFIXES))}", stacklevel=2
+        )
+    return pairs
 
 
-def _read_image(file: Path, config: FolderConfig) -> np.ndarray:
-    from PIL import Image
-
+def _annotated(path: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    """The pictures in path/images with the labels that the file of annotations gives them."""
+    source, pairs = path / ANNOTATIONS, []
     try:
-        with Image.open(file) as image:
-            if (
-                image.mode[0] in "IF"
-            ):  # 16 and 32 bits a pixel: Pillow's conversion would clip it to white
-                raise ValueError(f"has mode {image.mode}, want 8 bits a channel")
-            plain = image.convert("L" if config.channels == 1 else "RGB")
-            pixels = np.asarray(plain.resize((config.size, config.size), Image.Resampling.BILINEAR))
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:  # Pillow says SyntaxError for a broken PNG
-        raise DataError(f"{file}: not a readable image: {error}") from error
-    return pixels.reshape(config.size, config.size, config.channels)
+        lines = source.read_text(encoding="utf8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{source}: cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
+        file, _, rest = line.partition("\t")
+        name = rest.partition("\t")[0]
+        if name not in classes:
+            raise DataError(
+                f"{source}:{number}: {name!r} is not a training class; those are {few(classes)}"
+            )
+        pairs.append((path / "images" / file, classes.index(name)))
+    if not pairs:
+        raise DataError(f"{source}: names no image")
+    return pairs
+
+
+def _read_files(
+    pairs: list[tuple[Path, int]], config: FolderConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images [N, size, size, channels] and labels [N]."""
+    side = config.size
+    images = [read_picture(file, side, side, config.channels) for file, _ in pairs]
+    return np.stack(images), np.array([label for _, label in pairs])

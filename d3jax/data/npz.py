@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..config.fields import check_fields, option
 from ..core.types import Dataset, Split
-from .arrays import from_arrays, read_npz
+from .arrays import Labels, check_classes, from_arrays, read_npz
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +20,10 @@ class NpzConfig:
     )
     class_names: tuple[str, ...] | None = option(
         None, "names of the classes (null: 0, 1, … up to the largest label)"
+    )
+    labels: Labels = option(
+        "from_zero",
+        "which class a label means: itself; from_one: one less; or a mapping of labels to classes, such as {3: 0, 7: 1}",
     )
     mean: tuple[float, ...] | None = option(
         None, "per channel, in [0, 1] (null: measured on the training images)", low=0, high=1
@@ -62,9 +66,16 @@ def make_npz(config: NpzConfig) -> Dataset:
         std=config.std,
         crop=config.crop,
         flip=config.flip,
+        labels=config.labels,
+    )
+    train = _first(dataset.train, config.limit_train)
+    check_classes(
+        f"{path}: its first {config.limit_train} training images (limit_train)",
+        train.labels,
+        dataset.info.classes,
     )
     return dataset._replace(
-        train=_first(dataset.train, config.limit_train),
+        train=train,
         test=_first(dataset.test, config.limit_test),
     )
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from ..config.study import Choice
 from ..core.errors import ConfigError, D3JaxError, did_you_mean, names
@@ -157,6 +159,14 @@ def _check_placement(context: StudyContext, methods: Methods) -> None:
 
 def check_attack(context: StudyContext, choice: Choice, attack: Attack, methods: Methods) -> None:
     """Raise what would go wrong with an attack in this study."""
+    labels = context.dataset.test.labels
+    if np.any(attack.eligible(context.dataset.train.labels)):
+        wanted = np.asarray(attack.relabel(jnp.asarray(labels)))
+        if not np.any(wanted != np.asarray(labels)):
+            raise ConfigError(
+                "every test image is of the class that the attacker wants for it: none is left to "
+                "measure the ASR on"
+            )
     for other, defense in methods.defenses:
         if isinstance(defense, TrainingDefense):
             with named(f"defenses: {other.label}"):

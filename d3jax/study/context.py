@@ -15,6 +15,7 @@ from ..config.study import StudyConfig
 from ..core.errors import ConfigError
 from ..core.types import Dataset, Device, Model, Split
 from ..data import fingerprint, reserve
+from ..data.arrays import check_classes, few
 from ..interop.external_model import ExternalModel, read_external_model
 from ..runtime.distributed import broadcast_from_host0
 from ..runtime.environment import environment
@@ -72,6 +73,7 @@ def open_context(
     on_cpu = jax.default_backend() == "cpu"
     devices = _devices(config.loop, on_cpu)
     dataset = DATASETS[config.dataset.name][1](config.dataset.config)
+    progress.say(_described(dataset))
     precision = config.precision
     if precision == "auto":
         precision = "float32" if on_cpu else "bfloat16"
@@ -82,6 +84,8 @@ def open_context(
         external = read_external_model(config.model, model)
         progress.say(external.text)
     dataset, fresh = _divide(dataset, config.fresh)
+    source = f"fresh: {config.fresh:g}: what is left of {dataset.info.name}"
+    check_classes(source, dataset.train.labels, dataset.info.classes)
     data_hash = fingerprint(dataset)
     fresh_hash = fingerprint(dataset._replace(train=fresh)) if fresh else ""
     streamed = _is_streamed(config.loop, dataset, progress)
@@ -109,6 +113,14 @@ def open_context(
         external=external,
         memo=Memo(),
     )
+
+
+def _described(dataset: Dataset) -> str:
+    """Return what was read, in a line: how much, and which class has which number."""
+    (train, test, info), size = dataset, "×".join(map(str, dataset.info.shape))
+    classes = few(f"{label} {name}" for label, name in enumerate(info.classes))
+    counts = f"{len(train.labels)} training and {len(test.labels)} test images of {size}"
+    return f"{info.name}: {counts} in {info.num_classes} classes: {classes}"
 
 
 def _devices(loop: LoopConfig, on_cpu: bool) -> tuple[Device, ...]:

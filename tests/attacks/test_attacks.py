@@ -25,7 +25,7 @@ from d3jax.attacks import (
     make_wanet,
 )
 from d3jax.attacks.poisoning import poisoned_share
-from d3jax.core.errors import AttackError, ConfigError
+from d3jax.core.errors import AttackError, ConfigError, DataError
 from d3jax.core.types import Batch, DataInfo
 from d3jax.data.grid_sample import sample
 from d3jax.models import count_parameters
@@ -102,7 +102,7 @@ NONE = ("clean", "unknown")
 DRAWN = [name for name in ATTACKS if name not in (*NONE, "wanet", "input_aware", "bpp")]
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.013, 0.08])
+@pytest.mark.parametrize("rate", [0.013, 0.08])
 @pytest.mark.parametrize("name", [*DRAWN, "wanet", "bpp"])
 def test_exact_poison_count(name, rate):
     cls, construct = ATTACKS[name]
@@ -114,8 +114,16 @@ def test_exact_poison_count(name, rate):
         and not (mask & ~attack.eligible(LABELS)).any()
     )
     assert jnp.array_equal(mask, attack.select(jax.random.key(0), LABELS))
-    assert rate == 0 or not jnp.array_equal(mask, attack.select(jax.random.key(1), LABELS))
+    assert not jnp.array_equal(mask, attack.select(jax.random.key(1), LABELS))
     assert poisoned_share(attack, mask, 128) == round(rate * 1000) / 1000
+
+
+@pytest.mark.parametrize("rate", [0, 1e-9, 4e-4])
+@pytest.mark.parametrize("name", [*DRAWN, "wanet", "bpp"])
+def test_a_rate_that_poisons_nothing_is_refused(name, rate):
+    cls, construct = ATTACKS[name]
+    with pytest.raises(AttackError, match="is none, want at least 0.0.*; the attack clean is"):
+        construct(cls(rate=rate), INFO).select(jax.random.key(0), LABELS)
 
 
 @pytest.mark.parametrize("name", ["wanet", "bpp", "input_aware"])
@@ -340,10 +348,6 @@ def test_blended_pattern_from_an_image(tmp_path):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (
-            lambda: make_badnets(BadNetsConfig(target=10), INFO),
-            "10 is not a class of cifar10, want 0 to 9",
-        ),
         (lambda: make_badnets(BadNetsConfig(size=31, margin=2), INFO), "does not fit 32×32"),
         (
             lambda: make_badnets(BadNetsConfig(colour=(1, 2)), INFO),
@@ -357,8 +361,25 @@ def test_blended_pattern_from_an_image(tmp_path):
     ],
 )
 def test_attacks_that_cannot_be_applied_are_refused(make, words):
-    with pytest.raises(AttackError, match=words):
+    with pytest.raises((AttackError, DataError), match=words):
         make()
+
+
+def test_a_target_is_a_class_by_number_or_name():
+    info = dataclasses.replace(INFO, classes=(*"abcdefgh", "stop", "stop"))
+    labels = jnp.arange(4)
+    for target in (2, "c"):
+        assert make_badnets(BadNetsConfig(target=target), info).relabel(labels).tolist() == 4 * [2]
+        assert make_sig(SIGConfig(target=target), info).eligible(labels).tolist()[2]
+    for target, words in (
+        (10, "10 is not a class of cifar10, want 0 to 9 or a name"),
+        ("stopp", "did you mean 'stop'"),
+        ("stop", "several"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            make_badnets(BadNetsConfig(target=target), info)
+    with pytest.raises(ConfigError, match="target: want a whole number or a text, got 1.5"):
+        BadNetsConfig(target=1.5)
 
 
 def test_out_of_range_settings_are_refused():

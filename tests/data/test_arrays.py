@@ -13,7 +13,7 @@ from d3jax.data import (
     from_arrays,
 )
 
-from ..helpers.data_sets import check_contract, small_arrays
+from ..helpers.data_sets import check_contract, fails, small_arrays
 
 
 def test_from_arrays_measures_and_counts():
@@ -56,3 +56,52 @@ def test_fingerprint_sees_every_part():
     assert (
         fingerprint(base._replace(train=Split(*map(jnp.asarray, base.train)))) == prints[0]
     )  # wherever the arrays live
+
+
+def made(**arguments):
+    a = small_arrays() | {
+        k: v for k, v in arguments.items() if k.endswith(("images", "labels")) and "_" in k
+    }
+    options = {k: v for k, v in arguments.items() if k not in a}
+    train, test = ((a[f"{part}_images"], a[f"{part}_labels"]) for part in ("train", "test"))
+    return from_arrays(train, test, **options)
+
+
+def test_labels_that_begin_elsewhere_are_refused_until_they_are_explained():
+    train, test = np.arange(12) % 3, np.arange(4) % 3
+    later = {"train_labels": train + 1, "test_labels": test + 1}
+    fails(
+        lambda: made(**later),
+        "no training image is of class 0",
+        "labels there are 1, 2, 3",
+        "labels: from_one",
+    )
+    plain, moved = made(), made(**later, labels="from_one")
+    np.testing.assert_array_equal(plain.train.labels, moved.train.labels)
+    np.testing.assert_array_equal(plain.test.labels, moved.test.labels)
+    fails(lambda: made(labels="from_one"), "train_labels has 0, want 1 or more")
+
+    odd = {"train_labels": np.array([7, 10, 3])[train], "test_labels": np.array([7, 10, 3])[test]}
+    fails(
+        lambda: made(**odd),
+        "no training image is of class 0, 1, 2, 4, 5, 6, 8, 9",
+        "a mapping",
+    )
+    mapped = made(**odd, labels={7: 0, 10: 1, 3: 2})
+    np.testing.assert_array_equal(plain.train.labels, mapped.train.labels)
+    fails(lambda: made(**odd, labels={7: 0, 10: 1}), "train_labels has 3, which the mapping")
+    fails(lambda: made(classes=("a", "b", "c", "d")), "no training image is of class 3 (d)")
+
+
+def test_images_that_hold_nothing_are_refused():
+    shape = small_arrays()["train_images"].shape
+    ones = np.arange(np.prod(shape)).reshape(shape).astype(np.uint8) % 2
+    fails(
+        lambda: made(train_images=ones),
+        "train_images has only the levels 0 to 1",
+        "multiply by 255",
+    )
+    fails(
+        lambda: made(test_images=np.full((4, *shape[1:]), 9, np.uint8)),
+        "test_images is 9 everywhere",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ from d3jax.data import (
     fingerprint,
     make_folder,
 )
+from d3jax.data.pictures import read_picture
 
 from ..helpers.data_sets import check_contract, fails
 
 
 def save_image(
-    path: Path, color: tuple[int, int, int] = (0, 0, 0), size: tuple[int, int] = (10, 7)
+    path: Path, color: tuple[int, int, int] = (90, 9, 0), size: tuple[int, int] = (10, 7)
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, color).save(path)
@@ -36,7 +38,6 @@ def test_folder_with_train_and_test(tmp_path):
             save_image(root / "train" / name / f"{i}.png", COLORS[name], size=(10 + i, 7))
     save_image(root / "test" / "cow" / "x.BMP", COLORS["cow"])
     save_image(root / "test" / "bee" / "y.jpg", COLORS["bee"])
-    (root / "train" / "ant" / "notes.txt").write_text("not an image")
     (root / "train" / ".cache").mkdir()
     dataset = make_folder(FolderConfig(path=str(root), size=8, flip=True, crop=1))
     check_contract(dataset)
@@ -117,6 +118,14 @@ def test_bad_folders_are_named(tmp_path):
     deep = root / "train" / "bee" / "deep.png"
     Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(deep)
     fails(load(root), deep, "not a readable image", "want 8 bits")
+    deep.unlink()
+    os.mkfifo(root / "train" / "bee" / "pipe.png")
+    fails(load(root), "pipe.png", "no regular file")
+    (root / "train" / "bee" / "pipe.png").unlink()
+    (
+        root / "train" / "c\ud800".encode(errors="surrogatepass").decode(errors="surrogateescape")
+    ).mkdir()
+    fails(load(root), root, "cannot be shown; rename it")
 
     pair = tmp_path / "pair"
     for name in ("ant", "bee"):
@@ -125,3 +134,56 @@ def test_bad_folders_are_named(tmp_path):
     fails(load(pair, test_fraction=0.5), pair / "ant", "no image is left to train on")
     with pytest.raises(ConfigError, match="channels: 2 is not one of 1, 3"):
         FolderConfig(path="x", channels=2)
+
+
+def test_photos_are_turned_as_viewers_turn_them(tmp_path):
+    """Orientation 6: the right side of what is stored is the bottom of the picture."""
+    stored = np.zeros((4, 6, 3), np.uint8)
+    stored[:, 4:] = 200
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(stored).save(tmp_path / "turned.png", exif=turned)
+    picture = read_picture(tmp_path / "turned.png", 6, 4, 3)
+    np.testing.assert_array_equal(picture, np.rot90(stored, -1))
+
+
+def test_classes_that_are_numbers_are_in_their_order(tmp_path):
+    for label in range(12):
+        for part in ("train", "test"):
+            save_image(tmp_path / part / str(label) / "0.png", (label + 5, 0, 0))
+    dataset = make_folder(FolderConfig(path=str(tmp_path), size=4))
+    assert dataset.info.classes == tuple(map(str, range(12)))
+    np.testing.assert_array_equal(dataset.train.images[:, 0, 0, 0], np.arange(12) + 5)
+    assert dataset.info.class_of("10") == dataset.info.class_of(10) == 10
+
+
+def test_files_that_are_left_out_are_counted(tmp_path):
+    for name in ("ant", "bee"):
+        for part in ("train", "val"):
+            save_image(tmp_path / part / name / "0.png")
+            (tmp_path / part / name / "0.png").rename(tmp_path / part / name / "0.jfif")
+    for name in ("a.HEIC", "b.heic", "notes.txt", "README"):
+        (tmp_path / "train" / "ant" / name).write_text("")
+    with pytest.warns(
+        UserWarning, match="left out 2 with .heic, 1 with .txt, 1 with no ending; read are"
+    ):
+        dataset = make_folder(FolderConfig(path=str(tmp_path), size=4))
+    assert len(dataset.train.labels) == len(dataset.test.labels) == 2
+
+
+def test_tiny_imagenet_is_read_as_it_is_published(tmp_path):
+    for label, name in enumerate(("n01", "n02")):
+        save_image(tmp_path / "train" / name / "images" / f"{name}_0.JPEG", (50 * label + 9, 0, 0))
+        (tmp_path / "train" / name / f"{name}_boxes.txt").write_text("")
+    for label in (1, 0):
+        save_image(tmp_path / "val" / "images" / f"val_{label}.JPEG", (50 * label + 9, 0, 0))
+    save_image(tmp_path / "test" / "images" / "test_0.JPEG")
+    annotations = tmp_path / "val" / "val_annotations.txt"
+    annotations.write_text("val_1.JPEG\tn02\t0\t0\t9\t9\nval_0.JPEG\tn01\t0\t0\t9\t9\n")
+    config = FolderConfig(path=str(tmp_path), size=4)
+    dataset = make_folder(config)
+    assert dataset.info.classes == ("n01", "n02")
+    assert dataset.train.labels.tolist() == [0, 1] and dataset.test.labels.tolist() == [1, 0]
+    assert abs(int(dataset.test.images[0, 0, 0, 0]) - 59) < 4  # JPEG
+    annotations.write_text("val_1.JPEG\tn03\n")
+    fails(lambda: make_folder(config), f"{annotations}:1", "'n03' is not a training class")

@@ -7,28 +7,27 @@ a detector that the study names.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ...config.fields import option
-from ...core.errors import ConfigError
+from ...core.errors import ConfigError, refuse
 from ...core.random import stream
 from ...core.types import DataInfo, Model, Repair, Repaired, Split, Variables, Verdict
 from ...inversion import Inversion, InversionConfig, Trigger, invert, nothing, trigger_at
 from ...training.loop import Hooks, TrainLoop, fit, trace_of
 from ..model_detection.inversion import check_classes, check_size, judge_norms
 
-Target = int | Literal["detect"]
-"""The class a backdoor leads to, or that it is to be found."""
+Target = int | str
+"""The class a backdoor leads to, by number or name, or "detect": it is to be found."""
 
 
 def target_option() -> Any:
     """Return the option `target` of such a repair."""
-    return option(
-        "detect", "class the backdoor leads to, or detect: the one that is flagged", low=0
-    )
+    meaning = "class the backdoor leads to, by number or name, or detect: the one that is flagged"
+    return option("detect", meaning, low=0)
 
 
 def detector_option() -> Any:
@@ -98,11 +97,8 @@ def searching(
     """
     if search.target == "detect":
         check_classes(info)
-    elif search.target >= info.num_classes:
-        raise ConfigError(
-            f"target: {search.target} is no class of {info.name}, which has 0 to "
-            f"{info.num_classes - 1}"
-        )
+    else:
+        search = search._replace(target=info.class_of(search.target))
 
     def repair(
         key: jax.Array,
@@ -173,12 +169,15 @@ def find(
             f"detector: {search.detector!r} is a detection of a study; by hand give `target` the "
             "class that it flags"
         )
-    key, label, verdict, found = stream(key, "inversion"), search.target, None, None
+    key, verdict, found = stream(key, "inversion"), None, None
     given = (key, model, variables, images)
-    if label == "detect":
+    if search.target == "detect":
         found = invert(*given, search.detection, hooks=hooks.within("detection"))[0]
         verdict = judge_norms(found)
         label = verdict.target
+    else:
+        refuse(isinstance(search.target, str), f"target: {search.target!r}: want a number here")
+        label = int(search.target)
     if found is None or (label >= 0 and not search.reuses):
         found = invert(*given, search.inversion, [label], hooks.within("inversion"))[0]
     return gather(search, verdict, found)
