@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .core.errors import ConfigError, D3JaxError
+from .core.paths import user_path
 from .report.comparison import leaderboard_html, leaderboard_markdown
 from .results.compare import COLUMNS, leaderboard
 from .results.compared_runs import read_runs
@@ -25,7 +26,7 @@ def compare(runs: Sequence[str | Path], out: str | Path) -> None:
     boards = leaderboard(read)
     names = [run.name for run in read]
     rows = [{name: row[name] for name in COLUMNS} for board in boards for row in board.rows]
-    folder = Path(out)
+    folder = user_path(out, "--out")
     try:
         write_csv(folder / "leaderboard.csv", rows, COLUMNS)
         write_text(folder / "leaderboard.md", leaderboard_markdown(boards, names))
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except D3JaxError as error:
         print(f"d3jax: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"d3jax: leaderboard: {Path(options.out) / 'leaderboard.html'}")
+    print(f"d3jax: leaderboard: {user_path(options.out) / 'leaderboard.html'}")
     return 0
 
 

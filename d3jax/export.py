@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .config.loading import load
 from .core.errors import CheckpointError, ConfigError, D3JaxError, did_you_mean, names
+from .core.paths import user_path
 from .interop import to_torch, write_tensors
 from .runtime import checkpoint
 from .runtime.progress import Progress
@@ -27,10 +28,10 @@ def export(
     config's name. Raises `ConfigError` where there is no such node, `CheckpointError` where it is
     not finished, or its architecture has no names in PyTorch.
     """
-    config, out = Path(config), Path(out)
+    config, out = user_path(config, "--config"), user_path(out)
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out}: want a name that ends on .safetensors")
-    folder = Path(workdir) if workdir else _run_folder(config)
+    folder = user_path(workdir, "--workdir") if workdir else _run_folder(config)
     settings = load(config, registries=REGISTRIES)
     context = open_context(settings, folder, Progress(quiet=True))
     models = {node.name: node for node in make_nodes(context) if node.role and not node.analysis}

@@ -14,6 +14,7 @@ from pathlib import Path
 from .config.loading import Registries, describe, dumps, load
 from .config.study import StudyConfig
 from .core.errors import ConfigError, D3JaxError, names
+from .core.paths import user_path
 from .runtime import huge_pages
 
 ENTRY = (
@@ -139,7 +140,7 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
 
         bring_up(options.distributed)
     config = load(options.config, overrides, registries=study.REGISTRIES)
-    workdir = options.workdir or Path("runs") / Path(options.config).stem
+    workdir = options.workdir or Path("runs") / user_path(options.config).stem
     if options.check:
         count = study.check_study(config, workdir)
         print(f"{dumps(config)}# nothing wrong found; {count} models and detections")
@@ -200,7 +201,7 @@ def _cache_compilations() -> None:
     """Keeps compiled programs between runs, so that a rerun starts at once."""
     import jax
 
-    home = Path(os.environ.get("D3JAX_CACHE", Path.home() / ".cache" / "d3jax"))
+    home = user_path(os.environ.get("D3JAX_CACHE") or "~/.cache/d3jax", "D3JAX_CACHE")
     jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
     jax.config.update(
         "jax_persistent_cache_min_compile_time_secs", 0.0

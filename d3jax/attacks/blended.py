@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from fractions import Fraction
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import numpy as np
 from ..config.fields import check_fields, option
 from ..core.errors import AttackError
 from ..core.images import as_float, as_levels
+from ..core.paths import user_path
 from ..core.types import Array, Attack, DataInfo
 from ..data.pictures import read_picture
 from .poisoning import Mode, dirty_label, mode_option, rate_option, target_option
@@ -65,4 +65,4 @@ def _read(path: str, info: DataInfo) -> np.ndarray:
         raise AttackError(
             f"image: {path!r} is grey or colour, the images of {info.name} have {channels} channels"
         )
-    return read_picture(Path(path).expanduser(), height, width, channels)
+    return read_picture(user_path(path, "image"), height, width, channels)

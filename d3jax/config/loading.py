@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from ..core.errors import ConfigError, did_you_mean, names, refuse, shown
+from ..core.paths import user_path
 from .fields import default_of, hints_of, literals_of, start_of
 from .study import Choice, StudyConfig
 
@@ -34,7 +35,7 @@ def load(
     Raises `ConfigError` with the path of the offending key, its value, its origin and the choices.
     """
     try:
-        text = Path(path).read_text(encoding="utf8")
+        text = user_path(path, "--config").read_text(encoding="utf8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..config.fields import check_fields, option
 from ..core.errors import DataError, names
+from ..core.paths import user_path
 from ..core.types import Dataset
 from .arrays import few, from_arrays
 from .pictures import SUFFIXES, read_picture
@@ -52,7 +53,7 @@ def make_folder(config: FolderConfig) -> Dataset:
     numbers. Files with other endings are left out, and a warning counts them. Raises `DataError` for
     a missing or empty folder, a test class without training images and an unreadable image.
     """
-    root = Path(config.path).expanduser()
+    root = user_path(config.path)
     parts = _parts(root)
     classes = _class_names(root / parts[0])
     train = _read_files(_files_by_class(root / parts[0], classes), config)

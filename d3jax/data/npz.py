@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from ..config.fields import check_fields, option
+from ..core.paths import user_path
 from ..core.types import Dataset, Split
 from .arrays import Labels, check_classes, from_arrays, read_npz
 
@@ -51,7 +51,7 @@ def make_npz(config: NpzConfig) -> Dataset:
 
     Raises `DataError` when the file cannot be read (pickled arrays never are) or is no data set.
     """
-    path = Path(config.path).expanduser()
+    path = user_path(config.path)
     arrays = read_npz(path)
     for key in ("train_images", "test_images"):
         if arrays[key].ndim == 3:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..config.fields import check_fields, option
 from ..core.errors import ConfigError, DataError
+from ..core.paths import user_path
 from ..core.types import Dataset
 from .arrays import NPZ_KEYS, Arrays, from_arrays, read_npz
 
@@ -77,9 +78,9 @@ def make_tfds(config: TfdsConfig) -> Dataset:
 
     Raises `DataError` when it cannot be prepared, has images of varying size, or its cache cannot be read or written.
     """
-    folder = Path(
-        config.cache_dir or os.environ.get("D3JAX_CACHE") or "~/.cache/d3jax"
-    ).expanduser()
+    folder = user_path(
+        config.cache_dir or os.environ.get("D3JAX_CACHE") or "~/.cache/d3jax", "cache_dir"
+    )
     cache = folder / f"{re.sub('[:/]', '-', config.dataset)}.npz"
     if not cache.exists():
         try:
@@ -138,7 +139,10 @@ def _builder(config: TfdsConfig) -> Any:
     """TFDS's builder, whose decorators hide what its methods take."""
     import tensorflow_datasets
 
-    return tensorflow_datasets.builder(config.dataset, data_dir=config.data_dir or None)
+    return tensorflow_datasets.builder(
+        config.dataset,
+        data_dir=config.data_dir and str(user_path(config.data_dir, "data_dir")) or None,
+    )
 
 
 def _check_features(source: str, features: Any) -> None:

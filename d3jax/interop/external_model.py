@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from ..config.study import Choice
 from ..core.errors import AttackError, CheckpointError
+from ..core.paths import user_path
 from ..core.random import stream
 from ..core.types import Attack, Model, Variables
 from ..runtime import checkpoint
@@ -35,7 +35,7 @@ def read_external_model(choice: Choice, net: Model) -> ExternalModel:
     A folder is an Orbax checkpoint of ours, or one in which it lies as `model`: a backdoored model with its trigger, or a repaired
     one. Raises `CheckpointError` where it is missing, damaged, of another architecture, or holds weights that are no numbers.
     """
-    path = Path(choice.checkpoint).expanduser()
+    path = user_path(choice.checkpoint, "model.checkpoint")
     if not path.exists():
         raise CheckpointError(f"model.checkpoint: {path}: no such file or folder")
     if not path.is_dir():

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import CheckpointError
+from ..core.paths import user_path
 
 SAFE = (2, 6)
 """The first version of torch whose weights-only loading keeps its promise."""
@@ -33,7 +34,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     Raises `CheckpointError` where the file is not there, is truncated, is of another kind, holds objects other than tensors and plain
     containers (whose code is not run), or no state dict; and where the package that reads it is not installed.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     if path.suffix in TENSORS:
@@ -52,10 +53,11 @@ def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
         from safetensors.numpy import save_file
     except ImportError as error:
         raise CheckpointError(NEEDS.format(path=path, what="safetensors")) from error
+    path = user_path(path)
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, str(path))
-        Path(path).chmod(0o644)  # its 0600 would hide the file from those it is for
+        path.chmod(0o644)  # its 0600 would hide the file from those it is for
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be written ({_line(error)})") from error
 

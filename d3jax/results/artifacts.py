@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 import numpy as np
 
 from ..core.errors import DataError
+from ..core.paths import user_path
 from ..core.records import LogRecord, Row
 from ..runtime.files import write_bytes, write_text
 
@@ -224,7 +225,7 @@ class RunFolder:
     """A run folder to read. Raises `DataError` where there is none, or one of another layout."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = user_path(path)
         self.manifest = read_manifest(self.path)
         self._recipes = {entry.name: entry.recipe for entry in self.manifest.nodes}
 

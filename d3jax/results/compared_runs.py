@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from ..core.paths import user_path
 from ..core.records import Row
 from .artifacts import RunFolder
 from .tables import make_tables
@@ -35,7 +36,8 @@ class Run(NamedTuple):
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     """Return the runs in run folders, each once. Raises `DataError` for any other folder."""
-    folders = {Path(path).resolve(): Path(path) for path in paths}
+    given = [user_path(path) for path in paths]
+    folders = {path.resolve(): path for path in given}
     names = _names(list(folders))
     return [_read_run(path, name) for path, name in zip(folders.values(), names, strict=True)]
 

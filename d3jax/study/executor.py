@@ -11,12 +11,12 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from ..core.errors import CheckpointError, D3JaxError, DivergedError, OutOfMemoryError
+from ..core.paths import user_path
 from ..core.records import LogRecord
 from ..core.types import TrainState
 from ..results.artifacts import node_folder
@@ -236,5 +236,5 @@ def _hooks(
         watch_every=watch_every if part else node.watch_every,
         steps_per_call=loop.steps_per_call,
         devices=context.devices,
-        profile=context.profile and str(Path(context.profile) / name),
+        profile=context.profile and str(user_path(context.profile, "--profile") / name),
     )

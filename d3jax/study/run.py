@@ -20,6 +20,7 @@ import yaml
 from ..config.loading import dumps, loads, to_mapping
 from ..config.study import Choice, StudyConfig
 from ..core.errors import ConfigError
+from ..core.paths import user_path
 from ..evolution.fresh_sets import steps_of, update_rates
 from ..report import make_report
 from ..report.terminal import print_detections, print_table
@@ -67,7 +68,7 @@ def run_study(
     that fails is a row that says so. Raises `D3JaxError` before any work where the config cannot be
     run on this data.
     """
-    context = open_context(config, Path(workdir), progress or Progress(), profile)
+    context = open_context(config, user_path(workdir, "workdir"), progress or Progress(), profile)
     with jax.default_matmul_precision(PRODUCTS[context.precision]):
         return _run(context, part, compute)
 
@@ -77,7 +78,7 @@ def check_study(config: StudyConfig, workdir: str | Path) -> int:
 
     Raises whatever `run_study` would raise before any work.
     """
-    context = open_context(config, Path(workdir), Progress(quiet=True))
+    context = open_context(config, user_path(workdir, "workdir"), Progress(quiet=True))
     return sum(not node.analysis for node in make_nodes(context))
 
 
@@ -206,7 +207,7 @@ def _make_folder(setting: str, folder: str | Path) -> None:
     """Make a folder that a setting names; "" is none."""
     try:
         if folder != "":
-            Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
+            user_path(folder, setting).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{setting}: {folder} cannot be made ({error.strerror})") from error
 

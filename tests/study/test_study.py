@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from d3jax.core.errors import AttackError, ConfigError, OutOfMemoryError
+from d3jax.core.errors import ConfigError, OutOfMemoryError
 from d3jax.study import attack_run, executor
 from d3jax.study.graph import make_nodes
 from d3jax.study.nodes import victim
@@ -327,7 +327,7 @@ def test_malformed_sweeps_are_refused(sweep):
 def test_a_mistake_leaves_a_finished_study_alone(finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "copy")
     before = (folder / "config.yaml").read_text()
-    with pytest.raises(AttackError):
+    with pytest.raises(ConfigError):
         studies.run(read(TINY, ("attacks.0.target", "9")), folder)
     assert (folder / "config.yaml").read_text() == before
 

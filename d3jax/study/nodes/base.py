@@ -21,6 +21,7 @@ import numpy as np
 
 from ...config.loading import to_mapping
 from ...config.study import Choice
+from ...core.paths import user_path
 from ...core.records import LogRecord, Row
 from ...core.types import Model, TrainState
 from ...metrics.attack_success import Counts, der
@@ -182,7 +183,7 @@ class Node:
         context, run = self.context, self.run
         root, first, what = context.workdir / "checkpoints", run.label, self.what
         if self.shared:
-            root = Path(context.config.cache or root).expanduser()
+            root = user_path(context.config.cache or root, "cache")
             first, what = f"{context.dataset.info.name}-{run.label}", self.kind
         return root / f"{first}-{what}-seed{self.seed}-{self.digest}"
 

@@ -1,0 +1,42 @@
+"""Paths that users give."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import d3jax
+from d3jax import run
+from d3jax.core.errors import ConfigError
+from d3jax.core.paths import user_path
+
+
+def test_a_tilde_is_a_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path("~/x") == tmp_path / "x"
+    assert user_path("x~") == Path("x~") and user_path(tmp_path) == tmp_path
+    with pytest.raises(ConfigError, match="^cache: '~nobody-here/x': there is no user"):
+        user_path("~nobody-here/x", "cache")
+    with pytest.raises(ConfigError, match="^path: 'a.x00b' holds a NUL"):
+        user_path("a\0b")
+
+
+def test_no_other_module_reads_a_tilde():
+    root = Path(d3jax.__file__).parent
+    found = [path for path in root.rglob("*.py") if "expanduser" in path.read_text("utf8")]
+    assert found == [root / "core" / "paths.py"]
+
+
+def test_the_command_line_makes_no_folder_that_is_called_tilde(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text("dataset: {name: npz, path: ~/none.npz}\nmodel: small\n")
+    assert run.main(["--config", "s.yaml", "--workdir", "~/runs", "--check"]) == 2
+    assert str(tmp_path / "home" / "none.npz") in capsys.readouterr().err
+    for words in (
+        ["--config", "~/none.yaml"],
+        ["--config", "s.yaml", "--dataset.path", "~nobody/x"],
+    ):
+        assert run.main([*words, "--check"]) == 2
+        assert re.fullmatch("d3jax: .*\n", capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.yaml"]
