@@ -31,8 +31,14 @@ READ = (
     (
         "checkpoint",
         "null",
-        "a trained one instead of training one: a checkpoint's folder, .safetensors, or PyTorch's .pt or .pth",
+        "a trained one instead of training one: a checkpoint's folder, a .safetensors or a PyTorch file, whatever its name",
     ),
+    (
+        "checkpoint_key",
+        "null",
+        "which state dict of a PyTorch file, where it has several, such as netC",
+    ),
+    ("ignore", "[]", "globs of the names of tensors to leave out, such as [fc_aux.*]"),
 )
 """What every model takes besides its settings."""
 

@@ -74,12 +74,16 @@ def check_fields(config: Any) -> None:
     """
     for field in dataclasses.fields(config):
         hint, value = hints_of(type(config))[field.name], getattr(config, field.name)
-        limits = field.metadata.get("limits", (-math.inf, -math.inf, math.inf))
+        limits = field.metadata.get("limits", ANY)
         refuse(value is dataclasses.MISSING, f"{field.name}: is missing: {field.metadata['doc']}")
         object.__setattr__(config, field.name, checked(field.name, value, hint, limits))
 
 
-def checked(name: str, value: Any, hint: Any, limits: Limits, words: tuple = ()) -> Any:
+ANY = (-math.inf, -math.inf, math.inf)
+"""Limits of a number that may be any."""
+
+
+def checked(name: str, value: Any, hint: Any, limits: Limits = ANY, words: tuple = ()) -> Any:
     """Return `value` as a `hint` has it, or as one of `words`, with every number inside `limits`.
 
     Raises `ConfigError` that begins with `name`, for an item of a list or a mapping with

@@ -17,11 +17,14 @@ import yaml
 
 from ..core.errors import ConfigError, did_you_mean, names, refuse, shown
 from ..core.paths import user_path
-from .fields import default_of, hints_of, literals_of, start_of
+from .fields import checked, default_of, hints_of, literals_of, start_of
 from .study import Choice, StudyConfig
 
 Registries = Mapping[str, Mapping[str, type]]
 """registry -> name -> config dataclass."""
+
+READ = ("checkpoint", "checkpoint_key", "ignore")
+"""The settings of a model that was trained elsewhere, which stand beside those of its net."""
 
 ELSEWHERE = {"sweep": "; a sweep stands in an entry of attacks, detections, evolutions or defenses"}
 """What a message adds where a key is right in another place."""
@@ -118,9 +121,10 @@ def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         name: list(value) if isinstance(value, tuple) else value for name, value in pairs
     }
     settings = mapping.pop("config", {})
-    return {
-        key: value for key, value in mapping.items() if (key, value) != ("checkpoint", "")
-    } | settings
+    for key in READ:
+        if not mapping.get(key, True):
+            del mapping[key]
+    return mapping | settings
 
 
 def dumps(config: Any) -> str:
@@ -265,11 +269,12 @@ def _choice(
     )
     settings = known[name].from_argument(argument) | entry if argument else dict(entry)
     outside = {key: settings.pop(key, None) for key in ("name", "label")}
-    checkpoint = settings.pop("checkpoint", None) if registry == "models" else None
-    refuse(
-        not isinstance(checkpoint or "", str),
-        f"{path}.checkpoint: want a file or a folder, got {checkpoint!r}",
-    )
+    given = {key: settings.pop(key) for key in READ if registry == "models" and key in settings}
+    read = {
+        key: checked(f"{path}.{key}", value, hints_of(Choice)[key])
+        for key, value in given.items()
+        if value is not None
+    }
     config = build(known[name], settings, f"{path}.")
     preset = getattr(config, "preset", None)
     label = outside["label"] or (f"{name}-{preset}" if preset else name)
@@ -277,4 +282,4 @@ def _choice(
         not re.fullmatch(r"[\w.+-]+", str(label)),
         f"{path}.label: want a word of letters, digits and . _ + -, got {label!r}",
     )
-    return Choice(name, f"{label}{ends}", config, checkpoint or "")
+    return Choice(name, f"{label}{ends}", config, **read)

@@ -18,13 +18,16 @@ KEPT = ("none", "train", "read", "trigger")
 class Choice:
     """One entry of a registry: `name` there, `label` in the results, `config` with its settings.
 
-    A model that was trained elsewhere has the file or folder of its `checkpoint`.
+    A model that was trained elsewhere has the file or folder of its `checkpoint`, the key of its
+    state dict in it where there are several, and globs of the tensors to `ignore`.
     """
 
     name: str
     label: str
     config: Any
     checkpoint: str = ""
+    checkpoint_key: str = ""
+    ignore: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

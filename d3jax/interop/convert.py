@@ -12,7 +12,7 @@ from ..config.fields import names
 from ..core.errors import CheckpointError
 from ..core.types import Model, Variables
 from ..runtime.checkpoint import describe, flatten, unflatten
-from .names import ALIASES, IGNORED, NAMES, PREFIXES, Entry
+from .names import ALIASES, IGNORED, NAMES, PREFIXES, SIGNS, Entry
 
 SHOWN = 6
 
@@ -81,11 +81,30 @@ def from_torch(
         found |= zip(entry.ours, entry.split(value.astype(np.float32)), strict=True)
         report.matched.append((entry.theirs, entry.ours, value.shape))
     if report.missing or report.extra or report.misshapen:
-        raise CheckpointError(f"{origin} is not a {model} of these settings: {report.text}")
+        raise CheckpointError(
+            f"{origin} is not a {model} of these settings: {report.text}{_guess(model, entries, given)}"
+        )
     check_weights({name: given[name] for name, *_ in report.matched}, origin)
     return unflatten(
         {name: jax.numpy.asarray(value) for name, value in found.items()}, like
     ), report
+
+
+def _guess(model: str, entries: list[Entry], given: Mapping[str, Any]) -> str:
+    """What the names in a file look like; the first of them beside those wanted where none is the same."""
+    looks = next(
+        (
+            name
+            for name, signs in SIGNS
+            if all(any(there.startswith(sign) for there in given) for sign in signs)
+        ),
+        "",
+    )
+    words = f"; by its names it is {looks}" if looks not in ("", model) else ""
+    if not set(given) & {entry.theirs for entry in entries}:
+        wanted = names([entry.theirs for entry in entries][:3])
+        words += f"; found {names(list(given)[:3])}, expected {wanted}"
+    return words
 
 
 def check_weights(tensors: Mapping[str, Any], origin: str) -> None:

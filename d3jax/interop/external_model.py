@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fnmatch
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from ..config.study import Choice
-from ..core.errors import AttackError, CheckpointError
+from ..core.errors import AttackError, CheckpointError, names
 from ..core.paths import user_path
 from ..core.random import stream
 from ..core.types import Attack, Model, Variables
@@ -33,22 +35,22 @@ def read_external_model(choice: Choice, net: Model) -> ExternalModel:
     """The model at `choice.checkpoint` of the architecture `net`.
 
     A folder is an Orbax checkpoint of ours, or one in which it lies as `model`: a backdoored model with its trigger, or a repaired
-    one. Raises `CheckpointError` where it is missing, damaged, of another architecture, or holds weights that are no numbers.
+    one; or one of Hugging Face, with `model.safetensors` or `pytorch_model.bin`. Raises `CheckpointError` where it is missing, damaged, of another architecture, or holds weights that are no numbers.
     """
     path = user_path(choice.checkpoint, "model.checkpoint")
     if not path.exists():
         raise CheckpointError(f"model.checkpoint: {path}: no such file or folder")
-    if not path.is_dir():
-        variables, report = from_torch(
-            read_tensors(path), choice.name, choice.config, net, str(path)
-        )
+    file = next((path / name for name in FILES if (path / name).is_file()), path)
+    if not file.is_dir():
+        tensors = without(read_tensors(file, choice.checkpoint_key), choice.ignore, str(file))
+        variables, report = from_torch(tensors, choice.name, choice.config, net, str(file))
         return ExternalModel(
-            variables, {}, {}, checkpoint.digest(variables), f"{path}: {report.text}"
+            variables, {}, {}, checkpoint.digest(variables), f"{file}: {report.text}"
         )
     folder = path / "model" if (path / "model").is_dir() else path
     if not (folder / "orbax.checkpoint").exists():  # Orbax's own mark
         raise CheckpointError(
-            f"model.checkpoint: {path}: no checkpoint of d3jax; want a folder in <workdir>/checkpoints"
+            f"model.checkpoint: {path}: no checkpoint of d3jax; want a folder in <workdir>/checkpoints, or one with {names(FILES)}"
         )
     like = jax.eval_shape(net.init, jax.random.key(0))
     checkpoint.check_same(
@@ -67,6 +69,24 @@ def read_external_model(choice: Choice, net: Model) -> ExternalModel:
     return ExternalModel(
         checkpoint.unflatten(flat, like), trigger, note.get("about", {}), contents, text
     )
+
+
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""What a model's file is called in a folder of Hugging Face, the first that is there."""
+
+
+def without(
+    tensors: dict[str, np.ndarray], globs: Sequence[str], origin: str
+) -> dict[str, np.ndarray]:
+    """The tensors whose names match none of the globs. Raises `CheckpointError` for a glob that matches none."""
+    for glob in globs:
+        found = [name for name in tensors if fnmatch.fnmatchcase(name, glob)]
+        if not found:
+            raise CheckpointError(
+                f"{origin}: model.ignore: {glob!r} matches none of its tensors, such as {names(list(tensors)[:3])}"
+            )
+        tensors = {name: value for name, value in tensors.items() if name not in found}
+    return tensors
 
 
 def _within(prefix: str, flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -158,8 +158,28 @@ ALIASES = (
 )
 """Older names in files, and today's."""
 
-PREFIXES = ("module.", "model.", "net.", "1.")
-"""What wrappers put in front of every name: DataParallel, a class, a Sequential behind a resize."""
+PREFIXES = (
+    "module.", "_orig_mod.", "model.", "net.", "netC.", "network.", "backbone.", "classifier_model.",
+    "1.",
+)  # fmt: skip
+"""What wrappers put in front of every name, in any order and number: DataParallel, torch.compile, a class, a Sequential behind a resize."""
+
+SIGNS = (
+    ("Hugging Face's ViT", ("embeddings.patch_embeddings.", "encoder.layer.")),
+    ("Hugging Face's ResNet", ("embedder.embedder.convolution.", "encoder.stages.")),
+    ("timm's ViT", ("patch_embed.proj.", "blocks.0.attn.qkv.")),
+    ("timm's ConvNeXt", ("stem.0.", "stages.0.blocks.0.")),
+    ("torchvision's ConvNeXt", ("features.0.0.", "features.1.0.block.")),
+    ("torchvision's DenseNet", ("features.denseblock1.",)),
+    ("torchvision's EfficientNet or MobileNet", ("features.0.0.", "features.1.")),
+    ("vgg19_bn", ("features.0.", "features.1.running_mean", "classifier.")),
+    ("vit", ("conv_proj.", "encoder.layers.encoder_layer_0.")),
+    ("wide_resnet", ("block1.layer.0.",)),
+    ("a ResNet by torchvision's or timm's names", ("layer1.0.downsample.", "fc.")),
+    ("a ResNet by torchvision's or timm's names", ("layer1.0.conv1.", "bn1.", "fc.")),
+    ("preact_resnet18", ("layer1.0.bn1.", "layer1.0.conv1.", "linear.")),
+)
+"""Architectures, ours by the name that a config has, and the beginnings of names that only they have, the first that fits."""
 
 IGNORED = ("num_batches_tracked",)
 """Ends of the names of tensors that hold no weight."""

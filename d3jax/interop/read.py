@@ -17,33 +17,31 @@ import numpy as np
 
 from ..core.errors import CheckpointError
 from ..core.paths import user_path
+from .content import check_archive, kind_of
+from .state_dict import tensors_in
 
 SAFE = (2, 6)
 """The first version of torch whose weights-only loading keeps its promise."""
 
-TENSORS, PICKLES = (".safetensors",), (".pt", ".pth", ".bin")
-BEGINS = (b"PK", b"\x80")
-"""How a PyTorch file begins: as a zip archive, or before 1.6 as a pickle."""
-INSIDE = ("model", "state_dict", "net", "model_state_dict")
-"""Where a state dict may lie in a file: BackdoorBench's attack_result.pt has it under `model`."""
 
+def read_tensors(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
+    """The tensors of a `.safetensors`, or of a PyTorch file: a state dict, wherever in the file it lies, or the one at the dotted `key`.
 
-def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a `.safetensors`, or of a PyTorch `.pt` or `.pth`: a state dict, or a dictionary with one under a usual name.
-
-    Raises `CheckpointError` where the file is not there, is truncated, is of another kind, holds objects other than tensors and plain
-    containers (whose code is not run), or no state dict; and where the package that reads it is not installed.
+    A file is what its content says, whatever its name. Raises `CheckpointError` where the file is not there, is damaged, is of
+    another kind, holds objects other than tensors and plain containers (whose code is not run), no state dict or several; and
+    where the package that reads it is not installed.
     """
     path = user_path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    if path.suffix in TENSORS:
+    kind = kind_of(path)
+    if kind == "safetensors":
+        if key:
+            raise CheckpointError(f"{path}: a .safetensors has no model.checkpoint_key: {key}")
         return _read_safetensors(path)
-    if path.suffix in PICKLES:
-        return _state_dict(_read_pickle(path), path)
-    raise CheckpointError(
-        f"{path}: {path.suffix or 'a file without an ending'} is not one of {', '.join(TENSORS + PICKLES)}, or a checkpoint's folder"
-    )
+    if kind == "zip":
+        check_archive(path)
+    return tensors_in(_read_pickle(path), path, key)
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -87,11 +85,6 @@ def _read_pickle(path: Path) -> Any:
             f"{path}: torch {torch.__version__} can be made to run a file's code even where it loads weights alone (CVE-2025-32434); "
             f"it needs {'.'.join(map(str, SAFE))} or newer"
         )
-    with path.open("rb") as file:
-        if not file.read(4).startswith(BEGINS):
-            raise CheckpointError(
-                f"{path}: cannot be read as a PyTorch file (it begins neither as a zip archive nor as a pickle)"
-            )
     try:
         with torch.serialization.safe_globals(_numpys()), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -118,35 +111,6 @@ def _numpys() -> list[Any]:
     for home in ("numpy.core.multiarray", "numpy._core.multiarray"):
         found += [(core._reconstruct, f"{home}._reconstruct"), (core.scalar, f"{home}.scalar")]
     return found
-
-
-def _state_dict(found: Any, path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict, wherever it lies in what a file holds."""
-    import torch  # pyright: ignore[reportMissingImports]  # optional
-
-    for _ in INSIDE:  # a dictionary may hold itself
-        if isinstance(found, Mapping):
-            found = next(
-                (found[name] for name in INSIDE if isinstance(found.get(name), Mapping)), found
-            )
-    if not isinstance(found, Mapping):
-        raise CheckpointError(f"{path}: no state dict in it, but a {type(found).__name__}")
-    tensors = {str(name): value for name, value in found.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise CheckpointError(
-            f"{path}: no state dict in it; it has {', '.join(map(str, list(found)[:8])) or 'nothing'}"
-        )
-    for name, value in tensors.items():
-        if (
-            value.layout != torch.strided
-            or value.is_meta
-            or value.is_complex()
-            or value.is_quantized
-        ):
-            raise CheckpointError(
-                f"{path}: {name} is no plain tensor of real numbers ({value.dtype}, {value.layout}, {value.device})"
-            )
-    return {name: value.detach().to(torch.float32).numpy() for name, value in tensors.items()}
 
 
 def _line(error: Exception) -> str:

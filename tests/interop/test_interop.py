@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from d3jax.core.errors import CheckpointError
 from d3jax.core.types import DataInfo
 from d3jax.interop import from_torch, read_tensors, to_torch, write_tensors
+from d3jax.interop.external_model import without
 from d3jax.models import MODELS, PreActResNet18Config, VGG19BNConfig, ViTConfig, WideResNetConfig
 
 INFO = DataInfo("pictures", (32, 32, 3), ("a", "b", "c", "d"), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -111,10 +113,10 @@ def test_export_and_import_give_the_same_model(name, tmp_path):
 def test_wrapped_names_are_understood():
     tensors = to_torch(net_of("vit").init(KEY), "vit", CONFIGS["vit"])
     wrapped = {
-        f"module.1.{name}".replace("mlp.0.", "mlp.linear_1."): value
+        f"_orig_mod.module.backbone.1.{name}".replace("mlp.0.", "mlp.linear_1."): value
         for name, value in tensors.items()
     }
-    wrapped |= {"module.1.bn.num_batches_tracked": np.zeros(())}
+    wrapped |= {"_orig_mod.module.backbone.1.bn.num_batches_tracked": np.zeros(())}
     from_torch(wrapped, "vit", CONFIGS["vit"], net_of("vit"), "x")
 
 
@@ -204,7 +206,7 @@ def test_the_code_in_a_pickle_is_not_run(tmp_path):
 def test_files_that_hold_no_model_are_refused(tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("safetensors")
-    cases = {"none.pt": "no such file", "a.bin2": "is not one of .safetensors, .pt"}
+    cases = {"none.pt": "no such file", "a.bin2": "begins with b'x', as no model does"}
     (tmp_path / "a.bin2").write_text("x")
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
     cases["tensor.pt"] = "no state dict in it, but a Tensor"
@@ -212,16 +214,40 @@ def test_files_that_hold_no_model_are_refused(tmp_path):
     cases["numbers.pt"] = "no state dict in it; it has accuracy, epochs"
     torch.save({"a": torch.zeros(5000)}, tmp_path / "whole.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:600])
+    flipped = bytearray((tmp_path / "whole.pt").read_bytes())
+    flipped[len(flipped) // 2] ^= 4  # in a tensor
+    (tmp_path / "flipped.pt").write_bytes(flipped)
+    cases["flipped.pt"] = "is damaged: the checksum of whole/data/0 does not match"
+    torch.save({"a": torch.zeros(1).expand(10**10)}, tmp_path / "wide.pt")
+    cases["wide.pt"] = r"a is \[10000000000\] and has only 4 bytes"
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", bytes(10**7))
+    cases["bomb.pt"] = "expands to .* GiB"
+    np.savez(tmp_path / "arrays.pt.npz", a=np.zeros(3))
+    cases["arrays.pt.npz"] = "is a zip archive without a model; it holds a.npy"
+    for name, content, words in (
+        (
+            "lfs.pt",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "Git LFS pointer",
+        ),
+        ("page.safetensors", b"\n<!DOCTYPE html><html></html>", "is a web page"),
+        ("packed.pt", b"\x1f\x8b\x08", "compressed by gzip"),
+        ("keras.h5", b"\x89HDF\r\n", "HDF5"),
+        ("nothing.ckpt", b"", "is empty"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        cases[name] = words
     cases["cut.pt"] = "cannot be read as a PyTorch file"
     write_tensors(tmp_path / "whole.safetensors", {"a": np.zeros(500, np.float32)})
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:900])
     cases["cut.safetensors"] = "cannot be read as safetensors"
     (tmp_path / "text.safetensors").write_text("hello")
-    cases["text.safetensors"] = "cannot be read as safetensors"
+    cases["text.safetensors"] = "as no model does"
     torch.save({"a": torch.zeros(5000)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     (tmp_path / "cutold.pth").write_bytes((tmp_path / "old.pth").read_bytes()[:250])
     (tmp_path / "text.pt").write_text("hello")
-    cases |= dict.fromkeys(["cutold.pth", "text.pt"], "cannot be read as a PyTorch file")
+    cases |= {"cutold.pth": "cannot be read as a PyTorch file", "text.pt": "as no model does"}
     itself = {}
     itself["model"] = itself
     torch.save(itself, tmp_path / "itself.pt")
@@ -232,3 +258,62 @@ def test_files_that_hold_no_model_are_refused(tmp_path):
     for name, message in cases.items():
         with pytest.raises(CheckpointError, match=message):
             read_tensors(tmp_path / name)
+
+
+def test_a_model_is_found_whatever_its_file_is_called_and_wherever_in_it_it_lies(tmp_path):
+    torch = pytest.importorskip("torch")
+    tensors = {"w": torch.arange(3.0), "n": torch.tensor(2.0)}
+    optimiser = {"state": {0: {"step": torch.zeros(2)}}, "param_groups": [{"params": [0]}]}
+    cases = {
+        "plain.pth.tar": tensors,
+        "wanet.ckpt": {"netC": tensors, "identity_grid": torch.zeros(2, 2), "epoch": 3},
+        "deep.PTH": {"a": {"state_dict": tensors}, "optimizer": optimiser, "best": torch.zeros(())},
+        "noending": {**tensors, "note": "text"},
+    }
+    for name, content in cases.items():
+        torch.save(content, tmp_path / name, _use_new_zipfile_serialization=name != "deep.PTH")
+        found = read_tensors(tmp_path / name)
+        assert set(found) == {"w", "n"} and found["w"].tolist() == [0, 1, 2]
+    write_tensors(tmp_path / "named.pkl", {"w": np.ones(2)})
+    assert set(read_tensors(tmp_path / "named.pkl")) == {"w"}
+    torch.save({"netC": tensors, "netG": {"g": torch.ones(1)}}, tmp_path / "two.t7")
+    with pytest.raises(
+        CheckpointError, match="several state dicts; .*checkpoint_key: 'netC', 'netG'"
+    ):
+        read_tensors(tmp_path / "two.t7")
+    assert set(read_tensors(tmp_path / "two.t7", "netG")) == {"g"}
+    with pytest.raises(CheckpointError, match="no state dict at .*: netH; it has 'netC', 'netG'"):
+        read_tensors(tmp_path / "two.t7", "netH")
+
+
+def test_tensors_are_left_out_by_globs():
+    tensors = {"fc.weight": np.zeros(1), "aux.weight": np.zeros(1), "aux.bias": np.zeros(1)}
+    assert set(without(tensors, ["aux.*"], "x")) == {"fc.weight"}
+    with pytest.raises(
+        CheckpointError, match="x: model.ignore: 'head' matches none of its tensors"
+    ):
+        without(tensors, ["head"], "x")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "words"),
+    [
+        (
+            ("vit.embeddings.patch_embeddings.projection.weight", "vit.encoder.layer.0.x"),
+            "expected conv1.weight",
+        ),
+        (
+            ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "fc.weight"),
+            "by its names it is a ResNet by torch",
+        ),
+        (
+            ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight"),
+            "it is timm's ViT; found patch_embed.proj.weight,",
+        ),
+    ],
+)
+def test_the_architecture_of_other_names_is_guessed(theirs, words):
+    tensors = {name: np.zeros(3, np.float32) for name in theirs}
+    name = "preact_resnet18"
+    with pytest.raises(CheckpointError, match=words):
+        from_torch(tensors, name, CONFIGS[name], net_of(name), "x")

@@ -1,0 +1,83 @@
+"""The state dict in what a PyTorch file holds, wherever it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import CheckpointError, did_you_mean, names
+
+DEPTH = 4
+"""How deep a state dict may lie."""
+
+
+def tensors_in(found: Any, path: Path, key: str = "") -> dict[str, np.ndarray]:
+    """Return the tensors of the state dict, or of the one at the dotted `key`.
+
+    A state dict is a mapping with tensors, and without another such mapping inside. Raises
+    `CheckpointError` where there is none, or where there are several and no `key` says which.
+    """
+    candidates = dict(_candidates(found))
+    there = names(map(repr, candidates)) or "none"
+    if key and key not in candidates:
+        raise CheckpointError(
+            f"{path}: has no state dict at model.checkpoint_key: {key}; it has {there}"
+            f"{did_you_mean(key, candidates)}"
+        )
+    if len(candidates) > 1 and not key:
+        raise CheckpointError(
+            f"{path}: holds several state dicts; say which by model.checkpoint_key: {there}"
+        )
+    if candidates:
+        return _plain(candidates[key or next(iter(candidates))], path)
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"{path}: no state dict in it, but a {type(found).__name__}")
+    shown = names(list(found)[:8]) or "nothing"
+    raise CheckpointError(f"{path}: no state dict in it; it has {shown}")
+
+
+def _candidates(found: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping]]:
+    """Yield the state dicts by their dotted keys; "" is the key of the whole.
+
+    Mappings by numbers are an optimiser's, and numbers alone a metric's.
+    """
+    if not isinstance(found, Mapping) or depth > DEPTH:
+        return
+    inner = [(name, value) for name, value in found.items() if isinstance(name, str)]
+    below = [
+        pair
+        for name, value in inner
+        for pair in _candidates(value, f"{key}.{name}".lstrip("."), depth + 1)
+    ]
+    tensors = {name: value for name, value in inner if _is_tensor(value)}
+    if not below and any(value.ndim for value in tensors.values()):
+        below = [(key, tensors)]
+    yield from below
+
+
+def _is_tensor(value: Any) -> bool:
+    import torch  # pyright: ignore[reportMissingImports]  # optional
+
+    return isinstance(value, torch.Tensor)
+
+
+def _plain(found: Mapping, path: Path) -> dict[str, np.ndarray]:
+    """Return float32 arrays by name. Raises `CheckpointError` for what is no plain tensor."""
+    import torch  # pyright: ignore[reportMissingImports]  # optional
+
+    for name, value in found.items():
+        special = value.layout != torch.strided or value.is_meta
+        if special or value.is_complex() or value.is_quantized:
+            raise CheckpointError(
+                f"{path}: {name} is no plain tensor of real numbers ({value.dtype}, "
+                f"{value.layout}, {value.device})"
+            )
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise CheckpointError(
+                f"{path}: {name} is {list(value.shape)} and has only "
+                f"{value.untyped_storage().nbytes()} bytes: it would expand"
+            )
+    return {str(name): value.detach().to(torch.float32).numpy() for name, value in found.items()}
