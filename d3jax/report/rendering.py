@@ -14,8 +14,9 @@ from markupsafe import Markup
 from ..results.summary import points, spread, verdict
 
 FOLDER = Path(__file__).parent
-SIGNS = dict.fromkeys(("keeps", "not", "makes"), ("bad", "✗")) | {
+SIGNS = dict.fromkeys(("kept", "not", "makes", "model"), ("bad", "✗")) | {
     "removed": ("good", "✓"),
+    "disabled": ("fair", "◐"),
     "weakened": ("fair", "◐"),
     "backdoor": ("before", "•"),
     "no": ("before", "•"),
@@ -78,4 +79,4 @@ def seconds(value: float | None) -> str:
 
 def sign_of(words: str) -> tuple[str, str]:
     """Return the CSS class and the sign of a verdict."""
-    return SIGNS.get(re.split("[ ,]", words)[0], ("bad", "!"))
+    return SIGNS.get(re.split("[ ,:]", words)[0], ("bad", "!"))

@@ -13,7 +13,7 @@ from rich.text import Text
 from ..core.records import Row
 from ..results.summary import RATES, detections, group_of, points, spread, summarise, verdict
 
-STYLES = dict.fromkeys(("keeps", "not", "makes"), "bold red") | {"removed": "green"}
+STYLES = dict.fromkeys(("kept", "not", "makes", "model"), "bold red") | {"removed": "green"}
 """Colour of a verdict by its first word."""
 
 

@@ -12,6 +12,7 @@ from ..core.records import Row
 RATES = ("acc", "asr", "ra", "der")
 KEEPS = 0.5  # an ASR from here on: the backdoor works
 GONE = 0.1  # an ASR below: what a model of ten classes reaches by chance
+READ = 0.8  # RA from this share of ACC on: triggered images are read as they were
 COSTLY = 0.1  # an ACC loss from here on is a price nobody pays unasked
 NEAR = 0.1  # of the way from guessing to an ACC of 100 %: up to here a model has learned next to nothing
 
@@ -24,7 +25,7 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
         None for a single seed) and, but for der, the mean change against the backdoored model of the same seed and poison rate
         (`acc_change`). Numbers that are None or not finite are left out. `n` counts the seeds with an ACC, `failed` those with
         a `status` other than "ok", whose first is in `status`; `kept` counts the seeds whose ASR is 50 % or more, `worked` those
-        whose backdoored model's is (None where no such model is known), and `asr_worst` is the highest; `seconds` is a mean, with
+        whose backdoored model's is (None where no such model is known), and `asr_worst` is the highest; `misread`: whether RA is below `READ` of ACC on a seed; `seconds` is a mean, with
         what a search for a trigger took; `guesses`: whether ACC is near chance, for rows that know their number of `classes`; `untouched` counts the seeds where a defence found nothing to repair, `searched` says what
         it found, None for defences that do not search; `published` joins what the rows stand beside, None for nothing.
     """
@@ -71,6 +72,7 @@ def _summary(key: tuple[str, ...], group: list[Row], before: Mapping[tuple[Any, 
         for row in group
         for first in _finite([row["seconds"]])
     ]
+    reads = [(row["ra"], row["acc"]) for row in group]
     earlier = _finite(before.get(_run(row), {}).get("asr") for row in group)
     searched = [row for row in group if row.get("chosen")]
     beside = dict.fromkeys(
@@ -85,6 +87,7 @@ def _summary(key: tuple[str, ...], group: list[Row], before: Mapping[tuple[Any, 
         "kept": sum(value >= KEEPS for value in rates),
         "worked": sum(value >= KEEPS for value in earlier) if earlier else None,
         "asr_worst": max(rates, default=None),
+        "misread": any(ra < READ * acc - 1e-9 for ra, acc in reads if len(_finite((ra, acc))) == 2),
         "seconds": statistics.fmean(seconds) if seconds else None,
         "published": " / ".join(beside) or None,
         "untouched": sum(row["target"] == -1 for row in searched),
@@ -122,14 +125,16 @@ def verdict(row: Row) -> str:
     if row["untouched"] == row["n"]:
         return ", ".join(filter(None, ("not repaired: nothing flagged", failed)))
     kept = "" if row["kept"] == row["n"] else f" on {row['kept']} of {row['n']} seeds"
+    if row["guesses"] and row["defense"] != "none":
+        return ", ".join(filter(None, ("model lost", failed)))
     if row["defense"] == "none":
         words = f"backdoor works{kept}" if row["kept"] else "backdoor does not work"
     elif row["worked"] == 0:
         words = f"makes a backdoor{kept}" if row["kept"] else "no backdoor to remove"
     elif row["kept"]:
-        words = f"keeps the backdoor{kept}"
+        words = f"kept{kept}"
     elif row["asr_worst"] < GONE:
-        words = "removed"
+        words = "disabled: still misread" if row["misread"] else "removed"
     else:
         words = (
             "not weakened"

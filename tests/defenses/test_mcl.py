@@ -251,7 +251,7 @@ def test_the_model_stays_where_no_class_is_flagged(model, victim, reserved, data
 
 
 def test_settings_that_cannot_work_are_named(victim, dataset):
-    with pytest.raises(ConfigError, match="target: 4 is no class of synthetic, which has 0 to 3"):
+    with pytest.raises(ConfigError, match="target: 4 is not a class of synthetic, want 0 to 3"):
         make_mcl(MCLConfig(target=4), dataset.info)
     with pytest.raises(ConfigError, match="target: want a whole number or detect, got 'find'"):
         MCLConfig(target="find")

@@ -24,7 +24,7 @@ def row(defense="none", seed=0, acc=0.9, asr=1.0, **more):
     """A row of results.csv."""
     return {
         "dataset": "digits", "model": "vgg", "attack": "badnets", "poison_rate": 0.1, "defense": defense, "seed": seed,
-        "acc": acc, "asr": asr, "ra": 0.25, "der": None, "n_clean": 100, "n_triggered": 90, "seconds": 2.5, "status": "ok",
+        "acc": acc, "asr": asr, "ra": None if None in (acc, asr) else acc * (1 - asr), "der": None, "n_clean": 100, "n_triggered": 90, "seconds": 2.5, "status": "ok",
     } | more  # fmt: skip
 
 

@@ -34,12 +34,12 @@ def some(dataset, count=96):
 
 
 def test_the_outlier_test_has_the_published_values():
-    found = detect(CHECK)
+    found = detect(CHECK, floor=0)
     assert (found.median, found.spread) == (50, pytest.approx(1.4826))
     assert found.anomaly == pytest.approx(30.35, abs=0.005) and np.flatnonzero(
         found.flagged
     ).tolist() == [4, 8]
-    mean = detect(CHECK, "mean")  # NumPy's median of an even number
+    mean = detect(CHECK, median="mean", floor=0)  # NumPy's median of an even number
     assert mean.anomaly == pytest.approx(20.23, abs=0.005) and np.flatnonzero(
         mean.flagged
     ).tolist() == [4]
@@ -48,15 +48,29 @@ def test_the_outlier_test_has_the_published_values():
         [[16.12, 64.47], 64.47 + 13.24 / 1.4826 * np.repeat([-1, 1], 20), [64.47]]
     )
     assert (
-        detect(norms).anomaly == pytest.approx(3.65, abs=0.005) and detect(norms).flagged.sum() == 1
+        detect(norms, floor=0).anomaly == pytest.approx(3.65, abs=0.005)
+        and detect(norms, floor=0).flagged.sum() == 1
     )
 
 
-def test_equal_norms_flag_nothing_and_one_smaller_is_an_infinite_outlier():
-    assert not detect([7.0] * 5).flagged.any()
-    found = detect([7.0] * 5 + [3.0])
-    assert found.anomaly == np.inf and found.flagged.tolist() == [False] * 5 + [True]
-    assert not detect([7.0] * 5 + [9.0]).flagged.any()  # an outlier on the large side is none
+def test_norms_that_hardly_differ_flag_nothing():
+    for norms in ([7.0] * 5, [5, 5, 5, 4.99], [0.0] * 4, [7.0] * 5 + [9.0]):
+        assert not detect(norms).flagged.any(), norms
+    found = detect([7.0] * 5 + [3.0])  # the spread is a tenth of the median
+    assert found.anomaly == pytest.approx(4 / 0.7)
+    assert found.flagged.tolist() == [False] * 5 + [True]
+
+
+def test_a_trigger_that_does_not_work_is_neither_flagged_nor_counted():
+    norms, success = [40.0, 42.0, 41.0, 39.0, 1.0], [1, 0.9, 0.8, 0.7, 0.0]
+    assert detect(norms).flagged.tolist() == [False] * 4 + [True]
+    found = detect(norms, success)
+    assert not found.flagged.any() and found.median == 40.0 and np.isnan(found.index[4])
+    for broken in (np.nan, np.inf):
+        found = detect([40.0, 42.0, 41.0, 39.0, 2.0, broken])
+        assert found.flagged.tolist() == [False] * 4 + [True, False]
+    few = detect([40.0, 1.0, np.nan, np.nan])
+    assert not few.flagged.any() and few.anomaly == 0
 
 
 def test_presets_are_the_published_ones():

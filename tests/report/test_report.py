@@ -160,15 +160,11 @@ def test_page_shows_numbers_changes_and_predictions_in_text(full):
     for text in (
         "80.00 ± 0.00 −10.00",
         "0.00 ± 0.00 −100.00",
-        "85.00 ± 0.00 +60.00",
+        "85.00 ± 0.00 +85.00",
         "✓ removed, heavy ACC cost",
     ):
         assert text in page.text, text
-    assert (
-        "✗ keeps the backdoor" in page.text
-        and "! failed: <img" in page.text
-        and "✗ not finished" in page.text
-    )
+    assert "✗ kept" in page.text and "! failed: <img" in page.text and "✗ not finished" in page.text
     assert "class=worse>−10.00" in page.source and "class=better>−100.00" in page.source
     cow = CLASSES[2]
     clean, triggered = (
@@ -196,7 +192,7 @@ def test_page_shows_what_detections_features_lines_and_filters_found(full):
     _, page = full
     for text in (
         "nc, seed 0: the smallest trigger that was found for each class", "Flagged: cat (norm 2.0, index 6.10)",
-        "In truth (★) the target is cat.", "say little: " + CLASSES[2], "it leads to cat",
+        "In truth (★) the target is cat.", "do not count: " + CLASSES[2], "it leads to cat",
         "Distance to clean twin lower is better", "none 0.900 0.400", "ft 0.700 0.100",
         "To cat seed 0; flagged; score 6.10 none 97.00", "badnets, seed 0, nc: flags cat",
         "Line to Loss clean, t = 1", "½ΔᵀHΔ", "Largest eigenvalues of the Hessian: 12.5, 3.25.",
@@ -323,10 +319,10 @@ def test_a_model_that_guesses_is_named(tmp_path):
     for label, acc, asr in (("none", 0.15, 0.9), ("ft", 0.6, 0.9), ("np", 0.19, 0.0)):
         run.model(label, acc=acc, asr=asr, more={"classes": 10}.items())
     text = report_of(run).text
-    assert "backdoor works, ACC near chance" in text and "removed, ACC near chance" in text
-    assert "keeps the backdoor 60.00" in text
+    assert "backdoor works, ACC near chance" in text and "model lost" in text
+    assert "kept 60.00" in text
     assert "the model has hardly learned anything (ACC 15.0 %)" in text
-    assert "a tenth of the way from guessing" in text
+    assert "10 % of the way from guessing" in text
     two = report.summarise(
         [row(acc=0.56, classes=2), row("ft", acc=0.54, classes=2), row("np", acc=0.01)]
     )

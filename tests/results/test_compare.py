@@ -56,7 +56,7 @@ def test_numbers_are_mean_and_sample_deviation_over_seeds(tmp_path):
     assert row["asr_std"] == pytest.approx(statistics.stdev((0.1, 0.2, 0.6)))
     assert row["der"] == pytest.approx(0.85) and row["acc_std"] == 0.0
     assert (row["seeds"], row["failed"], row["published"]) == (3, 0, "90.77/0.74")
-    assert row["outcome"] == "keeps the backdoor on 1 of 3 seeds" and row["seconds"] == 2.5
+    assert row["outcome"] == "kept on 1 of 3 seeds" and row["seconds"] == 2.5
 
 
 def test_seeds_of_several_runs_are_pooled_where_the_settings_agree(tmp_path):

@@ -52,8 +52,8 @@ def test_summary_keeps_datasets_and_attacks_apart_in_order():
     [
         ((0.0, 0.09), 0.9, "removed"),
         ((0.0, 0.12), 0.9, "weakened"),  # a mean of 6 % does not hide the seed above 10 %
-        ((0.0, 0.7), 0.9, "keeps the backdoor on 1 of 2 seeds"),
-        ((0.5, 0.7), 0.9, "keeps the backdoor"),
+        ((0.0, 0.7), 0.9, "kept on 1 of 2 seeds"),
+        ((0.5, 0.7), 0.9, "kept"),
         ((0.0, 0.0), 0.7, "removed, heavy ACC cost"),
     ],
 )
@@ -67,13 +67,30 @@ def test_verdicts(asrs, acc, words):
 
 
 @pytest.mark.parametrize(
+    ("acc", "asr", "ra", "words"),
+    [
+        (0.9, 0.05, 0.72, "removed"),
+        (0.9, 0.05, 0.71, "disabled: still misread"),
+        (0.9, 0.05, None, "removed"),
+        (0.9, 0.3, 0.1, "weakened"),
+        (0.15, 0.0, 0.15, "model lost"),
+        (0.79, 0.0, 0.1, "disabled: still misread, heavy ACC cost"),
+    ],
+)
+def test_verdicts_look_at_what_triggered_images_are_taken_for(acc, asr, ra, words):
+    rows = [row(), row("ft", acc=acc, asr=asr, ra=ra)]
+    rows = [one | {"classes": 10} for one in rows]
+    assert report.verdict(report.summarise(rows)[1]) == words
+
+
+@pytest.mark.parametrize(
     ("before", "after", "words"),
     [
         (0.2, 0.0, "no backdoor to remove"),  # whatever made it 0: it never worked
         (0.2, 0.6, "makes a backdoor"),
         (0.6, 0.3, "weakened"),
         (None, 0.3, "weakened"),
-        (0.6, 0.6, "keeps the backdoor"),
+        (0.6, 0.6, "kept"),
     ],
 )
 def test_verdicts_look_at_what_there_was_to_remove(before, after, words):
@@ -98,7 +115,7 @@ def test_headline_names_best_worst_and_failed():
         row("nc", acc=None, asr=None, status="failed: no label stands out"),
     ]
     assert report.headline(report.summarise(rows)) == (
-        "ASR 99.4 % → 0.0 % under d3-code at an ACC cost of 0.8 points; worst of 2: ft, keeps the backdoor, ASR 87.0 % at an ACC "
+        "ASR 99.4 % → 0.0 % under d3-code at an ACC cost of 0.8 points; worst of 2: ft, kept, ASR 87.0 % at an ACC "
         "cost of 0.2 points; without result: nc (failed: no label stands out)."
     )
 
@@ -108,7 +125,7 @@ def test_headline_does_not_praise_a_failure():
     assert lost.startswith(
         "no defence removes the backdoor; the best: ASR 100.0 % → 60.0 % under d3"
     )
-    assert "(keeps the backdoor)" in lost and "worst of 2: ft, keeps the backdoor" in lost
+    assert "(kept)" in lost and "worst of 2: ft, kept" in lost
     weak = report.headline(report.summarise([row(asr=0.08), row("ft", asr=0.0)]))
     assert "does not work even before a defence (ASR 8.0 %)" in weak
     assert (

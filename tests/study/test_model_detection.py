@@ -191,7 +191,7 @@ def test_arrays_are_those_that_the_run_folder_declares(finished):
         ),
         (
             ("defenses.1.target", "9"),
-            "defenses: mcl-given: target: 9 is no class of synthetic, which has 0 to 4",
+            "defenses: mcl-given: target: 9 is not a class of synthetic, want 0 to 4",
         ),
         (("defenses.1.inversion", "3"), "defenses.1.inversion: want a mapping, got 3"),
         (("dataset.classes", "2"), "target: cannot be detected among 2 classes"),

@@ -44,19 +44,22 @@ def make_inversion(config: InversionConfig, info: DataInfo) -> ModelDetector:
 def judge_norms(found: Inversion) -> Verdict:
     """Return which norms are outliers on the small side.
 
-    The score of a class is how many deviations its norm is below the median; the statistic is the
-    distance of the smallest norm from the median, without sign.
+    The score of a class is how many deviations its norm is below the median, −inf where its search
+    failed; the statistic is the distance of the smallest norm from the median, without sign.
+    `failed` counts the classes whose search failed: no trigger was found that turns half of the
+    images. Where fewer than three worked nothing is flagged.
     """
-    outliers = detect(found.norms)
-    # Where most norms are equal the spread is 0: the smallest still has the highest score.
+    outliers = detect(found.norms, found.success)
     below = (outliers.median - outliers.norms) / max(outliers.spread, 1e-9)
+    below = np.where(outliers.worked & np.isfinite(below), below, -np.inf)
     columns = {
         "norm": outliers.norms,
         "index": outliers.index,
         "success": np.asarray(found.success),
         "passes": np.asarray(found.passes),
     }
-    facts = {"median": outliers.median, "spread": outliers.spread}
+    failed = int((~outliers.worked).sum())
+    facts = {"median": outliers.median, "spread": outliers.spread, "failed": failed}
     return Verdict(below, outliers.flagged, outliers.anomaly, THRESHOLD, columns, facts)
 
 

@@ -34,13 +34,14 @@ def save_norms(
     names = [classes[int(label)][:13] + " ★" * (label in targets) for label in order]
     hues = [POISONED if one else BEFORE for one in found["flagged"][order]]
     side = min(CELL / len(order), 1.0)  # inches of an image
-    top = 1.05 * max(norms.max(), *levels.values())
+    levels = {name: level for name, level in levels.items() if level > 0}  # nor is NaN
+    top = 1.05 * max(np.nan_to_num(norms, posinf=0.0).max(), *levels.values(), 1e-9)
     strip = side * images.shape[1] / images.shape[2] / 1.9 * top  # its height on the axis
     marks = [
         Mark((range(len(order)), norms, 0.62), {"color": hues}, "bar"),
         Mark((range(len(order)), names), {"rotation": 0 if len(order) <= 10 else 30}, "set_xticks"),
         Mark((False,), {"axis": "x"}, "grid"),
-        *(mark for name, level in levels.items() if level > 0 for mark in _level(name, level, len(order))),
+        *(mark for name, level in levels.items() for mark in _level(name, level, len(order))),
         *(
             _image(image, place, 0.45 * side * len(order) / CELL, strip)
             for place, image in enumerate(images)

@@ -1,6 +1,6 @@
 """What came of every defence: sentences, ASR at a glance, the table, and how to read it."""
 
-from ...results.summary import COSTLY, GONE, KEEPS, RATES, group_of, headline, points
+from ...results.summary import COSTLY, GONE, KEEPS, NEAR, RATES, READ, group_of, headline, points
 from ..rendering import Markup, render
 from ..view import Study
 from . import evolution, external_model
@@ -48,7 +48,7 @@ def show_table(study: Study) -> Markup:
 
 def show_glossary(study: Study) -> Markup:
     """Return what the rates and outcomes mean, as far as the study has them."""
-    limits = {"gone": GONE, "keeps": KEEPS, "costly": COSTLY}
+    limits = {"gone": GONE, "keeps": KEEPS, "costly": COSTLY, "read": READ, "near": NEAR}
     return render("glossary.html.j2", groups=study.groups, rates=rates_of(study), **limits)
 
 
