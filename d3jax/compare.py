@@ -15,6 +15,7 @@ from .results.compare import COLUMNS, leaderboard
 from .results.compared_runs import read_runs
 from .results.tables import write_csv
 from .runtime.files import write_text
+from .runtime.output import accept_any_text
 
 
 def compare(runs: Sequence[str | Path], out: str | Path) -> None:
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="python -m d3jax.compare", description="Compare runs in one leaderboard.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished studies")
     parser.add_argument("--out", required=True, metavar="DIR", help="where the leaderboard goes")
+    accept_any_text()
     try:
         options = parser.parse_args(argv)
         compare(options.runs, options.out)

@@ -12,6 +12,7 @@ from .core.errors import CheckpointError, ConfigError, D3JaxError, did_you_mean,
 from .core.paths import user_path
 from .interop import to_torch, write_tensors
 from .runtime import checkpoint
+from .runtime.output import accept_any_text
 from .runtime.progress import Progress
 from .study.context import open_context
 from .study.graph import make_nodes
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", metavar="MODEL", help="ATTACK/seedS/train or ATTACK/seedS/DEFENCE")
     parser.add_argument("out", metavar="OUT.safetensors")
+    accept_any_text()
     options = parser.parse_args(argv)
     try:
         count = export(options.config, options.model, options.out, options.workdir)

@@ -16,6 +16,7 @@ from .config.study import StudyConfig
 from .core.errors import ConfigError, D3JaxError, names
 from .core.paths import user_path
 from .runtime import huge_pages
+from .runtime.output import accept_any_text, drop_output
 
 ENTRY = (
     ("label", "null", "its name in the results (null: its own name, and its preset)"),
@@ -48,6 +49,7 @@ USAGE = "python -m d3jax.run --config FILE [--workdir DIR] [--section.key VALUE 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one study; returns the exit code: 0 done, 2 a mistake in the config or the data, 1 anything else that failed."""
     several = False
+    accept_any_text()
     try:
         options, rest = _parser().parse_known_args(argv)
         several = options.distributed is not None
@@ -56,8 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"d3jax: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `… --list | head`
-        from .runtime.progress import drop_output
-
         drop_output()
         return 0
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,12 +20,18 @@ from ..core.errors import ConfigError, did_you_mean, names, refuse, shown
 from ..core.paths import user_path
 from .fields import checked, default_of, hints_of, literals_of, start_of
 from .study import Choice, StudyConfig
+from .yaml_text import parse_yaml
 
 Registries = Mapping[str, Mapping[str, type]]
 """registry -> name -> config dataclass."""
 
 READ = ("checkpoint", "checkpoint_key", "ignore")
 """The settings of a model that was trained elsewhere, which stand beside those of its net."""
+
+MOST_SWEPT = 10_000
+"""Entries that one sweep may make."""
+ASIDE = ("x-", ".")
+"""How top-level keys begin that are no settings: places for anchors."""
 
 ELSEWHERE = {"sweep": "; a sweep stands in an entry of attacks, detections, evolutions or defenses"}
 """What a message adds where a key is right in another place."""
@@ -43,6 +50,7 @@ def load(
         raise ConfigError(
             f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
         ) from error
+    refuse(parse_yaml(text, str(path)) is None, f"{path}: is empty, want the settings of a study")
     return loads(text, overrides, registries=registries, origin=str(path))
 
 
@@ -54,11 +62,12 @@ def loads(
     origin: str = "config",
 ) -> StudyConfig:
     """Read a study as `load` does, from YAML text; `origin` names it in errors."""
-    tree = _parse(text, origin)
+    tree = parse_yaml(text, origin)
     tree = {} if tree is None else tree
     kind = type(tree).__name__
     refuse(kind != "dict", f"{origin}: want a mapping of sections, got {kind}")
-    changes = {key: _parse(value, f"--{key}") for key, value in overrides}
+    tree = {key: value for key, value in tree.items() if not str(key).startswith(ASIDE)}
+    changes = {key: parse_yaml(value, f"--{key}") for key, value in overrides}
     try:
         return _study(tree, changes, registries)
     except ConfigError as error:
@@ -156,35 +165,6 @@ def _in_yaml(default: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number and refuses a key that stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key!r} stands twice", problem_mark=node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def _parse(text: str, origin: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark, problem = (getattr(error, name, None) for name in ("problem_mark", "problem"))
-        where = f"{origin}:{mark.line + 1}" if mark else origin
-        raise ConfigError(f"{where}: not YAML: {problem or error}") from error
-
-
 def _study(tree: dict, changes: Mapping[str, Any], registries: Registries) -> StudyConfig:
     """Return the study of plain data after the `changes` at dotted keys."""
     fields = [field for field in dataclasses.fields(StudyConfig) if "registry" in field.metadata]
@@ -221,11 +201,15 @@ def _swept(registry: str, known: Mapping[str, type], item: Any, path: str) -> li
     if not isinstance(item, dict) or "sweep" not in item:
         return [_choice(registry, known, item, path)]
     sweep = item["sweep"]
-    lists = isinstance(sweep, dict) and all(v and isinstance(v, list) for v in sweep.values())
+    lists = isinstance(sweep, dict) and all(
+        isinstance(key, str) and v and isinstance(v, list) for key, v in sweep.items()
+    )
     refuse(
         not sweep or not lists,
         f"{path}.sweep: want a mapping of settings to lists of values, got {sweep!r}",
     )
+    count = math.prod(map(len, sweep.values()))
+    refuse(count > MOST_SWEPT, f"{path}.sweep: asks for {count} entries, want at most {MOST_SWEPT}")
     plain = {key: value for key, value in item.items() if key != "sweep"}
     settings = (
         dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())

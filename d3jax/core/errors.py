@@ -6,11 +6,23 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+LONGEST = 1500
+"""Letters of a message."""
+
 
 class D3JaxError(Exception):
-    """Ends `python -m d3jax.run` with its `exit_code` and its message, without a traceback."""
+    """Ends `python -m d3jax.run` with its `exit_code` and its message, without a traceback.
+
+    A message that quotes more than anybody reads is cut in its middle.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) <= LONGEST:
+            return text
+        return f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
 
 
 class ConfigError(D3JaxError, ValueError):

@@ -5,11 +5,13 @@ import sys
 from collections.abc import Sequence
 
 from ..core.errors import D3JaxError
+from ..runtime.output import accept_any_text
 from . import make_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make a run folder's report and print its path; return the exit code."""
+    accept_any_text()
     parser = argparse.ArgumentParser(prog="python -m d3jax.report", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="a run folder, such as runs/quickstart")
     try:

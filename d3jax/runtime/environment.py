@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
 
 import jax
 
+from ..core.errors import ConfigError
 from .compilation import uses_onednn
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def backend() -> str:
+    """Return the platform that computes. Raises `ConfigError` where the one that is asked for is not here."""
+    try:
+        return jax.default_backend()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: of a platform without plug-in
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise ConfigError(
+            f"JAX_PLATFORMS: {asked!r} is no platform that can compute here; unset it for the best "
+            "device that is there, or set cpu"
+        ) from error
 
 
 def environment() -> dict[str, str | int]:

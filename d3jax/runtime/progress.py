@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 
 from .distributed import is_primary
-
-
-def drop_output() -> None:
-    """Send standard output nowhere, after its reader has gone (`d3jax … | head`)."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+from .output import drop_output
 
 
 class Progress:

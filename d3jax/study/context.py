@@ -18,7 +18,7 @@ from ..data import fingerprint, reserve
 from ..data.arrays import check_classes, few
 from ..interop.external_model import ExternalModel, read_external_model
 from ..runtime.distributed import broadcast_from_host0
-from ..runtime.environment import environment
+from ..runtime.environment import backend, environment
 from ..runtime.progress import Progress
 from ..training.memory import memory_free
 from ..training.streaming import check_streaming
@@ -70,13 +70,14 @@ def open_context(
     config: StudyConfig, workdir: Path, progress: Progress, profile: str = ""
 ) -> StudyContext:
     """Load the data and build the model; write nothing."""
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = backend() == "cpu"
     devices = _devices(config.loop, on_cpu)
     dataset = DATASETS[config.dataset.name][1](config.dataset.config)
     progress.say(_described(dataset))
     precision = config.precision
     if precision == "auto":
         precision = "float32" if on_cpu else "bfloat16"
+    progress.say(f"computing on {len(devices)} × {devices[0].device_kind}, {precision}")
     dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
     model = MODELS[config.model.name][1](config.model.config, dataset.info, dtype)
     external = None

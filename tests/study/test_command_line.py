@@ -1,5 +1,8 @@
 """The command line: exit codes, --list and --check."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,3 +117,30 @@ def test_list_and_check(tmp_path, capsys):
     assert "no component is called 'd4'; the choices are abl, " in capsys.readouterr().err
     assert run.main(["--config", str(tmp_path / "tiny.yaml"), "--check", "--seeds=[4]"]) == 0
     assert studies.read(capsys.readouterr().out).seeds == (4,)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "foo", "CPU"])
+def test_a_platform_that_is_not_here_is_one_line(platform):
+    words = [
+        sys.executable,
+        "-m",
+        "d3jax.run",
+        "--config",
+        "experiments/quickstart.yaml",
+        "--check",
+    ]
+    found = subprocess.run(
+        words, env=os.environ | {"JAX_PLATFORMS": platform}, capture_output=True, text=True
+    )
+    assert found.returncode == 2
+    message = f"d3jax: JAX_PLATFORMS: '{platform}' is no platform that can compute here"
+    assert [line[: len(message)] for line in found.stderr.splitlines()] == [message]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_shows_what_its_encoding_has(encoding):
+    words = [sys.executable, "-m", "d3jax.run", "--list", "d3"]
+    found = subprocess.run(
+        words, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True
+    )
+    assert found.returncode == 0 and b"defenses: d3" in found.stdout and b"?" in found.stdout
