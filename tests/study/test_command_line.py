@@ -130,7 +130,11 @@ def test_a_platform_that_is_not_here_is_one_line(platform):
         "--check",
     ]
     found = subprocess.run(
-        words, env=os.environ | {"JAX_PLATFORMS": platform}, capture_output=True, text=True
+        words,
+        env=os.environ | {"JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert found.returncode == 2
     message = f"d3jax: JAX_PLATFORMS: '{platform}' is no platform that can compute here"
@@ -141,6 +145,6 @@ def test_a_platform_that_is_not_here_is_one_line(platform):
 def test_a_terminal_shows_what_its_encoding_has(encoding):
     words = [sys.executable, "-m", "d3jax.run", "--list", "d3"]
     found = subprocess.run(
-        words, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True
+        words, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, check=False
     )
     assert found.returncode == 0 and b"defenses: d3" in found.stdout and b"?" in found.stdout
