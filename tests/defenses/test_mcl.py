@@ -253,8 +253,8 @@ def test_the_model_stays_where_no_class_is_flagged(model, victim, reserved, data
 def test_settings_that_cannot_work_are_named(victim, dataset):
     with pytest.raises(ConfigError, match="target: 4 is not a class of synthetic, want 0 to 3"):
         make_mcl(MCLConfig(target=4), dataset.info)
-    with pytest.raises(ConfigError, match="target: want a whole number or detect, got 'find'"):
-        MCLConfig(target="find")
+    with pytest.raises(ConfigError, match="target: 'find' is no class of synthetic"):
+        make_mcl(MCLConfig(target="find"), dataset.info)
     given = None, victim.variables
     with pytest.raises(ConfigError, match="head: 'classifier/.' matches none"):
         make_mcl(MCLConfig(head="classifier/*"), dataset.info).check(*given, 500)

@@ -195,8 +195,8 @@ def test_arrays_are_those_that_the_run_folder_declares(finished):
         ),
         (("defenses.1.inversion", "3"), "defenses.1.inversion: want a mapping, got 3"),
         (("dataset.classes", "2"), "target: cannot be detected among 2 classes"),
-        (("defenses.1.target", "no"), "want a whole number or detect, got False"),
-        (("defenses.1.target", "all"), "want a whole number or detect, got 'all'"),
+        (("defenses.1.target", "no"), "want a whole number or a text, got False"),
+        (("defenses.1.target", "all"), "target: 'all' is no class of synthetic"),
         (("detections.0.preset", "tabor"), "'tabor' is not one of nc, fixed, pixel"),
     ],
 )
