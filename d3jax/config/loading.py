@@ -50,8 +50,9 @@ def load(
         raise ConfigError(
             f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
         ) from error
-    refuse(parse_yaml(text, str(path)) is None, f"{path}: is empty, want the settings of a study")
-    return loads(text, overrides, registries=registries, origin=str(path))
+    tree = parse_yaml(text, str(path))
+    refuse(tree is None, f"{path}: is empty, want the settings of a study")
+    return _loaded(tree, overrides, registries, str(path))
 
 
 def loads(
@@ -63,7 +64,13 @@ def loads(
 ) -> StudyConfig:
     """Read a study as `load` does, from YAML text; `origin` names it in errors."""
     tree = parse_yaml(text, origin)
-    tree = {} if tree is None else tree
+    return _loaded({} if tree is None else tree, overrides, registries, origin)
+
+
+def _loaded(
+    tree: Any, overrides: Sequence[tuple[str, str]], registries: Registries, origin: str
+) -> StudyConfig:
+    """Return the study of plain data from `origin` after the overrides."""
     kind = type(tree).__name__
     refuse(kind != "dict", f"{origin}: want a mapping of sections, got {kind}")
     tree = {key: value for key, value in tree.items() if not str(key).startswith(ASIDE)}

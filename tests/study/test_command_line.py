@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from d3jax import run, study
+from d3jax.core.errors import ConfigError
 
 from ..helpers import studies
 from ..helpers.studies import TINY
@@ -148,3 +150,15 @@ def test_a_terminal_shows_what_its_encoding_has(encoding):
         words, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, check=False
     )
     assert found.returncode == 0 and b"defenses: d3" in found.stdout and b"?" in found.stdout
+
+
+def test_a_test_set_of_the_target_alone_is_refused(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (80, 8, 8, 1), np.uint8)
+    arrays = {"train_images": images, "train_labels": np.arange(80) % 4}
+    arrays |= {"test_images": images[:9], "test_labels": np.zeros(9, int)}
+    np.savez(tmp_path / "set.npz", **arrays)
+    config = studies.read(
+        TINY, ("dataset", f"{{name: npz, path: {tmp_path / 'set.npz'}}}"), ("reserved.count", "20")
+    )
+    with pytest.raises(ConfigError, match="attacks: badnets: every test image is of the class"):
+        study.check_study(config, tmp_path / "run")
