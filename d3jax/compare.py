@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-from .core.errors import ConfigError, D3JaxError
+from .core.errors import ConfigError
 from .core.paths import user_path
 from .report.comparison import leaderboard_html, leaderboard_markdown
 from .results.compare import COLUMNS, leaderboard
 from .results.compared_runs import read_runs
 from .results.tables import write_csv
+from .runtime.commands import Parser, exit_code, program
 from .runtime.files import write_text
-from .runtime.output import accept_any_text
 
 
 def compare(runs: Sequence[str | Path], out: str | Path) -> None:
@@ -38,26 +35,18 @@ def compare(runs: Sequence[str | Path], out: str | Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, or 2 where the user has to change something."""
-    parser = _Parser(prog="python -m d3jax.compare", description="Compare runs in one leaderboard.")
+    return exit_code(lambda: _compare(argv))
+
+
+def _compare(argv: Sequence[str] | None) -> int:
+    parser = Parser(prog="python -m d3jax.compare", description="Compare runs in one leaderboard.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished studies")
     parser.add_argument("--out", required=True, metavar="DIR", help="where the leaderboard goes")
-    accept_any_text()
-    try:
-        options = parser.parse_args(argv)
-        compare(options.runs, options.out)
-    except D3JaxError as error:
-        print(f"d3jax: {error}", file=sys.stderr)
-        return error.exit_code
+    options = parser.parse_args(argv)
+    compare(options.runs, options.out)
     print(f"d3jax: leaderboard: {user_path(options.out) / 'leaderboard.html'}")
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises `ConfigError` instead of printing the usage."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        raise ConfigError(message)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    program(main)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from .config.loading import load
-from .core.errors import CheckpointError, ConfigError, D3JaxError, did_you_mean, names
+from .core.errors import CheckpointError, ConfigError, did_you_mean, names
 from .core.paths import user_path
 from .interop import to_torch, write_tensors
 from .runtime import checkpoint
-from .runtime.output import accept_any_text
+from .runtime.commands import Parser, exit_code, program
 from .runtime.progress import Progress
 from .study.context import open_context
 from .study.graph import make_nodes
@@ -56,8 +54,12 @@ def _run_folder(config: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return the exit code: 0 done, 2 a mistake."""
-    parser = argparse.ArgumentParser(
+    """Run the command; return its exit code (see `runtime.commands`)."""
+    return exit_code(lambda: _export(argv))
+
+
+def _export(argv: Sequence[str] | None) -> int:
+    parser = Parser(
         prog="python -m d3jax.export",
         description="Writes a finished model of a study as .safetensors, under PyTorch's names.",
     )
@@ -74,16 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", metavar="MODEL", help="ATTACK/seedS/train or ATTACK/seedS/DEFENCE")
     parser.add_argument("out", metavar="OUT.safetensors")
-    accept_any_text()
     options = parser.parse_args(argv)
-    try:
-        count = export(options.config, options.model, options.out, options.workdir)
-    except D3JaxError as error:
-        print(f"d3jax: {error}", file=sys.stderr)
-        return error.exit_code
+    count = export(options.config, options.model, options.out, options.workdir)
     print(f"{options.model}: {count} tensors in {options.out}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program(main)

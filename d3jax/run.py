@@ -13,10 +13,11 @@ from pathlib import Path
 
 from .config.loading import Registries, describe, dumps, load
 from .config.study import StudyConfig
-from .core.errors import ConfigError, D3JaxError, names
+from .core.errors import ConfigError, names
 from .core.paths import user_path
 from .runtime import huge_pages
-from .runtime.output import accept_any_text, drop_output
+from .runtime.commands import Parser, exit_code, program
+from .runtime.stopping import stoppable
 
 ENTRY = (
     ("label", "null", "its name in the results (null: its own name, and its preset)"),
@@ -47,35 +48,35 @@ USAGE = "python -m d3jax.run --config FILE [--workdir DIR] [--section.key VALUE 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one study; returns the exit code: 0 done, 2 a mistake in the config or the data, 1 anything else that failed."""
-    several = False
-    accept_any_text()
+    """Runs one study; returns the exit code (see `runtime.commands`)."""
+    options: list[argparse.Namespace] = []
+
+    def work() -> int:
+        known, rest = _parser().parse_known_args(argv)
+        options.append(known)
+        with stoppable():
+            return _run(known, _overrides(rest))
+
     try:
-        options, rest = _parser().parse_known_args(argv)
-        several = options.distributed is not None
-        return _run(options, _overrides(rest))
-    except D3JaxError as error:
-        print(f"d3jax: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # `… --list | head`
-        drop_output()
-        return 0
-    except KeyboardInterrupt:
-        print("d3jax: interrupted; run the same command again to continue", file=sys.stderr)
-        return _leave(130) if several else 130
+        code = exit_code(work)
     except Exception:
-        if not several:
+        if not _several(options):
             raise
         traceback.print_exc()
         print(
             "d3jax: stopped, perhaps as another process did; run all of them again to continue",
             file=sys.stderr,
         )
-        return _leave(1)
+        _leave(1)
+    return _leave(code) if code == 130 and _several(options) else code
+
+
+def _several(options: Sequence[argparse.Namespace]) -> bool:
+    return any(one.distributed is not None for one in options)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m d3jax.run", usage=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         description="Plants a backdoor, repairs the model, reports. A rerun continues where the last one stopped.", epilog=_settings(),
     )  # fmt: skip
@@ -121,13 +122,6 @@ def _leave(code: int) -> typing.NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-class _Parser(argparse.ArgumentParser):
-    """One whose errors are one line, as all others."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        raise ConfigError(message)
 
 
 def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
@@ -230,4 +224,4 @@ def _table(rows: Sequence[tuple[str, str, str]], indent: str) -> str:
 
 if __name__ == "__main__":
     huge_pages.start_again(["-m", "d3jax.run", *sys.argv[1:]])
-    sys.exit(main())
+    program(main)

@@ -61,6 +61,16 @@ class OutOfMemoryError(D3JaxError):
     """A program does not fit the device's memory."""
 
 
+class StorageError(D3JaxError):
+    """A disk is full, read-only or out of reach. What is finished stays; a rerun continues."""
+
+
+class StoppedError(D3JaxError):
+    """A signal asked the study to stop, and it did so at a place from which a rerun continues."""
+
+    exit_code = 75  # sysexits.h: a temporary failure, try again
+
+
 def refuse(when: Any, message: str) -> None:
     """Raise `ConfigError` with `message` if `when` holds."""
     if when:

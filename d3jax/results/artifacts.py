@@ -5,7 +5,7 @@
       config.yaml             the settings in full
       environment.json        versions, commit, devices
       nodes/<node's name>/    one folder for each finished or failed node
-          record.json         NodeRecord: status, rows of tables, facts
+          record.json         NodeRecord: status, rows of tables, facts, checksum of the arrays
           metrics.jsonl       one log record a line
           arrays.npz          arrays that the page shows, by the names of the TypedDicts below
           failed.json         error and traceback, where an analysis failed
@@ -17,8 +17,9 @@ A node's name is `<attack>/seed<n>/<what>`. Tables and page depend on nothing bu
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
@@ -27,9 +28,10 @@ import numpy as np
 from ..core.errors import DataError
 from ..core.paths import user_path
 from ..core.records import LogRecord, Row
-from ..runtime.files import write_bytes, write_text
+from ..runtime.files import read_json, read_sealed, read_text, remove, write_bytes, write_sealed
+from .log_records import parse_log
 
-FORMAT = 1
+FORMAT = 2
 """Version of the run folder's layout."""
 
 
@@ -243,12 +245,13 @@ class RunFolder:
             return dict(archive)
 
     def metrics(self, name: str) -> list[LogRecord]:
-        """Return a node's log records, in order; lines that are no records are skipped."""
+        """Return a node's log records, in order; lines that are none are skipped, with a warning."""
         path = self._of(name) / "metrics.jsonl"
-        lines = (
-            path.read_text(encoding="utf8", errors="replace").splitlines() if path.exists() else []
-        )
-        return [record for line in lines if (record := _log_record(line))]
+        records, damaged = parse_log(read_text(path))
+        if damaged:
+            skipped = f"{damaged} line{'s' * (damaged > 1)} skipped"
+            warnings.warn(f"{path}: {skipped}, as no log record", stacklevel=2)
+        return records
 
     def finished(self, kind: str, attack: str | None = None) -> Iterator[Finished]:
         """Yield the finished nodes of a kind, in the study's order."""
@@ -260,15 +263,11 @@ class RunFolder:
 
     def text(self, name: str) -> str:
         """Return the text of a file in the folder, such as config.yaml; "" where there is none."""
-        path = self.path / name
-        return path.read_text(encoding="utf8", errors="replace") if path.exists() else ""
+        return read_text(self.path / name)
 
     def environment(self) -> dict[str, Any]:
         """Return what environment.json says; {} where it is missing or cut off."""
-        try:
-            found = json.loads(self.text("environment.json"))
-        except ValueError:
-            return {}
+        found = read_json(self.path / "environment.json")
         return found if isinstance(found, dict) else {}
 
     def _of(self, name: str) -> Path:
@@ -288,38 +287,40 @@ def read_manifest(run: Path) -> Manifest:
     """Return the manifest of a run folder. Raises `DataError` for anything else, in one line."""
     path = run / "study.json"
     if not path.is_file():
-        old = run / "metrics.jsonl"
         written = (
-            " (it was written by an earlier d3jax: run its config again)" if old.exists() else ""
+            " (it was written by an earlier d3jax: run its config again)"
+            if (run / "metrics.jsonl").exists()
+            else ""
         )
         raise DataError(f"{run}: no run folder of d3jax, it has no study.json{written}")
-    try:
-        found = json.loads(path.read_text(encoding="utf8"))
-        version = found.pop("format")
-        if version != FORMAT:
-            raise DataError(f"{path}: layout {version}, this d3jax reads {FORMAT}")
-        lists: dict[str, Any] = {
-            name: [entry(**given) for given in found.pop(name)] for name, entry in ENTRIES.items()
-        }
-        return Manifest(**found, **lists)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+    anything, found = read_json(path), read_sealed(path)
+    version = anything.get("format") if isinstance(anything, dict) else None
+    if isinstance(version, int) and version != FORMAT:
+        other = f"layout {version}, this d3jax reads {FORMAT}"
+        raise DataError(f"{path}: {other}; run the study's config again")
+    if found is None:
+        damaged = "it is damaged, or was changed by hand"
+        raise DataError(f"{path}: {damaged}; run the study's config again, which writes it anew")
+    del found["format"]
+    lists: dict[str, Any] = {
+        name: [entry(**given) for given in found.pop(name)] for name, entry in ENTRIES.items()
+    }
+    return Manifest(**found, **lists)
 
 
 def write_manifest(run: Path, manifest: Manifest) -> None:
     """Write study.json."""
     lists = {name: [entry._asdict() for entry in getattr(manifest, name)] for name in ENTRIES}
-    plain = manifest._asdict() | lists
-    write_text(run / "study.json", json.dumps({"format": FORMAT, **plain}, indent=1))
+    write_sealed(run / "study.json", {"format": FORMAT, **manifest._asdict(), **lists})
 
 
 def read_record(run: Path, name: str) -> NodeRecord | None:
-    """Return the record in a node's folder; None where there is none that can be read."""
-    try:
-        found = json.loads((node_folder(run, name) / "record.json").read_text(encoding="utf8"))
-        return NodeRecord(**{field: found[field] for field in NodeRecord._fields})
-    except (OSError, ValueError, TypeError, KeyError):
+    """Return the record in a node's folder; None where there is none, or it or its arrays changed."""
+    folder = node_folder(run, name)
+    found = read_sealed(folder / "record.json")
+    if found is None or found.pop("arrays", "") != _digest(folder / "arrays.npz"):
         return None
+    return NodeRecord(**found) if set(found) == set(NodeRecord._fields) else None
 
 
 def write_record(
@@ -327,25 +328,14 @@ def write_record(
 ) -> None:
     """Write a node's record and, before it, its arrays; those of an earlier record go."""
     folder = node_folder(run, record.name)
+    path = folder / "arrays.npz"
     if not arrays:
-        (folder / "arrays.npz").unlink(missing_ok=True)
+        remove(path)
     else:
-        write_bytes(folder / "arrays.npz", lambda file: np.savez_compressed(file, **arrays))  # pyright: ignore[reportArgumentType]  # not `allow_pickle`
-    write_text(folder / "record.json", json.dumps(record._asdict()))
+        write_bytes(path, lambda file: np.savez_compressed(file, **arrays))  # pyright: ignore[reportArgumentType]  # not `allow_pickle`
+    write_sealed(folder / "record.json", {**record._asdict(), "arrays": _digest(path)})
 
 
-def _log_record(line: str) -> LogRecord | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    is_record = isinstance(record, dict) and isinstance(record.get("step"), int | float)
-    return record if is_record else None
-
-
-def by_loop(records: Sequence[LogRecord]) -> dict[str, list[LogRecord]]:
-    """Return log records by their loop, of each by rising step; of a step the last one counts."""
-    loops: dict[str, dict[float, LogRecord]] = {}
-    for record in records:
-        loops.setdefault(str(record.get("loop", "")), {})[record["step"]] = record
-    return {loop: [steps[step] for step in sorted(steps)] for loop, steps in loops.items()}
+def _digest(path: Path) -> str:
+    """Return the checksum of a file; "" where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

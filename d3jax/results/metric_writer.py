@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Self
 
 from ..core.records import LogRecord
-from ..runtime.files import write_text
+from ..runtime.files import make_folder, make_way, read_text, write_text
+from .log_records import parse_log
 from .metric_sinks import SINKS, Sink, check_sinks, plain_value
 
 
@@ -56,12 +57,16 @@ class MetricWriter:
         """Make `records` all there is of a loop and of the loops within it ("loop/…").
 
         A resumed loop takes back what it wrote after its checkpoint. Loop "" is the node itself, so
-        that nothing else is left; a record may name its own `loop`. Half lines are dropped.
+        that nothing else is left; a record may name its own `loop`. Lines that are no records are dropped.
         """
         if not self.active:
             return
         before = self._text()
-        kept = [line for line in _parse(before) if not _within(str(line.get("loop", "")), loop)]
+        kept = [
+            line
+            for line in parse_log(before).records
+            if not _within(str(line.get("loop", "")), loop)
+        ]
         lines = [*kept, *({"loop": loop, **record} for record in records)]
         after = "".join(_json(line) + "\n" for line in lines)
         if changed := after != before:
@@ -81,40 +86,26 @@ class MetricWriter:
         self.close()
 
     def _text(self) -> str:
-        if not self.path.exists():
-            return ""
-        return self.path.read_text(encoding="utf8", errors="replace")
+        return read_text(self.path)
 
     def _prepare(self) -> None:
-        """Before the first record: end a half line, and start the sinks that no reset started."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Before the first record: drop a half line, and start the sinks that no reset started."""
+        make_folder(self.path.parent)
+        make_way(self.path)
         text = self._text()
         if text and not text.endswith("\n"):
-            with self.path.open("a", encoding="utf8") as file:
-                file.write("\n")
+            text = "".join(_json(one) + "\n" for one in parse_log(text).records)
+            write_text(self.path, text)
         self._start([sink for sink in self.sinks if not sink.started], text)
         self._ready = True
 
     def _start(self, sinks: Sequence[Sink], text: str) -> None:
         for sink in sinks:
-            sink.start(_parse(text))
+            sink.start(parse_log(text).records)
 
 
 def _json(record: LogRecord) -> str:
     return json.dumps(record, default=plain_value)
-
-
-def _parse(text: str) -> list[LogRecord]:
-    """Records of a metrics.jsonl; lines that a kill cut short are left out."""
-    found = []
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            found.append(record)
-    return found
 
 
 def _within(other: str, loop: str) -> bool:

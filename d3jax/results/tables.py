@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ..core.records import Row
-from ..runtime.files import write_text
+from ..runtime.files import remove, write_text
 from .artifacts import NodeEntry, NodeRecord, RunFolder
 from .survival import compare
 
@@ -154,7 +154,7 @@ def write_tables(run_path: str | Path, tables: Mapping[str, Sequence[Row]]) -> N
             write_csv(folder / f"{name}.csv", rows, ALWAYS.get(name, ()))
     for name in OTHERS:
         if not tables.get(name):
-            (folder / f"{name}.csv").unlink(missing_ok=True)
+            remove(folder / f"{name}.csv")
 
 
 def load_results(path: str | Path) -> dict[str, pd.DataFrame]:

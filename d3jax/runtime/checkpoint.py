@@ -7,12 +7,15 @@ processes run the study, all of them call these functions together; the first on
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
 import shutil
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,29 +26,52 @@ from orbax.checkpoint import v1 as ocp
 
 from ..core.errors import CheckpointError, DamagedError
 from .distributed import broadcast_from_host0, is_primary
+from .files import check_writable, make_folder, set_aside, storage_error
 from .sharding import copies
 
 Tree = TypeVar("Tree")
 
+Binding = dict[str, str | int]
+"""What the metadata of a checkpoint say it is of, so that one of the same shapes is not taken for another."""
+
 
 def save(path: Path, tree: Any, metadata: dict | None = None) -> None:
-    """Writes `tree` (arrays, random keys included) and JSON-able `metadata` to the folder `path`, replacing what is there."""
+    """Writes `tree` (arrays, random keys included) and JSON-able `metadata` to the folder `path`, replacing what is there.
+
+    Raises `StorageError` where the disk is full or read-only; what was at `path` then stays.
+    """
     flat = copies(flatten(tree))
     note = {"checksum": _checksum(flat, metadata or {}), "metadata": metadata or {}}
-    ocp.save(str(Path(path).absolute()), flat, overwrite=True, custom_metadata=note)
+    path = Path(path).absolute()
+    if is_primary():
+        make_folder(path.parent)
+        if path.is_file():
+            set_aside(path)
+        check_writable(path.parent)  # Orbax would wait for its threads, and print what they say
+    try:
+        with _one_voice():
+            ocp.save(str(path), flat, overwrite=True, custom_metadata=note)
+    except Exception as error:
+        if full := storage_error(error, path):
+            raise full from error
+        raise
 
 
-def load(path: Path, like: Tree) -> tuple[Tree, dict]:
+def load(path: Path, like: Tree, of: Binding | None = None) -> tuple[Tree, dict]:
     """The tree saved at `path`, with the structure, shapes and dtypes of `like` (arrays, or shapes where they are no
     random keys), and its metadata.
 
     Raises `CheckpointError` if there is nothing at `path` or it holds other tensors (naming them), `DamagedError` if it
-    cannot be read or its checksum is wrong.
+    cannot be read, its checksum is wrong, or its metadata say that it is `of` something else.
     """
     path = Path(path).absolute()
     note = _note(path)
+    metadata = note.custom_metadata["metadata"]
+    for key, own in (of or {}).items():
+        if metadata.get(key, own) != own:
+            raise DamagedError(f"{path}: it is of the {key} {metadata[key]}, not {own}")
     check_same(path, like, note.metadata)
-    return unflatten(_contents(path, note), like), note.custom_metadata["metadata"]
+    return unflatten(_contents(path, note), like), metadata
 
 
 def shapes(path: Path) -> dict[str, Any]:
@@ -71,6 +97,8 @@ def _note(path: Path) -> Any:
         hasattr(leaf, "shape") for leaf in note.metadata.values()
     ):
         raise CheckpointError(f"{path}: a checkpoint, but none of ours")
+    if not isinstance(note.custom_metadata.get("metadata"), dict):
+        raise DamagedError(f"{path}: cannot be read (its metadata are broken)")
     return note
 
 
@@ -81,9 +109,7 @@ def _contents(path: Path, note: Any) -> dict[str, jax.Array]:
         for name, leaf in note.metadata.items()
     }
     flat = _read(path, lambda path: ocp.load(path, want))
-    if _checksum(flat, note.custom_metadata.get("metadata")) != note.custom_metadata.get(
-        "checksum"
-    ):
+    if _checksum(flat, note.custom_metadata["metadata"]) != note.custom_metadata.get("checksum"):
         raise DamagedError(f"{path}: the contents do not match their checksum")
     return flat
 
@@ -116,14 +142,16 @@ def exists(path: Path) -> bool:
     return bool(broadcast_from_host0([path.is_dir()])[0])
 
 
-def load_or_set_aside(path: Path, like: Tree, otherwise: str) -> tuple[Tree, dict] | None:
+def load_or_set_aside(
+    path: Path, like: Tree, otherwise: str, of: Binding | None = None
+) -> tuple[Tree, dict] | None:
     """As `load`, but a damaged checkpoint is None: renamed to `<name>.damaged`, replacing one that was set aside before.
 
     A warning tells of it and of what happens `otherwise`. Raises `CheckpointError` where it holds another model.
     """
     found, damage = None, None
     try:
-        found = load(path, like)
+        found = load(path, like, of)
     except Exception as error:  # noqa: BLE001 (whatever it is: the other processes wait to hear of it)
         damage = error
     damaged = bool(broadcast_from_host0([isinstance(damage, DamagedError)])[0])
@@ -133,9 +161,8 @@ def load_or_set_aside(path: Path, like: Tree, otherwise: str) -> tuple[Tree, dic
         return found
     if is_primary():
         warnings.warn(f"{damage}; {otherwise}", stacklevel=3)
-        aside = path.with_name(f"{path.name}.damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
+        shutil.rmtree(path.with_name(f"{path.name}.damaged"), ignore_errors=True)
+        set_aside(path)
     return None
 
 
@@ -147,8 +174,8 @@ def digest(tree: Any) -> str:
 class Rolling:
     """The newest `keep` checkpoints of a running loop, as folders named by their step."""
 
-    def __init__(self, folder: Path, keep: int = 2):
-        self.folder, self.keep = Path(folder), keep
+    def __init__(self, folder: Path, keep: int = 2, of: Binding | None = None):
+        self.folder, self.keep, self.of = Path(folder), keep, of or {}
 
     def steps(self) -> list[int]:
         """The steps there are, oldest first."""
@@ -160,7 +187,7 @@ class Rolling:
 
     def save(self, step: int, tree: Any, metadata: dict) -> None:
         """Adds a checkpoint, then deletes what is too old, and what an earlier run left beyond it."""
-        save(self.folder / str(step), tree, metadata)
+        save(self.folder / str(step), tree, {**metadata, **self.of, "step": step})
         there = self.steps()
         for other in [other for other in there if other > step] + [
             other for other in there if other <= step
@@ -173,34 +200,52 @@ class Rolling:
 
         Raises `CheckpointError` where it holds another model.
         """
-        return load_or_set_aside(self.folder / str(step), like, "going back to an earlier one")
+        of = {**self.of, "step": step}
+        return load_or_set_aside(
+            self.folder / str(step), like, "going back to an earlier one", of=of
+        )
 
     def clear(self) -> None:
         """Deletes them all, once the loop's result is saved elsewhere."""
-        if is_primary():
+        if is_primary() and self.folder.is_dir():
             shutil.rmtree(self.folder, ignore_errors=True)
+        elif is_primary():
+            self.folder.unlink(missing_ok=True)
+
+
+_MISPLACED = FileNotFoundError, NotADirectoryError, IsADirectoryError
 
 
 def _read(path: Path, reader: Any) -> Any:
-    logger = logging.getLogger(
-        "absl"
-    )  # where Orbax prints pages about a damaged file that our one line names
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
     try:
-        return reader(path)
+        with _one_voice():
+            return reader(path)
     except (
         Exception
     ) as error:  # Orbax and TensorStore raise many kinds for damaged files; all mean the same here
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        if isinstance(error, OSError) and not isinstance(error, _MISPLACED):
             raise  # the disk's or the network's fault, not the file's
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise
         raise DamagedError(
-            f"{path}: cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+            f"{path}: cannot be read ({type(error).__name__}: {str(error).partition(chr(10))[0][:200]})"
         ) from error
+
+
+@contextlib.contextmanager
+def _one_voice() -> Iterator[None]:
+    """Silences what Orbax prints, itself and from its threads, beside the error that it raises."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels, hook = [logger.level for logger in loggers], threading.excepthook
+    threading.excepthook = lambda given: None
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
     finally:
-        logger.setLevel(level)
+        threading.excepthook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def describe(tree: Any) -> dict[str, Any]:

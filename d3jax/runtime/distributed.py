@@ -98,6 +98,15 @@ def broadcast_from_host0(numbers: Sequence[int]) -> list[int]:
     return box[1 : 1 + int(box[0])].tolist()
 
 
+def any_process(here: bool) -> bool:
+    """Whether a statement holds on any of the processes. Call it everywhere or nowhere."""
+    if jax.process_count() == 1:
+        return here
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.asarray([here])).any())
+
+
 def same_arrays(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The first process's arrays on every process: sums in another order must not make them decide otherwise. Call it everywhere."""
     if jax.process_count() == 1:

@@ -1,8 +1,14 @@
-"""Locks between processes, which go with their holder: a kill leaves nothing to clean up."""
+"""Locks between processes, which go with their holder: a kill leaves nothing to clean up.
+
+filelock asks the system for them; where the system or the disk has none (Windows has its own), it
+falls back to a file that names the holder.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +17,8 @@ import filelock
 import jax
 
 from .distributed import broadcast_from_host0, is_primary
+from .files import make_folder, make_way, read_text, write_text
+from .stopping import check_stopped
 
 Say = Callable[[str], object]
 
@@ -19,19 +27,27 @@ Say = Callable[[str], object]
 def locked_by_all(path: Path, say: Say) -> Iterator[None]:
     """Hold the lock file `path` (made if need be) for all processes of a study at once.
 
-    Where another study holds it, that is said once and waited for: the primary process takes the
-    lock, and the others wait in step with it.
+    Where another study holds it, that is said once, with its process and host, and waited for: the
+    primary process takes the lock, and the others wait in step with it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    make_way(path)
+    holder = path.with_name("lock.holder")
     lock, waited = filelock.FileLock(path), False
     try:
         while not broadcast_from_host0([_take(lock)])[0]:
             if not waited:
-                say(f"{path.parent}: another process is at work here; waiting for it")
+                who = read_text(holder) or "another process"
+                say(f"{path.parent}: {who} is at work here; waiting for it")
             waited = True
+            check_stopped()
             time.sleep(0.2 if jax.process_count() == 1 else 1)
+        if is_primary():
+            write_text(holder, f"process {os.getpid()} on {platform.node()}")
         yield
     finally:
+        if lock.is_locked:
+            holder.unlink(missing_ok=True)
         lock.release()
 
 

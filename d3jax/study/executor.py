@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from ..core.errors import CheckpointError, D3JaxError, DivergedError, OutOfMemoryError
+from ..core.errors import CheckpointError, D3JaxError, DivergedError, OutOfMemoryError, StoppedError
 from ..core.paths import user_path
 from ..core.records import LogRecord
 from ..core.types import TrainState
@@ -23,11 +23,11 @@ from ..results.artifacts import node_folder
 from ..results.metric_writer import MetricWriter
 from ..runtime import checkpoint
 from ..runtime.distributed import is_primary
-from ..runtime.files import write_text
+from ..runtime.files import remove, storage_error, write_text
 from ..runtime.locks import locked_by_all
 from ..training.loop import Hooks, TrainLoop, fit_ensemble
 from ..training.scan import whole_calls
-from .node_checkpoint import save_finished, take_finished
+from .node_checkpoint import binding, save_finished, take_finished
 from .nodes.base import Artifact, Failure, Inputs, Node, Result
 
 Computed = tuple[Any, list[LogRecord], int]
@@ -50,26 +50,31 @@ def run_together(nodes: Sequence[Node], inputs: Mapping[str, Inputs]) -> list[Re
         missing = {node.folder: node for node, result in pairs if result is None}
         computed = dict(zip(missing, _compute(list(missing.values()), inputs), strict=True))
         results = [result or computed[node.folder] for node, result in pairs]
-        for node, result in zip(nodes, results, strict=True):
-            keep_metrics(node, result)
-    return results
+        both = zip(nodes, results, strict=True)
+        return [contained(node, with_metrics, node, result) for node, result in both]
 
 
-def keep_metrics(node: Node, result: Result) -> None:
-    """Make the records of a finished node all that its metrics.jsonl holds."""
+def with_metrics(node: Node, result: Result) -> Result:
+    """Return a result; its records are now all that the node's metrics.jsonl holds."""
     if isinstance(result, Artifact):
         with _writer(node) as writer:
             writer.reset("", result.records)
+    return result
 
 
 def contained(node: Node, work: Callable[..., Any], *given: Any) -> Any:
     """Return what `work` returns, or the `Failure` that came of it: other nodes go on.
 
     Of several processes one alone may have broken, while the rest wait for it: then it must end.
+    So it must where nothing more can be written, or a signal asked for it.
     """
     try:
         return work(*given)
+    except StoppedError:
+        raise
     except Exception as error:
+        if full := storage_error(error):
+            raise full from error
         if jax.process_count() > 1 and not isinstance(error, DivergedError):
             raise
         return _failed(node, error)
@@ -94,7 +99,7 @@ def _compute(nodes: Sequence[Node], inputs: Mapping[str, Inputs]) -> list[Result
     if not nodes:
         return []
     for node in nodes if is_primary() else ():
-        (node.folder / "failed.json").unlink(missing_ok=True)
+        remove(node.folder / "failed.json")
     more = f" and {len(nodes) - 1} more together" if len(nodes) > 1 else ""
     with contextlib.ExitStack() as stack:
         stack.enter_context(nodes[0].context.progress.stage(nodes[0].name + more))
@@ -196,7 +201,7 @@ def _hooks(
 ) -> Hooks:
     """Return what surrounds a node's loop, or one `part` of several."""
     context, loop = node.context, node.context.config.loop
-    rolling = checkpoint.Rolling(node.folder / "steps" / part)
+    rolling = checkpoint.Rolling(node.folder / "steps" / part, of=binding(node))
     name = f"{node.name}/{part}" if part else node.name
     progress = context.progress
 

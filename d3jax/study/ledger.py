@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from ..results.artifacts import NodeRecord, node_folder, read_record, write_record
-from ..runtime.distributed import broadcast_from_host0, is_primary
+from ..runtime.distributed import any_process, broadcast_from_host0, is_primary
+from ..runtime.files import remove, storage_error
 from ..runtime.locks import locked_by_all
+from ..runtime.stopping import is_stopping, stopped
 from .context import StudyContext
-from .executor import contained, keep_metrics, run_together
+from .executor import contained, run_together, with_metrics
 from .node_checkpoint import read_finished
 from .nodes.base import AnalysisNode, Artifact, Failure, Findings, Inputs, Node, Result
 
@@ -34,7 +36,12 @@ class Ledger:
         )
 
     def run(self, group: Sequence[Node], compute: bool) -> None:
-        """Run the nodes of a group, or with `compute` off read them, and record what came out."""
+        """Run the nodes of a group, or with `compute` off read them, and record what came out.
+
+        Raises `StoppedError` where a signal asked to stop, `StorageError` where the disk is full.
+        """
+        if any_process(is_stopping()):
+            raise stopped()
         given = {node.name: self.inputs(node) for node in group}
         for node in group:
             failure = given[node.name]
@@ -66,9 +73,7 @@ class Ledger:
 
     def _read(self, node: Node) -> Result:
         """Return a node as another run left it."""
-        result = read_finished(node)
-        keep_metrics(node, result)
-        return result
+        return contained(node, with_metrics, node, read_finished(node))
 
     def _add(self, node: Node, result: Result, inputs: Inputs) -> None:
         """Keep a result and write its record."""
@@ -86,9 +91,15 @@ class Ledger:
     def _record(self, node: Node, status: str, found: Findings) -> None:
         tables, facts = _plain(found.tables), _plain(found.facts)
         record = NodeRecord(node.name, node.digest, status, tables, facts)
+        try:
+            if is_primary():
+                write_record(self.context.workdir, record, found.arrays)
+        except OSError as error:
+            if full := storage_error(error):
+                raise full from error
+            record = NodeRecord(node.name, node.digest, f"failed: {error}", {}, {})
+            self.context.progress.warn(f"{node.name} failed: {error}")
         self.records[node.name] = record
-        if is_primary():
-            write_record(self.context.workdir, record, found.arrays)
 
     def _analyse(self, node: AnalysisNode, inputs: Inputs) -> None:
         """Run an analysis, unless its record of the same inputs is there."""
@@ -110,7 +121,7 @@ class Ledger:
             else:
                 facts = {**found.facts, "inputs": given}
                 self._record(node, "ok", found._replace(facts=facts))
-                (node.folder / "failed.json").unlink(missing_ok=True)
+                remove(node.folder / "failed.json")
 
     def _release(self, group: Sequence[Node]) -> None:
         """Drop arrays that no node begins with any more: wide models would fill the device."""

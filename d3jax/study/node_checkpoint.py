@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,8 @@ from ..core.errors import D3JaxError
 from ..core.records import LogRecord
 from ..metrics.attack_success import Counts
 from ..runtime import checkpoint
+from ..runtime.checkpoint import Binding
+from ..runtime.files import read_json, remove
 from .nodes.base import Artifact, Failure, Inputs, Node, Result
 
 
@@ -20,12 +21,12 @@ def take_finished(node: Node) -> Artifact | None:
     path = node.folder / "model"
     if not checkpoint.exists(path):
         return None
-    found = checkpoint.load_or_set_aside(path, node.like(), "computing it again")
+    found = checkpoint.load_or_set_aside(path, node.like(), "computing it again", of=binding(node))
     if found is None:
         return None
     node.context.progress.say(f"{node.name}: done before, taken from {node.folder.name}")
     checkpoint.Rolling(node.folder / "steps").clear()
-    (node.folder / "failed.json").unlink(missing_ok=True)
+    remove(node.folder / "failed.json")
     return _artifact(node, *found)
 
 
@@ -34,12 +35,19 @@ def read_finished(node: Node) -> Result:
     path, note = node.folder / "model", node.folder / "failed.json"
     if path.is_dir():
         try:
-            return _artifact(node, *checkpoint.load(path, node.like()))
+            return _artifact(node, *checkpoint.load(path, node.like(), binding(node)))
         except D3JaxError as error:
             return Failure(str(error))
     if note.exists():
-        return Failure(json.loads(note.read_text(encoding="utf8"))["error"])
+        found = read_json(note)
+        known = isinstance(found, dict) and isinstance(found.get("error"), str)
+        return Failure(found["error"] if known else f"{note} is damaged: the error is not known")
     return Failure("no model yet", unfinished=True)
+
+
+def binding(node: Node) -> Binding:
+    """Return what a checkpoint of a node says it is of: another node's is not taken for it."""
+    return {"node": node.folder.name}
 
 
 def save_finished(
@@ -55,6 +63,7 @@ def save_finished(
         "members": members,
         # By these a later study knows the trigger of a model it finds alone.
         "about": {key: node.run.recipe[key] for key in ("attack", "settings")},
+        **binding(node),
     }
     checkpoint.save(node.folder / "model", tree, note)
     return _artifact(node, tree, note)
@@ -70,4 +79,4 @@ def _artifact(node: Node, tree: Any, note: dict[str, Any]) -> Artifact:
 
 
 def _read_tree(node: Node) -> Any:
-    return checkpoint.load(node.folder / "model", node.like())[0]
+    return checkpoint.load(node.folder / "model", node.like(), binding(node))[0]

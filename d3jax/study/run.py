@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import yaml
 
 from ..config.loading import dumps, loads, to_mapping
 from ..config.study import Choice, StudyConfig
+from ..config.yaml_text import parse_yaml
 from ..core.errors import ConfigError
 from ..core.paths import user_path
 from ..evolution.fresh_sets import steps_of, update_rates
@@ -35,7 +35,7 @@ from ..results.artifacts import (
 from ..results.metric_sinks import check_sinks
 from ..results.tables import make_tables, result_rows, write_tables
 from ..runtime.distributed import is_primary, same_everywhere
-from ..runtime.files import write_text
+from ..runtime.files import check_writable, read_text, write_text
 from ..runtime.progress import Progress
 from .attack_run import targets_of
 from .context import StudyContext, fresh_split, open_context
@@ -136,7 +136,7 @@ def _prepare_folder(context: StudyContext, nodes: Sequence[Node], compute: bool)
     if not compute:
         _check_same_study(context)
     there = workdir / "config.yaml"
-    if there.exists() and there.read_text(encoding="utf8") != dumps(config):
+    if there.exists() and read_text(there) != dumps(config):
         context.progress.say(
             f"{workdir} holds a study with other settings: its tables and pictures are replaced, "
             "its finished models stay"
@@ -204,12 +204,15 @@ def _how_read(context: StudyContext) -> str:
 
 
 def _make_folder(setting: str, folder: str | Path) -> None:
-    """Make a folder that a setting names; "" is none."""
+    """Make a folder that a setting names, and see that files can be made in it; "" is none."""
+    if folder == "":
+        return
+    path = user_path(folder, setting)
     try:
-        if folder != "":
-            user_path(folder, setting).mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
+        check_writable(path)
     except OSError as error:
-        raise ConfigError(f"{setting}: {folder} cannot be made ({error.strerror})") from error
+        raise ConfigError(f"{setting}: {folder} cannot be written ({error.strerror})") from error
 
 
 def _check_same_study(context: StudyContext) -> None:
@@ -217,11 +220,13 @@ def _check_same_study(context: StudyContext) -> None:
     path = context.workdir / "config.yaml"
     if not path.exists():
         return
-    text = path.read_text(encoding="utf8")
+    text = read_text(path)
     try:  # with today's defaults for what came since
         saved = to_mapping(loads(text, registries=REGISTRIES, origin=str(path)))
     except ConfigError:
-        saved = yaml.safe_load(text)
+        saved = parse_yaml(text, str(path))
+    if not isinstance(saved, dict):
+        raise ConfigError(f"--report: {path} is damaged: it does not say which study this was")
     there, here = _settings(saved), _settings(to_mapping(context.config))
     for key in [*there, *here]:
         if there.get(key) != here.get(key):

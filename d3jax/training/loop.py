@@ -17,7 +17,8 @@ import numpy as np
 from ..core.errors import DivergedError
 from ..core.records import LogRecord
 from ..core.types import Device, Metrics, TrainState
-from ..runtime.distributed import broadcast_from_host0
+from ..runtime.distributed import any_process, broadcast_from_host0
+from ..runtime.stopping import is_stopping, stopped
 from .ensemble import Ensemble
 from .memory import check_memory, out_of_memory_named
 from .step import Step
@@ -111,8 +112,8 @@ def fit_ensemble(loops: Sequence[TrainLoop], hooks: Sequence[Hooks]) -> list[Out
     others go on. Loops that were left at different steps, with no checkpoint of one step, go on in
     groups of those that were left at the same.
 
-    Raises `OutOfMemoryError`, and `ValueError` for several loops of which one is fed or may end
-    before the others.
+    Raises `OutOfMemoryError`, `StoppedError` after a signal, once all loops are saved, and
+    `ValueError` for several loops of which one is fed or may end before the others.
     """
     if len(loops) > 1 and any(loop.feed or loop.finished for loop in loops):
         raise ValueError("a loop with a feed, or with an end of its own, runs alone")
@@ -147,7 +148,8 @@ class _Run:
             first = self.done
             metrics, now = self._advance(until), time.monotonic()
             over = self.done == self.loop.steps or self._is_finished()
-            saving = self._is_saved(over, now)
+            stopping = not over and any_process(is_stopping())
+            saving = stopping or self._is_saved(over, now)
             finite = self.members.finite(self.state) if saving or over else None
             for i in set(range(len(self.hooks))) - set(self.broken):
                 self._report(i, metrics, first, now, over, saving, finite)
@@ -155,11 +157,16 @@ class _Run:
                 self.saved = time.monotonic()
             if over or len(self.broken) == len(self.hooks):
                 break
+            if stopping:
+                raise stopped()
         ends = [(self.members.state_of(self.state, i), one) for i, one in enumerate(self.records)]
         return [self.broken.get(i, end) for i, end in enumerate(ends)]
 
     def _advance(self, until: int) -> dict[str, np.ndarray]:
-        """Run up to step `until`; return what every step reported."""
+        """Run up to step `until`, or to where a signal asks to stop; return what every step reported.
+
+        The host is one call ahead of the devices and no more, so that it hears of a signal in time.
+        """
         first, pending, profiling = self.done, [], False
         repeat, period = self.members.repeat, self.profiled - self.periods.log_every
         with contextlib.ExitStack() as profile:
@@ -174,8 +181,11 @@ class _Run:
                     # Only now is the program compiled.
                     profiling = profile.enter_context(_profile(self.periods))
                 self.state, metrics = repeat(self.state, data, count)
+                jax.block_until_ready(pending[-1:])
                 pending.append(metrics)
                 self.done += count
+                if is_stopping() and jax.process_count() == 1:
+                    break
             return _fetch(pending)
 
     def _is_finished(self) -> bool:

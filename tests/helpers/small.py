@@ -1,7 +1,6 @@
 """A net that compiles in a second, and the command line with it: `python -m tests.helpers.small --config …` knows the model `small`."""
 
 import contextlib
-import sys
 from collections.abc import Iterator
 
 import flax.linen as nn
@@ -11,6 +10,7 @@ from d3jax.core.types import DataInfo, Model, NormLayer
 from d3jax.models import PreActResNet18Config
 from d3jax.models.layers.linen import Linear, model_of, normalise
 from d3jax.models.layers.norm import BatchNorm
+from d3jax.runtime.commands import program
 from d3jax.study.registries import MODELS, REGISTRIES
 
 
@@ -54,4 +54,4 @@ def registered() -> Iterator[None]:
 
 if __name__ == "__main__":
     with registered():
-        sys.exit(run.main())
+        program(run.main)

@@ -2,7 +2,10 @@
 
 import json
 
-from d3jax.results.artifacts import RunFolder, by_loop, node_folder
+import pytest
+
+from d3jax.results.artifacts import RunFolder, node_folder
+from d3jax.results.log_records import by_loop
 
 from ..helpers.run_folders import result_row, write_run
 
@@ -18,8 +21,9 @@ def test_metrics_skip_broken_lines_and_keep_the_later_of_two(tmp_path):
     good.append({"loop": "semi", "step": 1, "loss": 0.5})
     noise = ["", "[1]", '{"loop": "", "loss": 1}', '{"loop": "", "step": "1"}', '{"loop": "", "st']
     path.write_text("\n".join([*map(json.dumps, good), *noise]))
-    assert run.metrics(name) == good
-    loops = by_loop(run.metrics(name))
+    with pytest.warns(UserWarning, match="3 lines skipped"):  # the last one was being written
+        assert run.metrics(name) == good
+    loops = by_loop(good)
     assert list(loops) == ["", "semi"]
     assert [(record["step"], record["loss"]) for record in loops[""]] == [(1, 0.1), (2, 0.2)]
     assert run.metrics("badnets/seed3/none") == [] and by_loop([]) == {}

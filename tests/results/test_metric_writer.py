@@ -63,7 +63,7 @@ def test_reset_takes_back_a_loop_and_the_loops_within_it(tmp_path):
     assert lines(tmp_path) == []
 
 
-def test_a_half_line_is_skipped_and_ended_before_the_next_record(tmp_path):
+def test_a_half_line_is_dropped_before_the_next_record(tmp_path):
     write_run(tmp_path, [result_row()])
     writer(tmp_path).write("", record(1))
     path = node_folder(tmp_path, NAME) / "metrics.jsonl"

@@ -94,7 +94,7 @@ def test_rolling_checkpoints_keep_the_newest_and_skip_damaged_ones(tmp_path):
     with pytest.warns(UserWarning, match="going back"):
         assert rolling.load(30, state_of()) is None
     state, note = rolling.load(20, state_of())
-    assert same(state, state_of(20)) and note == {"lines": [20]}
+    assert same(state, state_of(20)) and note == {"lines": [20], "step": 20}
     assert rolling.steps() == [20] and (tmp_path / "steps" / "30.damaged").is_dir()
     with pytest.raises(CheckpointError, match="another model"):
         rolling.load(20, state_of(width=4))

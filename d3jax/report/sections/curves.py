@@ -1,6 +1,6 @@
 """Curves of training, and of the defences at work."""
 
-from ...results.artifacts import by_loop
+from ...results.log_records import by_loop
 from ..plots.curves import REPAIR, TRAINING, Runs, save_curves
 from ..rendering import Markup, render
 from ..view import View

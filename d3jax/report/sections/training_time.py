@@ -4,7 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from ...core.records import Row
-from ...results.artifacts import Finished, by_loop
+from ...results.artifacts import Finished
+from ...results.log_records import by_loop
 from ..plots.training_time import HUES, save_kept, save_learning, save_rescored, save_scores
 from ..rendering import Markup, Table, render
 from ..view import View

@@ -1,0 +1,71 @@
+"""Commands of d3jax as a user meets them: exit code, what is printed, seconds, memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+TREE = Path(__file__).parents[1]
+SMALL = [sys.executable, "-m", "tests.helpers.small"]
+"""The command line with a net that compiles in a second."""
+
+
+class Observed(NamedTuple):
+    """How a command ended. `code` is negative after a signal, `peak` its largest memory in MiB."""
+
+    code: int
+    seconds: float
+    peak: float
+    output: str
+
+    @property
+    def traceback(self) -> bool:
+        """Whether Python said where in the code it happened."""
+        return "Traceback (most recent call last)" in self.output
+
+    @property
+    def messages(self) -> list[str]:
+        """The lines in which d3jax says what is wrong."""
+        return [line for line in self.output.splitlines() if line.startswith("d3jax: ")]
+
+
+def observe(
+    words: Sequence[str],
+    limit: float = 120,
+    environment: Mapping[str, str] = {},
+    meanwhile: Callable[[subprocess.Popen], object] = lambda process: None,
+) -> Observed:
+    """Run a command in this checkout; kill it after `limit` seconds. `meanwhile` may disturb it."""
+    inherited = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    started = time.monotonic()
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            words,
+            cwd=TREE,
+            env={**inherited, "COLUMNS": "120", **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
+        meanwhile(process)
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        while not ended and time.monotonic() - started < limit:
+            time.sleep(0.01)
+            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if not ended:
+            process.send_signal(signal.SIGKILL)
+            _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.monotonic() - started
+        output.seek(0)
+        text = output.read().decode("utf8", errors="replace")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    return Observed(process.returncode, seconds, usage.ru_maxrss / 1024, plain)

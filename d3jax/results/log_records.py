@@ -1,0 +1,48 @@
+"""metrics.jsonl: one log record a line, read strictly whatever somebody did to it. No jax."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..core.records import LogRecord
+
+
+class LogText(NamedTuple):
+    """The log records of a metrics.jsonl, and how many of its lines are none."""
+
+    records: list[LogRecord]
+    damaged: int
+
+
+def parse_log(text: str) -> LogText:
+    """Return the log records in the text of a metrics.jsonl; of a last half line nothing is said."""
+    lines = [line for line in text.splitlines() if line]
+    records = [record for line in lines if (record := _log_record(line)) is not None]
+    half = bool(text) and not text.endswith("\n") and _log_record(lines[-1]) is None
+    return LogText(records, len(lines) - len(records) - half)
+
+
+def _log_record(line: str) -> LogRecord | None:
+    """Return the record of a line: a step, seconds, a loop, and metrics that are numbers or text."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not all(
+        isinstance(value, int | float | str | None) for value in record.values()
+    ):
+        return None
+    numbers, loop = (record.get("step"), record.get("seconds", 0)), record.get("loop", "")
+    known = all(isinstance(one, int | float) and math.isfinite(one) for one in numbers)
+    return record if known and isinstance(loop, str) else None
+
+
+def by_loop(records: Sequence[LogRecord]) -> dict[str, list[LogRecord]]:
+    """Return log records by their loop, of each by rising step; of a step the last one counts."""
+    loops: dict[str, dict[float, LogRecord]] = {}
+    for record in records:
+        loops.setdefault(str(record.get("loop", "")), {})[record["step"]] = record
+    return {loop: [steps[step] for step in sorted(steps)] for loop, steps in loops.items()}
