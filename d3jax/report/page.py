@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..results.artifacts import RunFolder
-from ..runtime.files import make_folder, remove, write_text
+from ..runtime.files import remove, write_text
 from .rendering import Markup, drawn, render
 from .sections import (  # fmt: skip
     classes,
@@ -55,7 +55,6 @@ def write_page(run: RunFolder, tables: Tables) -> Path:
         run: the folder; what is missing in it is left out of the page.
         tables: rows by the stem of their CSV file, such as "results".
     """
-    make_folder(run.path / "figures")
     for picture in (run.path / "figures").glob("*.png"):
         remove(picture)  # it may be an earlier study's
     study = study_of(run, tables)

@@ -319,6 +319,8 @@ def read_record(run: Path, name: str) -> NodeRecord | None:
     folder = node_folder(run, name)
     found = read_sealed(folder / "record.json")
     if found is None or found.pop("arrays", "") != _digest(folder / "arrays.npz"):
+        if (folder / "record.json").exists():
+            warnings.warn(f"{folder}: record.json or arrays.npz is damaged: left out", stacklevel=2)
         return None
     return NodeRecord(**found) if set(found) == set(NodeRecord._fields) else None
 

@@ -208,11 +208,13 @@ def _make_folder(setting: str, folder: str | Path) -> None:
     if folder == "":
         return
     path = user_path(folder, setting)
+    work = "made"
     try:
         path.mkdir(parents=True, exist_ok=True)
+        work = "written"
         check_writable(path)
     except OSError as error:
-        raise ConfigError(f"{setting}: {folder} cannot be written ({error.strerror})") from error
+        raise ConfigError(f"{setting}: {folder} cannot be {work} ({error.strerror})") from error
 
 
 def _check_same_study(context: StudyContext) -> None:

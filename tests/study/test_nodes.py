@@ -171,7 +171,7 @@ def test_an_old_run_folder_is_named(tmp_path):
     with pytest.raises(DataError, match="written by an earlier d3jax: run its config again"):
         artifacts.RunFolder(tmp_path)
     (tmp_path / "study.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(DataError, match="layout 99, this d3jax reads 1"):
+    with pytest.raises(DataError, match="layout 99, this d3jax reads 2"):
         artifacts.RunFolder(tmp_path)
 
 

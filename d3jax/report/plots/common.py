@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...runtime.files import make_folder, make_way
+
 STYLE = Path(__file__).parent.parent / "d3jax.mplstyle"
 # Okabe and Ito's colour-blind safe hues without black and yellow (unreadable as a line on white),
 # then darker ones of Tol.
@@ -142,7 +144,8 @@ def drawing(path: Path, size: tuple[float, float], layout: Any = "none") -> Iter
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=size, dpi=DPI, layout=layout, facecolor="white")
         yield figure
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
+        make_way(path)
         figure.savefig(path, pil_kwargs={"compress_level": 4})
 
 
