@@ -239,7 +239,8 @@ def test_a_record_without_arrays_replaces_one_with_arrays(tmp_path):
 def test_records_that_cannot_be_read_count_as_not_finished(tmp_path):
     write_run(tmp_path, [result_row()])
     (tmp_path / "nodes/badnets/seed0/none/record.json").write_text('{"name": "bad')
-    (row,) = tables.make_tables(RunFolder(tmp_path))["results"]
+    with pytest.warns(UserWarning, match="record.json or arrays.npz is damaged"):
+        (row,) = tables.make_tables(RunFolder(tmp_path))["results"]
     assert row["status"] == "not finished: no model yet" and row["acc"] is None
 
 
