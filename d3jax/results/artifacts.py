@@ -300,7 +300,7 @@ def read_manifest(run: Path) -> Manifest:
         raise DataError(f"{path}: {other}; run the study's config again")
     if found is None:
         damaged = "it is damaged, or was changed by hand"
-        raise DataError(f"{path}: {damaged}; run the study's config again, which writes it anew")
+        raise DataError(f"{path}: {damaged}; run the study again to write a new one")
     del found["format"]
     lists: dict[str, Any] = {
         name: [entry(**given) for given in found.pop(name)] for name, entry in ENTRIES.items()

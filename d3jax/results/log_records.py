@@ -1,4 +1,4 @@
-"""metrics.jsonl: one log record a line, read strictly whatever somebody did to it. No jax."""
+"""Reads metrics.jsonl, one log record a line, and counts the lines that are none. No jax."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class LogText(NamedTuple):
 
 
 def parse_log(text: str) -> LogText:
-    """Return the log records in the text of a metrics.jsonl; of a last half line nothing is said."""
+    """Return the log records in the text of a metrics.jsonl; a half line at its end is not counted."""
     lines = [line for line in text.splitlines() if line]
     records = [record for line in lines if (record := _log_record(line)) is not None]
-    half = bool(text) and not text.endswith("\n") and _log_record(lines[-1]) is None
+    half = bool(lines) and not text.endswith("\n") and _log_record(lines[-1]) is None
     return LogText(records, len(lines) - len(records) - half)
 
 

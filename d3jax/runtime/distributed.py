@@ -99,7 +99,7 @@ def broadcast_from_host0(numbers: Sequence[int]) -> list[int]:
 
 
 def any_process(here: bool) -> bool:
-    """Whether a statement holds on any of the processes. Call it everywhere or nowhere."""
+    """Return whether `here` is true on any of the processes. Call it everywhere or nowhere."""
     if jax.process_count() == 1:
         return here
     from jax.experimental import multihost_utils

@@ -1,4 +1,4 @@
-"""Files of a run folder: written whole or not at all, and read whatever somebody did to them. No jax."""
+"""Files of a run folder: written whole or not at all; a damaged one is noticed when read. No jax."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from d3jax.results.artifacts import RunFolder, node_folder
-from d3jax.results.log_records import by_loop
+from d3jax.results.log_records import by_loop, parse_log
 
 from ..helpers.run_folders import result_row, write_run
 
@@ -27,3 +27,8 @@ def test_metrics_skip_broken_lines_and_keep_the_later_of_two(tmp_path):
     assert list(loops) == ["", "semi"]
     assert [(record["step"], record["loss"]) for record in loops[""]] == [(1, 0.1), (2, 0.2)]
     assert run.metrics("badnets/seed3/none") == [] and by_loop([]) == {}
+
+
+@pytest.mark.parametrize("text", ["", "\n", "\r", "\x0c", " "])
+def test_a_log_without_lines_has_no_records(text):
+    assert parse_log(text) == ([], 0)
