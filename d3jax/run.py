@@ -17,7 +17,6 @@ from .core.errors import ConfigError, names
 from .core.paths import user_path
 from .runtime import huge_pages
 from .runtime.commands import Parser, exit_code, program
-from .runtime.stopping import stoppable
 
 ENTRY = (
     ("label", "null", "its name in the results (null: its own name, and its preset)"),
@@ -54,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         known, rest = _parser().parse_known_args(argv)
         options.append(known)
-        with stoppable():
-            return _run(known, _overrides(rest))
+        return _run(known, _overrides(rest))
 
     try:
         code = exit_code(work)

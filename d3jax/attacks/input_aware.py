@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ..config.fields import check_fields, option
+from ..core.errors import refuse
 from ..core.random import stream
 from ..core.types import (
     Array,
@@ -134,8 +135,9 @@ def make_input_aware(config: InputAwareConfig, info: DataInfo) -> Attack:
         return Prepared(trigger | {"mask": state.variables}), lines
 
     relabel = labeller(config, info)
+    preparation = Preparation(prepare, check=lambda count: _mask_plan(config, count))
     return dirty_label(
-        config, info, init=init, stamp=stamp, poison=poison, preparation=Preparation(prepare),
+        config, info, init=init, stamp=stamp, poison=poison, preparation=preparation,
         optimizer=optax.adam(config.lr, b1=0.5, b2=0.9), per_batch_rate=config.rate,
     )  # fmt: skip
 
@@ -147,9 +149,7 @@ def mask_loop(
 
     `masks(variables, images, train) -> (masks, batch_stats)`.
     """
-    steps_per_epoch, batch_size = epoch_plan(
-        len(dataset.train.labels), config.mask_batch, drop_last=True
-    )
+    steps_per_epoch, batch_size = _mask_plan(config, len(dataset.train.labels))
     steps = config.mask_steps or config.mask_epochs * steps_per_epoch
     std = jnp.asarray(dataset.info.std, jnp.float32)
 
@@ -168,6 +168,15 @@ def mask_loop(
         loss=loss, tx=optax.adam(drops, b1=0.5, b2=0.9), steps=steps, steps_per_epoch=steps_per_epoch,
         batch_size=batch_size, augment=make_augment(dataset.info),
     )  # fmt: skip
+
+
+def _mask_plan(config: InputAwareConfig, count: int) -> tuple[int, int]:
+    """(Steps an epoch, images a step) of the mask net. Raises `ConfigError` where there are too few images."""
+    refuse(
+        config.mask_batch > count,
+        f"mask_batch: {config.mask_batch} is more than the {count} training images there are",
+    )
+    return epoch_plan(count, config.mask_batch, drop_last=True)
 
 
 def _ratio(

@@ -179,11 +179,13 @@ class Preparation(NamedTuple):
 
     `run(key, model, clean, dataset, poisoned, hooks) -> (Prepared, lines)` with `poisoned [N]` bool; `clean` are the variables of
     a model trained on the clean set where `surrogate` is true, else None. `replaces` says whether there will be images.
+    `check(count)` raises `ConfigError` where a set of `count` training images does not allow it.
     """
 
     run: Callable[..., tuple[Prepared, list[Any]]]
     surrogate: bool = False
     replaces: bool = False
+    check: Callable[[int], object] = lambda count: None
 
 
 class Attack(NamedTuple):

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..core.errors import DataError, names
+from ..core.errors import D3JaxError, DataError, names
 from ..core.types import Array, DataInfo, Dataset, Split
+from ..runtime.main_memory import check_fits
 
 Arrays = tuple[Array, Array]
 """Images and labels not checked yet."""
@@ -187,10 +188,12 @@ def read_npz(path: Path, keys: Sequence[str] = NPZ_KEYS) -> dict[str, np.ndarray
             missing = [name for name in keys if name not in present]
             if missing:
                 raise DataError(f"{path}: no array {', '.join(missing)}; it has {present}")
+            expanded = sum(archive.getinfo(f"{key}.npy").file_size for key in keys)
+            check_fits(expanded, f"{path}: its arrays")
             for key in keys:
                 with archive.open(f"{key}.npy") as file:
                     arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
-    except DataError:
+    except D3JaxError:
         raise
     except (
         Exception

@@ -10,6 +10,7 @@ import numpy as np
 from ..config.fields import check_fields, option
 from ..core.errors import ConfigError
 from ..core.types import Dataset
+from ..runtime.main_memory import check_fits
 from .arrays import from_arrays
 from .reserved import split_by_class
 
@@ -37,6 +38,9 @@ def make_digits(config: DigitsConfig) -> Dataset:
     from sklearn.datasets import load_digits
     from sklearn.utils import Bunch
 
+    check_fits(
+        2 * 1797 * config.size**2, f"size: 1,797 images of {config.size}×{config.size} pixels"
+    )
     raw = load_digits()
     assert isinstance(raw, Bunch)  # a pair with `return_X_y`
     small = np.rint(raw.images / 16 * 255).astype(np.uint8)

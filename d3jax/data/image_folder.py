@@ -14,6 +14,7 @@ from ..config.fields import check_fields, option
 from ..core.errors import DataError, names
 from ..core.paths import user_path
 from ..core.types import Dataset
+from ..runtime.main_memory import check_fits
 from .arrays import few, from_arrays
 from .pictures import SUFFIXES, read_picture
 from .reserved import split_by_class
@@ -159,5 +160,9 @@ def _read_files(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images [N, size, size, channels] and labels [N]."""
     side = config.size
+    check_fits(
+        2 * len(pairs) * side**2 * config.channels,
+        f"size: {len(pairs)} images of {side}×{side}×{config.channels}",
+    )
     images = [read_picture(file, side, side, config.channels) for file, _ in pairs]
     return np.stack(images), np.array([label for _, label in pairs])

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..config.fields import check_fields, option
 from ..core.types import Dataset
+from ..runtime.main_memory import check_fits
 from .arrays import Arrays, from_arrays
 
 
@@ -34,7 +35,16 @@ class SyntheticConfig:
 
 def make_synthetic(config: SyntheticConfig) -> Dataset:
     """Images [size, size, channels], classes balanced to within one; 60,000 of 32×32×3 take a few seconds."""
+    pixels = config.size**2 * config.channels
+    check_fits(
+        (config.train + config.test) * (pixels + 16),
+        f"{config.train} training and {config.test} test images of {config.size}×{config.size}×{config.channels}",
+    )
     wide = config.size + 2 * config.shift
+    check_fits(
+        20 * config.classes * wide**2 * config.channels,
+        f"prototypes of {config.classes} classes, {wide}×{wide}×{config.channels}",
+    )
     grid = np.random.default_rng([config.seed, 0]).random(
         (config.classes, 4, 4, config.channels), np.float32
     )

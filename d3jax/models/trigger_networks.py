@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ..core.errors import refuse
 from ..core.types import DataInfo, Model
 from .layers.conv import Conv
 from .layers.linen import Linear, model_of, normalise
@@ -21,8 +22,14 @@ def generator(info: DataInfo, width: int, channels: int) -> Model:
     """Input-aware's generator (as many `channels` as the image) or mask net (1): logits [B, H, W, channels] of pixels.
 
     An autoencoder without skips, `width` 32 in the paper's net (723,273 and 722,691 parameters at 3 and 1 channels of 32×32
-    images): three halvings, two where the sides are no multiples of 8. Its outputs are before the squashing.
+    images): three halvings, two where the sides are no multiples of 8. Its outputs are before the squashing. Raises
+    `ConfigError` where they are no multiples of 4.
     """
+    height, width_of_image = info.shape[:2]
+    refuse(
+        height % 4 or width_of_image % 4,
+        f"its nets halve an image twice: {height}×{width_of_image} pixels are no multiples of 4",
+    )
     halvings = 3 if all(side % 8 == 0 for side in info.shape[:2]) else 2
     return model_of(_Generator(info, width, channels, halvings), info)
 

@@ -25,7 +25,7 @@ class ViTConfig:
     resize: int = option(0, "pixels to which images are enlarged first (0: as they are)", low=0)
     patch: int = option(4, "side of a patch in pixels", low=1)
     width: int = option(192, "numbers a token has", low=1)
-    depth: int = option(6, "layers", low=1)
+    depth: int = option(6, "layers", low=1, high=1000)
     heads: int = option(3, "attention heads", low=1)
     pool: Literal["token", "mean"] = option(
         "mean", "what the classifier sees: the class token, or the mean over patches"

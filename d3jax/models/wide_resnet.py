@@ -20,7 +20,7 @@ from .preact_resnet import Block, block_norms
 class WideResNetConfig:
     """Default: WRN-16-1, the net of NAD's, ABL's and DLP's experiments."""
 
-    depth: int = option(16, "layers d: 6n + 4 for n blocks a stage", low=10)
+    depth: int = option(16, "layers d: 6n + 4 for n blocks a stage", low=10, high=3004)
     width: int = option(1, "k: the stages have 16k, 32k and 64k channels", low=1)
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from ..core.types import (
 from ..data.batching import epoch_plan
 from ..evolution.config import EvolutionConfig
 from ..evolution.fresh_sets import check_evolution, check_poison, evolution_key
+from ..runtime.main_memory import check_fits
 from ..training.poisoned_set import check_released
 from .context import StudyContext, fresh_split, reserved_split
 from .registries import DEFENSES, DETECTIONS
@@ -43,6 +45,8 @@ def make_methods(context: StudyContext) -> Methods:
     """Return defences and evolutions of the config, checked against data and model."""
     config = context.config
     shapes = jax.eval_shape(context.model.init, jax.random.key(0))
+    weights = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params))
+    check_fits(12 * weights, f"model: {weights:,} weights, their gradients and momenta")
     size = len(reserved_split(context, config.seeds[0]).labels)
     if not context.external:
         with named("train"):
@@ -160,6 +164,8 @@ def _check_placement(context: StudyContext, methods: Methods) -> None:
 def check_attack(context: StudyContext, choice: Choice, attack: Attack, methods: Methods) -> None:
     """Raise what would go wrong with an attack in this study."""
     labels = context.dataset.test.labels
+    if attack.preparation and not context.external:
+        attack.preparation.check(len(context.dataset.train.labels))
     if np.any(attack.eligible(context.dataset.train.labels)):
         wanted = np.asarray(attack.relabel(jnp.asarray(labels)))
         if not np.any(wanted != np.asarray(labels)):

@@ -37,6 +37,7 @@ from ..results.tables import make_tables, result_rows, write_tables
 from ..runtime.distributed import is_primary, same_everywhere
 from ..runtime.files import check_writable, read_text, write_text
 from ..runtime.progress import Progress
+from ..runtime.stopping import stoppable
 from .attack_run import targets_of
 from .context import StudyContext, fresh_split, open_context
 from .graph import make_nodes
@@ -66,11 +67,13 @@ def run_study(
     `part` (i, n) runs the i-th of n shares of the nodes and leaves tables and page to a later run
     of the whole; without `compute` that run takes what is finished and says what is not. A node
     that fails is a row that says so. Raises `D3JaxError` before any work where the config cannot be
-    run on this data.
+    run on this data, and `StoppedError` where a signal (SIGINT, SIGTERM, SIGUSR1) stopped it.
     """
     context = open_context(config, user_path(workdir, "workdir"), progress or Progress(), profile)
-    with jax.default_matmul_precision(PRODUCTS[context.precision]):
-        return _run(context, part, compute)
+    check_sinks(context.config.loop.sinks)
+    nodes = make_nodes(context)
+    with jax.default_matmul_precision(PRODUCTS[context.precision]), stoppable():
+        return _run(context, nodes, part, compute)
 
 
 def check_study(config: StudyConfig, workdir: str | Path) -> int:
@@ -82,9 +85,9 @@ def check_study(config: StudyConfig, workdir: str | Path) -> int:
     return sum(not node.analysis for node in make_nodes(context))
 
 
-def _run(context: StudyContext, part: tuple[int, int] | None, compute: bool) -> list[Row]:
-    check_sinks(context.config.loop.sinks)
-    nodes = make_nodes(context)
+def _run(
+    context: StudyContext, nodes: list[Node], part: tuple[int, int] | None, compute: bool
+) -> list[Row]:
     asked = part_of(nodes, *part) if part else nodes
     groups = plan(asked, together=context.together, compute=compute)
     same_everywhere(dumps(context.config), "settings")

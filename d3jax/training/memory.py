@@ -9,6 +9,7 @@ import jax
 
 from ..core.errors import OutOfMemoryError
 from ..runtime.distributed import broadcast_from_host0
+from ..runtime.main_memory import in_words, main_memory
 
 LOWER = "lower the batch size, the model's width or loop.steps_per_call, or run members apart (loop.members)"
 
@@ -44,8 +45,11 @@ def memory_needed(program: jax.stages.Compiled) -> int | None:
 
 
 def memory_there() -> int | None:
-    """Return the bytes that this process's device may give to programs; None on CPU."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    """Return the bytes that this process's device may give to programs; None where it does not say."""
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return main_memory()
+    return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def memory_free() -> int | None:
@@ -63,12 +67,12 @@ def check_memory(program: jax.stages.Compiled, steps: int, say: Callable[[str], 
     if needed is None:
         return
     there, kind = memory_there(), jax.local_devices()[0].device_kind
-    amount = f"{needed / 2**30:.2f} GiB" if needed >= 2**30 else f"{max(1, needed / 2**20):.0f} MiB"
     if there is None:
-        say(f"needs {amount} of memory")
+        say(f"needs {in_words(needed)} of memory")
         return
-    say(f"needs {amount} of the {there / 2**30:.1f} GiB on {kind}")
+    say(f"needs {in_words(needed)} of the {in_words(there)} of memory on {kind}")
     if broadcast_from_host0([needed > there])[0]:
         raise OutOfMemoryError(
-            f"a call of {steps} steps needs {amount}, {kind} has {there / 2**30:.1f}: {LOWER}"
+            f"a call of {steps} steps needs {in_words(needed)} of memory, {kind} has "
+            f"{in_words(there)}: {LOWER}"
         )
