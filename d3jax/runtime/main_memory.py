@@ -35,7 +35,5 @@ def check_fits(needed: int, what: str) -> None:
 
 def in_words(count: int) -> str:
     """Return a number of bytes in words."""
-    for unit, letters in ((2**30, "GiB"), (2**20, "MiB")):
-        if count >= unit:
-            break
+    unit, letters = (2**30, "GiB") if count >= 2**30 else (2**20, "MiB")
     return f"{count / unit:,.{0 if count >= 10 * unit else 1}f} {letters}"
