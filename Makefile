@@ -24,6 +24,7 @@ lint: $(READY)
 	$(BIN)/basedpyright
 
 $(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "d3jax needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=python3.11, say" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e .
 	touch $@

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,5 +110,5 @@ def compare(seed: int, options: Any) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    huge_pages.start_again(sys.argv)
+    huge_pages.start_again()
     main()

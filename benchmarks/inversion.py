@@ -89,5 +89,5 @@ def prepare(count: int, width: int, classes: int, batch: int, steps: int) -> Cal
 
 
 if __name__ == "__main__":
-    huge_pages.start_again(sys.argv)
+    huge_pages.start_again()
     main()

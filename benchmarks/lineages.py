@@ -128,5 +128,5 @@ def measure(*, width: int, members: list[int], steps: int, rounds: int) -> dict[
 
 
 if __name__ == "__main__":
-    huge_pages.start_again(sys.argv)
+    huge_pages.start_again()
     main()

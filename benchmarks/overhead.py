@@ -109,5 +109,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    huge_pages.start_again(sys.argv)
+    huge_pages.start_again()
     main()

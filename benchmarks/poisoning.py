@@ -97,5 +97,5 @@ def prepare(attack: Attack, data, options: argparse.Namespace) -> Callable[[], f
 
 
 if __name__ == "__main__":
-    huge_pages.start_again(sys.argv)
+    huge_pages.start_again()
     main()

@@ -105,7 +105,7 @@ def run_case(options: argparse.Namespace) -> None:
     _, where, file = options.case
     from d3jax.runtime import huge_pages
 
-    huge_pages.start_again(sys.argv)
+    huge_pages.start_again()
     import jax
     import numpy as np
     from train_step import macs

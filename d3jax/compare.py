@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .core.errors import ConfigError
-from .core.paths import user_path
-from .report.comparison import leaderboard_html, leaderboard_markdown
-from .results.compare import COLUMNS, leaderboard
-from .results.compared_runs import read_runs
-from .results.tables import write_csv
-from .runtime.commands import Parser, exit_code, program
-from .runtime.files import write_text
+from d3jax.core.errors import ConfigError
+from d3jax.core.paths import user_path
+from d3jax.report.comparison import leaderboard_html, leaderboard_markdown
+from d3jax.results.compare import COLUMNS, leaderboard
+from d3jax.results.compared_runs import read_runs
+from d3jax.results.tables import write_csv
+from d3jax.runtime.commands import Parser, exit_code, program
+from d3jax.runtime.files import write_text
 
 
 def compare(runs: Sequence[str | Path], out: str | Path) -> None:

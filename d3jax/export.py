@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .config.loading import load
-from .core.errors import CheckpointError, ConfigError, did_you_mean, names
-from .core.paths import user_path
-from .interop import to_torch, write_tensors
-from .runtime import checkpoint
-from .runtime.commands import Parser, exit_code, program
-from .runtime.progress import Progress
-from .study.context import open_context
-from .study.graph import make_nodes
-from .study.registries import REGISTRIES
+from d3jax.config.loading import load
+from d3jax.core.errors import CheckpointError, ConfigError, did_you_mean, names
+from d3jax.core.paths import user_path
+from d3jax.interop import to_torch, write_tensors
+from d3jax.runtime import checkpoint
+from d3jax.runtime.commands import Parser, exit_code, program
+from d3jax.runtime.progress import Progress
+from d3jax.study.context import open_context
+from d3jax.study.graph import make_nodes
+from d3jax.study.registries import REGISTRIES
 
 
 def export(

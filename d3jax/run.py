@@ -11,12 +11,12 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-from .config.loading import Registries, describe, dumps, load
-from .config.study import StudyConfig
-from .core.errors import ConfigError, names
-from .core.paths import user_path
-from .runtime import huge_pages
-from .runtime.commands import Parser, exit_code, program
+from d3jax.config.loading import Registries, describe, dumps, load
+from d3jax.config.study import StudyConfig
+from d3jax.core.errors import ConfigError, names
+from d3jax.core.paths import user_path
+from d3jax.runtime import huge_pages
+from d3jax.runtime.commands import Parser, exit_code, program
 
 ENTRY = (
     ("label", "null", "its name in the results (null: its own name, and its preset)"),
@@ -125,7 +125,7 @@ def _leave(code: int) -> typing.NoReturn:
 def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     if not options.config and options.list is None:
         raise ConfigError(f"no --config given; usage: {USAGE}")
-    from .study import run as study  # imports jax: after the command line has been understood
+    from d3jax.study import run as study  # imports jax: after the command line has been understood
 
     if options.list is not None:
         _list(study.REGISTRIES, options.list)
@@ -134,7 +134,7 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     if part and options.report:
         raise ConfigError("--report gathers all parts: leave --part out")
     if options.distributed is not None:
-        from .runtime.distributed import bring_up
+        from d3jax.runtime.distributed import bring_up
 
         bring_up(options.distributed)
     config = load(options.config, overrides, registries=study.REGISTRIES)
@@ -220,6 +220,11 @@ def _table(rows: Sequence[tuple[str, str, str]], indent: str) -> str:
     )
 
 
-if __name__ == "__main__":
-    huge_pages.start_again(["-m", "d3jax.run", *sys.argv[1:]])
+def command() -> typing.NoReturn:
+    """The whole program, as `d3jax` and `python -m d3jax.run` start it."""
+    huge_pages.start_again()
     program(main)
+
+
+if __name__ == "__main__":
+    command()

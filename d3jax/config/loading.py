@@ -239,6 +239,11 @@ def _combined(
     return _choice(registry, known, entry, path, ends)
 
 
+def _usual(known: Mapping[str, type]) -> list[str]:
+    """Return names with an argument that are often meant, such as tfds:cifar10."""
+    return [f"{name}:{one}" for name, cls in known.items() for one in getattr(cls, "usual", ())]
+
+
 def _choice(
     registry: str, known: Mapping[str, type], value: Any, path: str, ends: str = ""
 ) -> Choice:
@@ -256,7 +261,7 @@ def _choice(
     refuse(
         name not in known or (argument and not hasattr(known[name], "from_argument")),
         f"{path}.name: {entry['name']!r} is not in {registry}: {names(known)}"
-        f"{did_you_mean(name, known)}",
+        f"{did_you_mean(name, [*known, *_usual(known)])}",
     )
     settings = known[name].from_argument(argument) | entry if argument else dict(entry)
     outside = {key: settings.pop(key, None) for key in ("name", "label")}

@@ -77,6 +77,11 @@ def refuse(when: Any, message: str) -> None:
         raise ConfigError(message)
 
 
+def install(extra: str) -> str:
+    """Return how to install what an optional part of d3jax needs."""
+    return f"pip install -e '.[{extra}]' in the checkout of d3jax"
+
+
 def names(items: Iterable[Any]) -> str:
     """Return names in a row."""
     return ", ".join(map(str, items))
@@ -89,5 +94,6 @@ def shown(value: Any) -> str:
 
 def did_you_mean(name: Any, known: Iterable[Any]) -> str:
     """Return a hint at the nearest known name, or nothing."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    by_lower = {str(one).lower(): str(one) for one in known}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""

@@ -8,13 +8,14 @@ import os
 import re
 import tempfile
 import textwrap
+import typing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..config.fields import check_fields, option
-from ..core.errors import ConfigError, DataError
+from ..core.errors import ConfigError, DataError, did_you_mean, install, names
 from ..core.paths import user_path
 from ..core.types import Dataset
 from .arrays import NPZ_KEYS, Arrays, from_arrays, read_npz
@@ -46,11 +47,16 @@ _KNOWN: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class TfdsConfig:
-    """An image classification set of TensorFlow Datasets with `image`, `label`, and the splits `train` and `test`."""
+    """An image classification set of TensorFlow Datasets with `image` and `label`."""
+
+    usual: typing.ClassVar = tuple(_KNOWN)
+    """Names that messages suggest."""
 
     dataset: str = option(
         dataclasses.MISSING, "name in TensorFlow Datasets: cifar10, or name/config:version"
     )
+    train_split: str = option("train", "its split to train on, or a part of one: train[:80%]")
+    test_split: str = option("test", "its split to test on: test, validation, train[80%:]")
     data_dir: str = option("", "where tensorflow_datasets keeps its files (empty: its default)")
     cache_dir: str = option(
         "", "where the .npz made of them lies (empty: $D3JAX_CACHE, or ~/.cache/d3jax)"
@@ -61,6 +67,12 @@ class TfdsConfig:
         if not re.fullmatch(r"\w[\w.:/+-]*", self.dataset):
             raise ConfigError(
                 f"dataset: {self.dataset!r} is no name of a TensorFlow data set; want one like cifar10"
+            )
+        name = re.split("[:/]", self.dataset)[0]
+        if name != name.lower():
+            raise ConfigError(
+                f"dataset: {name!r} is no name of a TensorFlow data set, which are in lower case"
+                f"{did_you_mean(name, _KNOWN)}"
             )
 
     @classmethod
@@ -74,14 +86,16 @@ class TfdsConfig:
 
 
 def make_tfds(config: TfdsConfig) -> Dataset:
-    """The data set, from its cache; the first time it is downloaded and prepared, which needs `pip install d3jax[tfds]`.
+    """The data set, from its cache; the first time it is downloaded and prepared, which needs the extra `tfds`.
 
     Raises `DataError` when it cannot be prepared, has images of varying size, or its cache cannot be read or written.
     """
     folder = user_path(
         config.cache_dir or os.environ.get("D3JAX_CACHE") or "~/.cache/d3jax", "cache_dir"
     )
-    cache = folder / f"{re.sub('[:/]', '-', config.dataset)}.npz"
+    splits = (config.train_split, config.test_split)
+    own = "" if splits == ("train", "test") else f"-{'-'.join(splits)}"
+    cache = folder / (re.sub(r"[^\w.+-]", "-", config.dataset + own) + ".npz")
     if not cache.exists():
         try:
             folder.mkdir(
@@ -111,17 +125,20 @@ def _prepare(config: TfdsConfig) -> dict[str, np.ndarray]:
         # Imports importlib_resources and TensorFlow when it first needs them, and depends on neither.
         builder = _builder(config)
         _check_features(source, builder.info.features)
+        _check_splits(source, config, builder.info.splits)
         if importlib.util.find_spec("tensorflow") is None and not builder.is_prepared():
             raise ImportError("No module named 'tensorflow'")  # it would say so after the download
         # Of its formats only array_record is read without TensorFlow.
         builder.download_and_prepare(file_format="array_record")
-        train, test = (_read(builder.as_data_source(split=split)) for split in ("train", "test"))
+        _check_splits(source, config, builder.info.splits)
+        splits = (config.train_split, config.test_split)
+        train, test = (_read(builder.as_data_source(split=split)) for split in splits)
         classes = builder.info.features["label"].names  # some sets know them only now
     except DataError:
         raise
     except ImportError as error:
         raise DataError(
-            f"{source}: preparing it takes more packages, pip install d3jax[tfds] ({_short(error)})"
+            f"{source}: preparing it takes more packages, {install('tfds')} ({_short(error)})"
         ) from error
     except Exception as error:
         raise DataError(
@@ -157,6 +174,16 @@ def _check_features(source: str, features: Any) -> None:
         raise DataError(
             f"{source}: its images vary in size, {list(shape)}; want one size (save them as files and use `folder`)"
         )
+
+
+def _check_splits(source: str, config: TfdsConfig, there: Any) -> None:
+    """Refuse splits that the set has not. Some sets know theirs only once they are prepared."""
+    for setting in ("train_split", "test_split"):
+        split = getattr(config, setting)
+        if there and re.split(r"[\[+]", split)[0] not in there:
+            raise DataError(
+                f"{source}: {setting}: it has no split {split!r}; it has {names(there)}"
+            )
 
 
 def _read(source: Any) -> Arrays:

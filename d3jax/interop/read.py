@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import CheckpointError
+from ..core.errors import CheckpointError, install
 from ..core.paths import user_path
 from .content import check_archive, kind_of
 from .state_dict import tensors_in
@@ -60,7 +60,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
         raise CheckpointError(f"{path}: cannot be written ({_line(error)})") from error
 
 
-NEEDS = "{path}: needs {what}; pip install -e '.[interop]'"
+NEEDS = f"{{path}}: needs {{what}}; {install('interop')}"
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

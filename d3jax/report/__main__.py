@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from ..runtime.commands import Parser, exit_code, program
-from . import make_report
+from d3jax.report import make_report
+from d3jax.runtime.commands import Parser, exit_code, program
 
 
 def main(argv: Sequence[str] | None = None) -> int:

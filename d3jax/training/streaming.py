@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, install
 from ..core.types import Batch, Split
 from .step import Rows
 
@@ -23,9 +23,7 @@ THREADS = 4
 def check_streaming() -> None:
     """Raises `ConfigError` where grain is not installed, or no CPU backend is there to draw rows on."""
     if importlib.util.find_spec("grain") is None:
-        raise ConfigError(
-            "loop.placement: streaming takes one more package, pip install d3jax[stream]"
-        )
+        raise ConfigError(f"loop.placement: streaming takes one more package, {install('stream')}")
     try:
         jax.local_devices(backend="cpu")
     except RuntimeError as error:

@@ -108,6 +108,8 @@ def test_tfds_shorthand():
         ),
         ("attacks: [{name: badnets, label: 'a/b'}]", [], r"attacks.0.label: want a word"),
         ("dataset: {name: npz}", [], r"dataset.path: is missing"),
+        ("dataset: CIFAR-10", [], r"'CIFAR-10' is not in datasets.*did you mean 'tfds:cifar10'\?"),
+        ("dataset: tfds:CIFAR10", [], r"'CIFAR10' is no name .*did you mean 'cifar10'\?"),
         ("dataset: digits:x", [], r"'digits:x' is not in datasets"),
         ("train: {optimizer: {lr: .inf}}", [], r"train.optimizer.lr: inf is out of range"),
         ("seeds: [4294967296]", [], r"seeds.0: 4294967296 is out of range"),

@@ -60,7 +60,7 @@ def test_tfds_prepares_once_then_needs_nothing(mocked, tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)  # importing it now fails
     assert fingerprint(make_tfds(config)) == fingerprint(first)
-    fails(lambda: make_tfds(TfdsConfig(dataset="mnist")), "tfds:mnist", "pip install d3jax[tfds]")
+    fails(lambda: make_tfds(TfdsConfig(dataset="mnist")), "tfds:mnist", ".[tfds]")
 
 
 def test_tfds_unknown_sets_are_measured(mocked, tmp_path):
@@ -69,6 +69,24 @@ def test_tfds_unknown_sets_are_measured(mocked, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["emnist-mnist.npz"]
     assert dataset.info.shape == (28, 28, 1) and not dataset.info.flip and dataset.info.crop == 0
     assert dataset.info.mean[0] == pytest.approx(dataset.train.images.mean() / 255, abs=1e-4)
+
+
+def test_tfds_splits_are_chosen_and_checked_before_a_download(mocked, tmp_path, monkeypatch):
+    def load(**settings):
+        return make_tfds(TfdsConfig(dataset="cifar10", cache_dir=str(tmp_path), **settings))
+
+    part = load(train_split="train[:50%]", test_split="train[50%:]")
+    check_contract(part)
+    assert [file.name for file in tmp_path.iterdir()] == ["cifar10-train--50---train-50---.npz"]
+
+    def download(*_, **__):
+        raise AssertionError("started a download that cannot be used")
+
+    splits = property(lambda self: {"train": None, "test": None})
+    monkeypatch.setattr(mocked.core.DatasetInfo, "splits", splits)
+    monkeypatch.setattr(mocked.core.DatasetBuilder, "download_and_prepare", download)
+    message = "test_split: it has no split 'validation'; it has train, test"
+    fails(lambda: load(test_split="validation"), "tfds:cifar10", message)
 
 
 def test_tfds_without_tensorflow_says_what_to_install_before_it_downloads(tmp_path, monkeypatch):
@@ -82,7 +100,7 @@ def test_tfds_without_tensorflow_says_what_to_install_before_it_downloads(tmp_pa
     config = TfdsConfig(
         dataset="cifar10", data_dir=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache")
     )
-    fails(lambda: make_tfds(config), "tfds:cifar10", "pip install d3jax[tfds]", "tensorflow")
+    fails(lambda: make_tfds(config), "tfds:cifar10", ".[tfds]", "tensorflow")
     assert not list((tmp_path / "cache").iterdir())
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from d3jax import run, study
 from d3jax.core.errors import ConfigError
+from d3jax.runtime import huge_pages
 
 from ..helpers import studies
 from ..helpers.studies import TINY
@@ -59,6 +60,52 @@ from ..helpers.studies import TINY
             ["--config", "{tiny}", "--reserved.count", "401"],
             2,
             "401 images asked for, the training set has 400",
+        ),
+        (
+            ["--config", "{tiny}", "--dataset.train", "1000000000000"],
+            2,
+            "1000000000000 training and 130 test images of 12×12×3 take",
+        ),
+        (
+            ["--config", "{tiny}", "--dataset", "{name: digits, size: 800000000}"],
+            2,
+            "size: 1,797 images of 800000000×800000000 pixels take",
+        ),
+        (
+            ["--config", "{tiny}", "--dataset.classes", "1000000000000"],
+            2,
+            "prototypes of 1000000000000 classes",
+        ),
+        (
+            ["--config", "{tiny}", "--model", "{name: wide_resnet, width: 10000000}", "--check"],
+            2,
+            "weights, their gradients and momenta take",
+        ),
+        (
+            [
+                "--config",
+                "{tiny}",
+                "--attacks",
+                "[{name: input_aware, mask_batch: 401}]",
+                "--published",
+                "{}",
+            ],
+            2,
+            "attacks: input_aware: mask_batch: 401 is more than the 400 training images there are",
+        ),
+        (
+            [
+                "--config",
+                "{tiny}",
+                "--attacks",
+                "[input_aware]",
+                "--dataset.size",
+                "18",
+                "--published",
+                "{}",
+            ],
+            2,
+            "its nets halve an image twice: 18×18 pixels are no multiples of 4",
         ),
         (["--config", "{tiny}", "--part", "3/2"], 2, "want I/N with I from 1 to N"),
         (["--config", "{tiny}", "--part", "-1/2"], 2, "argument --part: expected one argument"),
@@ -162,3 +209,61 @@ def test_a_test_set_of_the_target_alone_is_refused(tmp_path):
     )
     with pytest.raises(ConfigError, match="attacks: badnets: every test image is of the class"):
         study.check_study(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["d3jax/run.py"],
+        ["-m", "d3jax.run"],
+        ["-c", "from d3jax.run import command; command()"],
+        ["-m", "pdb", "-c", "continue", "-m", "d3jax.run"],
+        ["-m", "cProfile", "-m", "d3jax.run"],
+    ],
+)
+def test_every_way_to_start_it_prints_the_same(words):
+    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    done = subprocess.run(
+        [sys.executable, *words, "--list", "digits"],
+        cwd=Path(run.__file__).parents[1],
+        env=environment,
+        input="",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "datasets: digits" in done.stdout and not done.stderr
+
+
+def test_a_debugged_program_is_not_started_again(monkeypatch):
+    def execv(*_):
+        raise AssertionError("started again")
+
+    monkeypatch.setattr(os, "execv", execv)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    before = sys.gettrace()
+    try:
+        sys.settrace(lambda *_: None)
+        huge_pages.start_again()
+    finally:
+        sys.settrace(before)
+    assert "GLIBC_TUNABLES" not in os.environ
+
+
+def test_make_names_the_python_it_needs(tmp_path):
+    old = tmp_path / "python"
+    old.write_text(
+        f"#!/bin/sh\nexec {sys.executable} -c 'import sys; sys.version_info = (3, 10); exec(sys.argv[1])' \"$2\"\n"
+    )
+    old.chmod(0o755)
+    done = subprocess.run(
+        ["make", "demo", f"PYTHON={old}", f"VENV={tmp_path}/venv"],
+        cwd=Path(run.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"d3jax needs Python 3.11 or newer, {old} is 3.10" in done.stderr
+    assert not (tmp_path / "venv").exists()

@@ -84,6 +84,6 @@ def test_placement_follows_from_the_size_of_the_images(dataset, monkeypatch, cap
 
 def test_without_grain_there_is_one_clear_error(dataset, model, attack, monkeypatch):
     monkeypatch.setattr(streaming.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install d3jax\[stream\]"):
+    with pytest.raises(ConfigError, match=r"pip install -e .\.\[stream\]"):
         victim_loop(jax.random.key(3), model, dataset, attack, CONFIG, streamed=True)
     assert isinstance(dataset.train, Split)
