@@ -11,32 +11,18 @@ from __future__ import annotations
 
 import argparse
 import collections
-import csv
 import random
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from observed import SMALL, Observed, observe
-
-STUDY = """
-dataset: {name: synthetic, size: 8, classes: 3, train: 96, test: 30}
-model: small
-train: {steps: 40, batch_size: 16}
-reserved: {count: 32}
-detections: [spectral]
-defenses:
-  - {name: finetune, schedule: {steps: 20, batch_size: 16}}
-  - {name: d3, schedule: {steps: 20, batch_size: 16}}
-loop: {log_every: 2, save_every: 4, save_seconds: 0}
-"""
-TABLES = ("results.csv", "per_class.csv", "samples.csv")
-VARYING = ("seconds", "commit")
-"""Columns that differ from run to run."""
+from observed import Observed, has_ended
+from small_study import run_small, tables_of
 
 TEXTS = {
     "a number": b"123",
@@ -114,22 +100,9 @@ def _swapped(run: Path, chance: random.Random) -> str:
     return f"{one.relative_to(run)} ↔ {two.relative_to(run)}"
 
 
-def _tables(run: Path) -> dict[str, list[dict[str, str]]]:
-    found = {}
-    for name in TABLES:
-        path = run / name
-        if path.is_file():
-            with path.open(encoding="utf8") as file:
-                rows = [dict(row) for row in csv.DictReader(file)]
-            found[name] = [
-                {key: value for key, value in row.items() if key not in VARYING} for row in rows
-            ]
-    return found
-
-
 def _half(process: subprocess.Popen, run: Path) -> None:
     """Kill a study while it repairs."""
-    while not list(run.glob("checkpoints/badnets-d3*/steps/*")) and process.poll() is None:
+    while not list(run.glob("checkpoints/badnets-d3*/steps/*")) and not has_ended(process):
         time.sleep(0.002)
     process.kill()
 
@@ -137,9 +110,9 @@ def _half(process: subprocess.Popen, run: Path) -> None:
 def _outcome(seen: Observed, run: Path, wanted: dict[str, list[dict[str, str]]]) -> str:
     if seen.traceback:
         return "TRACEBACK"
-    if seen.code == 0 and _tables(run) == wanted and (run / "report.html").is_file():
+    if seen.code == 0 and tables_of(run) == wanted and (run / "report.html").is_file():
         return "equal"
-    if seen.code in (1, 2) and seen.messages and _holds(_tables(run), wanted):
+    if seen.code in (1, 2) and seen.messages and _holds(tables_of(run), wanted):
         return "one line"
     return "OTHER"
 
@@ -165,19 +138,12 @@ def main() -> None:
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        config = base / "study.yaml"
-        config.write_text(STUDY)
-        environment = {"D3JAX_CACHE": str(base / "cache")}
-
-        def run_study(run: Path, **more: object) -> Observed:
-            words = [*SMALL, "--config", str(config), "--workdir", str(run)]
-            return observe(words, environment=environment, **more)
-
+        run_study = partial(run_small, base)
         whole, half = base / "whole", base / "half"
         first = run_study(whole)
         assert first.code == 0, first.output
         run_study(half, meanwhile=lambda process: _half(process, half))
-        wanted = _tables(whole)
+        wanted = tables_of(whole)
         counts: collections.Counter[str] = collections.Counter()
         lines = []
         for i in range(options.count):

@@ -43,7 +43,10 @@ def observe(
     environment: Mapping[str, str] = {},
     meanwhile: Callable[[subprocess.Popen], object] = lambda process: None,
 ) -> Observed:
-    """Run a command in this checkout; kill it after `limit` seconds. `meanwhile` may disturb it."""
+    """Run a command in this checkout; kill it after `limit` seconds.
+
+    `meanwhile` may disturb it (and asks `has_ended`, not `poll`, which would take its exit code).
+    """
     inherited = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     started = time.monotonic()
     with tempfile.TemporaryFile() as output:
@@ -69,3 +72,8 @@ def observe(
         text = output.read().decode("utf8", errors="replace")
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     return Observed(process.returncode, seconds, usage.ru_maxrss / 1024, plain)
+
+
+def has_ended(process: subprocess.Popen) -> bool:
+    """Return whether a process that `observe` started has ended; its exit code is left to that."""
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
