@@ -40,7 +40,7 @@ def _reached(run: Path) -> str:
     """Return how far a study was when it was killed."""
     if not (run / "study.json").exists():
         return "before its folder was made"
-    done = len(list(run.glob("nodes/*/record.json")))
+    done = len(list((run / "nodes").rglob("record.json")))
     planned = len(json.loads((run / "study.json").read_text())["nodes"])
     if (run / "report.html").exists():
         return "as it wrote the page"

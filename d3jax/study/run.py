@@ -35,11 +35,12 @@ from ..results.artifacts import (
 from ..results.metric_sinks import check_sinks
 from ..results.tables import make_tables, result_rows, write_tables
 from ..runtime.distributed import is_primary, same_everywhere
-from ..runtime.files import check_writable, read_text, write_text
+from ..runtime.files import read_text, write_text
 from ..runtime.progress import Progress
 from ..runtime.stopping import stoppable
 from .attack_run import targets_of
 from .context import StudyContext, fresh_split, open_context
+from .folders import check_folders, make_folders
 from .graph import make_nodes
 from .ledger import Ledger
 from .nodes.base import Node
@@ -82,6 +83,7 @@ def check_study(config: StudyConfig, workdir: str | Path) -> int:
     Raises whatever `run_study` would raise before any work.
     """
     context = open_context(config, user_path(workdir, "workdir"), Progress(quiet=True))
+    check_folders(context)
     return sum(not node.analysis for node in make_nodes(context))
 
 
@@ -133,9 +135,7 @@ def _show(
 def _prepare_folder(context: StudyContext, nodes: Sequence[Node], compute: bool) -> None:
     """Make the folders and write config, environment and manifest."""
     config, workdir = context.config, context.workdir
-    folders = {"--workdir": workdir, "--cache": config.cache, "--profile": context.profile}
-    for setting, folder in folders.items():
-        _make_folder(setting, folder)
+    make_folders(context, nodes)
     if not compute:
         _check_same_study(context)
     there = workdir / "config.yaml"
@@ -204,20 +204,6 @@ def _how_read(context: StudyContext) -> str:
         f"standard deviation ({std}): where it was trained with others, its accuracy here is too "
         "low."
     )
-
-
-def _make_folder(setting: str, folder: str | Path) -> None:
-    """Make a folder that a setting names, and see that files can be made in it; "" is none."""
-    if folder == "":
-        return
-    path = user_path(folder, setting)
-    work = "made"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        work = "written"
-        check_writable(path)
-    except OSError as error:
-        raise ConfigError(f"{setting}: {folder} cannot be {work} ({error.strerror})") from error
 
 
 def _check_same_study(context: StudyContext) -> None:

@@ -1,6 +1,7 @@
 """The command line: exit codes, --list and --check."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,16 @@ from ..helpers.studies import TINY
             2,
             "its nets halve an image twice: 18×18 pixels are no multiples of 4",
         ),
+        (
+            ["--config", "{tiny}", "--workdir", "{tiny}/run", "--check"],
+            2,
+            "tiny.yaml is no folder)",
+        ),
+        (
+            ["--config", "{tiny}", "--cache", "{tiny}", "--check"],
+            2,
+            "--cache: {tiny} cannot be made ({tiny} is no folder)",
+        ),
         (["--config", "{tiny}", "--part", "3/2"], 2, "want I/N with I from 1 to N"),
         (["--config", "{tiny}", "--part", "-1/2"], 2, "argument --part: expected one argument"),
         (["--config", "{tiny}", "--part", "1/2", "--report"], 2, "leave --part out"),
@@ -138,7 +149,7 @@ def test_exit_codes(tmp_path, capsys, monkeypatch, words, code, message):
     errors = capsys.readouterr().err
     if message:
         assert (
-            message in errors
+            message.replace("{tiny}", str(tmp_path / "tiny.yaml")) in errors
             and len(errors.strip().splitlines()) == 1
             and errors.startswith("d3jax: ")
         )
@@ -267,3 +278,13 @@ def test_make_names_the_python_it_needs(tmp_path):
     assert done.returncode == 2
     assert f"d3jax needs Python 3.11 or newer, {old} is 3.10" in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+def test_a_disk_that_is_too_full_is_found_before_work(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(
+        ConfigError, match=r"3 models and their checkpoints take .* MiB, .* has 0.0 MiB free"
+    ):
+        study.run_study(studies.read(TINY), tmp_path / "run")
+    assert not (tmp_path / "run" / "nodes").exists()
