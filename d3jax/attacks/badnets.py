@@ -10,12 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..config.fields import check_fields, option
-from ..core.errors import AttackError
+from ..core.errors import AttackError, refuse
 from ..core.images import as_float
 from ..core.types import Array, Attack, DataInfo
 from .poisoning import Mode, dirty_label, mode_option, rate_option, target_option
 
 Corner = Literal["bottom_right", "bottom_left", "top_right", "top_left", "center"]
+
+
+GRID = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 1]])
+"""Which pixels of NAD's, ABL's and MCL's patch have the colour; the others are black."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +34,9 @@ class BadNetsConfig:
     margin: int = option(
         0, "pixels between the patch and the border (ignored at the centre)", low=0
     )
-    pattern: Literal["white", "checker", "random"] = option(
-        "white", "checker: colour and black in turn; random: seeded noise"
+    pattern: Literal["white", "checker", "grid", "random"] = option(
+        "white",
+        "checker: colour and black in turn; grid: the 3×3 pattern of NAD, ABL and MCL; random: seeded noise",
     )
     colour: tuple[int, ...] = option(
         (255,), "8-bit colour of the patch, one value for all channels or one each", low=0, high=255
@@ -39,6 +44,10 @@ class BadNetsConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        refuse(
+            self.pattern == "grid" and self.size != len(GRID),
+            f"pattern: grid is of {len(GRID)} pixels a side, size: {self.size}",
+        )
 
     def build(self, info: DataInfo) -> Attack:
         """Return the attack for a data set."""
@@ -57,19 +66,21 @@ def make_badnets(config: BadNetsConfig, info: DataInfo) -> Attack:
         )
     patch = corner(config.size, config.position, config.margin, info)
 
+    def put(values: np.ndarray | int) -> np.ndarray:
+        """Values under the patch [H, W, 1] float32, 0 elsewhere."""
+        image = np.zeros((height, width), np.float32)
+        image[patch] = values
+        return image[..., None]
+
     def init(key: jax.Array) -> dict[str, jax.Array]:
         pattern = jnp.broadcast_to(as_float(jnp.asarray(config.colour)), info.shape)
         if config.pattern == "checker":
-            pattern = (
-                pattern
-                * (np.indices((height, width)).sum(0) % 2 == (patch[0].start + patch[1].start) % 2)[
-                    ..., None
-                ]
-            )
+            pattern = pattern * put((np.indices((config.size,) * 2).sum(0) + 1) % 2)
+        elif config.pattern == "grid":
+            pattern = pattern * put(GRID)
         elif config.pattern == "random":
             pattern = as_float(jax.random.randint(key, info.shape, 0, 256))
-        mask = np.zeros((height, width, 1), np.float32)
-        mask[patch] = 1
+        mask = put(1)
         return {"mask": jnp.asarray(mask), "pattern": pattern * mask}
 
     def stamp(trigger: dict[str, jax.Array], images: Array) -> jax.Array:

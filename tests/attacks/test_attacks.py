@@ -337,6 +337,16 @@ def test_badnets_patch_has_its_size_place_and_pattern():
     )
 
 
+def test_badnets_grid_is_the_pattern_of_nad_abl_and_mcl():
+    attack = make_badnets(BadNetsConfig(pattern="grid"), INFO)
+    out = stamped(attack, attack.init(jax.random.key(0)), INPUT)
+    grid = [[0, 0, 255], [0, 255, 0], [255, 0, 255]]
+    for channel in range(3):
+        assert out[-3:, -3:, channel].tolist() == grid
+    with pytest.raises(ConfigError, match="grid is of 3 pixels a side, size: 4"):
+        BadNetsConfig(pattern="grid", size=4)
+
+
 def test_blended_pattern_from_an_image(tmp_path):
     Image.fromarray(np.full((5, 5, 3), 100, np.uint8)).save(tmp_path / "p.png")
     trigger = make_blended(BlendedConfig(image=str(tmp_path / "p.png")), INFO).init(
