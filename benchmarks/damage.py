@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from observed import Observed, has_ended
+from observed import Observed, has_ended, kill
 from small_study import run_small, tables_of
 
 TEXTS = {
@@ -104,7 +104,7 @@ def _half(process: subprocess.Popen, run: Path) -> None:
     """Kill a study while it repairs."""
     while not list(run.glob("checkpoints/badnets-d3*/steps/*")) and not has_ended(process):
         time.sleep(0.002)
-    process.kill()
+    kill(process)
 
 
 def _outcome(seen: Observed, run: Path, wanted: dict[str, list[dict[str, str]]]) -> str:

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
-from observed import Observed, has_ended
+from observed import Observed, has_ended, kill
 from small_study import Tables, run_small, tables_of
 
 CROWDS = (2, 8)
@@ -33,7 +33,7 @@ def _kill_after(seconds: float, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not has_ended(process):
         time.sleep(0.005)
-    process.kill()
+    kill(process)
 
 
 def _reached(run: Path) -> str:

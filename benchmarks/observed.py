@@ -45,7 +45,7 @@ def observe(
 ) -> Observed:
     """Run a command in this checkout; kill it after `limit` seconds.
 
-    `meanwhile` may disturb it (and asks `has_ended`, not `poll`, which would take its exit code).
+    `meanwhile` may disturb it (with `has_ended` and `kill`: Popen's own take its exit code).
     """
     inherited = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     started = time.monotonic()
@@ -64,7 +64,7 @@ def observe(
             time.sleep(0.01)
             ended, status, usage = os.wait4(process.pid, os.WNOHANG)
         if not ended:
-            process.send_signal(signal.SIGKILL)
+            kill(process)
             _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.monotonic() - started
@@ -77,3 +77,8 @@ def observe(
 def has_ended(process: subprocess.Popen) -> bool:
     """Return whether a process that `observe` started has ended; its exit code is left to that."""
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def kill(process: subprocess.Popen) -> None:
+    """Send SIGKILL to a process that `observe` started, which may have ended."""
+    os.kill(process.pid, signal.SIGKILL)

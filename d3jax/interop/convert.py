@@ -66,7 +66,7 @@ def from_torch(
     like = jax.eval_shape(net.init, jax.random.key(0))
     shapes = {name: leaf.shape for name, leaf in describe(like).items()}
     entries = entries_of(model, config, like)
-    given = _renamed(tensors)
+    given = _renamed(tensors, model)
     found: dict[str, np.ndarray] = {}
     report = Report([], [], sorted(set(given) - {entry.theirs for entry in entries}), [])
     for entry in entries:
@@ -129,8 +129,8 @@ def to_torch(variables: Variables, model: str, config: Any) -> dict[str, np.ndar
     }
 
 
-def _renamed(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors that hold weights, without a wrapper's prefix, by today's names."""
+def _renamed(tensors: Mapping[str, np.ndarray], model: str) -> dict[str, np.ndarray]:
+    """The tensors that hold weights, without a wrapper's prefix, by the names that an architecture has here."""
     found = {name: value for name, value in tensors.items() if not name.endswith(IGNORED)}
     stripped = True
     while stripped and found:
@@ -141,6 +141,6 @@ def _renamed(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
                     {name.removeprefix(prefix): value for name, value in found.items()},
                     True,
                 )
-    for old, new in ALIASES:
+    for old, new in ALIASES.get(model, ()):
         found = {name.replace(old, new): value for name, value in found.items()}
     return found

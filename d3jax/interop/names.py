@@ -1,7 +1,7 @@
 """What PyTorch calls the tensors of the architectures we share with it, and how it lays them out.
 
-The names are those of the nets that suspicious models come as: PreActResNet18 as the field runs it (`layer1.0.conv1.weight`), torchvision's VGG19-BN and
-ViT-B/16, and the WideResNet of NAD's and ABL's experiments (`block1.layer.0.conv1.weight`).
+The names are those of the nets that suspicious models come as: PreActResNet18 as the field runs it (`layer1.0.conv1.weight`), torchvision's ResNets,
+VGG19-BN and ViT-B/16, and the WideResNet of NAD's and ABL's experiments (`block1.layer.0.conv1.weight`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..models.resnet import BLOCKS, KERNELS
 from ..models.vgg import POOLED, STAGES
 
 Arrays = tuple[np.ndarray, ...]
@@ -68,6 +69,20 @@ def _preact_resnet18(config: Any) -> Iterator[Entry]:
         for block in range(2):
             yield from _block(f"layer{stage}.{block}", f"block{stage}_{block + 1}", "shortcut.0")
     yield from _linear("linear", "head")
+
+
+def _resnet(config: Any) -> Iterator[Entry]:
+    yield _conv("conv1.weight", "params.stem.kernel")
+    yield from _norm("bn1", "norm")
+    for stage, count in enumerate(BLOCKS[config.depth], 1):
+        for block in range(count):
+            theirs, ours = f"layer{stage}.{block}", f"block{stage}_{block + 1}"
+            for i in range(len(KERNELS[config.depth])):
+                yield _conv(f"{theirs}.conv{i + 1}.weight", f"params.{ours}.Conv_{i}.kernel")
+                yield from _norm(f"{theirs}.bn{i + 1}", f"{ours}.BatchNorm_{i}")
+            yield _conv(f"{theirs}.downsample.0.weight", f"params.{ours}.shortcut.kernel")
+            yield from _norm(f"{theirs}.downsample.1", f"{ours}.shortcut_norm")
+    yield from _linear("fc", "head")
 
 
 def _wide_resnet(config: Any) -> Iterator[Entry]:
@@ -145,18 +160,18 @@ def _vit(config: Any) -> Iterator[Entry]:
 
 NAMES: dict[str, Callable[[Any], Iterator[Entry]]] = {
     "preact_resnet18": _preact_resnet18,
+    "resnet": _resnet,
     "wide_resnet": _wide_resnet,
     "vgg19_bn": _vgg19_bn,
     "vit": _vit,
 }
 """`NAMES[model](config)`: every tensor the architecture may have in PyTorch; a block has a shortcut or not."""
 
-ALIASES = (
-    ("mlp.linear_1.", "mlp.0."),
-    ("mlp.linear_2.", "mlp.3."),
-    ("heads.0.", "heads.head."),
-)
-"""Older names in files, and today's."""
+ALIASES = {
+    "vit": (("mlp.linear_1.", "mlp.0."), ("mlp.linear_2.", "mlp.3."), ("heads.0.", "heads.head.")),
+    "resnet": ((".shortcut.", ".downsample."), ("linear.", "fc.")),
+}
+"""Other names in files, older ones or those of nets for CIFAR-10, and those here, by architecture."""
 
 PREFIXES = (
     "module.", "_orig_mod.", "model.", "net.", "netC.", "network.", "backbone.", "classifier_model.",
@@ -175,8 +190,8 @@ SIGNS = (
     ("vgg19_bn", ("features.0.", "features.1.running_mean", "classifier.")),
     ("vit", ("conv_proj.", "encoder.layers.encoder_layer_0.")),
     ("wide_resnet", ("block1.layer.0.",)),
-    ("a ResNet by torchvision's or timm's names", ("layer1.0.downsample.", "fc.")),
-    ("a ResNet by torchvision's or timm's names", ("layer1.0.conv1.", "bn1.", "fc.")),
+    ("resnet", ("layer1.0.conv1.", "bn1.", "fc.")),
+    ("resnet", ("layer1.0.conv1.", "bn1.", "linear.")),
     ("preact_resnet18", ("layer1.0.bn1.", "layer1.0.conv1.", "linear.")),
 )
 """Architectures, ours by the name that a config has, and the beginnings of names that only they have, the first that fits."""

@@ -46,6 +46,53 @@ class PreActResNet18(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
+class ResBlock(nn.Module):
+    def __init__(self, inputs, width, stride, bottleneck):
+        super().__init__()
+        outputs = 4 * width if bottleneck else width
+        shape = [(1, 1), (3, stride), (1, 1)] if bottleneck else [(3, stride), (3, 1)]
+        sizes = [inputs, *([width] * (len(shape) - 1)), outputs]
+        self.count = len(shape)
+        for i, (size, step) in enumerate(shape):
+            conv = nn.Conv2d(sizes[i], sizes[i + 1], size, step, size // 2, bias=False)
+            setattr(self, f"conv{i + 1}", conv)
+            setattr(self, f"bn{i + 1}", nn.BatchNorm2d(sizes[i + 1]))
+        self.downsample = None
+        if stride != 1 or inputs != outputs:
+            conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        y = x
+        for i in range(1, self.count + 1):
+            y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
+            y = torch.relu(y) if i < self.count else y
+        return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(nn.Module):
+    """With the stem of 7×7."""
+
+    def __init__(self, counts, bottleneck, width, channels, classes):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
+        self.bn1, self.maxpool = nn.BatchNorm2d(width), nn.MaxPool2d(3, 2, 1)
+        inputs = width
+        for stage, count in enumerate(counts):
+            blocks = []
+            for block in range(count):
+                stride = 2 if stage and not block else 1
+                blocks.append(ResBlock(inputs, width << stage, stride, bottleneck))
+                inputs = (width << stage) * (4 if bottleneck else 1)
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(inputs, classes)
+
+    def forward(self, x):
+        x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(x.mean((2, 3)))
+
+
 class WideBlock(nn.Module):
     def __init__(self, inputs, outputs, stride):
         super().__init__()

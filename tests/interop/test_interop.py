@@ -13,12 +13,20 @@ from d3jax.core.errors import CheckpointError
 from d3jax.core.types import DataInfo
 from d3jax.interop import from_torch, read_tensors, to_torch, write_tensors
 from d3jax.interop.external_model import without
-from d3jax.models import MODELS, PreActResNet18Config, VGG19BNConfig, ViTConfig, WideResNetConfig
+from d3jax.models import (
+    MODELS,
+    PreActResNet18Config,
+    ResNetConfig,
+    VGG19BNConfig,
+    ViTConfig,
+    WideResNetConfig,
+)
 
 INFO = DataInfo("pictures", (32, 32, 3), ("a", "b", "c", "d"), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 KEY = jax.random.key(0)
 CONFIGS = {
     "preact_resnet18": PreActResNet18Config(width=4),
+    "resnet": ResNetConfig(width=4, depth=50, stem="imagenet"),
     "wide_resnet": WideResNetConfig(depth=16, width=2),
     "vgg19_bn": VGG19BNConfig(width=2),
     "vit": ViTConfig(preset="b16", resize=0, patch=8, width=24, depth=2, heads=3),
@@ -37,6 +45,7 @@ def theirs_of(name):
     torch.manual_seed(0)
     made = {
         "preact_resnet18": lambda: torch_nets.PreActResNet18(4, 3, 4),
+        "resnet": lambda: torch_nets.ResNet((3, 4, 6, 3), True, 4, 3, 4),
         "wide_resnet": lambda: torch_nets.WideResNet(16, 2, 3, 4),
         "vgg19_bn": lambda: torch_nets.VGG19BN(2, 3, 4),
         "vit": lambda: torch_nets.ViT(32, 8, 24, 2, 3, 3, 4),
@@ -304,7 +313,7 @@ def test_tensors_are_left_out_by_globs():
         ),
         (
             ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "fc.weight"),
-            "by its names it is a ResNet by torch",
+            "by its names it is resnet",
         ),
         (
             ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight"),

@@ -13,7 +13,7 @@ from ..helpers.small import NORMS, small_model
 from .test_models import INFO, SMALL, TINY
 
 NETS = [*TINY, "small"]
-COUNTS = {"preact_resnet18": 16, "wide_resnet": 7, "vgg19_bn": 16, "small": 2}
+COUNTS = {"preact_resnet18": 16, "resnet": 53, "wide_resnet": 7, "vgg19_bn": 16, "small": 2}
 """BatchNorm layers of each net."""
 
 

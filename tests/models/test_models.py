@@ -60,7 +60,7 @@ IMAGENET = DataInfo(
 
 
 def test_parameter_counts_are_the_published_ones():
-    """Of torchvision's page for VGG19-BN, ViT-B/16 and ConvNeXt-T at 1,000 classes, of the field's CIFAR-10 nets, of WRN-d-k's code."""
+    """Of torchvision's page for VGG19-BN, ViT-B/16, ConvNeXt-T and the ResNets at 1,000 classes, of the field's CIFAR-10 nets, of WRN-d-k's code."""
     assert parameters("vgg19_bn", IMAGENET) == 143_678_248 and parameters("vgg19_bn") == 139_622_218
     assert (
         parameters("vit", IMAGENET, preset="b16") == 86_567_656
@@ -70,6 +70,11 @@ def test_parameter_counts_are_the_published_ones():
         parameters("convnext", IMAGENET, preset="tiny") == 28_589_128
         and parameters("convnext", preset="tiny") == 27_827_818
     )
+    depths = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032}
+    assert {
+        depth: parameters("resnet", IMAGENET, depth=depth, stem="imagenet") for depth in depths
+    } == depths
+    assert parameters("resnet") == 11_173_962
     nets = {(28, 10): 36_479_194, (40, 2): 2_243_546, (16, 4): 2_748_890, (16, 1): 175_066}
     assert {net: parameters("wide_resnet", depth=net[0], width=net[1]) for net in nets} == nets
 
@@ -77,6 +82,7 @@ def test_parameter_counts_are_the_published_ones():
 TINY = {
     "preact_resnet18": ({"width": 4}, 16),
     "vgg19_bn": ({"width": 2}, 32),
+    "resnet": ({"width": 4, "depth": 50}, 16),
     "wide_resnet": ({"depth": 10}, 16),
     "vit": ({"width": 12, "depth": 2, "heads": 2}, 16),
     "convnext": ({"width": 4}, 16),
@@ -105,7 +111,9 @@ def test_every_model_keeps_the_contract(name):
         out.logits, features["penultimate"] @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-5
     )
     assert all(bool(jnp.isfinite(feature).all()) for feature in features.values())
-    assert bool(variables.batch_stats) == (name in ("preact_resnet18", "vgg19_bn", "wide_resnet"))
+    assert bool(variables.batch_stats) == (
+        name in ("preact_resnet18", "resnet", "vgg19_bn", "wide_resnet")
+    )
 
 
 @pytest.mark.slow
@@ -114,6 +122,7 @@ def test_every_model_keeps_the_contract(name):
     [
         ("preact_resnet18", 0.05, 250),
         ("vgg19_bn", 0.02, 250),
+        ("resnet", 0.05, 250),
         ("wide_resnet", 0.1, 250),
         ("vit", 2e-3, 1000),  # no convolution tells it what is next to what
         ("convnext", 4e-3, 250),
@@ -125,7 +134,12 @@ def test_every_model_learns_real_digits(name, lr, steps):
     )
     settings = (
         settings
-        or {"preact_resnet18": {"width": 8}, "wide_resnet": {}, "convnext": {"width": 16}}[name]
+        or {
+            "preact_resnet18": {"width": 8},
+            "resnet": {"width": 8},
+            "wide_resnet": {},
+            "convnext": {"width": 16},
+        }[name]
     )
     data = make_digits(DigitsConfig(size=side))
     cls, construct = MODELS[name]
