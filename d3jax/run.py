@@ -17,6 +17,7 @@ from d3jax.core.errors import ConfigError, names
 from d3jax.core.paths import user_path
 from d3jax.runtime import huge_pages
 from d3jax.runtime.commands import Parser, exit_code, program
+from d3jax.runtime.files import check_writable
 
 ENTRY = (
     ("label", "null", "its name in the results (null: its own name, and its preset)"),
@@ -140,7 +141,7 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     config = load(options.config, overrides, registries=study.REGISTRIES)
     workdir = options.workdir or Path("runs") / user_path(options.config).stem
     if options.check:
-        count = study.check_study(config, workdir)
+        count = study.check_study(config, workdir, options.profile or "")
         print(f"{dumps(config)}# nothing wrong found; {count} models and detections")
         return 0
     _cache_compilations()
@@ -200,6 +201,16 @@ def _cache_compilations() -> None:
     import jax
 
     home = user_path(os.environ.get("D3JAX_CACHE") or "~/.cache/d3jax", "D3JAX_CACHE")
+    try:
+        (home / "compiled").mkdir(parents=True, exist_ok=True)
+        check_writable(home / "compiled")
+    except OSError as error:
+        print(
+            f"d3jax: {home} cannot be written ({error.strerror}): compiled programs are not kept; "
+            "D3JAX_CACHE names another folder",
+            file=sys.stderr,
+        )
+        return
     jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
     jax.config.update(
         "jax_persistent_cache_min_compile_time_secs", 0.0

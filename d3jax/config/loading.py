@@ -28,6 +28,8 @@ Registries = Mapping[str, Mapping[str, type]]
 READ = ("checkpoint", "checkpoint_key", "ignore")
 """The settings of a model that was trained elsewhere, which stand beside those of its net."""
 
+LONGEST_LABEL = 80
+"""Bytes of a label: folders are called by up to two of them, and no file system has more than 255."""
 MOST_SWEPT = 10_000
 """Entries that one sweep may make."""
 ASIDE = ("x-", ".")
@@ -274,8 +276,10 @@ def _choice(
     config = build(known[name], settings, f"{path}.")
     preset = getattr(config, "preset", None)
     label = outside["label"] or (f"{name}-{preset}" if preset else name)
+    label = f"{label}{ends}"
     refuse(
-        not re.fullmatch(r"[\w.+-]+", str(label)),
-        f"{path}.label: want a word of letters, digits and . _ + -, got {label!r}",
+        not re.fullmatch(r"[\w+-][\w.+-]*", label) or len(label.encode()) > LONGEST_LABEL,
+        f"{path}.label: want a word of at most {LONGEST_LABEL} letters, digits and . _ + -, which does "
+        f"not begin with a dot, got {label[:LONGEST_LABEL]!r}",
     )
-    return Choice(name, f"{label}{ends}", config, **read)
+    return Choice(name, label, config, **read)

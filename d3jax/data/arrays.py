@@ -24,6 +24,9 @@ Labels = dict[int, int] | Literal["from_zero", "from_one"]
 SHOWN = 8
 """Labels or names in a message."""
 
+LONGEST = 200
+"""Letters of a class's name."""
+
 NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
@@ -57,6 +60,11 @@ def from_arrays(
     )
     if classes is None:
         classes = [str(label) for label in range(int(train.labels.max()) + 1)]
+    for given in classes:
+        if not given.isprintable() or not 0 < len(given) <= LONGEST:
+            raise DataError(
+                f"{source}: a class is called {given[:40]!r}: want 1 to {LONGEST} letters that can be shown"
+            )
     check_classes(source, train.labels, classes)
     if len(classes) < 2:
         raise DataError(f"{source}: only {len(classes)} class, want at least 2")

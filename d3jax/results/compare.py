@@ -30,6 +30,7 @@ COUNTED = (*RATES, "n_clean", "n_triggered")
 """Columns that duplicates agree in."""
 NETS = {
     "preact_resnet18": ("PreActResNet18", 64),
+    "resnet": ("ResNet", None),
     "vgg19_bn": ("VGG19-BN", 64),
     "wide_resnet": ("WideResNet", None),
     "vit": ("ViT", None),

@@ -77,12 +77,12 @@ def run_study(
         return _run(context, nodes, part, compute)
 
 
-def check_study(config: StudyConfig, workdir: str | Path) -> int:
+def check_study(config: StudyConfig, workdir: str | Path, profile: str = "") -> int:
     """Return how many models and detections `config` asks for, nothing computed or written.
 
     Raises whatever `run_study` would raise before any work.
     """
-    context = open_context(config, user_path(workdir, "workdir"), Progress(quiet=True))
+    context = open_context(config, user_path(workdir, "workdir"), Progress(quiet=True), profile)
     check_folders(context)
     return sum(not node.analysis for node in make_nodes(context))
 

@@ -106,6 +106,12 @@ def test_tfds_shorthand():
             [],
             r"attacks: badnets stands twice; give each its own `label:`",
         ),
+        ("attacks: [{name: badnets, label: ..}]", [], r"attacks.0.label: want a word.*got '..'"),
+        (
+            f"attacks: [{{name: badnets, label: {'a' * 81}}}]",
+            [],
+            r"label: want a word of at most 80",
+        ),
         ("attacks: [{name: badnets, label: 'a/b'}]", [], r"attacks.0.label: want a word"),
         ("dataset: {name: npz}", [], r"dataset.path: is missing"),
         ("dataset: CIFAR-10", [], r"'CIFAR-10' is not in datasets.*did you mean 'tfds:cifar10'\?"),

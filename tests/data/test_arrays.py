@@ -6,6 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from d3jax.core.types import Split
 from d3jax.data import (
@@ -104,4 +105,15 @@ def test_images_that_hold_nothing_are_refused():
     fails(
         lambda: made(test_images=np.full((4, *shape[1:]), 9, np.uint8)),
         "test_images is 9 everywhere",
+    )
+
+
+@pytest.mark.parametrize("name", ["\u202egod", "\x1b[31mred", "a\nb", "", "a" * 201])
+def test_a_class_name_that_cannot_be_shown_is_refused(name):
+    arrays = small_arrays()
+    pairs = [(arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in ("train", "test")]
+    fails(
+        lambda: from_arrays(*pairs, classes=["a", "b", name]),
+        f"arrays: a class is called {name[:40]!r}",
+        "want 1 to 200 letters that can be shown",
     )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -288,3 +289,12 @@ def test_a_disk_that_is_too_full_is_found_before_work(tmp_path, monkeypatch):
     ):
         study.run_study(studies.read(TINY), tmp_path / "run")
     assert not (tmp_path / "run" / "nodes").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_said_once_and_left_out(monkeypatch, capsys):
+    monkeypatch.setenv("D3JAX_CACHE", "/dev/null/cache")
+    before = jax.config.jax_compilation_cache_dir
+    run._cache_compilations()
+    assert jax.config.jax_compilation_cache_dir == before
+    errors = capsys.readouterr().err
+    assert errors.startswith("d3jax: /dev/null/cache cannot be written (Not a directory)")

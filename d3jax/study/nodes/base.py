@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,7 +185,8 @@ class Node:
         root, first, what = context.workdir / "checkpoints", run.label, self.what
         if self.shared:
             root = user_path(context.config.cache or root, "cache")
-            first, what = f"{context.dataset.info.name}-{run.label}", self.kind
+            data = re.sub(r"[^\w.+-]+", "_", context.dataset.info.name)[:60]
+            first, what = f"{data}-{run.label}", self.kind
         return root / f"{first}-{what}-seed{self.seed}-{self.digest}"
 
     @property
