@@ -3,7 +3,7 @@
 What must not happen: a traceback, more than 10 s or 2 GiB before an input is refused, a file's code
 run. An input that `--check` accepts is run as well. Nothing is compared with published numbers.
 
-Command: python benchmarks/faults.py [--count 320] [--seed 0] [--workers 1] > benchmarks/results/faults.txt
+Command: python benchmarks/faults.py [--count 320] [--seed 0] [--workers 1] > benchmarks/results/faults.md
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from odd_files import FILES
 MAKERS = [*CONFIGS, *FILES]
 SECONDS, MEBIBYTES = 10, 2048
 """What refusing an input may take."""
-RUN_SECONDS = 120
-"""What a study of an accepted input may take."""
+LIMIT = 60
+"""Seconds after which a command is killed: a study may be meant to run longer."""
 MARK = Path("/tmp/d3jax-was-here")
 """What a file makes whose code is run."""
 
@@ -35,6 +35,7 @@ class Fault(NamedTuple):
 
     odd: Odd
     outcome: str
+    said: str
     seen: Observed
     checked: Observed
 
@@ -51,12 +52,13 @@ def try_input(number: int, seed: int) -> Fault:
             **odd.environment,
         }
         words = [*SMALL, "--workdir", str(folder / "run"), *odd.words]
-        checked = observe([*words, "--check"], 60, environment)
+        checked = observe([*words, "--check"], LIMIT, environment)
         seen, outcome = checked, judged(checked, refusing=True)
         if outcome == "accepted":
-            seen = observe(words, RUN_SECONDS, environment)
+            seen = observe(words, LIMIT, environment)
             outcome = judged(seen, refusing=False)
-        return Fault(odd, outcome, seen, checked)
+        said = (seen.messages or [""])[-1].removeprefix("d3jax: ").replace(str(folder), "")
+        return Fault(odd, outcome, said, seen, checked)
 
 
 def judged(seen: Observed, refusing: bool) -> str:
@@ -65,8 +67,8 @@ def judged(seen: Observed, refusing: bool) -> str:
         return "RAN CODE"
     if seen.traceback:
         return "TRACEBACK"
-    if seen.code < 0 and seen.seconds > 50:
-        return "HUNG"
+    if seen.code < 0 and seen.seconds > LIMIT:
+        return "HUNG" if refusing else "still ran"
     if refusing and seen.code == 2 and seen.seconds > SECONDS:
         return "SLOW"
     if seen.code == 2 and seen.peak > MEBIBYTES:
@@ -103,18 +105,24 @@ def main() -> None:
             faults.append(fault)
     refused = [fault.checked for fault in faults if fault.outcome == "one line before work"]
     counts = collections.Counter(fault.outcome for fault in faults)
+    print("# Odd inputs\n")
     print(
         f"Printed by `python benchmarks/faults.py --count {options.count} --seed {options.seed}`."
     )
     print("No published number stands beside these.\n")
-    for outcome, count in sorted(counts.items()):
-        print(f"{outcome}: {count}")
-    print(f"refused: at most {max(one.seconds for one in refused):.1f} s and ", end="")
-    print(f"{max(one.peak for one in refused):.0f} MiB\n")
+    print("\n".join(f"- {outcome}: {count}" for outcome, count in sorted(counts.items())))
+    most = max(one.seconds for one in refused), max(one.peak for one in refused)
+    print(f"- refused before work: after at most {most[0]:.1f} s, with at most {most[1]:.0f} MiB\n")
+    print("| kind | input | outcome | what was said |\n| --- | --- | --- | --- |")
     for fault in sorted(faults, key=lambda fault: (fault.odd.kind, fault.odd.what)):
-        said = (fault.seen.messages or [""])[-1].removeprefix("d3jax: ")
-        line = f"{fault.odd.kind} | {fault.odd.what} | {fault.outcome} | {said[:140]}"
-        print(line.encode("ascii", "backslashreplace").decode().replace("\n", " "))
+        cells = (fault.odd.kind, fault.odd.what, fault.outcome, fault.said[:140])
+        print(f"| {' | '.join(map(_cell, cells))} |")
+
+
+def _cell(text: str) -> str:
+    """Return a text that neither ends a cell of a table nor is read as HTML."""
+    plain = text.encode("ascii", "backslashreplace").decode().replace("\n", " ")
+    return plain.replace("|", "\\|").replace("<", "&lt;")
 
 
 if __name__ == "__main__":

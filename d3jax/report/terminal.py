@@ -33,7 +33,9 @@ def terminal_table(rows: Sequence[Row]) -> str:
 
 
 def print_table(rows: Sequence[Row], file: Any = None) -> None:
-    """Print the table: in colour to a terminal, as `terminal_table` anywhere else."""
+    """Print the table: in colour to a terminal, as `terminal_table` anywhere else; none without rows."""
+    if not rows:  # of a part that has no models
+        return
     console = Console(file=file, highlight=False)
     if console.is_terminal:  # a line that the terminal wraps is better than digits cut off
         _print(console, rows, "minimum", console.width)

@@ -38,3 +38,26 @@ def test_the_page_sorts_in_a_browser_and_fetches_nothing(tmp_path):
         assert page.evaluate("document.querySelectorAll('img').length") > 6
         assert not page.broken_pictures() and not page.errors and not page.requests
         assert page.evaluate("document.querySelectorAll('script').length") == 1
+
+
+def odd_study(path):
+    """A study whose class, attack and defence have the longest and the oddest names, a class of 5,000 letters."""
+    odd = ["w" * 5000, "<script>alert(1)</script>\u202egod", '"onload=alert(1) \x1b[31m']
+    run = Run(path, classes=odd)
+    for attack in ("a" * 80, HOSTILE):
+        run.model("none", attack, logged=curve())
+        run.model("d" * 80, attack, acc=0.8, asr=0.02, logged=curve())
+        run.samples(("none", "d" * 80), attack)
+        run.features(("none", "d" * 80), attack)
+    run.detection("nc", "a" * 80, models=("none", "d" * 80))
+    return run.write()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [400, 1280])
+def test_odd_names_neither_run_nor_fetch_nor_widen_the_page(tmp_path, width):
+    with Page(make_report(odd_study(tmp_path / "run")), width=width) as page:
+        assert not page.errors and not page.requests and not page.broken_pictures()
+        assert page.evaluate("document.querySelectorAll('script').length") == 1
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("document.querySelectorAll('[onload],[onerror]').length") == 0

@@ -40,3 +40,8 @@ def test_terminal_table_is_plain_whole_and_shows_changes():
     terminal.print_table(rows, file=out)
     assert out.getvalue().rstrip("\n") == "\n".join(lines)
     assert "published" not in terminal.terminal_table([row(published="none")])
+
+
+def test_no_rows_print_no_table(capsys):
+    terminal.print_table([])
+    assert capsys.readouterr().out == ""
