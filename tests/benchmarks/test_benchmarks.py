@@ -308,3 +308,14 @@ def test_committed_tables_equal_what_the_commands_print(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", [program.__name__, str(FOLDER / "results" / name)])
         program.main()
         assert capsys.readouterr().out == path.read_text(encoding="utf8")
+
+
+def test_flags_are_those_of_the_committed_inversions(monkeypatch, capsys):
+    import flags
+
+    rows = [
+        str(FOLDER / "results" / f"detection_{name}.csv") for name in ("cifar10", "fashion_mnist")
+    ]
+    monkeypatch.setattr(sys, "argv", ["flags", *rows])
+    flags.main()
+    assert capsys.readouterr().out == (FOLDER / "results" / "flags.txt").read_text()
