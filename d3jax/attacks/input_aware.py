@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..config.fields import check_fields, option
+from ..config.fields import MOST_CHANNELS, check_fields, option
 from ..core.errors import refuse
 from ..core.random import stream
 from ..core.types import (
@@ -54,7 +54,10 @@ class InputAwareConfig:
     mode: Mode = mode_option()
     cross_ratio: float = cross_option(1.0)
     width: int = option(
-        32, "channels of the generator's and mask net's first stage (32: the published nets)", low=1
+        32,
+        "channels of the generator's and mask net's first stage (32: the published nets)",
+        low=1,
+        high=MOST_CHANNELS,
     )
     density: float = option(0.032, "share of the image that a mask may cover", low=0, high=1)
     mask_weight: float = option(100.0, "λ_norm of the mask's density", low=0)

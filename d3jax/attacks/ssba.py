@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..config.fields import check_fields, option
+from ..config.fields import MOST_CHANNELS, check_fields, option
 from ..core.images import as_float, as_levels
 from ..core.random import stream
 from ..core.types import Array, Attack, Batch, DataInfo, Preparation, Prepared, Variables
@@ -36,7 +36,10 @@ class SSBAConfig:
     mode: Mode = mode_option()
     bits: int = option(20, "length of the secret", low=1)
     width: int = option(
-        32, "channels of the encoder's and decoder's first layer (32: StegaStamp's)", low=1
+        32,
+        "channels of the encoder's and decoder's first layer (32: StegaStamp's)",
+        low=1,
+        high=MOST_CHANNELS,
     )
     secret: float = option(1.5, "weight of the bits' cross-entropy", above=0)
     residual: float = option(10.0, "weight of the mean square of what is added", low=0)

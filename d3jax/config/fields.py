@@ -27,6 +27,9 @@ WANTED = {
 ACCEPTED = {tuple: (tuple, list), float: (float, int)}
 """The types of values that stand for another type as well."""
 
+MOST_CHANNELS = 1_000_000
+"""The largest width of a net; the sizes of wider ones overflow before they can be refused."""
+
 BY_NAME = "takes its settings by name: name(config, info) is now name(setting=value).build(info)"
 """The new call, for code that gave a constructor a config and a data set."""
 

@@ -8,7 +8,7 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ..config.fields import check_fields, option, presets
+from ..config.fields import MOST_CHANNELS, check_fields, option, presets
 from ..core.errors import ConfigError
 from ..core.types import DataInfo, Model
 from .layers.depthwise import Depthwise
@@ -28,7 +28,9 @@ class ConvNeXtConfig:
     )
     resize: int = option(0, "pixels to which images are enlarged first (0: as they are)", low=0)
     patch: int = option(2, "side of the stem's patches in pixels", low=1)
-    width: int = option(48, "channels of the first stage (96: ConvNeXt-T)", low=1)
+    width: int = option(
+        48, "channels of the first stage (96: ConvNeXt-T)", low=1, high=MOST_CHANNELS
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ..config.fields import check_fields, option
+from ..config.fields import MOST_CHANNELS, check_fields, option
 from ..core.types import DataInfo, Model, NormLayer
 from .layers.conv import Conv
 from .layers.linen import Linear, model_of, normalise
@@ -20,7 +20,9 @@ from .layers.norm import BatchNorm
 class PreActResNet18Config:
     """`width` 64 is the published net (11,171,146 parameters at 10 classes, 3 channels); a narrower one must be labelled."""
 
-    width: int = option(64, "channels of the first stage (64: the published net)", low=1)
+    width: int = option(
+        64, "channels of the first stage (64: the published net)", low=1, high=MOST_CHANNELS
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)

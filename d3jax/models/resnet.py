@@ -9,7 +9,7 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ..config.fields import check_fields, option
+from ..config.fields import MOST_CHANNELS, check_fields, option
 from ..core.types import DataInfo, Model, NormLayer, Path
 from .layers.conv import Conv
 from .layers.linen import Linear, model_of, normalise
@@ -32,7 +32,9 @@ class ResNetConfig:
         "small",
         "small: a 3×3 convolution; imagenet: 7×7 of stride 2, then a pooling (224 pixels, torchvision's)",
     )
-    width: int = option(64, "channels of the first stage (64: the published nets)", low=1)
+    width: int = option(
+        64, "channels of the first stage (64: the published nets)", low=1, high=MOST_CHANNELS
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -8,7 +8,7 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ..config.fields import check_fields, option
+from ..config.fields import MOST_CHANNELS, check_fields, option
 from ..core.errors import ConfigError
 from ..core.types import DataInfo, Model, NormLayer
 from .layers.conv import Conv
@@ -25,7 +25,9 @@ POOLED = 7
 class VGG19BNConfig:
     """`width` 64 with the `torchvision` classifier is the published net (139,622,218 parameters at 10 classes)."""
 
-    width: int = option(64, "channels of the first stage (64: the published net)", low=1)
+    width: int = option(
+        64, "channels of the first stage (64: the published net)", low=1, high=MOST_CHANNELS
+    )
     classifier: Literal["torchvision", "linear"] = option(
         "torchvision",
         "torchvision: 7×7 pooled features and two hidden layers of 64·width; linear: their mean, one layer",

@@ -8,7 +8,7 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ..config.fields import check_fields, option, presets
+from ..config.fields import MOST_CHANNELS, check_fields, option, presets
 from ..core.errors import ConfigError
 from ..core.types import DataInfo, Model
 from .layers.linen import Linear, model_of, normalise, resize
@@ -24,7 +24,7 @@ class ViTConfig:
     )
     resize: int = option(0, "pixels to which images are enlarged first (0: as they are)", low=0)
     patch: int = option(4, "side of a patch in pixels", low=1)
-    width: int = option(192, "numbers a token has", low=1)
+    width: int = option(192, "numbers a token has", low=1, high=MOST_CHANNELS)
     depth: int = option(6, "layers", low=1, high=1000)
     heads: int = option(3, "attention heads", low=1)
     pool: Literal["token", "mean"] = option(

@@ -7,7 +7,7 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ..config.fields import check_fields, option
+from ..config.fields import MOST_CHANNELS, check_fields, option
 from ..core.errors import ConfigError
 from ..core.types import DataInfo, Model, NormLayer
 from .layers.conv import Conv
@@ -21,7 +21,9 @@ class WideResNetConfig:
     """Default: WRN-16-1, the net of NAD's, ABL's and DLP's experiments."""
 
     depth: int = option(16, "layers d: 6n + 4 for n blocks a stage", low=10, high=3004)
-    width: int = option(1, "k: the stages have 16k, 32k and 64k channels", low=1)
+    width: int = option(
+        1, "k: the stages have 16k, 32k and 64k channels", low=1, high=MOST_CHANNELS
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
