@@ -87,7 +87,7 @@ class _ResNet(nn.Module):
         x = BatchNorm(train, self.dtype, name="norm")(active("stem", x))
         x = active("relu", nn.relu(x))
         if large:
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]  # its hint forgets pairs
         for stage, count in enumerate(BLOCKS[config.depth], 1):
             for block in range(1, count + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
