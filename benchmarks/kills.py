@@ -14,6 +14,7 @@ import argparse
 import collections
 import json
 import random
+import shutil
 import subprocess
 import tempfile
 import time
@@ -68,14 +69,17 @@ def _held(run: Path) -> list[Path]:
 
 def chain(base: Path, number: int, chance: random.Random, length: float, wanted: Tables) -> bool:
     """Kill a study a few times, let it end, print how far it was, return whether it ended whole."""
-    run, moments = base / f"chain{number}", []
-    for _ in range(chance.randint(1, 4)):
+    run, moments, kills = base / f"chain{number}", [], chance.randint(1, 4)
+    while len(moments) < kills and not (moments and (run / "report.html").exists()):
         moment = chance.uniform(0.1, length)
         seen = run_small(base, run, meanwhile=partial(_kill_after, moment))
         if seen.code != 0:
             moments.append(f"{moment:.1f} s, {_reached(run)}")
+        elif not moments:  # it ended before it was killed: from the start, and earlier
+            shutil.rmtree(run)
+            length = moment
     whole = _whole(run_small(base, run), run, wanted)
-    print(f"{number}: {'equal' if whole else 'NOT EQUAL'}; killed {'; '.join(moments) or 'never'}")
+    print(f"{number}: {'equal' if whole else 'NOT EQUAL'}; killed {'; '.join(moments)}")
     return whole
 
 
