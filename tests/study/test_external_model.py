@@ -14,7 +14,9 @@ from d3jax.config.loading import dumps, to_mapping
 from d3jax.core.errors import AttackError, CheckpointError, ConfigError, DamagedError
 from d3jax.core.random import stream
 from d3jax.data import SyntheticConfig, make_synthetic
+from d3jax.interop import to_torch, write_tensors
 from d3jax.interop.external_model import ExternalModel, trigger_for
+from d3jax.models import ResNetConfig, make_resnet
 from d3jax.results.tables import read_csv
 from d3jax.runtime import checkpoint
 from d3jax.study import check_study
@@ -249,3 +251,36 @@ def test_safetensors_export_and_import_keep_the_rates(tmp_path, capsys):
     ):
         export.export(other, "badnets/seed0/train", out, tmp_path / "run")
     assert jnp.isfinite(rows[0]["acc"])
+
+
+@pytest.mark.slow
+def test_a_resnet_of_torchvisions_for_224_pixels_goes_through_the_whole_suspect_study(tmp_path):
+    """As `experiments/suspect.yaml` has it, with short schedules: detected, fine-tuned, detoxified, repaired."""
+    dataset = "{name: synthetic, size: 224, classes: 3, train: 60, test: 12}"
+    settings = ResNetConfig(stem="imagenet", width=8)
+    info = make_synthetic(SyntheticConfig(size=224, classes=3, train=60, test=12)).info
+    variables = make_resnet(settings, info).init(jax.random.key(0))
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, to_torch(variables, "resnet", settings))
+    short = "{batches: 1, passes: 4}"
+    text = f"""
+dataset: {dataset}
+model: {{name: resnet, stem: imagenet, width: 8, checkpoint: {path}}}
+attacks: [unknown]
+reserved: {{count: 40}}
+features: 12
+detections: [{{name: inversion, label: nc, {short[1:]}]
+defenses:
+  - {{name: finetune, schedule: {{steps: 4, batch_size: 8}}}}
+  - {{name: d3, preset: code, schedule: {{steps: 4, batch_size: 8}}}}
+  - name: mcl
+    preset: ours
+    schedule: {{steps: 4, batch_size: 8}}
+    detection: {short}
+    inversion: {{preset: nc, {short[1:]}
+"""
+    rows = studies.run(studies.read(text), tmp_path / "run")
+    assert [(row["defense"], row["status"]) for row in rows] == [
+        (label, "ok") for label in ("none", "finetune", "d3-code", "mcl-ours")
+    ]
+    assert (tmp_path / "run" / "report.html").exists()
