@@ -126,6 +126,7 @@ def _leave(code: int) -> typing.NoReturn:
 def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     if not options.config and options.list is None:
         raise ConfigError(f"no --config given; usage: {USAGE}")
+    from d3jax.runtime.distributed import bring_up, check_place
     from d3jax.study import run as study  # imports jax: after the command line has been understood
 
     if options.list is not None:
@@ -134,11 +135,12 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     part = _part(options.part)
     if part and options.report:
         raise ConfigError("--report gathers all parts: leave --part out")
-    if options.distributed is not None:
-        from d3jax.runtime.distributed import bring_up
-
-        bring_up(options.distributed)
+    several = options.distributed is not None
+    if several:
+        check_place(options.distributed)
     config = load(options.config, overrides, registries=study.REGISTRIES)
+    if several and not options.check:  # a check needs no others, and mistakes are said without them
+        bring_up(options.distributed)
     workdir = options.workdir or Path("runs") / user_path(options.config).stem
     if options.check:
         count = study.check_study(config, workdir, options.profile or "")

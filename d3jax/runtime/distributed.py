@@ -19,16 +19,25 @@ PATIENCE = 300
 """Seconds that the first processes of a study wait for the last one."""
 
 
+def check_place(where: str) -> re.Match[str] | None:
+    """Returns the parts of "HOST:PORT,COUNT,INDEX", and None for "auto". Raises `ConfigError` for anything else."""
+    if where == "auto":
+        return None
+    explicit = re.fullmatch(r"([^,]+:(\d{1,5})),(\d{1,9}),(\d{1,9})", where)
+    if not explicit or not 0 < int(explicit[2]) < 2**16 or int(explicit[4]) >= int(explicit[3]):
+        raise ConfigError(
+            "--distributed: want auto or HOST:PORT,COUNT,INDEX with a PORT from 1 to 65535 and INDEX below COUNT, "
+            f"got {where!r}"
+        )
+    return explicit
+
+
 def bring_up(where: str) -> None:
     """Joins this process to the others: `where` is "auto" (a TPU pod, SLURM, Open MPI) or "HOST:PORT,COUNT,INDEX".
 
     To be called before anything touches a device. Raises `ConfigError` for anything else, and where nothing tells "auto".
     """
-    explicit = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", where)
-    if where != "auto" and not (explicit and int(explicit[3]) < int(explicit[2])):
-        raise ConfigError(
-            f"--distributed: want auto or HOST:PORT,COUNT,INDEX with INDEX below COUNT, got {where!r}"
-        )
+    explicit = check_place(where)
     print(
         f"d3jax: --distributed {where}: waiting for the other processes, at most {PATIENCE} s",
         file=sys.stderr,
@@ -44,8 +53,8 @@ def bring_up(where: str) -> None:
         if explicit:
             given |= {
                 "coordinator_address": explicit[1],
-                "num_processes": int(explicit[2]),
-                "process_id": int(explicit[3]),
+                "num_processes": int(explicit[3]),
+                "process_id": int(explicit[4]),
             }
         jax.distributed.initialize(**given)
     except (ValueError, RuntimeError) as error:

@@ -131,7 +131,17 @@ from ..helpers.studies import TINY
         (
             ["--config", "{tiny}", "--distributed", ""],
             2,
-            "want auto or HOST:PORT,COUNT,INDEX with INDEX below COUNT, got ''",
+            "want auto or HOST:PORT,COUNT,INDEX with a PORT from 1 to 65535 and INDEX below COUNT, got ''",
+        ),
+        (
+            ["--config", "{tiny}", "--distributed", "localhost:99999,2,0"],
+            2,
+            "with a PORT from 1 to 65535",
+        ),
+        (
+            ["--config", "{tiny}", "--distributed", "localhost:9999,2,0", "--train.steps", "x"],
+            2,
+            "--train.steps: want a whole number",
         ),
         (
             ["--config", "{tiny}", "--train.sweep", "{epochs: [1]}"],

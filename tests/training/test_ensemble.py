@@ -21,6 +21,7 @@ from d3jax.training import (
     init_state,
     make_optimizer,
     make_train_step,
+    memory,
 )
 from d3jax.training.scan import ScannedStep
 
@@ -179,7 +180,8 @@ def test_checkpoints_are_at_least_save_seconds_apart():
 def test_memory_is_reported_and_a_profile_written(tmp_path):
     said = []
     fit(loop(0), Hooks(say=said.append, log_every=3, profile=str(tmp_path / "trace")))
-    assert re.fullmatch(r"needs \d+ MiB of memory", said[0]) and said[1].startswith("profile: ")
+    assert re.fullmatch(r"needs [\d.]+ MiB of the [\d.]+ GiB of memory on cpu", said[0])
+    assert said[1].startswith("profile: ")
     assert list(tmp_path.glob("trace/**/*.xplane.pb"))
 
 
@@ -235,3 +237,11 @@ def test_a_split_batch_is_not_gathered_for_a_weight_gradient():
         together = compiled(*split)
     assert "all-gather" not in compiled.as_text() and "all-reduce" in compiled.as_text()
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_program_that_needs_more_than_there_is_is_refused(monkeypatch):
+    monkeypatch.setattr(memory, "main_memory", lambda: 1000)
+    with pytest.raises(
+        OutOfMemoryError, match=r"needs .* of memory, cpu has 0.0 MiB: lower the batch"
+    ):
+        fit(loop(0), Hooks())
