@@ -47,8 +47,8 @@ def memory_needed(program: jax.stages.Compiled) -> int | None:
 def memory_there() -> int | None:
     """Return the bytes that this process's device may give to programs; None where it does not say."""
     device = jax.local_devices()[0]
-    if device.platform == "cpu":
-        return main_memory()
+    if device.platform == "cpu":  # several processes may share it, and none knows what is its own
+        return main_memory() if jax.process_count() == 1 else None
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
