@@ -11,7 +11,6 @@ import jax
 
 from ..core.errors import ConfigError
 from ..core.paths import user_path
-from ..runtime import checkpoint
 from ..runtime.files import check_writable
 from ..runtime.main_memory import in_words
 from .context import StudyContext
@@ -58,7 +57,8 @@ def _check_space(context: StudyContext, nodes: Sequence[Node]) -> None:
     shapes = jax.eval_shape(context.model.init, jax.random.key(0))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     models = [node for node in nodes if not node.analysis]
-    missing = [node for node in models if not checkpoint.exists(node.folder / "model")]
+    # Not `checkpoint.exists`, in which all processes take part: this one is alone here.
+    missing = [node for node in models if not (node.folder / "model").exists()]
     loops = len(missing) if context.together else min(1, len(missing))
     needed, free = (len(missing) + STATES * loops) * size, shutil.disk_usage(context.workdir).free
     if needed > free:
