@@ -234,7 +234,7 @@ def _table(rows: Sequence[tuple[str, str, str]], indent: str) -> str:
 
 
 def command() -> typing.NoReturn:
-    """The whole program, as `d3jax` and `python -m d3jax.run` start it."""
+    """Run as the whole program, as `d3jax` and `python -m d3jax.run` start it."""
     huge_pages.start_again()
     program(main)
 

@@ -67,7 +67,7 @@ def make_badnets(config: BadNetsConfig, info: DataInfo) -> Attack:
     patch = corner(config.size, config.position, config.margin, info)
 
     def put(values: np.ndarray | int) -> np.ndarray:
-        """Values under the patch [H, W, 1] float32, 0 elsewhere."""
+        """Return values under the patch, 0 elsewhere: [H, W, 1] float32."""
         image = np.zeros((height, width), np.float32)
         image[patch] = values
         return image[..., None]

@@ -129,7 +129,7 @@ def _norms(config: ResNetConfig) -> Iterator[NormLayer]:
     places = [(stage, i) for stage, count in enumerate(counts, 1) for i in range(1, count + 1)]
 
     def readers(place: tuple[int, int] | None) -> tuple[Path, ...]:
-        """The layers that read what a block gets; of the head's input none is a block."""
+        """Return the layers that read what a block gets, or what the head does (None)."""
         if place is None:
             return (("head",),)
         name = f"block{place[0]}_{place[1]}"
