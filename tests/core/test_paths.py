@@ -40,3 +40,11 @@ def test_the_command_line_makes_no_folder_that_is_called_tilde(monkeypatch, tmp_
         assert run.main([*words, "--check"]) == 2
         assert re.fullmatch("d3jax: .*\n", capsys.readouterr().err)
     assert [path.name for path in tmp_path.iterdir()] == ["s.yaml"]
+
+
+def test_a_name_that_no_file_can_have_is_refused():
+    with pytest.raises(ConfigError, match=r"dataset.path: 'aaa.*has a part of more than 255 bytes"):
+        user_path("a" * 256, "dataset.path")
+    with pytest.raises(ConfigError, match="more than 255 bytes"):
+        user_path(f"/tmp/{'é' * 128}")
+    assert user_path("a" * 255).name == "a" * 255
