@@ -7,7 +7,6 @@ from pathlib import Path
 
 from .errors import ConfigError
 
-
 LONGEST = 255
 """Bytes of a file's name that file systems allow."""
 
