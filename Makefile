@@ -1,4 +1,4 @@
-# make demo: everything from a fresh machine (python3 and make) to a report. make test: the default suite. make test-all: the slow ones too, one after another.
+# make demo: everything from a fresh machine (python3 and make) to a report. make test: the default suite. make test-all: the slow ones too, one after another. make docs: the documentation site.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 INSTALLED := $(VENV)/installed
 READY := $(VENV)/ready
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m d3jax.run --config experiments/quickstart.yaml
@@ -16,6 +16,10 @@ test: $(READY) lint
 
 test-all: $(READY) lint
 	XLA_FLAGS=--xla_backend_optimization_level=1 $(BIN)/python -m pytest
+
+docs: $(VENV)/docs
+	$(BIN)/python docs/generate.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -33,5 +37,9 @@ $(READY): $(INSTALLED)
 	$(PIP) -e ".[dev]"
 	touch $@
 
+$(VENV)/docs: $(INSTALLED)
+	$(PIP) -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache build site *.egg-info

@@ -1,26 +1,43 @@
-"""What studies of evolving models say of the paper's claims C1 to C5 (arXiv 2206.04677): a table for each, with a verdict.
+"""Judge studies of evolving models by the paper's claims C1 to C5 (arXiv 2206.04677).
 
-The claims have no numbers, so that what counts as true is ours. It was written down when eight lineages of C1 had ended and none of the
-others, and changed after reviews, the second when the tables on Fashion-MNIST had been seen: C3 and C5 then went from the ASR to the
-trigger's logit on the same images (drift alone moves an ASR, and at 100 % it shows nothing), C4's bar at an equal mean rate to that at equal steps, C1 asks of the end too. T are
-the updates of a lineage, S_τ those that the backdoor survived before the ASR first fell
-below τ; a row's condition must be met on every seed unless it says otherwise. Seeds whose backdoor did not work before the first update
-(ASR below 50 %) are left out. `!` marks a seed on which the clean control's rate was ever above 25 %: what the trigger does there is not the backdoor's alone.
+Prints a table with a verdict for each claim. The claims have no numbers, so the conditions are
+d3jax's. They were written down when eight evolution runs of C1 had ended, and none of the others.
+They were changed after two reviews. At the second, the tables on Fashion-MNIST had been seen. It
+made these changes:
 
-- C1, a one-shot backdoor does not survive a few updates, with larger triggers and more poison neither: S_0.5 is at most T / 2, and the ASR
-  below 50 % at the end. Of updates that move BatchNorm's statistics alone nothing is said.
-- C2, poison must go on: without it the ASR falls below 50 % within T, with it it never does. Asked of a constant rate, and of updates that
-  forget more (C4's `slanted`), which were added when nothing was forgotten under the constant rate on Fashion-MNIST.
-- C3, larger drift, faster forgetting: what the updates leave of the trigger's logit (see below) falls with every step of the drift.
-- C4, a smart schedule forgets in one update: S_0.5 is 0, and the mean ACC at most a point below that of the constant rate which
-  validation of clean models chooses. At an equal mean rate: likewise, and S_0.5 is not 0 under the constant rate of that mean.
-- C5, updates wear the backdoor down: an update leaves less than 99 % of the trigger's logit, averaged over seeds, at every update before
-  which the ASR was at least 10 points above the control's rate.
+- C3 and C5 changed from the ASR to the trigger's logit on the same images, because drift alone
+  changes an ASR, and an ASR of 100 % shows nothing.
+- C4 has the same bar at an equal mean rate as at equal steps.
+- C1 also asks about the ASR at the end.
 
-What an update leaves of the trigger's logit is by how much the trigger raises its class's logit after it over that before it, on the
-same images; what all leave is the product.
+T is the number of updates of an evolution run. S_τ is the number of updates that the backdoor
+survives before the ASR first falls below τ. A row's condition must be met on every seed unless it
+says otherwise. Seeds whose backdoor did not work before the first update (ASR below 50 %) are left
+out. `!` marks a seed on which the clean control's rate was ever above 25 %. There the backdoor
+alone does not explain the effect of the trigger.
 
-Command: python benchmarks/claims.py 'runs/evolution_c{}_fashion_mnist' (run folders with {} for the claim's number; absent ones are left out)
+- C1, a one-shot backdoor does not survive a few updates, even with larger triggers and more poison:
+  S_0.5 is at most T / 2, and the ASR is below 50 % at the end. Updates that move only BatchNorm's
+  statistics are not judged.
+- C2, poisoning must continue: without further poison the ASR falls below 50 % within T, and with it
+  never. This is asked of a constant rate, and of updates that forget more (C4's `slanted`). The
+  latter were added when nothing was forgotten under the constant rate on Fashion-MNIST.
+- C3, larger drift means faster forgetting: the share of the trigger's logit that remains (see
+  below) falls with every step of the drift.
+- C4, a smart schedule forgets in one update: S_0.5 is 0, and the mean ACC is at most a point below
+  that of the constant rate which validation of clean models chooses. At an equal mean rate the same
+  must hold, and S_0.5 must not be 0 under the constant rate of that mean.
+- C5, updates wear the backdoor down: less than 99 % of the trigger's logit remains after an update,
+  averaged over seeds. This is asked of every update before which the ASR was at least 10 points
+  above the control's rate.
+
+The trigger's logit is the amount by which the trigger raises the logit of its class. The share that
+remains after an update is its ratio to the logit before the update, on the same images. The share
+after all updates is the product of these ratios.
+
+Command: python benchmarks/claims.py 'runs/evolution_c{}_fashion_mnist'
+
+The argument names run folders, with {} for the claim's number. Absent folders are left out.
 """
 
 from __future__ import annotations
@@ -39,16 +56,17 @@ from d3jax.results.survival import ratio
 from d3jax.results.tables import read_csv
 
 WORKS = 0.5
-"""ASR before the first update of a backdoor that works."""
+"""The least ASR before the first update at which a backdoor works."""
 LEFT = 0.99
-"""An update that leaves less of the trigger's logit wears the backdoor down."""
+"""The share of the trigger's logit below which an update wears the backdoor down."""
 FLOOR = 0.1
-"""By how much the ASR must be above the control's for an update to have something to wear down."""
+"""The least excess of the ASR over the control's rate at which C5 judges an update."""
 DOUBTED = 0.25
-"""Control's rate above which an ASR is not the backdoor's alone."""
+"""The control's rate above which the backdoor alone does not explain an ASR."""
 
 SENTENCES = {
-    1: "A one-shot backdoor is gone after half of the updates, with larger triggers and more poison too",
+    1: "A one-shot backdoor is gone after half of the updates, "
+    "with larger triggers and more poison too",
     2: "Without further poison the backdoor falls below an ASR of 50 %, with it it stays above",
     3: "The larger the drift, the faster the backdoor is forgotten",
     4: "A smart schedule takes the ASR below 50 % in one update, at no more than a point of ACC",
@@ -57,14 +75,20 @@ SENTENCES = {
 
 
 def logit_left(row: Row) -> float | None:
-    """What an update leaves of the trigger's logit; None where it was not measured, NaN where it was not above 0 before."""
+    """Return the share of the trigger's logit that remains after an update.
+
+    It is None if the logit was not measured, and NaN if it was not above 0 before the update.
+    """
     after, before = row["score"], row.get("stale_score")
     return None if before is None else max(after, 0.0) / before if before > 0 else math.nan
 
 
 class Lineages(NamedTuple):
-    """One attack under one evolution: its line of survival.csv, and the rows of evolution.csv by seed and update, 0 first, of those
-    seeds on which the backdoor worked."""
+    """The evolution runs of one attack under one evolution.
+
+    `line` is their row of survival.csv. `seeds` holds the rows of evolution.csv by update, from 0
+    on, for each seed on which the backdoor worked.
+    """
 
     line: Row
     seeds: list[list[Row]]
@@ -74,21 +98,28 @@ class Lineages(NamedTuple):
         return self.line["evolution"]
 
     def survived(self) -> list[tuple[int, bool]]:
-        """S_0.5 and whether it is censored, by seed."""
+        """Return S_0.5 and whether it is censored, for each seed."""
         return [survivability([row["asr"] for row in rows[1:]]) for rows in self.seeds]
 
     def mean(self, name: str, update: int) -> float:
-        """A column after an update, over the seeds that have it; NaN where none has."""
+        """Return a column's mean over seeds after an update; NaN if no seed has a value."""
         values = [rows[update][name] for rows in self.seeds if rows[update].get(name) is not None]
         return statistics.fmean(values) if values else math.nan
 
     def left(self, update: int) -> list[float]:
-        """What an update leaves of the trigger's logit, by seed; none of those where it was not measured, or not above 0 before."""
+        """Return the share of the trigger's logit that remains after an update, for each seed.
+
+        Seeds on which the logit was not measured, or not above 0 before, are left out.
+        """
         shares = [logit_left(rows[update]) for rows in self.seeds]
         return [share for share in shares if share is not None and not math.isnan(share)]
 
     def left_of_all(self) -> list[float | None]:
-        """What all updates leave of it, by seed: 0 from where it is not above 0 on; None where one was not measured."""
+        """Return the share of the trigger's logit that remains after all updates, for each seed.
+
+        It is 0 if the logit was not above 0 before one of them. It is None if the logit was not
+        measured at one of them.
+        """
         shares = [[logit_left(rows[update]) for update in self.updates] for rows in self.seeds]
         return [
             None
@@ -98,7 +129,7 @@ class Lineages(NamedTuple):
         ]
 
     def doubted(self) -> list[bool]:
-        """On which seeds the control says the target too."""
+        """Return for each seed whether the control's rate was ever above `DOUBTED`."""
         return [
             any((rows[update].get("control") or 0.0) > DOUBTED for update in self.updates)
             for rows in self.seeds
@@ -110,7 +141,7 @@ class Lineages(NamedTuple):
 
 
 def read(folder: Path) -> dict[str, list[Lineages]]:
-    """The lineages of a run folder by attack, those of clean models left out."""
+    """Return the evolution runs of a run folder by attack, without those of clean models."""
     evolved, found = read_csv(folder / "evolution.csv"), {}
     for line in read_csv(folder / "survival.csv"):
         mine = [
@@ -130,11 +161,11 @@ def read(folder: Path) -> dict[str, list[Lineages]]:
 
 
 Said = list[bool | None]
-"""What is said of every row; None where there is nothing to say."""
+"""Whether the claim holds for each row; None for a row that is not judged."""
 
 
 def gone(one: Lineages) -> bool | None:
-    """C1's condition."""
+    """Return whether C1's condition is met; None if only the statistics move."""
     if not one.line["lr_mean"]:
         return None
     early = all(
@@ -144,12 +175,12 @@ def gone(one: Lineages) -> bool | None:
 
 
 def at_once(one: Lineages) -> bool:
-    """Whether a single update forgets it."""
+    """Return whether the first update alone brings the ASR below 50 %, on every seed."""
     return all(count == 0 for count, _ in one.survived())
 
 
 def worn(one: Lineages) -> bool | None:
-    """C5's condition."""
+    """Return whether C5's condition is met; None if it applies to no update."""
 
     def control(update):
         return 0.0 if math.isnan(one.mean("control", update)) else one.mean("control", update)
@@ -167,18 +198,21 @@ def worn(one: Lineages) -> bool | None:
 
 
 def falls(before: Lineages, after: Lineages) -> bool | None:
-    """C3's condition; None where something was not measured."""
+    """Return whether C3's condition is met between two drifts, on every seed.
+
+    It is None if a logit was not measured.
+    """
     pairs = list(zip(before.left_of_all(), after.left_of_all(), strict=True))
     return None if any(None in pair for pair in pairs) else all(y < x for x, y in pairs)
 
 
 def equal_mean(one: Lineages, rows: Sequence[Lineages]) -> Lineages | None:
-    """The constant rate of its mean, if it was scaled to it."""
+    """Return the run at the constant rate to whose mean `one` was scaled; None without one."""
     return next((other for other in rows if other.name == one.line["equal_mean"]), None)
 
 
 def judge(claim: int, rows: Sequence[Lineages]) -> tuple[Said, str]:
-    """What is said of an attack's rows, and of the attack."""
+    """Return whether the claim holds for each of an attack's rows, and a verdict in words."""
     if not all(one.seeds for one in rows):
         return [None] * len(rows), "never worked"
     if claim == 2:
@@ -202,7 +236,7 @@ def judge(claim: int, rows: Sequence[Lineages]) -> tuple[Said, str]:
 
 
 def poisoned_on(rows: Sequence[Lineages]) -> tuple[Said, str]:
-    """C2's judgement of lineages that differ in their further poison; the first has none."""
+    """Judge C2 on runs that differ in their further poison; the first of the rows has none."""
     alone = [censored for _, censored in rows[0].survived()]
     stays = [all(censored for _, censored in one.survived()) for one in rows[1:]]
     without = (
@@ -212,7 +246,10 @@ def poisoned_on(rows: Sequence[Lineages]) -> tuple[Said, str]:
 
 
 def summary(said: Said, rows: Sequence[Lineages]) -> str:
-    """Holds, does not hold, or only where; rows of which nothing is said aside."""
+    """Return the verdict in words: the claim holds, does not hold, or holds for some rows.
+
+    Rows that are not judged are skipped.
+    """
     told = [(one.name, holds) for one, holds in zip(rows, said, strict=True) if holds is not None]
     if not told:
         return "nothing to say"
@@ -223,7 +260,7 @@ def summary(said: Said, rows: Sequence[Lineages]) -> str:
 
 
 def strategies(rows: Sequence[Lineages]) -> tuple[Said, str]:
-    """C4's judgement: at equal steps, and at an equal mean rate."""
+    """Judge C4 at equal steps and at an equal mean rate."""
     found: dict[str, list[str]] = {"steps": [], "mean": [], "constant": []}
     said: Said = []
     for one in rows:
@@ -249,7 +286,7 @@ def strategies(rows: Sequence[Lineages]) -> tuple[Said, str]:
 
 
 def shown(one: Lineages, claim: int) -> dict[str, str]:
-    """A row of a table, by the column's head, without its verdict."""
+    """Return a row of a claim's table by column heading, without its verdict."""
     line, points = one.line, lambda value: "–" if math.isnan(value) else f"{100 * value:.0f}"
     largest = [
         max((rows[update].get("control") or 0.0 for rows in one.seeds), default=0.0)
@@ -259,8 +296,13 @@ def shown(one: Lineages, claim: int) -> dict[str, str]:
     by_seed = zip(one.survived(), marks, strict=True)
     cells = {
         "attack": line["attack"], "evolution": one.name,
-        "S_0.5 by seed": " ".join((f"≥{count}" if censored else str(count)) + mark for (count, censored), mark in by_seed),
-        "ASR after update 0, 1, …": ", ".join(points(one.mean("asr", update)) for update in (0, *one.updates)),
+        "S_0.5 by seed": " ".join(
+            (f"≥{count}" if censored else str(count)) + mark
+            for (count, censored), mark in by_seed
+        ),
+        "ASR after update 0, 1, …": ", ".join(
+            points(one.mean("asr", update)) for update in (0, *one.updates)
+        ),
         "at the end, by seed": " ".join(points(rows[-1]["asr"]) for rows in one.seeds),
         "control, largest": ", ".join(map(points, largest)),
     }  # fmt: skip
@@ -296,7 +338,7 @@ def shown(one: Lineages, claim: int) -> dict[str, str]:
 
 
 def tell(claim: int, found: dict[str, list[Lineages]]) -> str:
-    """A claim's table in Markdown."""
+    """Return a claim's verdicts and table in Markdown."""
     lines, verdicts = [], []
     for attack, rows in found.items():
         said, verdict = judge(claim, rows)
@@ -315,7 +357,7 @@ def tell(claim: int, found: dict[str, list[Lineages]]) -> str:
 
 
 def main() -> None:
-    """Prints the claims' tables."""
+    """Print the claims' tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -327,7 +369,8 @@ def main() -> None:
     }
     if not there:
         raise SystemExit(
-            f"no survival.csv in {pattern} for any claim of 1 to {len(SENTENCES)}; run experiments/evolution_c1_….yaml"
+            f"no survival.csv in {pattern} for any claim of 1 to {len(SENTENCES)}; "
+            "run experiments/evolution_c1_….yaml"
         )
     for claim, folder in there.items():
         print(tell(claim, read(folder)))

@@ -1,10 +1,11 @@
-"""Damages files of a run folder, one at a time, and runs its study again.
+"""Damage files of a run folder, one at a time, and run its study again.
 
-A finished study and one that was killed half-way are copied for each damage. Afterwards the tables
-must be equal to the undamaged ones, or one line must say what cannot be read. Nothing is compared
-with published numbers.
+A finished study, and one that was killed half-way, are copied for each damage. Afterwards the
+tables must be equal to the undamaged ones, or one line must say which file cannot be read. Nothing
+is compared with published numbers.
 
-Command: python benchmarks/damage.py [--count 120] [--seed 0] > benchmarks/results/damage.md
+Command, whose output is benchmarks/results/damage.md:
+    python benchmarks/damage.py [--count 120] [--seed 0]
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ TEXTS = {
 
 
 class Damage(NamedTuple):
-    """A change of one path in a run folder, in words and as a function of the path."""
+    """A change of one path in a run folder, as a name and a function of the path."""
 
     name: str
     apply: Callable[[Path, random.Random], object]
@@ -90,7 +91,7 @@ FILE = [
 
 
 def _swapped(run: Path, chance: random.Random) -> str:
-    """Exchange two models of one shape, or two checkpoints of one loop."""
+    """Exchange two models or two checkpoints of a run folder and return their paths."""
     pairs = [sorted(run.glob("checkpoints/*/model")), sorted(run.glob("checkpoints/*/steps/*"))]
     one, two = chance.sample(chance.choice([found for found in pairs if len(found) > 1]), 2)
     aside = run / "aside"
@@ -101,7 +102,7 @@ def _swapped(run: Path, chance: random.Random) -> str:
 
 
 def _half(process: subprocess.Popen, run: Path) -> None:
-    """Kill a study while it repairs."""
+    """Kill a study during its D3 repair."""
     while not list(run.glob("checkpoints/badnets-d3*/steps/*")) and not has_ended(process):
         time.sleep(0.002)
     kill(process)
@@ -120,7 +121,10 @@ def _outcome(seen: Observed, run: Path, wanted: dict[str, list[dict[str, str]]])
 def _holds(
     tables: dict[str, list[dict[str, str]]], wanted: dict[str, list[dict[str, str]]]
 ) -> bool:
-    """Whether every number of a table is the undamaged study's: a failed row has none."""
+    """Return whether every row equals one of the undamaged study.
+
+    Failed rows are skipped, because they hold no results.
+    """
     for name, rows in tables.items():
         for row in rows:
             failed = row.get("status", "ok") != "ok"
@@ -130,7 +134,7 @@ def _holds(
 
 
 def main() -> None:
-    """Damage, run again, and print a table."""
+    """Damage copies of a run folder, run their study again and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
@@ -154,7 +158,7 @@ def main() -> None:
                 what, damage = _swapped(run, chance), "swapped"
             else:
                 files = sorted(path for path in run.rglob("*") if path.is_file())
-                # By place, so that the many files of checkpoints do not crowd out the others.
+                # Draw a place first, so that other files than the many of checkpoints are drawn.
                 places = sorted({_place(path, run) for path in files})
                 place = chance.choice(places)
                 path = chance.choice([one for one in files if _place(one, run) == place])
@@ -185,7 +189,7 @@ def main() -> None:
 
 
 def _place(path: Path, run: Path) -> str:
-    """Return the kind of place a file is in: its name, or the part of a checkpoint."""
+    """Return the kind of a file's place: its name, its folder, or its part of a checkpoint."""
     parts = path.relative_to(run).parts
     if parts[0] == "checkpoints":
         return "/".join(parts[2:3]) if len(parts) > 3 else path.name

@@ -1,10 +1,11 @@
-"""Print how well detectors find poisoned samples, triggered inputs and backdoored models, in Markdown.
+"""Print how well detectors find poisoned samples, triggered inputs and backdoored models.
 
     python benchmarks/detectors.py RUN…
 
-RUN are folders with samples.csv, inputs.csv, detections.csv and results.csv, as a study leaves them. AUROC is a
-mean ± sample standard deviation over seeds; the rates are in percent. A model detection counts the seeds on
-which it flags the attacker's class and nothing else, or on a clean model nothing.
+RUN are folders with samples.csv, inputs.csv, detections.csv and results.csv, as a study writes
+them. The tables are in Markdown. AUROC is a mean ± sample standard deviation over seeds. The rates
+are in percent. A model detection counts the seeds on which it flags the attacker's class and
+nothing else. On a clean model it counts those on which it flags nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def rows_of(folders: Sequence[Path], name: str) -> list[Row]:
 
 
 def groups(rows: Sequence[Row], *columns: str) -> dict[tuple, list[Row]]:
-    """Return rows by columns, in order of appearance."""
+    """Return the rows grouped by the values of columns, in order of appearance."""
     found: dict[tuple, list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row[column] for column in columns), []).append(row)
@@ -43,13 +44,13 @@ def groups(rows: Sequence[Row], *columns: str) -> dict[tuple, list[Row]]:
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
+    """Return a Markdown table with a line of headings."""
     lines = [head, ["---"] * len(head), *body]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def victims(rows: Sequence[Row]) -> str:
-    """Return ACC and ASR of every attack's models."""
+    """Return a table of the ACC and ASR of every attack's models without defence."""
     body = [
         [attack, *(mean_spread([row[rate] for row in found], 100, 1) for rate in ("acc", "asr"))]
         for (attack,), found in groups(
@@ -60,7 +61,7 @@ def victims(rows: Sequence[Row]) -> str:
 
 
 def scores(rows: Sequence[Row]) -> str:
-    """Return the rates of every detector under every attack."""
+    """Return a table of the rates of every detector under every attack."""
     body = [
         [
             attack,
@@ -76,7 +77,7 @@ def scores(rows: Sequence[Row]) -> str:
 
 
 def verdicts(rows: Sequence[Row]) -> str:
-    """Return how often every detector of models is right."""
+    """Return a table of how often every model detector is right, and flags a class."""
     body = [
         [
             attack,

@@ -1,9 +1,11 @@
-"""Gives odd inputs to the command, each in a process of its own, and says how each ended.
+"""Run the command on odd inputs, each in a process of its own, and print a table of the outcomes.
 
-What must not happen: a traceback, more than 10 s or 2 GiB before an input is refused, a file's code
-run. An input that `--check` accepts is run as well. Nothing is compared with published numbers.
+A run fails with a traceback, with more than 10 s or 2 GiB before an input is refused, or if the
+code inside a file is executed. An input that `--check` accepts is run as well. Nothing is compared
+with published numbers.
 
-Command: python benchmarks/faults.py [--count 320] [--seed 0] [--workers 1] > benchmarks/results/faults.md
+Command, whose output is benchmarks/results/faults.md:
+    python benchmarks/faults.py [--count 320] [--seed 0] [--workers 1]
 """
 
 from __future__ import annotations
@@ -23,15 +25,19 @@ from odd_files import FILES
 
 MAKERS = [*CONFIGS, *FILES]
 SECONDS, MEBIBYTES = 10, 2048
-"""What refusing an input may take."""
+"""The most time and memory that refusing an input may take."""
 LIMIT = 60
-"""Seconds after which a command is killed: a study may be meant to run longer."""
+"""Seconds after which a command is killed, because a valid study may run longer."""
 MARK = Path("/tmp/d3jax-was-here")
-"""What a file makes whose code is run."""
+"""A file that exists only if code inside an input was executed."""
 
 
 class Fault(NamedTuple):
-    """An input and how the command ended with it; `outcome` is in capitals where it must not be."""
+    """An odd input and how the command ended with it.
+
+    `outcome` is in capitals if it must not happen. `said` is the last message of d3jax, `checked`
+    the run with `--check`, and `seen` the last run.
+    """
 
     odd: Odd
     outcome: str
@@ -41,7 +47,10 @@ class Fault(NamedTuple):
 
 
 def try_input(number: int, seed: int) -> Fault:
-    """Make the input of a number, give it to the command, return what came of it."""
+    """Make the input of a number, run the command on it and return the outcome.
+
+    The same `number` and `seed` make the same input.
+    """
     chance = random.Random(f"{seed} {number}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -62,7 +71,10 @@ def try_input(number: int, seed: int) -> Fault:
 
 
 def judged(seen: Observed, refusing: bool) -> str:
-    """Return the outcome of a command in words."""
+    """Return the outcome of a command in words, in capitals if it must not happen.
+
+    `refusing` says that the command ran with `--check`, which must end before any work.
+    """
     if MARK.exists():
         return "RAN CODE"
     if seen.traceback:
@@ -83,12 +95,12 @@ def judged(seen: Observed, refusing: bool) -> str:
 
 
 def main() -> None:
-    """Try the inputs and print a table."""
+    """Run all inputs and print a table of the outcomes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=320)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--only", type=int, help="one input, with all that it printed")
+    parser.add_argument("--only", type=int, help="run only this input and print its whole output")
     options = parser.parse_args()
     MARK.unlink(missing_ok=True)
     if options.only is not None:
@@ -120,7 +132,7 @@ def main() -> None:
 
 
 def _cell(text: str) -> str:
-    """Return a text that neither ends a cell of a table nor is read as HTML."""
+    """Return a text escaped for a cell of a Markdown table."""
     plain = text.encode("ascii", "backslashreplace").decode().replace("\n", " ")
     return plain.replace("|", "\\|").replace("<", "&lt;")
 

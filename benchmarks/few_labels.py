@@ -1,11 +1,17 @@
-"""What MixMatch and FixMatch learn from a few labels and many images without, against the same labels alone.
+"""Compare MixMatch and FixMatch with supervised learning from the same few labels.
 
-All begin at the same weights and make as many steps of as many labelled images, with crop and flip as the data set allows.
-Supervised learning has two recipes, MixMatch's own optimiser and SGD with a one-cycle rate; every rate falls to 0. Seeds draw labels and
-weights.
-No published number stands beside these: the papers' nets are WRN-28-2 and larger, trained for a million steps.
+MixMatch and FixMatch also see the unlabelled images. All methods start from the same weights. They
+make the same number of steps with the same number of labelled images, with crop and flip as the
+data set allows. Supervised learning has two recipes: MixMatch's own optimiser, and SGD with a
+one-cycle rate. Every rate falls to 0. Seeds draw labels and weights.
 
-Command: python benchmarks/few_labels.py fashion_mnist.npz [--crop 2] [--labels 250] [--steps 1200] [--seeds 3] [--out benchmarks/results]
+No published numbers are comparable: the papers' nets are WRN-28-2 and larger, trained for a million
+steps.
+
+Data: python -m d3jax.data fashion_mnist --out fashion_mnist.npz
+Command:
+    python benchmarks/few_labels.py fashion_mnist.npz [--crop 2] [--labels 250] [--steps 1200]
+        [--seeds 3] [--out benchmarks/results]
 """
 
 from __future__ import annotations
@@ -39,7 +45,7 @@ SUPERVISED = {
 
 
 def main() -> None:
-    """Trains, prints and writes one JSON file."""
+    """Train, print the accuracies and write them to one JSON file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,7 +53,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=2)
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument(
-        "--labels", type=int, default=250, help="labelled images, as many of each class"
+        "--labels", type=int, default=250, help="number of labelled images, equal for every class"
     )
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seeds", type=int, default=3)
@@ -71,7 +77,7 @@ def main() -> None:
 
 
 def compare(seed: int, options: Any) -> dict[str, float]:
-    """Test accuracy by method, for one draw of labels and weights."""
+    """Return the test accuracy by method, for one draw of labels and weights."""
     data = make_npz(NpzConfig(str(options.data), crop=options.crop, flip=True))
     model = make_preact_resnet18(PreActResNet18Config(options.width), data.info)
     key, labels = jax.random.key(seed), np.asarray(data.train.labels)

@@ -1,5 +1,8 @@
-"""Does a net bear the learning rate of DLP's first stage? Its loss, step by step, on images of which a tenth has a white corner.
+"""Print the loss of DLP's first stage at every step, to see whether a net bears its learning rate.
 
+A tenth of the images has BadNets' white corner.
+
+Data: python -m d3jax.data cifar10 --out cifar10.npz
 Command: python benchmarks/first_stage.py cifar10.npz [--width 64] [--lr 0.1] [--steps 40]
 """
 
@@ -23,7 +26,7 @@ from d3jax.training.step import classification_loss
 
 
 def main() -> None:
-    """Prints a line a step and stops at the first loss that is not finite."""
+    """Print a line for every step and stop at the first loss that is not finite."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,10 +1,11 @@
-"""What the rule that flags a class says of inverted triggers that results hold, and what it said before.
+"""Compare the rule that flags a class with its earlier form, on inverted triggers in results.
 
-Before: every norm counts, the spread has no floor. Now: a norm counts where its trigger turns half
-of the images, and the spread is at least a tenth of the median (`d3jax.inversion.outliers`). The
-intervals are Wilson's, of 95 %.
+The earlier rule counts every norm, and its spread has no floor. Today's rule counts a norm if its
+trigger changes the prediction of at least half of the images. Its spread is at least a tenth of
+the median (`d3jax.inversion.outliers`). The intervals are Wilson's, at 95 %.
 
-Command: python benchmarks/flags.py benchmarks/results/detection_{cifar10,fashion_mnist}.csv > benchmarks/results/flags.txt
+Command, whose output is benchmarks/results/flags.txt:
+    python benchmarks/flags.py benchmarks/results/detection_{cifar10,fashion_mnist}.csv
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from d3jax.inversion.outliers import detect
 
 
 def models_of(path: Path) -> dict[tuple[str, ...], list[dict[str, str]]]:
-    """Return the rows of classes by model: data set, attack, seed and detection."""
+    """Return the rows of a model's classes by data set, attack, seed and detection."""
     models = defaultdict(list)
     with path.open(encoding="utf8") as file:
         for row in csv.DictReader(file):
@@ -30,7 +31,11 @@ def models_of(path: Path) -> dict[tuple[str, ...], list[dict[str, str]]]:
 
 
 def verdict(rows: list[dict[str, str]], now: bool) -> tuple[list[str], bool]:
-    """Return the classes that are flagged, and whether that is right: the target, or none."""
+    """Return the flagged classes and whether they are right.
+
+    They are right if the target class is among them, or on a clean model if there are none. `now`
+    chooses today's rule or the earlier one.
+    """
     norms, success = (np.array([float(row[key]) for row in rows]) for key in ("norm", "success"))
     found = detect(norms, success) if now else detect(norms, None, floor=0.0)
     flagged = [row["class"] for row, one in zip(rows, found.flagged, strict=True) if one]
@@ -39,7 +44,7 @@ def verdict(rows: list[dict[str, str]], now: bool) -> tuple[list[str], bool]:
 
 
 def main() -> None:
-    """Print a line a model, and the shares."""
+    """Print the flagged classes of every model, and how often each rule is right."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="+", type=Path)
     counts: dict[tuple[bool, bool], list[bool]] = defaultdict(list)
@@ -60,7 +65,8 @@ def main() -> None:
             low, high = binomtest(sum(right), len(right)).proportion_ci(method="wilson")
             when = "now" if now else "before"
             print(
-                f"{what}, {when}: {sum(right)} of {len(right)} ({100 * low:.0f} to {100 * high:.0f} %)"
+                f"{what}, {when}: {sum(right)} of {len(right)} "
+                f"({100 * low:.0f} to {100 * high:.0f} %)"
             )
 
 

@@ -1,7 +1,10 @@
-"""What is to be measured on a GPU, in parts that each end within nine minutes and leave one JSON file.
+"""GPU benchmarks in parts, each of which ends within nine minutes and writes one JSON file.
 
-Needs jax, flax, optax, orbax, numpy and this folder; PyTorch for the comparison; no network. A part whose file exists is
-left alone, and a part that was cut off continues where its study stopped, if `--work` is still there.
+They need jax, flax, optax, orbax, numpy and this folder, and PyTorch for the comparison. They need
+no network. A part whose file exists is skipped. A table that was cut off continues where its study
+stopped, if the folder of `--work` still exists.
+
+Data: python -m d3jax.data cifar10 --out cifar10.npz
 
     python benchmarks/gpu.py [PART …] [--out OUT] [--work DIR] [--data cifar10.npz]
 """
@@ -36,7 +39,11 @@ UNTRUSTED = ("badnets", "blended", "sig", "clean")
 
 
 def ceilings(options: argparse.Namespace) -> dict[str, Any]:
-    """The device's own rates: a large matrix product in bfloat16 and in float32 (TF32 on NVIDIA), and a copy through memory."""
+    """Measure the device's own rates, with which the other parts are compared.
+
+    They are a large matrix product in bfloat16 and in float32 (TF32 on NVIDIA), in TFLOP/s, and a
+    copy through memory, in GB/s.
+    """
     rates = {}
     for name in ("bfloat16", "float32"):
         n = options.size
@@ -48,7 +55,10 @@ def ceilings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def throughput(batch: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Our training step against PyTorch's at width 64 (benchmarks/train_step.py), and the rate of both in TFLOP/s."""
+    """Compare the training steps of d3jax and PyTorch, with the rates of both in TFLOP/s.
+
+    See benchmarks/train_step.py. The default width is 64.
+    """
     import train_step
 
     settings = {
@@ -68,7 +78,10 @@ def throughput(batch: int, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def profile(options: argparse.Namespace) -> dict[str, Any]:
-    """Where the time of our bfloat16 step goes: seconds by kernel over 50 steps of 512 images at width 64."""
+    """Profile d3jax's bfloat16 step: milliseconds by kernel over 50 steps of 512 images.
+
+    The default width is 64.
+    """
     import ours
 
     run, about = ours.prepare(
@@ -87,7 +100,10 @@ def profile(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def kernels(folder: Path, top: int = 60) -> dict[str, Any]:
-    """Milliseconds and calls by kernel in the newest trace under `folder`, the longest first, for every device line."""
+    """Return milliseconds and calls by kernel from the newest trace under `folder`.
+
+    Every line of a device has its `top` longest kernels, the longest first.
+    """
     newest = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     found = {}
     for plane in jax.profiler.ProfileData.from_file(str(newest)).planes:
@@ -109,7 +125,10 @@ def kernels(folder: Path, top: int = 60) -> dict[str, Any]:
 
 
 def members(options: argparse.Namespace) -> dict[str, Any]:
-    """Eight narrow models trained together against one of them alone, for several widths: seconds a step, batch 128."""
+    """Compare eight models trained together with one alone, at widths 8, 16 and 32.
+
+    Reports seconds a step at batch 128.
+    """
     result = {}
     for width in (8, 16, 32):
         loops = [_job(options, width=width, batch=128, seed=seed) for seed in range(8)]
@@ -123,7 +142,10 @@ def members(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def streaming(options: argparse.Namespace) -> dict[str, Any]:
-    """Images on the device against images brought batch by batch: seconds a step at width 64, batch 512."""
+    """Compare images resident on the device with images streamed batch by batch.
+
+    Reports seconds a step at batch 512. The default width is 64.
+    """
     loops = {
         name: _job(options, width=options.width, batch=512, streamed=name == "streamed")
         for name in ("resident", "streamed")
@@ -133,7 +155,10 @@ def streaming(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def inversion(options: argparse.Namespace) -> dict[str, Any]:
-    """Triggers of all of 10 and of 100 classes at once against one class after another, at width 64."""
+    """Compare trigger inversion for all classes at once with one class after another.
+
+    Measured with 10 and with 100 classes. The default width is 64.
+    """
     import inversion
 
     settings = {"width": options.width, "batch": 32, "steps": options.steps or 4, "rounds": 5}
@@ -144,7 +169,10 @@ def inversion(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def lineages(options: argparse.Namespace) -> dict[str, Any]:
-    """Updates of models of width 8: 4 and 16 members of a sweep together against one alone."""
+    """Compare updates of 4 and 16 evolving models together with updates of one alone.
+
+    The models have width 8.
+    """
     import lineages
 
     return lineages.measure(
@@ -155,7 +183,10 @@ def lineages(options: argparse.Namespace) -> dict[str, Any]:
 def _job(
     options: argparse.Namespace, *, width: int, batch: int, seed: int = 0, streamed: bool = False
 ) -> Any:
-    """BadNets training on 10,000 generated images, six periods long. Jobs of one width share their images."""
+    """Return a train loop of BadNets on 10,000 generated images, six log periods long.
+
+    All loops share their images.
+    """
     from d3jax.attacks import BadNetsConfig, make_badnets
     from d3jax.config.recipes import TrainConfig
     from d3jax.models import PreActResNet18Config, make_preact_resnet18
@@ -192,9 +223,8 @@ def _seconds_a_step(loops: list) -> float:
     from d3jax.training import Hooks, fit_ensemble
 
     period = loops[0].steps // 6
-    lines = fit_ensemble(loops, [Hooks(log_every=period)] * len(loops))[0][
-        1
-    ]  # the first period compiles
+    # The differences between log records leave out the first period, which compiles.
+    lines = fit_ensemble(loops, [Hooks(log_every=period)] * len(loops))[0][1]
     return (
         statistics.median(b["seconds"] - a["seconds"] for a, b in itertools.pairwise(lines))
         / period
@@ -202,8 +232,12 @@ def _seconds_a_step(loops: list) -> float:
 
 
 def table(study_of: str, attack: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One attack of an experiment at full width, three seeds: `cifar10_d3` has training of 100 epochs, FT and both D3 presets,
-    `dlp_cifar10_full` the same training, ABL as BackdoorBench has it and DLP, `abl_cifar10` ABL as its authors have it, on their net."""
+    """Run one attack of the experiment `study_of` and return its rows.
+
+    `cifar10_d3` trains at full width for 100 epochs, then applies FT and both D3 presets.
+    `dlp_cifar10_full` has the same training, ABL with BackdoorBench's settings, and DLP. Both have
+    three seeds. `abl_cifar10` runs ABL with its authors' settings on their net.
+    """
     from d3jax.config.loading import load
     from d3jax.study import run as study
 
@@ -244,7 +278,10 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 
 def main() -> int:
-    """Runs the parts that are asked for, each in a process of its own; one that fails is said and leaves no file."""
+    """Run the chosen parts, each in a process of its own.
+
+    A part that fails writes no file. The exit code is then 1.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -255,17 +292,17 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--data", type=Path, default=Path("cifar10.npz"))
     parser.add_argument(
-        "--width", type=int, default=64, help="of throughput and profile (64: the published net)"
+        "--width", type=int, default=64, help="width of the net (64: the published net)"
     )
-    parser.add_argument("--size", type=int, default=8192, help="of the matrices in ceilings")
+    parser.add_argument("--size", type=int, default=8192, help="size of the matrices in ceilings")
     parser.add_argument(
-        "--steps", type=int, default=0, help="steps a round (0: as each part has it)"
+        "--steps", type=int, default=0, help="steps in a round (0: each part's own number)"
     )
     parser.add_argument(
         "--theirs",
         nargs="*",
         metavar="VARIANT",
-        help="of PyTorch in throughput (default: all; compiling them takes minutes)",
+        help="PyTorch variants in throughput (default: all; compiling them takes minutes)",
     )
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the tables' studies"
@@ -273,7 +310,7 @@ def main() -> int:
     parser.add_argument(
         "--name",
         default="",
-        help="added to the files' names: of a part that is run once more, or with other settings",
+        help="added to file names, to run a part again or with other settings",
     )
     options = parser.parse_args()
     if unknown := [name for name in options.parts if name not in PARTS]:
@@ -289,7 +326,7 @@ def main() -> int:
 
 
 def run_part(name: str, options: argparse.Namespace) -> int:
-    """Runs one part and writes its file, unless there is one."""
+    """Run one part and write its file, unless the file exists."""
     for folder in (options.out, options.work):
         folder.mkdir(parents=True, exist_ok=True)
     about = environment()
@@ -308,7 +345,10 @@ def run_part(name: str, options: argparse.Namespace) -> int:
 def _median_seconds(
     function: Callable, *arguments: jax.Array, repeats: int = 20, calls: int = 10
 ) -> float:
-    """Of one call among `calls` that are queued at once: waiting for each would time the host too."""
+    """Return the median seconds of a call of `function` on `arguments`.
+
+    `calls` calls are queued at once, because waiting for each would time the host too.
+    """
     seconds = []
     for _ in range(repeats + 3):
         began = time.perf_counter()

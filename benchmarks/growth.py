@@ -1,9 +1,11 @@
-"""A run folder of many nodes: how long it takes to open, to resume and to report, and in what memory.
+"""Measure the time and memory of run folders with many nodes: first run, resumption and page.
 
-A study of many seeds runs once; then one node is taken away and the study runs again, runs once
-more with nothing to do, and its page is made alone. Nothing is compared with published numbers.
+A study of many seeds runs once. Then one model is deleted and the study runs again. It runs once
+more with nothing to do, and at last its page is made alone. Nothing is compared with published
+numbers.
 
-Command: python benchmarks/growth.py [--seeds 15 100] > benchmarks/results/growth.txt
+Command, whose output is benchmarks/results/growth.txt:
+    python benchmarks/growth.py [--seeds 15 100]
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ LIMIT = 1800
 
 
 def measure(seeds: int) -> None:
-    """Print a line for each thing that is done with the folder of a study of so many seeds."""
+    """Run a study of `seeds` seeds, resume it and make its page; print seconds and memory."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config, run = folder / "study.yaml", folder / "run"
@@ -60,7 +62,7 @@ def measure(seeds: int) -> None:
 
 
 def main() -> None:
-    """Measure a small and a large folder."""
+    """Measure run folders of several numbers of seeds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[15, 100])
     options = parser.parse_args()

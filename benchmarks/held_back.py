@@ -1,6 +1,11 @@
-"""Training and test images that are both training images, so that a choice by the latter looks at no test image.
+"""Write an .npz whose training and test images are both training images of another data set.
 
-Command: python benchmarks/held_back.py fashion_mnist.npz held_back_fashion_mnist.npz --train 12000 [--test 10000] [--seed 7]
+A choice made with its test images then uses no real test image.
+
+Data: python -m d3jax.data fashion_mnist --out fashion_mnist.npz
+Command:
+    python benchmarks/held_back.py fashion_mnist.npz held_back_fashion_mnist.npz --train 12000
+        [--test 10000] [--seed 7]
 """
 
 from __future__ import annotations
@@ -12,7 +17,11 @@ import numpy as np
 
 
 def split(data: dict[str, np.ndarray], train: int, test: int, seed: int) -> dict[str, np.ndarray]:
-    """Of `data`'s training images `train` drawn ones and, held back from them, `test` others, under the names of an .npz data set."""
+    """Split the training images of `data` at random into training and test images.
+
+    `train` of them become training images, and `test` others become test images. The arrays have
+    the names of an .npz data set.
+    """
     size = len(data["train_labels"])
     if train + test > size:
         raise SystemExit(
@@ -28,7 +37,7 @@ def split(data: dict[str, np.ndarray], train: int, test: int, seed: int) -> dict
 
 
 def main() -> None:
-    """Writes the .npz."""
+    """Write the .npz."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,11 +1,16 @@
-"""Measures the structure of the package: what a reader of a study meets, and how large it is.
+"""Measure the structure of the package: its size, its imports, and the modules that a study runs.
 
     python benchmarks/house.py [TREE] [--study]
 
-Prints, for the checkout TREE (default: this one), statements by area (counted on the syntax tree,
-docstrings left out), modules and packages at the top of the package, circles among imports, and
-files to touch for a new attack, repair or data set. With --study it runs one small BadNets × D3
-study in TREE and prints which modules executed a function between the command and the written page.
+Prints for the checkout TREE (default: this one):
+
+- the statements by area, counted on the syntax tree without docstrings;
+- the number of modules and packages at the top of the package;
+- the cycles among imports;
+- the files to change for a new attack, repair or data set.
+
+With --study it also runs one small BadNets × D3 study in TREE. It then prints which modules
+executed a function between the command and the written page.
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ AREAS = {
     },
     "config": {"before": "config config_file", "now": "config"},
 }
-"""Modules of each area: flat ones at 2c4934d, folders and files now."""
+"""Modules of each area: single modules at commit 2c4934d, folders and files now."""
 
 ADDED = [
     "results/compare.py",
@@ -42,14 +47,17 @@ ADDED = [
     "results/metric_sinks.py",
     "report/comparison.py",
 ]
-"""What 2c4934d had nothing like, counted apart: the leaderboard, TensorBoard and Weights & Biases."""
+"""Modules without a counterpart at commit 2c4934d, which are not counted.
+
+They are the leaderboard, TensorBoard, and Weights & Biases.
+"""
 
 EXAMPLES = {
     "attack bpp": "BPPConfig",
     "repair finetune": "FinetuneConfig",
     "data set digits": "DigitsConfig",
 }
-"""A method of each kind and the name of its config, by which the files that know it are found."""
+"""A component of each kind and its config class, by which the files that name it are found."""
 
 SCIENCE = [
     "analysis",
@@ -64,7 +72,7 @@ SCIENCE = [
     "models",
     "training",
 ]
-"""Packages whose modules are the computation itself; all others are what surrounds it."""
+"""Packages whose modules are the computation itself; all others surround it."""
 
 STUDY = """
 dataset: {name: digits, size: 16}
@@ -99,7 +107,7 @@ sys.exit(code)
 
 
 def statements(path: Path) -> int:
-    """Return the statements of a file, docstrings left out."""
+    """Return the number of statements in a file, without docstrings."""
     return sum(isinstance(node, ast.stmt) and not _is_text(node) for node in _nodes(path))
 
 
@@ -113,7 +121,10 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def area(package: Path, parts: str) -> int:
-    """Return the statements of modules and folders."""
+    """Return the number of statements in modules and folders of a package.
+
+    `parts` are their paths, separated by spaces.
+    """
     total = 0
     for part in parts.split():
         place = package / part
@@ -127,7 +138,7 @@ def _counts(package: Path, file: Path) -> bool:
 
 
 def naming(package: Path, config: str) -> list[str]:
-    """Return the files of a package whose code names a config class."""
+    """Return the files of a package whose code names the class `config`."""
     return [
         str(path.relative_to(package))
         for path in sorted(package.rglob("*.py"))
@@ -138,7 +149,7 @@ def naming(package: Path, config: str) -> list[str]:
 
 
 def modules(package: Path) -> dict[str, set[str]]:
-    """Return the modules of a package and which others each imports, wherever it does."""
+    """Return for each module of a package the others that it imports, in any scope."""
     names = {_name(package, path): path for path in package.rglob("*.py")}
     return {
         name: _imported(package, names, path) & set(names) - {name} for name, path in names.items()
@@ -166,7 +177,7 @@ def _imported(package: Path, names: dict[str, Path], path: Path) -> set[str]:
 
 
 def circles(graph: dict[str, set[str]]) -> list[set[str]]:
-    """Return the sets of modules that import each other in a circle."""
+    """Return the sets of modules that import each other in a cycle."""
     reach = {name: _reachable(graph, name) for name in graph}
     found: list[set[str]] = []
     for name in graph:
@@ -206,7 +217,7 @@ def executed(tree: Path) -> list[str]:
 
 
 def main() -> int:
-    """Print the measurements of a tree."""
+    """Print the measurements of a checkout."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tree", nargs="?", type=Path, default=Path(__file__).parents[1])
     parser.add_argument("--study", action="store_true", help="run a small study and trace it")

@@ -1,8 +1,11 @@
-"""What a step of trigger inversion costs for all classes at once, against a loop over the classes; rounds in turns, one device.
+"""Compare trigger inversion for all classes at once with a loop over the classes.
 
-Weights are random and images generated 32×32×3: a step costs the same whatever is in them. Steps are compiled beforehand.
+The variants run in turns on one device. Weights are random and images are generated, 32×32×3,
+because the cost of a step does not depend on them. Steps are compiled before they are timed.
 
-Command: python benchmarks/inversion.py [--width 8] [--classes 10] [--batch 32] [--steps 5] [--rounds 7] [--out benchmarks/results]
+Command:
+    python benchmarks/inversion.py [--width 8] [--classes 10] [--batch 32] [--steps 5]
+        [--rounds 7] [--out benchmarks/results]
 """
 
 from __future__ import annotations
@@ -28,14 +31,16 @@ from d3jax.training.ensemble import Ensemble
 
 
 def main() -> None:
-    """Measures, prints and writes one JSON file."""
+    """Measure, print the result and write it to one JSON file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=5, help="calls of the compiled step a round")
+    parser.add_argument(
+        "--steps", type=int, default=5, help="calls of the compiled step in a round"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
@@ -54,7 +59,10 @@ def main() -> None:
 
 
 def measure(*, width: int, classes: int, batch: int, steps: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds a step for all classes, for half of them and for one, and how much faster all are at once."""
+    """Return milliseconds a step for all classes, half of them and one, and the speed-up.
+
+    The speed-up is that of all classes at once over one class after another.
+    """
     counts = [classes, classes // 2, 1]
     runs = {count: prepare(count, width, classes, batch, steps) for count in counts}
     seconds = {count: [] for count in counts}
@@ -74,7 +82,10 @@ def measure(*, width: int, classes: int, batch: int, steps: int, rounds: int) ->
 
 
 def prepare(count: int, width: int, classes: int, batch: int, steps: int) -> Callable[[], float]:
-    """The compiled step for `count` classes, as a function that runs a round and returns the seconds of a step."""
+    """Return a function that runs a round of inversion for `count` classes.
+
+    It returns the seconds of a step. The step is compiled already.
+    """
     data = make_synthetic(
         SyntheticConfig(size=32, channels=3, classes=classes, train=1000, test=classes)
     )

@@ -1,11 +1,12 @@
-"""Kills a study with SIGKILL at random moments, alone and among others in its folder.
+"""Kill a study with SIGKILL at random moments, alone and among others in its folder.
 
-A chain is a study that is killed one to four times, anywhere between its start and its page, and
-then left alone: its tables must be those of a study that nobody disturbed. Of several processes in
-one folder one is killed: the others must finish with those tables and leave no lock held. Nothing
-is compared with published numbers.
+In a chain, a study is killed one to four times, anywhere between its start and its page, and then
+left alone. Its tables must be those of an undisturbed study. Among several processes in one folder
+one is killed. The others must finish with those tables and leave no lock held. Nothing is compared
+with published numbers.
 
-Command: python benchmarks/kills.py [--chains 40] [--seed 0] > benchmarks/results/kills.txt
+Command, whose output is benchmarks/results/kills.txt:
+    python benchmarks/kills.py [--chains 40] [--seed 0]
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from observed import Observed, has_ended, kill
 from small_study import Tables, run_small, tables_of
 
 CROWDS = (2, 8)
-"""How many processes share a folder."""
+"""Numbers of processes that share a folder."""
 
 
 def _kill_after(seconds: float, process: subprocess.Popen) -> None:
@@ -38,7 +39,7 @@ def _kill_after(seconds: float, process: subprocess.Popen) -> None:
 
 
 def _reached(run: Path) -> str:
-    """Return how far a study was when it was killed."""
+    """Return in words how far a study was when it was killed."""
     if not (run / "study.json").exists():
         return "before its folder was made"
     done = len(list((run / "nodes").rglob("record.json")))
@@ -49,13 +50,13 @@ def _reached(run: Path) -> str:
 
 
 def _whole(seen: Observed, run: Path, wanted: Tables) -> bool:
-    """Return whether a study ended as an undisturbed one does."""
+    """Return whether a study ended with its page, the wanted tables and no lock held."""
     page = run / "report.html"
     return seen.code == 0 and page.is_file() and tables_of(run) == wanted and not _held(run)
 
 
 def _held(run: Path) -> list[Path]:
-    """Return the locks of a run folder that somebody holds."""
+    """Return the lock files of a run folder that a process holds."""
     held = []
     for path in run.rglob("lock"):
         lock = FileLock(path, timeout=0)
@@ -68,14 +69,17 @@ def _held(run: Path) -> list[Path]:
 
 
 def chain(base: Path, number: int, chance: random.Random, length: float, wanted: Tables) -> bool:
-    """Kill a study a few times, let it end, print how far it was, return whether it ended whole."""
+    """Kill a study one to four times, then let it end; return whether it ended whole.
+
+    Prints the moments of the kills. `length` is the seconds of an undisturbed study.
+    """
     run, moments, kills = base / f"chain{number}", [], chance.randint(1, 4)
     while len(moments) < kills and not (moments and (run / "report.html").exists()):
         moment = chance.uniform(0.1, length)
         seen = run_small(base, run, meanwhile=partial(_kill_after, moment))
         if seen.code != 0:
             moments.append(f"{moment:.1f} s, {_reached(run)}")
-        elif not moments:  # it ended before it was killed: from the start, and earlier
+        elif not moments:  # it ended before it was killed: start over, and kill earlier
             shutil.rmtree(run)
             length = moment
     whole = _whole(run_small(base, run), run, wanted)
@@ -84,7 +88,7 @@ def chain(base: Path, number: int, chance: random.Random, length: float, wanted:
 
 
 def crowd(base: Path, count: int, chance: random.Random, length: float, wanted: Tables) -> bool:
-    """Start processes in one folder, kill one, return whether the others ended whole."""
+    """Start processes in one folder, kill one and return whether the others ended whole."""
     run = base / f"crowd{count}"
     moment = chance.uniform(0.5, 1) * length
     with ThreadPoolExecutor(count) as pool:
@@ -97,7 +101,7 @@ def crowd(base: Path, count: int, chance: random.Random, length: float, wanted: 
 
 
 def main() -> None:
-    """Kill, and print what came of it."""
+    """Kill studies and print the outcomes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chains", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,10 +1,15 @@
-"""How the first stages of ABL and DLP learn clean and poisoned images, and what DLP's later stages do to accuracy, as Markdown.
+"""Print how first stages of ABL and DLP learn, and how DLP's later stages change accuracy.
 
-From the log records of what was watched of at most 1,000 training images of a kind and 1,000 test images. A first stage: after which
-watch (once an epoch) 90 % of the poisoned training images were taken for their given label for the first time, and behind the last the
-share of both kinds and the mean entropies. DLP with all three stages: the share of test images right behind stage 2 and in the end.
+The Markdown tables come from log records, in which at most 1,000 training images of each kind and
+1,000 test images were watched once an epoch. For a first stage the table has the first watch at
+which over 90 % of the poisoned training images were predicted as their given label. It also has
+the share of poisoned and clean images so predicted at the last watch, and the mean entropies. For
+DLP with all three stages it has the share of test images predicted correctly after stage 2 and at
+the end.
 
-Command: python benchmarks/learning.py RUN… (run folders, or folders of results here; several are put together)
+Command: python benchmarks/learning.py RUN…
+
+RUN are run folders, or folders in benchmarks/results. Several are merged.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from typing import Any
 from tables import markdown
 
 Runs = dict[tuple[str, int], list[dict[str, Any]]]
-"""Log records by the name of what logged them and its seed."""
+"""Log records by the name of the train loop that logged them and its seed."""
 
 FIRST = [
     [
@@ -34,14 +39,17 @@ FIRST = [
 ]
 LATER = [["attack", "seed", "defence", "ACC behind stage 2", "in the end", "change"]]
 FIRST_STAGES = ("first_stage-", "beginning-")
-"""How the names of first stages begin: today, and in the one metrics.jsonl of earlier run folders."""
+"""Prefixes of the names of first stages, in today's run folders and in earlier ones.
+
+Earlier run folders have a single metrics.jsonl.
+"""
 
 
 def read_metrics(folder: Path) -> dict[str, Runs]:
-    """Return the log records of a run folder by attack, of each run by rising step; {} without any.
+    """Return the log records of a run folder by attack, in order of steps; {} without any.
 
-    Lines that are no records are skipped (a run that was killed leaves half a line), and of a step
-    logged twice (a run that was resumed) the later record counts.
+    Lines that are not records are skipped, because a killed run leaves half a line. A resumed run
+    may log a step twice; the later record counts.
     """
     found: dict[str, dict[tuple[str, int], dict[float, dict[str, Any]]]] = {}
     for name, record in _records(folder):
@@ -56,7 +64,10 @@ def read_metrics(folder: Path) -> dict[str, Runs]:
 
 
 def _records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield records with `<attack>/seed<n>/<what>`, from nodes/ and from the file of earlier runs."""
+    """Yield each log record with its name `<attack>/seed<n>/<what>`.
+
+    Records come from nodes/, and from the single file of earlier run folders.
+    """
     nodes = folder / "nodes"
     for path in [folder / "metrics.jsonl", *sorted(nodes.rglob("metrics.jsonl"))]:
         text = path.read_text(encoding="utf8", errors="replace") if path.exists() else ""
@@ -73,12 +84,12 @@ def _records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def percent(share: float) -> str:
-    """A share in percent."""
+    """Return a share in percent, with one decimal."""
     return f"{100 * share:.1f}"
 
 
 def first_stages(attack: str, runs: Runs) -> list[list[str]]:
-    """A line for every first stage in which poisoned images were watched."""
+    """Return a line for every first stage in which poisoned images were watched."""
     lines = []
     for (name, seed), records in runs.items():
         watched = [record for record in records if "poisoned_right" in record]
@@ -95,7 +106,10 @@ def first_stages(attack: str, runs: Runs) -> list[list[str]]:
 
 
 def later_stages(attack: str, runs: Runs) -> list[list[str]]:
-    """A line for every defence that goes on from labelled and unlabelled images together, behind something else that was watched."""
+    """Return a line for every defence that ends with semi-supervised training.
+
+    The accuracy must have been watched both before and during that stage.
+    """
     lines = []
     for (name, seed), records in runs.items():
         watched = [record for record in records if "watch_acc" in record]
@@ -118,7 +132,7 @@ def later_stages(attack: str, runs: Runs) -> list[list[str]]:
 
 
 def main() -> None:
-    """Prints the two tables."""
+    """Print the two tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,8 +1,12 @@
-"""What updates of a lineage cost: a member of a sweep run together with the others against one run alone; and measuring it. One device.
+"""Measure the cost of evolution updates: members of a sweep together against one run alone.
 
-Weights are random and images generated 28×28×1: a step costs the same whatever is in them. Programs are compiled beforehand, rounds go in turns.
+It also measures the evaluation after an update. The variants run in turns on one device. Weights
+are random and images are generated, 28×28×1, because the cost of a step does not depend on them.
+Programs are compiled before they are timed.
 
-Command: python benchmarks/lineages.py [--width 8] [--members 2 4] [--steps 5] [--rounds 7] [--out benchmarks/results]
+Command:
+    python benchmarks/lineages.py [--width 8] [--members 2 4] [--steps 5] [--rounds 7]
+        [--out benchmarks/results]
 """
 
 from __future__ import annotations
@@ -32,16 +36,17 @@ from d3jax.training.ensemble import Ensemble
 UPDATE = 56
 """Steps in an update of the experiments on Fashion-MNIST: two passes over 3,600 images."""
 MEASURED = 1000
+"""Number of test images."""
 
 
 def main() -> None:
-    """Measures, prints and writes one JSON file."""
+    """Measure, print the result and write it to one JSON file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--members", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--steps", type=int, default=5, help="steps a round")
+    parser.add_argument("--steps", type=int, default=5, help="steps in a round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
@@ -58,7 +63,10 @@ def main() -> None:
 
 
 def measure(*, width: int, members: list[int], steps: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds a step of one member, alone and among so many, how much faster that is, and seconds of an update with its measuring."""
+    """Return milliseconds a step of one member, alone and together, and the speed-ups.
+
+    The result also has the seconds of an update of one run alone, and of its evaluation.
+    """
     data = make_synthetic(
         SyntheticConfig(size=28, channels=1, classes=10, train=8000, test=MEASURED)
     )

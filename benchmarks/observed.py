@@ -1,4 +1,4 @@
-"""Commands of d3jax as a user meets them: exit code, what is printed, seconds, memory."""
+"""Observation of commands of d3jax: exit code, output, seconds and memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from typing import NamedTuple
 
 TREE = Path(__file__).parents[1]
 SMALL = [sys.executable, "-m", "tests.helpers.small"]
-"""The command line with a net that compiles in a second."""
+"""The command of d3jax with a net that compiles in a second."""
 
 
 class Observed(NamedTuple):
-    """How a command ended. `code` is negative after a signal, `peak` its largest memory in MiB."""
+    """The end of a command.
+
+    `code` is its exit code, which is negative after a signal. `peak` is its largest memory in MiB.
+    """
 
     code: int
     seconds: float
@@ -28,12 +31,12 @@ class Observed(NamedTuple):
 
     @property
     def traceback(self) -> bool:
-        """Whether Python said where in the code it happened."""
+        """Whether the output has a Python traceback."""
         return "Traceback (most recent call last)" in self.output
 
     @property
     def messages(self) -> list[str]:
-        """The lines in which d3jax says what is wrong."""
+        """The lines of the output that are error messages of d3jax."""
         return [line for line in self.output.splitlines() if line.startswith("d3jax: ")]
 
 
@@ -45,7 +48,8 @@ def observe(
 ) -> Observed:
     """Run a command in this checkout; kill it after `limit` seconds.
 
-    `meanwhile` may disturb it (with `has_ended` and `kill`: Popen's own take its exit code).
+    `meanwhile` may disturb the process. It must use `has_ended` and `kill` for this, because
+    Popen's own methods take its exit code.
     """
     inherited = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     started = time.monotonic()
@@ -75,10 +79,10 @@ def observe(
 
 
 def has_ended(process: subprocess.Popen) -> bool:
-    """Return whether a process that `observe` started has ended; its exit code is left to that."""
+    """Return whether a process that `observe` started has ended, without taking its exit code."""
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def kill(process: subprocess.Popen) -> None:
-    """Send SIGKILL to a process that `observe` started, which may have ended."""
+    """Send SIGKILL to a process that `observe` started. The process may have ended."""
     os.kill(process.pid, signal.SIGKILL)

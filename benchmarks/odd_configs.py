@@ -1,4 +1,4 @@
-"""Odd configs and command lines, drawn by chance: what `faults.py` gives to the command."""
+"""Functions that make odd configs and command lines at random, as inputs of `faults.py`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ BASE: dict[str, Any] = {
     "detections": ["spectral"],
     "seeds": [0],
 }
-"""A study of a few seconds."""
+"""The config of a study that takes a few seconds."""
 
 VALUES: list[Any] = [
-    None, "", " ", "x", "None", "true", True, False, 0, -1, 1, 2**31, 2**63, 10**30, 0.5, -0.0, 1e-9, 1e300, -1e300,
-    float("nan"), float("inf"), [], [[]], [None], {}, {"name": 1}, {"a": {"b": {}}}, {"name": "digits"}, [1, 2, 3], "0x10", "1e3",
-    "2024-13-45", "\u202eabc", "a" * 5000, "\x00", "../../etc/passwd", "~nobody-here/x", "<script>alert(1)</script>", "%s%n", "null",
+    None, "", " ", "x", "None", "true", True, False, 0, -1, 1, 2**31, 2**63, 10**30, 0.5, -0.0,
+    1e-9, 1e300, -1e300, float("nan"), float("inf"), [], [[]], [None], {}, {"name": 1},
+    {"a": {"b": {}}}, {"name": "digits"}, [1, 2, 3], "0x10", "1e3", "2024-13-45", "\u202eabc",
+    "a" * 5000, "\x00", "../../etc/passwd", "~nobody-here/x", "<script>alert(1)</script>", "%s%n",
+    "null",
 ]  # fmt: skip
-"""What stands where something else should."""
+"""Values that replace a value of the config."""
 
 TEXTS: dict[str, bytes] = {
     "deep lists": b"seeds: " + b"[" * 10_000,
@@ -39,7 +41,10 @@ TEXTS: dict[str, bytes] = {
     "a tag of Python": b"train: !!python/object/apply:os.system ['touch /tmp/d3jax-was-here']",
     "a date that is none": b"train: {steps: 2024-13-45}",
     "aliases that multiply": b"a: &a [1,1,1,1,1,1,1,1,1]\n"
-    + b"".join(b"%c: &%c [" % (c + 1, c + 1) + b", ".join([b"*%c" % c] * 9) + b"]\n" for c in range(97, 106)),
+    + b"".join(
+        b"%c: &%c [" % (c + 1, c + 1) + b", ".join([b"*%c" % c] * 9) + b"]\n"
+        for c in range(97, 106)
+    ),
     "an alias of itself": b"train: &a {steps: *a}",
     "an unknown anchor": b"train: *none",
     "a tab": b"train:\n\tsteps: 3",
@@ -56,36 +61,48 @@ TEXTS: dict[str, bytes] = {
     "a key that is a list": b"? [1, 2]\n: 3",
     "a key twice": b"train: {steps: 2}\ntrain: {steps: 3}",
     "binary": bytes(range(256)) * 4,
-    "a sweep of a million": b"attacks: [{name: badnets, sweep: {target: [" + b"0," * 1_000 + b"], rate: [" + b"0.1," * 1_000 + b"]}}]",
+    "a sweep of a million": b"attacks: [{name: badnets, sweep: {target: ["
+    + b"0," * 1_000 + b"], rate: [" + b"0.1," * 1_000 + b"]}}]",
     "a sweep whose key is a number": b"attacks: [{name: badnets, sweep: {3: [1]}}]",
 }  # fmt: skip
-"""Files that are hardly YAML."""
+"""Files with invalid or unusual YAML."""
 
 WORDS: list[list[str]] = [
-    ["--train"], ["--train.steps"], ["--train.steps="], ["--train.steps", "["], ["--.steps", "3"], ["--train..steps", "3"], ["--train.", "3"],
-    ["--=3"], ["--", "3"], ["-x"], ["stray"], ["--train.steps", "3", "stray"], ["--workdir", ""], ["--workdir", "/proc/1/x"],
-    ["--workdir", "~nobody-here/x"], ["--workdir", "/dev/null/x"], ["--workdir", "a\x01b" * 200], ["--workdir", "/dev/null"],
-    ["--part", "0/2"], ["--part", "a"], ["--part", "1/1000000000000"], ["--part", "99999999999999999999/99999999999999999999"],
-    ["--list", "nope"], ["--list", "badnets", "--check"], ["--distributed", "x"], ["--distributed", "host:port,1,1"],
-    ["--distributed", "127.0.0.1:99999,2,0"], ["--config"], ["--config", ""], ["--config", "/"], ["--config", "/dev/null"],
-    ["--config", "nope.yaml"], ["--config", "\udcff.yaml"], ["--report", "--check"], ["--seeds", "[0,0]"], ["--seeds", "0"],
-    ["--attacks.0", "null"], ["--attacks.5.rate", "0.1"], ["--attacks.-1.rate", "0.1"], ["--attacks.0.sweep.rate", "[0.1]"],
-    ["--dataset", "digits:3"], ["--dataset", "cifar10"], ["--dataset", "tfds:"], ["--dataset", "tfds:../x"], ["--dataset", "tfds:CIFAR10"],
-    ["--defenses.0.schedule.optimizer.lr", "nan"], ["--loop.devices", "99"], ["--profile", "/dev/null/x"], ["--cache", "/dev/null/x"],
-    ["--model", "resnet"], ["--model.checkpoint", "nope"], ["--model.checkpoint", "/dev/zero"], ["--model.ignore", "x"],
+    ["--train"], ["--train.steps"], ["--train.steps="], ["--train.steps", "["], ["--.steps", "3"],
+    ["--train..steps", "3"], ["--train.", "3"], ["--=3"], ["--", "3"], ["-x"], ["stray"],
+    ["--train.steps", "3", "stray"], ["--workdir", ""], ["--workdir", "/proc/1/x"],
+    ["--workdir", "~nobody-here/x"], ["--workdir", "/dev/null/x"],
+    ["--workdir", "a\x01b" * 200], ["--workdir", "/dev/null"], ["--part", "0/2"], ["--part", "a"],
+    ["--part", "1/1000000000000"], ["--part", "99999999999999999999/99999999999999999999"],
+    ["--list", "nope"], ["--list", "badnets", "--check"], ["--distributed", "x"],
+    ["--distributed", "host:port,1,1"], ["--distributed", "127.0.0.1:99999,2,0"], ["--config"],
+    ["--config", ""], ["--config", "/"], ["--config", "/dev/null"], ["--config", "nope.yaml"],
+    ["--config", "\udcff.yaml"], ["--report", "--check"], ["--seeds", "[0,0]"], ["--seeds", "0"],
+    ["--attacks.0", "null"], ["--attacks.5.rate", "0.1"], ["--attacks.-1.rate", "0.1"],
+    ["--attacks.0.sweep.rate", "[0.1]"], ["--dataset", "digits:3"], ["--dataset", "cifar10"],
+    ["--dataset", "tfds:"], ["--dataset", "tfds:../x"], ["--dataset", "tfds:CIFAR10"],
+    ["--defenses.0.schedule.optimizer.lr", "nan"], ["--loop.devices", "99"],
+    ["--profile", "/dev/null/x"], ["--cache", "/dev/null/x"], ["--model", "resnet"],
+    ["--model.checkpoint", "nope"], ["--model.checkpoint", "/dev/zero"], ["--model.ignore", "x"],
 ]  # fmt: skip
-"""Command lines that are mistaken."""
+"""Words of invalid or unusual command lines."""
 
 ENVIRONMENTS: list[dict[str, str]] = [
-    {"JAX_PLATFORMS": "cuda"}, {"JAX_PLATFORMS": "foo"}, {"JAX_PLATFORMS": "tpu"}, {"JAX_PLATFORMS": "CPU"}, {"D3JAX_CACHE": "/dev/null/x"},
-    {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}, {"LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-    {"COLUMNS": "1"}, {"COLUMNS": "x"}, {"TERM": "dumb"}, {"HOME": "/nope"}, {"TMPDIR": "/nope"}, {"MPLBACKEND": "nope"},
+    {"JAX_PLATFORMS": "cuda"}, {"JAX_PLATFORMS": "foo"}, {"JAX_PLATFORMS": "tpu"},
+    {"JAX_PLATFORMS": "CPU"}, {"D3JAX_CACHE": "/dev/null/x"}, {"PYTHONIOENCODING": "ascii"},
+    {"PYTHONIOENCODING": "latin-1"}, {"LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    {"COLUMNS": "1"}, {"COLUMNS": "x"}, {"TERM": "dumb"}, {"HOME": "/nope"}, {"TMPDIR": "/nope"},
+    {"MPLBACKEND": "nope"},
 ]  # fmt: skip
-"""Surroundings that are odd."""
+"""Odd environment variables."""
 
 
 class Odd(NamedTuple):
-    """An input: its `kind`, what is odd about it, the words of the command line and variables."""
+    """An odd input of the command.
+
+    `kind` is its group and `what` describes it. `words` are added to the command line, and
+    `environment` holds environment variables.
+    """
 
     kind: str
     what: str
@@ -94,7 +111,10 @@ class Odd(NamedTuple):
 
 
 def with_config(kind: str, what: str, folder: Path, config: Any, *words: str) -> Odd:
-    """Return the input of a config, as data or as the file's bytes."""
+    """Write a config and return the input that runs it.
+
+    `config` is data for YAML, or the bytes of the file. `words` are added to the command line.
+    """
     path = folder / "study.yaml"
     if isinstance(config, bytes):
         path.write_bytes(config)
@@ -104,7 +124,7 @@ def with_config(kind: str, what: str, folder: Path, config: Any, *words: str) ->
 
 
 def odd_value(chance: random.Random, folder: Path) -> Odd:
-    """One value of a study, replaced."""
+    """Make a config with one value replaced."""
     config = copy.deepcopy(BASE)
     place, holder, key = chance.choice(list(_places(config)))
     value = chance.choice(VALUES)
@@ -113,7 +133,7 @@ def odd_value(chance: random.Random, folder: Path) -> Odd:
 
 
 def odd_key(chance: random.Random, folder: Path) -> Odd:
-    """One key of a study, misspelt, moved, or of another type."""
+    """Make a config with one key misspelt or of another type."""
     config = copy.deepcopy(BASE)
     places = [one for one in _places(config) if isinstance(one[1], dict)]
     place, holder, key = chance.choice(places)
@@ -125,9 +145,9 @@ def odd_key(chance: random.Random, folder: Path) -> Odd:
 
 
 def odd_setting(chance: random.Random, folder: Path) -> Odd:
-    """One setting of a component or of the study, of all that there are, with an odd value.
+    """Make a config with an odd value of any setting of a component or of the study.
 
-    Numbers mostly become other numbers: those get past the check of types.
+    Numbers mostly become other numbers, because those pass the check of types.
     """
     from d3jax.config.loading import describe
     from d3jax.config.study import StudyConfig
@@ -158,7 +178,7 @@ def odd_setting(chance: random.Random, folder: Path) -> Odd:
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key."""
+    """Set the value of a dotted key in nested mappings."""
     *parents, last = key.split(".")
     for part in parents:
         if not isinstance(tree.get(part), dict):
@@ -168,13 +188,13 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def odd_text(chance: random.Random, folder: Path) -> Odd:
-    """A file that is hardly YAML."""
+    """Make a config file from one of `TEXTS`."""
     what = chance.choice(sorted(TEXTS))
     return with_config("YAML", what, folder, TEXTS[what])
 
 
 def noisy_text(chance: random.Random, folder: Path) -> Odd:
-    """A study's YAML with bytes changed, lost or doubled."""
+    """Make the YAML of a study with one to four bytes changed, lost or doubled."""
     text = bytearray(yaml.safe_dump(BASE).encode())
     for _ in range(chance.randint(1, 4)):
         at = chance.randrange(len(text))
@@ -188,34 +208,35 @@ def noisy_text(chance: random.Random, folder: Path) -> Odd:
 
 
 def odd_words(chance: random.Random, folder: Path) -> Odd:
-    """A mistaken command line."""
+    """Make a command line with one of `WORDS`."""
     words = chance.choice(WORDS)
     odd = with_config("command line", " ".join(words)[:60], folder, BASE)
     return odd._replace(words=[*odd.words, *(word.replace("\x00", "") for word in words)])
 
 
 def odd_override(chance: random.Random, folder: Path) -> Odd:
-    """A value of a study, replaced on the command line."""
+    """Make a command line that replaces one value of the config."""
     place, _, _ = chance.choice(list(_places(BASE)))
     value = str(chance.choice(VALUES)).replace("\x00", "\\0")
     return with_config("override", f"--{place} {value!r:.40}", folder, BASE, f"--{place}", value)
 
 
 def odd_surroundings(chance: random.Random, folder: Path) -> Odd:
-    """Environment variables of another machine."""
+    """Make an unchanged study that runs in one of the `ENVIRONMENTS`."""
     environment = chance.choice(ENVIRONMENTS)
     odd = with_config("environment", str(environment), folder, BASE)
     return odd._replace(environment=environment)
 
 
 def odd_size(chance: random.Random, folder: Path) -> Odd:
-    """A size that no machine has."""
+    """Make a config with a size that is too large for any machine."""
     config = copy.deepcopy(BASE)
     giant = chance.choice([10**7, 10**9, 10**12, 2**62])
     section, setting, value = chance.choice([
-        ("dataset", "size", giant), ("dataset", "train", giant), ("dataset", "test", giant * 1000), ("dataset", "classes", giant),
-        ("dataset", "channels", giant), ("dataset", "shift", giant), ("train", "batch_size", giant), ("reserved", "count", giant),
-        ("model", "width", giant), ("model", "depth", giant), ("dataset", "digits", giant * 8),
+        ("dataset", "size", giant), ("dataset", "train", giant), ("dataset", "test", giant * 1000),
+        ("dataset", "classes", giant), ("dataset", "channels", giant), ("dataset", "shift", giant),
+        ("train", "batch_size", giant), ("reserved", "count", giant), ("model", "width", giant),
+        ("model", "depth", giant), ("dataset", "digits", giant * 8),
     ])  # fmt: skip
     if section == "model":
         names = {
@@ -240,6 +261,7 @@ def _places(tree: Any, path: str = "") -> Any:
 
 
 CONFIGS = [
-    odd_value, odd_key, odd_setting, odd_setting, odd_setting, odd_text, noisy_text, odd_words, odd_override, odd_surroundings, odd_size,
+    odd_value, odd_key, odd_setting, odd_setting, odd_setting, odd_text, noisy_text, odd_words,
+    odd_override, odd_surroundings, odd_size,
 ]  # fmt: skip
-"""Makers of inputs: `maker(chance, folder) -> Odd`."""
+"""Makers of odd configs and command lines, each a function `maker(chance, folder) -> Odd`."""

@@ -1,4 +1,4 @@
-"""Odd files of data and models, drawn by chance: what `faults.py` gives to the command."""
+"""Functions that make odd data and model files at random, as inputs of `faults.py`."""
 
 from __future__ import annotations
 
@@ -48,13 +48,17 @@ ARRAYS = {
     "NaN": lambda a: a | {"train_images": a["train_images"] * np.nan},
     "images of 0 and 1": lambda a: a | {"train_images": a["train_images"] // 200},
     "all images equal": lambda a: a | {"train_images": a["train_images"] * 0 + 7},
-    "no images": lambda a: a | {"train_images": a["train_images"][:0], "train_labels": a["train_labels"][:0]},
+    "no images": lambda a: (
+        a | {"train_images": a["train_images"][:0], "train_labels": a["train_labels"][:0]}
+    ),
     "channels first": lambda a: a | {"train_images": a["train_images"].transpose(0, 3, 1, 2)},
     "flat images": lambda a: a | {"train_images": a["train_images"].reshape(96, -1)},
     "two channels": lambda a: a | {k: a[k][..., :2] for k in ("train_images", "test_images")},
     "test images of another size": lambda a: a | {"test_images": a["test_images"][:, :4]},
     "test images of the target alone": lambda a: a | {"test_labels": a["test_labels"] * 0},
-    "no array test_labels": lambda a: {key: value for key, value in a.items() if key != "test_labels"},
+    "no array test_labels": lambda a: {
+        key: value for key, value in a.items() if key != "test_labels"
+    },
     "Fortran's order": lambda a: a | {"train_images": np.asfortranarray(a["train_images"])},
     "big-endian labels": lambda a: a | {"train_labels": a["train_labels"].astype(">i4")},
     "complex labels": lambda a: a | {"train_labels": a["train_labels"] + 1j},
@@ -63,14 +67,14 @@ ARRAYS = {
 
 
 def odd_arrays(chance: random.Random, folder: Path) -> Odd:
-    """An .npz whose arrays are no data set."""
+    """Make an .npz whose arrays are not a valid or usual data set."""
     what = chance.choice(sorted(ARRAYS))
     np.savez(folder / "data.npz", **ARRAYS[what](_arrays()))
     return _study("arrays", what, folder, dataset={"name": "npz", "path": str(folder / "data.npz")})
 
 
 def damaged_npz(chance: random.Random, folder: Path) -> Odd:
-    """An .npz that is no .npz."""
+    """Make an .npz with damaged bytes, or one whose headers announce 10¹² values an array."""
     path, content = folder / "data.npz", io.BytesIO()
     chance.choice([np.savez, np.savez_compressed])(content, **_arrays())
     what, damaged = damage(chance, content.getvalue())
@@ -87,20 +91,24 @@ def damaged_npz(chance: random.Random, folder: Path) -> Odd:
 
 
 def damage(chance: random.Random, content: bytes) -> tuple[str, bytes]:
-    """Return in words how bytes were damaged, and the bytes."""
+    """Return a description of a random damage, and the damaged bytes."""
     changed = bytearray(content)
     for _ in range(3):
         changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
     return chance.choice([
-        ("cut off", content[: chance.randrange(1, len(content))]), ("three bits flipped", bytes(changed)), ("empty", b""),
-        ("noise", chance.randbytes(5000)), ("a web page", b"<!DOCTYPE html><html>Sign in</html>"), ("compressed", gzip.compress(content)),
-        ("a Git LFS pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"),
-        ("more behind the end", content + bytes(100)), ("zeros", bytes(len(content))), ("a pickle", pickle.dumps({"a": 1})),
+        ("cut off", content[: chance.randrange(1, len(content))]),
+        ("three bits flipped", bytes(changed)), ("empty", b""),
+        ("noise", chance.randbytes(5000)), ("a web page", b"<!DOCTYPE html><html>Sign in</html>"),
+        ("compressed", gzip.compress(content)),
+        ("a Git LFS pointer",
+         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"),
+        ("more behind the end", content + bytes(100)), ("zeros", bytes(len(content))),
+        ("a pickle", pickle.dumps({"a": 1})),
     ])  # fmt: skip
 
 
 def odd_folder(chance: random.Random, folder: Path) -> Odd:
-    """A folder of image files with something odd in it."""
+    """Make a folder of image files with one odd entry or property."""
     root = folder / "images"
     for name in ("cat", "dog", "fox"):
         (root / name).mkdir(parents=True)
@@ -134,11 +142,17 @@ def odd_folder(chance: random.Random, folder: Path) -> Odd:
         "floats": lambda: save("F", "x.tiff"),
         "one class": lambda: [os.rename(root / one, folder / one) for one in ("dog", "fox")],
         "train/ alone": lambda: (root / "cat").rename(root / "train"),
-        "files of other kinds": lambda: [(cat / f"x.{end}").write_bytes(b"1") for end in ("heic", "svg", "webm")],
-        "a bomb of 30,000 × 30,000 pixels": lambda: Image.new("1", (30_000, 30_000)).save(cat / "x.png"),
+        "files of other kinds": lambda: [
+            (cat / f"x.{end}").write_bytes(b"1") for end in ("heic", "svg", "webm")
+        ],
+        "a bomb of 30,000 × 30,000 pixels": lambda: (
+            Image.new("1", (30_000, 30_000)).save(cat / "x.png")
+        ),
         "no folder": lambda: root.rename(folder / "away"),
         "one image": lambda: [path.unlink() for path in sorted(cat.iterdir())[1:]],
-        "digits as names": lambda: [(root / one).rename(root / str(i)) for i, one in enumerate(["cat", "dog", "fox"], 9)],
+        "digits as names": lambda: [
+            (root / one).rename(root / str(i)) for i, one in enumerate(["cat", "dog", "fox"], 9)
+        ],
     }  # fmt: skip
     change = chance.choice(sorted(changes))
     changes[change]()
@@ -150,7 +164,7 @@ def odd_folder(chance: random.Random, folder: Path) -> Odd:
 
 
 def odd_pattern(chance: random.Random, folder: Path) -> Odd:
-    """A picture as a trigger's pattern."""
+    """Make an image of an odd mode or size, or a damaged one, as the pattern of Blended."""
     content = io.BytesIO()
     mode, side = chance.choice(["RGB", "L", "I;16", "RGBA", "1"]), chance.choice([1, 3, 8, 9, 50])
     Image.new(mode, (side, side)).save(content, "png")
@@ -171,7 +185,7 @@ def _safetensors(header: Any, data: bytes) -> bytes:
 
 
 def odd_model(chance: random.Random, folder: Path) -> Odd:
-    """A checkpoint of somebody else's that is none of this net."""
+    """Make a checkpoint file of an external model that does not fit the configured net."""
 
     def tensor(shape: list[int], kind: str = "F32", end: int = 0) -> dict[str, Any]:
         return {"dtype": kind, "shape": shape, "data_offsets": [0, end or 4 * int(np.prod(shape))]}
@@ -184,7 +198,9 @@ def odd_model(chance: random.Random, folder: Path) -> Odd:
         "a length of 2⁶³": struct.pack("<Q", 2**63) + b"{}",
         "a tensor of 40 GB": _safetensors({"a": tensor([10**10])}, bytes(8)),
         "offsets that overlap": _safetensors({"a": tensor([2]), "b": tensor([2])}, bytes(8)),
-        "negative offsets": _safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}, bytes(8)),
+        "negative offsets": _safetensors(
+            {"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}, bytes(8)
+        ),
         "an unknown type": _safetensors({"a": tensor([2], "F99")}, bytes(8)),
         "bfloat16": _safetensors({"a": tensor([4], "BF16", 8)}, bytes(8)),
         "names of HTML": _safetensors({"<script>alert(1)</script>": tensor([2])}, bytes(8)),
@@ -217,7 +233,7 @@ def odd_model(chance: random.Random, folder: Path) -> Odd:
 
 
 def odd_path(chance: random.Random, folder: Path) -> Odd:
-    """A path of the config that is no path, or another kind of thing."""
+    """Make a config whose data or checkpoint path is malformed, or names another kind of file."""
     strange = [value for value in VALUES if isinstance(value, str)]
     path = chance.choice(
         [
@@ -238,4 +254,4 @@ def odd_path(chance: random.Random, folder: Path) -> Odd:
 
 
 FILES = [odd_arrays, damaged_npz, odd_folder, odd_pattern, odd_model, odd_path]
-"""Makers of inputs: `maker(chance, folder) -> Odd`."""
+"""Makers of odd files, each a function `maker(chance, folder) -> Odd`."""

@@ -1,4 +1,7 @@
-"""Our side of benchmarks/train_step.py: the real training step, as a study runs it, on generated images."""
+"""d3jax's side of benchmarks/train_step.py.
+
+It is the real training step, as a study runs it, on generated images.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,11 @@ from d3jax.training.scan import ScannedStep
 
 
 def prepare(settings: dict[str, Any]) -> tuple[Callable[[], float], dict[str, Any]]:
-    """A round of `steps` steps of `batch` images each, in the precision that `name` says."""
+    """Return a function that times a round in the precision `name`, and facts about it.
+
+    A round is about `steps` steps of `batch` images each: a whole number of calls of the compiled
+    program.
+    """
     data = make_synthetic(SyntheticConfig(size=32, channels=3, train=settings["images"], test=100))
     info = dataclasses.replace(data.info, crop=4, flip=True)
     model = make_preact_resnet18(
@@ -47,7 +54,7 @@ def prepare(settings: dict[str, Any]) -> tuple[Callable[[], float], dict[str, An
         "steps": calls * n,
         "bytes": memory_needed(program),
         "parameters": count_parameters(loop.state.variables.params),
-        "xla_flops_a_call": cost.get("flops"),  # XLA counts the body of a loop once
+        "xla_flops_a_call": cost.get("flops"),  # XLA counts a loop's body once
         "xla_bytes_a_call": cost.get("bytes accessed"),
         "environment": environment(),
     }

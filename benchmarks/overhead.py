@@ -1,10 +1,12 @@
-"""Time per step and per epoch of the real training loop, and the share of it spent outside compiled code.
+"""Measure the time of a training step and the share of the train loop outside compiled code.
 
-Runs `fit` as a study does (its default logging and checkpoints) on generated 32×32×3 images, and after one period of checkpoints
-blocks on every compiled call: what is left of the wall time is Python, logging, fetching, saving and, with `--placement stream`,
-waiting for batches. Nothing is compared.
+Runs `fit` as a study does, with its default logging and checkpoints, on generated 32×32×3 images.
+After one period of checkpoints it waits for every compiled call. The remaining wall time is
+Python, logging, fetching, saving and, with `--placement stream`, waiting for batches. Nothing is
+compared with other programs.
 
-Command: python benchmarks/overhead.py [--width 8] [--batch 128] [--steps 400] [--placement stream]
+Command:
+    python benchmarks/overhead.py [--width 8] [--batch 128] [--steps 400] [--placement stream]
 """
 
 from __future__ import annotations
@@ -30,11 +32,11 @@ from d3jax.training import Hooks, fit, victim_loop
 from d3jax.training.scan import ScannedStep
 
 IMAGES_PER_EPOCH = 50_000
-"""CIFAR-10's training set."""
+"""Number of images in CIFAR-10's training set."""
 
 
 def main() -> None:
-    """Measures, prints and writes one JSON file."""
+    """Measure, print the result and write it to one JSON file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,7 +44,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument(
-        "--placement", choices=["device", "stream"], default="device", help="where the images are"
+        "--placement",
+        choices=["device", "stream"],
+        default="device",
+        help="where the training images are kept",
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()

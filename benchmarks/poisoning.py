@@ -1,9 +1,12 @@
-"""What poisoning costs a training step: every attack's step against clean training's, in turns, on one device.
+"""Measure the cost of poisoning in a training step: every attack's step against a clean one's.
 
-Triggers are as `init` makes them (a step costs the same whatever is in them), images are generated 32×32×3. Goals: under 5 % for
-fixed triggers, under 15 % for warps. Input-aware trains a generator of its own in the step.
+The steps run in turns on one device. Triggers are as `init` makes them, because the cost of a step
+does not depend on their content. Images are generated, 32×32×3. The goals are a cost under 5 % for
+fixed triggers and under 15 % for warps. Input-aware also trains its generator in the step.
 
-Command: python benchmarks/poisoning.py [--width 16] [--batch 128] [--steps 10] [--rounds 7] [--out benchmarks/results] [ATTACK …]
+Command:
+    python benchmarks/poisoning.py [--width 16] [--batch 128] [--steps 10] [--rounds 7]
+        [--out benchmarks/results] [ATTACK …]
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from d3jax.training.ensemble import Ensemble
 
 
 def main() -> None:
-    """Measures, prints and writes one JSON file."""
+    """Measure, print the result and write it to one JSON file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,11 +41,11 @@ def main() -> None:
         "attacks",
         nargs="*",
         metavar="ATTACK",
-        help="default: all, and WaNet and BPP with fixed rows too",
+        help="default: all; WaNet and BPP also run with fixed rows",
     )
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=10, help="steps a round")
+    parser.add_argument("--steps", type=int, default=10, help="steps in a round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
@@ -78,7 +81,10 @@ def main() -> None:
 
 
 def prepare(attack: Attack, data, options: argparse.Namespace) -> Callable[[], float]:
-    """The compiled step of one attack, as a function that runs a round and returns the seconds of a step."""
+    """Return a function that runs a round of one attack's training steps.
+
+    It returns the seconds of a step. The step is compiled already.
+    """
     model, key = (
         make_preact_resnet18(PreActResNet18Config(options.width), data.info),
         jax.random.key(0),

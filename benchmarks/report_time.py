@@ -1,9 +1,10 @@
-"""Times the page of a large study: 20 attacks × 5 defences × 3 seeds, of made-up numbers.
+"""Measure the time to build the page of a large study: 20 attacks × 5 defences × 3 seeds.
 
     python benchmarks/report_time.py [--out FILE]
 
-Writes such a run folder (with samples, class rates and curves of 50 records for every model), makes tables and
-page of it three times in a process of its own, and prints the seconds of each. The goal is 20 s.
+Writes a run folder of made-up numbers, with samples, class rates and curves of 50 records for every
+model. Makes its tables and page three times, each time in a new process, and prints the seconds.
+The goal is 20 s.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ATTACKS, DEFENSES, SEEDS, TRIES = 20, 5, 3, 3
 
 
 def write_run(folder: Path) -> None:
-    """Write the run folder of the study."""
+    """Write the run folder of a large study with made-up numbers."""
     run = Run(folder, classes=[str(i) for i in range(10)])
     labels = [f"defence{i}" for i in range(DEFENSES)]
     for i in range(ATTACKS):
@@ -38,9 +39,9 @@ def write_run(folder: Path) -> None:
 
 
 def main() -> int:
-    """Print the seconds that the page takes."""
+    """Build the page three times and print the seconds of each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="also write them as JSON")
+    parser.add_argument("--out", type=Path, help="also write the seconds to this JSON file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_run(Path(folder) / "run")

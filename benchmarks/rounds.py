@@ -1,4 +1,7 @@
-"""Rounds of a compiled step, timed: what is compared goes in turns, and ratios are taken within a round."""
+"""Timing of compiled steps in rounds.
+
+The variants of a comparison run in turns, and ratios are taken within a round.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,11 @@ from d3jax.training.ensemble import Ensemble
 
 
 def timed(members: Ensemble, calls: int, per_call: int = 1) -> Callable[[], float]:
-    """A function that makes so many calls, of `per_call` steps each, and returns the seconds of a step; compiled, and run once, beforehand."""
+    """Return a function that runs a round and returns its seconds per step.
+
+    A round is `calls` calls of `per_call` steps each. The step is compiled, and one round is run,
+    before this function returns.
+    """
     program = members.repeat.program(members.state, members.data, per_call)
     state = members.state
 
@@ -29,5 +36,5 @@ def timed(members: Ensemble, calls: int, per_call: int = 1) -> Callable[[], floa
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """The lowest, the median and the highest."""
+    """Return the minimum, the median and the maximum of the values."""
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}

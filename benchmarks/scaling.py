@@ -1,11 +1,14 @@
-"""The training step on 1, 2 and 4 fake CPU devices, and in two processes: are the numbers the same, and what crosses between?
+"""Compare the training step on 1, 2 and 4 fake CPU devices, and in two processes.
 
-Fake devices share the same cores, so no speed is measured on them: for each the table has the largest difference of a parameter
-after two steps (relative to the largest parameter), the all-reduces of a step and their bytes, counted from the compiled program, and the
-FLOPs of one device: forward pass, input and weight gradients of its share of the batch. The cost of several processes is a time:
-two processes of one device against one process of two.
+Fake devices share the same cores, so their speed is not compared. The table has for each the
+largest difference of a parameter after two steps, relative to the largest parameter. It also has
+the all-reduces of a step and their bytes, counted in the compiled program. The FLOPs are those of
+one device: forward pass, input and weight gradients of its share of the batch. The cost of several
+processes is a time: two processes of one device against one process of two.
 
-Command: python benchmarks/scaling.py [--width 8] [--batch 128] [--steps 10] [--out benchmarks/results]
+Command:
+    python benchmarks/scaling.py [--width 8] [--batch 128] [--steps 10]
+        [--out benchmarks/results]
 """
 
 from __future__ import annotations
@@ -25,12 +28,15 @@ from typing import Any
 
 HERE = Path(__file__).parent
 COMPARED = 2
-"""Steps after which parameters are compared: training multiplies a difference in rounding from step to step."""
+"""Steps after which parameters are compared.
+
+They are few, because training multiplies a difference in rounding from step to step.
+"""
 WIDTHS = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
 
 
 def main() -> None:
-    """Runs every case in processes of its own, prints the table and writes it as JSON."""
+    """Run every case in processes of its own, print the table and write it as JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -71,7 +77,10 @@ def main() -> None:
 def start(
     options: argparse.Namespace, processes: list[tuple[int, str]], folder: Path
 ) -> dict[str, Any]:
-    """What the first of the processes of one case reports."""
+    """Run the processes of one case and return the report of the first.
+
+    `processes` holds for each its number of devices and its argument of `bring_up`.
+    """
     running, reports = [], []
     for i, (devices, where) in enumerate(processes):
         reports.append(folder / f"{devices}-{i}-{len(processes)}.json")
@@ -92,16 +101,15 @@ def start(
             "PYTHONPATH": str(HERE.parent),
         }
         running.append(subprocess.Popen(command, env=environment))
-    codes = [
-        process.wait() for process in running
-    ]  # all of them: one that is left behind would keep the port
+    # Wait for all of them, because a process that is left running would keep the port.
+    codes = [process.wait() for process in running]
     if any(codes):
         raise SystemExit(f"a case failed: {processes}")
     return json.loads(reports[0].read_text())
 
 
 def run_case(options: argparse.Namespace) -> None:
-    """Trains a little in this process and reports."""
+    """Run the training steps of one case in this process and write its report."""
     _, where, file = options.case
     from d3jax.runtime import huge_pages
 
@@ -136,9 +144,8 @@ def run_case(options: argparse.Namespace) -> None:
         state, _ = jax.block_until_ready(program(state, members.data))
         seconds.append(time.perf_counter() - started)
         if step == COMPARED:
-            leaves = jax.device_get(
-                jax.tree.leaves(members.state_of(state, 0).variables)
-            )  # before they are donated
+            # Fetch them before the next call, to which they are donated.
+            leaves = jax.device_get(jax.tree.leaves(members.state_of(state, 0).variables))
     report = {
         "step_ms": 1e3 * statistics.median(seconds[COMPARED:]),
         **reduced(program.as_text()),
@@ -150,7 +157,7 @@ def run_case(options: argparse.Namespace) -> None:
 
 
 def reduced(program: str) -> dict[str, int]:
-    """How many all-reduces a compiled program has, and how many bytes they sum over devices."""
+    """Return the number of all-reduces in a compiled program and the bytes that they sum."""
     found = re.findall(r"= (.*?) all-reduce(?:-start)?\(", program)
     shapes = [shape for kinds in found for shape in re.findall(r"(\w+)\[([\d,]*)\]", kinds)]
     size = sum(

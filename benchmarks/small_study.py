@@ -1,4 +1,4 @@
-"""A study of three seconds that is disturbed, and its tables without what differs from run to run."""
+"""A study that takes three seconds, and its tables without the columns that vary between runs."""
 
 from __future__ import annotations
 
@@ -20,26 +20,29 @@ loop: {log_every: 2, save_every: 4, save_seconds: 0}
 """
 TABLES = ("results.csv", "per_class.csv", "samples.csv")
 VARYING = ("seconds", "commit")
-"""Columns that differ from run to run."""
+"""Columns that differ between equal runs."""
 
 Tables = dict[str, list[dict[str, str]]]
-"""Rows by the file's name."""
+"""Rows by the name of their file."""
 
 
 def run_small(base: Path, run: Path, **more: object) -> Observed:
-    """Run the study in a run folder; `base` holds its config and its cache, `more` is for `observe`."""
+    """Run the study in a run folder and return how it ended.
+
+    `base` holds the study's config and cache. `more` is passed to `observe`.
+    """
     return observe(words_of(base, run), environment={"D3JAX_CACHE": str(base / "cache")}, **more)
 
 
 def words_of(base: Path, run: Path) -> list[str]:
-    """Return the study's command line; its config is written."""
+    """Write the study's config to `base` and return the command line that runs it."""
     config = base / "study.yaml"
     config.write_text(STUDY)
     return [*SMALL, "--config", str(config), "--workdir", str(run)]
 
 
 def tables_of(run: Path) -> Tables:
-    """Return the tables of a run folder that are there."""
+    """Return the tables that exist in a run folder, without the columns that vary."""
     found = {}
     for name in TABLES:
         path = run / name

@@ -1,12 +1,19 @@
-"""The tables of run folders in Markdown: means over seeds with standard deviations (of a sample), in percent.
+"""Print the tables of run folders in Markdown: means over seeds in percent.
 
-Of results.csv every attack's defences with ACC, what they changed of it, ASR, RA, DER, and of training-time defences the share of the poisoned
-among the suspects and among the images that keep their labels. Of filters.csv, where there is one, how well the scores behind a first stage
-find the poison; defences that say the same of an attack share its lines, as those with one first stage do. With --brief ACC/ASR alone: a
-line for every attack, a column for every defence. A mean of outcomes over fewer seeds than the others has their number behind it.
+Standard deviations are those of a sample. The first table comes from results.csv. It has a line
+for every attack and defence, with ACC, its change by the defence, ASR, RA and DER. For
+training-time defences it adds the share of poisoned images among the suspects, and among the
+images that keep their labels. A mean over fewer seeds than the others is followed by their number.
 
-Command: python benchmarks/tables.py [--brief] RUN… (folders with a results.csv; several are put together, the first counts where two have
-the same run)
+The second table comes from filters.csv, if there is one. It shows how well the scores of a first
+stage find the poisoned images. Defences with the same values for an attack share its lines, as
+those with one first stage do. With --brief there is a line for every attack, a column for every
+defence, and ACC/ASR alone.
+
+Command: python benchmarks/tables.py [--brief] RUN…
+
+RUN are folders with a results.csv. Several are merged; of a run that is in two of them the first
+counts.
 """
 
 from __future__ import annotations
@@ -29,7 +36,10 @@ PRECISIONS = {"precision_0.01": "lowest 1 %", "precision_0.05": "5 %", "precisio
 
 
 def gather(folders: Sequence[Path], name: str, key: Sequence[str]) -> list[Row]:
-    """The rows of `name` in all folders, one for each `key`; no row of a run that failed."""
+    """Return the rows of the table `name` in all folders, one for each value of `key`.
+
+    The first folder that has a row counts. Rows of runs that failed are left out.
+    """
     rows: dict[tuple, Row] = {}
     for folder in folders:
         if (folder / name).is_file():
@@ -40,7 +50,10 @@ def gather(folders: Sequence[Path], name: str, key: Sequence[str]) -> list[Row]:
 
 
 def mean(values: Sequence[float | None], digits: int = 1, factor: float = 100) -> str:
-    """Mean and, of more than one, standard deviation; empty where there are none."""
+    """Return "mean±standard deviation" of the values, multiplied by `factor`.
+
+    A single value has no deviation. Without values the text is empty.
+    """
     known = [factor * value for value in values if value is not None]
     if not known:
         return ""
@@ -49,12 +62,12 @@ def mean(values: Sequence[float | None], digits: int = 1, factor: float = 100) -
 
 
 def few(mine: Sequence[Row], seeds: int) -> str:
-    """What is said of a mean over fewer than all `seeds`."""
+    """Return " (n of m seeds)" for a mean over fewer than all `seeds`, otherwise ""."""
     return f" ({len(mine)} of {seeds} seeds)" if 0 < len(mine) < seeds else ""
 
 
 def outcomes(rows: Sequence[Row]) -> list[list[str]]:
-    """A line for every attack and defence, in the order of `rows`, behind one of headings."""
+    """Return a line of headings, then a line for every attack and defence in order of `rows`."""
     seeds = len({row["seed"] for row in rows})
     before = {(row["attack"], row["seed"]): row["acc"] for row in rows if row["defense"] == "none"}
     asks = any(row.get("suspects") is not None for row in rows)
@@ -104,22 +117,26 @@ def outcomes(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def heading(rows: Sequence[Row]) -> str:
-    """What the rows are of, in a sentence or two."""
+    """Return a sentence on the data set, the model and the seeds of the rows, and the units."""
 
     def values(name):
         return ", ".join(dict.fromkeys(str(row[name]) for row in rows))
 
     return (
-        f"{values('dataset')}, {values('model')} ({values('net')}), seeds {values('seed')}. In percent, means ± standard deviations over seeds; "
-        "`published` are other people's numbers, of nets and lengths of their own: see the experiment's YAML."
+        f"{values('dataset')}, {values('model')} ({values('net')}), seeds {values('seed')}. "
+        "In percent, means ± standard deviations over seeds; `published` are other people's "
+        "numbers, of nets and lengths of their own: see the experiment's YAML."
     )
 
 
-FILTERS = """How well low scores behind a first stage find the poison. What a defence suspects in the end may be other images: DLP's trials choose them."""
+FILTERS = (
+    "How well low scores behind a first stage find the poison. "
+    "What a defence suspects in the end may be other images: DLP's trials choose them."
+)
 
 
 def brief(rows: Sequence[Row]) -> list[list[str]]:
-    """A line for every attack with ACC/ASR of every defence, behind one of headings."""
+    """Return a line of headings, then a line for every attack with ACC/ASR of every defence."""
     attacks, defenses = (
         list(dict.fromkeys(row[column] for row in rows)) for column in ("attack", "defense")
     )
@@ -138,7 +155,10 @@ def brief(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def filters(rows: Sequence[Row]) -> list[list[str]]:
-    """A line for every attack with poison, first stage and score, behind one of headings."""
+    """Return a line of headings, then a line for every attack, first stage and score.
+
+    Attacks without poisoned training images are left out.
+    """
     lines = [
         [
             "attack",
@@ -149,7 +169,7 @@ def filters(rows: Sequence[Row]) -> list[list[str]]:
         ]
     ]
     poisoned = [row for row in rows if row["score"] in SCORES and row["auroc"] is not None]
-    said: dict[tuple, list[str]] = {}  # the defences that say it
+    said: dict[tuple, list[str]] = {}  # block -> the defences that have it
     for attack, defense in dict.fromkeys((row["attack"], row["defense"]) for row in poisoned):
         block = []
         for score, name in SCORES.items():
@@ -169,7 +189,7 @@ def filters(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table of lines of which the first has the headings."""
+    """Return a Markdown table; the first of the lines holds the headings."""
     head, *body = lines
     return (
         "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body)) + "\n"
@@ -177,13 +197,13 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", nargs="+", type=Path, help="run folders")
     parser.add_argument(
-        "--brief", action="store_true", help="ACC/ASR alone, a line for every attack"
+        "--brief", action="store_true", help="print only ACC/ASR, one line for every attack"
     )
     options = parser.parse_args()
     folders = options.folders

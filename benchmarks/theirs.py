@@ -1,7 +1,9 @@
-"""PyTorch's side of benchmarks/train_step.py: the same net and step, written for speed. The only file that imports torch.
+"""PyTorch's side of benchmarks/train_step.py: the same net and step, written for speed.
 
-Images rest on the device as uint8; a step draws rows, stamps the trigger, crops, flips and normalises on the device, then
-cross-entropy, backward and a fused SGD with momentum and coupled weight decay. PreActResNet18 is written from its description.
+This is the only file that imports torch. Images rest on the device as uint8. A step draws rows,
+stamps the trigger, crops, flips and normalises on the device. Cross-entropy, the backward pass and
+a fused SGD with momentum and coupled weight decay follow. PreActResNet18 is written from its
+description.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
 
 
 class Block(nn.Module):
-    """Pre-activation block; the 1×1 shortcut acts on the activated input."""
+    """A pre-activation block, whose 1×1 shortcut acts on the activated input."""
 
     def __init__(self, inside: int, out: int, stride: int):
         super().__init__()
@@ -44,14 +46,17 @@ class Block(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, C, H, W] → [B, out, H / stride, W / stride]."""
+        """Map features [B, C, H, W] to [B, out, H / stride, W / stride]."""
         activated = F.relu(self.bn1(x))
         kept = x if self.shortcut is None else self.shortcut(activated)
         return self.conv2(F.relu(self.bn2(self.conv1(activated)))) + kept
 
 
 class PreActResNet18(nn.Module):
-    """As `d3jax.preact_resnet18`: no norm after the last block, global average pool, linear."""
+    """PreActResNet18 as in `d3jax.preact_resnet18`.
+
+    It has no norm after the last block, then a global average pool and a linear layer.
+    """
 
     def __init__(self, width: int, classes: int = 10):
         super().__init__()
@@ -65,12 +70,15 @@ class PreActResNet18(nn.Module):
         self.head = nn.Linear(channels[-1], classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, 3, 32, 32] → logits [B, classes]."""
+        """Map images [B, 3, 32, 32] to logits [B, classes]."""
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
 def prepare(settings: dict[str, Any]) -> tuple[Callable[[], float], dict[str, Any]]:
-    """A round of `steps` steps of `batch` images each, of the variant that `name` says."""
+    """Return a function that times a round of the variant `name`, and facts about it.
+
+    A round is `steps` steps of `batch` images each.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)

@@ -1,9 +1,13 @@
-"""Our training step against PyTorch's: the same net, batch and device, in turns, on a CPU or unchanged on a GPU.
+"""Compare the training steps of d3jax and PyTorch: same net, same batch, same device.
 
-Each side is a process of its own; a round runs every variant of both once, a few steps each, and ratios are taken within a
-round. Images are generated and rest on the device; drawing, poisoning, crop, flip and the optimiser are part of the step.
+It runs on a CPU, and unchanged on a GPU. Each side is a process of its own. A round runs every
+variant of both sides once, for a few steps, and ratios are taken within a round. Images are
+generated and rest on the device. Drawing, poisoning, crop, flip and the optimiser are part of the
+step.
 
-Command: python benchmarks/train_step.py --width 16 --batch 128 [--torch PYTHON_WITH_TORCH] [--rounds 7] [--out benchmarks/results]
+Command:
+    python benchmarks/train_step.py --width 16 --batch 128 [--torch PYTHON_WITH_TORCH]
+        [--rounds 7] [--out benchmarks/results]
 """
 
 from __future__ import annotations
@@ -25,7 +29,10 @@ COMPILED = ("compile", "compile_bfloat16", "compile_graphs_bfloat16")
 
 
 def macs(width: int, size: int = 32, classes: int = 10) -> int:
-    """Multiplications of one forward pass of PreActResNet18, an image of size × size × 3: 555,422,720 at width 64."""
+    """Return the multiplications of one forward pass of PreActResNet18.
+
+    The image has size × size × 3 values. At width 64 there are 555,422,720.
+    """
     total, inside = size * size * 9 * 3 * width, width
     for stage in range(4):
         out, size = width << stage, size // (2 if stage else 1)
@@ -37,22 +44,22 @@ def macs(width: int, size: int = 32, classes: int = 10) -> int:
 
 
 def main() -> None:
-    """Measures, prints the ratios and writes one JSON file."""
+    """Measure, print the ratios and write the result to one JSON file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument(
-        "--steps", type=int, default=0, help="steps a round (0: 4 on CPU, 50 elsewhere)"
+        "--steps", type=int, default=0, help="steps in a round (0: 4 on CPU, 50 elsewhere)"
     )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--torch", default=sys.executable, help="a python that has torch")
+    parser.add_argument("--torch", default=sys.executable, help="Python interpreter that has torch")
+    parser.add_argument("--ours", nargs="*", help="default: float32, and except on CPU bfloat16")
     parser.add_argument(
-        "--ours", nargs="*", help="default: float32, elsewhere than on CPU bfloat16 too"
+        "--theirs", nargs="*", help="default: all, on CPU all but the compiled ones"
     )
-    parser.add_argument("--theirs", nargs="*", help="default: everything, on CPU nothing compiled")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     result = measure(**{name: value for name, value in vars(options).items() if name != "out"})
@@ -78,8 +85,12 @@ def measure(
     ours: list[str] | None,
     theirs: list[str] | None,
 ) -> dict[str, Any]:
-    """Prepares both sides, then runs `rounds` rounds; a variant that does not work is named under `failed`."""
-    # The first as `python -m d3jax.run` sets it; the other side gets it too. Neither may take all of a GPU's memory.
+    """Prepare both sides, run `rounds` rounds and return times, rates and ratios.
+
+    A variant that cannot be prepared is named under `failed`.
+    """
+    # Both sides get the huge pages that `python -m d3jax.run` sets, and neither may take all of a
+    # GPU's memory.
     environment = {
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
@@ -113,9 +124,8 @@ def measure(
         **settings,
         "failed": {},
     }
-    result["flops_an_image"] = 6 * macs(
-        width
-    )  # forward and two backward products, a multiplication and an addition each
+    # A forward and two backward products, with a multiplication and an addition each.
+    result["flops_an_image"] = 6 * macs(width)
     times: dict[str, list[float]] = {}
     for side, worker in workers.items():
         result[side] = {}
@@ -139,7 +149,10 @@ def measure(
 
 
 def summary(times: dict[str, list[float]], batch: int) -> dict[str, Any]:
-    """Images a second of every variant, and ours over each of theirs within a round: min, median, max."""
+    """Return images a second of every variant, and ratios of d3jax over PyTorch.
+
+    Ratios are taken within a round. Each value has its minimum, median and maximum.
+    """
 
     def spread(values):
         return {

@@ -1,7 +1,8 @@
-"""A process that times what its parent tells it to, over lines of JSON: both sides of a comparison run in one of these.
+"""A process that times code on its parent's orders, sent as lines of JSON.
 
-The parent sends {"prepare": {"name": …, …}} and later {"run": name}; the worker answers {"ready": about} and {"seconds": s}, or
-{"error": text}. Nothing is timed while the other side works, because the parent waits for every answer.
+Each side of a comparison runs in one such process. The parent sends {"prepare": {"name": …, …}}
+and later {"run": name}. The worker answers {"ready": about}, {"seconds": s} or {"error": text}.
+The parent waits for every answer, so that nothing is timed while the other side works.
 """
 
 from __future__ import annotations
@@ -13,11 +14,17 @@ from collections.abc import Callable
 from typing import Any
 
 Prepare = Callable[[dict[str, Any]], tuple[Callable[[], float], dict[str, Any]]]
-"""`prepare(settings) -> (round, about)`: a function that returns the seconds of one round, and what is to be known of it."""
+"""`prepare(settings) -> (round, about)`.
+
+`round()` returns the seconds of one round, and `about` holds facts for the table.
+"""
 
 
 def serve(prepare: Prepare) -> None:
-    """Answers the parent until it closes the pipe. What anything prints goes to stderr."""
+    """Answer the parent's orders until it closes the pipe.
+
+    All that the code prints goes to stderr, because stdout carries the answers.
+    """
     answers, sys.stdout = sys.stdout, sys.stderr
     rounds: dict[str, Callable[[], float]] = {}
     for line in sys.stdin:
@@ -28,13 +35,13 @@ def serve(prepare: Prepare) -> None:
                 answer = {"ready": about}
             else:
                 answer = {"seconds": rounds[order["run"]]()}
-        except Exception as error:  # noqa: BLE001 (the parent says what failed, and goes on)
+        except Exception as error:  # noqa: BLE001 (the parent reports the failure and continues)
             answer = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
         print(json.dumps(answer), file=answers, flush=True)
 
 
 class Worker:
-    """The parent's end of one such process."""
+    """The parent's handle of one worker process."""
 
     def __init__(self, command: list[str], environment: dict[str, str]):
         self.process = subprocess.Popen(
@@ -47,7 +54,10 @@ class Worker:
         )
 
     def ask(self, order: dict[str, Any]) -> dict[str, Any]:
-        """The worker's answer. Raises `RuntimeError` where it ended instead."""
+        """Send an order and return the worker's answer.
+
+        Raises `RuntimeError` if the worker ended instead.
+        """
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -56,5 +66,5 @@ class Worker:
         return json.loads(line)
 
     def close(self) -> None:
-        """Lets the worker end."""
+        """Close the pipe and wait until the worker has ended."""
         self.process.communicate()

@@ -1,7 +1,7 @@
-"""d3jax: backdoor attacks, defences and their analysis for image classifiers, as pure JAX functions.
+"""Backdoor attacks on image classifiers, defences and their analysis, as pure JAX functions.
 
-`__init__.pyi` lists the public names and where they live; each is imported when first used, so that
-`import d3jax` costs nothing.
+`__init__.pyi` lists the public names and their modules. Each name is imported when it is first
+used, so that `import d3jax` is fast.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""The public names of d3jax, by where they live."""
+"""The public names of d3jax and the modules that define them."""
 
 from . import analysis, attacks, data, defenses, evolution, inversion, metrics, models, testing
 from .analysis import (
@@ -43,6 +43,7 @@ from .attacks import (
 from .attacks.poisoning import (
     clean_label,
     dirty_label,
+    mode_option,
     poison_rows,
     rate_option,
     target_option,
@@ -102,12 +103,14 @@ from .data import (
     DATASETS,
     DigitsConfig,
     FolderConfig,
+    HfConfig,
     NpzConfig,
     SyntheticConfig,
     TfdsConfig,
     digits,
     folder,
     from_arrays,
+    hf,
     npz,
     reserve,
     synthetic,
@@ -256,6 +259,7 @@ __all__ = [
     "FinetuneConfig",
     "FolderConfig",
     "Found",
+    "HfConfig",
     "Hooks",
     "InputAwareConfig",
     "InputDetector",
@@ -340,6 +344,7 @@ __all__ = [
     "fp",
     "from_arrays",
     "from_torch",
+    "hf",
     "input_aware",
     "inversion",
     "invert",
@@ -351,6 +356,7 @@ __all__ = [
     "mcl",
     "metrics",
     "mmbd",
+    "mode_option",
     "models",
     "nc",
     "npz",

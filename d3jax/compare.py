@@ -16,15 +16,18 @@ from d3jax.runtime.files import write_text
 
 
 def compare(runs: Sequence[str | Path], out: str | Path) -> None:
-    """Write leaderboard.csv, leaderboard.md and leaderboard.html of run folders into `out`.
+    """Write the leaderboard of several run folders into `out`, as CSV, Markdown and HTML.
 
-    Raises `DataError` where a folder is no run folder, `ConfigError` where `out` cannot be written.
+    The files are leaderboard.csv, leaderboard.md and leaderboard.html. Raises `DataError` if a
+    folder is not a run folder, and `ConfigError` if `out` cannot be written.
     """
     read = read_runs(runs)
     boards = leaderboard(read)
     names = [run.name for run in read]
     rows = [{name: row[name] for name in COLUMNS} for board in boards for row in board.rows]
     folder = user_path(out, "--out")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out: {folder} is a file, want a folder")
     try:
         write_csv(folder / "leaderboard.csv", rows, COLUMNS)
         write_text(folder / "leaderboard.md", leaderboard_markdown(boards, names))
@@ -34,14 +37,16 @@ def compare(runs: Sequence[str | Path], out: str | Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, or 2 where the user has to change something."""
+    """Run the compare command and return the exit code (see `runtime.commands`)."""
     return exit_code(lambda: _compare(argv))
 
 
 def _compare(argv: Sequence[str] | None) -> int:
     parser = Parser(prog="python -m d3jax.compare", description="Compare runs in one leaderboard.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished studies")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the leaderboard goes")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders of finished studies")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder to write the leaderboard to"
+    )
     options = parser.parse_args(argv)
     compare(options.runs, options.out)
     print(f"d3jax: leaderboard: {user_path(options.out) / 'leaderboard.html'}")

@@ -1,4 +1,7 @@
-"""`python -m d3jax.export --config FILE MODEL OUT.safetensors`: a finished model, for PyTorch."""
+"""The command that exports a finished model for PyTorch, as a .safetensors file.
+
+python -m d3jax.export --config FILE MODEL OUT.safetensors
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,17 @@ from d3jax.study.registries import REGISTRIES
 def export(
     config: str | Path, name: str, out: str | Path, workdir: str | Path | None = None
 ) -> int:
-    """Write the model of a study's node to `out`; return how many tensors it has.
+    """Write the finished model `name` of a study to the file `out`; return its number of tensors.
 
-    `name` is a node's, such as badnets/seed0/train or badnets/seed0/d3-code. `workdir` is the
-    study's run folder: without it the one that `config` lies in as config.yaml, or runs/ and the
-    config's name. Raises `ConfigError` where there is no such node, `CheckpointError` where it is
-    not finished, or its architecture has no names in PyTorch.
+    `name` is the name of a node, such as badnets/seed0/train or badnets/seed0/d3-code. `workdir` is
+    the run folder of the study. Without it, the run folder is the folder of `config` if that is
+    called config.yaml, else runs/ and the name of the config. Raises `ConfigError` if there is no
+    such node. Raises `CheckpointError` if it is not finished, or if its architecture has no names
+    in PyTorch.
     """
     config, out = user_path(config, "--config"), user_path(out)
     if out.suffix != ".safetensors":
-        raise ConfigError(f"{out}: want a name that ends on .safetensors")
+        raise ConfigError(f"{out}: want a name that ends in .safetensors")
     folder = user_path(workdir, "--workdir") if workdir else _run_folder(config)
     settings = load(config, registries=REGISTRIES)
     context = open_context(settings, folder, Progress(quiet=True))
@@ -50,29 +54,30 @@ def export(
 
 
 def _run_folder(config: Path) -> Path:
+    """Return the run folder that belongs to a config if none is given."""
     return config.parent if config.name == "config.yaml" else Path("runs") / config.stem
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code (see `runtime.commands`)."""
+    """Run the export command and return the exit code (see `runtime.commands`)."""
     return exit_code(lambda: _export(argv))
 
 
 def _export(argv: Sequence[str] | None) -> int:
     parser = Parser(
         prog="python -m d3jax.export",
-        description="Writes a finished model of a study as .safetensors, under PyTorch's names.",
+        description="Write a finished model of a study to .safetensors, with PyTorch's names.",
     )
     parser.add_argument(
         "--config",
         metavar="FILE",
         required=True,
-        help="the study, best the config.yaml in its run folder",
+        help="the config of the study, preferably the config.yaml in its run folder",
     )
     parser.add_argument(
         "--workdir",
         metavar="DIR",
-        help="its run folder (default: that of config.yaml, or runs/<name>)",
+        help="the run folder of the study (default: that of config.yaml, or runs/<name>)",
     )
     parser.add_argument("model", metavar="MODEL", help="ATTACK/seedS/train or ATTACK/seedS/DEFENCE")
     parser.add_argument("out", metavar="OUT.safetensors")

@@ -1,4 +1,7 @@
-"""The command line: `python -m d3jax.run --config experiments/quickstart.yaml [--section.key value …]`."""
+"""The command that runs a study: `python -m d3jax.run --config FILE [--section.key VALUE …]`.
+
+For a first study, FILE is experiments/quickstart.yaml.
+"""
 
 from __future__ import annotations
 
@@ -20,35 +23,44 @@ from d3jax.runtime.commands import Parser, exit_code, program
 from d3jax.runtime.files import check_writable
 
 ENTRY = (
-    ("label", "null", "its name in the results (null: its own name, and its preset)"),
+    ("label", "null", "name in the results (null: its name and preset)"),
     (
         "sweep",
         "null",
-        "{setting: [values], …}: an entry for each combination, such as {schedule.optimizer.lr: [0.003, 0.01]}",
+        (
+            "{setting: [values], …}: one entry for each combination, such as "
+            "{schedule.optimizer.lr: [0.003, 0.01]}"
+        ),
     ),
 )
-"""What every entry of the lists (attacks, detections, evolutions, defenses) takes besides its settings, as `describe` has them."""
+"""Keys of every entry of attacks, detections, evolutions and defenses besides its settings.
+
+A row is (key, default, help text), as in `describe`.
+"""
 
 READ = (
     (
         "checkpoint",
         "null",
-        "a trained one instead of training one: a checkpoint's folder, a .safetensors or a PyTorch file, whatever its name",
+        (
+            "an external model to use instead of training one: the folder of a checkpoint, a "
+            ".safetensors file or a PyTorch file of any name"
+        ),
     ),
     (
         "checkpoint_key",
         "null",
-        "which state dict of a PyTorch file, where it has several, such as netC",
+        "the key of the state dict in a PyTorch file with several, such as netC",
     ),
-    ("ignore", "[]", "globs of the names of tensors to leave out, such as [fc_aux.*]"),
+    ("ignore", "[]", "globs of tensors in the file to leave out, such as [fc_aux.*]"),
 )
-"""What every model takes besides its settings."""
+"""Keys of every model besides its settings, as rows (key, default, help text)."""
 
 USAGE = "python -m d3jax.run --config FILE [--workdir DIR] [--section.key VALUE …]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one study; returns the exit code (see `runtime.commands`)."""
+    """Run one study and return the exit code (see `runtime.commands`)."""
     options: list[argparse.Namespace] = []
 
     def work() -> int:
@@ -63,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         traceback.print_exc()
         print(
-            "d3jax: stopped, perhaps as another process did; run all of them again to continue",
+            "d3jax: stopped, perhaps because another process did; "
+            "run all of them again to continue",
             file=sys.stderr,
         )
         _leave(1)
@@ -71,14 +84,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _several(options: Sequence[argparse.Namespace]) -> bool:
+    """Return whether this process is one of several, as --distributed says."""
     return any(one.distributed is not None for one in options)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="python -m d3jax.run", usage=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        description="Plants a backdoor, repairs the model, reports. A rerun continues where the last one stopped.", epilog=_settings(),
-    )  # fmt: skip
+        prog="python -m d3jax.run",
+        usage=USAGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        description="Run a study: train backdoored models, apply defences and write a report. "
+        "A rerun continues where the last run stopped.",
+        epilog=_settings(),
+    )
     parser.add_argument("--config", metavar="FILE", help="the study, in YAML (see experiments/)")
     parser.add_argument(
         "--workdir", metavar="DIR", help="the run folder (default: runs/<name of the config file>)"
@@ -86,48 +105,56 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--part",
         metavar="I/N",
-        help="run the I-th of N shares of the study's models and detections (array jobs); no report",
+        help="run the I-th of N shares of the study's models and detections, for array jobs, "
+        "without a report",
     )
     parser.add_argument(
         "--report",
         action="store_true",
-        help="compute nothing: gather what is finished into tables and report",
+        help="compute nothing, and make tables and report from the finished results",
     )
     parser.add_argument(
         "--distributed",
         metavar="WHERE",
-        help="one of several processes: auto (TPU pod, SLURM) or HOST:PORT,COUNT,INDEX",
+        help="run as one of several processes: auto (TPU pod, SLURM) or HOST:PORT,COUNT,INDEX",
     )
     parser.add_argument(
-        "--profile", metavar="DIR", help="write a trace of each loop's second logged period there"
+        "--profile",
+        metavar="DIR",
+        help="write a profiler trace of each train loop's second logged period to DIR",
     )
     parser.add_argument(
         "--list",
         nargs="?",
         const="",
         metavar="NAME",
-        help="every data set, model, attack, detection, evolution and defence with its settings, or those of one name",
+        help="list every data set, model, attack, detection, evolution and defence with its "
+        "settings, or those called NAME, and stop",
     )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="read config and data, print the config in full and stop",
+        help="check the config and the data, print the full config and stop",
     )
     return parser
 
 
 def _leave(code: int) -> typing.NoReturn:
-    """Ends one of several processes at once: a regular end would wait for the others, which wait for this one."""
+    """End one of several processes at once, without waiting for the others.
+
+    A regular exit would wait for the other processes, which wait for this one.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    """Do what the parsed command line asks for, and return the exit code."""
     if not options.config and options.list is None:
         raise ConfigError(f"no --config given; usage: {USAGE}")
     from d3jax.runtime.distributed import bring_up, check_place
-    from d3jax.study import run as study  # imports jax: after the command line has been understood
+    from d3jax.study import run as study  # imports jax, so only for a valid command line
 
     if options.list is not None:
         _list(study.REGISTRIES, options.list)
@@ -139,8 +166,10 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     if several:
         check_place(options.distributed)
     config = load(options.config, overrides, registries=study.REGISTRIES)
-    if several and not options.check:  # a check needs no others, and mistakes are said without them
+    if several and not options.check:  # a check needs no other processes
         bring_up(options.distributed)
+    if options.workdir == "":
+        raise ConfigError("--workdir: want a folder, got ''")
     workdir = options.workdir or Path("runs") / user_path(options.config).stem
     if options.check:
         count = study.check_study(config, workdir, options.profile or "")
@@ -158,7 +187,10 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
 
 
 def _list(registries: Registries, wanted: str) -> None:
-    """Prints every component, or those of one name or registry. Raises `ConfigError` where there is none."""
+    """Print every component with its settings, or those of one name or registry.
+
+    Raises `ConfigError` if no component or registry is called `wanted`.
+    """
     every = sorted({name for entries in registries.values() for name in entries} | set(registries))
     if wanted and wanted not in every:
         raise ConfigError(
@@ -173,7 +205,7 @@ def _list(registries: Registries, wanted: str) -> None:
 
 
 def _part(text: str | None) -> tuple[int, int] | None:
-    """`3/8` as (3, 8). Raises `ConfigError` for anything else."""
+    """Return "3/8" as (3, 8), and None as None. Raises `ConfigError` for anything else."""
     if text is None:
         return None
     match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
@@ -183,7 +215,10 @@ def _part(text: str | None) -> tuple[int, int] | None:
 
 
 def _overrides(words: Sequence[str]) -> list[tuple[str, str]]:
-    """`--a.b value` and `--a.b=value` as (key, value) pairs. Raises `ConfigError` for anything else."""
+    """Return overrides such as `--a.b value` and `--a.b=value` as pairs (key, value).
+
+    Raises `ConfigError` for anything else.
+    """
     pairs, queue = [], list(words)
     while queue:
         word = queue.pop(0)
@@ -199,7 +234,7 @@ def _overrides(words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _cache_compilations() -> None:
-    """Keeps compiled programs between runs, so that a rerun starts at once."""
+    """Let JAX keep compiled programs on disk, so that a rerun need not compile them again."""
     import jax
 
     home = user_path(os.environ.get("D3JAX_CACHE") or "~/.cache/d3jax", "D3JAX_CACHE")
@@ -214,19 +249,20 @@ def _cache_compilations() -> None:
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
-    jax.config.update(
-        "jax_persistent_cache_min_compile_time_secs", 0.0
-    )  # a study has 150 small ones, 7 s together
+    # Small programs are cached too: a study has 150 of them, which take 7 s together.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _settings() -> str:
+    """Return the help text of all settings of a study."""
     return (
-        "settings (dotted, with their defaults; --list shows those of every component):\n"
+        "settings with dotted keys and their defaults (--list shows those of every component):\n"
         + _table(describe(StudyConfig), "  ")
     )
 
 
 def _table(rows: Sequence[tuple[str, str, str]], indent: str) -> str:
+    """Return rows (key, default, help text) as indented lines."""
     return (
         "\n".join(f"{indent}--{key} {default}\n{indent}      {doc}" for key, default, doc in rows)
         + "\n"
@@ -234,7 +270,7 @@ def _table(rows: Sequence[tuple[str, str, str]], indent: str) -> str:
 
 
 def command() -> typing.NoReturn:
-    """Run as the whole program, as `d3jax` and `python -m d3jax.run` start it."""
+    """Run the command as the whole program: the entry of `d3jax` and `python -m d3jax.run`."""
     huge_pages.start_again()
     program(main)
 

@@ -1,12 +1,12 @@
-"""Contract suites: what every attack, model, data set and defence keeps, as checks to call from a test.
+"""Contract checks of attacks, models, data sets and defences, to call from the tests of new ones.
 
     from d3jax import testing
 
     def test_my_attack():
         testing.check_attack(my_attack(MyConfig(), info), info)
 
-Each check raises `AssertionError`, which says what is broken. Defences are checked on a `Fixture`, a small
-backdoored model that `make_fixture` trains in some seconds.
+Each check raises an `AssertionError` that names the broken rule. Defences are checked on a
+`Fixture`, a small backdoored model that `make_fixture` trains in some seconds.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ from .training.poisoned_set import poisoned_split
 
 
 class Fixture(NamedTuple):
-    """A small backdoored model: BadNets at 10 % on `synthetic` images of four classes.
+    """A small backdoored model with its data: BadNets at 10 % on `synthetic` images of 4 classes.
 
-    ACC and ASR are near 100 %. `samples` is the poisoned training set, `poisoned` [N] bool says
-    which rows; `reserved` are 100 clean images.
+    ACC and ASR are near 100 %. `samples` is the poisoned training set, `poisoned` [N] bool marks
+    its poisoned rows, and `reserved` are 100 clean images.
     """
 
     model: Model
@@ -68,11 +68,11 @@ class Fixture(NamedTuple):
 
     @property
     def before(self) -> Counts:
-        """The counts of the backdoored model."""
+        """Return the counts of the backdoored model on the test set."""
         return self.evaluate(self.model, self.variables)
 
     def evaluate(self, model: Model, variables: Variables) -> Counts:
-        """Return the counts of a model under the fixture's trigger."""
+        """Return the counts of a model on the test set, clean and with the fixture's trigger."""
         classes = self.dataset.info.num_classes
         return make_evaluate(model, self.attack, classes)(
             variables, self.trigger, self.dataset.test
@@ -80,7 +80,7 @@ class Fixture(NamedTuple):
 
 
 def make_fixture(build: Callable[[DataInfo], Model], seed: int = 0) -> Fixture:
-    """Return the fixture for the architecture `build(info) -> Model`, trained for 250 steps."""
+    """Train and return a fixture of the architecture `build(info) -> Model`, in 250 steps."""
     settings = {"size": 12, "channels": 3, "classes": 4, "train": 400, "test": 130, "noise": 0.15}
     dataset = synthetic(**settings).build()
     model, attack = build(dataset.info), badnets(rate=0.1).build(dataset.info)
@@ -99,11 +99,16 @@ def make_fixture(build: Callable[[DataInfo], Model], seed: int = 0) -> Fixture:
 def check_attack(
     attack: Attack, info: DataInfo, *, tolerance: float = 1e-6, eager: bool = True
 ) -> None:
-    """Check an attack on random images of a data set.
+    """Check the contract of an attack on random images of a data set.
 
-    A stamp keeps shape, dtype and range and is the same under jit, to `tolerance`; triggers follow
-    from the key; poisoning changes only the attacker's rows, and labels only as `relabel` says.
-    Without `eager` stamp and poison are only run compiled, which is faster where they are networks.
+    - `init` gives equal triggers for equal keys.
+    - `stamp` keeps shape, dtype and range. Its results under jit are equal to `tolerance`.
+    - `poison` keeps shapes, dtypes and range, and changes the labels as `relabel` does. With fixed
+      rows it leaves all images but the attacker's as they are.
+    - `relabel`, `eligible` and `select` return arrays of the right kind. `select` takes eligible
+      rows only.
+
+    With `eager=False`, `stamp` and `poison` only run compiled, which is faster for networks.
     """
     _require_kind(attack, Attack)
     stamp, poison = (
@@ -122,11 +127,16 @@ def check_attack(
     labels = jnp.arange(60) % info.num_classes
     wanted, may = attack.relabel(labels), attack.eligible(labels)
     _require(wanted.shape == labels.shape, "relabel: changes the shape")
-    _require(bool(((wanted >= 0) & (wanted < info.num_classes)).all()), "relabel: no class")
+    _require(
+        bool(((wanted >= 0) & (wanted < info.num_classes)).all()), "relabel: a label is no class"
+    )
     _require(may.shape == labels.shape and may.dtype == bool, "eligible: want bool [N]")
     if attack.per_batch_rate is None:
         chosen = attack.select(jax.random.key(0), labels)
-        _require(chosen.dtype == bool and not bool((chosen & ~may).any()), "select: not eligible")
+        _require(
+            chosen.dtype == bool and not bool((chosen & ~may).any()),
+            "select: a row is not eligible",
+        )
     own, six = jnp.array([True, False, True, False, False, True]), labels[:6]
     before = Batch(images, six, own)
     batch = poison(trigger, jax.random.key(2), before)
@@ -141,7 +151,11 @@ def check_attack(
 
 
 def check_model(model: Model, info: DataInfo) -> None:
-    """Check a model on random images: shapes, finite numbers, and statistics moved by training alone."""
+    """Check the contract of a model: shapes, finite logits and its use of running statistics.
+
+    `init` gives equal variables for equal keys. The logits have the right shape and are finite.
+    Running statistics change in training only. `activations` gives the shapes of the features.
+    """
     variables = model.init(jax.random.key(0))
     chex.assert_trees_all_equal(variables, model.init(jax.random.key(0)))
     images = jax.random.uniform(jax.random.key(1), (3, *info.shape))
@@ -154,7 +168,7 @@ def check_model(model: Model, info: DataInfo) -> None:
     chex.assert_trees_all_equal(tested.batch_stats, variables.batch_stats)
     chex.assert_trees_all_equal_shapes_and_dtypes(trained.batch_stats, variables.batch_stats)
     same = jax.tree.map(jnp.array_equal, trained.batch_stats, variables.batch_stats)
-    _require(not any(jax.tree.leaves(same)), "training leaves running statistics as they are")
+    _require(not any(jax.tree.leaves(same)), "training does not change running statistics")
     if model.activations:
         shapes = {name: feature.shape[1:] for name, feature in tested.features.items()}
         told = {name: shape.shape for name, shape in model.activations().items()}
@@ -162,7 +176,11 @@ def check_model(model: Model, info: DataInfo) -> None:
 
 
 def check_dataset(dataset: Dataset) -> None:
-    """Check a data set: uint8 images of one shape, labels that are classes, all classes in both sets."""
+    """Check the contract of a data set: array types and shapes, and that every class occurs.
+
+    Images are uint8 of the shape in `info`, and labels int32. The training set and the test set
+    contain every class. `mean` and `std` have one value per channel.
+    """
     info = dataset.info
     for split in (dataset.train, dataset.test):
         images, labels = (np.asarray(part) for part in split)
@@ -183,11 +201,16 @@ def check_repair(
     drop: float = 0.2,
     **given: Any,
 ) -> Repaired:
-    """Check a repair on a fixture and return what it made.
+    """Check the contract of a repair on a fixture and return its result.
 
-    Its check passes; the same key gives the same variables; nothing is mutated; the trace and the
-    variables are finite; ACC falls by at most `drop`, and the ASR is at most `asr` afterwards.
-    `given` are the needs that it declares, such as `target=`; sets are handed over by themselves.
+    - Its `check` accepts the fixture.
+    - Equal keys give equal variables, of the structure that `network` declares.
+    - The given variables are not modified.
+    - The new variables and the trace are finite.
+    - ACC falls by at most `drop`, and the ASR is at most `asr` afterwards.
+
+    `given` has values for the repair's `needs`, such as `target=`. The training set and the test
+    set are passed automatically.
     """
     _require_kind(repair, Repair)
     model, variables = fixture.model, fixture.variables
@@ -214,11 +237,13 @@ def check_repair(
 def check_training_defense(
     defense: TrainingDefense, fixture: Fixture, *, asr: float = 1.0, acc: float = 0.5
 ) -> Trained:
-    """Check a training-time defence on the fixture's poisoned set and return what it made.
+    """Check the contract of a training-time defence on a fixture's poisoned set; return its result.
 
-    What it finds has the shapes it declares; the same key gives the same; nothing is mutated; the
-    variables are finite; the model that it trains has at least the ACC `acc` and at most the ASR
-    `asr`.
+    - Equal keys give equal variables.
+    - The given variables and images are not modified.
+    - The new variables are finite.
+    - `found` has the shapes and dtypes that the defence declares.
+    - The trained model has an ACC of at least `acc` and an ASR of at most `asr`.
     """
     _require_kind(defense, TrainingDefense)
     size, key = len(fixture.samples.labels), jax.random.key(1)
@@ -244,10 +269,9 @@ def check_training_defense(
 def check_sample_detector(
     detector: SampleDetector, fixture: Fixture, *, auroc: float = 0.0
 ) -> Scored:
-    """Check a detector of poisoned samples and return its scores.
+    """Check the contract of a detector of poisoned samples on a fixture and return its result.
 
-    There is a score and a flag for every row; the same key gives the same; neither follows the
-    order of the rows (a detector that trains, or clusters, may move by it); the AUROC on the
+    Every row has a score and a flag. Equal keys give equal results. The AUROC of the scores on the
     fixture is at least `auroc`.
     """
     _require_kind(detector, SampleDetector)
@@ -270,9 +294,11 @@ def check_sample_detector(
 def check_input_detector(
     detector: InputDetector, fixture: Fixture, *, auroc: float = 0.0
 ) -> Scored:
-    """Check a detector of triggered inputs and return its scores: clean test images, then triggered.
+    """Check the contract of a detector of triggered inputs on a fixture and return its result.
 
-    A score does not depend on the other images of a batch; the AUROC is at least `auroc`.
+    Every image has a score and a flag. A score does not depend on the other images of the batch.
+    The AUROC is at least `auroc`. The result is for all clean test images, followed by the
+    triggered ones.
     """
     _require_kind(detector, InputDetector)
     model, test = fixture.model, fixture.dataset.test
@@ -300,10 +326,11 @@ def check_input_detector(
 def check_model_detector(
     detector: ModelDetector, fixture: Fixture, *, flags: bool | None = None
 ) -> Verdict:
-    """Check a detector of backdoored models and return its verdict on the fixture's.
+    """Check the contract of a model detector on a fixture and return its verdict.
 
-    The evidence has the shapes that it declares, and every class a score; `flags`: whether it must
-    flag the attacker's class (True) or nothing (False).
+    The evidence has the shapes and dtypes that `like` declares. The scores and the other columns
+    have one value per class. If `flags` is True, the verdict must name the attacker's class. If it
+    is False, the verdict must flag no class.
     """
     _require_kind(detector, ModelDetector)
     model, info = fixture.model, fixture.dataset.info
@@ -327,7 +354,7 @@ def check_model_detector(
 
 
 def check_refuses(check: Callable[..., None], *given: Any, words: str) -> None:
-    """Check that a defence's `check` raises `ConfigError` with these words in its message."""
+    """Check that `check(*given)` raises a `ConfigError` whose message contains `words`."""
     try:
         check(*given)
     except ConfigError as error:
@@ -337,6 +364,7 @@ def check_refuses(check: Callable[..., None], *given: Any, words: str) -> None:
 
 
 def _check_scored(found: Scored, size: int) -> None:
+    """Check that `found` has `size` scores without NaN, and as many flags."""
     _require(isinstance(found, Scored), f"score: returned a {type(found).__name__}, want a Scored")
     scores, flagged = (np.asarray(part) for part in found)
     _require(scores.shape == (size,), f"scores: shape {scores.shape}, want ({size},)")
@@ -346,6 +374,7 @@ def _check_scored(found: Scored, size: int) -> None:
 
 
 def _require_kind(given: Any, kind: type) -> None:
+    """Raise `AssertionError` if `given` is not of the type `kind`."""
     hint = "; call its build(info)" if hasattr(given, "build") else ""
     name = type(given).__name__
     _require(isinstance(given, kind), f"want the type {kind.__name__}, got {name}{hint}")

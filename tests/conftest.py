@@ -1,11 +1,15 @@
-"""Four fake CPU devices, a model small enough to compile in a second, and data that it learns."""
+"""Settings of all tests, and their shared fixtures: a small model, its data set and its backdoor.
+
+Tests run on four fake CPU devices.
+"""
 
 import atexit
 import os
 import shutil
 import tempfile
 
-# LLVM at -O0: most of the time of these tests is compiling, and that takes half as long so. What runs long sets XLA_FLAGS (.ci/run).
+# LLVM compiles at -O0: these tests spend most of their time compiling, and this halves that time.
+# The slow tests set XLA_FLAGS to a higher level (Makefile, .ci/run).
 OURS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{OURS} {os.environ.get('XLA_FLAGS', '')}"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -14,8 +18,9 @@ import jax
 import numpy as np
 import pytest
 
-# Compiled programs are shared between tests, as they are between runs: studies here compile the same few steps over and over.
-# The first process makes the folder, before it starts pytest-xdist's workers, and deletes it.
+# Tests share compiled programs through a cache, as runs do: studies here compile the same few steps
+# repeatedly. The first process creates the folder before it starts pytest-xdist's workers, and
+# deletes it at its exit.
 if "D3JAX_TESTS_CACHE" not in os.environ:
     os.environ["D3JAX_TESTS_CACHE"] = tempfile.mkdtemp(prefix="d3jax-tests-")
     atexit.register(shutil.rmtree, os.environ["D3JAX_TESTS_CACHE"], ignore_errors=True)
@@ -30,20 +35,20 @@ from .helpers.small import registered, small_model
 
 @pytest.fixture(scope="session", autouse=True)
 def small_is_a_model():
-    """Let studies name the model `small` while tests run, not while they are collected."""
+    """Register the model `small` while tests run, but not while they are collected."""
     with registered():
         yield
 
 
 @pytest.fixture
 def rng():
-    """Return a generator of random numbers, the same for every test whatever ran before it."""
+    """Return a random generator with the same seed for every test."""
     return np.random.default_rng(4)
 
 
 @pytest.fixture(scope="session")
 def fixture():
-    """A backdoored small model: nearly perfect on clean and on triggered images."""
+    """Return a backdoored small model whose clean accuracy and ASR are close to 1."""
     return make_fixture(small_model)
 
 

@@ -1,4 +1,4 @@
-"""The list of what became of every test of commit 2c4934d names tests that exist."""
+"""Tests of test_map.md, which lists the successors of every test of commit 2c4934d."""
 
 import ast
 import re
@@ -22,7 +22,7 @@ def test_every_successor_exists():
 
 
 def exists(name: str) -> bool:
-    """Return whether `file::function` is a test; "?" stands for one that is not known yet."""
+    """Return whether `file::function` is defined; "?" is a successor that is not known yet."""
     if name == "?":
         return True
     path, function = name.split("::")

@@ -1,4 +1,4 @@
-"""The public names: all there, typed, and free until used; the old calls name the new one."""
+"""Tests of the public names, the cost of importing them, and the errors of old calls."""
 
 import subprocess
 import sys
@@ -10,16 +10,17 @@ from d3jax import attacks, data, defenses, models
 from d3jax.core.errors import ConfigError
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_exists():
     missing = [name for name in d3jax.__all__ if not hasattr(d3jax, name)]
     assert len(d3jax.__all__) > 150 and not missing
     assert set(dir(d3jax)) >= set(d3jax.__all__)
 
 
-def test_importing_the_package_costs_nothing():
+def test_importing_the_package_is_fast_and_loads_no_jax():
     code = (
         "import sys, time; start = time.perf_counter(); import d3jax; "
-        "print(time.perf_counter() - start, [m for m in ('jax', 'numpy', 'flax') if m in sys.modules])"
+        "print(time.perf_counter() - start, "
+        "[m for m in ('jax', 'numpy', 'flax') if m in sys.modules])"
     )
     tries = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -40,8 +41,7 @@ def test_settings_build_what_they_describe():
 @pytest.mark.parametrize(
     "registry", [attacks.ATTACKS, defenses.DEFENSES, models.MODELS, data.DATASETS]
 )
-def test_every_config_of_a_registry_builds(registry):
-    """And its constructor is named in the registry: both ways make the same thing."""
+def test_every_registry_entry_has_a_build_method_and_a_make_function(registry):
     for config, construct in registry.values():
         assert callable(config.build) and construct.__name__.startswith("make_")
 
@@ -49,13 +49,13 @@ def test_every_config_of_a_registry_builds(registry):
 @pytest.mark.parametrize(
     "old", ["badnets", "d3", "preact_resnet18", "digits", "abl", "clean", "vit"]
 )
-def test_the_old_call_names_the_new_one(old):
+def test_old_calls_are_refused_and_name_the_new_call(old):
     config = getattr(d3jax, old)
     made = config(path="x") if old == "npz" else config()
     with pytest.raises(ConfigError, match="takes its settings by name: name.config, info. is now"):
         config(made, None) if old != "digits" else config(made)
 
 
-def test_a_misspelt_setting_is_named():
+def test_a_misspelt_setting_is_refused_with_a_suggestion():
     with pytest.raises(ConfigError, match="BadNetsConfig: unknown setting 'rat'.*mean 'rate'"):
         attacks.badnets(rat=0.1)

@@ -1,4 +1,4 @@
-"""Analysis of models: what their features say."""
+"""Analysis of models: their features, the loss landscape between them, and forgetting."""
 
 from .features import penultimate, project, separation
 

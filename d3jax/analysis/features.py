@@ -1,7 +1,8 @@
-"""Penultimate features of clean and triggered images: where they lie, as numbers and as points in a plane.
+"""Penultimate features of clean and triggered images: measures of separation, and 2-D projections.
 
-A backdoored network gives triggered images a cluster of their own, or puts them into the target's; a repaired one puts each near
-its clean twin (Yue et al., arXiv 2205.04411, draw this as t-SNE; the numbers here are ours).
+A backdoored network puts triggered images into a cluster of their own or into that of the target
+class. A repaired network puts each near its clean twin. Yue et al. (arXiv 2205.04411) draw this as
+t-SNE, and the numbers here are d3jax's.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ def penultimate(
     images: UInt8[Array, "N H W C"],
     batch_size: int = 500,
 ) -> Float32[np.ndarray, "N D"]:
-    """Return features [N, D] float32 of uint8 images [N, H, W, C], in eval mode: what the classifier sees."""
+    """Return the penultimate features [N, D] float32 of uint8 images [N, H, W, C], in eval mode.
+
+    They are the input of the classifier. Raises `ConfigError` where the model names no such
+    features.
+    """
     compute = functools.partial(_features, model, variables)
     return batched_map(compute, images, batch_size=batch_size).astype(np.float32)
 
@@ -37,8 +42,8 @@ def _features(model: Model, variables: Variables, images: jax.Array) -> jax.Arra
     features = model.apply(variables, as_float(images), train=False).features
     if "penultimate" not in features:
         raise ConfigError(
-            "reads what the classifier sees, and the model's features have no 'penultimate'; they "
-            f"are {names(features) or 'none'}"
+            "needs the input of the classifier, and the model's features have no 'penultimate'; "
+            f"they are {names(features) or 'none'}"
         )
     return features["penultimate"].reshape(len(images), -1)
 
@@ -49,16 +54,21 @@ def separation(
     labels: Integer[np.ndarray, " N"],
     twins: Integer[np.ndarray, " M"],
 ) -> dict[str, float]:
-    """How far the triggered features lie from where they belong.
+    """Return two measures of how far triggered features lie from those of their clean twins.
 
     Args:
-        clean: [N, D] features of clean images of the classes `labels` [N].
-        triggered: [M, D] features of triggered images, whose clean twins are the rows `twins` [M] of `clean`.
+        clean: features [N, D] of clean images of the classes `labels` [N].
+        triggered: features [M, D] of triggered images. Their clean twins are the rows `twins` [M]
+            of `clean`.
 
     Returns:
-        `twin_distance`: the mean distance of a triggered image to its clean twin, over the mean distance of two clean images (0: on
-        their twins; about 1: anywhere). `silhouette` in [-1, 1]: the mean silhouette of the triggered images as one cluster beside
-        the clean classes (near 1: a cluster of its own; below 0: they lie in the classes). NaN where there are too few images.
+        `twin_distance`: the mean distance of a triggered image to its clean twin, divided by the
+        mean distance of two clean images. It is 0 on the twins, and about 1 anywhere.
+
+        `silhouette` in [-1, 1]: the mean silhouette of the triggered images as one cluster next to
+        the clean classes. It is near 1 for a cluster of its own, and below 0 within the classes.
+
+        Both are NaN where there are too few images.
     """
     from sklearn.metrics import silhouette_samples
     from sklearn.metrics.pairwise import euclidean_distances
@@ -80,10 +90,11 @@ def separation(
 def project(
     features: Float[np.ndarray, "N D"], method: str, seed: int = 0
 ) -> Float[np.ndarray, "N 2"]:
-    """Features [N, D] as points [N, 2] by `method` "pca" or "tsne" (scikit-learn's, started from PCA).
+    """Project features [N, D] to points [N, 2] by `method` "pca" or "tsne".
 
-    All points are 0 where there is nothing to place: fewer than three images, features all alike (t-SNE would crash the process) or
-    not finite.
+    t-SNE is scikit-learn's, started from PCA. All points are 0 for fewer than three images, and for
+    features that are not finite. They are also 0 where all features are alike, because t-SNE would
+    crash the process.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -98,9 +109,8 @@ def project(
     if method == "pca":
         return PCA(2, random_state=seed).fit_transform(np.asarray(features, np.float64))
     perplexity = min(30.0, (len(features) - 1) / 3)
-    with threadpool_limits(
-        1
-    ):  # several threads that share their cores with a training run take four times as long
+    # Several threads that share their cores with a training run take four times as long.
+    with threadpool_limits(1):
         embedding = TSNE(2, init="pca", perplexity=perplexity, max_iter=500, random_state=seed)
         return embedding.fit_transform(np.asarray(features, np.float32))
 
@@ -113,11 +123,11 @@ def compare_features(
     stamp: Callable[[Array], Array],
     relabel: Callable[[Array], Array],
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Return points and numbers of uint8 images [N, H, W, C] and of their stamped twins.
+    """Return projections and the `separation` of features of images and of their triggered twins.
 
-    Stamped are those of which the attacker wants another class (`relabel`). The points, by `pca`
-    and `tsne`, are [N + M, 2], clean images first, with their `labels` [N]; the numbers are those
-    of `separation`.
+    `images` are uint8 [N, H, W, C]. They are triggered where the attacker wants another class
+    (`relabel`), which gives M of them. The projections by `pca` and `tsne` are points [N + M, 2],
+    clean images first. The `labels` [N] are returned with them.
     """
     twins = np.flatnonzero(np.asarray(relabel(jnp.asarray(labels)) != labels))
     clean = penultimate(model, variables, images)

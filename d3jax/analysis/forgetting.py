@@ -1,9 +1,14 @@
-"""What a linear model says of forgetting: how fast training on fresh images wears a trigger's direction down.
+"""A linear model of forgetting: how fast training on fresh images shrinks a trigger's direction.
 
-For a linear model φ(x)ᵀw under squared loss, gradient descent on data with the second moment Σ = E[φφᵀ] moves the weights towards the
-optimum w* of these data as e_{n+1} = (I − η_n Σ) e_n, e = w − w*. The trigger moves features by d = E[φ(x + trigger) − φ(x)], so what is left of the backdoor is
-dᵀe: what of d lies outside the range of Σ never decays, what lies inside decays like exp(−λ_i Σ_n η_n). The backdoored weights are
-taken to differ from w* along d, and the optimum to be the same for all updates: drift acts through Σ alone here, where it moves w* too. (Li et al., arXiv 2206.04677, state that fine-tuning erases a backdoor; this derivation is ours.)
+The model is φ(x)ᵀw under squared loss. Gradient descent on data with the second moment Σ = E[φφᵀ]
+moves the weights towards the optimum w* of these data. With e = w − w*, it does so as e_{n+1} = (I
+− η_n Σ) e_n. The trigger moves features by d = E[φ(x + trigger) − φ(x)], so the remaining backdoor
+is dᵀe. The part of d outside the range of Σ never decays. Inside it, each part decays like exp(−λ_i
+Σ_n η_n).
+
+Assumptions: the backdoored weights differ from w* along d, and the optimum is the same for all
+updates. Drift acts only through Σ here, whereas in truth it also moves w*. Li et al. (arXiv
+2206.04677) state that fine-tuning erases a backdoor; this derivation is d3jax's.
 """
 
 from __future__ import annotations
@@ -14,9 +19,11 @@ import numpy as np
 
 
 def moment(features: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """The second moment [D + 1, D + 1] float64 of features [N, D] and a constant 1, which is the bias's; `weights` [N] weigh the rows.
+    """Return the second moment [D + 1, D + 1] float64 of features [N, D] and a constant 1.
 
-    With p (1 − p) for weights, p the probability of the target, it is the curvature that softmax cross-entropy has for the target's logit.
+    The constant stands for the bias. `weights` [N] weigh the rows. The weights may be p (1 − p),
+    where p is the probability of the target. The moment is then the curvature of softmax
+    cross-entropy for the target's logit.
     """
     features = np.concatenate(
         [np.asarray(features, np.float64), np.ones((len(features), 1))], axis=1
@@ -26,7 +33,11 @@ def moment(features: np.ndarray, weights: np.ndarray | None = None) -> np.ndarra
 
 
 def spectrum(direction: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues [D + 1] of a `moment`, largest first, and the share of |d|² of a direction [D] that lies along each eigenvector."""
+    """Return the eigenvalues of a `moment`, and the share of a direction along each eigenvector.
+
+    The eigenvalues [D + 1] are sorted, largest first. The shares [D + 1] are parts of |d|² of a
+    direction d [D].
+    """
     values, vectors = np.linalg.eigh(second)
     along = (vectors.T @ _with_bias(direction)) ** 2
     return np.maximum(values, 0)[::-1], (along / along.sum())[::-1]
@@ -39,12 +50,14 @@ def retained(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
 ) -> np.ndarray:
-    """What is left of dᵀ(w − w*) after each update, [T], as a share of what there was at first.
+    """Return the share [T] of dᵀ(w − w*) that remains after each update.
 
     Args:
         direction: d [D], not 0.
         seconds: the `moment` of each update's data.
-        rates: [n] learning rates of an update's steps, the same in every update; momentum begins at 0 in each.
+        rates: learning rates [n] of an update's steps, the same in every update.
+        momentum: the momentum, which begins at 0 in every update.
+        weight_decay: coupled L2, which adds to every curvature.
 
     Values above 1 or below −1 mean that squared loss would diverge at these rates.
     """
@@ -60,7 +73,11 @@ def retained(
 
 
 def decay(curvatures: np.ndarray, rates: np.ndarray, momentum: float = 0.0) -> np.ndarray:
-    """What heavy-ball gradient descent leaves of an error along each direction of the given curvatures, after steps at these rates."""
+    """Return the share of an error that heavy-ball gradient descent leaves along each curvature.
+
+    The error belongs to a direction of the given `curvatures`. `rates` are the learning rates of
+    the steps.
+    """
     curvatures = np.asarray(curvatures, np.float64)
     error, speed = np.ones_like(curvatures), np.zeros_like(curvatures)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -1,4 +1,4 @@
-"""Losses on the lines from a backdoored model to its repaired ones, and in the plane of two."""
+"""A survey of losses on the lines from a backdoored model to its repaired ones, and in a plane."""
 
 from __future__ import annotations
 
@@ -23,20 +23,24 @@ from .loss_landscape import (
 )
 
 MEASURED = 1000
-"""Test images at every point of a line; the plane and the expansion take half of them."""
+"""Number of test images at a point of a line; the plane and the expansion take half as many."""
 FEW = 150
 """Triggered images for the Hessian's eigenvalues: Lanczos' method takes a hundred products."""
 FROM, TO = -0.5, 4.0
 SIDE = 13
-"""Points along a side of the plane's grid."""
+"""Number of points along a side of the plane's grid."""
 
 Arrays = dict[str, Any]
 Models = Mapping[str, Variables]
 
 
 class Survey(NamedTuple):
-    """The `lines` by model and treatment of BatchNorm's statistics, at `ts` [T]; all `arrays` by
-    the names of `results.artifacts.LandscapeArrays`; the names of the `tensors`."""
+    """The losses on all lines and in the plane, and the changes of all tensors.
+
+    `lines` has the losses at `ts` [T], by model and by treatment of BatchNorm's statistics.
+    `arrays` has all results by the names of `results.artifacts.LandscapeArrays`. `tensors` has the
+    names of the parameters.
+    """
 
     ts: np.ndarray
     lines: dict[str, dict[str, Losses]]
@@ -44,7 +48,7 @@ class Survey(NamedTuple):
     tensors: list[str]
 
     def path_rows(self) -> Iterator[dict[str, Any]]:
-        """Yield a row for every model, treatment of the statistics and point."""
+        """Yield a table row for every model, treatment of the statistics and point of a line."""
         for model, kinds in self.lines.items():
             for kind, losses in kinds.items():
                 for i, t in enumerate(self.ts):
@@ -52,7 +56,7 @@ class Survey(NamedTuple):
                     yield row | {name: float(part[i]) for name, part in losses._asdict().items()}
 
     def change_rows(self) -> Iterator[dict[str, Any]]:
-        """Yield a row for every model and tensor: how far it moved."""
+        """Yield a table row for every model and tensor, with how far the tensor moved."""
         for model in self.lines:
             for i, tensor in enumerate(self.tensors):
                 moved = {part: self.arrays[f"{model}/{part}"][i] for part in ("norm", "relative")}
@@ -69,9 +73,10 @@ def survey(
     reserved: Split,
     points: int,
 ) -> Survey:
-    """Return losses between a `victim` (variables and trigger) and `models` by name.
+    """Return the losses between a `victim` (variables and trigger) and each of `models`, by name.
 
-    `reserved` images estimate BatchNorm's statistics; `points` are those of a line besides 0 and 1.
+    `reserved` images estimate BatchNorm's statistics. `points` is the number of points of a line
+    besides 0 and 1.
     """
     test = Split(*(jnp.asarray(part[:MEASURED]) for part in test))
     half = Split(*(part[: MEASURED // 2] for part in test))
@@ -110,7 +115,10 @@ def _second_order(
 
 
 def _plane(model: Model, attack: Attack, victim: Any, models: Models, images: Split) -> Arrays:
-    """Return the losses in the plane; {} for fewer than two models, or three on a line."""
+    """Return the losses in the plane through the victim and the first two models.
+
+    Returns {} for fewer than two models, or where the three lie on a line.
+    """
     if len(models) < 2:
         return {}
     three = [victim.variables, *list(models.values())[:2]]
@@ -129,7 +137,7 @@ def _plane(model: Model, attack: Attack, victim: Any, models: Models, images: Sp
 
 
 def _changes(before: Variables, models: Models) -> tuple[Arrays, list[str]]:
-    """Return how every tensor changed on every line, and the tensors' names."""
+    """Return how every tensor changed from the victim to each model, and the tensors' names."""
     after = [jax.device_get(variables.params) for variables in models.values()]
     found = dict(zip(models, changes(jax.device_get(before.params), after), strict=True))
     first = next(iter(found.values()))

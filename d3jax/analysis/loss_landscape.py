@@ -1,7 +1,11 @@
-"""Between models: clean and backdoor loss along the line from one to another and beyond it, in the plane of three, and to second order.
+"""The loss landscape between models: losses on a line, in a plane, and to second order.
 
-Wei, Liu & Zha (ICCV 2025, arXiv 2411.09585) say why fine-tuning fails with these: the backdoored model lies in a region of low clean and low backdoor
-loss, fine-tuning ends inside it, and further along the same direction the backdoor goes while the clean loss stays low.
+Clean and backdoor loss are computed along the line from one model to another and beyond it. They
+are also computed in the plane through three models, and by a Taylor expansion.
+
+Wei, Liu & Zha (ICCV 2025, arXiv 2411.09585) explain by these why fine-tuning fails. The backdoored
+model lies in a region of low clean and low backdoor loss, and fine-tuning ends inside it. Further
+along the same direction the backdoor is removed, while the clean loss stays low.
 """
 
 from __future__ import annotations
@@ -23,16 +27,23 @@ from ..core.types import Array, Attack, Model, Params, Split, Variables
 from ..data.batched import batched_sums, consecutive
 
 Statistics = Literal["interpolated", "estimated", "first"]
-"""BatchNorm's statistics along a line: mixed as the parameters are, estimated anew at every point, or those of the first model."""
+"""The choice of BatchNorm's statistics along a line.
+
+They are mixed as the parameters are, estimated again at every point, or those of the first model.
+"""
 
 
 Numbers = Sequence[float] | Float[np.ndarray, " n"]
-"""Several numbers."""
+"""A sequence or an array of numbers."""
 
 
 class Losses(NamedTuple):
-    """At each of some points [...]: mean cross-entropy of clean images under their labels and of triggered ones under the class that
-    the attacker wants (nats; images of that class left out), and the shares ACC and ASR."""
+    """Clean loss, backdoor loss, ACC and ASR at some points [...].
+
+    `clean_loss` is the mean cross-entropy (nats) of clean images under their labels.
+    `backdoor_loss` is that of triggered images under the class that the attacker wants. Images of
+    that class are left out. `acc` and `asr` are shares.
+    """
 
     clean_loss: Float[np.ndarray, "*points"]
     backdoor_loss: Float[np.ndarray, "*points"]
@@ -41,9 +52,11 @@ class Losses(NamedTuple):
 
 
 def mixed(models: Sequence[Variables], weights: Numbers) -> Variables:
-    """The mixture of models by weights that sum to 1, which beyond the models are below 0: at a model exactly it.
+    """Return the weighted mixture of several models, whose weights sum to 1.
 
-    Statistics called `var` are mixed by their logarithms: on a straight line they would be negative beyond.
+    Beyond the models some weights are below 0. At a model the mixture is exactly that model.
+    Statistics called `var` are mixed by their logarithms, because on a straight line they would be
+    negative beyond the models.
     """
     params = [variables.params for variables in models]
     stats = [variables.batch_stats for variables in models]
@@ -73,7 +86,7 @@ def mixed(models: Sequence[Variables], weights: Numbers) -> Variables:
 
 @functools.lru_cache(maxsize=32)
 def _sums(model: Model, attack: Attack) -> Callable[..., jax.Array]:
-    """The sums behind `Losses` [P, 6] of variables stacked [P, …] on a batch."""
+    """Build a function that returns the sums [P, 6] for `Losses`, of P models on one batch."""
 
     def sums(
         variables: Variables,
@@ -98,13 +111,19 @@ def _sums(model: Model, attack: Attack) -> Callable[..., jax.Array]:
         def total(values, mask):
             return jnp.where(mask, values, 0).sum()
 
-        def hits(logits, aim):  # NaN is no class, and argmax's 0 is one
+        def hits(logits, aim):  # argmax of NaN is 0, which is a class
             return (logits.argmax(-1) == aim) & jnp.isfinite(logits[:, 0])
 
-        return jnp.stack([
-            total(cross_entropy(says[0], labels), valid), total(hits(says[0], labels), valid), valid.sum(),
-            total(cross_entropy(says[1], wanted), counted), total(hits(says[1], wanted), counted), counted.sum(),
-        ])  # fmt: skip
+        return jnp.stack(
+            [
+                total(cross_entropy(says[0], labels), valid),
+                total(hits(says[0], labels), valid),
+                valid.sum(),
+                total(cross_entropy(says[1], wanted), counted),
+                total(hits(says[1], wanted), counted),
+                counted.sum(),
+            ]
+        )
 
     return jax.jit(jax.vmap(sums, (0, None, None, None, None, None)))
 
@@ -118,15 +137,18 @@ def losses_at(
     batch_size: int = 500,
     together: int | None = None,
 ) -> Losses:
-    """The `Losses` [n] at n points, by one compiled program that takes so many of them `together` (None: eight, and one on CPU, whose
-    convolutions with several nets' weights at once are five times slower); NaN for triggers where no image is counted."""
+    """Return the `Losses` [n] of n models, such as the points of a line or a plane.
+
+    One compiled program takes `together` points at a time. None means eight, and one on CPU, whose
+    convolutions with the weights of several nets at once are five times slower. The backdoor loss
+    and the ASR are NaN where no image is counted.
+    """
     found = []
     together = together or (1 if jax.default_backend() == "cpu" else 8)
     points = iter(points)
     while some := list(itertools.islice(points, together)):
-        filled = some + some[-1:] * (
-            together - len(some)
-        )  # the last ones too in the program's shape
+        # The last group is filled up, so that it fits the compiled program.
+        filled = some + some[-1:] * (together - len(some))
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *filled)
         compute = functools.partial(_sums(model, attack), stacked, trigger)
         sums = batched_sums(compute, *images, batch_size=batch_size, dtype=np.float64)
@@ -138,13 +160,21 @@ def losses_at(
 
 
 def path_losses(
-    model: Model, attack: Attack, trigger: Any, first: Variables, second: Variables, ts: Numbers, images: Split,
-    statistics: Statistics = "interpolated", reserved: Split | None = None,
-) -> Losses:  # fmt: skip
-    """`Losses` [T] on the line through two models: `first` at t = 0, `second` at 1.
+    model: Model,
+    attack: Attack,
+    trigger: Any,
+    first: Variables,
+    second: Variables,
+    ts: Numbers,
+    images: Split,
+    statistics: Statistics = "interpolated",
+    reserved: Split | None = None,
+) -> Losses:
+    """Return the `Losses` [T] on the line through two models: `first` at t = 0, `second` at t = 1.
 
-    BatchNorm's statistics are mixed with the parameters, or estimated anew at every point from the `reserved` images (then they are
-    not a model's own at 0 and 1 either), or those of `first`, as a Taylor expansion there has them.
+    BatchNorm's statistics are "interpolated" as the parameters are, or "estimated" again at every
+    point from the `reserved` images. Estimated ones are not a model's own at 0 and 1 either. Or
+    they are those of the "first" model, as in a Taylor expansion there.
     """
 
     def points() -> Iterator[Variables]:
@@ -154,7 +184,7 @@ def path_losses(
                 point = point._replace(batch_stats=first.batch_stats)
             elif statistics == "estimated":
                 if reserved is None:
-                    raise TypeError("statistics: estimated takes `reserved` images")
+                    raise TypeError("statistics: estimated needs `reserved` images")
                 point = estimated(model, point, reserved)
             yield point
 
@@ -162,7 +192,11 @@ def path_losses(
 
 
 class Plane(NamedTuple):
-    """The plane through three models: orthonormal directions `u` and `v` of parameters, and the models' coordinates [3, 2] in it, the first at 0, 0."""
+    """The plane through the parameters of three models.
+
+    `u` and `v` are orthonormal directions of parameters. `places` [3, 2] are the models'
+    coordinates in the plane, the first at (0, 0).
+    """
 
     u: Params
     v: Params
@@ -170,7 +204,10 @@ class Plane(NamedTuple):
 
 
 def plane_of(first: Params, second: Params, third: Params) -> Plane:
-    """The plane through three models' parameters; raises `ValueError` where they lie on a line."""
+    """Return the plane through three models' parameters.
+
+    Raises `ValueError` where they lie on a line.
+    """
     one, two = (jax.tree.map(jnp.subtract, other, first) for other in (second, third))
     length = float(_dot(one, one)) ** 0.5
     if not length:
@@ -186,9 +223,18 @@ def plane_of(first: Params, second: Params, third: Params) -> Plane:
 
 
 def plane_losses(
-    model: Model, attack: Attack, trigger: Any, models: Sequence[Variables], xs: Numbers, ys: Numbers, images: Split
-) -> Losses:  # fmt: skip
-    """`Losses` [len(ys), len(xs)] on a grid of the plane through three models, whose BatchNorm statistics are mixed as the parameters are."""
+    model: Model,
+    attack: Attack,
+    trigger: Any,
+    models: Sequence[Variables],
+    xs: Numbers,
+    ys: Numbers,
+    images: Split,
+) -> Losses:
+    """Return the `Losses` [len(ys), len(xs)] on a grid of the plane through three models.
+
+    BatchNorm's statistics are mixed as the parameters are.
+    """
     plane = plane_of(*(variables.params for variables in models))
     # Every point of the plane is one mixture of the three models with weights that sum to 1.
     corners = np.vstack([plane.places.T, np.ones(3)])
@@ -207,9 +253,11 @@ def plane_losses(
 def estimated(
     model: Model, variables: Variables, images: Split, batch_size: int = 250
 ) -> Variables:
-    """Return the model with new BatchNorm statistics: the mean over batches of those that its train mode sees on `images`.
+    """Return the variables with BatchNorm statistics that are estimated on `images`.
 
-    A running statistic moves by m · old + (1 − m) · batch, so two old ones, 0 and 1, tell the batch's without knowing m.
+    They are the mean over batches of the statistics in train mode. A running statistic moves by m ·
+    old + (1 − m) · batch. Two old values, 0 and 1, therefore give the batch's value without knowing
+    m.
     """
     if not jax.tree.leaves(variables.batch_stats):
         return variables
@@ -239,8 +287,11 @@ def _moved(model: Model, params: Params, batch_stats: Params, images: jax.Array)
 def make_backdoor_loss(
     model: Model, attack: Attack, batch_stats: Params
 ) -> Callable[..., jax.Array]:
-    """`loss(params, trigger, images, labels)`: the mean cross-entropy of triggered float images under the class that the attacker
-    wants, in eval mode with these statistics. The images are such as he wants another class of."""
+    """Build `loss(params, trigger, images, labels)`, the mean cross-entropy of triggered images.
+
+    It is taken under the class that the attacker wants, in eval mode with these statistics. The
+    images are floats, and all of them are of other classes than the wanted one.
+    """
 
     def loss(params: Params, trigger: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
         logits = model.apply(
@@ -254,12 +305,18 @@ def make_backdoor_loss(
 def hessian_product(
     loss: Callable[..., jax.Array], params: Params, direction: Params, *data: Any
 ) -> Params:
-    """H · direction of the scalar function `loss(params, *data)` at `params`: forward over reverse, so no Hessian is ever there."""
+    """Return the product of a direction with the Hessian of `loss(params, *data)` at `params`.
+
+    It is computed forward over reverse, so the Hessian itself is never formed.
+    """
     return jax.jvp(lambda params: jax.grad(loss)(params, *data), (params,), (direction,))[1]
 
 
 class Taylor(NamedTuple):
-    """A function at a point and along a direction Δ: its `value`, gᵀΔ (`slope`) and ΔᵀHΔ (`curvature`)."""
+    """The Taylor expansion of a function along a direction Δ, to second order.
+
+    `value` is the function at the point, `slope` is gᵀΔ, and `curvature` is ΔᵀHΔ.
+    """
 
     value: float
     slope: float
@@ -268,13 +325,16 @@ class Taylor(NamedTuple):
     def __call__(
         self, t: float | Float[np.ndarray, "*points"]
     ) -> float | Float[np.ndarray, "*points"]:
-        """L + t gᵀΔ + ½ t² ΔᵀHΔ."""
+        """Return the expansion at `t`: L + t gᵀΔ + ½ t² ΔᵀHΔ."""
         return self.value + t * self.slope + 0.5 * t**2 * self.curvature
 
 
 def taylor(loss: Callable[..., jax.Array], params: Params, direction: Params, *data: Any) -> Taylor:
-    """The Taylor expansion of `loss(params, *data)` to second order. What is `data`, and not in the function, is no constant of the
-    compiled program."""
+    """Return the Taylor expansion of `loss(params, *data)` along a direction, to second order.
+
+    Arrays that are passed as `data` do not become constants of the compiled program, unlike arrays
+    inside the function.
+    """
 
     @jax.jit
     def expand(params: Params, direction: Params, *data: Any):
@@ -286,6 +346,7 @@ def taylor(loss: Callable[..., jax.Array], params: Params, direction: Params, *d
 
 
 def _dot(a: Params, b: Params) -> jax.Array | float:
+    """Return the inner product of two trees of parameters."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return sum(jnp.vdot(x, y) for x, y in pairs)
 
@@ -297,8 +358,10 @@ def top_eigenvalues(
     count: int = 3,
     tolerance: float = 1e-2,
 ) -> Float[np.ndarray, " count"]:
-    """The `count` largest eigenvalues of the Hessian of `loss(params, *data)`, largest first, by Lanczos' method (scipy's) on
-    Hessian-vector products."""
+    """Return the `count` largest eigenvalues of the Hessian of `loss(params, *data)`.
+
+    The largest is first. They are computed by Lanczos' method (scipy's) on Hessian-vector products.
+    """
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     flat, restore = jax.flatten_util.ravel_pytree(params)
@@ -312,18 +375,23 @@ def top_eigenvalues(
     def multiply(x):
         return np.asarray(product(flat, jnp.asarray(x, flat.dtype).ravel(), *data), np.float64)
 
-    operator = LinearOperator((flat.size, flat.size), matvec=multiply, dtype=np.float64)  # pyright: ignore[reportCallIssue]  # scipy has no stubs, and hides what it takes
+    # scipy has no stubs and hides its arguments, and its `tol=0` may be any float.
+    operator = LinearOperator((flat.size, flat.size), matvec=multiply, dtype=np.float64)  # pyright: ignore[reportCallIssue]
     start = np.random.default_rng(0).normal(size=flat.size)
     return np.sort(
-        eigsh(operator, count, which="LA", tol=tolerance, v0=start, return_eigenvectors=False)  # pyright: ignore[reportArgumentType]  # scipy's `tol=0` is any float
+        eigsh(operator, count, which="LA", tol=tolerance, v0=start, return_eigenvectors=False)  # pyright: ignore[reportArgumentType]
     )[::-1]
 
 
 def changes(
     first: Params, others: Sequence[Params], bins: int = 61
 ) -> list[dict[str, dict[str, Any]]]:
-    """How much each tensor of `first` changed to be that of each of the `others`: the `norm` of the change, `relative` to the tensor's, and a
-    histogram of the changes' `counts` between `edges`, a tensor's own, the same for all others; what lies further out is in the outermost bins.
+    """Return how much each tensor of `first` changed to become that of each of the `others`.
+
+    The result has a dict for each of the others, by the tensor's name. It holds the `norm` of the
+    change, also `relative` to the tensor's norm. A histogram of the changes has `counts` between
+    `edges`. A tensor has its own edges, the same for all others. Changes beyond the edges are in
+    the outermost bins.
     """
     leaves = jax.tree_util.tree_leaves_with_path(first)
     found: list[dict[str, dict[str, Any]]] = [{} for _ in others]

@@ -1,7 +1,7 @@
 """Backdoor attacks, one file per attack.
 
-`attacks.badnets(rate=0.1, target=0)` returns the settings, and their `build(info)` the attack on a data
-set. `ATTACKS` maps `name -> (config class, constructor(config, info))`.
+`attacks.badnets(rate=0.1, target=0)` returns the settings of an attack. Their `build(info)` returns
+the attack for a data set. `ATTACKS` maps `name -> (config class, constructor(config, info))`.
 """
 
 from ..config.fields import take_by_name

@@ -1,4 +1,4 @@
-"""BadNets: a small patch (Gu et al. 2017, arXiv 1708.06733)."""
+"""The BadNets attack: a small patch as the trigger (Gu et al. 2017, arXiv 1708.06733)."""
 
 from __future__ import annotations
 
@@ -19,55 +19,65 @@ Corner = Literal["bottom_right", "bottom_left", "top_right", "top_left", "center
 
 
 GRID = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 1]])
-"""Which pixels of NAD's, ABL's and MCL's patch have the colour; the others are black."""
+"""The 3×3 patch of NAD, ABL and MCL: 1 is a pixel of the patch's colour, 0 a black pixel."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BadNetsConfig:
-    """Default: a white 3×3 patch in the bottom right corner, on 10 % of the training set."""
+    """Settings of BadNets, which pastes a small patch onto the image.
+
+    By default the patch is white, has 3×3 pixels and lies in the bottom right corner. It is pasted
+    onto 10 % of the training set.
+    """
 
     rate: float = rate_option()
     target: int | str = target_option()
     mode: Mode = mode_option()
     size: int = option(3, "side of the patch in pixels", low=1)
-    position: Corner = option("bottom_right", "where it sits")
+    position: Corner = option("bottom_right", "place of the patch in the image")
     margin: int = option(
         0, "pixels between the patch and the border (ignored at the centre)", low=0
     )
     pattern: Literal["white", "checker", "grid", "random"] = option(
         "white",
-        "checker: colour and black in turn; grid: the 3×3 pattern of NAD, ABL and MCL; random: seeded noise",
+        "white: `colour` everywhere; checker: `colour` and black in turn; "
+        "grid: the 3×3 patch of NAD, ABL and MCL; random: seeded noise",
     )
     colour: tuple[int, ...] = option(
-        (255,), "8-bit colour of the patch, one value for all channels or one each", low=0, high=255
+        (255,),
+        "8-bit colour of the patch: one value for all channels, or one for each",
+        low=0,
+        high=255,
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
         refuse(
             self.pattern == "grid" and self.size != len(GRID),
-            f"pattern: grid is of {len(GRID)} pixels a side, size: {self.size}",
+            f"pattern: grid has {len(GRID)} pixels a side, got size: {self.size}",
         )
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack for a data set."""
+        """Return the attack with these settings for the data set that `info` describes."""
         return make_badnets(self, info)
 
 
 def make_badnets(config: BadNetsConfig, info: DataInfo) -> Attack:
-    """BadNets: pixels under the patch are replaced. The trigger is `{"mask": [H, W, 1], "pattern": [H, W, C]}`.
+    """Return the BadNets attack, which replaces the pixels under a patch.
 
-    Raises `AttackError` when the patch does not fit or the colour's channels are not the image's.
+    The trigger is `{"mask": [H, W, 1], "pattern": [H, W, C]}`. Raises `AttackError` where the patch
+    does not fit the images, or where `colour` has neither one value nor one for each channel.
     """
     height, width, channels = info.shape
     if len(config.colour) not in (1, channels):
         raise AttackError(
-            f"colour: {list(config.colour)} has {len(config.colour)} values, the images have {channels} channels"
+            f"colour: {list(config.colour)} has {len(config.colour)} values, "
+            f"the images have {channels} channels"
         )
     patch = corner(config.size, config.position, config.margin, info)
 
     def put(values: np.ndarray | int) -> np.ndarray:
-        """Return values under the patch, 0 elsewhere: [H, W, 1] float32."""
+        """Return an image [H, W, 1] float32 with `values` under the patch and 0 elsewhere."""
         image = np.zeros((height, width), np.float32)
         image[patch] = values
         return image[..., None]
@@ -90,7 +100,10 @@ def make_badnets(config: BadNetsConfig, info: DataInfo) -> Attack:
 
 
 def corner(size: int, position: Corner, margin: int, info: DataInfo) -> tuple[slice, slice]:
-    """Rows and columns of a square patch. Raises `AttackError` where it does not fit the images."""
+    """Return the rows and columns of a square patch as two slices.
+
+    Raises `AttackError` where the patch does not fit the images.
+    """
     height, width = info.shape[:2]
     if position == "center":
         row, col = (height - size) // 2, (width - size) // 2

@@ -1,4 +1,4 @@
-"""Blended: a whole-image pattern mixed in (Chen et al. 2017, arXiv 1712.05526)."""
+"""The Blended attack: a pattern mixed into the whole image (Chen et al. 2017, arXiv 1712.05526)."""
 
 from __future__ import annotations
 
@@ -20,29 +20,38 @@ from .poisoning import Mode, dirty_label, mode_option, rate_option, target_optio
 
 @dataclasses.dataclass(frozen=True)
 class BlendedConfig:
-    """Default: 0.2 of a seeded uniform-noise pattern, on 10 % of the training set."""
+    """Settings of Blended, which mixes a pattern into the whole image.
+
+    By default the pattern is seeded uniform noise with a share of 0.2. It is mixed into 10 % of the
+    training set.
+    """
 
     rate: float = rate_option()
     target: int | str = target_option()
     mode: Mode = mode_option()
     alpha: float = option(0.2, "share of the pattern in the mixture", above=0, high=1)
     image: str = option(
-        "", "an image file as the pattern, resized to the data set's shape (empty: seeded noise)"
+        "", "path of a picture to use as the pattern, resized to the images (empty: seeded noise)"
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack for a data set."""
+        """Return the attack with these settings for the data set that `info` describes."""
         return make_blended(self, info)
 
 
 def make_blended(config: BlendedConfig, info: DataInfo) -> Attack:
-    """Blended: ⌊(1−α)·x + α·pattern⌋ on 8-bit values. The trigger is `{"pattern": [H, W, C] uint8}`.
+    """Return the Blended attack, which mixes a pattern into the whole image.
 
-    Computed in integers with α as a fraction (denominator ≤ 1000), so that the truncation is exact on every backend;
-    it equals the reference's float64 arithmetic on the published check values. Raises `DataError` for an unreadable image.
+    The stamped image is ⌊(1−α)·x + α·pattern⌋ on 8-bit values. The trigger is
+    `{"pattern": [H, W, C] uint8}`.
+
+    The mixture is computed in integers with α as a fraction (denominator ≤ 1000), so that the
+    truncation is exact on every backend. It equals the reference's float64 arithmetic on the
+    published check values. Raises `DataError` for an unreadable `image`, and `AttackError` for an
+    `image` where the data set has neither 1 nor 3 channels.
     """
     alpha = Fraction(config.alpha).limit_denominator(1000)
     whole, share = alpha.denominator, alpha.numerator
@@ -60,9 +69,11 @@ def make_blended(config: BlendedConfig, info: DataInfo) -> Attack:
 
 
 def _read(path: str, info: DataInfo) -> np.ndarray:
+    """Return the picture at `path` in the shape of the data set's images, [H, W, C] uint8."""
     height, width, channels = info.shape
     if channels not in (1, 3):
         raise AttackError(
-            f"image: {path!r} is grey or colour, the images of {info.name} have {channels} channels"
+            f"image: {path!r}: a picture has 1 or 3 channels, "
+            f"the images of {info.name} have {channels} channels"
         )
     return read_picture(user_path(path, "image"), height, width, channels)

@@ -1,4 +1,4 @@
-"""BPP: fewer colours as the trigger (Wang, Zhai and Ma 2022, arXiv 2205.13383)."""
+"""The BPP attack: fewer colours as the trigger (Wang, Zhai and Ma 2022, arXiv 2205.13383)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ from .poisoning import (
 
 @dataclasses.dataclass(frozen=True)
 class BPPConfig:
-    """Default: 8 levels a channel without dithering; of every batch 10 % are squeezed and as many get another image's residual."""
+    """Settings of BPP, which reduces the number of colours of the image.
+
+    By default a channel has 8 levels, without dithering. Of every batch 10 % are poisoned, and as
+    many become negative copies (see `make_bpp`).
+    """
 
     rate: float = rate_option()
     target: int | str = target_option()
     mode: Mode = mode_option()
-    levels: int = option(8, "values a channel may have", low=2, high=128)
+    levels: int = option(8, "number of values that a channel may have", low=2, high=128)
     dither: bool = option(
         False, "spread each pixel's rounding error over its neighbours (Floyd and Steinberg 1976)"
     )
@@ -40,22 +44,24 @@ class BPPConfig:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack for a data set."""
+        """Return the attack with these settings for the data set that `info` describes."""
         return make_bpp(self, info)
 
 
 def make_bpp(config: BPPConfig, info: DataInfo) -> Attack:
-    """BPP: ⌊round(x / 255 · (levels − 1)) / (levels − 1) · 255⌋ on 8-bit values. The trigger has no numbers: `{}`.
+    """Return the BPP attack, which quantises the colours of the image.
 
-    Negative copies, which keep their labels, are x + q(z) − z with another image z of the batch, clipped; the recipe draws z
-    from the whole training set.
+    The stamped image is ⌊round(x / 255 · (levels − 1)) / (levels − 1) · 255⌋ on 8-bit values. The
+    trigger has no parameters: it is `{}`.
+
+    Negative copies keep their labels. They are x + q(z) − z, clipped, with the quantisation q and
+    another image z of the batch. Deviation: the recipe draws z from the whole training set.
     """
     steps = config.levels - 1
 
     def nearest(levels: jax.Array) -> jax.Array:
-        return (
-            2 * steps * levels + 255
-        ) // 510  # in integers: there are no ties, because 255 is odd
+        # Integer arithmetic is exact here: there are no ties, because 255 is odd.
+        return (2 * steps * levels + 255) // 510
 
     def stamp(trigger: dict, images: Array) -> jax.Array:
         levels = as_levels(images)
@@ -69,10 +75,16 @@ def make_bpp(config: BPPConfig, info: DataInfo) -> Attack:
 
 
 def _dithered(levels: jax.Array, steps: int) -> jax.Array:
-    """levels [B, H, W, C] as the numbers 0…steps of their colours, each pixel's error carried on to those right of it and below."""
+    """Return the colour numbers 0…steps of levels [B, H, W, C], by Floyd–Steinberg dithering.
+
+    Each pixel's rounding error is passed on to the pixels to its right and below it.
+    """
 
     def pixel(carried, at):
-        """One column of a row: `right` is owed to it by its left neighbour, `above` by the row before."""
+        """Quantise one pixel of every image.
+
+        `right` is the error from its left neighbour, and `above` the error from the row before.
+        """
         right, (value, above) = carried, at
         wanted = value + above + right
         chosen = jnp.clip(jnp.round(wanted), 0, steps)

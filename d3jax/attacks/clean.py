@@ -1,4 +1,4 @@
-"""No attack: the control that a study compares its backdoored models with, and a model of which no trigger is known."""
+"""The attacks `clean`, a control without a backdoor, and `unknown`, for an external model."""
 
 from __future__ import annotations
 
@@ -11,24 +11,31 @@ from ..core.types import Attack, DataInfo
 
 @dataclasses.dataclass(frozen=True)
 class CleanConfig:
-    """Nothing to set: nothing is poisoned, and ASR, RA and DER are undefined."""
+    """Settings of `clean`, the control without a backdoor.
+
+    There is nothing to set. Nothing is poisoned, so ASR, RA and DER are undefined.
+    """
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the identity attack."""
+        """Return the identity attack, which poisons nothing."""
         return make_clean(self, info)
 
 
 @dataclasses.dataclass(frozen=True)
 class UnknownConfig:
-    """Nothing to set: a model from elsewhere (`model.checkpoint`) whose trigger, if it has one, nobody knows."""
+    """Settings of `unknown`, for an external model whose trigger is not known.
+
+    There is nothing to set. The model comes from elsewhere (`model.checkpoint`). It may have no
+    trigger at all.
+    """
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the identity attack."""
+        """Return the identity attack, which poisons nothing."""
         return make_clean(self, info)
 
 
 def make_clean(config: CleanConfig | UnknownConfig, info: DataInfo) -> Attack:
-    """The identity attack: selects no row, stamps nothing, wants every image in its own class."""
+    """Return the identity attack, which poisons nothing and changes no image and no label."""
     return Attack(
         init=lambda key: {},
         stamp=lambda trigger, images: images,

@@ -1,4 +1,7 @@
-"""Input-aware: every image has a trigger of its own, made by a network (Nguyen and Tran 2020, arXiv 2010.08138)."""
+"""The Input-aware attack: a network makes a separate trigger for every image.
+
+Source: Nguyen and Tran 2020, arXiv 2010.08138.
+"""
 
 from __future__ import annotations
 
@@ -43,11 +46,16 @@ from .poisoning import (
 )
 
 TINY = 1e-7
+"""A small number that keeps quotients and gradients of square roots finite."""
 
 
 @dataclasses.dataclass(frozen=True)
 class InputAwareConfig:
-    """Default: the paper's losses and nets; the mask net's 25 epochs come before the training, not out of it."""
+    """Settings of Input-aware, in which a network makes a separate trigger for every image.
+
+    The defaults are the paper's losses and nets. The mask net's 25 epochs are added before the
+    training and do not shorten it.
+    """
 
     rate: float = rate_option()
     target: int | str = target_option()
@@ -60,14 +68,21 @@ class InputAwareConfig:
         high=MOST_CHANNELS,
     )
     density: float = option(0.032, "share of the image that a mask may cover", low=0, high=1)
-    mask_weight: float = option(100.0, "λ_norm of the mask's density", low=0)
-    diversity: float = option(1.0, "λ_div of the diversity of triggers", low=0)
-    mask_epochs: int = option(25, "passes over the training set of the mask net", low=1)
-    mask_steps: int = option(0, "length of them in steps instead (0: use mask_epochs)", low=0)
-    mask_batch: int = option(128, "images a step of it", low=2)
+    mask_weight: float = option(
+        100.0, "λ_norm: weight of the mask's density in the mask net's loss", low=0
+    )
+    diversity: float = option(
+        1.0, "λ_div: weight of the diversity of masks and triggers in their losses", low=0
+    )
+    mask_epochs: int = option(25, "passes over the training set to train the mask net", low=1)
+    mask_steps: int = option(
+        0, "steps to train the mask net (0: as many as mask_epochs passes have)", low=0
+    )
+    mask_batch: int = option(128, "images per step of the mask net's training", low=2)
     lr: float = option(
         0.01,
-        "Adam's learning rate for both nets; the mask net's falls tenfold at 0.4 and 0.8 of its length",
+        "Adam's learning rate for both nets; the mask net's is divided by ten at 0.4 and 0.8 of "
+        "its steps",
         above=0,
     )
 
@@ -75,17 +90,24 @@ class InputAwareConfig:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack for a data set."""
+        """Return the attack with these settings for the data set that `info` describes."""
         return make_input_aware(self, info)
 
 
 def make_input_aware(config: InputAwareConfig, info: DataInfo) -> Attack:
-    """Input-aware: x + (G(x) − x) · M(x). The trigger is `{"generator": Variables, "mask": Variables}`.
+    """Return the Input-aware attack, in which a network makes a separate trigger for every image.
 
-    The mask net M is trained first and stays; the generator G is trained with the model by its loss and λ_div · mean of
-    ‖x − x′‖ / ‖G(x) − G(x′)‖ (root mean squares, as the model sees the pixels). Of every batch the first ⌊rate·B⌋ images get their
-    own trigger, `cross_ratio` times as many the trigger of another image and keep their labels. Deviations from the authors'
-    code, which never clears G's gradient: here it is each step's; triggers are put on before the augmentation, not behind it.
+    The stamped image is x + (G(x) − x) · M(x). The trigger is
+    `{"generator": Variables, "mask": Variables}`.
+
+    The mask net M is trained first and then frozen. The generator G is trained together with the
+    model. Its loss is the model's loss plus λ_div · mean of ‖x − x′‖ / ‖G(x) − G(x′)‖. The norms
+    are root mean squares of pixels as the model sees them, that is divided by the data set's
+    deviation. In every batch the first ⌊rate·B⌋ images get their own trigger. `cross_ratio` times
+    as many get the trigger of another image and keep their labels.
+
+    Deviations: the authors' code never clears G's gradient, and here each step has its own. The
+    authors put the trigger on after the augmentation, and here it is put on before it.
     """
     pattern_net, mask_net = (
         generator(info, config.width, info.shape[2]),
@@ -140,16 +162,23 @@ def make_input_aware(config: InputAwareConfig, info: DataInfo) -> Attack:
     relabel = labeller(config, info)
     preparation = Preparation(prepare, check=lambda count: _mask_plan(config, count))
     return dirty_label(
-        config, info, init=init, stamp=stamp, poison=poison, preparation=preparation,
-        optimizer=optax.adam(config.lr, b1=0.5, b2=0.9), per_batch_rate=config.rate,
-    )  # fmt: skip
+        config,
+        info,
+        init=init,
+        stamp=stamp,
+        poison=poison,
+        preparation=preparation,
+        optimizer=optax.adam(config.lr, b1=0.5, b2=0.9),
+        per_batch_rate=config.rate,
+    )
 
 
 def mask_loop(
     key: jax.Array, masks: Callable, start: Variables, dataset: Dataset, config: InputAwareConfig
 ) -> TrainLoop:
-    """Return the training of the mask net: masks of few pixels, that differ as the images do.
+    """Return the train loop of Input-aware's mask net, which says where an image's trigger lies.
 
+    Its loss asks for masks of few pixels that differ between images as the images do.
     `masks(variables, images, train) -> (masks, batch_stats)`.
     """
     steps_per_epoch, batch_size = _mask_plan(config, len(dataset.train.labels))
@@ -167,14 +196,23 @@ def mask_loop(
         config.lr, {int(0.4 * steps): 0.1, int(0.8 * steps): 0.1}
     )
     return split_loop(
-        key, start, dataset.train,
-        loss=loss, tx=optax.adam(drops, b1=0.5, b2=0.9), steps=steps, steps_per_epoch=steps_per_epoch,
-        batch_size=batch_size, augment=make_augment(dataset.info),
-    )  # fmt: skip
+        key,
+        start,
+        dataset.train,
+        loss=loss,
+        tx=optax.adam(drops, b1=0.5, b2=0.9),
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=batch_size,
+        augment=make_augment(dataset.info),
+    )
 
 
 def _mask_plan(config: InputAwareConfig, count: int) -> tuple[int, int]:
-    """(Steps an epoch, images a step) of the mask net. Raises `ConfigError` where there are too few images."""
+    """Return the steps per epoch and the images per step of the mask net's training.
+
+    Raises `ConfigError` where the training set has fewer images than a batch.
+    """
     refuse(
         config.mask_batch > count,
         f"mask_batch: {config.mask_batch} is more than the {count} training images there are",
@@ -189,11 +227,15 @@ def _ratio(
     other_made: jax.Array,
     std: jax.Array,
 ) -> jax.Array:
-    """The mean of ‖x − x′‖ / ‖t − t′‖, root mean squares of images and of what was made of them; images as the model sees them."""
+    """Return the mean of ‖x − x′‖ / ‖t − t′‖ over pairs of images x and their masks or patterns t.
+
+    The norms are root mean squares. Images are divided by `std`, as the model sees them, and so are
+    patterns with as many channels.
+    """
     scale = std if made.shape[3] == images.shape[3] else 1.0
     return (_rms((images - other_images) / std) / (_rms((made - other_made) / scale) + TINY)).mean()
 
 
 def _rms(x: Array) -> jax.Array:
-    """Root mean square of each row, with a gradient at 0."""
+    """Return the root mean square [B] of each row, with a finite gradient at 0."""
     return jnp.sqrt((x * x).mean((1, 2, 3)) + TINY**2)

@@ -1,4 +1,7 @@
-"""LC: target-class images made hard to learn, with a patch in the corners (Turner, Tsipras and Madry 2019, arXiv 1912.02771)."""
+"""The LC attack: target-class images that are hard to learn, with a patch in their corners.
+
+Source: Turner, Tsipras and Madry 2019, arXiv 1912.02771.
+"""
 
 from __future__ import annotations
 
@@ -21,44 +24,54 @@ from ..training.step import init_state, make_train_step
 from .poisoning import RateOf, clean_label, rate_option, target_option
 
 LEFT = np.array([[1, -1, -1], [-1, 1, -1], [1, -1, 1]])
-"""The sign of what is added to the pixels of a left corner; right corners have its mirror image."""
+"""The signs of the change of each pixel in a left corner; right corners have the mirror image."""
 CHUNK = 100
-"""Images that a step of the search perturbs."""
+"""Number of images that one step of PGD perturbs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LCConfig:
-    """Default: PGD of 100 steps within 8 levels, then 3×3 checkers at full contrast in all four corners."""
+    """Settings of LC, which perturbs target-class images and adds a patch to their corners.
+
+    By default PGD makes 100 steps within 8 levels. Then 3×3 checkers of full contrast are added to
+    all four corners.
+    """
 
     rate: float = rate_option()
     rate_of: RateOf = option(
-        "set", "what `rate` is a share of: the training set, or the target class"
+        "set", "set: `rate` is a share of the training set; class: of the target class"
     )
     target: int | str = target_option()
     eps: float = option(
         8.0,
-        "ε of the perturbation (ℓ∞) in 8-bit levels; the field has 8 and 16 (0: none)",
+        "ε: largest perturbation (ℓ∞) in 8-bit levels, usually 8 or 16 (0: none)",
         low=0,
         high=255,
     )
-    step: float = option(1.5, "step of PGD in 8-bit levels", above=0)
-    steps: int = option(100, "steps of PGD", low=1)
-    amplitude: int = option(255, "8-bit levels that the patch adds or takes away", low=1, high=255)
+    step: float = option(1.5, "step size of PGD in 8-bit levels", above=0)
+    steps: int = option(100, "number of PGD steps", low=1)
+    amplitude: int = option(255, "8-bit levels that the patch adds or subtracts", low=1, high=255)
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack for a data set."""
+        """Return the attack with these settings for the data set that `info` describes."""
         return make_lc(self, info)
 
 
 def make_lc(config: LCConfig, info: DataInfo) -> Attack:
-    """LC: ±amplitude on 3×3 checkers in the corners, clipped. The trigger is `{"patch": [H, W, 1] int32}`.
+    """Return the LC attack, which adds a checker patch to the corners of target-class images.
 
-    Poisoned training images are also perturbed away from their class: untargeted PGD on the cross-entropy of a clean model of the
-    same architecture. Deviation: the recipe's model is an adversarially trained ResNet18. The patch grows with the image (6×6 at
-    64 pixels). Raises `AttackError` for images under 6 pixels, and as every clean-label attack where the class is too small.
+    The patch adds ±amplitude on 3×3 checkers in the corners, and the result is clipped. The trigger
+    is `{"patch": [H, W, 1] int32}`. The patch grows with the image (6×6 at 64 pixels).
+
+    Poisoned training images are also perturbed away from their class. This is untargeted PGD on the
+    cross-entropy of a clean model of the same architecture. Deviation: the recipe's model is an
+    adversarially trained ResNet18.
+
+    Raises `AttackError` for images under 6 pixels. Its `select` raises `AttackError` where the
+    target class has too few images.
     """
     height, width = info.shape[:2]
     block = 3 * max(1, min(height, width) // 32)
@@ -97,7 +110,11 @@ def make_lc(config: LCConfig, info: DataInfo) -> Attack:
 
 
 class Originals(NamedTuple):
-    """What PGD begins with: `images [n, H, W, C]` float32, their `labels [n]`, and the variables of the `clean` model."""
+    """The starting point of PGD: the images, their labels and the clean model.
+
+    `images` [n, H, W, C] are float32, `labels` [n] are the true ones, and `clean` holds the model's
+    variables.
+    """
 
     images: jax.Array
     labels: jax.Array
@@ -107,16 +124,17 @@ class Originals(NamedTuple):
 def perturbation_loop(
     key, model, clean: Variables, images: jax.Array, labels: jax.Array, config: LCConfig
 ) -> TrainLoop:
-    """Return PGD as a loop: `config.steps` steps for each chunk of the images [n, H, W, C], one chunk after another.
+    """Return the train loop that perturbs images [n, H, W, C] by PGD, one chunk after another.
 
-    Its parameters are all images, of which a step moves a chunk's; all stay within ε of where they were.
+    Each chunk of the images gets `config.steps` steps. The loop's parameters are all images, and a
+    step moves only those of one chunk. All images stay within ε of the originals.
     """
     size = min(CHUNK, len(labels))
-    tx = optax.chain(optax.scale_by_sign(), optax.scale(config.step / 255))  # ascent
+    tx = optax.chain(optax.scale_by_sign(), optax.scale(config.step / 255))  # gradient ascent
 
     def draw(key: jax.Array, step: jax.Array, data: Originals) -> jax.Array:
         first = step // config.steps * size
-        return jnp.minimum(first + jnp.arange(size), len(labels) - 1)  # the last image fills up
+        return jnp.minimum(first + jnp.arange(size), len(labels) - 1)  # repeats the last image
 
     def loss(params, batch_stats, rows: jax.Array, key: jax.Array, data: Originals):
         logits = model.apply(data.clean, params["images"][rows], train=False).logits

@@ -1,4 +1,4 @@
-"""LF: a smooth pattern added to the image (Zeng, Park, Mao and Jia 2021, arXiv 2104.03413)."""
+"""The LF attack: a smooth pattern added to the image (Zeng et al. 2021, arXiv 2104.03413)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ from .poisoning import Mode, dirty_label, labeller, mode_option, rate_option, ta
 
 @dataclasses.dataclass(frozen=True)
 class LFConfig:
-    """Default: up to 51 of 255 levels, low-passed with a deviation of six pixels in 32, found in 500 steps."""
+    """Settings of LF, which adds a smooth pattern to the image.
+
+    By default the pattern has up to 51 of 255 levels. Its low-pass has a standard deviation of six
+    pixels in 32. The search has 500 steps.
+    """
 
     rate: float = rate_option()
     target: int | str = target_option()
@@ -33,29 +37,34 @@ class LFConfig:
     sigma: float = option(
         6.0, "standard deviation of the Gaussian low-pass in pixels of an image 32 wide", above=0
     )
-    steps: int = option(500, "steps of the search", low=1)
-    batch_size: int = option(128, "images a step of it", low=1)
-    lr: float = option(0.1, "Adam's learning rate in it", above=0)
+    steps: int = option(500, "number of steps of the search for the pattern", low=1)
+    batch_size: int = option(128, "images per step of the search", low=1)
+    lr: float = option(0.1, "Adam's learning rate in the search", above=0)
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack for a data set."""
+        """Return the attack with these settings for the data set that `info` describes."""
         return make_lf(self, info)
 
 
 def make_lf(config: LFConfig, info: DataInfo) -> Attack:
-    """LF: x + pattern, clipped, in 8-bit levels. The trigger is `{"pattern": [H, W, C] uint8}`.
+    """Return the LF attack, which adds a smooth (low-frequency) pattern to the image.
 
-    The pattern is a universal perturbation of a clean model of the same architecture: Gaussian noise, low-passed and stretched to
-    0…amplitude, moved by descent on the cross-entropy of triggered training images with the target (all_to_all: by ascent on that
-    with their own labels). Deviation: Zeng et al. search by DeepFool on 100 images and filter what it adds.
+    The stamped image is x + pattern, clipped, in 8-bit levels. The trigger is
+    `{"pattern": [H, W, C] uint8}`.
+
+    The pattern is a universal perturbation of a clean model of the same architecture. It starts as
+    Gaussian noise, low-passed and stretched to 0…amplitude. Gradient descent then lowers the
+    cross-entropy of triggered training images with the target. For all_to_all, ascent raises the
+    cross-entropy with their own labels. Deviation: Zeng, Park, Mao and Jia search by DeepFool on
+    100 images and filter what it adds.
     """
     low_pass = [jnp.asarray(_gaussian(side, config.sigma * side / 32)) for side in info.shape[:2]]
 
     def smooth(raw: jax.Array) -> jax.Array:
-        """Any numbers [H, W, C] as a pattern in [0, amplitude / 255]."""
+        """Return any numbers [H, W, C] low-passed and stretched to [0, amplitude / 255]."""
         soft = jnp.einsum("ih,jw,hwc->ijc", *low_pass, raw, precision="highest")
         spread = soft.max() - soft.min()
         return config.amplitude / 255 * (soft - soft.min()) / jnp.where(spread > 0, spread, 1.0)
@@ -89,10 +98,16 @@ def make_lf(config: LFConfig, info: DataInfo) -> Attack:
             len(dataset.train.labels), config.batch_size, drop_last=False
         )
         loop = split_loop(
-            stream(key, "search"), Variables({"raw": start(stream(key, "trigger"))}, {}), dataset.train,
-            loss=loss, tx=optax.adam(config.lr), steps=config.steps, steps_per_epoch=steps_per_epoch, batch_size=batch_size,
+            stream(key, "search"),
+            Variables({"raw": start(stream(key, "trigger"))}, {}),
+            dataset.train,
+            loss=loss,
+            tx=optax.adam(config.lr),
+            steps=config.steps,
+            steps_per_epoch=steps_per_epoch,
+            batch_size=batch_size,
             reference_params=clean,
-        )  # fmt: skip
+        )
         state, lines = fit(loop, hooks)
         return Prepared(
             {"pattern": as_levels(smooth(state.variables.params["raw"])).astype(jnp.uint8)}
@@ -104,7 +119,7 @@ def make_lf(config: LFConfig, info: DataInfo) -> Attack:
 
 
 def _gaussian(side: int, sigma: float) -> np.ndarray:
-    """The matrix [side, side] of a Gaussian mean along a line, each row summing to 1."""
+    """Return the matrix [side, side] of a Gaussian filter along a line; each row sums to 1."""
     apart = np.subtract.outer(np.arange(side), np.arange(side)) / sigma
     weights = np.exp(-apart * apart / 2)
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)

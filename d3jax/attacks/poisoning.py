@@ -1,4 +1,4 @@
-"""Which rows an attacker poisons and what labels they get: the part that every attack shares."""
+"""The parts that all attacks share: which rows are poisoned, and which labels they get."""
 
 from __future__ import annotations
 
@@ -19,44 +19,55 @@ Mode = Literal["all_to_one", "all_to_all"]
 RateOf = Literal["set", "class"]
 Rows = Literal["fixed", "batch"]
 Cross = Callable[[Any, jax.Array, Array, Array], Array]
-"""`cross(trigger, key, images, others) -> images`: copies that keep their labels, so that only the exact trigger counts; `others`
-are as many other images of the batch."""
+"""`cross(trigger, key, images, others) -> images` makes cross copies, which keep their labels.
+
+A model that is trained on them reacts only to the exact trigger. `others` are as many other images
+of the batch.
+"""
 
 
 def rate_option(default: float = 0.1) -> Any:
-    """The `rate` field of an attack's config."""
-    return option(default, "poisoned share of the training set", low=0, high=1)
+    """Declare the `rate` field of an attack's config."""
+    return option(default, "share of the training set to poison", low=0, high=1)
 
 
 def target_option() -> Any:
-    """The `target` field of an attack's config."""
-    return option(0, "the class that triggered images shall be taken for, by number or name", low=0)
+    """Declare the `target` field of an attack's config."""
+    return option(
+        0, "target class: what triggered images are to be classified as, by number or name", low=0
+    )
 
 
 def mode_option() -> Any:
-    """The `mode` field of a dirty-label attack's config."""
+    """Declare the `mode` field of a dirty-label attack's config."""
     return option(
         "all_to_one",
-        "all_to_one: every label becomes the target; all_to_all: label + 1 modulo the classes",
+        "all_to_one: labels become the target; all_to_all: label + 1 modulo the number of classes",
     )
 
 
 def rows_option() -> Any:
-    """The `rows` field of an attack that controls the training."""
+    """Declare the `rows` field of an attack that controls the training."""
     return option(
         "batch",
-        "batch: the first ⌊rate·B⌋ rows of every shuffled batch, other images each epoch, as the recipes have it; fixed: "
-        "round(rate·N) images that stay the same, as when only the data are the attacker's",
+        "batch: the first ⌊rate·B⌋ rows of every shuffled batch, so other images each epoch, as in "
+        "the published recipes; fixed: the same round(rate·N) images in every epoch, as when the "
+        "attacker controls only the data",
     )
 
 
 def cross_option(default: float) -> Any:
-    """The `cross_ratio` field of an attack with cross copies."""
-    return option(default, "copies that keep their labels for each poisoned image (0: none)", low=0)
+    """Declare the `cross_ratio` field of an attack with cross copies."""
+    return option(
+        default, "cross copies, which keep their labels, for each poisoned image (0: none)", low=0
+    )
 
 
 def labeller(config: Any, info: DataInfo) -> Callable[[Array], Array]:
-    """`Attack.relabel` of a dirty-label attack, by `config.mode` and `config.target`."""
+    """Return `relabel(labels)`, which maps true labels to the labels that the attacker wants.
+
+    It is `Attack.relabel` of a dirty-label attack, by `config.mode` and `config.target`.
+    """
 
     target = info.class_of(config.target)
 
@@ -79,17 +90,22 @@ def dirty_label(
     optimizer: optax.GradientTransformation | None = None,
     per_batch_rate: float | None = None,
 ) -> Attack:
-    """An attack that relabels what it stamps: round(rate·N) rows drawn over all classes, the target's own included.
+    """Return a dirty-label attack, which stamps its rows and changes their labels.
 
-    `config` has `rate`, `target` and `mode`. Without a `poison` of its own the attack stamps its rows. Raises `ConfigError` when
-    the target is not a class; `select` raises `AttackError` when no image is poisoned.
+    `select` draws round(rate·N) rows over all classes, including the target's. With a
+    `per_batch_rate` it draws none, because `poison` takes its rows in each batch. `config` has
+    `rate`, `target` and `mode`. Without a `poison` function, the selected rows are stamped and
+    relabelled.
+
+    Raises `ConfigError` where the target is not a class. `select` raises `AttackError` where no
+    image would be poisoned.
     """
     relabel = labeller(config, info)
 
     def select(key: jax.Array, labels: Array) -> jax.Array:
         count = round(config.rate * len(labels))
         check_count(count, config.rate, len(labels), "training images")
-        none = per_batch_rate is not None  # rows are drawn in each batch
+        none = per_batch_rate is not None  # `poison` takes its rows in each batch
         return _draw(key, np.ones(len(labels), bool), 0 if none else count)
 
     poison = poison or poison_rows(stamp, relabel)
@@ -104,7 +120,10 @@ def crossed(
     stamp: Callable[[Any, Array], Array],
     cross: Cross,
 ) -> Attack:
-    """A dirty-label attack that also shows the training crossed images; `config` has `rows` and `cross_ratio` too."""
+    """Return a dirty-label attack that also adds cross copies to the training batches.
+
+    `config` also has `rows` and `cross_ratio`. `cross` makes the copies, see `Cross`.
+    """
     by_position = config.rows == "batch"
     make = _poison_first if by_position else _poison_and_cross
     poison = make(config, stamp, labeller(config, info), cross)
@@ -126,11 +145,13 @@ def clean_label(
     stamp: Callable[[Any, Array], Array],
     preparation: Preparation | None = None,
 ) -> Attack:
-    """An attack that stamps images of the target class and leaves their labels right.
+    """Return a clean-label attack, which stamps images of the target class and keeps their labels.
 
-    `config` has `rate`, `rate_of` ("set": a share of the whole training set, as the field counts; "class": of the target
-    class) and `target`. Raises `ConfigError` when the target is not a class; `select` raises `AttackError` when it has too few images,
-    or none is poisoned.
+    `config` has `rate`, `rate_of` and `target`. `rate_of` "set" means a share of the whole training
+    set, as is usual in the field; "class" means a share of the target class.
+
+    Raises `ConfigError` where the target is not a class. `select` raises `AttackError` where the
+    target class has too few images, or where no image would be poisoned.
     """
     target = info.class_of(config.target)
 
@@ -143,9 +164,10 @@ def clean_label(
         check_count(count, config.rate, among, what)
         if count > available:
             raise AttackError(
-                f"rate {config.rate:g} of the training set asks for {count} images of the target class "
-                f"{info.classes[target]!r}, which has {available}: lower `rate` to {available / len(labels):.4g} "
-                "or less, or count it with `rate_of: class`"
+                f"rate {config.rate:g} of the training set asks for {count} images "
+                f"of the target class {info.classes[target]!r}, which has {available}: "
+                f"lower `rate` to {available / len(labels):.4g} or less, "
+                "or count it with `rate_of: class`"
             )
         return _draw(key, candidates, count)
 
@@ -161,7 +183,11 @@ def clean_label(
 
 
 def poisoned_share(attack: Attack, selected: Array, batch_size: int) -> float:
-    """The share of what a training sees that the attacker poisons: of the rows `selected` [N], or of each batch."""
+    """Return the share of the training images that the attacker poisons.
+
+    It is the share of the rows `selected` [N], or that of each batch for an attack with a
+    `per_batch_rate`.
+    """
     if attack.per_batch_rate is None:
         return int(selected.sum()) / len(selected)
     wanted = attack.per_batch_rate * batch_size
@@ -169,7 +195,10 @@ def poisoned_share(attack: Attack, selected: Array, batch_size: int) -> float:
 
 
 def poison_rows(stamp: Callable, relabel: Callable) -> Callable[[Any, jax.Array, Batch], Batch]:
-    """The usual `Attack.poison`: the attacker's rows are stamped and relabelled, the others pass unchanged."""
+    """Return the usual `Attack.poison`, which stamps and relabels the attacker's rows of a batch.
+
+    All other rows stay unchanged.
+    """
 
     def poison(trigger: Any, key: jax.Array, batch: Batch) -> Batch:
         own = batch.poisoned[:, None, None, None]
@@ -184,9 +213,11 @@ def poison_rows(stamp: Callable, relabel: Callable) -> Callable[[Any, jax.Array,
 def heads(
     batch: Batch, rate: float, cross_ratio: float, key: jax.Array
 ) -> tuple[int, int, jax.Array]:
-    """(n, m, [n] bool): the first n rows of a batch of B are the attacker's where the mask says so, the m behind them are crossed.
+    """Return the counts n and m of rows to poison and to cross in a batch, and a mask [n] bool.
 
-    n is ⌊rate·B⌋; where rate·B < 1 it is one row, the attacker's with that probability. m is ⌊n · cross_ratio⌋.
+    The first n of the B rows are poisoned where the mask is true. The m rows after them are
+    crossed. n is ⌊rate·B⌋. Where rate·B < 1, n is one row, which is poisoned with that probability.
+    m is ⌊n · cross_ratio⌋, but at most B − n.
     """
     size = len(batch.labels)
     wanted = rate * size
@@ -198,7 +229,11 @@ def heads(
 def put_first(
     batch: Batch, own: jax.Array, stamped: Array, crosses: Array, relabel: Callable
 ) -> Batch:
-    """The batch with the `stamped` images [n, …] in its first rows, as far as they are `own` [n], and the `crosses` behind them."""
+    """Return the batch with stamped images in its first rows and cross copies in the next rows.
+
+    The `stamped` images [n, …] replace the first rows where `own` [n] is true, and these rows are
+    relabelled. The `crosses` replace the rows after them, which keep their labels.
+    """
     n, m = len(stamped), len(crosses)
     images = jnp.where(own[:, None, None, None], stamped, batch.images[:n])
     labels = jnp.where(own, relabel(batch.labels[:n]), batch.labels[:n])
@@ -210,14 +245,14 @@ def put_first(
 
 
 def others(images: Array, first: int, count: int) -> jax.Array:
-    """`count` images of the batch from row `first` on, round its end."""
+    """Return `count` images of the batch from row `first` on, continuing at row 0 after its end."""
     return jnp.take(images, jnp.arange(first, first + count) % len(images), axis=0)
 
 
 def _poison_first(
     config: Any, stamp: Callable, relabel: Callable, cross: Cross
 ) -> Callable[[Any, jax.Array, Batch], Batch]:
-    """Poisons the first rows of a batch, and crosses those behind them."""
+    """Return an `Attack.poison` that poisons the first rows of a batch and crosses the next."""
 
     def poison(trigger: Any, key: jax.Array, batch: Batch) -> Batch:
         coin, noise = jax.random.split(key)
@@ -232,7 +267,11 @@ def _poison_first(
 def _poison_and_cross(
     config: Any, stamp: Callable, relabel: Callable, cross: Cross
 ) -> Callable[[Any, jax.Array, Batch], Batch]:
-    """Poisons the attacker's rows, and crosses others: each with a chance that makes `cross_ratio` for each poisoned one."""
+    """Return an `Attack.poison` that poisons the attacker's rows and crosses some of the others.
+
+    Each other row is crossed with a chance that gives on average `cross_ratio` copies for each
+    poisoned row.
+    """
     chance = min(1.0, config.rate * config.cross_ratio / max(1 - config.rate, 1e-9))
     plain = poison_rows(stamp, relabel)
 
@@ -249,15 +288,20 @@ def _poison_and_cross(
 
 
 def check_count(count: int, rate: float, among: int, what: str) -> None:
-    """Raises `AttackError` where a rate of so many images is none."""
+    """Raise `AttackError` where a poisoning rate amounts to no image.
+
+    `count` is the number of images to poison, `rate` its share of the `among` images that `what`
+    names.
+    """
     if not count:
         least = f", want at least {1 / among:.2g}" if among else ""
         raise AttackError(
-            f"rate: {rate:g} of {among} {what} is none{least}; the attack clean is the control without a backdoor"
+            f"rate: {rate:g} of {among} {what} is none{least}; "
+            "the attack clean is the control without a backdoor"
         )
 
 
 def _draw(key: jax.Array, candidates: np.ndarray, count: int) -> jax.Array:
-    """A mask of `count` rows drawn without replacement from the candidates."""
+    """Return a mask [N] of `count` rows drawn without replacement from the `candidates` [N]."""
     rows = jax.random.permutation(key, np.flatnonzero(candidates))[:count]
     return jnp.zeros(len(candidates), bool).at[rows].set(True)

@@ -1,4 +1,4 @@
-"""SIG: a sinusoidal signal on clean-label images (Barni et al. 2019, arXiv 1902.11237)."""
+"""The SIG attack: a sinusoidal signal as the trigger (Barni et al. 2019, arXiv 1902.11237)."""
 
 from __future__ import annotations
 
@@ -16,29 +16,38 @@ from .poisoning import RateOf, clean_label, rate_option, target_option
 
 @dataclasses.dataclass(frozen=True)
 class SIGConfig:
-    """Default: amplitude 40 of 255, six periods across the image, on target-class images making 10 % of the training set."""
+    """Settings of SIG, which adds a sinusoidal signal to target-class images.
+
+    By default the amplitude is 40 of 255 levels, with six periods across the image. The poisoned
+    images make up 10 % of the training set.
+    """
 
     rate: float = rate_option()
     rate_of: RateOf = option(
-        "set", "what `rate` is a share of: the training set, or the target class"
+        "set", "set: `rate` is a share of the training set; class: of the target class"
     )
     target: int | str = target_option()
-    delta: float = option(40.0, "amplitude Δ in 8-bit levels", above=0, high=255)
-    frequency: float = option(6.0, "periods f across the width", above=0)
+    delta: float = option(40.0, "Δ: amplitude of the signal in 8-bit levels", above=0, high=255)
+    frequency: float = option(
+        6.0, "f: periods of the signal across the width of the image", above=0
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack for a data set."""
+        """Return the attack with these settings for the data set that `info` describes."""
         return make_sig(self, info)
 
 
 def make_sig(config: SIGConfig, info: DataInfo) -> Attack:
-    """SIG: ⌊x + Δ·sin(2π j f / W)⌋ clipped to 8 bits, the same on all rows and channels. The trigger is `{"offset": [W] int32}`.
+    """Return the SIG attack, which adds a sinusoidal signal to target-class images.
 
-    The sine is computed in float64 and its floor kept: ⌊x + s⌋ = x + ⌊s⌋ for whole x, which is exact where float32 sums
-    would be one level off in some pixels.
+    The stamped image is ⌊x + Δ·sin(2π j f / W)⌋ at column j, clipped to 8 bits. It is the same for
+    all rows and channels. The trigger is `{"offset": [W] int32}`.
+
+    The sine is computed in float64, and the trigger is its floor, because ⌊x + s⌋ = x + ⌊s⌋ for
+    whole x. This is exact, whereas float32 sums would be one level off in some pixels.
     """
     columns = np.arange(info.shape[1])
     offset = np.floor(

@@ -1,4 +1,7 @@
-"""SSBA: a secret hidden in the image by a network, so that every image has its own trigger (Li et al. 2021, arXiv 2012.03816)."""
+"""The SSBA attack: a network hides a secret in the image, so every image has its own trigger.
+
+Source: Li et al. 2021, arXiv 2012.03816.
+"""
 
 from __future__ import annotations
 
@@ -24,49 +27,64 @@ from ..training.split_loop import split_loop
 from .poisoning import Mode, dirty_label, labeller, mode_option, rate_option, target_option
 
 CHUNK = 500
-"""Images encoded at once."""
+"""Number of images that are encoded at once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SSBAConfig:
-    """Default: one random secret of 20 bits for all images, as in the authors' toolbox at 32 pixels."""
+    """Settings of SSBA, in which an encoder network hides a secret in the image.
+
+    By default all images share one random secret of 20 bits, as in the authors' toolbox at 32
+    pixels.
+    """
 
     rate: float = rate_option()
     target: int | str = target_option()
     mode: Mode = mode_option()
-    bits: int = option(20, "length of the secret", low=1)
+    bits: int = option(20, "number of bits of the secret", low=1)
     width: int = option(
         32,
         "channels of the encoder's and decoder's first layer (32: StegaStamp's)",
         low=1,
         high=MOST_CHANNELS,
     )
-    secret: float = option(1.5, "weight of the bits' cross-entropy", above=0)
-    residual: float = option(10.0, "weight of the mean square of what is added", low=0)
+    secret: float = option(1.5, "weight of the cross-entropy of the decoded bits", above=0)
+    residual: float = option(
+        10.0, "weight of the mean square of the residual that the encoder adds", low=0
+    )
     perceptual: float = option(1.5, "weight of 1 − SSIM between image and encoded image", low=0)
     psnr: float = option(
-        27.0, "what is added is held down only while its PSNR is below this, in dB", above=0
+        27.0,
+        "residual and 1 − SSIM are penalised only while the residual's PSNR in dB is below this",
+        above=0,
     )
-    steps: int = option(6000, "steps in which encoder and decoder are trained", low=1)
-    batch_size: int = option(32, "images a step of it", low=1)
-    lr: float = option(1e-3, "Adam's learning rate in it", above=0)
+    steps: int = option(6000, "steps to train the encoder and the decoder", low=1)
+    batch_size: int = option(32, "images per step of this training", low=1)
+    lr: float = option(1e-3, "Adam's learning rate in this training", above=0)
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack for a data set."""
+        """Return the attack with these settings for the data set that `info` describes."""
         return make_ssba(self, info)
 
 
 def make_ssba(config: SSBAConfig, info: DataInfo) -> Attack:
-    """SSBA: x + encoder(x, secret), clipped, in 8-bit levels. The trigger is `{"encoder": params, "secret": [bits] float32}`.
+    """Return the SSBA attack, in which an encoder network hides a secret in the image.
 
-    Encoder and decoder are trained on the training images, with random bits for each, by w_s · cross-entropy of the bits read +
-    w_r · mean square of the residual + w_p · (1 − SSIM); the last two count from a quarter of the steps on and fully from
-    half of them, and only while the residual is stronger than `psnr` allows. Without that floor the encoder, which nothing disturbs
-    here, ends at 45 dB, a root mean square of 1.4 levels of 255, and classifiers do not learn its trigger. Poisoned training images are encoded once. Deviations from StegaStamp: SSIM for LPIPS, whose network is not ours
-    to ship; no critic, no spatial transformer and no simulated print, as the trigger stays digital.
+    The stamped image is x + encoder(x, secret), clipped, in 8-bit levels. The trigger is
+    `{"encoder": params, "secret": [bits] float32}`.
+
+    Encoder and decoder are trained on the training images, with random bits for each image. Their
+    loss is w_s · cross-entropy of the decoded bits + w_r · mean square of the residual + w_p ·
+    (1 − SSIM). The last two terms start at a quarter of the steps and have full weight from half of
+    them. They count only while the residual's PSNR is below `psnr`. Without that floor the encoder,
+    which nothing disturbs here, ends at 45 dB. That is a root mean square of 1.4 levels of 255, and
+    classifiers do not learn such a trigger. Poisoned training images are encoded once.
+
+    Deviations from StegaStamp: SSIM replaces LPIPS, whose network cannot be shipped with d3jax.
+    There is no critic, no spatial transformer and no simulated print, as the trigger stays digital.
     """
     encoder_init, encode = encoder(info, config.width, config.bits)
     decoder_init, decode = decoder(info, config.width, config.bits)
@@ -114,9 +132,15 @@ def make_ssba(config: SSBAConfig, info: DataInfo) -> Attack:
             len(dataset.train.labels), config.batch_size, drop_last=False
         )
         loop = split_loop(
-            stream(key, "search"), Variables(params, {"step": jnp.zeros(())}), dataset.train,
-            loss=loss, tx=optax.adam(config.lr), steps=config.steps, steps_per_epoch=steps_per_epoch, batch_size=batch_size,
-        )  # fmt: skip
+            stream(key, "search"),
+            Variables(params, {"step": jnp.zeros(())}),
+            dataset.train,
+            loss=loss,
+            tx=optax.adam(config.lr),
+            steps=config.steps,
+            steps_per_epoch=steps_per_epoch,
+            batch_size=batch_size,
+        )
         state, lines = fit(loop, hooks)
         trigger = trigger | {"encoder": state.variables.params["encoder"]}
         images = jnp.asarray(dataset.train.images)[np.flatnonzero(poisoned)]
@@ -138,7 +162,7 @@ def make_ssba(config: SSBAConfig, info: DataInfo) -> Attack:
 
 
 def stamped_levels(stamp: Callable, trigger: Any, images: jax.Array) -> jax.Array:
-    """Return images [n, H, W, C] uint8 with the trigger, stamped a few at a time."""
+    """Return images [n, H, W, C] uint8 with the trigger, stamped `CHUNK` at a time."""
     compiled = jax.jit(stamp)
 
     def stamped(levels: jax.Array) -> jax.Array:

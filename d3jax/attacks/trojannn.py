@@ -1,4 +1,7 @@
-"""TrojanNN: a patch that excites chosen neurons (Liu et al. 2018, NDSS, "Trojaning Attack on Neural Networks")."""
+"""The TrojanNN attack: a patch that excites chosen neurons.
+
+Source: Liu et al. 2018, NDSS, "Trojaning Attack on Neural Networks".
+"""
 
 from __future__ import annotations
 
@@ -22,39 +25,49 @@ from .poisoning import Mode, dirty_label, mode_option, rate_option, target_optio
 
 @dataclasses.dataclass(frozen=True)
 class TrojanNNConfig:
-    """Default: a square of 8 pixels, 3 from the lower right corner, as large in a 32-pixel image as the paper's in 224, that
-    drives two neurons towards 100."""
+    """Settings of TrojanNN, which pastes a patch that excites chosen neurons.
+
+    By default the patch is a square of 8 pixels, 3 pixels from the lower right corner. In a
+    32-pixel image it is as large as the paper's in a 224-pixel image. It drives two neurons towards
+    an activation of 100.
+    """
 
     rate: float = rate_option()
     target: int | str = target_option()
     mode: Mode = mode_option()
     size: int = option(8, "side of the patch in pixels", low=1)
-    position: Corner = option("bottom_right", "where it sits")
+    position: Corner = option("bottom_right", "place of the patch in the image")
     margin: int = option(
         3, "pixels between the patch and the border (ignored at the centre)", low=0
     )
     neurons: int = option(
-        2, "how many penultimate neurons, those with the largest sums of |weights|", low=1
+        2, "penultimate neurons to excite: those with the largest sums of |weights|", low=1
     )
-    value: float = option(100.0, "the activation wanted of each", above=0)
-    steps: int = option(1000, "steps of the search", low=1)
-    lr: float = option(0.1, "Adam's learning rate in it", above=0)
+    value: float = option(100.0, "activation that each of these neurons is driven to", above=0)
+    steps: int = option(1000, "number of steps of the search for the pattern", low=1)
+    lr: float = option(0.1, "Adam's learning rate in the search", above=0)
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack for a data set."""
+        """Return the attack with these settings for the data set that `info` describes."""
         return make_trojannn(self, info)
 
 
 def make_trojannn(config: TrojanNNConfig, info: DataInfo) -> Attack:
-    """TrojanNN: pixels under the patch are replaced. The trigger is `{"mask": [H, W, 1], "pattern": [H, W, C]}`.
+    """Return the TrojanNN attack, which pastes a patch that excites chosen neurons.
 
-    The pattern minimises Σ (activation − value)² over the chosen neurons of a clean model of the same architecture, shown on the
-    data set's mean colour (section 4.1 of the paper); then a new model is trained on poisoned data, as BackdoorBench does (the
-    paper retrains the clean one on data it inverts). Raises `AttackError` where the patch does not fit, or the model's classifier
-    is not at `head/kernel` or has fewer neurons.
+    The pixels under the patch are replaced. The trigger is
+    `{"mask": [H, W, 1], "pattern": [H, W, C]}`.
+
+    The pattern minimises Σ (activation − value)² over the chosen neurons of a clean model of the
+    same architecture. The model sees it on the data set's mean colour (section 4.1 of the paper).
+    Then a new model is trained on poisoned data, as in BackdoorBench. Deviation: the paper retrains
+    the clean model on data that it inverts.
+
+    Raises `AttackError` where the patch does not fit, where the model's classifier is not at
+    `head/kernel`, or where it has fewer neurons.
     """
     patch = corner(config.size, config.position, config.margin, info)
     mask = np.zeros((*info.shape[:2], 1), np.float32)
@@ -82,13 +95,20 @@ def make_trojannn(config: TrojanNNConfig, info: DataInfo) -> Attack:
 
         trigger = init(stream(key, "trigger"))
         loop = split_loop(
-            stream(key, "search"), Variables({"raw": trigger["pattern"]}, {}), dataset.train._replace(
+            stream(key, "search"),
+            Variables({"raw": trigger["pattern"]}, {}),
+            dataset.train._replace(
                 images=dataset.train.images[:1], labels=dataset.train.labels[:1]
             ),
-            loss=loss, tx=optax.adam(config.lr), steps=config.steps, steps_per_epoch=1, batch_size=1,
+            loss=loss,
+            tx=optax.adam(config.lr),
+            steps=config.steps,
+            steps_per_epoch=1,
+            batch_size=1,
             project=lambda params, data: jax.tree.map(lambda raw: jnp.clip(raw, 0, 1), params),
-            reference_params=clean, loss_inputs={"neurons": chosen},
-        )  # fmt: skip
+            reference_params=clean,
+            loss_inputs={"neurons": chosen},
+        )
         state, lines = fit(loop, hooks)
         return Prepared(trigger | {"pattern": pattern(state.variables.params["raw"])}), lines
 
@@ -98,12 +118,17 @@ def make_trojannn(config: TrojanNNConfig, info: DataInfo) -> Attack:
 
 
 def strongest(params, count: int) -> jax.Array:
-    """The numbers [count] of the penultimate neurons whose weights in the classifier have the largest Σ |w|."""
+    """Return the indices [count] of the penultimate neurons with the largest Σ |w|.
+
+    The sum is over the weights of the neuron in the classifier. Raises `AttackError` where the
+    classifier is not at `head/kernel` or has fewer neurons.
+    """
     try:
         kernel = params["head"]["kernel"]
     except (KeyError, TypeError) as error:
         raise AttackError(
-            "trojannn: the model's classifier is not at head/kernel, so its neurons cannot be ranked"
+            "trojannn: the model's classifier is not at head/kernel, "
+            "so its neurons cannot be ranked"
         ) from error
     if kernel.ndim != 2 or count > len(kernel):
         raise AttackError(

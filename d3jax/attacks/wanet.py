@@ -1,4 +1,4 @@
-"""WaNet: an imperceptible warp of the image (Nguyen and Tran 2021, arXiv 2102.10369)."""
+"""The WaNet attack: an imperceptible warp of the image (Nguyen, Tran 2021, arXiv 2102.10369)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,17 @@ from .poisoning import (
 
 @dataclasses.dataclass(frozen=True)
 class WaNetConfig:
-    """Default: strength 0.5, a 4×4 field; of every batch 10 % are warped and twice as many warped with noise, as the recipe has it."""
+    """Settings of WaNet, which warps the image imperceptibly.
+
+    By default the strength is 0.5 and the field has 4×4 control points. Of every batch 10 % are
+    warped. Twice as many are warped with noise, as in the published recipe.
+    """
 
     rate: float = rate_option()
     target: int | str = target_option()
     mode: Mode = mode_option()
-    strength: float = option(0.5, "s, the mean displacement in half pixels", above=0)
-    grid: int = option(4, "k, side of the field of control points", low=2)
+    strength: float = option(0.5, "s: mean displacement of a pixel, in half pixels", above=0)
+    grid: int = option(4, "k: side of the k×k field of control points", low=2)
     cross_ratio: float = cross_option(2.0)
     rows: Rows = rows_option()
 
@@ -38,16 +42,20 @@ class WaNetConfig:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack for a data set."""
+        """Return the attack with these settings for the data set that `info` describes."""
         return make_wanet(self, info)
 
 
 def make_wanet(config: WaNetConfig, info: DataInfo) -> Attack:
-    """WaNet: x sampled at clip(identity + s·field / size, −1, 1), bilinear. The trigger is `{"grid": [H, W, 2] float32}`.
+    """Return the WaNet attack, which warps the image by a smooth random field.
 
-    The field is k×k draws of U(−1, 1), divided by their mean absolute value and enlarged bicubically (section 3.2 of the paper).
-    Noise copies see the field plus U(−1, 1) / size, drawn anew each time, and keep their labels (section 3.3). On an image that
-    is not square the field is measured in pixels of each side.
+    The stamped image is x sampled bilinearly at clip(identity + s·field / size, −1, 1). The trigger
+    is `{"grid": [H, W, 2] float32}`, the points at which it is sampled.
+
+    The field is k×k draws of U(−1, 1), divided by their mean absolute value and enlarged
+    bicubically (section 3.2 of the paper). Noise copies use the field plus U(−1, 1) / size, drawn
+    again in every step. They keep their labels (section 3.3). On an image that is not square, the
+    field is measured in pixels of each side.
     """
     height, width = info.shape[:2]
     pixel = jnp.array([1 / width, 1 / height])

@@ -1,1 +1,1 @@
-"""Configuration as frozen dataclasses, and how it is loaded. No jax in here."""
+"""Configuration: frozen dataclasses, and loading them from YAML. Does not import jax."""

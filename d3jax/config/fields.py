@@ -1,7 +1,7 @@
-"""Declare the fields of config dataclasses, check their values, choose among presets. No jax.
+"""Functions that declare and check the fields of config dataclasses, and that choose presets.
 
-A value of another type than declared, or outside its range or choices, raises `ConfigError` when
-the dataclass is made, from YAML or by hand.
+A value of the wrong type, out of range or not among the choices raises `ConfigError`. That happens
+when the dataclass is made, from YAML or in Python. Does not import jax.
 """
 
 from __future__ import annotations
@@ -22,19 +22,22 @@ WANTED = {
     str: "a text",
     tuple: "a list",
 }
-"""What a message calls the values of a type; others are mappings."""
+"""The name of each type in messages; values of other types are called mappings."""
 
 ACCEPTED = {tuple: (tuple, list), float: (float, int)}
-"""The types of values that stand for another type as well."""
+"""For a declared type, the types of the values that are accepted for it."""
 
 MOST_CHANNELS = 1_000_000
-"""The largest width of a net; the sizes of wider ones overflow before they can be refused."""
+"""The largest allowed width of a network.
+
+The computed size of a wider one could overflow before it is found to be too large.
+"""
 
 BY_NAME = "takes its settings by name: name(config, info) is now name(setting=value).build(info)"
-"""The new call, for code that gave a constructor a config and a data set."""
+"""The error text that shows the new call to code that passes a config and a data set."""
 
 Limits = tuple[float, float, float]
-"""What a number is above, at least and at most."""
+"""(above, low, high): a number must be > above, ≥ low and ≤ high."""
 
 
 def option(
@@ -46,11 +49,11 @@ def option(
     above: float = -math.inf,
     member: bool = False,
 ) -> Any:
-    """Declare a config field with its meaning and the range of its numbers.
+    """Declare a config field with its default, its help text and the range of its numbers.
 
-    The range is low ≤ number ≤ high, number > above. `default` is a value, or a function that makes
-    one. `member` marks a number that reaches the compiled program as an array, so that runs which
-    differ in it (but not in whether it is 0) are members of one program.
+    The range is low ≤ number ≤ high and number > above. `default` is a value, or a function that
+    makes one. `member` marks a number that is passed to the compiled program as an array. Runs
+    that differ only in such numbers are members of one program, unless one of two numbers is 0.
     """
     metadata = {"doc": doc, "member": member, "limits": (above, low, high)}
     if callable(default):
@@ -59,37 +62,43 @@ def option(
 
 
 def section(registry: str, default: Any, doc: str) -> Any:
-    """Declare a field of `Choice`s from a registry; `default` is in YAML, for a file without it."""
+    """Declare a config field that holds a `Choice`, or several, from a registry.
+
+    `default` is the value, as plain YAML data, for a file without this field.
+    """
     return dataclasses.field(metadata={"registry": registry, "default": default, "doc": doc})
 
 
 def default_of(field: dataclasses.Field) -> Any:
-    """Return the declared default of a field, `dataclasses.MISSING` where it is required."""
+    """Return the declared default of a field, or `dataclasses.MISSING` if it has none."""
     make = field.default_factory
     return field.default if make is dataclasses.MISSING else make()
 
 
 def check_fields(config: Any) -> None:
-    """Check every field of `config` and convert it to the declared type.
+    """Check every field of `config`, and convert it to the declared type in place.
 
-    A list becomes a tuple, and a whole number a float where one is declared. It is, or is called
-    by, the `__post_init__` of a config class. Raises `ConfigError` that begins with a field's name.
+    A list becomes a tuple, and an int becomes a float where a float is declared. Config classes use
+    this function as their `__post_init__`, or call it there. Raises a `ConfigError` that begins
+    with the name of the field.
     """
     for field in dataclasses.fields(config):
         hint, value = hints_of(type(config))[field.name], getattr(config, field.name)
         limits = field.metadata.get("limits", ANY)
-        refuse(value is dataclasses.MISSING, f"{field.name}: is missing: {field.metadata['doc']}")
+        doc = field.metadata.get("doc", "want a value")
+        refuse(value is dataclasses.MISSING, f"{field.name}: is missing: {doc}")
         object.__setattr__(config, field.name, checked(field.name, value, hint, limits))
 
 
 ANY = (-math.inf, -math.inf, math.inf)
-"""Limits of a number that may be any."""
+"""The limits of a number that may have any finite value."""
 
 
 def checked(name: str, value: Any, hint: Any, limits: Limits = ANY, words: tuple = ()) -> Any:
-    """Return `value` as a `hint` has it, or as one of `words`, with every number inside `limits`.
+    """Check `value` and return it converted to the type `hint`.
 
-    Raises `ConfigError` that begins with `name`, for an item of a list or a mapping with
+    Every number must be inside `limits`. A value that is one of `words` is returned as it is.
+    Raises a `ConfigError` that begins with `name`. For an item of a list or mapping it begins with
     name.index or name.key.
     """
     kind, args = get_origin(hint) or hint, get_args(hint)
@@ -117,20 +126,30 @@ def checked(name: str, value: Any, hint: Any, limits: Limits = ANY, words: tuple
 
 
 def _wanted(kind: Any, value: Any) -> str:
-    """Return what a message calls the values of a kind; a dict by hand is no section of a file."""
+    """Return how a message describes the values of the type `kind`.
+
+    For a config class and a dict, the text shows the call of the class. Dicts are only converted
+    when they come from a file.
+    """
     if isinstance(value, dict) and kind not in WANTED:
         return f"a {kind.__name__}, as in {kind.__name__}(setting=value)"
     return WANTED.get(kind, "a mapping")
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    """Return whether `value` is of a `kind`; to Python a bool is an int too."""
+    """Return whether `value` is accepted for the type `kind`.
+
+    A bool is accepted for bool only, although it is an int in Python.
+    """
     right = isinstance(value, ACCEPTED.get(kind, kind))
     return right and (kind is bool or not isinstance(value, bool))
 
 
 def _chosen(name: str, value: Any, choices: tuple) -> Any:
-    """Return the choice that `value` is; YAML reads the choice "12" as a number."""
+    """Return the choice that is equal to `value` as text.
+
+    The text is compared because YAML reads the choice "12" as a number.
+    """
     refuse(
         str(value) not in map(str, choices),
         f"{name}: {value!r} is not one of {names(choices)}{did_you_mean(value, choices)}",
@@ -139,7 +158,7 @@ def _chosen(name: str, value: Any, choices: tuple) -> Any:
 
 
 def _in_range(name: str, number: float, limits: Limits) -> float:
-    """Return `number`, which is finite and inside `limits`."""
+    """Return `number` if it is finite and inside `limits`; else raise `ConfigError`."""
     above, low, high = limits
     signs = zip((">", "≥", "≤"), limits, strict=True)
     wanted = " and ".join(f"{sign} {limit:g}" for sign, limit in signs if math.isfinite(limit))
@@ -151,24 +170,26 @@ def _in_range(name: str, number: float, limits: Limits) -> float:
 
 
 def check_foreign(config: Any, by: str, owners: Mapping[str, Collection[str]]) -> None:
-    """Check that a setting has its default where the choice in the field `by` has no such setting.
+    """Raise `ConfigError` for a changed setting that does not apply to the choice in `by`.
 
-    `owners` maps a setting to the choices that have it. Raises `ConfigError` that begins with the
-    setting.
+    `by` is the name of the field with the choice. `owners` maps each setting to the choices that
+    have it. A setting is changed if it differs from its default. The message begins with the name
+    of the setting.
     """
     for name, choices in owners.items():
         value, choice = getattr(config, name), getattr(config, by)
         refuse(
             choice not in choices and value != getattr(type(config), name),
-            f"{name}: {shown(value)} stands beside {by}: {choice}, which has no such setting",
+            f"{name}: {shown(value)} does not apply to {by}: {choice}, which has no such setting",
         )
 
 
 def presets(by: str, *instances: Any) -> dict[str, Any]:
-    """Return `instances` of one config class by their field `by`, which chooses among them.
+    """Register `instances` of one config class as its presets; return them by preset name.
 
-    From then on `cls(by=name, **given)` has of instance `name` what is not `given`, by hand and
-    from a config file. One instance has the defaults of the class.
+    The field `by` of an instance is its preset name. Afterwards `cls(by=name, **given)` takes the
+    values that are not `given` from the preset `name`, in Python and in a config file. One instance
+    must have the defaults of the class.
     """
     cls, plain = type(instances[0]), type(instances[0]).__init__
     cls.chosen_by, cls.presets = by, {getattr(instance, by): instance for instance in instances}
@@ -183,15 +204,17 @@ def presets(by: str, *instances: Any) -> dict[str, Any]:
 
 
 def take_by_name(classes: Iterable[type]) -> None:
-    """Make config classes refuse settings without a name, with an error that shows the call.
+    """Make config classes reject positional arguments, with an error that shows the new call.
 
-    Code of before gave a constructor a config and a data set.
+    Older code passed a config and a data set to a constructor of the same name.
     """
     for cls in classes:
         cls.__init__ = _named_only(cls.__name__, cls.__init__)
 
 
 def _named_only(name: str, plain: Callable[..., None]) -> Callable[..., None]:
+    """Return `plain`, the `__init__` of a config class, restricted to known keyword arguments."""
+
     @functools.wraps(plain)
     def init(self: Any, *positional: Any, **given: Any) -> None:
         refuse(positional, f"{name}: {BY_NAME}")
@@ -208,11 +231,13 @@ def _named_only(name: str, plain: Callable[..., None]) -> Callable[..., None]:
 
 
 def start_of(cls: type, given: Mapping[str, Any], base: Any = None) -> dict[str, Any]:
-    """Return the values that a `cls` has where none is `given`: those of `base`, or the declared.
+    """Return the values of all fields of `cls` before the settings in `given` are applied.
 
-    Where `given` names a preset they are the preset's, but for what `base` changes of its own.
-    Raises `ConfigError` where all that tells another preset from the named one is given: a config
-    that is filled in, and whose preset was changed.
+    They are the values of `base`, or else the declared defaults. For a class with presets, they are
+    the values of the preset that `given` names, except that values of `base` which differ from its
+    own preset are kept. Raises `ConfigError` if `given` contains every value in which another
+    preset differs from the named one. Then a complete config was written, and only its preset was
+    changed.
     """
     if not hasattr(cls, "presets"):
         declared = {field.name: default_of(field) for field in dataclasses.fields(cls)}
@@ -223,20 +248,22 @@ def start_of(cls: type, given: Mapping[str, Any], base: Any = None) -> dict[str,
         apart = _differences(other, named)
         refuse(
             apart and apart.items() <= {**given, cls.chosen_by: name}.items(),
-            f"{cls.chosen_by}: {getattr(named, cls.chosen_by)!r} stands beside all the values of "
-            f"{name!r}; leave those out",
+            f"{cls.chosen_by}: {getattr(named, cls.chosen_by)!r} is given with all the values of "
+            f"{name!r}; leave those values out",
         )
     return vars(named) | _differences(base or own, own)
 
 
 def _differences(config: Any, other: Any) -> dict[str, Any]:
+    """Return the fields of `config` whose values differ from those of `other`."""
     return {name: value for name, value in vars(config).items() if value != vars(other)[name]}
 
 
 def program(config: Any) -> Any:
-    """Return what of a config is part of the compiled program, hashable.
+    """Return the part of a config that the compiled program depends on, as a hashable value.
 
-    It is equal for configs that can run as members of one program.
+    It is equal for configs that can run as members of one program. Of a `member` number it only
+    keeps whether the number is 0.
     """
     if not dataclasses.is_dataclass(config):
         return config
@@ -248,11 +275,11 @@ def program(config: Any) -> Any:
 
 @functools.cache
 def hints_of(cls: type) -> dict[str, Any]:
-    """Return the resolved type of every field."""
+    """Return the type of every field of a config class, by name."""
     return get_type_hints(cls)
 
 
 def literals_of(hint: Any) -> tuple:
-    """Return the choices of a `Literal`, alone or in a union or a list; () for other types."""
+    """Return the choices of a `Literal` type, also inside a union or list; () for other types."""
     parts = (part for part in (hint, *get_args(hint)) if get_origin(part) is Literal)
     return tuple(word for part in parts for word in get_args(part))

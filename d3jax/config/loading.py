@@ -1,7 +1,7 @@
-"""Load configs from YAML and the command line, strictly. No jax in here.
+"""Functions that load a study's config from YAML and command-line overrides, and write it back.
 
-An unknown key, a wrong type or a bad value is a `ConfigError`, which names where the value came
-from, the path of its key, the value and what is allowed.
+An unknown key, a wrong type or a bad value raises `ConfigError`. The message names the origin of
+the value, the path of its key, the value and what is allowed. Does not import jax.
 """
 
 from __future__ import annotations
@@ -23,28 +23,34 @@ from .study import Choice, StudyConfig
 from .yaml_text import parse_yaml
 
 Registries = Mapping[str, Mapping[str, type]]
-"""registry -> name -> config dataclass."""
+"""The config classes by registry and name: {registry: {name: config class}}."""
 
 READ = ("checkpoint", "checkpoint_key", "ignore")
-"""The settings of a model that was trained elsewhere, which stand beside those of its net."""
+"""The settings of an external model, given in the same mapping as those of its network."""
 
 LONGEST_LABEL = 80
-"""Bytes of a label: folders are called by up to two of them, and no file system has more than 255."""
-MOST_SWEPT = 10_000
-"""Entries that one sweep may make."""
-ASIDE = ("x-", ".")
-"""How top-level keys begin that are no settings: places for anchors."""
+"""The largest number of bytes in a label.
 
-ELSEWHERE = {"sweep": "; a sweep stands in an entry of attacks, detections, evolutions or defenses"}
-"""What a message adds where a key is right in another place."""
+A folder name contains up to two labels, and file systems allow at most 255 bytes.
+"""
+MOST_SWEPT = 10_000
+"""The largest number of entries that one sweep may make."""
+ASIDE = ("x-", ".")
+"""Prefixes of top-level keys that are ignored, so that they can hold YAML anchors."""
+
+ELSEWHERE = {
+    "sweep": "; a sweep belongs in an entry of attacks, detections, evolutions or defenses"
+}
+"""For an unknown key that is valid in another place, the hint that the error adds."""
 
 
 def load(
     path: str | Path, overrides: Sequence[tuple[str, str]] = (), *, registries: Registries
 ) -> StudyConfig:
-    """Read the YAML file at `path`, apply `(dotted key, YAML value)` overrides, check everything.
+    """Read the study in the YAML file at `path`, apply the overrides, and check everything.
 
-    Raises `ConfigError` with the path of the offending key, its value, its origin and the choices.
+    An override is a pair (dotted key, value as YAML text). Raises `ConfigError` with the path of
+    the offending key, its value, its origin and the choices.
     """
     try:
         text = user_path(path, "--config").read_text(encoding="utf8")
@@ -64,7 +70,7 @@ def loads(
     registries: Registries,
     origin: str = "config",
 ) -> StudyConfig:
-    """Read a study as `load` does, from YAML text; `origin` names it in errors."""
+    """Read a study from YAML text as `load` does from a file; `origin` names the text in errors."""
     tree = parse_yaml(text, origin)
     return _loaded({} if tree is None else tree, overrides, registries, origin)
 
@@ -72,7 +78,7 @@ def loads(
 def _loaded(
     tree: Any, overrides: Sequence[tuple[str, str]], registries: Registries, origin: str
 ) -> StudyConfig:
-    """Return the study of plain data from `origin` after the overrides."""
+    """Return the study that the plain data `tree` describe, after applying the overrides."""
     kind = type(tree).__name__
     refuse(kind != "dict", f"{origin}: want a mapping of sections, got {kind}")
     tree = {key: value for key, value in tree.items() if not str(key).startswith(ASIDE)}
@@ -84,10 +90,10 @@ def _loaded(
 
 
 def build(cls: type, given: Mapping[str, Any], prefix: str = "", base: Any = None) -> Any:
-    """Return a `cls` of the plain data that are `given`; all else is as `start_of` says.
+    """Return an instance of the config class `cls` with the plain data `given` as its settings.
 
-    Null stands for a section's or a preset's own value. `prefix` begins the paths of the keys in
-    errors.
+    Settings that are not given have the values of `start_of`. A null keeps that value too, for a
+    section and in a class with presets. `prefix` is put before the keys in errors.
     """
     known, values = hints_of(cls), start_of(cls, given, base)
     for name, item in given.items():
@@ -108,9 +114,9 @@ def build(cls: type, given: Mapping[str, Any], prefix: str = "", base: Any = Non
 
 
 def changed(tree: Any, key: str, value: Any, where: str) -> Any:
-    """Return nested mappings and lists with `value` at the dotted `key`; `tree` stays as it is.
+    """Return a copy of the nested data `tree` with `value` at the dotted `key`.
 
-    `where`, the whole path that ends in `key`, begins errors.
+    `where` is the whole path that ends in `key`, and begins the errors.
     """
     name, _, rest = key.partition(".")
     parent = where.removesuffix(key).rstrip(".")
@@ -129,12 +135,15 @@ def changed(tree: Any, key: str, value: Any, where: str) -> Any:
 
 
 def to_mapping(config: Any) -> Any:
-    """Return `config` as plain data, such that loading its YAML gives `config` again."""
+    """Return `config` as plain data; loading them as YAML gives an equal config."""
     return dataclasses.asdict(config, dict_factory=_plain)
 
 
 def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the fields of a config; those of a `Choice` with its settings beside its name."""
+    """Return the fields of a config as a mapping.
+
+    The settings of a `Choice` are put into the same mapping as its name and label.
+    """
     mapping: dict[str, Any] = {
         name: list(value) if isinstance(value, tuple) else value for name, value in pairs
     }
@@ -146,14 +155,14 @@ def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def dumps(config: Any) -> str:
-    """Return `config` as YAML."""
+    """Return `config` as YAML text."""
     return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True, width=120)
 
 
 def describe(config: Any, prefix: str = "") -> list[tuple[str, str, str]]:
-    """Return (dotted key, default, meaning) of every field of a config class and its sections.
+    """Return (dotted key, default, help text) for every field of a config class and its sections.
 
-    The defaults are the class's own, or, of an instance, its values.
+    For an instance, the values of its fields replace the defaults.
     """
     cls, rows = config if isinstance(config, type) else type(config), []
     for field in dataclasses.fields(cls):
@@ -169,13 +178,14 @@ def describe(config: Any, prefix: str = "") -> list[tuple[str, str, str]]:
 
 
 def _in_yaml(default: Any) -> str:
+    """Return a default value as YAML on one line, or "required" if there is none."""
     plain = "required" if default is dataclasses.MISSING else default
     text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _study(tree: dict, changes: Mapping[str, Any], registries: Registries) -> StudyConfig:
-    """Return the study of plain data after the `changes` at dotted keys."""
+    """Return the study that `tree` describes, after setting the `changes` at their dotted keys."""
     fields = [field for field in dataclasses.fields(StudyConfig) if "registry" in field.metadata]
     tree = {field.name: field.metadata["default"] for field in fields} | tree
     for key, value in changes.items():
@@ -190,7 +200,7 @@ def _study(tree: dict, changes: Mapping[str, Any], registries: Registries) -> St
 
 
 def _located(error: str, origin: str, changes: Mapping[str, Any]) -> str:
-    """Return an error with its origin before the path it begins with: an override, or the file."""
+    """Return an error message that begins with the origin of the value: an override or the file."""
     path, _, message = error.partition(": ")
     given = [f"--{error}" for key in changes if f"{path}.".startswith(f"{key}.")]
     if message.startswith("unknown key"):
@@ -199,14 +209,17 @@ def _located(error: str, origin: str, changes: Mapping[str, Any]) -> str:
 
 
 def _choices(registry: str, known: Mapping[str, type], value: Any, path: str) -> tuple[Choice, ...]:
-    """Return the choices of a list of entries."""
+    """Return the `Choice`s that a list of entries describes, with sweeps expanded."""
     refuse(not isinstance(value, (list, tuple)), f"{path}: want a list, got {value!r}")
     entries = ((item, f"{path}.{i}") for i, item in enumerate(value))
     return tuple(choice for entry in entries for choice in _swept(registry, known, *entry))
 
 
 def _swept(registry: str, known: Mapping[str, type], item: Any, path: str) -> list[Choice]:
-    """Return the choice of an entry, or of each combination of its `sweep: {setting: [values]}`."""
+    """Return the `Choice` of an entry, or one `Choice` per combination of its sweep.
+
+    A sweep is a mapping {setting: [values]}.
+    """
     if not isinstance(item, dict) or "sweep" not in item:
         return [_choice(registry, known, item, path)]
     sweep = item["sweep"]
@@ -232,8 +245,11 @@ def _swept(registry: str, known: Mapping[str, type], item: Any, path: str) -> li
 def _combined(
     registry: str, known: Mapping[str, type], entry: dict, path: str, setting: Mapping[str, Any]
 ) -> Choice:
-    """Return the choice of an entry with one `setting` of its sweep, which its label names."""
-    preset = () if "label" in entry else ("preset",)  # a label made for the entry names it already
+    """Return the `Choice` of an entry for one combination of its sweep.
+
+    `setting` maps dotted keys to values. The label of the choice ends in these values.
+    """
+    preset = () if "label" in entry else ("preset",)  # a default label has it
     words = ((key.rpartition(".")[2], shown(setting[key])) for key in setting if key not in preset)
     ends = "".join(f"-{name}" + re.sub(r"[^\w.+-]+", "_", value) for name, value in words)
     for key, value in setting.items():
@@ -242,16 +258,16 @@ def _combined(
 
 
 def _usual(known: Mapping[str, type]) -> list[str]:
-    """Return names with an argument that are often meant, such as tfds:cifar10."""
+    """Return common names with an argument, such as tfds:cifar10, as candidates for hints."""
     return [f"{name}:{one}" for name, cls in known.items() for one in getattr(cls, "usual", ())]
 
 
 def _choice(
     registry: str, known: Mapping[str, type], value: Any, path: str, ends: str = ""
 ) -> Choice:
-    """Return the choice of an entry: a name, or a mapping with `name` and settings.
+    """Return the `Choice` of an entry, which is a name, or a mapping with `name` and settings.
 
-    `ends` is added to its label.
+    `ends` is appended to its label.
     """
     entry = {"name": value} if isinstance(value, str) else value
     refuse(
@@ -279,7 +295,7 @@ def _choice(
     label = f"{label}{ends}"
     refuse(
         not re.fullmatch(r"[\w+-][\w.+-]*", label) or len(label.encode()) > LONGEST_LABEL,
-        f"{path}.label: want a word of at most {LONGEST_LABEL} letters, digits and . _ + -, which does "
-        f"not begin with a dot, got {label[:LONGEST_LABEL]!r}",
+        f"{path}.label: want a word of at most {LONGEST_LABEL} letters, digits and . _ + -, which "
+        f"does not begin with a dot, got {label[:LONGEST_LABEL]!r}",
     )
     return Choice(name, label, config, **read)

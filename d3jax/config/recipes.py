@@ -1,4 +1,4 @@
-"""Recipes that studies, attacks and defences share, as frozen dataclasses. No jax in here."""
+"""Settings of training and of train loops that studies, attacks and defences share."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .fields import check_fields, option
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """The optimiser and its learning-rate schedule.
+    """Settings of an optimiser and its learning-rate schedule.
 
-    Weight decay is coupled L2, as PyTorch's SGD and Adam have it.
+    Weight decay is coupled L2 for sgd and adam, as in PyTorch, and decoupled for adamw.
     """
 
     name: Literal["sgd", "adam", "adamw"] = option("sgd", "optimiser")
-    lr: float = option(0.01, "learning rate (the peak of a schedule)", above=0, member=True)
+    lr: float = option(0.01, "learning rate (the highest of the schedule)", above=0, member=True)
     momentum: float = option(0.9, "SGD momentum", low=0, high=1, member=True)
     nesterov: bool = option(False, "Nesterov momentum")
     weight_decay: float = option(
@@ -25,9 +25,9 @@ class OptimConfig:
     schedule: Literal["constant", "cosine", "cosine_epoch", "onecycle", "multistep", "drop"] = (
         option(
             "cosine_epoch",
-            "cosine_epoch: to 0, constant within an epoch, as the field's PyTorch recipes step it; "
-            "cosine: per step; multistep: a tenth after 1/20 of the epochs, a hundredth after "
-            "half; drop: a tenth after two thirds",
+            "learning-rate schedule; cosine_epoch: cosine to 0, constant within an epoch, as in "
+            "most PyTorch recipes; cosine: cosine to 0, changed every step; multistep: lr/10 "
+            "after 1/20 of the epochs, lr/100 after half; drop: lr/10 after two thirds",
         )
     )
 
@@ -36,18 +36,18 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Training of the (backdoored) model.
+    """Settings of the training of a model, backdoored or clean.
 
-    Defaults: the recipe most published numbers rest on (BackdoorBench's).
+    The defaults are BackdoorBench's recipe, which most published numbers use.
     """
 
     epochs: int = option(100, "passes over the training set", low=1)
     steps: int = option(0, "length in steps instead of epochs (0: use epochs)", low=0)
-    batch_size: int = option(128, "images a step; the last short batch is dropped", low=1)
+    batch_size: int = option(128, "images per step; the last short batch is dropped", low=1)
     augment: Literal["auto", "none", "cutout"] = option(
         "auto",
-        "auto: the crop and flip that the data set allows; cutout: these, and a square of 2×2 "
-        "pixels cut out, as ABL",
+        "data augmentation; auto: the crop and flip that the data set allows; cutout: these, and "
+        "a square of 2×2 pixels is cut out, as in ABL",
     )
     optimizer: OptimConfig = option(OptimConfig, "optimiser and schedule")
 
@@ -56,53 +56,55 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReservedConfig:
-    """The clean images a post-training defence may use, drawn from the training set by the seed."""
+    """Settings of the reserved clean images, which post-training defences may use.
 
-    fraction: float = option(0.05, "share of the training set", above=0, high=1)
-    count: int = option(0, "number of images instead of a share (0: use fraction)", low=0)
-    stratified: bool = option(False, "the same share of every class")
+    They are drawn from the training set by the seed.
+    """
+
+    fraction: float = option(0.05, "reserved share of the training set", above=0, high=1)
+    count: int = option(0, "number of reserved images instead of a share (0: use fraction)", low=0)
+    stratified: bool = option(False, "draw the same share of every class")
 
     __post_init__ = check_fields
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How optimiser loops run.
+    """Settings of how train loops run: logging, checkpoints, devices and placement.
 
-    A step's numbers agree to rounding whatever stands here, and to the bit where nothing changes.
+    These settings change the results of a step by rounding at most. With equal settings the results
+    are equal to the bit.
     """
 
-    log_every: int = option(50, "steps between lines of metrics.jsonl", low=1)
+    log_every: int = option(50, "steps between log records in metrics.jsonl", low=1)
     save_every: int = option(200, "steps between training checkpoints", low=1)
-    save_seconds: float = option(20.0, "but at least so many seconds between them", low=0)
+    save_seconds: float = option(20.0, "minimum seconds between training checkpoints", low=0)
     steps_per_call: int = option(
         0,
-        "steps in one compiled call (0: 1 on CPU, 25 on accelerators); the periods are best "
-        "multiples of it",
+        "steps in one compiled call (0: 1 on CPU, 25 on accelerators); log_every and the other "
+        "periods are best multiples of it",
         low=0,
     )
     members: Literal["auto", "together", "apart"] = option(
         "auto",
-        "seeds and sweeps that share a program: in one call, or one after another; auto: "
-        "together but on CPU",
+        "how seeds and sweeps that share a program run: together in one call, or one after "
+        "another; auto: together, except on CPU",
     )
-    devices: int = option(
-        0, "how many devices share the work (0: all of them, but 1 on CPU)", low=0
-    )
+    devices: int = option(0, "number of devices that share the work (0: 1 on CPU, else all)", low=0)
     placement: Literal["auto", "device", "stream"] = option(
         "auto",
-        "training images kept on the device, or brought batch by batch; auto: kept where they "
-        "fill at most half of its free memory",
+        "device: keep the training images on the device; stream: copy them to it batch by batch; "
+        "auto: device if they fill at most half of its free memory",
     )
     watch_every: int = option(
         0,
-        "steps between ACC/ASR measurements during repairs (0: none), in whole calls of a loop, "
-        "so that they may be some more; for plots only",
+        "steps between ACC/ASR measurements during repairs (0: none), for plots only; rounded "
+        "to whole compiled calls",
         low=0,
     )
-    eval_batch: int = option(500, "images a call in evaluation", low=1)
+    eval_batch: int = option(500, "images per batch in evaluation", low=1)
     sinks: tuple[Literal["tensorboard", "wandb"], ...] = option(
-        (), "where metrics are written besides metrics.jsonl"
+        (), "where metrics are also written, besides metrics.jsonl"
     )
 
     __post_init__ = check_fields
@@ -110,19 +112,20 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """How long and with what a repair runs on the reserved images.
+    """Settings of a repair's train loop: its length, batch size, augmentation and optimiser.
 
-    Each method's config has one with the method's own optimiser, and by hand
-    `dataclasses.replace(D3Config().schedule, steps=40)` changes a part of it.
+    The loop runs on the reserved images. The config of each method has a schedule with the method's
+    own optimiser. In Python, `dataclasses.replace(D3Config().schedule, steps=40)` changes a part of
+    it.
     """
 
     epochs: int = option(100, "passes over the reserved images", low=1)
     steps: int = option(0, "length in steps instead of epochs (0: use epochs)", low=0)
     batch_size: int = option(
-        256, "images a step; an epoch is cut into equal batches of at most this", low=1
+        256, "images per step; an epoch is cut into equal batches of at most this size", low=1
     )
     augment: Literal["auto", "none"] = option(
-        "auto", "auto: the crop and flip that the data set allows"
+        "auto", "data augmentation; auto: the crop and flip that the data set allows"
     )
     optimizer: OptimConfig = option(dataclasses.MISSING, "optimiser and schedule")
 

@@ -1,4 +1,4 @@
-"""The configuration of a study. No jax in here."""
+"""The configuration of a study, and the checks that concern several of its fields."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from .fields import check_fields, option, section
 from .recipes import LoopConfig, ReservedConfig, TrainConfig
 
 KEPT = ("none", "train", "read", "trigger")
-"""Labels of rows and folders of the backdoored model itself."""
+"""Labels that are reserved for rows and folders of the backdoored model itself."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One entry of a registry: `name` there, `label` in the results, `config` with its settings.
+    """The choice of one entry of a registry, with its settings.
 
-    A model that was trained elsewhere has the file or folder of its `checkpoint`, the key of its
-    state dict in it where there are several, and globs of the tensors to `ignore`.
+    `name` is the name in the registry, `label` the name in the results, and `config` holds the
+    settings. The other fields are for an external model. `checkpoint` is its file or folder.
+    `checkpoint_key` is the key of its state dict if the file has several. `ignore` has globs of
+    tensors to leave out.
     """
 
     name: str
@@ -32,53 +34,57 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class StudyConfig:
-    """A study: every attack × every defence × every seed on one data set and one model."""
+    """Settings of a study: all attacks × defences × seeds on one data set and one architecture."""
 
-    dataset: Choice = section("datasets", "digits", "the images")
+    dataset: Choice = section("datasets", "digits", "the data set")
     model: Choice = section("models", "preact_resnet18", "the architecture")
     attacks: tuple[Choice, ...] = section("attacks", ["badnets"], "the attacks")
     defenses: tuple[Choice, ...] = section(
-        "defenses", ["finetune", "d3"], "the defences tried on every attack"
+        "defenses", ["finetune", "d3"], "the defences applied to every backdoored model"
     )
     evolutions: tuple[Choice, ...] = section(
-        "evolutions", [], "how every model is updated on fresh data"
+        "evolutions", [], "the evolution runs that update every model on fresh data"
     )
     detections: tuple[Choice, ...] = section(
-        "detections", [], "how every model is searched for a backdoor"
+        "detections", [], "the detectors applied to every model"
     )
     train: TrainConfig = option(TrainConfig, "training of the backdoored model")
     fresh: float = option(
-        0.0, "share of the training images kept back for evolutions", low=0, high=0.95
+        0.0, "share of the training images set aside for evolutions", low=0, high=0.95
     )
-    measured: int = option(0, "test images measured after every update (0: all)", low=0)
-    reserved: ReservedConfig = option(ReservedConfig, "the defender's clean images")
-    seeds: tuple[int, ...] = option((0,), "one run of everything per seed", low=0, high=2**32 - 1)
+    measured: int = option(0, "test images on which every update is measured (0: all)", low=0)
+    reserved: ReservedConfig = option(ReservedConfig, "the clean images that the defender has")
+    seeds: tuple[int, ...] = option(
+        (0,), "seeds; everything is run once per seed", low=0, high=2**32 - 1
+    )
     attack_seed: int | None = option(
         None, "train one backdoored model with this seed for all seeds", low=0, high=2**32 - 1
     )
     precision: Literal["auto", "float32", "tensorfloat32", "bfloat16"] = option(
         "auto",
-        "of convolutions and products; auto: bfloat16 on GPU and TPU, float32 on CPU; "
-        "tensorfloat32: NVIDIA's, float32 elsewhere",
+        "precision of convolutions and matrix products; auto: bfloat16 on GPU and TPU, float32 on "
+        "CPU; tensorfloat32: that of NVIDIA GPUs, float32 elsewhere",
     )
     features: int = option(
         0,
-        "test images of all classes whose features, clean and triggered, the report shows "
-        "(0: none)",
+        "number of test images, of all classes, whose clean and triggered features the report "
+        "shows (0: none)",
         low=0,
     )
     paths: int = option(
         0,
-        "points on the line from each backdoored model through its repaired ones, for the report "
-        "(0: none)",
+        "points on each line through a backdoored model and a repaired one at which the report "
+        "shows the losses (0: none)",
         low=0,
     )
-    loop: LoopConfig = option(LoopConfig, "logging, checkpoints, steps per call")
+    loop: LoopConfig = option(
+        LoopConfig, "how train loops run: logging, checkpoints, steps per call"
+    )
     cache: str = option(
         "", "folder for backdoored models shared between studies (empty: inside the run folder)"
     )
     published: dict[str, str] = option(
-        dict, "the published number beside a row, by 'attack/defense'"
+        dict, "published numbers to show in the rows of the table, by 'attack/defense'"
     )
 
     def __post_init__(self) -> None:
@@ -88,33 +94,37 @@ class StudyConfig:
 
 
 def check_labels(study: StudyConfig) -> None:
-    """Check that a study has attacks and seeds, and that no two of its rows have one label."""
+    """Check that a study has attacks and seeds, and that the labels of its rows are unique."""
     refuse(not study.attacks, "attacks: is empty, a study needs at least one")
     refuse(not study.seeds, "seeds: is empty, a study needs at least one")
     refuse(_repeated(study.seeds), f"seeds: {list(study.seeds)} names a seed twice")
     for name in ("attacks", "defenses", "detections", "evolutions"):
         twice = _repeated(_labels(getattr(study, name)))
-        refuse(twice, f"{name}: {names(twice)} stands twice; give each its own `label:`")
+        refuse(twice, f"{name}: {names(twice)} appears twice; give each its own `label:`")
     labels = _labels((*study.defenses, *study.evolutions))
     both, kept = names(_repeated(labels)), names(label for label in KEPT if label in labels)
-    refuse(both, f"evolutions: {both} is a label of defenses too; give one another `label:`")
+    refuse(
+        both, f"evolutions: {both} is a label of defenses too; give one of them another `label:`"
+    )
     refuse(kept, f"defenses: the label {kept} is kept for the backdoored model itself")
 
 
 def check_rows(study: StudyConfig) -> None:
-    """Check the images and the defences of evolutions, and that published numbers belong to rows.
+    """Check the defences and images of evolutions, and that published numbers belong to rows.
 
-    A study without defences may be the first half of one that has those rows.
+    An evolution may only name a defence of the study, and needs fresh images. Published numbers
+    of a study without defences or evolutions are not checked. Such a study may be the first half
+    of one that has those rows.
     """
     known = _labels(study.defenses)
     for label, called in ((each.label, each.config.defense) for each in study.evolutions):
         refuse(
             called not in (None, *known),
-            f"evolutions: {label}: defense: {called!r} is no label of `defenses`, which are "
-            f"{names(known) or 'none'}{did_you_mean(called, known)}",
+            f"evolutions: {label}: defense: {called!r} is not a label of `defenses`; the labels "
+            f"are {names(known) or 'none'}{did_you_mean(called, known)}",
         )
     starved = study.evolutions and not study.fresh
-    refuse(starved, "fresh: 0 leaves no images for evolutions; usual is 0.6")
+    refuse(starved, "fresh: 0 leaves no images for evolutions; a usual value is 0.6")
     after = [*known, *_labels(study.evolutions)]
     rows = [f"{attack.label}/{label}" for attack in study.attacks for label in ("none", *after)]
     for row in study.published if after else ():

@@ -1,4 +1,7 @@
-"""YAML texts of users, read strictly: no objects, no surprises, one line for whatever is wrong."""
+"""A strict reader of users' YAML text.
+
+It makes plain data only, and describes every mistake in one line.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ import yaml
 from ..core.errors import ConfigError
 
 MOST_NODES = 100_000
-"""Values that a text may have, those that an alias repeats counted each time."""
+"""The largest number of values in a text; a value repeated by an alias counts each time."""
 LARGEST = 2**63
-"""Whole numbers are smaller."""
+"""Whole numbers must be smaller than this in absolute value."""
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number and refuses a key that stands twice."""
+    """A `SafeLoader` that reads 1e-3 as a number and rejects duplicate keys and huge numbers."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         merge = "tag:yaml.org,2002:merge"
@@ -24,11 +27,12 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key in own]
         for key in keys:
             if keys.count(key) > 1:
-                raise _problem(f"the key {key!r} stands twice", node)
+                again = [one for one, found in zip(own, keys, strict=True) if found == key][1]
+                raise _problem(f"the key {key!r} appears twice", again)
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node: yaml.ScalarNode) -> int:
-        too_long = len(node.value) > 100  # of which Python would not print all
+        too_long = len(node.value) > 100  # Python refuses to convert very long ones
         value = LARGEST if too_long else self.construct_yaml_int(node)
         if abs(value) >= LARGEST:
             raise _problem(f"the number {node.value[:20]}… is too large", node)
@@ -48,33 +52,39 @@ def _problem(words: str, node: yaml.Node) -> yaml.MarkedYAMLError:
 
 
 def parse_yaml(text: str, origin: str) -> Any:
-    """Return plain data. Raises `ConfigError` that begins with `origin` and the line."""
+    """Return the plain data that a YAML text describes, or None for an empty text.
+
+    Raises a `ConfigError` that begins with `origin` and the line number.
+    """
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
         if _size(node, {}) > MOST_NODES:
-            raise _problem(f"its aliases make more than {MOST_NODES} values of it", node)
+            raise _problem(f"its aliases expand it to more than {MOST_NODES} values", node)
         return loader.construct_document(node)
     except RecursionError as error:
         raise ConfigError(f"{origin}: not YAML: it is nested too deep") from error
-    # Constructors of numbers and dates raise what int() and date() raise.
+    # The constructors of numbers and dates raise the errors of int() and date().
     except (yaml.YAMLError, ValueError, OverflowError, TypeError, AttributeError) as error:
         mark, problem = (getattr(error, name, None) for name in ("problem_mark", "problem"))
         where = f"{origin}:{mark.line + 1}" if mark else origin
-        if isinstance(error, AttributeError):  # PyYAML's own, of a text that is no date
+        if isinstance(error, AttributeError):  # raised in PyYAML for a text that is no date
             problem = "a value is not what its tag says"
         words = " ".join(str(problem or error).split())[:200]
         raise ConfigError(f"{where}: not YAML: {words}") from error
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return how many values a node makes. Raises `MarkedYAMLError` where it holds itself."""
+    """Return the number of values that a node makes.
+
+    Raises `MarkedYAMLError` if an alias inside the node refers to the node itself.
+    """
     if isinstance(node, yaml.ScalarNode):
         return 1
     if known.get(id(node)) == 0:
-        raise _problem("an alias stands inside of what it repeats", node)
+        raise _problem("an alias appears inside the value that it repeats", node)
     if id(node) not in known:
         known[id(node)] = 0
         parts = node.value if isinstance(node, yaml.SequenceNode) else sum(node.value, ())

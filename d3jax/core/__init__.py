@@ -1,1 +1,1 @@
-"""The contracts that every part of d3jax is written against."""
+"""Types and helpers that every other part of d3jax uses: contracts, errors, losses, random keys."""

@@ -17,10 +17,17 @@ def as_float(levels: Integer[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*sha
 @overload
 def as_float(levels: Integer[jax.Array, "*shape"]) -> Float32[jax.Array, "*shape"]: ...
 def as_float(levels: Integer[Array, "*shape"]) -> Float32[Array, "*shape"]:
-    """8-bit levels as float32 in [0, 1]. A product, not a quotient: some compilers turn x / 255 into one, one ulp off."""
+    """Convert 8-bit levels to float32 in [0, 1].
+
+    The levels are multiplied by 1/255, not divided by 255. Some compilers turn the division into
+    this product, and the results would differ by one ulp.
+    """
     return levels.astype(jnp.float32) * np.float32(1 / 255)
 
 
 def as_levels(images: Float[Array, "*shape"]) -> Int32[jax.Array, "*shape"]:
-    """Images in [0, 1] as the nearest 8-bit levels, int32. Triggers that the field computes on 8-bit values stay exact so."""
+    """Convert images in [0, 1] to the nearest 8-bit levels, as int32.
+
+    Triggers that published code computes on 8-bit values stay exact this way.
+    """
     return jnp.round(images * 255).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""Losses and rates of a batch."""
+"""Losses and accuracies of a batch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .types import Array
 def cross_entropy(
     logits: Float[jax.Array, "*B K"], labels: Int32[Array, "*B"]
 ) -> Float[jax.Array, "*B"]:
-    """Cross-entropy of every row [..., K], in nats."""
+    """Return the cross-entropy of every row of logits [..., K] with its label, in nats."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def accuracy(logits: Float[jax.Array, "B K"], labels: Int32[Array, " B"]) -> Float32[jax.Array, ""]:
-    """The share of rows classified as labelled."""
+    """Return the share of rows of `logits` [B, K] whose largest logit is that of the label."""
     return (logits.argmax(-1) == labels).mean(dtype=jnp.float32)

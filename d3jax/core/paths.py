@@ -1,28 +1,34 @@
-"""Paths that users give: one rule for all of them."""
+"""The function that turns a path given by the user into a `Path`; all modules use it."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from .errors import ConfigError
 
 LONGEST = 255
-"""Bytes of a file's name that file systems allow."""
+"""The largest number of bytes that file systems allow in a file name."""
 
 
 def user_path(text: str | os.PathLike[str], name: str = "path") -> Path:
-    """Return the path that `text` means; a ~ or ~user at its beginning is a home folder.
+    """Return `text` as a path, with ~ or ~user and environment variables replaced.
 
-    Raises `ConfigError` that begins with `name` where there is no such user, or no file system
-    could hold such a name.
+    ~ is replaced at the start only, $NAME and ${NAME} everywhere. Raises a `ConfigError` that
+    begins with `name` if there is no such user or variable, or if no file system allows such a
+    file name.
     """
     text = os.fspath(text)
     if "\0" in text:
-        raise ConfigError(f"{name}: {text!r} holds a NUL, which no path can")
+        raise ConfigError(f"{name}: {text!r} holds a NUL character, which no path can contain")
+    text = os.path.expandvars(text)
+    if unset := re.search(r"\$(\w+|\{\w+\})", text):
+        raise ConfigError(f"{name}: {text!r}: the environment has no variable {unset[1]}")
     if any(len(os.fsencode(part)) > LONGEST for part in Path(text).parts):
         raise ConfigError(
-            f"{name}: {text[:40]!r}… has a part of more than {LONGEST} bytes, which no file is called"
+            f"{name}: {text[:40]!r}… has a part of more than {LONGEST} bytes, which is too long "
+            "for a file name"
         )
     try:
         return Path(text).expanduser()

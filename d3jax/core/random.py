@@ -1,4 +1,4 @@
-"""Named random streams."""
+"""Random keys derived from a key and a name."""
 
 from __future__ import annotations
 
@@ -8,5 +8,8 @@ import jax
 
 
 def stream(key: jax.Array, name: str) -> jax.Array:
-    """The random stream called `name` under `key`; naming a new stream never moves the others."""
+    """Derive the random key of the stream called `name` from `key`.
+
+    The key depends on `key` and `name` alone, so a new stream never changes the other streams.
+    """
     return jax.random.fold_in(key, zlib.crc32(name.encode()))

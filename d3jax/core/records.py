@@ -1,10 +1,13 @@
-"""Plain data that travels from computations into tables. No jax."""
+"""Types of the plain data that computations write to tables and logs. Does not import jax."""
 
 from typing import Any
 
 Row = dict[str, Any]
-"""One row of a table by column; None is an empty cell."""
+"""One row of a table as {column: value}; None is an empty cell."""
 
 LogRecord = dict[str, Any]
-"""One logged record: `step`, `seconds` since the loop began (resumes included), and the mean of every
-metric since the last record. A node of several loops names the `loop` ("" for the first)."""
+"""One log record of a loop.
+
+It holds `step`, `seconds` since the loop began (resumes included), and the mean of every metric
+since the last record. A node with several loops adds the name of the `loop` ("" for the first).
+"""

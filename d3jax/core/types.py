@@ -1,7 +1,8 @@
-"""The contracts every piece of d3jax is written against: what a model, an attack, a defence and a data set are.
+"""The types of d3jax's building blocks: data sets, models, attacks, defences and detectors.
 
-Shapes use `B` images of `H`×`W`×`C` in `K` classes; `N` is the size of a data set. Images rest as uint8 NHWC and are
-float32 in [0, 1] inside functions; models normalise for themselves, so triggers live in pixel space.
+In shapes, `B` is the number of images of a batch, and `H`×`W`×`C` the size of an image. `K` is the
+number of classes, and `N` the size of a data set. Images are stored as uint8 NHWC, and are float32
+in [0, 1] inside functions. Models normalise their inputs themselves. Triggers are in pixel space.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .errors import ConfigError, did_you_mean, refuse
 from .records import LogRecord
 
 Array = np.ndarray | jax.Array
-"""An array that may lie on the host or on the device."""
+"""An array on the host or on a device."""
 
 Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
 """One device of an accelerator, or a CPU."""
@@ -30,21 +31,26 @@ Params = Any
 """A nested dict of arrays."""
 
 Metrics = dict[str, jax.Array]
+"""Float32 scalars by name, which a step reports for the log."""
 
 
 class Variables(NamedTuple):
-    """What a model is: trainable `params` and running `batch_stats` (an empty dict where there are none)."""
+    """The variables of a model: trainable `params` and running `batch_stats`.
+
+    `batch_stats` is an empty dict for a model without running statistics.
+    """
 
     params: Params
     batch_stats: Params
 
 
 class Outputs(NamedTuple):
-    """What a model returns for `B` images: `logits [B, K]`, `features`, and the updated `batch_stats`.
+    """The outputs of a model for `B` images: `logits` [B, K], `features` and `batch_stats`.
 
-    `features` holds every named activation, after its edit if it has one. "penultimate" is what the
-    classifier sees; the architecture names the others, such as "block1" or "block1_1/relu2". Those
-    that nobody reads cost nothing in a compiled program.
+    `features` holds every named activation, after its edit if it has one. "penultimate" is the
+    input of the classifier. The architecture names the others, such as "block1" or
+    "block1_1/relu2". Unused activations cost nothing in a compiled program. `batch_stats` are the
+    updated running statistics.
     """
 
     logits: Float[jax.Array, "B K"]
@@ -53,17 +59,18 @@ class Outputs(NamedTuple):
 
 
 Path = tuple[str, ...]
-"""Keys of a layer in `Variables.params`, such as ("block1_1", "Conv_0")."""
+"""The keys of a layer in `Variables.params`, such as ("block1_1", "Conv_0")."""
 
 
 class NormLayer(NamedTuple):
-    """A BatchNorm layer at `path` and the layers around it.
+    """A BatchNorm layer at `path`, with the layers that feed it and that read it.
 
-    `producers` are the convolutions whose outputs are summed and normalised; with `identity` the
-    input of the residual block is part of that sum. `previous` is the convolution before it in the
-    order in which PyTorch's net registers its layers, the pairing of published code. `consumers`
-    are the layers that read its channels. `input` and `output` name the activations before it and
-    after it and its ReLU.
+    `producers` are the convolutions whose outputs are summed and then normalised. With `identity`
+    the input of the residual block is part of that sum. `previous` is the convolution before the
+    layer in the order in which the PyTorch network registers its layers. Published code pairs
+    convolutions and BatchNorm layers in that order. `consumers` are the layers that read the
+    normalised channels. `input` names the activation before the layer, and `output` the activation
+    after the layer and its ReLU.
     """
 
     path: Path
@@ -76,15 +83,20 @@ class NormLayer(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A network as functions. Any framework's net fits by writing the first two.
+    """A neural network as pure functions.
 
-    `init(key) -> Variables`; `apply(variables, images, *, train) -> Outputs` with float32 images
-    [B, H, W, C] in [0, 1].
+    A network of any framework can be used by writing the first two:
 
-    Methods that read or change activations need more, and say so before any work where it is
-    missing: `activations() -> {name: shape}` of one image; `apply(..., edit={name: function})`,
-    which replaces the named activations [B, ...] by what the functions return of them; and
-    `channels`, every BatchNorm layer with the layers around it.
+    - `init(key) -> Variables` draws the initial variables.
+    - `apply(variables, images, *, train) -> Outputs` takes float32 images [B, H, W, C] in [0, 1].
+
+    Methods that read or change activations need more. They raise before any work where it is
+    missing:
+
+    - `activations() -> {name: shape}` gives the shapes for one image.
+    - `apply(..., edit={name: function})` replaces each named activation [B, ...] by
+      `function(activation)`.
+    - `channels` describes every BatchNorm layer with the layers around it.
     """
 
     init: Callable[[jax.Array], Variables]
@@ -94,10 +106,12 @@ class Model(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """`images [B, H, W, C]` float32 in [0, 1], `labels [B]` int32, `poisoned [B]` bool: the rows the attacker owns.
+    """A batch of training images, with their labels and a mask of the attacker's rows.
 
-    `joint` is what the poisoning by a trigger adds that is trained with the model: a `Joint`, else None. `rows [B]` int32 says which
-    of the set they are, where the set is on the device.
+    `images` [B, H, W, C] are float32 in [0, 1], `labels` [B] int32, and `poisoned` [B] bool marks
+    the rows that the attacker owns. `joint` is a `Joint` if the trigger is trained with the model,
+    else None. `rows` [B] int32 are the indices of the images in the training set, where the set is
+    on the device.
     """
 
     images: Float32[Array, "B H W C"]
@@ -108,14 +122,18 @@ class Batch(NamedTuple):
 
 
 class Joint(NamedTuple):
-    """`penalty` float32 [], added to the model's loss, and the `trigger` with its running statistics moved on."""
+    """The results of poisoning a batch with a trigger that is trained with the model.
+
+    `penalty` (float32 []) is added to the loss of the model. `trigger` is the trigger with its
+    running statistics updated.
+    """
 
     penalty: Float32[jax.Array, ""]
     trigger: Any
 
 
 class Split(NamedTuple):
-    """Labelled images at rest: `images [N, H, W, C]` uint8, `labels [N]` int32."""
+    """A set of labelled images: `images` [N, H, W, C] uint8 and `labels` [N] int32."""
 
     images: UInt8[Array, "N H W C"]
     labels: Int32[Array, " N"]
@@ -123,10 +141,11 @@ class Split(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DataInfo:
-    """What code must know of a data set without its pixels.
+    """The facts about a data set that code needs besides its pixels.
 
-    `mean` and `std` are per channel, in [0, 1] units; `crop` is the padding in pixels of the random crop that suits the
-    images (0: none) and `flip` says whether a mirrored image keeps its class.
+    `mean` and `std` are per channel, for pixels in [0, 1]. `crop` is the padding, in pixels, of the
+    random crop that suits the images (0: no crop). `flip` says whether a mirrored image keeps its
+    class.
     """
 
     name: str
@@ -139,11 +158,15 @@ class DataInfo:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Return the number of classes."""
         return len(self.classes)
 
     def class_of(self, target: int | str) -> int:
-        """Return the class that a number or a name means. Raises `ConfigError` where it is none."""
+        """Return the index of the class `target`, which is an index or the name of a class.
+
+        Raises `ConfigError` if there is no such class, if several classes have that name, or if an
+        index is also the name of another class.
+        """
         if isinstance(target, str):
             known = self.classes.count(target) == 1
             several = f"is the name of several classes of {self.name}"
@@ -153,13 +176,19 @@ class DataInfo:
         top = self.num_classes - 1
         refuse(
             not 0 <= target <= top,
-            f"target: {target} is not a class of {self.name}, want 0 to {top} or a name",
+            f"target: {target} is not a class of {self.name}, want 0 to {top} or a name in quotes",
+        )
+        own = self.classes[target]
+        refuse(
+            str(target) in self.classes and own != str(target),
+            f"target: {target} is unclear: the class with that index is {own!r}, and another class "
+            f"is called {str(target)!r}; give the name in quotes",
         )
         return target
 
 
 class Dataset(NamedTuple):
-    """A training set, a test set and what is known of them."""
+    """A training set and a test set, with the `DataInfo` of both."""
 
     train: Split
     test: Split
@@ -167,19 +196,22 @@ class Dataset(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What an attack computed before the training: its `trigger`, and `images` [n, H, W, C] uint8 that take the places of the
-    n poisoned training images (None: they stay)."""
+    """The results of an attack's preparation: its `trigger` and replaced training images.
+
+    `images` [n, H, W, C] uint8 replace the n poisoned training images. With None those images stay.
+    """
 
     trigger: Any
     images: UInt8[Array, "n H W C"] | None = None
 
 
 class Preparation(NamedTuple):
-    """Work that an attack does before the training.
+    """The computation that an attack does before the model is trained.
 
-    `run(key, model, clean, dataset, poisoned, hooks) -> (Prepared, lines)` with `poisoned [N]` bool; `clean` are the variables of
-    a model trained on the clean set where `surrogate` is true, else None. `replaces` says whether there will be images.
-    `check(count)` raises `ConfigError` where a set of `count` training images does not allow it.
+    `run(key, model, clean, dataset, poisoned, hooks) -> (Prepared, log records)` does it. The mask
+    `poisoned` [N] marks the rows to poison. If `surrogate` is true, `clean` are the variables of a
+    model trained on the clean set, else None. `replaces` says whether `Prepared.images` is given.
+    `check(count)` raises `ConfigError` if a set of `count` training images does not allow it.
     """
 
     run: Callable[..., tuple[Prepared, list[Any]]]
@@ -189,16 +221,22 @@ class Preparation(NamedTuple):
 
 
 class Attack(NamedTuple):
-    """A backdoor attack as pure functions; `trigger` is a pytree made once by `init`.
+    """A backdoor attack as a tuple of pure functions.
 
-    `init(key) -> trigger`; `stamp(trigger, images) -> images` is what the attacker does at test time (batch-wise,
-    range-keeping); `select(key, labels [N]) -> bool [N]` draws the training rows to poison; `relabel(labels) -> labels`
-    is the label the attacker wants for each true label; `poison(trigger, key, batch) -> Batch` is what training sees.
+    - `init(key) -> trigger` makes the trigger, a pytree.
+    - `stamp(trigger, images) -> images` adds the trigger to a batch at test time and stays in
+      [0, 1].
+    - `select(key, labels [N]) -> bool [N]` draws the training rows to poison.
+    - `relabel(labels) -> labels` gives the label that the attacker wants for each true label.
+    - `poison(trigger, key, batch) -> Batch` poisons a training batch.
+    - `eligible(labels) -> bool [N]` marks the images that the attack can poison. A clean-label
+      attack can poison those of one class only.
 
-    A trigger that is found before the training comes from a `preparation`; `init` then gives its structure. One that is trained
-    with the model has an `optimizer`: `poison` is differentiable in it and fills `Batch.joint`. `per_batch_rate` is the share of every
-    batch that `poison` takes by position, drawn again in each epoch, instead of the rows of `select`. `eligible(labels) -> bool [N]` says which
-    images it can poison at all: those of one class where the attack leaves labels right.
+    A trigger that is computed before the training comes from the `preparation`. `init` then only
+    gives its structure. A trigger that is trained with the model has an `optimizer`: `poison` is
+    differentiable in the trigger and fills `Batch.joint`. With `per_batch_rate`, `poison` ignores
+    the rows of `select`. It poisons that share of every batch by position, so that the poisoned
+    images differ from epoch to epoch.
     """
 
     init: Callable[[jax.Array], Any]
@@ -215,10 +253,10 @@ class Attack(NamedTuple):
 
 
 class Repaired(NamedTuple):
-    """What a repair returns: the new `variables` and a `trace` of arrays over logged steps, for plots.
+    """The result of a repair: the new `variables`, and a `trace` of arrays over logged steps.
 
-    `model` is the network that the variables belong to, where that is another than before: a plug,
-    caps or a purifier was added (`Repair.network` says which).
+    The trace is for plots. `model` is the network of the variables if the repair changed it, by
+    adding a plug, caps or a purifier. It is the network that `Repair.network` returns.
     """
 
     variables: Variables
@@ -227,27 +265,29 @@ class Repaired(NamedTuple):
 
 
 Need = Literal["target", "training_set", "test_set"]
-"""What a defence may need besides clean images; `Repair` says what each is."""
+"""An input that a repair may need besides clean images; `Repair` describes each."""
 
 
 class Repair(NamedTuple):
-    """A post-training repair, and what it must check before any work starts.
+    """A repair: a function that removes a backdoor from a trained model, and its requirements.
 
     `repair(key, model, variables, reserved, hooks=Hooks(), **given) -> Repaired` with `reserved` a
-    clean `Split`. `given` has a keyword for each of `needs`:
+    clean `Split`. `given` has one keyword for each of `needs`:
 
-    - "target": `defenses.repair.target.Found`, the class that a backdoor leads to and its trigger,
-      as `search` asks for it; without the keyword the repair searches for itself.
+    - "target": the backdoor's target class and an inverted trigger, as a
+      `defenses.repair.target.Found`. `search` says how they are found. Without the keyword the
+      repair does the search itself.
     - "training_set": the training images as a `Split`, which may be poisoned.
     - "test_set": the test images as a `Split`, for a published rule that reads them (`rule:
-      oracle`); such a rule stands beside its defender twin.
+      oracle`). Such a method also has a variant whose rule is "defender".
 
-    `check(model, shapes, size)` raises `ConfigError` where the repair cannot run on such a model,
-    whose variables have these shapes, or with `size` reserved images. `loop(key, model, variables,
-    reserved) -> TrainLoop` is the loop of a repair that is nothing but one
-    (`defenses.repair.one_loop`): such repairs run together, as members of one program.
-    `network(model) -> Model` is the network of the repaired variables. `rule` says which data a
-    choice within the method reads, where there is one ("" for none).
+    `check(model, shapes, size)` raises `ConfigError` if the repair cannot run on the model, whose
+    variables have these shapes, or with `size` reserved images. `loop(key, model, variables,
+    reserved) -> TrainLoop` is given if the repair is a single train loop
+    (`defenses.repair.one_loop`). Such repairs can run together, as members of one program.
+    `network(model) -> Model` is the network of the repaired variables. `rule` says which data the
+    method reads to make a choice: the defender's, or also test data ("oracle"); "" if it makes no
+    such choice.
     """
 
     repair: Callable[..., Repaired]
@@ -260,8 +300,11 @@ class Repair(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What a training-time defence returns: the `variables`, what it `found` out about the training images, arrays [N] by name, and a
-    `trace` of arrays over logged steps."""
+    """The result of a training-time defence: `variables`, per-image findings and a `trace`.
+
+    `found` holds what the defence found out about the training images, as arrays [N] by name.
+    `trace` holds arrays over logged steps.
+    """
 
     variables: Variables
     found: dict[str, Shaped[np.ndarray, " N"]]
@@ -269,12 +312,15 @@ class Trained(NamedTuple):
 
 
 class TrainingDefense(NamedTuple):
-    """A training from scratch on images that may be poisoned, nobody says which; the defender controls it.
+    """A training-time defence: trains a model from scratch on images that may be poisoned.
 
-    `begin(key, model, data) -> TrainLoop` is its first stage on a `Split`, from its own start; `settings` say all of it as plain data, and
-    defences that agree in them share what it leaves. `train(key, model, data, begun, hooks=Hooks()) -> Trained` goes on from the
-    variables `begun`; `found(size)` is what it finds, as shapes. `check(size)` raises `ConfigError` where it cannot run on so many images;
-    `epoch(size)` is how many steps an epoch of the first stage has.
+    The defender controls the training, but does not know which images are poisoned.
+    `begin(key, model, data) -> TrainLoop` is the train loop of the first stage on a `Split`.
+    `settings` describe that stage completely, as plain data, so that defences with equal `settings`
+    share its result. `train(key, model, data, begun, hooks=Hooks()) -> Trained` continues from
+    `begun`, the variables after the first stage. `found(size)` gives the shapes of `Trained.found`
+    for `size` training images. `check(size)` raises `ConfigError` if the defence cannot run on
+    `size` images. `epoch(size)` is the number of steps of an epoch of the first stage.
     """
 
     begin: Callable[..., Any]
@@ -286,10 +332,10 @@ class TrainingDefense(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What a detector finds out about N samples: `scores` [N] float32 and `flagged` [N] bool.
+    """The result of a detector for N samples: `scores` [N] float32 and `flagged` [N] bool.
 
-    A higher score is more suspicious. `flagged` follows the method's own rule, which reads nothing
-    but what a defender has.
+    A higher score is more suspicious. `flagged` follows the method's own rule, which reads only
+    data that a defender has.
     """
 
     scores: Float32[np.ndarray, " N"]
@@ -299,11 +345,11 @@ class Scored(NamedTuple):
 class SampleDetector(NamedTuple):
     """A detector of poisoned training samples.
 
-    `score(key, model, variables, samples, reserved, hooks=Hooks()) -> Scored` with the training set
-    `samples` and a clean `reserved` Split. `variables` are those of the model that was trained on
-    the samples, or with a `first_stage` those that the first stage of that training leaves.
-    `check(model, shapes, samples, reserved)` raises `ConfigError` where the detector cannot run on
-    such a model or with so many images.
+    `score(key, model, variables, samples, reserved, hooks=Hooks()) -> Scored` scores the training
+    set `samples`, a `Split`, with the help of a clean `Split` `reserved`. `variables` are those of
+    the model that was trained on the samples. With a `first_stage` they are those after the first
+    stage of that training-time defence. `check(model, shapes, samples, reserved)` raises
+    `ConfigError` if the detector cannot run on the model or with these numbers of images.
     """
 
     score: Callable[..., Scored]
@@ -314,10 +360,11 @@ class SampleDetector(NamedTuple):
 class InputDetector(NamedTuple):
     """A detector of triggered inputs at test time.
 
-    `prepare(key, model, variables, reserved, hooks=Hooks()) -> state` does what is done once, on
-    clean images: `state` is a pytree. `score(model, variables, state, images) -> [B]` float32 of
-    uint8 images, higher is more suspicious. `threshold(state) -> float`: an input with a higher
-    score is rejected. `check` is `Repair.check`. `batch_size` images are scored at once.
+    `prepare(key, model, variables, reserved, hooks=Hooks()) -> state` runs once, on clean images.
+    `state` is a pytree. `score(model, variables, state, images) -> [B]` gives float32 scores of
+    uint8 images; higher is more suspicious. `threshold(state) -> float` is the score above which an
+    input is rejected. `check` has the contract of `Repair.check`. `batch_size` is the number of
+    images scored at once.
     """
 
     prepare: Callable[..., Any]
@@ -328,12 +375,12 @@ class InputDetector(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a detector concludes of a model with K classes.
+    """The conclusion of a model detector about a model with K classes.
 
-    `scores` [K] float are the evidence against each class, higher is more suspicious, and `flagged`
-    [K] bool those that the method takes for targets. `statistic` is the number that the method
-    compares with its `threshold`. `columns` have more numbers of each class, arrays [K] by name;
-    `facts` more numbers of the model.
+    `scores` [K] float are the evidence that each class is a target; higher is more suspicious.
+    `flagged` [K] bool marks the classes that the method takes for targets. `statistic` is the
+    number that the method compares with its `threshold`. `columns` holds further arrays [K] by
+    name, and `facts` further numbers about the model.
     """
 
     scores: Float[np.ndarray, " K"]
@@ -345,19 +392,19 @@ class Verdict(NamedTuple):
 
     @property
     def target(self) -> int:
-        """The class with the highest score among the flagged, −1 where none is."""
+        """Return the flagged class with the highest score, or −1 if no class is flagged."""
         scores = np.where(self.flagged, self.scores, -np.inf)
         return int(scores.argmax()) if self.flagged.any() else -1
 
 
 class ModelDetector(NamedTuple):
-    """A detector of backdoored models, and of the class that a backdoor leads to.
+    """A model detector: decides whether a model is backdoored, and towards which class.
 
-    `detect(key, model, variables, reserved, hooks=Hooks()) -> (evidence, records)` does the work:
-    `evidence` is a pytree of arrays [K, …], of shapes `like(num_classes, image_shape)`; `records`
-    were logged on the way. `judge(evidence) -> Verdict`. `trigger(evidence, label) -> stamp`, where
-    there is one, gives the trigger found for a class as a function of float images in [0, 1].
-    `check` is `Repair.check`.
+    `detect(key, model, variables, reserved, hooks=Hooks()) -> (evidence, log records)` does the
+    computation. `evidence` is a pytree of arrays [K, …] with the shapes of
+    `like(num_classes, image_shape)`. `judge(evidence) -> Verdict` draws the conclusion.
+    `trigger(evidence, label) -> stamp` is optional. It returns the trigger found for a class, as a
+    function of float images in [0, 1]. `check` has the contract of `Repair.check`.
     """
 
     detect: Callable[..., tuple[Any, list[LogRecord]]]
@@ -370,11 +417,12 @@ class ModelDetector(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Hold everything that an optimiser loop moves. `step` (int32 []) is the only cursor: batches follow from (key, step).
+    """The state of a train loop: everything that changes from step to step.
 
-    `carry` is a pytree of whatever moves besides the model and its optimiser, () where nothing does: a trained trigger with its
-    optimiser's state, the parameters at the start of an update, the progress of a search. `training.step.make_train_step` says
-    what a step does with it.
+    `step` (int32 []) counts the steps; batches depend on (key, step) alone. `carry` is a pytree of
+    what changes besides the model and its optimiser, and () if there is nothing. Examples are a
+    trained trigger with its optimiser's state, the parameters at the start of an update, and the
+    progress of a search. `training.step.make_train_step` describes how a step uses it.
     """
 
     step: jax.Array
@@ -385,7 +433,10 @@ class TrainState:
 
 
 def check_built(**values: Any) -> None:
-    """Raise `ConfigError` where a `model` or an `attack` is not one, such as a config that was not built."""
+    """Raise `ConfigError` if the value of `model` or `attack` is not a `Model` or an `Attack`.
+
+    The usual cause is a config whose `build(info)` was not called.
+    """
     for name, value in values.items():
         kind = {"model": Model, "attack": Attack}[name]
         if not isinstance(value, kind):

@@ -1,7 +1,7 @@
-"""Data sets: where images come from, checked, and which of them a defender holds.
+"""Data sets from several sources, and the draw of a defender's reserved clean images.
 
-`data.digits(size=16)` returns the settings, and their `build()` the data set. `DATASETS` maps
-`name -> (config class, constructor(config))`.
+`data.digits(size=16)` returns settings, and their `build()` returns the checked data set.
+`DATASETS` maps `name -> (config class, constructor(config))`.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from ..config.fields import take_by_name
 from ..core.types import Dataset
 from .arrays import fingerprint, from_arrays
 from .digits import DigitsConfig, make_digits
+from .hf import HfConfig, make_hf
 from .image_folder import FolderConfig, make_folder
 from .npz import NpzConfig, make_npz
 from .reserved import reserve
@@ -19,6 +20,7 @@ from .tfds import TfdsConfig, make_tfds
 
 digits = DigitsConfig
 folder = FolderConfig
+hf = HfConfig
 npz = NpzConfig
 synthetic = SyntheticConfig
 tfds = TfdsConfig
@@ -29,6 +31,7 @@ DATASETS: dict[str, tuple[type, Callable[[Any], Dataset]]] = {
     "npz": (NpzConfig, make_npz),
     "folder": (FolderConfig, make_folder),
     "tfds": (TfdsConfig, make_tfds),
+    "hf": (HfConfig, make_hf),
 }
 
 take_by_name(cls for cls, _ in DATASETS.values())
@@ -37,6 +40,7 @@ __all__ = [
     "DATASETS",
     "DigitsConfig",
     "FolderConfig",
+    "HfConfig",
     "NpzConfig",
     "SyntheticConfig",
     "TfdsConfig",
@@ -44,8 +48,10 @@ __all__ = [
     "fingerprint",
     "folder",
     "from_arrays",
+    "hf",
     "make_digits",
     "make_folder",
+    "make_hf",
     "make_npz",
     "make_synthetic",
     "make_tfds",

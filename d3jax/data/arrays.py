@@ -1,9 +1,14 @@
-"""Arrays in, a checked `Dataset` out. Every source ends here, so every data set has passed the same checks."""
+"""The constructor of a checked `Dataset` from arrays, and the reader of .npz files.
+
+Every source of data ends here, so every data set has passed the same checks.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
+import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,16 +21,20 @@ from ..core.types import Array, DataInfo, Dataset, Split
 from ..runtime.main_memory import check_fits
 
 Arrays = tuple[Array, Array]
-"""Images and labels not checked yet."""
+"""Images and labels that are not checked yet."""
 
 Labels = dict[int, int] | Literal["from_zero", "from_one"]
-"""Which class a label means: the label itself, the label less one, or as a mapping says."""
+"""The rule that gives the class of a label.
+
+The class is the label itself ("from_zero") or the label minus one ("from_one"), or a mapping gives
+it.
+"""
 
 SHOWN = 8
-"""Labels or names in a message."""
+"""Largest number of labels or names in a message."""
 
 LONGEST = 200
-"""Letters of a class's name."""
+"""Largest number of characters in the name of a class."""
 
 NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -43,18 +52,20 @@ def from_arrays(
     flip: bool = False,
     labels: Labels = "from_zero",
 ) -> Dataset:
-    """A `Dataset` of `(images [N, H, W, C] uint8, labels [N] integer)` pairs.
+    """Return a checked `Dataset` of `(images [N, H, W, C] uint8, labels [N] integer)` pairs.
 
-    `labels` says which class a label means. Without `classes` they are "0", "1", … up to the largest training label; without `mean` or `std` (per channel, in
-    [0, 1] units) the training images are measured. `source` is what errors name (default: `name`), `crop` and `flip` are
-    as in `DataInfo`. Raises `DataError` when the arrays are no data set: see `check_split`.
+    `labels` says which class a label means. Without `classes`, they are called "0", "1", … up to
+    the largest training label. `mean` and `std` are per channel, in [0, 1] units; without them the
+    training images are measured. Errors name the `source` (default: `name`). `crop` and `flip` are
+    as in `DataInfo`. Raises `DataError` when the arrays are not a valid data set: see `check_split`
+    and `check_classes`.
     """
     source = str(source or name)
     train, test = (
         (images, as_classes(source, part, given, labels))
         for part, (images, given) in (("train", train), ("test", test))
     )
-    # Unnamed classes are counted by the labels; a label beyond the number of images is a mistake, not a class.
+    # The labels count unnamed classes. A label above the number of images is a mistake.
     train = check_split(
         source, "train", *train, len(classes) if classes is not None else np.size(train[1])
     )
@@ -63,7 +74,8 @@ def from_arrays(
     for given in classes:
         if not given.isprintable() or not 0 < len(given) <= LONGEST:
             raise DataError(
-                f"{source}: a class is called {given[:40]!r}: want 1 to {LONGEST} letters that can be shown"
+                f"{source}: a class is called {given[:40]!r}: "
+                f"want 1 to {LONGEST} letters that can be shown"
             )
     check_classes(source, train.labels, classes)
     if len(classes) < 2:
@@ -71,16 +83,23 @@ def from_arrays(
     test = check_split(source, "test", *test, len(classes))
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(
-            f"{source}: test images are {_shape(test.images[0])}, want {_shape(train.images[0])} as in training"
+            f"{source}: test images are {_shape(test.images[0])}, "
+            f"want {_shape(train.images[0])} as in training"
         )
     if mean is None or std is None:
         measured = measure(train.images)
         mean, std = mean or measured[0], std or measured[1]
     height, width, channels = train.images.shape[1:]
+    if crop >= min(height, width):
+        raise DataError(
+            f"{source}: crop: {crop} pixels are no padding for images of {height}×{width}, "
+            f"want less than {min(height, width)}"
+        )
     for field, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             raise DataError(
-                f"{source}: {field} {list(values)} has {len(values)} values, want {channels}, one per channel"
+                f"{source}: {field} {list(values)} has {len(values)} values, "
+                f"want {channels}, one per channel"
             )
     return Dataset(
         train,
@@ -92,7 +111,11 @@ def from_arrays(
 
 
 def as_classes(source: str, part: str, labels: Array, rule: Labels) -> np.ndarray:
-    """The classes [N] that labels [N] mean. Raises `DataError` where a mapping has not one of the labels."""
+    """Convert `labels` [N] to classes [N] by a rule of `Labels`.
+
+    Labels that are not integers are returned as they are: `check_split` refuses them. Raises
+    `DataError` where a mapping lacks one of the labels, or "from_one" meets a label below 1.
+    """
     labels = np.asarray(labels)
     if rule == "from_zero" or not np.issubdtype(labels.dtype, np.integer):
         return labels
@@ -105,14 +128,15 @@ def as_classes(source: str, part: str, labels: Array, rule: Labels) -> np.ndarra
     there = np.unique(labels)
     if missing := [label for label in there.tolist() if label not in rule]:
         raise DataError(
-            f"{source}: {part}_labels has {few(missing)}, which the mapping `labels` has not; it has {few(rule)}"
+            f"{source}: {part}_labels has {few(missing)}, "
+            f"which the mapping `labels` does not have; it has {few(rule)}"
         )
     classes = np.array([rule[label] for label in there.tolist()])
     return classes[np.searchsorted(there, labels)]
 
 
 def check_classes(source: str, labels: Array, classes: Sequence[str]) -> None:
-    """Raises `DataError` where a class has no training image."""
+    """Raise `DataError` where a class has no training image."""
     counts = np.bincount(np.asarray(labels), minlength=len(classes))
     empty = np.flatnonzero(counts == 0).tolist()
     if not empty:
@@ -129,9 +153,11 @@ def check_classes(source: str, labels: Array, classes: Sequence[str]) -> None:
 
 
 def check_split(source: str, part: str, images: Array, labels: Array, num_classes: int) -> Split:
-    """The split as the contract has it: images [N, H, W, C] uint8, labels [N] int32 within 0..num_classes-1, N > 0.
+    """Check images and labels, and return them as a `Split`.
 
-    Raises `DataError`, one line that names `source`, the offending array of `part` ("train" or "test"), and what is wanted.
+    The split has images [N, H, W, C] uint8 and labels [N] int32 within 0..num_classes-1; N > 0.
+    Raises `DataError` otherwise. Its message is one line that names the `source`, the offending
+    array of the `part` ("train" or "test"), and what is wanted.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     where = f"{source}: {part}_"
@@ -148,8 +174,8 @@ def check_split(source: str, part: str, images: Array, labels: Array, num_classe
     low, high = int(images.min()), int(images.max())
     if high <= 1:
         raise DataError(
-            f"{where}images has only the levels {low} to {high}, as floats in [0, 1] become when they are cast to uint8; "
-            "want levels from 0 to 255 (multiply by 255 before the cast)"
+            f"{where}images has only the levels {low} to {high}, as floats in [0, 1] have after a "
+            "cast to uint8; want levels from 0 to 255 (multiply by 255 before the cast)"
         )
     if low == high:
         raise DataError(f"{where}images is {low} everywhere, want images that differ")
@@ -167,13 +193,15 @@ def check_split(source: str, part: str, images: Array, labels: Array, num_classe
 
 
 def measure(images: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of `images [N, H, W, C]` uint8, in [0, 1] units, to 4 decimals.
+    """Return the mean and standard deviation of each channel of `images [N, H, W, C]` uint8.
 
-    A constant channel gets 1/255, the smallest step there is, so that models can divide by it.
+    They are in [0, 1] units, rounded to 4 decimals. A standard deviation is at least 1/255, the
+    smallest step, so that models can divide by that of a constant channel.
     """
-    # Sums of integers are exact, and in blocks small: np.std would hold a float64 copy of everything (1.2 GB for CIFAR-10).
+    # Sums of integers are exact, and blocks keep them small. np.std would hold a float64 copy of
+    # all images (1.2 GB for CIFAR-10).
     total, squares = np.zeros((2, images[0].size), np.int64)
-    for start in range(0, len(images), 1000):  # 255² fits uint16, 1000 of them uint32
+    for start in range(0, len(images), 1000):  # 255² fits uint16, and a sum of 1000 of them uint32
         pixels = images[start : start + 1000].reshape(-1, images[0].size).astype(np.uint16)
         total += pixels.sum(0, dtype=np.uint32)
         squares += (pixels * pixels).sum(0, dtype=np.uint32)
@@ -184,18 +212,24 @@ def measure(images: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(np.round(mean / 255, 4).tolist()), tuple(np.round(std / 255, 4).tolist())
 
 
-def read_npz(path: Path, keys: Sequence[str] = NPZ_KEYS) -> dict[str, np.ndarray]:
-    """The arrays `keys` of an .npz file. Nothing is ever unpickled. Raises `DataError` naming the file and what is wrong."""
+def read_npz(
+    path: Path, keys: Sequence[str] = NPZ_KEYS, optional: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """Read the arrays `keys` of an .npz file, and those of `optional` it has; never unpickle.
+
+    Raises `DataError`, which names the file and what is wrong with it.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file, want an .npz with {', '.join(keys)}")
     arrays, key = {}, "it"
     try:
-        # Not np.load: given something else than a zip it goes on to read .npy and suggests unpickling.
+        # np.load would try a file that is not a zip as .npy, and suggest unpickling it.
         with zipfile.ZipFile(path) as archive:
             present = [name.removesuffix(".npy") for name in archive.namelist()]
             missing = [name for name in keys if name not in present]
             if missing:
                 raise DataError(f"{path}: no array {', '.join(missing)}; it has {present}")
+            keys = [*keys, *(name for name in optional if name in present)]
             expanded = sum(archive.getinfo(f"{key}.npy").file_size for key in keys)
             check_fits(expanded, f"{path}: its arrays")
             for key in keys:
@@ -203,9 +237,8 @@ def read_npz(path: Path, keys: Sequence[str] = NPZ_KEYS) -> dict[str, np.ndarray
                     arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
     except D3JaxError:
         raise
-    except (
-        Exception
-    ) as error:  # flipped bits in a file raised eleven types, from BadZipFile to SyntaxError
+    # Flipped bits in a file raised eleven types, from BadZipFile to SyntaxError.
+    except Exception as error:
         reason = " ".join(str(error).split())
         raise DataError(
             f"{path} ({path.stat().st_size} bytes): {key} cannot be read as .npz: {reason}"
@@ -214,7 +247,10 @@ def read_npz(path: Path, keys: Sequence[str] = NPZ_KEYS) -> dict[str, np.ndarray
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """16 hex digits that change with any pixel, label, shape, type or field of `info`."""
+    """Return a hash of a data set as 16 hex digits.
+
+    It changes with any pixel, label, shape, dtype or field of `info`.
+    """
     digest = hashlib.sha256(repr(dataclasses.astuple(dataset.info)).encode())
     for array in (*dataset.train, *dataset.test):
         array = np.ascontiguousarray(array)
@@ -224,7 +260,7 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def few(items: Iterable[Any]) -> str:
-    """The first of some items in words, and how many there are besides."""
+    """Return a string of the first `SHOWN` items that also counts the other items."""
     items = list(items)
     rest = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
     return names(items[:SHOWN]) + rest
@@ -232,3 +268,10 @@ def few(items: Iterable[Any]) -> str:
 
 def _shape(array: Array) -> str:
     return str(list(array.shape))
+
+
+def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write the .npz file whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        np.savez(Path(scratch, path.name), **arrays)  # pyright: ignore[reportArgumentType]  # not `allow_pickle`
+        os.replace(Path(scratch, path.name), path)

@@ -1,4 +1,8 @@
-"""Random crop and flip, per image: moves shared by a batch would move BatchNorm's statistics with them."""
+"""Random augmentation of training images: crop, flip and cutout.
+
+Every image draws its own crop and flip. Moves that a batch shares would shift the statistics of
+BatchNorm with them.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,11 @@ from ..core.types import Array, DataInfo
 
 
 def make_augment(info: DataInfo, mode: str = "auto") -> Callable[[jax.Array, Array], Array]:
-    """`augment(key, images [B, H, W, C]) -> images`: what `info` allows ("auto"), also with `CUT` pixels cut out ("cutout"), or nothing
-    ("none")."""
+    """Return `augment(key, images [B, H, W, C]) -> images`, which crops and flips as `info` allows.
+
+    That is `mode` "auto". With "cutout" it also makes a square with a side of `CUT` pixels black.
+    With "none" it returns the images as they are.
+    """
     if mode == "cutout":
         allowed = make_augment(info)
 
@@ -34,7 +41,7 @@ def make_augment(info: DataInfo, mode: str = "auto") -> Callable[[jax.Array, Arr
 
 
 def random_crop(key: jax.Array, images: Array, padding: int) -> jax.Array:
-    """Each image shifted by up to `padding` pixels both ways, zeros (black) moving in."""
+    """Shift each image by up to `padding` pixels along both axes, filling with zeros (black)."""
     b, h, w, c = images.shape
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     corners = jax.random.randint(key, (b, 2), 0, 2 * padding + 1)
@@ -46,11 +53,18 @@ def random_crop(key: jax.Array, images: Array, padding: int) -> jax.Array:
 
 
 CUT = 2
-"""Side in pixels of the square that `cutout` takes out in ABL's training (whose parameter, of which half is taken both ways, is 3)."""
+"""Side in pixels of the square that `cutout` makes black in ABL's training.
+
+ABL's parameter is 3, and its code takes half of that, rounded down, in both directions.
+"""
 
 
 def cutout(key: jax.Array, images: Array, side: int) -> jax.Array:
-    """A black square in each image, less at its edges: the centre, or the pixel behind it, is anywhere in it (DeVries & Taylor, arXiv 1708.04552)."""
+    """Make a random square of `side` pixels black in each image.
+
+    The centre of the square, or with an even side the pixel after it, lies anywhere in the image.
+    The square is therefore cut off at the edges (DeVries & Taylor, arXiv 1708.04552).
+    """
     b, h, w, _ = images.shape
     centres = jax.random.randint(key, (b, 2), 0, jnp.array([h, w]))
 
@@ -65,7 +79,7 @@ def cutout(key: jax.Array, images: Array, side: int) -> jax.Array:
 
 
 def random_flip(key: jax.Array, images: Array) -> jax.Array:
-    """Each image mirrored left to right with probability one half."""
+    """Mirror each image left to right with probability one half."""
     return jnp.where(
         jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1)), images[:, :, ::-1], images
     )

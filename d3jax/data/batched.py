@@ -1,7 +1,8 @@
-"""Functions of whole sets, a batch at a time: the one place that cuts arrays into batches and puts results together on the host.
+"""Functions that apply another function to a whole set, one batch at a time.
 
-`batched_map` is for results of every row (features, scores, predictions), `batched_sums` for sums over rows (counts, losses).
-What is the same for every batch is bound beforehand::
+Only this module cuts arrays into batches and joins the results on the host. `batched_map` is for
+results of every row (features, scores, predictions), `batched_sums` for sums over rows (counts,
+losses). Bind the arguments that are the same for every batch beforehand::
 
     features = batched_map(functools.partial(compute, model, variables), images, batch_size=500)
     scores = batched_map(functools.partial(score, model, variables), *split, batch_size=500)
@@ -19,17 +20,18 @@ import numpy as np
 def batched_map(function: Callable[..., Any], *arrays: Any, batch_size: int) -> Any:
     """Apply `function` to consecutive batches of `arrays` and concatenate its results on the host.
 
-    A short last batch is a second shape, and of a jitted function a second program. While a batch is fetched the next one is being
-    computed, so that at most two are on the device.
+    A short last batch has a second shape, for which a jitted function compiles a second program.
+    The next batch is computed while a batch is fetched, so at most two are on the device.
 
     Args:
-        function: `function(*batch) -> results`, a pytree of arrays [B, …], jitted or not; what is drawn or drifts by the row takes
-            its rows or keys as one more of the arrays.
-        arrays: arrays [N, …], of NumPy or JAX; one of JAX is cut where it lies.
-        batch_size: rows a call; the last one has what is left.
+        function: `function(*batch) -> results`, a pytree of arrays [B, …], jitted or not. If its
+            result depends on row numbers or keys, pass these as one more of the arrays.
+        arrays: arrays [N, …] of NumPy or JAX. A JAX array is cut on its device.
+        batch_size: rows of a call. The last call has the remaining rows.
 
     Returns:
-        The results as NumPy arrays [N, …]; without rows, arrays of no rows with the shapes and dtypes of one.
+        The results as NumPy arrays [N, …]. If N is 0, they have the shapes and dtypes that the
+        function gives for one row.
 
     Example:
         >>> batched_map(lambda x: {"square": x**2}, np.arange(5), batch_size=2)
@@ -45,14 +47,16 @@ def batched_map(function: Callable[..., Any], *arrays: Any, batch_size: int) -> 
 def batched_sums(
     function: Callable[..., Any], *arrays: Any, batch_size: int, dtype: Any = None
 ) -> Any:
-    """Add up what `function` says of the batches of `arrays`, all of one shape.
+    """Sum the results of `function` over consecutive batches of `arrays`, on the host.
+
+    All batches have one shape, so a jitted function compiles once.
 
     Args:
-        function: `function(*batch, rows, valid) -> sums`, a pytree of arrays of any shape: sums over the batch's rows that are
-            `valid`, see `padded`.
-        arrays: arrays [N, …], of NumPy or JAX.
-        batch_size: rows a call; fewer where there are not so many.
-        dtype: of the total (None: as `np.sum` has it, int64 for integers, float32 for float32).
+        function: `function(*batch, rows, valid) -> sums`, a pytree of arrays of any shape. It sums
+            over the rows of the batch that are `valid`, see `padded`.
+        arrays: arrays [N, …] of NumPy or JAX.
+        batch_size: rows of a call, at most N.
+        dtype: dtype of the totals (None: as in `np.sum`, int64 for integers, float32 for float32).
 
     Returns:
         The totals as NumPy arrays.
@@ -71,16 +75,20 @@ def batched_sums(
 def consecutive(
     *arrays: Any, batch_size: int, drop_last: bool = False
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield consecutive batches of `arrays` [N, …]: tuples of arrays [B, …], the last one shorter, or left out (`drop_last`)."""
+    """Yield consecutive batches of `arrays` [N, …] as tuples of arrays [B, …].
+
+    A last batch that is shorter is yielded too, unless `drop_last`.
+    """
     size = len(arrays[0])
     for first in range(0, size - batch_size + 1 if drop_last else size, batch_size):
         yield tuple(array[first : first + batch_size] for array in arrays)
 
 
 def padded(*arrays: Any, batch_size: int) -> Iterator[tuple[Any, ...]]:
-    """Yield batches of one shape, `(*arrays [B, …], rows [B], valid [B])`, the last one filled up with the last row.
+    """Yield consecutive batches of one shape, as tuples `(*arrays [B, …], rows [B], valid [B])`.
 
-    `rows` says which rows of the set they are, `valid` which of them are not filled in. Raises `ValueError` for arrays of no rows.
+    The last batch is filled up with the last row. `rows` are the row numbers in the set, and
+    `valid` is False for the rows that fill up. Raises `ValueError` for arrays without rows.
     """
     size = len(arrays[0])
     if not size:
@@ -93,7 +101,7 @@ def padded(*arrays: Any, batch_size: int) -> Iterator[tuple[Any, ...]]:
 
 
 def _fetched(results: Iterable[Any]) -> list[Any]:
-    """Return results on the host, each fetched once the next one is on its way."""
+    """Return the results on the host, each fetched after the next one is dispatched."""
     fetched, pending = [], []
     for result in results:
         pending.append(result)

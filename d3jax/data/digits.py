@@ -1,4 +1,4 @@
-"""Data sets that need nothing but what is on this machine: digits, synthetic images, .npz files, image folders."""
+"""The data set of scikit-learn's handwritten digits, which needs no download."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ from .reserved import split_by_class
 
 @dataclasses.dataclass(frozen=True)
 class DigitsConfig:
-    """scikit-learn's handwritten digits: 1,797 real 8×8 images in 10 classes, enlarged; 1,438 to train, 359 to test."""
+    """Settings of scikit-learn's handwritten digits, enlarged from 8×8 pixels.
+
+    The set has 1,797 real grey images in 10 classes: 1,438 to train and 359 to test.
+    """
 
     size: int = option(16, "height and width in pixels, a multiple of 8", low=8)
-    resize: Literal["nearest", "bilinear"] = option("nearest", "how the 8×8 images are enlarged")
+    resize: Literal["nearest", "bilinear"] = option(
+        "nearest", "interpolation that enlarges the 8×8 images"
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -28,12 +33,16 @@ class DigitsConfig:
             raise ConfigError(f"size: {self.size} is not a multiple of 8")
 
     def build(self) -> Dataset:
-        """Return the data set, read or made."""
+        """Build the data set that these settings describe."""
         return make_digits(self)
 
 
 def make_digits(config: DigitsConfig) -> Dataset:
-    """The digits, grey [size, size, 1], split once and for all (seeded, 20 % of each class to test)."""
+    """Return the digits as grey images [size, size, 1], in a training and a test set.
+
+    The split is fixed: a constant seed draws 20 % of each class for the test set. Raises
+    `ConfigError` where images of that size do not fit in main memory.
+    """
     from PIL import Image
     from sklearn.datasets import load_digits
     from sklearn.utils import Bunch
@@ -42,7 +51,7 @@ def make_digits(config: DigitsConfig) -> Dataset:
         2 * 1797 * config.size**2, f"size: 1,797 images of {config.size}×{config.size} pixels"
     )
     raw = load_digits()
-    assert isinstance(raw, Bunch)  # a pair with `return_X_y`
+    assert isinstance(raw, Bunch)  # for the type checker: with `return_X_y` it is a pair
     small = np.rint(raw.images / 16 * 255).astype(np.uint8)
     resample = Image.Resampling[config.resize.upper()]
     resized = [Image.fromarray(one).resize((config.size, config.size), resample) for one in small]

@@ -1,8 +1,11 @@
-"""How data drift: what a change of the world does to images and labels, by a strength that grows from update to update.
+"""Data drifts: changes of images and labels whose strength grows from update to update.
 
-Every drift is `f(keys [B], images [B, H, W, C] in [0, 1], strength) -> images`, pure, for a strength that may be traced, and the exact
-identity at strength 0. Each image has its own key, so that what becomes of it does not depend on its batch. Units stand with each. Nothing here is from the paper on evolving models (Li et al., arXiv 2206.04677), whose
-drifts are not known in detail: these are the usual ones.
+Every drift is a pure `f(keys [B], images [B, H, W, C] in [0, 1], strength) -> images`. The strength
+may be traced, and strength 0 is the exact identity. Each image has its own key, so that its result
+does not depend on its batch. The unit of the strength is in the docstring of each drift.
+
+None of these drifts is from the paper on evolving models (Li et al., arXiv 2206.04677), which does
+not give its drifts in detail. They are the usual ones.
 """
 
 from __future__ import annotations
@@ -22,7 +25,10 @@ Drift = Callable[[jax.Array, Array, jax.Array], Array]
 
 
 def _unless_zero(drift: Drift) -> Drift:
-    """The drift, and at strength 0 the very images: its arithmetic would give them back up to rounding only."""
+    """Wrap a drift so that it returns the very same images at strength 0.
+
+    The drift's own arithmetic would return them only up to rounding.
+    """
 
     @functools.wraps(drift)
     def exact(keys: jax.Array, images: Array, strength: jax.Array) -> jax.Array:
@@ -33,7 +39,10 @@ def _unless_zero(drift: Drift) -> Drift:
 
 @_unless_zero
 def rotation(keys: jax.Array, images: Array, strength: jax.Array) -> Array:
-    """Turned counter-clockwise about the centre by `strength` degrees: bilinear, black outside."""
+    """Rotate images counter-clockwise about their centre by `strength` degrees.
+
+    Pixels are sampled bilinearly; those from outside the image are black.
+    """
     height, width = images.shape[1:3]
     angle = jnp.deg2rad(strength)
     y, x = jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2
@@ -45,17 +54,19 @@ def rotation(keys: jax.Array, images: Array, strength: jax.Array) -> Array:
 
 @_unless_zero
 def hue(keys: jax.Array, images: Array, strength: jax.Array) -> Array:
-    """The hue of HSV moved on by `strength` turns of the colour circle. Only for three channels."""
+    """Shift the HSV hue of RGB images by `strength` turns of the colour circle."""
     low, high = images.min(-1), images.max(-1)
     red, green, blue = images[..., 0], images[..., 1], images[..., 2]
     spread = jnp.where(high > low, high - low, 1)
-    # By comparison with the others, not with `high`: a compiler may compute the images twice, with other rounding.
+    # Compared with the other channels and not with `high`, because a compiler may compute the
+    # images twice, with different rounding.
     turns = jnp.where(
         (red >= green) & (red >= blue), (green - blue) / spread,
         jnp.where(green >= blue, 2 + (blue - red) / spread, 4 + (red - green) / spread),
     )  # fmt: skip
     turns = turns + 6 * strength
-    # A channel is high within a sixth on both sides of its own hue, low beyond two sixths, linear in between.
+    # A channel is high within a sixth on both sides of its own hue and low beyond two sixths. It is
+    # linear in between.
     apart = [jnp.abs(jnp.mod(turns - own + 3, 6) - 3) for own in (0, 2, 4)]
     share = jnp.clip(2 - jnp.stack(apart, -1), 0, 1)
     return low[..., None] + (high - low)[..., None] * share
@@ -63,20 +74,23 @@ def hue(keys: jax.Array, images: Array, strength: jax.Array) -> Array:
 
 @_unless_zero
 def brightness(keys: jax.Array, images: Array, strength: jax.Array) -> jax.Array:
-    """Every value times 1 + `strength`, clipped."""
+    """Multiply every value by 1 + `strength`, and clip to [0, 1]."""
     return jnp.clip(images * (1 + strength), 0, 1)
 
 
 @_unless_zero
 def contrast(keys: jax.Array, images: Array, strength: jax.Array) -> jax.Array:
-    """Every value's distance to its image's mean times 1 + `strength`, clipped; at −1 all images are even."""
+    """Multiply the distance of every value to its image's mean by 1 + `strength`.
+
+    The result is clipped to [0, 1]. At strength −1 every image is uniform.
+    """
     mean = images.mean((1, 2, 3), keepdims=True)
     return jnp.clip(mean + (1 + strength) * (images - mean), 0, 1)
 
 
 @_unless_zero
 def noise(keys: jax.Array, images: Array, strength: jax.Array) -> jax.Array:
-    """Gaussian noise of standard deviation `strength` on every value, clipped."""
+    """Add Gaussian noise of standard deviation `strength` to every value, and clip to [0, 1]."""
     return jnp.clip(
         images + strength * jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys),
         0,
@@ -86,13 +100,16 @@ def noise(keys: jax.Array, images: Array, strength: jax.Array) -> jax.Array:
 
 @_unless_zero
 def blur(keys: jax.Array, images: Array, strength: jax.Array) -> jax.Array:
-    """A Gaussian mean with a standard deviation of `strength` pixels; near the border over the pixels there are."""
+    """Blur images by a Gaussian with a standard deviation of `strength` pixels.
+
+    Near the border, the mean is over the pixels inside the image.
+    """
     rows, columns = (_means(side, strength) for side in images.shape[1:3])
     return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, images, precision="highest")
 
 
 def _means(side: int, deviation: jax.Array) -> jax.Array:
-    """The matrix [side, side] of a Gaussian mean along a line, each row summing to 1."""
+    """Return the matrix [side, side] of a Gaussian mean along a line; each row sums to 1."""
     apart = (jnp.arange(side)[:, None] - jnp.arange(side)[None, :]) / jnp.maximum(
         jnp.abs(deviation), 1e-3
     )
@@ -101,12 +118,17 @@ def _means(side: int, deviation: jax.Array) -> jax.Array:
 
 
 DRIFTS: dict[str, Drift] = {
-    "rotation": rotation, "hue": hue, "brightness": brightness, "contrast": contrast, "noise": noise, "blur": blur,
-}  # fmt: skip
+    "rotation": rotation,
+    "hue": hue,
+    "brightness": brightness,
+    "contrast": contrast,
+    "noise": noise,
+    "blur": blur,
+}
 
 
 def check_kinds(names: Iterable[str]) -> None:
-    """Raises `ConfigError` for a name that is no drift's."""
+    """Raise `ConfigError` for a name that is not in `DRIFTS`."""
     for name in names:
         if name not in DRIFTS:
             raise ConfigError(
@@ -115,9 +137,10 @@ def check_kinds(names: Iterable[str]) -> None:
 
 
 def compose(names: Sequence[str], channels: int) -> Drift:
-    """`f(keys, images, strengths [len(names)]) -> images`: the drifts of `names` one after another, each with its own noise.
+    """Return one drift that applies the drifts of `names` in order.
 
-    Raises `ConfigError` for an unknown name, and for hue on images that have no colour.
+    It is a function `f(keys, images, strengths [len(names)]) -> images`. Each drift draws its own
+    noise. Raises `ConfigError` for an unknown name, and for hue on images that have no colour.
     """
     check_kinds(names)
     if "hue" in names and channels != 3:
@@ -132,21 +155,24 @@ def compose(names: Sequence[str], channels: int) -> Drift:
 
 
 def _within(keys: jax.Array, i: int) -> jax.Array:
+    """Derive from each image's key [B] its key for the i-th drift."""
     return jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
 
 
 def keys_of(key: jax.Array, rows: Array) -> jax.Array:
-    """The keys [B] of the `rows` [B] of a set."""
+    """Derive the keys [B] of the row numbers `rows` [B] of a set from one key."""
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
 def label_shift(
     key: jax.Array, labels: jax.Array, strength: float | jax.Array, num_classes: int
 ) -> jax.Array:
-    """Rows [N] of a set with `labels` [N], drawn so that class k weighs exp(`strength` · (k / (K − 1) − ½)) of what it did.
+    """Return row numbers [N] of a set, resampled so that its class frequencies shift.
 
-    Systematic resampling: as many rows as there are, each about as often as its weight says; at strength 0 each row once, in order.
-    The drawn rows of a class are spread over a shuffle by `key`.
+    The row of a label k among `labels` [N] has the weight exp(`strength` · (k / (K − 1) − ½)).
+    Systematic resampling draws N row numbers, each row about as often as its weight says. At
+    strength 0 each row is drawn once, in order. Which rows of a class are drawn depends on a
+    shuffle by `key`.
     """
     count = len(labels)
     order = jax.random.permutation(key, count)

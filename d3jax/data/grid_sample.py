@@ -1,4 +1,4 @@
-"""Resampling with the conventions that the field's recipes were written in: PyTorch's bicubic enlargement and grid sampling."""
+"""Bicubic enlargement and grid sampling of images, with PyTorch's conventions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import numpy as np
 from ..core.types import Array
 
 SHARPNESS = -0.75
-"""The parameter of the cubic kernel (Keys 1981), as PyTorch has it; Keys's own choice is −0.5."""
+"""Parameter of the cubic kernel (Keys 1981), with PyTorch's value; Keys chose −0.5."""
 
 
 def enlarge(field: jax.Array, height: int, width: int) -> jax.Array:
-    """field [h, w, C] → [height, width, C]: bicubic, corners kept (`align_corners=True`), the border repeated outside."""
+    """Enlarge a field [h, w, C] to [height, width, C] by bicubic interpolation.
+
+    Corners stay corners (`align_corners=True`), and the border repeats outside.
+    """
     rows, columns = (
         _cubic_weights(before, after)
         for before, after in zip(field.shape, (height, width), strict=False)
@@ -22,7 +25,7 @@ def enlarge(field: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def _cubic_weights(before: int, after: int) -> np.ndarray:
-    """The matrix [after, before] that enlarges a line, float32."""
+    """Return the matrix [after, before] float32 that enlarges a line by cubic interpolation."""
     places = np.arange(after) * ((before - 1) / max(after - 1, 1))
     first, weights = np.floor(places).astype(int), np.zeros((after, before))
     for offset in range(-1, 3):
@@ -35,21 +38,27 @@ def _cubic_weights(before: int, after: int) -> np.ndarray:
 
 
 def _kernel(distance: np.ndarray) -> np.ndarray:
+    """Return the values of the cubic kernel at non-negative distances."""
     near = (SHARPNESS + 2) * distance**3 - (SHARPNESS + 3) * distance**2 + 1
     far = SHARPNESS * (distance**3 - 5 * distance**2 + 8 * distance - 4)
     return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
 
 
 def identity_grid(height: int, width: int) -> jax.Array:
-    """The grid [height, width, 2] of (x, y) in [−1, 1] that samples every pixel where it is, corners at ±1."""
+    """Return the grid [height, width, 2] that samples every pixel at its own place.
+
+    It holds (x, y) in [−1, 1], with the centres of the corner pixels at ±1.
+    """
     y, x = jnp.meshgrid(jnp.linspace(-1, 1, height), jnp.linspace(-1, 1, width), indexing="ij")
     return jnp.stack([x, y], -1)
 
 
 def sample(images: Array, grid: jax.Array) -> Array:
-    """images [B, H, W, C] at the places (x, y) of grid [h, w, 2] or [B, h, w, 2] → [B, h, w, C].
+    """Sample images [B, H, W, C] bilinearly at the places of a grid, giving [B, h, w, C].
 
-    Bilinear, ±1 the centres of the corner pixels (`align_corners=True`), zero outside (`padding_mode="zeros"`).
+    `grid` holds (x, y) and is [h, w, 2], shared by all images, or [B, h, w, 2]. The centres of the
+    corner pixels are at ±1 (`align_corners=True`). Values outside the image are zero
+    (`padding_mode="zeros"`).
     """
     height, width = images.shape[1:3]
     x, y = ((grid[..., i] + 1) / 2 * (size - 1) for i, size in enumerate((width, height)))
@@ -67,6 +76,7 @@ def sample(images: Array, grid: jax.Array) -> Array:
 
 
 def _pixels(images: Array, rows: jax.Array, columns: jax.Array) -> Array:
+    """Return the pixels [B, h, w, C] at indices [h, w], or at indices [B, h, w] of each image."""
     if rows.ndim == 2:
         return images[:, rows, columns]
     return jax.vmap(lambda image, row, column: image[row, column])(images, rows, columns)

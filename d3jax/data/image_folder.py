@@ -1,4 +1,4 @@
-"""Data sets as folders of image files."""
+"""Data sets of image files in one folder per class."""
 
 from __future__ import annotations
 
@@ -22,37 +22,51 @@ from .reserved import split_by_class
 
 @dataclasses.dataclass(frozen=True)
 class FolderConfig:
-    """Image files as path/train/<class>/* and path/test/<class>/* (or path/val/), as path/<class>/*, split by the seed, or as Tiny-ImageNet is published."""
+    """Settings of a data set of image files in one folder per class.
+
+    Three layouts are read: path/train/<class>/* with path/test/<class>/* (or path/val/<class>/*);
+    path/<class>/*, which the seed splits; and Tiny-ImageNet as it is published.
+    """
 
     path: str = option(
         dataclasses.MISSING,
-        "the folder; a relative path is looked up from where the command is given",
+        "the folder; a relative path starts at the current directory",
     )
     size: int = option(32, "images are resized to size × size pixels", low=1)
     channels: Literal[1, 3] = option(3, "1: grey, 3: RGB")
     test_fraction: float = option(
-        0.2, "share of each class to test, where there is no train/ and test/", above=0, high=0.9
+        0.2,
+        "share of each class in the test set, if there is no train/ and test/",
+        above=0,
+        high=0.9,
     )
-    seed: int = option(0, "of that split", low=0)
-    crop: int = option(
-        0, "padding in pixels of the random crop that suits the images (0: none)", low=0
+    seed: int = option(0, "seed of the split by test_fraction", low=0)
+    mean: tuple[float, ...] | None = option(
+        None, "mean per channel, in [0, 1] (null: measured on the training images)", low=0, high=1
     )
-    flip: bool = option(False, "a mirrored image keeps its class")
+    std: tuple[float, ...] | None = option(
+        None, "standard deviation per channel, in [0, 1] (null: measured)", above=0, high=1
+    )
+    crop: int = option(0, "padding in pixels of the random crop in training (0: no crop)", low=0)
+    flip: bool = option(
+        False, "whether a mirrored image keeps its class, so that training may flip it"
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self) -> Dataset:
-        """Return the data set, read or made."""
+        """Build the data set that these settings describe."""
         return make_folder(self)
 
 
 def make_folder(config: FolderConfig) -> Dataset:
-    """The images [size, size, channels] under a folder.
+    """Read the image files under a folder into a data set of images [size, size, channels].
 
-    Classes are the folders' names in the order of the alphabet, or of the numbers where all are
-    numbers. Files with other endings are left out, and a warning counts them. Raises `DataError` for
-    a missing or empty folder, a test class without training images and an unreadable image.
+    Classes are the names of the folders, sorted alphabetically, or numerically where all are
+    numbers. Files with other endings than `SUFFIXES` are left out, and a warning counts them.
+    Raises `DataError` for a missing or empty folder, a test class without training images and an
+    unreadable image.
     """
     root = user_path(config.path)
     parts = _parts(root)
@@ -65,45 +79,62 @@ def make_folder(config: FolderConfig) -> Dataset:
         for name, count in zip(classes, np.bincount(train[1], minlength=len(classes)), strict=True):
             if not count:
                 raise DataError(
-                    f"{root / name}: no image is left to train on; want more, or a smaller test_fraction"
+                    f"{root / name}: no image is left to train on; "
+                    "want more, or a smaller test_fraction"
                 )
     elif (root / parts[1] / ANNOTATIONS).is_file():
         test = _read_files(_annotated(root / parts[1], classes), config)
     else:
         test = _read_files(_files_by_class(root / parts[1], classes), config)
+        if absent := sorted(set(range(len(classes))) - set(test[1].tolist())):
+            warnings.warn(
+                f"{root / parts[1]}: has no images of {few(classes[label] for label in absent)}",
+                stacklevel=2,
+            )
     return from_arrays(
         train,
         test,
         name=root.name,
         source=root,
         classes=classes,
+        mean=config.mean,
+        std=config.std,
         crop=config.crop,
         flip=config.flip,
     )
 
 
 ANNOTATIONS = "val_annotations.txt"
-"""The labels of Tiny-ImageNet's test images: lines of a file's name, its class and more, between tabs."""
+"""Name of the file with the labels of Tiny-ImageNet's validation images, which are the test set.
+
+Each of its lines has a file's name, its class and more, separated by tabs.
+"""
 
 
 def _parts(root: Path) -> tuple[str, ...]:
-    """The folders of training and of test images, or the one of all: "." """
+    """Return the folders of the training and the test images, or "." alone where all are in one.
+
+    Raises `DataError` where only one of the two exists.
+    """
     tests = [name for name in ("test", "val") if (root / name).is_dir()]
     if (root / "val" / ANNOTATIONS).is_file():  # Tiny-ImageNet's test/ has no labels
         tests = ["val"]
     if (root / "train").is_dir() != bool(tests):
         raise DataError(f"{root}: has only one of train/ and test/ (or val/), want both or neither")
+    if len(tests) > 1:
+        warnings.warn(f"{root}: test/ is used, val/ is left out", stacklevel=2)
     return ("train", tests[0]) if tests else (".",)
 
 
 def _class_names(path: Path) -> list[str]:
+    """Return the names of the class folders in `path`, sorted, as numbers where all are numbers."""
     if not path.is_dir():
         raise DataError(f"{path}: no such folder, want one with a folder of images per class")
     found = [entry.name for entry in path.iterdir() if entry.is_dir() and entry.name[0] != "."]
     if not found:
         raise DataError(f"{path}: has no folders inside, want one per class")
     for name in found:
-        if not name.isprintable():  # nor is what is no UTF-8
+        if not name.isprintable():  # this refuses names that are not UTF-8, too
             raise DataError(
                 f"{path}: the folder {name!r} has a name that cannot be shown; rename it"
             )
@@ -113,30 +144,40 @@ def _class_names(path: Path) -> list[str]:
 
 
 def _files_by_class(path: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    """The pictures of the class folders in `path` with their labels, in the order of their names."""
+    """List the pictures in the class folders of `path` with their labels, sorted by name.
+
+    A warning counts the files with other endings.
+    """
     pairs, left_out = [], Counter()
     for name in _class_names(path):
         if name not in classes:
             raise DataError(f"{path / name}: not a training class; those are {few(classes)}")
         folder = path / name
-        inner = folder / "images"  # as Tiny-ImageNet has them
+        inner = folder / "images"  # Tiny-ImageNet's layout
         entries = sorted((inner if inner.is_dir() else folder).iterdir())
         entries = [entry for entry in entries if entry.name[0] != "."]
         files = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
-        left_out.update(entry.suffix.lower() or "no ending" for entry in set(entries) - set(files))
+        left_out.update(map(_kind, set(entries) - set(files)))
         if not files:
             raise DataError(f"{folder}: has no images, want files like {names(sorted(SUFFIXES))}")
         pairs += [(file, classes.index(name)) for file in files]
     if left_out:
-        counts = few(f"{count} with {suffix}" for suffix, count in sorted(left_out.items()))
+        counts = few(f"{count} {kind}" for kind, count in sorted(left_out.items()))
         warnings.warn(
-            f"{path}: left out {counts}; read are {names(sorted(SUFFIXES))}", stacklevel=2
+            f"{path}: left out {counts}; known endings are {names(sorted(SUFFIXES))}", stacklevel=2
         )
     return pairs
 
 
+def _kind(entry: Path) -> str:
+    """Return what an entry that is no picture is, after its number in a warning."""
+    if entry.is_dir():
+        return "folders inside of class folders"
+    return f"with {entry.suffix.lower()}" if entry.suffix else "with no ending"
+
+
 def _annotated(path: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    """The pictures in path/images with the labels that the file of annotations gives them."""
+    """List the pictures in path/images with their labels from the file `ANNOTATIONS`."""
     source, pairs = path / ANNOTATIONS, []
     try:
         lines = source.read_text(encoding="utf8").splitlines()
@@ -158,7 +199,7 @@ def _annotated(path: Path, classes: list[str]) -> list[tuple[Path, int]]:
 def _read_files(
     pairs: list[tuple[Path, int]], config: FolderConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images [N, size, size, channels] and labels [N]."""
+    """Read pictures into images [N, size, size, channels] uint8 and labels [N]."""
     side = config.size
     check_fits(
         2 * len(pairs) * side**2 * config.channels,

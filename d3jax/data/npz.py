@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+
+import numpy as np
 
 from ..config.fields import check_fields, option
+from ..core.errors import DataError
 from ..core.paths import user_path
 from ..core.types import Dataset, Split
 from .arrays import Labels, check_classes, from_arrays, read_npz
@@ -12,47 +16,53 @@ from .arrays import Labels, check_classes, from_arrays, read_npz
 
 @dataclasses.dataclass(frozen=True)
 class NpzConfig:
-    """A NumPy .npz file with train_images, train_labels, test_images, test_labels: uint8 [N, H, W(, C)], integers [N]."""
+    """Settings of a data set in a NumPy .npz file.
+
+    The file holds train_images and test_images, uint8 [N, H, W] or [N, H, W, C], and train_labels
+    and test_labels, integers [N].
+    """
 
     path: str = option(
         dataclasses.MISSING,
-        "the file; a relative path is looked up from where the command is given",
+        "the file; a relative path starts at the current directory",
     )
     class_names: tuple[str, ...] | None = option(
-        None, "names of the classes (null: 0, 1, … up to the largest label)"
+        None, "names of the classes (null: those in the file, or 0, 1, … up to the largest label)"
     )
     labels: Labels = option(
         "from_zero",
-        "which class a label means: itself; from_one: one less; or a mapping of labels to classes, such as {3: 0, 7: 1}",
+        "class of a label: from_zero: the label; from_one: the label minus one; "
+        "or a mapping of labels to classes, such as {3: 0, 7: 1}",
     )
     mean: tuple[float, ...] | None = option(
-        None, "per channel, in [0, 1] (null: measured on the training images)", low=0, high=1
+        None, "mean per channel, in [0, 1] (null: measured on the training images)", low=0, high=1
     )
     std: tuple[float, ...] | None = option(
-        None, "per channel, in [0, 1] (null: measured)", above=0, high=1
+        None, "standard deviation per channel, in [0, 1] (null: measured)", above=0, high=1
     )
-    crop: int = option(
-        0, "padding in pixels of the random crop that suits the images (0: none)", low=0
+    crop: int = option(0, "padding in pixels of the random crop in training (0: no crop)", low=0)
+    flip: bool = option(
+        False, "whether a mirrored image keeps its class, so that training may flip it"
     )
-    flip: bool = option(False, "a mirrored image keeps its class")
-    limit_train: int = option(0, "use the first so many training images (0: all)", low=0)
-    limit_test: int = option(0, "use the first so many test images (0: all)", low=0)
+    limit_train: int = option(0, "use only the first so many training images (0: all)", low=0)
+    limit_test: int = option(0, "use only the first so many test images (0: all)", low=0)
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self) -> Dataset:
-        """Return the data set, read or made."""
+        """Build the data set that these settings describe."""
         return make_npz(self)
 
 
 def make_npz(config: NpzConfig) -> Dataset:
-    """The data set in an .npz file, which is checked and measured whole before the limits cut it.
+    """Read a data set from an .npz file.
 
-    Raises `DataError` when the file cannot be read (pickled arrays never are) or is no data set.
+    The whole set is checked and measured before the limits cut it. Raises `DataError` when the file
+    cannot be read (pickled arrays never are) or is not a valid data set.
     """
     path = user_path(config.path)
-    arrays = read_npz(path)
+    arrays = read_npz(path, optional=("class_names",))
     for key in ("train_images", "test_images"):
         if arrays[key].ndim == 3:
             arrays[key] = arrays[key][..., None]
@@ -61,7 +71,7 @@ def make_npz(config: NpzConfig) -> Dataset:
         (arrays["test_images"], arrays["test_labels"]),
         name=path.stem,
         source=path,
-        classes=config.class_names,
+        classes=config.class_names or _names_in(path, arrays.get("class_names")),
         mean=config.mean,
         std=config.std,
         crop=config.crop,
@@ -78,6 +88,18 @@ def make_npz(config: NpzConfig) -> Dataset:
         train=train,
         test=_first(dataset.test, config.limit_test),
     )
+
+
+def _names_in(path: Path, found: np.ndarray | None) -> list[str] | None:
+    """Return the class names that the file has, if any."""
+    if found is None:
+        return None
+    if found.dtype.kind != "U" or found.ndim != 1:
+        raise DataError(
+            f"{path}: class_names is {found.dtype} {list(found.shape)}, want text [K]; "
+            "the setting class_names gives other names"
+        )
+    return found.tolist()
 
 
 def _first(split: Split, limit: int) -> Split:

@@ -1,7 +1,8 @@
-"""Pictures from files: one reader for everything that takes one, with the same rules everywhere."""
+"""The reader of picture files, with the same rules for everything that takes pictures."""
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -30,30 +31,49 @@ SUFFIXES = frozenset(
         ".jp2",
     ]
 )
-"""Endings of the files that are read as pictures, in lower case."""
+"""Name endings of the files that are read as pictures, in lower case."""
 
 
 def read_picture(path: Path, height: int, width: int, channels: int) -> UInt8[np.ndarray, "h w c"]:
-    """Return a picture [height, width, channels] uint8; `channels` is 1 (grey) or 3 (RGB).
+    """Read a picture file as uint8 [height, width, channels]; see `decode_picture`."""
+    if not path.is_file():
+        reason = "no such file" if not path.exists() else "it is no regular file"
+        raise DataError(f"{path}: not a readable image: {reason}")
+    return decode_picture(path, str(path), height, width, channels)
 
-    It is turned as its EXIF orientation says, loses an alpha channel, and is resized bilinearly. Of
-    an animation it is the first frame. Raises `DataError` where the file is no picture, or has more
-    than 8 bits a channel, which a conversion would clip to white.
+
+def decode_picture(
+    source: Path | io.BytesIO,
+    name: str,
+    height: int,
+    width: int,
+    channels: int,
+    exact: bool = False,
+) -> UInt8[np.ndarray, "h w c"]:
+    """Decode a picture as uint8 [height, width, channels], resized bilinearly.
+
+    `channels` is 1 (grey) or 3 (RGB). The picture is rotated as its EXIF orientation says, and an
+    alpha channel is dropped. Of an animation, the first frame is read. Raises `DataError`, which
+    names the picture `name`, where it cannot be decoded; where it has more than 8 bits a channel,
+    because a conversion would clip it to white; and with `exact` where it has another size.
     """
     from PIL import Image, ImageOps
 
     try:
-        if not path.is_file():
-            raise OSError("no such file" if not path.exists() else "it is no regular file")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(source) as image:
                 if image.mode[0] in "IF":
                     raise ValueError(f"it has mode {image.mode}, want 8 bits a channel")
                 plain = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+                if exact and plain.size != (width, height):
+                    raise ValueError(
+                        f"it is {plain.height}×{plain.width}, the others are {height}×{width}; "
+                        "`size` resizes all"
+                    )
                 pixels = np.asarray(plain.resize((width, height), Image.Resampling.BILINEAR))
-    # Pillow says SyntaxError for a broken PNG.
+    # Pillow raises SyntaxError for a broken PNG.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(f"{path}: not a readable image: {reason}") from error
+        raise DataError(f"{name}: not a readable image: {reason}") from error
     return pixels.reshape(height, width, channels)

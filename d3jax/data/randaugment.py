@@ -1,7 +1,9 @@
-"""Strong augmentation on the device: two random operations an image, then a square cut out (FixMatch's RandAugment and Cutout).
+"""FixMatch's strong augmentation on the device: RandAugment, then Cutout.
 
-RandAugment: Cubuk et al. 2020; Cutout: DeVries and Taylor 2017. The operations are three of `drift`'s and four more, with strengths drawn evenly
-from a range; the field's list (sharpness, equalise, colour balance) is longer.
+RandAugment (Cubuk et al. 2020) applies two random operations to each image. Cutout (DeVries and
+Taylor 2017) greys out a square. The operations are the identity, three of `drift`'s and four more,
+with strengths drawn evenly from a range. The field's list is longer: it also has sharpness,
+equalise and colour balance.
 """
 
 from __future__ import annotations
@@ -14,18 +16,18 @@ from .drift import DRIFTS
 
 
 def _posterise(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
-    """Only the highest 4 to 8 bits of every value."""
+    """Keep only the highest 4 to 8 bits of every value: fewer at a larger strength."""
     levels = 2.0 ** jnp.round(8 - 4 * jnp.abs(strength))
     return jnp.floor(images * 255 / 256 * levels) / levels * 256 / 255
 
 
 def _solarise(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
-    """Values above a threshold are turned round."""
+    """Invert the values above the threshold 1 − |strength|."""
     return jnp.where(images > 1 - jnp.abs(strength), 1 - images, images)
 
 
 def _shift(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
-    """Moved sideways by up to 30 % of the width, black moving in."""
+    """Shift images sideways by up to 30 % of their width, filling with black."""
     width = images.shape[2]
     by = jnp.round(0.3 * strength * width).astype(jnp.int32)
     at = jnp.arange(width) - by
@@ -35,7 +37,7 @@ def _shift(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array
 
 
 def _rise(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
-    """Moved up or down likewise."""
+    """Shift images up or down by up to 30 % of their height, filling with black."""
     return _shift(keys, images.swapaxes(1, 2), strength).swapaxes(1, 2)
 
 
@@ -49,11 +51,17 @@ OPERATIONS = (
     (_shift, 1.0),
     (_rise, 1.0),
 )
-"""Each an `f(keys, images, strength)` and the largest strength; it is drawn evenly between that and its negative."""
+"""Pairs of an operation `f(keys, images, strength)` and its largest strength.
+
+The strength is drawn evenly between that and its negative.
+"""
 
 
 def strong_augment(key: jax.Array, images: Array) -> Array:
-    """Images [B, H, W, C] in [0, 1], each through two of `OPERATIONS` and with a square of up to half its side made grey."""
+    """Apply two random `OPERATIONS` and a grey cutout to each of images [B, H, W, C] in [0, 1].
+
+    The side of the square that becomes grey is up to half the image's shorter side.
+    """
     keys = jax.random.split(key, 3)
     for one in keys[:2]:
         images = jax.vmap(_one)(jax.random.split(one, len(images)), images)
@@ -61,7 +69,10 @@ def strong_augment(key: jax.Array, images: Array) -> Array:
 
 
 def _one(key: jax.Array, image: Array) -> jax.Array:
-    """One random operation on one image. Under vmap all are computed: they cost little beside a net."""
+    """Apply one random operation to one image.
+
+    Under vmap every operation is computed, which costs little next to a network.
+    """
     key_which, key_strength, key_inside = jax.random.split(key, 3)
     which = jax.random.randint(key_which, (), 0, len(OPERATIONS))
     strength = jax.random.uniform(key_strength, (), minval=-1, maxval=1)
@@ -73,6 +84,7 @@ def _one(key: jax.Array, image: Array) -> jax.Array:
 
 
 def _cut(key: jax.Array, image: Array) -> jax.Array:
+    """Make a random square of one image grey."""
     height, width = image.shape[:2]
     key_side, key_y, key_x = jax.random.split(key, 3)
     half = jax.random.uniform(key_side) * min(height, width) / 4

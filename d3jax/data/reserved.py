@@ -1,4 +1,4 @@
-"""Which training images a defender holds, and the stratified draw that splits data sets too."""
+"""The draw of a defender's reserved clean images, and the stratified split of data sets."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from ..core.types import Split
 def reserve(
     split: Split, config: ReservedConfig, seed: int, num_classes: int
 ) -> Int[np.ndarray, " R"]:
-    """Sorted indices [R] into `split` of the images a post-training defence may use.
+    """Draw a post-training defence's reserved clean images, as sorted indices [R] into `split`.
 
-    R is `config.count`, or `config.fraction` of the split, rounded, where `count` is 0. The same seed gives the same
-    indices, and a smaller unstratified draw is part of a larger one. Raises `DataError` when R is 0 or more than there are.
+    R is `config.count`; where that is 0, it is `config.fraction` of the split, rounded. The same
+    seed gives the same indices, and a smaller unstratified draw is part of a larger one. Raises
+    `DataError` when R is 0 or exceeds the number of images.
     """
     labels = np.asarray(split.labels)
     total = config.count or round(config.fraction * len(labels))
@@ -26,7 +27,8 @@ def reserve(
         )
     if total == 0:
         raise DataError(
-            f"reserved.fraction: {config.fraction} of {len(labels)} training images is none, want at least one"
+            f"reserved.fraction: {config.fraction} of {len(labels)} training images is none, "
+            "want at least one"
         )
     rng = np.random.default_rng(seed)
     if config.stratified:
@@ -37,10 +39,14 @@ def reserve(
 def draw_stratified(
     labels: np.ndarray, total: int, num_classes: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """`total` sorted indices into `labels [N]`, the same share of each class to within one image (largest remainder)."""
+    """Draw `total` sorted indices into `labels [N]` with the same share of each class.
+
+    The shares are equal to within one image (largest remainder method).
+    """
     shares = total * np.bincount(labels, minlength=num_classes)
     counts = shares // len(labels)
-    # Where `shares` divides, no image is left over for the class: so a class never gives more than it has.
+    # A class whose share is a whole number has remainder 0 and gets no extra image, so that no
+    # class gives more than it has.
     by_remainder = np.argsort(-(shares % len(labels)), kind="stable")
     counts[by_remainder[: total - counts.sum()]] += 1
     drawn = [
@@ -53,7 +59,10 @@ def draw_stratified(
 def split_by_class(
     images: np.ndarray, labels: np.ndarray, num_classes: int, *, fraction: float, seed: int
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Draws `fraction` of each class as the test set; the rest, in the old order, is the training set."""
+    """Split images and labels into a training set and a test set, class by class.
+
+    A random `fraction` of each class is the test set. Both sets keep the order of the images.
+    """
     test = np.zeros(len(labels), bool)
     test[
         draw_stratified(

@@ -1,4 +1,4 @@
-"""Generated images of any size."""
+"""The data set of generated images: any size, any number of classes, no download."""
 
 from __future__ import annotations
 
@@ -14,31 +14,39 @@ from .arrays import Arrays, from_arrays
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticConfig:
-    """Generated images of any size: a smooth random prototype per class, shifted a little, plus noise."""
+    """Settings of a data set of generated images of any size.
+
+    Each image is the smooth random prototype of its class, shifted by a few pixels, plus noise.
+    """
 
     size: int = option(16, "height and width in pixels", low=4)
-    channels: int = option(3, "channels", low=1)
-    classes: int = option(10, "classes", low=2)
-    train: int = option(2000, "training images", low=1)
-    test: int = option(500, "test images", low=1)
-    noise: float = option(0.1, "standard deviation of the (uniform) noise, in [0, 1] units", low=0)
-    shift: int = option(1, "prototypes move by up to so many pixels each way", low=0)
-    seed: int = option(0, "the same seed gives the same images", low=0)
+    channels: int = option(3, "number of channels", low=1)
+    classes: int = option(10, "number of classes", low=2)
+    train: int = option(2000, "number of training images", low=1)
+    test: int = option(500, "number of test images", low=1)
+    noise: float = option(0.1, "standard deviation of the uniform noise, in [0, 1] units", low=0)
+    shift: int = option(1, "largest shift of a prototype in each direction, in pixels", low=0)
+    seed: int = option(0, "seed of the images: the same seed gives the same images", low=0)
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self) -> Dataset:
-        """Return the data set, read or made."""
+        """Build the data set that these settings describe."""
         return make_synthetic(self)
 
 
 def make_synthetic(config: SyntheticConfig) -> Dataset:
-    """Images [size, size, channels], classes balanced to within one; 60,000 of 32×32×3 take a few seconds."""
+    """Generate images [size, size, channels], with classes balanced to within one image.
+
+    60,000 images of 32×32×3 take a few seconds. Raises `ConfigError` where the images do not fit in
+    main memory.
+    """
     pixels = config.size**2 * config.channels
     check_fits(
         (config.train + config.test) * (pixels + 16),
-        f"{config.train} training and {config.test} test images of {config.size}×{config.size}×{config.channels}",
+        f"{config.train} training and {config.test} test images of "
+        f"{config.size}×{config.size}×{config.channels}",
     )
     wide = config.size + 2 * config.shift
     check_fits(
@@ -61,18 +69,15 @@ def make_synthetic(config: SyntheticConfig) -> Dataset:
         rng = np.random.default_rng([config.seed, stream])
         labels = rng.permutation(np.arange(count) % config.classes)
         images = np.empty((count, config.size, config.size, config.channels), np.uint8)
-        for start in range(
-            0, count, 1000
-        ):  # a float32 copy of everything would be four times the data
+        # In blocks, because a float32 copy of all images would be four times the data.
+        for start in range(0, count, 1000):
             block = labels[start : start + 1000]
             down, right = rng.integers(0, 2 * config.shift + 1, (2, len(block)))
             clean = np.moveaxis(windows[block, down, right], 1, -1)
-            noise = rng.integers(0, 256, clean.shape, np.uint8) - np.float32(
-                127.5
-            )  # an eighth of the cost of normal noise
-            noisy = (
-                255 * clean + 255 * config.noise / 73.9 * noise
-            )  # 73.9: the standard deviation of 0..255
+            # Uniform noise has an eighth of the cost of normal noise.
+            noise = rng.integers(0, 256, clean.shape, np.uint8) - np.float32(127.5)
+            # 73.9 is the standard deviation of the integers 0..255.
+            noisy = 255 * clean + 255 * config.noise / 73.9 * noise
             images[start : start + 1000] = np.rint(np.clip(noisy, 0, 255))
         return images, labels
 

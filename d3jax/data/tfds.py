@@ -1,4 +1,7 @@
-"""TensorFlow Datasets, prepared once into an .npz cache. Where the cache exists nothing of TensorFlow is imported."""
+"""Image classification sets of TensorFlow Datasets (TFDS), prepared once and cached as .npz files.
+
+Where the cache exists, nothing of TensorFlow is imported.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,8 @@ import dataclasses
 import importlib.util
 import os
 import re
-import tempfile
 import textwrap
 import typing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,77 +19,64 @@ from ..config.fields import check_fields, option
 from ..core.errors import ConfigError, DataError, did_you_mean, install, names
 from ..core.paths import user_path
 from ..core.types import Dataset
-from .arrays import NPZ_KEYS, Arrays, from_arrays, read_npz
+from .arrays import NPZ_KEYS, Arrays, from_arrays, read_npz, write_npz
+from .usual import USUAL
 
-_KNOWN: dict[str, dict[str, Any]] = {
-    "cifar10": {
-        "mean": (0.4914, 0.4822, 0.4465),
-        "std": (0.247, 0.243, 0.261),
-        "crop": 4,
-        "flip": True,
-    },
-    "cifar100": {
-        "mean": (0.5071, 0.4867, 0.4408),
-        "std": (0.2675, 0.2565, 0.2761),
-        "crop": 4,
-        "flip": True,
-    },
-    "svhn_cropped": {
-        "mean": (0.4377, 0.4438, 0.4728),
-        "std": (0.198, 0.201, 0.197),
-        "crop": 4,
-        "flip": False,
-    },
-    "fashion_mnist": {"mean": (0.2860,), "std": (0.3530,), "crop": 2, "flip": False},
-    "mnist": {"mean": (0.1307,), "std": (0.3081,), "crop": 2, "flip": False},
-}
-"""What the field normalises and augments with. Other sets are measured, and neither cropped nor flipped."""
+_SUGGESTED = ("cifar10", "cifar100", "svhn_cropped", "fashion_mnist", "mnist")
+"""Names that messages suggest."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TfdsConfig:
-    """An image classification set of TensorFlow Datasets with `image` and `label`."""
+    """Settings of an image classification set of TensorFlow Datasets (TFDS).
 
-    usual: typing.ClassVar = tuple(_KNOWN)
+    The set must have the features `image` and `label`.
+    """
+
+    usual: typing.ClassVar = _SUGGESTED
     """Names that messages suggest."""
 
     dataset: str = option(
         dataclasses.MISSING, "name in TensorFlow Datasets: cifar10, or name/config:version"
     )
-    train_split: str = option("train", "its split to train on, or a part of one: train[:80%]")
-    test_split: str = option("test", "its split to test on: test, validation, train[80%:]")
-    data_dir: str = option("", "where tensorflow_datasets keeps its files (empty: its default)")
+    train_split: str = option("train", "split to train on, or a part of one: train[:80%]")
+    test_split: str = option("test", "split to test on: test, validation, train[80%:]")
+    data_dir: str = option(
+        "", "folder where tensorflow_datasets keeps its files (empty: its default)"
+    )
     cache_dir: str = option(
-        "", "where the .npz made of them lies (empty: $D3JAX_CACHE, or ~/.cache/d3jax)"
+        "", "folder of the cached .npz file (empty: $D3JAX_CACHE, or ~/.cache/d3jax)"
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
         if not re.fullmatch(r"\w[\w.:/+-]*", self.dataset):
             raise ConfigError(
-                f"dataset: {self.dataset!r} is no name of a TensorFlow data set; want one like cifar10"
+                f"dataset: {self.dataset!r} is not a name of a TensorFlow data set; "
+                "want one like cifar10"
             )
         name = re.split("[:/]", self.dataset)[0]
         if name != name.lower():
             raise ConfigError(
-                f"dataset: {name!r} is no name of a TensorFlow data set, which are in lower case"
-                f"{did_you_mean(name, _KNOWN)}"
+                f"dataset: {name!r} is not a name of a TensorFlow data set; these are in lower case"
+                f"{did_you_mean(name, _SUGGESTED)}"
             )
 
     @classmethod
     def from_argument(cls, argument: str) -> dict[str, Any]:
-        """The settings that `tfds:<argument>` stands for in a config."""
+        """Return the settings that `tfds:<argument>` stands for in a config."""
         return {"dataset": argument}
 
     def build(self) -> Dataset:
-        """Return the data set, read or made."""
+        """Build the data set that these settings describe."""
         return make_tfds(self)
 
 
 def make_tfds(config: TfdsConfig) -> Dataset:
-    """The data set, from its cache; the first time it is downloaded and prepared, which needs the extra `tfds`.
+    """Return the data set from its cache, after downloading and preparing it the first time.
 
-    Raises `DataError` when it cannot be prepared, has images of varying size, or its cache cannot be read or written.
+    The preparation needs the extra `tfds`. Raises `DataError` when the set cannot be prepared or
+    has images of varying size, or when its cache cannot be read or written.
     """
     folder = user_path(
         config.cache_dir or os.environ.get("D3JAX_CACHE") or "~/.cache/d3jax", "cache_dir"
@@ -98,53 +86,58 @@ def make_tfds(config: TfdsConfig) -> Dataset:
     cache = folder / (re.sub(r"[^\w.+-]", "-", config.dataset + own) + ".npz")
     if not cache.exists():
         try:
-            folder.mkdir(
-                parents=True, exist_ok=True
-            )  # first: a folder that cannot be written should not cost a download
-            _write(cache, _prepare(config))
+            # Made first: a folder that cannot be written should not cost a download.
+            folder.mkdir(parents=True, exist_ok=True)
+            write_npz(cache, _prepare(config))
         except OSError as error:
             raise DataError(f"{cache}: the cache cannot be written: {error}") from error
     try:
         arrays = read_npz(cache, (*NPZ_KEYS, "class_names"))
     except DataError as error:
-        raise DataError(f"{error}; delete this cache and it is prepared anew") from error
+        raise DataError(f"{error}; delete this cache and it is prepared again") from error
     return from_arrays(
         (arrays["train_images"], arrays["train_labels"]),
         (arrays["test_images"], arrays["test_labels"]),
         name=config.dataset,
         source=cache,
         classes=[str(name) for name in arrays["class_names"]],
-        **_KNOWN.get(re.split("[:/]", config.dataset)[0], {}),
+        **USUAL.get(re.split("[:/]", config.dataset)[0], {}),
     )
 
 
 def _prepare(config: TfdsConfig) -> dict[str, np.ndarray]:
-    """What the cache holds, from tensorflow_datasets. A builder raises whatever its download and its parser raise."""
+    """Download and prepare the set with tensorflow_datasets, and return the arrays to cache.
+
+    A builder raises whatever its download and its parser raise; all of it becomes a `DataError`.
+    """
     source = f"tfds:{config.dataset}"
     try:
-        # Imports importlib_resources and TensorFlow when it first needs them, and depends on neither.
+        # TFDS imports importlib_resources and TensorFlow lazily, and declares neither of them.
         builder = _builder(config)
         _check_features(source, builder.info.features)
         _check_splits(source, config, builder.info.splits)
         if importlib.util.find_spec("tensorflow") is None and not builder.is_prepared():
-            raise ImportError("No module named 'tensorflow'")  # it would say so after the download
-        # Of its formats only array_record is read without TensorFlow.
+            # TFDS itself would raise this only after the download.
+            raise ImportError("No module named 'tensorflow'")
+        # Of TFDS's formats, only array_record can be read without TensorFlow.
         builder.download_and_prepare(file_format="array_record")
         _check_splits(source, config, builder.info.splits)
         splits = (config.train_split, config.test_split)
         train, test = (_read(builder.as_data_source(split=split)) for split in splits)
-        classes = builder.info.features["label"].names  # some sets know them only now
+        # Read last, because some sets know their classes only once they are prepared.
+        classes = builder.info.features["label"].names
     except DataError:
         raise
     except ImportError as error:
         raise DataError(
-            f"{source}: preparing it takes more packages, {install('tfds')} ({_short(error)})"
+            f"{source}: preparing it needs more packages, {install('tfds')} ({_short(error)})"
         ) from error
     except Exception as error:
         raise DataError(
-            f"{source}: tensorflow_datasets cannot prepare it: {type(error).__name__}: {_short(error)}"
+            f"{source}: tensorflow_datasets cannot prepare it: "
+            f"{type(error).__name__}: {_short(error)}"
         ) from error
-    # Checked before it is cached, so that a set that is no use leaves no file behind.
+    # Checked before it is cached, so that an unusable set leaves no file.
     dataset = from_arrays(train, test, source=source, classes=classes)
     arrays = map(np.asarray, (*dataset.train, *dataset.test))
     return dict(zip(NPZ_KEYS, arrays, strict=True)) | {
@@ -153,7 +146,7 @@ def _prepare(config: TfdsConfig) -> dict[str, np.ndarray]:
 
 
 def _builder(config: TfdsConfig) -> Any:
-    """TFDS's builder, whose decorators hide what its methods take."""
+    """Return the TFDS builder, typed `Any` because decorators hide its methods' arguments."""
     import tensorflow_datasets
 
     return tensorflow_datasets.builder(
@@ -163,21 +156,26 @@ def _builder(config: TfdsConfig) -> Any:
 
 
 def _check_features(source: str, features: Any) -> None:
-    """Refuses what could not become one array, before anything is downloaded."""
+    """Raise `DataError` for features that cannot become one array, before any download."""
     missing = [key for key in ("image", "label") if key not in features]
     if missing:
         raise DataError(
-            f"{source}: no image classification set: no {' and no '.join(missing)} among {', '.join(features)}"
+            f"{source}: not an image classification set: it has no {' and no '.join(missing)} "
+            f"among its features {', '.join(features)}"
         )
     shape = features["image"].shape
     if None in shape:
         raise DataError(
-            f"{source}: its images vary in size, {list(shape)}; want one size (save them as files and use `folder`)"
+            f"{source}: its images vary in size, {list(shape)}; want one size "
+            "(save them as files and use `folder`)"
         )
 
 
 def _check_splits(source: str, config: TfdsConfig, there: Any) -> None:
-    """Refuse splits that the set has not. Some sets know theirs only once they are prepared."""
+    """Raise `DataError` for a configured split that is not among the splits `there`.
+
+    Nothing is checked where `there` is empty: some sets know their splits only once prepared.
+    """
     for setting in ("train_split", "test_split"):
         split = getattr(config, setting)
         if there and re.split(r"[\[+]", split)[0] not in there:
@@ -187,18 +185,11 @@ def _check_splits(source: str, config: TfdsConfig, there: Any) -> None:
 
 
 def _read(source: Any) -> Arrays:
+    """Read all examples of a TFDS source as images [N, H, W, C] and labels [N]."""
     images, labels = zip(*((example["image"], example["label"]) for example in source), strict=True)
     return np.stack(images), np.array(labels)
 
 
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes the .npz whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        np.savez(Path(scratch, path.name), **arrays)  # pyright: ignore[reportArgumentType]  # not `allow_pickle`
-        os.replace(Path(scratch, path.name), path)
-
-
 def _short(error: Exception) -> str:
-    return textwrap.shorten(
-        str(error), 500, placeholder=" …"
-    )  # tfds prints whole examples and lists of all data sets
+    # TFDS prints whole examples and lists of all data sets.
+    return textwrap.shorten(str(error), 500, placeholder=" …")

@@ -1,8 +1,10 @@
-"""Defences, one file per method.
+"""Backdoor defences and their registries, one file per method.
 
-`defenses.d3(preset="paper")` returns the settings, and their `build(info)` the defence for a data set.
-The registries map `name -> (config class, constructor(config, info))`: `DEFENSES` are repairs and
-training-time defences, `DETECTIONS` detectors of samples, inputs and models.
+`defenses.d3(preset="paper")` returns the settings of D3. The method `build(info)` of the settings
+returns the defence for a data set.
+
+The registries map `name -> (config class, constructor(config, info))`. `DEFENSES` holds the repairs
+and the training-time defences. `DETECTIONS` holds the detectors of samples, inputs and models.
 """
 
 from ..config.fields import take_by_name

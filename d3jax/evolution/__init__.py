@@ -1,4 +1,4 @@
-"""Evolving models: updates on fresh data, their learning rates, and how long a backdoor survives them."""
+"""Evolving models: updates on fresh data, their learning rates, and backdoor survivability."""
 
 from .config import EVOLUTIONS, EvolutionConfig
 from .lr_schedules import LRScheduleConfig, rates

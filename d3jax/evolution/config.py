@@ -1,4 +1,4 @@
-"""The settings of an evolution: how often a model is updated, on what and with which rates."""
+"""The settings of an evolution run: how often a model is updated, on what data, at what rates."""
 
 from __future__ import annotations
 
@@ -13,54 +13,65 @@ from .lr_schedules import LRScheduleConfig
 
 @dataclasses.dataclass(frozen=True)
 class EvolutionConfig:
-    """How a model evolves.
+    """Settings of an evolution run, in which a model is updated again and again on fresh data.
 
-    `drift` maps a kind of drift to the strength that each update adds; `label_shift` adds to the exponent of the class weights. Fresh images are poisoned by the trigger that the attacker
-    has at test time: LC's without its perturbation.
+    `drift` maps a kind of drift to the strength that each update adds. `label_shift` adds to the
+    exponent of the class weights. Fresh images are poisoned by the trigger that the attacker has at
+    test time. For LC, that is the trigger without its perturbation.
     """
 
-    updates: int = option(10, "updates, each on a fresh set", low=1)
+    updates: int = option(10, "number of updates, each on a fresh set", low=1)
     validation: float = option(
         0.1,
-        "share of every fresh set that is not learned: clean images to choose rates by",
+        "share of every fresh set that is held out: clean images to choose learning rates by",
         low=0,
         high=0.5,
     )
-    epochs: int = option(10, "passes over the fresh set in an update", low=1)
-    batch_size: int = option(128, "images a step; the last short batch of a pass is dropped", low=1)
+    epochs: int = option(10, "passes over the fresh set per update", low=1)
+    batch_size: int = option(128, "images per step; a short last batch is dropped", low=1)
     strategy: LRScheduleConfig = option(
-        LRScheduleConfig, "learning rates within an update, restarted at each"
+        LRScheduleConfig, "learning-rate schedule within an update, restarted at each update"
     )
     drift: dict[str, float] = option(
         dict,
-        "strength that each update adds: rotation (degrees), hue (turns), brightness and contrast (factor less 1), noise (standard deviation "
-        "of values in [0, 1]), blur (pixels)",
+        "strength that each update adds, by kind: rotation (degrees), hue (turns of the colour "
+        "circle), brightness and contrast (factor minus 1), noise (standard deviation of values in "
+        "[0, 1]), blur (pixels)",
     )
-    label_shift: float = option(0.0, "what each update adds to the exponent of the class weights")
-    trigger_first: bool = option(False, "the trigger is pasted before the drift, not after it")
+    label_shift: float = option(
+        0.0, "amount that each update adds to the exponent of the class weights"
+    )
+    trigger_first: bool = option(False, "stamp the trigger before the drift instead of after it")
     persistent: float = option(
-        0.0, "share of every fresh set that is poisoned (0: one-shot)", low=0, high=1
+        0.0,
+        "share of every fresh set that is poisoned (0: one-shot, no fresh set is)",
+        low=0,
+        high=1,
     )
     replay: float = option(
-        0.0, "share of every batch that comes from the first set, poison and all", low=0, high=1
+        0.0,
+        "share of every batch from the first training set, poisoned samples included",
+        low=0,
+        high=1,
     )
     optimizer_state: Literal["reset", "carried"] = option(
-        "reset", "momentum at the start of an update"
+        "reset", "momentum at the start of an update: reset to 0, or carried over"
     )
     learn: Literal["all", "statistics", "parameters"] = option(
         "all",
-        "statistics: only BatchNorm's running ones move; parameters: all else does, and these normalise",
+        "all: everything is trained; statistics: only BatchNorm's running statistics change; "
+        "parameters: only the parameters change, normalised by the running statistics",
     )
     augment: Literal["auto", "none"] = option(
-        "auto", "auto: the crop and flip that the data set allows"
+        "auto", "auto: the random crop and flip that the data set allows; none: no augmentation"
     )
     momentum: float = option(0.9, "SGD momentum", low=0, high=1)
-    weight_decay: float = option(5e-4, "coupled L2", low=0)
+    weight_decay: float = option(5e-4, "coupled L2 weight decay", low=0)
     defense: str | None = option(
         None, "label of the entry of `defenses` that is called after updates (null: none)"
     )
-    every: int = option(1, "updates from one call of the defence to the next", low=1)
-    calls: int = option(0, "how often it is called (0: to the end)", low=0)
+    every: int = option(1, "number of updates from one call of the defence to the next", low=1)
+    calls: int = option(0, "number of calls of the defence (0: until the last update)", low=0)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -71,12 +82,16 @@ class EvolutionConfig:
         for name in ("every", "calls"):
             if not self.defense and getattr(self, name) != getattr(EvolutionConfig, name):
                 raise ConfigError(
-                    f"{name}: {getattr(self, name)} says how often a defence is called, and there is no defense"
+                    f"{name}: {getattr(self, name)} says how often a defence is called, "
+                    "and there is no defense"
                 )
 
     @property
     def program(self) -> tuple[Any, ...]:
-        """What of it is part of the compiled program: lineages that agree in it can run as members of one."""
+        """Return the settings that are part of the compiled program.
+
+        Evolution runs that agree in them can run as members of one program.
+        """
         static = (
             self.updates,
             self.validation,
@@ -97,4 +112,4 @@ class EvolutionConfig:
 
 
 EVOLUTIONS = {"evolution": EvolutionConfig}
-"""`EVOLUTIONS[name] = config class`."""
+"""The registry of evolutions: `EVOLUTIONS[name]` is the config class."""

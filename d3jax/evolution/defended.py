@@ -1,4 +1,4 @@
-"""An evolution run whose defence is called between its updates."""
+"""Evolution runs in which a repair is called between the updates."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ def defended_updates(
     watch: Callable[[TrainState], LogRecord],
     hooks: Hooks,
 ) -> tuple[Variables, list[LogRecord]]:
-    """Return the model after all updates of `loop`, with the defence called between them.
+    """Run all updates of `loop` with a repair called between them; return model and log records.
 
-    It has so many `images`, of the `learned` ones of the update, drifted as they were, and of these
-    such as nobody poisoned: a defender who looks through them. What it makes goes into the next
-    update, which begins with momentum 0, `carried` or not. `trained_acc` and `trained_asr` are
-    those before the defence, all others those after it.
+    At most `images` clean images of an update go to the repair. They are among the `learned` images
+    of the update, drifted in the same way. Poisoned ones are left out, as by a defender who
+    inspects the images. The repaired model is the start of the next update, which begins with
+    momentum 0 even where `optimizer_state` is "carried". `trained_acc` and `trained_asr` are
+    measured before the repair, and all other columns after it.
     """
     config, state, records, seconds = measure.config, loop.state, [], 0.0
     steps = loop.steps // config.updates
@@ -61,12 +62,16 @@ def defended_updates(
 
 
 def _is_due(config: EvolutionConfig, update: int) -> bool:
+    """Return whether the repair is called after this update."""
     call, left = divmod(update, config.every)
     return not left and (not config.calls or call <= config.calls)
 
 
 def _inspected(loop: TrainLoop, measure: Measure, update: int, images: int, learned: int) -> Split:
-    """Return at most so many clean images of an update, as the defence may use them."""
+    """Return at most `images` clean images of an update, drifted as at that update.
+
+    They are the images on which the defence may repair the model.
+    """
     config, order = measure.config, loop.data.loss_inputs["order"]
     first = len(order) - learned * (config.updates - update + 1)
     poisoned = np.asarray(loop.data.poisoned[first : first + learned])

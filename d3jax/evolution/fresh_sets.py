@@ -1,4 +1,4 @@
-"""The sets of fresh images that updates learn and keep, and which of them the attacker poisons."""
+"""The sets of fresh images of an evolution run: which are learned, held out or poisoned."""
 
 from __future__ import annotations
 
@@ -20,43 +20,56 @@ from .lr_schedules import rates
 
 
 def check_evolution(config: EvolutionConfig, count: int, info: DataInfo) -> int:
-    """How many of `count` fresh images an update learns. Raises `ConfigError` where they do not fill a batch, or something else does
-    not suit the images or the updates."""
+    """Return how many of `count` fresh images an update learns, after checking the settings.
+
+    Raises `ConfigError` where these do not fill a batch, or where another setting does not suit the
+    images or the number of updates.
+    """
     compose(tuple(config.drift), info.shape[2])
     for name in {"brightness", "contrast"} & set(config.drift):
         if (last := config.updates * config.drift[name]) <= -1:
             raise ConfigError(
-                f"drift: {name}: {config.drift[name]:g} in each of {config.updates} updates ends at {last:g}, want above -1"
+                f"drift: {name}: {config.drift[name]:g} in each of {config.updates} updates "
+                f"ends at {last:g}, want above -1"
             )
     if config.replay and not round(config.replay * config.batch_size):
         raise ConfigError(
-            f"replay: {config.replay:g} of the {config.batch_size} images of a batch is less than one"
+            f"replay: {config.replay:g} of the {config.batch_size} images of a batch "
+            "is less than one"
         )
     if config.defense and config.every > config.updates:
         raise ConfigError(
-            f"every: {config.every} is more than the {config.updates} updates; {config.defense} would never be called"
+            f"every: {config.every} is more than the {config.updates} updates; "
+            f"{config.defense} would never be called"
         )
     update_rates(config, steps_of(config, count))
     return _sizes(config, count)[0]
 
 
 def update_rates(config: EvolutionConfig, steps: int) -> np.ndarray:
-    """The learning rate of every step of an update, [steps]; 0 where only statistics move."""
+    """Return the learning rate [steps] of every step of an update.
+
+    The rates are 0 where only BatchNorm's statistics change.
+    """
     return rates(config.strategy, steps) * (config.learn != "statistics")
 
 
 def steps_of(config: EvolutionConfig, count: int) -> int:
-    """Steps in an update that has its share of `count` fresh images. Raises `ConfigError` where it has less than a batch."""
+    """Return the number of steps of an update, which gets its share of `count` fresh images.
+
+    Raises `ConfigError` where its share is less than a batch.
+    """
     learned, _ = _sizes(config, count)
     if learned < config.batch_size:
         raise ConfigError(
-            f"batch_size: {config.batch_size} is more than the {learned} images that one of {config.updates} updates learns"
+            f"batch_size: {config.batch_size} is more than the {learned} images "
+            f"that one of {config.updates} updates learns"
         )
     return config.epochs * (learned // config.batch_size)
 
 
 def _sizes(config: EvolutionConfig, count: int) -> tuple[int, int]:
-    """How many fresh images of an update are learned, and how many kept for validation."""
+    """Return how many fresh images an update learns, and how many are held out for validation."""
     size = count // config.updates
     kept = round(config.validation * size)
     return size - kept, kept
@@ -65,10 +78,11 @@ def _sizes(config: EvolutionConfig, count: int) -> tuple[int, int]:
 def divide(
     key: jax.Array, labels: Any, config: EvolutionConfig, num_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the fresh images with `labels` each update learns, [updates, n], and which it keeps for validation, [updates, m].
+    """Divide the fresh images into sets to learn [updates, n] and sets to hold out [updates, m].
 
-    The sets of the updates are disjoint; their labels are shifted by resampling, so that a shifted set holds some images twice.
-    `key` is `evolution_key`'s.
+    The sets are rows of the fresh images. `labels` are those of the fresh images. The sets of
+    different updates are disjoint. Their labels are shifted by resampling, so a shifted set holds
+    some images twice. `key` is that of `evolution_key`.
     """
     key, labels = stream(key, "fresh"), np.asarray(labels)
     learned, kept = _sizes(config, len(labels))
@@ -94,14 +108,17 @@ def divide(
 
 
 def evolution_key(seed: int) -> jax.Array:
-    """Return the key of all that is random in the evolution runs of a seed."""
-    return stream(jax.random.key(seed), "lineage")  # the name is part of every result
+    """Return the key of all randomness in the evolution runs of a seed."""
+    return stream(jax.random.key(seed), "lineage")  # another name would change every result
 
 
 def check_poison(
     key: jax.Array, labels: Any, attack: Attack, config: EvolutionConfig, num_classes: int
 ) -> None:
-    """Raises `ConfigError` where the evolution run under `key` could not poison its share of the fresh images with `labels`."""
+    """Raise `ConfigError` where an evolution run cannot poison its share of the fresh images.
+
+    `key` is the key of the run, and `labels` are those of the fresh images.
+    """
     learned, _ = divide(key, labels, config, num_classes)
     persistent_rows(key, np.asarray(labels)[learned.ravel()], learned.shape[1], attack, config)
 
@@ -109,20 +126,27 @@ def check_poison(
 def persistent_rows(
     key: jax.Array, labels: np.ndarray, size: int, attack: Attack, config: EvolutionConfig
 ) -> np.ndarray:
-    """Which of the arranged fresh images [N] the attacker poisons: as many of every set, of those that the attack may take."""
+    """Return which of the arranged fresh images the attacker poisons, as a boolean mask [N].
+
+    `labels` [N] are arranged set after set, with `size` images in each. For one-shot poisoning no
+    row is poisoned. Otherwise in every set the same number is drawn from the images that the attack
+    may poison. Raises `ConfigError` where this number is 0, or where a set has fewer such images.
+    """
     owned, may = np.zeros(len(labels), bool), np.asarray(attack.eligible(jnp.asarray(labels)))
-    if not config.persistent or not may.any():  # one-shot; no attack
+    if not config.persistent or not may.any():  # one-shot poisoning, or no attack
         return owned
     wanted = round(config.persistent * size)
     if not wanted:
         raise ConfigError(
-            f"persistent: {config.persistent:g} of the {size} images that an update learns is less than one"
+            f"persistent: {config.persistent:g} of the {size} images that an update learns "
+            "is less than one"
         )
     for i in range(config.updates):
         able = np.flatnonzero(may[i * size : (i + 1) * size])
         if len(able) < wanted:
             raise ConfigError(
-                f"persistent: {config.persistent:g} of {size} images is {wanted}, update {i + 1} has {len(able)} that the attack can take"
+                f"persistent: {config.persistent:g} of {size} images is {wanted}, "
+                f"update {i + 1} has {len(able)} that the attack can take"
             )
         chosen = np.asarray(
             jax.random.permutation(jax.random.fold_in(stream(key, "persistent"), i), able)

@@ -1,7 +1,8 @@
-"""Learning-rate strategies of an update of an evolving model, as arrays: one rate a step, restarted at every update.
+"""Learning-rate schedules of an update of an evolving model, as arrays with one rate per step.
 
-Li et al. (arXiv 2206.04677) find that a smart schedule makes a model forget a backdoor in a single update. Arrays, not schedules, so that
-strategies are members of one compiled program.
+A schedule restarts at every update. Li et al. (arXiv 2206.04677) find that a smart schedule makes a
+model forget a backdoor in a single update. Schedules are arrays and not functions, so that runs
+with different schedules can be members of one compiled program.
 """
 
 from __future__ import annotations
@@ -27,31 +28,38 @@ OWNERS |= {
     "first": ("super",),
     "ramp": ("super",),
 }
-"""Which strategies have a setting, of those that not all have."""
+"""For each setting that not all schedules have: the schedules that have it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LRScheduleConfig:
-    """One strategy. `lr` is its highest rate; `mean` rescales it so that its mean over an update is that, for comparisons at equal Σ lr.
+    """Settings of one learning-rate schedule within an update.
 
-    `slanted` is the slanted triangle of Howard & Ruder (2018), `cyclical` the triangle of Smith (2017), `sgdr` cosines with warm restarts
-    (Loshchilov & Hutter 2017), `super` super-fine-tuning (Sha et al., arXiv 2212.09067): triangles up to `lr` for 40 % of the steps, to
-    forget, then triangles up to `lr2`, to recover.
+    `lr` is its highest rate. `mean` rescales the schedule to this mean over an update, for
+    comparisons at equal Σ lr.
+
+    - `slanted` is the slanted triangle of Howard & Ruder (2018).
+    - `cyclical` is the triangle of Smith (2017).
+    - `sgdr` is cosines with warm restarts (Loshchilov & Hutter 2017).
+    - `super` is super-fine-tuning (Sha et al., arXiv 2212.09067). Triangles up to `lr` in 40 % of
+      the steps make the model forget. Then triangles up to `lr2` make it recover.
     """
 
     name: Name = option("constant", "shape of the schedule within an update")
-    lr: float = option(0.01, "highest rate", above=0)
-    mean: float | None = option(None, "rescaled to this mean (null: as it is)", above=0)
+    lr: float = option(0.01, "highest learning rate", above=0)
+    mean: float | None = option(
+        None, "rescale the schedule to this mean (null: do not rescale)", above=0
+    )
     low: float = option(3e-4, "lowest rate of cyclical and super", low=0)
-    cycles: int = option(4, "cycles of cyclical and sgdr", low=1)
+    cycles: int = option(4, "number of cycles of cyclical and sgdr", low=1)
     growth: int = option(
-        1, "each cycle of sgdr is so many times as long as the one before (T_mult)", low=1
+        1, "factor by which a cycle of sgdr is longer than the one before (T_mult)", low=1
     )
     cut: float = option(0.1, "share of the steps in which slanted rises", above=0, high=1)
-    ratio: float = option(32.0, "highest over lowest rate of slanted", low=1)
+    ratio: float = option(32.0, "ratio of the highest to the lowest rate of slanted", low=1)
     lr2: float = option(1e-3, "highest rate of super's second phase", above=0)
     first: float = option(0.4, "share of the steps in super's first phase", low=0, high=1)
-    ramp: int = option(10, "steps up, and again down, of a triangle of super", low=1)
+    ramp: int = option(10, "steps in which a triangle of super rises; it falls in as many", low=1)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -63,9 +71,9 @@ class LRScheduleConfig:
 
 
 def rates(config: LRScheduleConfig, steps: int) -> Float32[np.ndarray, " steps"]:
-    """The learning rate [steps] float32 of every step of one update.
+    """Return the learning rate [steps] float32 of every step of one update.
 
-    Raises `ConfigError` where a cycle or a triangle has not the steps to reach its highest rate.
+    Raises `ConfigError` where a cycle or a triangle has too few steps to reach its highest rate.
     """
     if config.name == "cyclical" and 2 * config.cycles > steps:
         raise ConfigError(f"cycles: {config.cycles} do not fit an update of {steps} steps")
@@ -83,7 +91,8 @@ def rates(config: LRScheduleConfig, steps: int) -> Float32[np.ndarray, " steps"]
         for which, part in (("first", border), ("second", steps - border)):
             if 0 < part <= config.ramp:
                 raise ConfigError(
-                    f"ramp: {config.ramp} steps up do not fit the {part} steps of super's {which} phase"
+                    f"ramp: {config.ramp} steps up do not fit the {part} steps "
+                    f"of super's {which} phase"
                 )
         phases = ((at[:border], config.lr), (at[border:] - border, config.lr2))
         values = np.concatenate(
@@ -113,6 +122,6 @@ def _schedule(config: LRScheduleConfig, steps: int) -> optax.Schedule:
 
 
 def _triangles(at: np.ndarray, half: float, low: float, high: float) -> np.ndarray:
-    """Up from `low` to `high` in `half` steps and down again, over and over."""
+    """Return rates that rise from `low` to `high` in `half` steps and fall again, repeatedly."""
     place = np.mod(at / half, 2)
     return low + (high - low) * (1 - np.abs(place - 1))

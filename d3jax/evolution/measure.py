@@ -1,4 +1,4 @@
-"""What is measured of an evolving model: rates on test images drifted as far as at an update."""
+"""Measurements of an evolving model on test images that have drifted as far as at an update."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from .fresh_sets import update_rates
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measure:
-    """Counts on the test images as they are at an update: drifted, and their labels shifted."""
+    """A measurement of models on the test images as they are at an update.
+
+    The test images are drifted, and their labels are shifted by resampling.
+    """
 
     model: Model
     attack: Attack
@@ -35,22 +38,25 @@ class Measure:
     batch_size: int
 
     def __call__(self, variables: Variables, trigger: Any, update: int) -> tuple[Counts, float]:
-        """Return counts, and by how much the trigger raises its class's logit (the score)."""
+        """Return the counts of a model at an update, and the score of the trigger.
+
+        The score is by how much the trigger raises the logit of its class.
+        """
         return self._call(make_measure, variables, trigger, update)
 
     def asr(self, variables: Variables, trigger: Any, update: int) -> float:
-        """Return ASR alone, at half the cost."""
+        """Return the ASR of a model at an update, at half the cost of all counts."""
         return self._call(make_asr, variables, trigger, update)
 
     def rates(self, variables: Variables, trigger: Any, update: int) -> LogRecord:
-        """Return `acc` and, where there is a trigger, `asr`, `ra` and `score`."""
+        """Return `acc` at an update and, where there is a trigger, `asr`, `ra` and `score`."""
         counts, score = self(variables, trigger, update)
         if not counts.triggered.sum():
             return {"acc": counts.acc}
         return {"acc": counts.acc, "asr": counts.asr, "ra": counts.ra, "score": score}
 
     def accuracy(self, variables: Variables, images: Split, update: int) -> float:
-        """Return ACC on other images, drifted as at an update."""
+        """Return the ACC of a model on other images, drifted as at an update."""
         drift = (tuple(self.config.drift), self.info.shape[2])
         predict = functools.partial(_classes, self.model, *drift, variables)
         amounts = strengths(self.config, update)
@@ -74,18 +80,21 @@ class Measure:
 
 @functools.lru_cache(maxsize=64)
 def _built(make: Callable[..., Any], *given: Any) -> Any:
-    """Return what `make` builds, once for all runs that drift alike."""
+    """Return what `make` builds, cached for all runs with the same drift."""
     model, attack, classes, channels, drift, trigger_first, batch = given
     return make(model, attack, classes, batch, compose(drift, channels), trigger_first)
 
 
 def strengths(config: EvolutionConfig, update: int) -> jax.Array:
-    """Return the drift's strengths at an update, [kinds of drift] float32."""
+    """Return the strengths [kinds of drift] float32 of the drift at an update."""
     return jnp.asarray([update * value for value in config.drift.values()], jnp.float32)
 
 
 def shifted(test: Split, config: EvolutionConfig, update: int, num_classes: int) -> Split:
-    """Return test images resampled to the shifted labels of an update's fresh images."""
+    """Return the test images resampled to the shifted labels of an update's fresh images.
+
+    Without `label_shift`, these are the test images themselves.
+    """
     if not config.label_shift:
         return test
     key = jax.random.fold_in(stream(jax.random.key(0), "test"), update)
@@ -96,12 +105,14 @@ def shifted(test: Split, config: EvolutionConfig, update: int, num_classes: int)
 def update_watch(
     measure: Measure, victim: Any, kept: Sequence[Split], steps: int
 ) -> Callable[[TrainState], LogRecord]:
-    """Return what measures the end of every update of `steps` steps.
+    """Return the function that measures the model after every update of `steps` steps.
 
-    Of the model after it on the drifted test images: `watch_acc`, `watch_asr`, `watch_ra` and
-    `score`; the same on those of the next update (`next_…`), and after the first update of the
-    `victim` (`first_…`). ACC on the fresh images `kept` from learning, by update (`valid_acc`); how
-    far the parameters moved (`moved`, the norm over all of them); the sum of the update's rates.
+    The model is measured on the drifted test images, as `watch_acc`, `watch_asr`, `watch_ra` and
+    `score`. On those of the next update, the columns are `next_…`. After the first update, the
+    `victim` is measured too, on the test images of that update, as `first_…`. `valid_acc` is the
+    ACC on the fresh images of the update that are held out (`kept`, by update). `moved` is how far
+    the parameters moved, as the norm over all of them. `lr_sum` is the sum of the update's learning
+    rates.
     """
     config = measure.config
     total = float(update_rates(config, steps).sum())

@@ -1,4 +1,4 @@
-"""What a linear model says of the forgetting in an evolution run."""
+"""The prediction of a linear model for the forgetting in an evolution run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from .fresh_sets import steps_of, update_rates
 from .measure import Measure, strengths
 
 PREDICTED_FROM = 1000
-"""Images of each update for its second moment, and test images for the trigger's direction."""
+"""Number of images of each update for its moment, and of test images for the direction."""
 
 WIDEST = 1024
-"""Features up to which second moments are decomposed: for 4096 that would take hours."""
+"""Largest number of features whose second moments are decomposed: 4096 would take hours."""
 
 Moments = dict[str, list[np.ndarray]]
+"""The second moments of every update, by the name of the curvature."""
 
 
 def _no_memo(key: Hashable, make: Callable[[], Any]) -> Any:
@@ -43,10 +44,12 @@ def predict_forgetting(
     *,
     memo: Callable[[Hashable, Callable[[], Any]], Any] = _no_memo,
 ) -> Predicted | None:
-    """Return the prediction for one run under both curvatures; None above `WIDEST` features.
+    """Return the predicted forgetting of one evolution run, or None above `WIDEST` features.
 
-    `learned` [T, n] are the rows of `fresh` that each update learns, `scores` [T + 1] what was
-    measured. `memo(key, make)` may keep what several runs of a victim have in common.
+    The prediction is made under two curvatures, of squared loss and of softmax. `learned` [T, n]
+    are the rows of `fresh` that each update learns. `scores` [T + 1] are the measured scores of the
+    trigger, from before the first update on. `memo(key, make)` may cache what several runs of a
+    victim have in common.
     """
     config, attack, model = measure.config, measure.attack, measure.model
 
@@ -75,7 +78,7 @@ def predict_forgetting(
 def _moments(
     measure: Measure, victim: Any, target: int, fresh: Split, learned: np.ndarray
 ) -> Moments:
-    """Return the second moment of every update's drifted images, for both curvatures."""
+    """Return the second moments of every update's drifted images, for both curvatures."""
     config, model = measure.config, measure.model
     drift, found = (
         compose(tuple(config.drift), measure.info.shape[2]),
@@ -93,7 +96,7 @@ def _moments(
 
 
 def _odds(model: Any, variables: Any, images: jax.Array, target: int) -> np.ndarray:
-    """Return the probability [N] that the model gives the target."""
+    """Return the probability [N] that the model gives to the target class."""
 
     def odds(levels: jax.Array) -> jax.Array:
         logits = model.apply(variables, as_float(levels), train=False).logits

@@ -1,4 +1,4 @@
-"""How many updates a backdoor survives."""
+"""Survivability: how many updates a backdoor survives."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from ..results.survival import TAUS
 
 
 def survivability(asr: Any, tau: float = 0.5) -> tuple[int, bool]:
-    """Return S_τ of the ASR [T] after each update, and whether it is censored.
+    """Return S_τ, the number of updates that a backdoor survives, and whether S_τ is censored.
 
-    S_τ is how many updates the backdoor survived before its ASR first fell below `tau`; T and True
-    ("at least T") where it never did. A later rise does not count.
+    `asr` [T] is measured after each update. S_τ is the number of updates before the ASR first falls
+    below `tau`. Where it never does, S_τ is T and censored ("at least T"). A later rise does not
+    count.
     """
     below = np.flatnonzero(np.asarray(asr, np.float64) < tau)
     return (int(below[0]), False) if len(below) else (len(asr), True)
@@ -30,7 +31,8 @@ def updates_of(records: Sequence[LogRecord]) -> list[LogRecord]:
 def survival_columns(records: Sequence[LogRecord], before: float) -> dict[str, Any]:
     """Return S_τ as columns of results.csv, and whether each is censored; {} without a trigger.
 
-    Where the ASR `before` the first update is below τ there was nothing to survive: None.
+    Both are None where the ASR `before` the first update is below τ, as there is no backdoor to
+    survive.
     """
     asr = [record["watch_asr"] for record in updates_of(records) if "watch_asr" in record]
     columns: dict[str, Any] = {}

@@ -1,8 +1,10 @@
-"""Evolving models: a model that is updated again and again on fresh data, and how long its backdoor survives.
+"""Evolving models: all updates of a model on fresh data, as one train loop.
 
-Li, Bhagoji, Chen, Zheng and Zhao, "On the Permanence of Backdoors in Evolving Models" (arXiv 2206.04677). The paper's text was not
-available: the structure of the loop is its abstracts', the details are ours. The first model is trained on poisoned data; every update
-continues on a fresh, disjoint set that has drifted further. All updates are one loop, so resume, members and logging are the loop's.
+Source: Li, Bhagoji, Chen, Zheng and Zhao, "On the Permanence of Backdoors in Evolving Models"
+(arXiv 2206.04677). The paper's text was not available. The structure of the loop follows the
+abstracts, and its details are d3jax's. The first model is trained on poisoned data. Every update
+continues its training on a fresh, disjoint set that has drifted further. Because all updates are
+one train loop, resume, members and logging work as in any other.
 """
 
 from __future__ import annotations
@@ -51,15 +53,26 @@ from .fresh_sets import check_evolution, divide, persistent_rows, steps_of, upda
 
 
 def evolution_loop(
-    key: jax.Array, model: Model, variables: Variables, replayed: Split | None, fresh: Split, attack: Attack, trigger: Any,
-    config: EvolutionConfig, info: DataInfo,
-) -> TrainLoop:  # fmt: skip
-    """The loop of all updates of `variables`.
+    key: jax.Array,
+    model: Model,
+    variables: Variables,
+    replayed: Split | None,
+    fresh: Split,
+    attack: Attack,
+    trigger: Any,
+    config: EvolutionConfig,
+    info: DataInfo,
+) -> TrainLoop:
+    """Return the train loop that updates a model on all fresh sets, one after another.
 
-    `fresh` is cut into `config.updates` equal sets (`divide`); the rows of what they learn stand behind each other in `data.loss_inputs["order"]`,
-    after those of the images that are `replayed`: the first set as it was released (`poisoned_split`); None without replay. Without it the
-    images are `fresh`'s own, of which members that run together hold one copy. The carry has the `start_params` of the update. Raises
-    `ConfigError` where the fresh images do not fill a batch an update, a drift does not suit them, or the attack has not enough rows.
+    `fresh` is cut into `config.updates` equal sets (`divide`). `data.loss_inputs["order"]` lists
+    the rows that they learn, set after set. With replay, these come after the rows of the
+    `replayed` images, the first training set as it was released (`poisoned_split`). Without replay,
+    `replayed` may be None. The images are then those of `fresh` itself, of which members that run
+    together hold one copy. The carry holds the `start_params` of the update.
+
+    Raises `ConfigError` where the fresh images do not fill a batch per update, where a drift does
+    not suit them, or where the attack lacks rows. Raises `TypeError` for replay without `replayed`.
     """
     check_evolution(config, len(fresh.labels), info)
     learned, _ = divide(key, fresh.labels, config, info.num_classes)
@@ -68,7 +81,7 @@ def evolution_loop(
     split, past = Split(*map(jnp.asarray, fresh)), 0
     if config.replay:
         if replayed is None:
-            raise TypeError("replay: the poisoned training set is not there")
+            raise TypeError("replay: needs the poisoned training set, got replayed=None")
         past = len(replayed.labels)
         split = Split(
             *(
@@ -77,7 +90,8 @@ def evolution_loop(
             )
         )
         order = np.concatenate([np.arange(past), past + order])
-        owned = np.concatenate([np.zeros(past, bool), owned])  # their trigger is in them already
+        # The replayed images contain their trigger already.
+        owned = np.concatenate([np.zeros(past, bool), owned])
     loss_inputs = {
         "rates": jnp.asarray(update_rates(config, per_update)),
         "strengths": jnp.asarray(list(config.drift.values()), jnp.float32),
@@ -93,7 +107,10 @@ def evolution_loop(
 
 
 def drift_keys(key: jax.Array, places: Array) -> jax.Array:
-    """What an image's drift draws, by its place in the order of a loop: the same whenever it is learned. `key` is the state's."""
+    """Return the keys of the drift of images, by the `places` of the images in the order of a loop.
+
+    An image thus drifts in the same way whenever it is learned. `key` is that of the train state.
+    """
     return keys_of(stream(key, "drift"), places)
 
 
@@ -107,10 +124,14 @@ def evolution_step(
     past: int,
     per_epoch: int,
 ) -> Step:
-    """Build one step of an update: `size` images in a set, before them in `data.loss_inputs["order"]` the `past` ones of the first set.
+    """Build the train step of an update on one of the fresh sets.
 
-    `data.loss_inputs` has the `rates` [n] of an update's n steps, the `strengths` that an update adds, and the `order` in which rows of
-    `data.split` are learned; by their places there rows are drawn, poisoned and drift.
+    `size` is the number of images of a set. `past` is the number of replayed images, which come
+    first in `data.loss_inputs["order"]`. An update has `config.epochs` passes of `per_epoch` steps.
+
+    `data.loss_inputs` has the `rates` [n] of an update's n steps, and the `strengths` that an
+    update adds. Its `order` is that in which rows of `data.split` are learned. Rows are drawn,
+    poisoned and drifted by their places in that order.
     """
     per_update = config.epochs * per_epoch
     rate = _rate_of(per_update)
@@ -136,7 +157,11 @@ def evolution_batches(
     past: int,
     per_epoch: int,
 ) -> Batches:
-    """Build the source of `evolution_step`'s batches: drawn from an update's set and the replayed one, drifted, poisoned, augmented."""
+    """Build the function that draws the batches of `evolution_step`.
+
+    It draws rows from an update's set and from the replayed one, then drifts, poisons and augments
+    them. With `config.trigger_first` it poisons before the drift.
+    """
     drift = compose(tuple(config.drift), info.shape[2])
     poison = poison_rows(attack.stamp, attack.relabel)
     augment = make_augment(info, config.augment)
@@ -179,7 +204,10 @@ def evolution_batches(
 
 
 def start_of_update(per_update: int) -> Begin:
-    """Build what keeps the parameters at the start of an update of `per_update` steps in the carry, as `start_params`."""
+    """Build the function that stores the parameters at the start of every update in the carry.
+
+    They are the carry's `start_params`. An update has `per_update` steps.
+    """
 
     def begin(state: TrainState, data: TrainData) -> dict[str, Params]:
         starts = state.step % per_update == 0
@@ -192,7 +220,11 @@ def start_of_update(per_update: int) -> Begin:
 
 
 def update_optimizer(config: EvolutionConfig, per_update: int) -> optax.GradientTransformation:
-    """Build SGD with coupled L2, whose rates are `data.loss_inputs["rates"]` and whose momentum restarts at each update, or not."""
+    """Build SGD with coupled L2 weight decay and the learning rates `data.loss_inputs["rates"]`.
+
+    Its momentum restarts at each update of `per_update` steps where `config.optimizer_state` is
+    "reset".
+    """
     momentum = optax.trace(config.momentum)
     if config.optimizer_state == "reset":
         momentum = restart_every(momentum, per_update)
@@ -201,7 +233,7 @@ def update_optimizer(config: EvolutionConfig, per_update: int) -> optax.Gradient
 
 
 def _rate_of(per_update: int) -> Callable[[jax.Array, TrainData], jax.Array]:
-    """Build `rate(step, data)`: the learning rate of a step by its place in the update."""
+    """Build `rate(step, data)`, the learning rate of a step by its place in the update."""
 
     def rate(step: jax.Array, data: TrainData) -> jax.Array:
         return data.loss_inputs["rates"][step % per_update]
@@ -210,6 +242,6 @@ def _rate_of(per_update: int) -> Callable[[jax.Array, TrainData], jax.Array]:
 
 
 def restarted(state: TrainState, variables: Variables) -> TrainState:
-    """Return the state with other variables, from which the evolution goes on with momentum 0."""
+    """Return the train state with other variables and momentum 0."""
     opt_state = jax.tree.map(jnp.zeros_like, state.opt_state)
     return dataclasses.replace(state, variables=variables, opt_state=opt_state)

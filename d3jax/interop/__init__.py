@@ -1,4 +1,4 @@
-"""Models of others: PyTorch's and safetensors files in, safetensors out."""
+"""Import of models from PyTorch and safetensors files, and export to safetensors."""
 
 from .convert import Report, from_torch, to_torch
 from .read import read_tensors, write_tensors

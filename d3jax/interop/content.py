@@ -1,4 +1,4 @@
-"""What kind of file somebody's model is in, by its content and not by its name."""
+"""Detection of a model file's kind by its content, not by its name."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ from typing import Literal
 from ..core.errors import CheckpointError
 
 Kind = Literal["safetensors", "zip", "pickle"]
-"""A `.safetensors`; PyTorch's archive; PyTorch's file from before 1.6."""
+"""The kinds of files that hold a model.
+
+"safetensors" is a `.safetensors`, "zip" is PyTorch's archive, and "pickle" is PyTorch's file from
+before 1.6.
+"""
 
 OTHERS = (
-    (0, b"version https://git-lfs", "is a Git LFS pointer and not the model: fetch it with `git lfs pull`"),
+    (
+        0,
+        b"version https://git-lfs",
+        "is a Git LFS pointer and not the model: fetch it with `git lfs pull`",
+    ),
     (0, b"\x1f\x8b", "is compressed by gzip: unpack it first"),
     (0, b"BZh", "is compressed by bzip2: unpack it first"),
     (0, b"\xfd7zXZ", "is compressed by xz: unpack it first"),
@@ -21,14 +29,17 @@ OTHERS = (
     (0, b"\x89HDF", "is an HDF5 file, as Keras writes: save the tensors as .safetensors"),
     (0, b"\x93NUMPY", "is a NumPy array, not a model's tensors by name"),
     (257, b"ustar", "is a tar archive: unpack it first"),
-)  # fmt: skip
-"""Where other files have which bytes, and what a message says of them."""
+)
+"""Files that hold no model: where they have which bytes, and the end of the error message."""
 MOST_HEADER = 100 * 2**20
-"""Bytes that the header of a `.safetensors` may have; the format's own limit."""
+"""Most bytes that the header of a `.safetensors` may have, which is the format's own limit."""
 
 
 def kind_of(path: Path) -> Kind:
-    """Return the kind of a file. Raises `CheckpointError` where it is none that holds a model."""
+    """Return the kind of a model file by its first bytes.
+
+    Raises `CheckpointError` where the file is of no kind that holds a model, or cannot be read.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -46,7 +57,8 @@ def kind_of(path: Path) -> Kind:
         return "safetensors"
     if start[:200].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise CheckpointError(
-            f"{path}: is a web page and not the model, as a download that wants a login gives"
+            f"{path}: is a web page and not the model; "
+            "a download that needs a login gives such a file"
         )
     for at, mark, words in OTHERS:
         if start[at:].startswith(mark):
@@ -60,10 +72,10 @@ def kind_of(path: Path) -> Kind:
 
 
 def check_archive(path: Path) -> None:
-    """Raise `CheckpointError` where PyTorch's archive is damaged, or expands to more than it is.
+    """Raise `CheckpointError` where PyTorch's archive is damaged or expands beyond its size.
 
-    PyTorch writes checksums and does not read them. It never compresses, so what expands is no
-    archive of its.
+    PyTorch writes checksums but does not read them. It never compresses, so an archive that expands
+    to more than its size is not PyTorch's.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -71,8 +83,8 @@ def check_archive(path: Path) -> None:
             expanded = sum(member.file_size for member in members)
             if expanded > path.stat().st_size:
                 raise CheckpointError(
-                    f"{path}: expands to {expanded / 2**30:.2g} GiB; PyTorch does not compress, so it is "
-                    "no file of its"
+                    f"{path}: expands to {expanded / 2**30:.2g} GiB; "
+                    "PyTorch does not compress, so it did not write this file"
                 )
             if not any(member.filename.endswith("data.pkl") for member in members):
                 shown = ", ".join(member.filename for member in members[:4])

@@ -1,4 +1,4 @@
-"""PyTorch's tensors as our variables and back, and a report of what matched."""
+"""Conversion of PyTorch's tensors to d3jax's variables and back, with a report of what matched."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from ..runtime.checkpoint import describe, flatten, unflatten
 from .names import ALIASES, IGNORED, NAMES, PREFIXES, SIGNS, Entry
 
 SHOWN = 6
+"""Most names that a message shows."""
 
 
 class Report(NamedTuple):
-    """How a file's tensors met an architecture: `matched` (theirs, ours, shape), what the net wants and the file lacks (`missing`), what the
-    file has too many (`extra`), what has another shape (`misshapen`: theirs, its shape, ours)."""
+    """How the tensors of a file match an architecture.
+
+    `matched` lists (PyTorch's name, d3jax's names, shape). `missing` lists what the net needs and
+    the file lacks, and `extra` what the file has and the net does not. `misshapen` lists tensors of
+    another shape: (PyTorch's name, shape in the file, expected shape).
+    """
 
     matched: list[tuple[str, tuple[str, ...], tuple[int, ...]]]
     missing: list[str]
@@ -28,7 +33,7 @@ class Report(NamedTuple):
 
     @property
     def text(self) -> str:
-        """One line: how many matched, and the first names of what did not."""
+        """Return one line: how many tensors match, and the first names of those that do not."""
         parts = [f"{len(self.matched)} tensors match"]
         for what, found in (("missing", self.missing), ("not in the net", self.extra)):
             if found:
@@ -46,10 +51,14 @@ def _some(found: list[str]) -> str:
 
 
 def entries_of(model: str, config: Any, like: Variables) -> list[Entry]:
-    """The tensors that `model` with this config has in PyTorch. Raises `CheckpointError` for an architecture that has no names there."""
+    """Return the entries of the tensors that `model` with this config has in PyTorch.
+
+    `like` holds the variables of the net, or their shapes. Raises `CheckpointError` for an
+    architecture whose PyTorch names d3jax does not know.
+    """
     if model not in NAMES:
         raise CheckpointError(
-            f"{model} has no names in PyTorch here; those that have are {names(NAMES)}"
+            f"{model}: d3jax knows no PyTorch names for it, only for {names(NAMES)}"
         )
     there = describe(like)
     return [entry for entry in NAMES[model](config) if all(name in there for name in entry.ours)]
@@ -58,10 +67,11 @@ def entries_of(model: str, config: Any, like: Variables) -> list[Entry]:
 def from_torch(
     tensors: Mapping[str, np.ndarray], model: str, config: Any, net: Model, origin: str
 ) -> tuple[Variables, Report]:
-    """The variables of `net`, the architecture `model` with `config`, from tensors by PyTorch's names.
+    """Return the variables of `net` from tensors with PyTorch's names, and a report of the match.
 
-    Raises `CheckpointError`, which begins with `origin`, where a tensor is missing, too many, of another shape, not finite, or
-    a negative variance.
+    `net` is the architecture `model` with `config`. Raises `CheckpointError`, which begins with
+    `origin`, where a tensor is missing, superfluous, of another shape or not finite, or where a
+    variance is negative.
     """
     like = jax.eval_shape(net.init, jax.random.key(0))
     shapes = {name: leaf.shape for name, leaf in describe(like).items()}
@@ -82,7 +92,8 @@ def from_torch(
         report.matched.append((entry.theirs, entry.ours, value.shape))
     if report.missing or report.extra or report.misshapen:
         raise CheckpointError(
-            f"{origin} is not a {model} of these settings: {report.text}{_guess(model, entries, given)}"
+            f"{origin} is not a {model} of these settings: {report.text}"
+            f"{_guess(model, entries, given)}"
         )
     check_weights({name: given[name] for name, *_ in report.matched}, origin)
     return unflatten(
@@ -91,7 +102,10 @@ def from_torch(
 
 
 def _guess(model: str, entries: list[Entry], given: Mapping[str, Any]) -> str:
-    """What the names in a file look like; the first of them beside those wanted where none is the same."""
+    """Return the end of an error message: the architecture that the names in a file suggest.
+
+    Where no name is a wanted one, it also shows the first names found and expected.
+    """
     looks = next(
         (
             name
@@ -108,11 +122,14 @@ def _guess(model: str, entries: list[Entry], given: Mapping[str, Any]) -> str:
 
 
 def check_weights(tensors: Mapping[str, Any], origin: str) -> None:
-    """Raises `CheckpointError` where a weight is NaN or infinite, or a running variance, by our name or PyTorch's, is negative."""
+    """Raise `CheckpointError` where a weight is not finite or a running variance is negative.
+
+    Variances are recognised by d3jax's or PyTorch's name.
+    """
     if broken := [
         name for name, value in tensors.items() if not np.isfinite(np.asarray(value)).all()
     ]:
-        raise CheckpointError(f"{origin} holds weights that are no numbers: {_some(broken)}")
+        raise CheckpointError(f"{origin} holds weights that are NaN or infinite: {_some(broken)}")
     variances = {
         name: value for name, value in tensors.items() if name.endswith((".var", ".running_var"))
     }
@@ -121,7 +138,7 @@ def check_weights(tensors: Mapping[str, Any], origin: str) -> None:
 
 
 def to_torch(variables: Variables, model: str, config: Any) -> dict[str, np.ndarray]:
-    """Our variables by PyTorch's names and in its layout."""
+    """Return d3jax's variables under PyTorch's names and in its layout."""
     flat = {name: np.asarray(value) for name, value in flatten(variables).items()}
     return {
         entry.theirs: np.array(entry.join(*(flat[name] for name in entry.ours)), order="C")
@@ -130,7 +147,10 @@ def to_torch(variables: Variables, model: str, config: Any) -> dict[str, np.ndar
 
 
 def _renamed(tensors: Mapping[str, np.ndarray], model: str) -> dict[str, np.ndarray]:
-    """The tensors that hold weights, without a wrapper's prefix, by the names that an architecture has here."""
+    """Return the tensors that hold weights, under the names that an architecture has in `NAMES`.
+
+    Prefixes of wrappers are removed, and other known names are replaced.
+    """
     found = {name: value for name, value in tensors.items() if not name.endswith(IGNORED)}
     stripped = True
     while stripped and found:

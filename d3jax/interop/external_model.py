@@ -1,4 +1,4 @@
-"""A model that was trained elsewhere, read from a checkpoint of ours, a `.safetensors` or a PyTorch file."""
+"""Reading of a model trained elsewhere: a d3jax checkpoint, a `.safetensors` or a PyTorch file."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ from .convert import check_weights
 
 
 class ExternalModel(NamedTuple):
-    """A model that was not trained here: its `variables`, the tensors of the `trigger` that lay beside them (mostly none) and what it was
-    made by (`about`: the attack's name and settings), the digest of variables and trigger (`contents`), and a line on how the file was
-    read."""
+    """A model that was trained elsewhere, with the trigger that was stored with it.
+
+    `trigger` has the tensors of that trigger, and is empty for most models. `about` has the
+    attack's name and settings. `contents` is the digest of variables and trigger. `text` is a line
+    on how the file was read.
+    """
 
     variables: Variables
     trigger: dict[str, jax.Array]
@@ -32,10 +35,12 @@ class ExternalModel(NamedTuple):
 
 
 def read_external_model(choice: Choice, net: Model) -> ExternalModel:
-    """The model at `choice.checkpoint` of the architecture `net`.
+    """Read the model at `choice.checkpoint`, of the architecture `net`.
 
-    A folder is an Orbax checkpoint of ours, or one in which it lies as `model`: a backdoored model with its trigger, or a repaired
-    one; or one of Hugging Face, with `model.safetensors` or `pytorch_model.bin`. Raises `CheckpointError` where it is missing, damaged, of another architecture, or holds weights that are no numbers.
+    A folder may be an Orbax checkpoint of d3jax, or may hold one as `model`. This is a backdoored
+    model with its trigger, or a repaired model. It may also be a Hugging Face folder, with
+    `model.safetensors` or `pytorch_model.bin`. Raises `CheckpointError` where the model is missing,
+    damaged, of another architecture, or has weights that are not finite.
     """
     path = user_path(choice.checkpoint, "model.checkpoint")
     if not path.exists():
@@ -48,14 +53,14 @@ def read_external_model(choice: Choice, net: Model) -> ExternalModel:
             variables, {}, {}, checkpoint.digest(variables), f"{file}: {report.text}"
         )
     folder = path / "model" if (path / "model").is_dir() else path
-    if not (folder / "orbax.checkpoint").exists():  # Orbax's own mark
+    if not (folder / "orbax.checkpoint").exists():  # the file that marks an Orbax checkpoint
         raise CheckpointError(
-            f"model.checkpoint: {path}: no checkpoint of d3jax; want a folder in <workdir>/checkpoints, or one with {names(FILES)}"
+            f"model.checkpoint: {path}: no checkpoint of d3jax; "
+            f"want a folder in <workdir>/checkpoints, or one with {names(FILES)}"
         )
     like = jax.eval_shape(net.init, jax.random.key(0))
-    checkpoint.check_same(
-        path, like, _within("variables.", checkpoint.shapes(folder))
-    )  # before all of it is read
+    # The shapes are checked before all of it is read.
+    checkpoint.check_same(path, like, _within("variables.", checkpoint.shapes(folder)))
     flat, note = checkpoint.read(folder)
     trigger = {
         name.removeprefix("trigger."): value
@@ -72,25 +77,29 @@ def read_external_model(choice: Choice, net: Model) -> ExternalModel:
 
 
 FILES = ("model.safetensors", "pytorch_model.bin")
-"""What a model's file is called in a folder of Hugging Face, the first that is there."""
+"""The names of a model's file in a Hugging Face folder; the first one that exists is read."""
 
 
 def without(
     tensors: dict[str, np.ndarray], globs: Sequence[str], origin: str
 ) -> dict[str, np.ndarray]:
-    """The tensors whose names match none of the globs. Raises `CheckpointError` for a glob that matches none."""
+    """Return the tensors whose names match none of the `globs`.
+
+    Raises `CheckpointError` for a glob that matches no tensor.
+    """
     for glob in globs:
         found = [name for name in tensors if fnmatch.fnmatchcase(name, glob)]
         if not found:
             raise CheckpointError(
-                f"{origin}: model.ignore: {glob!r} matches none of its tensors, such as {names(list(tensors)[:3])}"
+                f"{origin}: model.ignore: {glob!r} matches none of its tensors, "
+                f"such as {names(list(tensors)[:3])}"
             )
         tensors = {name: value for name, value in tensors.items() if name not in found}
     return tensors
 
 
 def _within(prefix: str, flat: Mapping[str, Any]) -> dict[str, Any]:
-    """What lies under a prefix; all of it where nothing does."""
+    """Return the entries under a prefix, without that prefix; all entries where none has it."""
     inside = {
         name.removeprefix(prefix): value for name, value in flat.items() if name.startswith(prefix)
     }
@@ -100,10 +109,11 @@ def _within(prefix: str, flat: Mapping[str, Any]) -> dict[str, Any]:
 def trigger_for(
     external: ExternalModel, attack: Attack, recipe: Mapping[str, Any], key: jax.Array
 ) -> Any:
-    """The trigger of `attack`, which an attack run's `recipe` names with its settings: the one that lay beside the model, if that attack with
-    these settings made it, else the one that `key` gives.
+    """Return the trigger with which `attack` is run on an external model.
 
-    Raises `AttackError` where the attack finds or trains its trigger, and none of its own lay there.
+    It is the trigger that was stored with the model, if the attack and settings of the attack run's
+    `recipe` made it. Otherwise it is the trigger that `key` gives. Raises `AttackError` where the
+    attack finds or trains its trigger, and none of its own is stored.
     """
     made_by, wanted = external.about, {name: recipe[name] for name in ("attack", "settings")}
     if external.trigger and made_by == wanted:
@@ -112,10 +122,10 @@ def trigger_for(
         there = (
             f"the trigger there is of {made_by['attack']}, or of other settings"
             if external.trigger and made_by
-            else "no trigger lies there"
+            else "no trigger is there"
         )
         raise AttackError(
-            "makes its trigger before or with the training, so it must lie beside the model of model.checkpoint: "
-            f"{there}; take a checkpoint of ours that has it, or the attack unknown"
+            "makes its trigger before or with the training, so model.checkpoint must hold it: "
+            f"{there}; take a d3jax checkpoint that has it, or the attack unknown"
         )
     return attack.init(stream(key, "trigger"))

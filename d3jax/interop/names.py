@@ -1,7 +1,8 @@
-"""What PyTorch calls the tensors of the architectures we share with it, and how it lays them out.
+"""PyTorch's names and layouts of the tensors of the architectures that d3jax shares with it.
 
-The names are those of the nets that suspicious models come as: PreActResNet18 as the field runs it (`layer1.0.conv1.weight`), torchvision's ResNets,
-VGG19-BN and ViT-B/16, and the WideResNet of NAD's and ABL's experiments (`block1.layer.0.conv1.weight`).
+The names are those of the nets in which suspicious models are published. These are PreActResNet18
+as the field uses it (`layer1.0.conv1.weight`), torchvision's ResNets, VGG19-BN and ViT-B/16, and
+the WideResNet of NAD's and ABL's experiments (`block1.layer.0.conv1.weight`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ Arrays = tuple[np.ndarray, ...]
 
 
 class Entry(NamedTuple):
-    """One tensor of PyTorch's, `theirs`, and the one or more of ours that it holds (dotted names): `split` makes ours of theirs, `join` theirs
-    of ours."""
+    """A tensor in PyTorch and the d3jax tensors that it holds.
+
+    `theirs` is its name in PyTorch. `ours` are the dotted names of one or more d3jax tensors.
+    `split` turns PyTorch's tensor into d3jax's, and `join` turns them back.
+    """
 
     theirs: str
     ours: tuple[str, ...]
@@ -28,26 +32,30 @@ class Entry(NamedTuple):
 
 
 def _same(theirs: str, ours: str) -> Entry:
+    """Return the entry of a tensor that has the same layout in both."""
     return Entry(theirs, (ours,), lambda x: (x,), lambda x: x)
 
 
 def _conv(theirs: str, ours: str) -> Entry:
-    """[out, in, h, w] and [h, w, in, out]."""
+    """Return the entry of a convolution: [out, in, h, w] in PyTorch, [h, w, in, out] in d3jax."""
     return Entry(
         theirs, (ours,), lambda x: (x.transpose(2, 3, 1, 0),), lambda x: x.transpose(3, 2, 0, 1)
     )
 
 
 def _matrix(theirs: str, ours: str) -> Entry:
+    """Return the entry of a matrix that d3jax holds transposed."""
     return Entry(theirs, (ours,), lambda x: (x.T,), lambda x: x.T)
 
 
 def _linear(theirs: str, ours: str) -> Iterator[Entry]:
+    """Yield the entries of a linear layer."""
     yield _matrix(f"{theirs}.weight", f"params.{ours}.kernel")
     yield _same(f"{theirs}.bias", f"params.{ours}.bias")
 
 
 def _norm(theirs: str, ours: str, running: bool = True) -> Iterator[Entry]:
+    """Yield the entries of a norm layer, with its `running` statistics where it has them."""
     yield _same(f"{theirs}.weight", f"params.{ours}.scale")
     yield _same(f"{theirs}.bias", f"params.{ours}.bias")
     if running:
@@ -56,7 +64,10 @@ def _norm(theirs: str, ours: str, running: bool = True) -> Iterator[Entry]:
 
 
 def _block(theirs: str, ours: str, shortcut: str) -> Iterator[Entry]:
-    """Two convolutions behind their norms, and a shortcut, which not every block has."""
+    """Yield the entries of a residual block: two convolutions, each after its norm, and a shortcut.
+
+    Not every block has a shortcut; `entries_of` leaves out what the net does not have.
+    """
     for i in (0, 1):
         yield from _norm(f"{theirs}.bn{i + 1}", f"{ours}.BatchNorm_{i}")
         yield _conv(f"{theirs}.conv{i + 1}.weight", f"params.{ours}.Conv_{i}.kernel")
@@ -109,12 +120,17 @@ def _vgg19_bn(config: Any) -> Iterator[Entry]:
         yield from _linear("classifier", "head")
         return
     channels = STAGES[-1][0] * config.width
-    # Theirs flattens channels first, ours last.
+    # PyTorch flattens the channels first, d3jax last.
     yield Entry(
-        "classifier.0.weight", ("params.hidden1.kernel",),
-        lambda x: (x.reshape(-1, channels, POOLED, POOLED).transpose(2, 3, 1, 0).reshape(-1, len(x)),),
-        lambda x: x.reshape(POOLED, POOLED, channels, -1).transpose(3, 2, 0, 1).reshape(x.shape[1], -1),
-    )  # fmt: skip
+        "classifier.0.weight",
+        ("params.hidden1.kernel",),
+        lambda x: (
+            x.reshape(-1, channels, POOLED, POOLED).transpose(2, 3, 1, 0).reshape(-1, len(x)),
+        ),
+        lambda x: (
+            x.reshape(POOLED, POOLED, channels, -1).transpose(3, 2, 0, 1).reshape(x.shape[1], -1)
+        ),
+    )
     yield _same("classifier.0.bias", "params.hidden1.bias")
     yield from _linear("classifier.3", "hidden2")
     yield from _linear("classifier.6", "head")
@@ -124,10 +140,11 @@ def _vit(config: Any) -> Iterator[Entry]:
     width, heads, patch = config.width, config.heads, config.patch
     size = width // heads
     yield Entry(
-        "conv_proj.weight", ("params.patches.kernel",),
+        "conv_proj.weight",
+        ("params.patches.kernel",),
         lambda x: (x.transpose(2, 3, 1, 0).reshape(-1, len(x)),),
         lambda x: x.reshape(patch, patch, -1, width).transpose(3, 2, 0, 1),
-    )  # fmt: skip
+    )
     yield _same("conv_proj.bias", "params.patches.bias")
     if config.pool == "token":
         yield _same("class_token", "params.token")
@@ -138,19 +155,23 @@ def _vit(config: Any) -> Iterator[Entry]:
             yield from _norm(f"{theirs}.ln_{k}", f"{ours}.norm{k}", running=False)
         parts = ("query", "key", "value")
         yield Entry(
-            f"{theirs}.self_attention.in_proj_weight", tuple(f"params.{ours}.attention.{part}.kernel" for part in parts),
+            f"{theirs}.self_attention.in_proj_weight",
+            tuple(f"params.{ours}.attention.{part}.kernel" for part in parts),
             lambda x: tuple(part.T.reshape(width, heads, size) for part in np.split(x, 3)),
             lambda *x: np.concatenate([part.reshape(width, width).T for part in x]),
-        )  # fmt: skip
+        )
         yield Entry(
-            f"{theirs}.self_attention.in_proj_bias", tuple(f"params.{ours}.attention.{part}.bias" for part in parts),
+            f"{theirs}.self_attention.in_proj_bias",
+            tuple(f"params.{ours}.attention.{part}.bias" for part in parts),
             lambda x: tuple(part.reshape(heads, size) for part in np.split(x, 3)),
             lambda *x: np.concatenate([part.reshape(-1) for part in x]),
-        )  # fmt: skip
+        )
         yield Entry(
-            f"{theirs}.self_attention.out_proj.weight", (f"params.{ours}.attention.out.kernel",),
-            lambda x: (x.T.reshape(heads, size, width),), lambda x: x.reshape(width, width).T,
-        )  # fmt: skip
+            f"{theirs}.self_attention.out_proj.weight",
+            (f"params.{ours}.attention.out.kernel",),
+            lambda x: (x.T.reshape(heads, size, width),),
+            lambda x: x.reshape(width, width).T,
+        )
         yield _same(f"{theirs}.self_attention.out_proj.bias", f"params.{ours}.attention.out.bias")
         yield from _linear(f"{theirs}.mlp.0", f"{ours}.hidden")
         yield from _linear(f"{theirs}.mlp.3", f"{ours}.out")
@@ -165,19 +186,35 @@ NAMES: dict[str, Callable[[Any], Iterator[Entry]]] = {
     "vgg19_bn": _vgg19_bn,
     "vit": _vit,
 }
-"""`NAMES[model](config)`: every tensor the architecture may have in PyTorch; a block has a shortcut or not."""
+"""`NAMES[model](config)` yields every tensor that the architecture may have in PyTorch.
+
+It includes a shortcut for every block, although not every block has one.
+"""
 
 ALIASES = {
     "vit": (("mlp.linear_1.", "mlp.0."), ("mlp.linear_2.", "mlp.3."), ("heads.0.", "heads.head.")),
     "resnet": ((".shortcut.", ".downsample."), ("linear.", "fc.")),
 }
-"""Other names in files, older ones or those of nets for CIFAR-10, and those here, by architecture."""
+"""Other names in files and the names used here, by architecture.
+
+The other names are older ones, or those of nets for CIFAR-10.
+"""
 
 PREFIXES = (
-    "module.", "_orig_mod.", "model.", "net.", "netC.", "network.", "backbone.", "classifier_model.",
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "net.",
+    "netC.",
+    "network.",
+    "backbone.",
+    "classifier_model.",
     "1.",
-)  # fmt: skip
-"""What wrappers put in front of every name, in any order and number: DataParallel, torch.compile, a class, a Sequential behind a resize."""
+)
+"""Prefixes that wrappers put before every name, in any order and number.
+
+The wrappers are DataParallel, torch.compile, a class, or a Sequential that resizes first.
+"""
 
 SIGNS = (
     ("Hugging Face's ViT", ("embeddings.patch_embeddings.", "encoder.layer.")),
@@ -194,7 +231,10 @@ SIGNS = (
     ("resnet", ("layer1.0.conv1.", "bn1.", "linear.")),
     ("preact_resnet18", ("layer1.0.bn1.", "layer1.0.conv1.", "linear.")),
 )
-"""Architectures, ours by the name that a config has, and the beginnings of names that only they have, the first that fits."""
+"""Architectures, and beginnings of names that only they have; the first that fits counts.
+
+d3jax's architectures have the names that they have in a config.
+"""
 
 IGNORED = ("num_batches_tracked",)
-"""Ends of the names of tensors that hold no weight."""
+"""Endings of the names of tensors that hold no weights."""

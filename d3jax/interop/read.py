@@ -1,7 +1,8 @@
-"""Other people's files as named tensors, and ours as theirs. Nothing here executes what a file says.
+"""Reading of named tensors from model files, and writing of safetensors; no code of a file is run.
 
-A `.safetensors` holds tensors and nothing else. PyTorch's own files are pickles: they are read by `torch.load(weights_only=True)` alone, which
-builds tensors and plain containers and refuses everything else.
+A `.safetensors` holds only tensors. PyTorch's own files are pickles. They are read only by
+`torch.load(weights_only=True)`, which builds tensors and plain containers and refuses everything
+else.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ from .content import check_archive, kind_of
 from .state_dict import tensors_in
 
 SAFE = (2, 6)
-"""The first version of torch whose weights-only loading keeps its promise."""
+"""The first version of torch whose weights-only loading runs no code of a file."""
 
 
 def read_tensors(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
-    """The tensors of a `.safetensors`, or of a PyTorch file: a state dict, wherever in the file it lies, or the one at the dotted `key`.
+    """Read the tensors of a `.safetensors` or of a PyTorch file, as arrays by name.
 
-    A file is what its content says, whatever its name. Raises `CheckpointError` where the file is not there, is damaged, is of
-    another kind, holds objects other than tensors and plain containers (whose code is not run), no state dict or several; and
-    where the package that reads it is not installed.
+    A PyTorch file may hold a state dict at any depth; `key` is the dotted key of the one to read.
+    The kind of the file follows from its content, not from its name.
+
+    Raises `CheckpointError` where the file does not exist, is damaged or is of another kind. The
+    same holds where it has no state dict or several, or objects other than tensors and plain
+    containers, whose code is not run. It also holds where the package that reads the file is not
+    installed.
     """
     path = user_path(path)
     if not path.is_file():
@@ -45,7 +50,7 @@ def read_tensors(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a `.safetensors`, and the folder it is in."""
+    """Write tensors to a `.safetensors` file, and create its folder."""
     try:
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
@@ -55,12 +60,13 @@ def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, str(path))
-        path.chmod(0o644)  # its 0600 would hide the file from those it is for
+        path.chmod(0o644)  # safetensors writes 0600, which hides it from others
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be written ({_line(error)})") from error
 
 
 NEEDS = f"{{path}}: needs {{what}}; {install('interop')}"
+"""The error message for a package that is not installed."""
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -82,7 +88,8 @@ def _read_pickle(path: Path) -> Any:
         raise CheckpointError(NEEDS.format(path=path, what="torch")) from error
     if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE:
         raise CheckpointError(
-            f"{path}: torch {torch.__version__} can be made to run a file's code even where it loads weights alone (CVE-2025-32434); "
+            f"{path}: torch {torch.__version__} can be made to run a file's code "
+            "even where it loads only weights (CVE-2025-32434); "
             f"it needs {'.'.join(map(str, SAFE))} or newer"
         )
     try:
@@ -95,8 +102,9 @@ def _read_pickle(path: Path) -> Any:
             asked := re.search(r"GLOBAL ([\w.]+)", str(error))
         ):
             raise CheckpointError(
-                f"{path}: holds more than tensors and plain containers ({asked[1]}), which only running its code could read; it was not "
-                "run. Save the state dict alone, best as .safetensors"
+                f"{path}: holds more than tensors and plain containers ({asked[1]}), "
+                "which only running its code could read; it was not run. "
+                "Save the state dict alone, best as .safetensors"
             ) from error
         raise CheckpointError(
             f"{path}: cannot be read as a PyTorch file ({_line(error)})"
@@ -104,7 +112,10 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _numpys() -> list[Any]:
-    """What NumPy's arrays and numbers are rebuilt by, which BackdoorBench keeps beside the weights; none of it runs what a file says."""
+    """Return the parts of NumPy that a weights-only load may use to rebuild arrays and numbers.
+
+    BackdoorBench stores such arrays with the weights. None of these parts runs code of a file.
+    """
     import numpy._core.multiarray as core
 
     found: list[Any] = [np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdU"}]
@@ -114,4 +125,5 @@ def _numpys() -> list[Any]:
 
 
 def _line(error: Exception) -> str:
+    """Return the first line of an error's message, or the name of the error."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

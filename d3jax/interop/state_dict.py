@@ -1,4 +1,4 @@
-"""The state dict in what a PyTorch file holds, wherever it lies."""
+"""The search for the state dict in the contents of a PyTorch file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from ..core.errors import CheckpointError, did_you_mean, names
 
 DEPTH = 4
-"""How deep a state dict may lie."""
+"""Most levels of mappings around a state dict."""
 
 
 def tensors_in(found: Any, path: Path, key: str = "") -> dict[str, np.ndarray]:
-    """Return the tensors of the state dict, or of the one at the dotted `key`.
+    """Return the tensors of the state dict in `found`, or of the one at the dotted `key`.
 
-    A state dict is a mapping with tensors, and without another such mapping inside. Raises
-    `CheckpointError` where there is none, or where there are several and no `key` says which.
+    A state dict is a mapping that has tensors and no other such mapping inside. Raises
+    `CheckpointError` where there is none, or where there are several and no `key` chooses one.
     """
     candidates = dict(_candidates(found))
     there = names(map(repr, candidates)) or "none"
@@ -40,9 +40,10 @@ def tensors_in(found: Any, path: Path, key: str = "") -> dict[str, np.ndarray]:
 
 
 def _candidates(found: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping]]:
-    """Yield the state dicts by their dotted keys; "" is the key of the whole.
+    """Yield the state dicts in `found`, with their dotted keys; "" is the key of the whole.
 
-    Mappings by numbers are an optimiser's, and numbers alone a metric's.
+    Values under keys that are numbers are skipped, because they belong to an optimiser. Mappings
+    with only scalars are skipped, because they belong to a metric.
     """
     if not isinstance(found, Mapping) or depth > DEPTH:
         return
@@ -65,7 +66,11 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _plain(found: Mapping, path: Path) -> dict[str, np.ndarray]:
-    """Return float32 arrays by name. Raises `CheckpointError` for what is no plain tensor."""
+    """Return tensors as float32 arrays by name.
+
+    Raises `CheckpointError` for a tensor that is not plain: sparse, without data, complex,
+    quantised, or larger than its storage.
+    """
     import torch  # pyright: ignore[reportMissingImports]  # optional
 
     for name, value in found.items():

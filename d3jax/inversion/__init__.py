@@ -1,4 +1,4 @@
-"""Trigger inversion: the search for small triggers of every class, and outliers among their norms."""
+"""Trigger inversion: small triggers of every class, and outliers among their norms."""
 
 from .config import InversionConfig
 from .invert import (

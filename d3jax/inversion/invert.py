@@ -1,7 +1,8 @@
-"""Trigger inversion: the smallest change of an image that makes a model see a given class, for all classes at once.
+"""Trigger inversion: a search for the smallest trigger of every class at once.
 
-A backdoored model needs an unusually small one for its target (Neural Cleanse, Wang et al., IEEE S&P 2019). An inverted trigger need
-not look like the attacker's, nor sit in its place.
+A trigger is a change of an image that makes the model predict a given class. A backdoored model
+needs an unusually small one for its target class (Neural Cleanse, Wang et al., IEEE S&P 2019). An
+inverted trigger need not resemble the attacker's, nor lie in the same place.
 """
 
 from __future__ import annotations
@@ -29,8 +30,13 @@ from .search import inversion_step, kept_of, logits_of, only, stamp_all, start
 
 
 class Inversion(NamedTuple):
-    """Triggers [L] of `labels` [L] int32 (−1: of none), and of each: its `norms` (‖mask‖₁, for pixel how many pixels change),
-    `success`, the share of the images of other classes that it turns, and after how many `passes` it stopped."""
+    """The inverted triggers of L labels, with their norms and success rates.
+
+    `labels` are int32, −1 for the trigger of no label. `norms` are ‖mask‖₁, or for pixel the number
+    of pixels that change. `success` is the share of the images of other classes that the model
+    assigns to the label. `passes` is the number of passes after which the search of the label
+    stopped.
+    """
 
     labels: Int32[jax.Array, " L"]
     trigger: Trigger
@@ -48,11 +54,15 @@ def invert(
     labels: Any = None,
     hooks: Hooks = Hooks(),
 ) -> tuple[Inversion, list[LogRecord]]:
-    """The smallest triggers found for `labels` [L] (None: all the model's), and the lines logged on the way.
+    """Search for the smallest triggers of `labels` [L] (None: all classes of the model).
 
-    All labels are searched in one program; when half of them are done, the others go on in a smaller one. A label gets the numbers
-    it would get alone: batches follow from (key, step), its start from (key, label). What never turned enough images is as the
-    last step left it. Raises `ConfigError` where there are fewer images than a batch has, or a label is no class.
+    Returns the inversion and the log records of the search. All labels are searched in one program.
+    When half of them are done, the others continue in a smaller one. A label gets the numbers that
+    it would get alone: batches follow from (key, step), and its start from (key, label). Where no
+    trigger reached the threshold, the one after the last step is returned.
+
+    Raises `ConfigError` where there are fewer images than a batch has, or where a label is not a
+    class.
     """
     labels = (
         np.arange(model_classes(model, variables, images))
@@ -91,7 +101,7 @@ def invert(
 
 @jax.jit(static_argnums=1)
 def _measured(raw: Params, preset: str) -> tuple[Trigger, jax.Array]:
-    """The final triggers [L] and their norms."""
+    """Return the final triggers [L] and their norms [L]."""
     raw = tidy(raw, preset)
     trigger = trigger_of(raw, preset)
     return trigger, count_of(raw) if preset == "pixel" else trigger.mask.sum((1, 2, 3))
@@ -105,7 +115,10 @@ def inversion_loop(
     config: InversionConfig,
     labels: np.ndarray,
 ) -> TrainLoop:
-    """The loop that searches the triggers of `labels` [L], which ends when half of them are done. Raises as `invert`."""
+    """Return the train loop that searches the triggers of `labels` [L].
+
+    The loop ends when half of the labels are done. Raises as `invert`.
+    """
     size, classes = len(images.labels), model_classes(model, variables, images)
     if size < config.batch_size:
         raise ConfigError(
@@ -113,7 +126,8 @@ def inversion_loop(
         )
     if not len(labels) or not ((labels >= 0) & (labels < classes)).all():
         raise ConfigError(
-            f"inversion: labels {labels.tolist()}: want classes of the model, which are 0 to {classes - 1}"
+            f"inversion: labels {labels.tolist()}: "
+            f"want classes of the model, which are 0 to {classes - 1}"
         )
     per_epoch = size // config.batch_size
     per_pass = config.batches or per_epoch
@@ -133,7 +147,7 @@ def _half_done(state: TrainState) -> bool:
 
 
 def nothing(shape: tuple[int, int, int]) -> Inversion:
-    """The inversion of no label: its trigger changes nothing."""
+    """Return a placeholder inversion of no label, whose trigger changes no image of `shape`."""
     height, width, channels = shape
     trigger = Trigger(jnp.zeros((1, height, width, 1)), jnp.zeros((1, height, width, channels)))
     return Inversion(
@@ -142,19 +156,19 @@ def nothing(shape: tuple[int, int, int]) -> Inversion:
 
 
 def trigger_at(inversion: Inversion, row: int) -> Trigger:
-    """Return one of the triggers of an inversion."""
+    """Return the trigger of an inversion that has the index `row`."""
     return jax.tree.map(lambda part: part[row], inversion.trigger)
 
 
 def like(count: int, shape: tuple[int, int, int]) -> Inversion:
-    """The shapes and dtypes of an inversion of `count` labels on images of `shape`."""
+    """Return the shapes and dtypes of an inversion of `count` labels on images of `shape`."""
     return jax.eval_shape(
         lambda: jax.tree.map(lambda leaf: jnp.repeat(leaf, count, 0), nothing(shape))
     )
 
 
 def model_classes(model: Model, variables: Variables, images: Split) -> int:
-    """How many classes the model tells apart."""
+    """Return the number of classes of the model."""
     example = jax.ShapeDtypeStruct((1, *images.images.shape[1:]), jnp.float32)
     return jax.eval_shape(
         lambda v, x: model.apply(v, x, train=False).logits, variables, example
@@ -169,8 +183,9 @@ def success_of(
     images: Split,
     batch_size: int = 32,
 ) -> jax.Array:
-    """Return the share [L] of the images of other classes that the triggers [L] turn to `labels` [L].
+    """Return the success rate [L] of triggers [L] on the images of other classes.
 
+    It is the share of these images that the model assigns to the trigger's label in `labels` [L].
     `batch_size` · L images are classified at once.
     """
     compute = functools.partial(_turned, model, variables, trigger, jnp.asarray(labels))
@@ -185,6 +200,6 @@ def success_of(
 def _turned(
     model: Model, variables: Variables, trigger: Trigger, labels: jax.Array, images: jax.Array
 ) -> jax.Array:
-    """Return whether each image [B] is turned by each trigger [L]: [B, L]."""
+    """Return whether the model predicts label l for image b with trigger l: [B, L] bool."""
     logits = logits_of(model, variables, stamp_all(trigger, as_float(images)))
     return logits.argmax(-1) == labels

@@ -1,4 +1,4 @@
-"""Outliers among the norms of inverted triggers."""
+"""The outlier test on the norms of inverted triggers."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 WORKS = 0.5
-"""Share of the images that an inverted trigger must turn for its norm to say anything (ours)."""
+"""The least success rate at which an inverted trigger's norm counts (d3jax's addition)."""
 FLOOR = 0.1
-"""The least spread, as a share of the median (ours): an outlier is at least a fifth below it."""
+"""The least spread, as a share of the median (d3jax's addition).
+
+An outlier is therefore at least a fifth below the median.
+"""
 
 
 class Detection(NamedTuple):
-    """Neural Cleanse's outlier test of `norms` [L].
+    """The result of Neural Cleanse's outlier test on `norms` [L].
 
-    `worked` [L] are those that count. `index` [L] is |norm − median| / spread, NaN where a norm
-    does not count; the spread is 1.4826 · MAD, at least a share of the median. `flagged` [L] are
-    those below the median with an index above 2. `anomaly` is the index of the smallest norm.
+    `worked` [L] marks the norms that count. `index` [L] is |norm − median| / spread, NaN where a
+    norm does not count. The spread is 1.4826 · MAD, but at least a share of the median. `flagged`
+    [L] marks the norms below the median with an index above 2. `anomaly` is the index of the
+    smallest norm.
     """
 
     norms: Float64[np.ndarray, " L"]
@@ -35,13 +39,14 @@ def detect(
 ) -> Detection:
     """Return which of the `norms` [L] are outliers on the small side.
 
-    A norm counts where it is a number and its trigger turns at least `WORKS` of the images, by
-    `success` [L] (None: all do). With fewer than three such norms nothing is flagged, and the
-    anomaly is 0. `median` "lower" takes of an even number of values the lower middle one, as
-    PyTorch does and the codes of the field on it; "mean" the mean of both, as NumPy.
+    A norm counts where it is finite and its trigger has a success rate of at least `WORKS`, by
+    `success` [L] (None: all count). With fewer than three such norms nothing is flagged, and the
+    anomaly is 0. `median` chooses the median of an even number of values. "lower" takes the lower
+    middle value, as PyTorch does and published code that uses it. "mean" takes the mean of both, as
+    NumPy does.
 
-    Deviations from Neural Cleanse: `success`, and the `floor` of the spread; with 0 its index is
-    infinite where most norms are equal.
+    Deviations from Neural Cleanse: `success`, and the `floor` of the spread. With floor 0, the
+    index is infinite where most norms are equal.
     """
     norms = np.asarray(norms, np.float64)
     worked = np.isfinite(norms)

@@ -1,4 +1,4 @@
-"""Triggers, and the raw parameters that an inversion searches instead of them."""
+"""Triggers as mask and pattern, and the raw parameters that an inversion optimises."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ from jaxtyping import Float32
 from ..core.types import Array, Params
 
 LEVEL = 1 / 255
+"""One 8-bit level."""
 
 
 class Trigger(NamedTuple):
-    """An image x becomes clip((1 − `mask`) · x + `pattern`, 0, 1): `mask [..., H, W, 1]` in [0, 1] is how much of each pixel goes,
-    `pattern [..., H, W, C]` what is added, which for Neural Cleanse is mask · Δ and for an additive trigger may be negative."""
+    """A trigger as a mask and an additive pattern.
+
+    An image x becomes clip((1 − `mask`) · x + `pattern`, 0, 1). `mask` [..., H, W, 1] in [0, 1] is
+    the share of each pixel that is removed. `pattern` [..., H, W, C] is added. For Neural Cleanse
+    it is mask · Δ, and for an additive trigger it may be negative.
+    """
 
     mask: Float32[jax.Array, "*L H W 1"]
     pattern: Float32[jax.Array, "*L H W C"]
 
 
 def stamp(trigger: Trigger, images: Float32[Array, "B H W C"]) -> Float32[jax.Array, "B H W C"]:
-    """`images [B, H, W, C]` in [0, 1] with one trigger."""
+    """Return `images` [B, H, W, C] in [0, 1] with one trigger stamped on them."""
     return jnp.clip((1 - trigger.mask[None]) * images + trigger.pattern[None], 0, 1)
 
 
 def random_parameters(key: jax.Array, shape: tuple[int, int, int], preset: str) -> Params:
-    """Return the raw parameters of one trigger for images of `shape`, drawn at random."""
+    """Return randomly drawn raw parameters of one trigger for images of `shape`."""
     height, width, _ = shape
     first, second = jax.random.split(key)
     if preset == "pixel":
@@ -42,7 +47,7 @@ def random_parameters(key: jax.Array, shape: tuple[int, int, int], preset: str) 
 
 
 def trigger_of(raw: Params, preset: str) -> Trigger:
-    """The triggers that raw parameters [L, ...] stand for."""
+    """Return the triggers [L] that the raw parameters [L, ...] of a preset describe."""
     if preset == "pixel":
         change = jnp.clip(raw["more"], 0, 1) - jnp.clip(raw["less"], 0, 1)
         return Trigger(jnp.zeros_like(change[..., :1]), change)
@@ -55,24 +60,33 @@ def trigger_of(raw: Params, preset: str) -> Trigger:
 
 
 def tidy(raw: Params, preset: str) -> Params:
-    """What is kept of raw parameters: for pixel both patterns clipped, without values under one 8-bit level."""
+    """Return the raw parameters in the form in which they are kept.
+
+    For pixel, both patterns are clipped to [0, 1], and values under one 8-bit level become 0.
+    Otherwise nothing changes.
+    """
     if preset != "pixel":
         return raw
     return jax.tree.map(lambda part: jnp.where(part < LEVEL, 0, jnp.clip(part, 0, 1)), raw)
 
 
 def size_of(raw: Params, preset: str) -> jax.Array:
-    """What is kept small [L]: ‖mask‖₁, or for pixel the smooth count Σ max_c(tanh(p / 10) / 2 + 1/2) of both patterns."""
+    """Return the size [L] of each trigger, which the search keeps small.
+
+    It is ‖mask‖₁, or for pixel the smooth count Σ max_c(tanh(p / 10) / 2 + 1/2) of both patterns.
+    """
     if preset == "pixel":
-        # The largest first: a maximum of what a compiler may compute twice with other rounding can equal none of them, and its gradient is 0/0.
+        # The maximum is taken before tanh. A compiler may compute tanh twice, with different
+        # rounding. Then the maximum can equal none of the values, and its gradient is 0/0.
         return jnp.asarray(sum(_squash(part.max(-1) / 10).sum((-2, -1)) for part in raw.values()))
     return trigger_of(raw, preset).mask.sum((-3, -2, -1))
 
 
 def count_of(raw: Params) -> jax.Array:
-    """How many pixels [L] an additive trigger of tidied parameters changes."""
+    """Return how many pixels [L] each additive trigger changes, from tidied raw parameters."""
     return (trigger_of(raw, "pixel").pattern != 0).any(-1).sum((-2, -1)).astype(jnp.float32)
 
 
 def _squash(x: jax.Array) -> jax.Array:
+    """Map any number to (0, 1) by tanh, with Neural Cleanse's constants."""
     return jnp.tanh(x) / (2 - 1e-7) + 0.5

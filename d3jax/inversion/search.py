@@ -1,4 +1,4 @@
-"""The search for small triggers of many classes in one program: one step, and the schedule of its cost."""
+"""The search for small triggers of many classes in one program: its step and its cost schedule."""
 
 from __future__ import annotations
 
@@ -28,21 +28,29 @@ from .config import InversionConfig
 from .parameters import count_of, random_parameters, size_of, stamp, tidy, trigger_of
 
 stamp_all = jax.vmap(stamp, in_axes=(0, None), out_axes=1)
-"""Images [B, H, W, C] with each of L triggers: [B, L, H, W, C]. The batch comes first, as a mesh splits it."""
+"""Return images [B, H, W, C] with each of L triggers, as [B, L, H, W, C].
+
+The batch is the first axis, as a mesh splits it.
+"""
 
 
 def logits_of(model: Model, variables: Variables, stamped: jax.Array) -> jax.Array:
-    """Logits [B, L, K] of images [B, L, H, W, C], in eval mode."""
+    """Return the model's logits [B, L, K] of images [B, L, H, W, C], in eval mode."""
     logits = model.apply(variables, stamped.reshape(-1, *stamped.shape[2:]), train=False).logits
     return logits.reshape(*stamped.shape[:2], -1)
 
 
 class SearchState(NamedTuple):
-    """Where the search of every label [L] stands.
+    """The progress of the search for every label [L].
 
-    `cost` and what moves it (passes in a row `begun` at cost 0, `above` and `below` the threshold; whether it `went_up` and
-    `went_down`); the trigger to keep (`raw`, its `least` size and `count` of pixels), for how many passes there was no smaller one
-    (`stale`); whether it is `active` and for how many `passes` it was; sums over the pass that runs (`turned` of `seen` images, `size`).
+    - The schedule of the `cost`: `begun`, passes in a row at the threshold while the cost is 0;
+      `above` and `below`, passes in a row at the threshold and below it; whether the cost `went_up`
+      and `went_down`.
+    - The trigger to keep: its parameters `raw`, its `least` size, its `count` of pixels, and the
+      passes since then without a smaller one (`stale`).
+    - The run: whether the label is `active`, and for how many `passes` it was.
+    - Sums over the current pass: `turned` images of the `seen` ones, and the mean `size`. An image
+      is turned where the model predicts the label.
     """
 
     cost: jax.Array
@@ -66,7 +74,10 @@ class SearchState(NamedTuple):
 def start(
     key: jax.Array, labels: jax.Array, shape: tuple[int, int, int], config: InversionConfig
 ) -> TrainState:
-    """Return the state before the first step for `labels` [L] and images of `shape`; its carry is `SearchState`."""
+    """Return the state before the first step of the search, with a `SearchState` as its carry.
+
+    `labels` are [L], and `shape` is that of an image.
+    """
 
     def place(label: jax.Array) -> Params:
         return random_parameters(
@@ -76,9 +87,22 @@ def start(
     raw = jax.vmap(place)(labels)
     number, no, zero = (jnp.zeros(len(labels), dtype) for dtype in (jnp.int32, bool, jnp.float32))
     progress = SearchState(
-        cost=zero if config.wait else zero + config.cost, begun=number, above=number, below=number, went_up=no, went_down=no,
-        raw=raw, least=zero + jnp.inf, count=zero + jnp.inf, stale=number, active=~no, passes=number, turned=zero, seen=zero, size=zero,
-    )  # fmt: skip
+        cost=zero if config.wait else zero + config.cost,
+        begun=number,
+        above=number,
+        below=number,
+        went_up=no,
+        went_down=no,
+        raw=raw,
+        least=zero + jnp.inf,
+        count=zero + jnp.inf,
+        stale=number,
+        active=~no,
+        passes=number,
+        turned=zero,
+        seen=zero,
+        size=zero,
+    )
     return init_state(Variables(raw, {}), _adam(config), stream(key, "steps"), progress)
 
 
@@ -87,9 +111,11 @@ def _adam(config: InversionConfig) -> optax.GradientTransformation:
 
 
 def inversion_step(model: Model, config: InversionConfig, batches: Batches, per_pass: int) -> Step:
-    """Build one step of Adam for every label on CE(f(stamped), label) + cost · size; after every `per_pass` of them `adapt`.
+    """Build the train step that searches the triggers of all labels at once.
 
-    The model is `data.reference_params`, the labels [L] `data.loss_inputs["labels"]`, the carry is `SearchState`.
+    It is a step of Adam for every label on CE(f(stamped), label) + cost · size. After every
+    `per_pass` steps, `adapt` ends the pass. The model's variables are `data.reference_params`, the
+    labels [L] are `data.loss_inputs["labels"]`, and the carry is a `SearchState`.
     """
     return make_train_step(
         _adam(config),
@@ -102,20 +128,20 @@ def inversion_step(model: Model, config: InversionConfig, batches: Batches, per_
 
 
 def _with_cost(data: TrainData, progress: SearchState) -> TrainData:
-    """Return the data with the costs [L] of the sizes."""
+    """Return the data with the cost [L] of each label among the loss inputs."""
     return data._replace(loss_inputs=data.loss_inputs | {"cost": progress.cost})
 
 
 def _clipped(raw: Params, data: TrainData) -> Params:
-    """Return raw parameters in [0, 1]."""
+    """Return the raw parameters clipped to [0, 1]."""
     return jax.tree.map(lambda x: jnp.clip(x, 0, 1), raw)
 
 
 def inversion_loss(model: Model, config: InversionConfig) -> Loss:
-    """Build the sum over labels [L] of CE(f(stamped), label) + cost · size.
+    """Build the loss of the search: the sum over labels [L] of CE(f(stamped), label) + cost · size.
 
-    Reports, for every label, the cross-entropy `ce`, the `size`, how many images were `seen` and how many of them `turned`; for
-    pixel those of the label's own class do not count.
+    For every label it reports the cross-entropy `ce`, the `size`, how many images were `seen`, and
+    how many of them `turned` to the label. For pixel, images of the label's own class do not count.
     """
 
     def loss(raw: Params, batch_stats: Params, batch: Batch, key: jax.Array, data: TrainData):
@@ -137,7 +163,10 @@ def inversion_loss(model: Model, config: InversionConfig) -> Loss:
 
 
 def _end_of_pass(config: InversionConfig, per_pass: int) -> Advance:
-    """Build what adds a step to the sums of its pass and, where that ends, goes on with what `adapt` says."""
+    """Build the function that adds a step to the sums of its pass, and ends the pass by `adapt`.
+
+    It is an `Advance` of `make_train_step`.
+    """
 
     def advance(before: TrainState, after: TrainState, found: Reported, data: TrainData):
         progress = _added(before.carry, found, per_pass)
@@ -153,7 +182,7 @@ def _end_of_pass(config: InversionConfig, per_pass: int) -> Advance:
 
 
 def _added(progress: SearchState, found: Reported, per_pass: int) -> SearchState:
-    """Return the progress with a step's images and sizes in its sums."""
+    """Return the progress with a step's images and sizes added to the sums of its pass."""
     return progress._replace(
         turned=progress.turned + found["turned"],
         seen=progress.seen + found["seen"],
@@ -162,7 +191,7 @@ def _added(progress: SearchState, found: Reported, per_pass: int) -> SearchState
 
 
 def _metrics(progress: SearchState, found: Reported) -> Metrics:
-    """Return a step's means over the labels, and how many labels are still active."""
+    """Return a step's metrics: means over the labels, and the number of active labels."""
     return {
         "loss": (found["ce"] + progress.cost * found["size"]).mean(),
         "success": (found["turned"] / jnp.maximum(found["seen"], 1)).mean(),
@@ -174,12 +203,15 @@ def _metrics(progress: SearchState, found: Reported) -> Metrics:
 def adapt(
     progress: SearchState, before: Params, after: Params, config: InversionConfig
 ) -> tuple[Params, SearchState]:
-    """The end of a pass for every label: the raw parameters to go on with, and what is kept, what is done, the new cost.
+    """Return the raw parameters to continue with and the search state after the end of a pass.
 
-    `before` and `after` are the raw parameters around the pass's last step. At cost 0 (`wait`), `patience` passes in a row at the
-    threshold give it its first value; from there each such row raises it and each row below lowers it. A label is done when its cost
-    has gone both ways and nothing smaller came in `stop` passes. A trigger of pixel is kept only if both its size and its count of
-    pixels are smaller, and the search goes on from it, tidied.
+    `before` and `after` are the raw parameters around the pass's last step. At cost 0 (`wait`),
+    `patience` passes in a row at the threshold set the initial cost. From then on, each such row
+    raises it, and each row below the threshold lowers it. A label is done when its cost has both
+    risen and fallen and no smaller trigger was found in `stop` passes.
+
+    A trigger of pixel is kept only if both its size and its count of pixels are smaller. The search
+    then continues from it, tidied.
     """
     enough = progress.turned >= config.threshold * progress.seen
     better = progress.active & enough & (progress.size < progress.least)
@@ -195,10 +227,15 @@ def adapt(
     last = config.preset == "fixed"
     kept = progress._replace(
         raw=_choose(progress.active if last else better, candidate, progress.raw),
-        least=jnp.where(better, progress.size, progress.least), count=jnp.where(better, count, progress.count), stale=stale,
-        active=progress.active & ~done, passes=progress.passes + progress.active,
-        turned=jnp.zeros_like(progress.turned), seen=jnp.zeros_like(progress.seen), size=jnp.zeros_like(progress.size),
-    )  # fmt: skip
+        least=jnp.where(better, progress.size, progress.least),
+        count=jnp.where(better, count, progress.count),
+        stale=stale,
+        active=progress.active & ~done,
+        passes=progress.passes + progress.active,
+        turned=jnp.zeros_like(progress.turned),
+        seen=jnp.zeros_like(progress.seen),
+        size=jnp.zeros_like(progress.size),
+    )
     if not config.patience:
         return after, kept
     begun = jnp.where((progress.cost == 0) & enough, progress.begun + 1, 0)
@@ -212,13 +249,17 @@ def adapt(
         / jnp.where(fall, config.down, 1)
     )
     return after, kept._replace(
-        cost=cost, begun=jnp.where(first, 0, begun), above=jnp.where(rise, 0, above), below=jnp.where(fall, 0, below),
-        went_up=(progress.went_up & ~first) | rise, went_down=(progress.went_down & ~first) | fall,
-    )  # fmt: skip
+        cost=cost,
+        begun=jnp.where(first, 0, begun),
+        above=jnp.where(rise, 0, above),
+        below=jnp.where(fall, 0, below),
+        went_up=(progress.went_up & ~first) | rise,
+        went_down=(progress.went_down & ~first) | fall,
+    )
 
 
 def _choose(which: jax.Array, yes: Params, no: Params) -> Params:
-    """Of two trees of arrays [L, ...] one for each label [L]."""
+    """Return the arrays [L, ...] of `yes` for labels where `which` [L] is true, else of `no`."""
     return jax.tree.map(
         lambda a, b: jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b), yes, no
     )
@@ -233,15 +274,18 @@ def _best(state: TrainState) -> tuple[Params, jax.Array]:
 
 
 def kept_of(state: TrainState) -> tuple[Params, np.ndarray]:
-    """The raw parameters [L, ...] to keep, where there are none the last ones, and the passes [L]; on the host."""
+    """Return the raw parameters [L, ...] to keep and the passes [L] of a search, on the host.
+
+    Where no trigger was kept, they are the parameters after the last step.
+    """
     return jax.device_get(_best(state))
 
 
 def only(state: TrainState, rows: np.ndarray) -> TrainState:
-    """Return the state of the labels in `rows` alone."""
+    """Return the state of the search restricted to the labels in `rows`."""
 
     def take(leaf: np.ndarray) -> Any:
-        """Return the rows of an array: the labels' axis is the first of every one."""
+        """Return the rows of an array, whose first axis is the labels'."""
         return jnp.asarray(leaf[rows]) if leaf.ndim else leaf
 
     parts = {name: getattr(state, name) for name in ("variables", "opt_state", "carry")}

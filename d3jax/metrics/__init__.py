@@ -1,4 +1,4 @@
-"""Metrics: attack success, scores of training samples, similarity of images."""
+"""Metrics: attack success, detection rates, scores of training samples, image similarity."""
 
 from .attack_success import Counts, der, evaluate, make_asr, make_evaluate, make_measure, predict
 from .detection import detection_rates

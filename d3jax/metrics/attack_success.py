@@ -1,4 +1,4 @@
-"""ACC, ASR, RA and DER by the field's conventions, from exact counts."""
+"""ACC, ASR, RA and DER by the field's conventions, computed from exact counts of predictions."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ from ..runtime.compilation import fast
 
 
 class Counts(NamedTuple):
-    """Per true class [K], int32: test images and those classified right; triggered images, those that reached the
-    attacker's class, and those still classified as their true class."""
+    """Counts of test images and of predictions for each true class, int32 [K].
+
+    `clean` counts the test images, and `correct` those classified correctly. `triggered` counts the
+    triggered images, `reached` those classified as the attacker's class, and `recovered` those
+    classified as their true class.
+    """
 
     clean: Integer[Array, " K"]
     correct: Integer[Array, " K"]
@@ -30,28 +34,41 @@ class Counts(NamedTuple):
 
     @property
     def acc(self) -> float:
-        """ACC: the share of all clean test images classified right."""
+        """Return the ACC: the share of all clean test images that are classified correctly."""
         return _share(self.correct, self.clean)
 
     @property
     def acc_non_target(self) -> float:
-        """ACC without the images of the target, as some authors measure it; NaN without a trigger."""
+        """Return the ACC without the images of the target class, as some authors measure it.
+
+        NaN without triggered images.
+        """
         others = self.triggered > 0
         return _share(self.correct[others], self.clean[others])
 
     @property
     def asr(self) -> float:
-        """ASR: the share of triggered images, true class not the target, classified as the target; NaN without a trigger."""
+        """Return the ASR: the share of triggered images that are classified as the target class.
+
+        Images whose true class is the target do not count. NaN without triggered images.
+        """
         return _share(self.reached, self.triggered)
 
     @property
     def ra(self) -> float:
-        """RA: the share of the same images classified as their true class."""
+        """Return the RA: the share of triggered images that are classified as their true class.
+
+        The images are those of `asr`. NaN without triggered images.
+        """
         return _share(self.recovered, self.triggered)
 
 
 def der(before: Counts, after: Counts) -> float:
-    """Defence effectiveness rating [max(0, ΔASR) − max(0, ΔACC) + 1] / 2 with Δ = before − after (Zhu et al. 2023)."""
+    """Return the defence effectiveness rating (DER), from the counts before and after a repair.
+
+    DER = [max(0, ΔASR) − max(0, ΔACC) + 1] / 2 with Δ = before − after (Zhu et al. 2023). NaN
+    without triggered images.
+    """
     return (
         (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2
         if before.triggered.sum()
@@ -67,9 +84,10 @@ def make_evaluate(
     drift: Drift | None = None,
     trigger_first: bool = False,
 ) -> Callable[..., Counts]:
-    """Builds `evaluate(variables, trigger, test) -> Counts`, exact for any number of test images: `make_measure` without the score.
+    """Build `evaluate(variables, trigger, test) -> Counts`, which measures ACC, ASR and RA.
 
-    Raises `ConfigError` where the model or the attack was not built.
+    It is `make_measure` without the score, and takes the same arguments. The counts are exact for
+    any number of test images. Raises `ConfigError` where the model or the attack was not built.
     """
     check_built(model=model, attack=attack)
     measure = make_measure(model, attack, num_classes, batch_size, drift, trigger_first)
@@ -84,13 +102,17 @@ def make_measure(
     drift: Drift | None = None,
     trigger_first: bool = False,
 ) -> Callable[..., tuple[Counts, float]]:
-    """Builds `measure(variables, trigger, test) -> (Counts, score)`, exact for any number of test images.
+    """Build `measure(variables, trigger, test) -> (Counts, score)`, with ACC, ASR, RA and a score.
 
-    A triggered image counts when the attacker wants another class for it than its own: for all-to-one that leaves the
-    target's images out, for all-to-all none. The score is by how much the trigger raises the logit of the wanted class, on average over
-    these; NaN without any. With a `drift` it is `measure(variables, trigger, test, strengths)`: clean and
-    triggered images are drifted, the trigger pasted after that, or before (`trigger_first`); what is random in a drift belongs to the
-    image's place in `test`, and is the same for the clean and the triggered one.
+    The counts are exact for any number of test images. A triggered image counts if the attacker
+    wants another class for it than its own. All-to-one thus leaves out the target's images, and
+    all-to-all leaves out none. The score is how much the trigger raises the logit of the wanted
+    class, averaged over these images (NaN without any).
+
+    With a `drift` it is `measure(variables, trigger, test, strengths)`. Clean and triggered images
+    are then drifted. The trigger is stamped after the drift, or before it with `trigger_first`. The
+    randomness of a drift depends on the image's row in `test`, so it is the same for the clean and
+    the triggered image.
     """
     counts_of = fast(_counts_of(model, attack, num_classes, drift, trigger_first))
 
@@ -115,7 +137,10 @@ def make_asr(
     drift: Drift | None = None,
     trigger_first: bool = False,
 ) -> Callable[..., float]:
-    """Builds `asr(variables, trigger, test) -> float`: `make_evaluate`'s ASR alone, at half its cost, as clean images are not looked at."""
+    """Build `asr(variables, trigger, test) -> float`, which computes only the ASR.
+
+    It is the ASR of `make_evaluate` at half the cost, because it skips the clean images.
+    """
     counts_of = _counts_of(model, attack, num_classes, drift, trigger_first)
 
     @fast
@@ -137,7 +162,10 @@ def make_asr(
 def _counts_of(
     model: Model, attack: Attack, num_classes: int, drift: Drift | None, trigger_first: bool
 ) -> Callable[..., tuple[Counts, jax.Array]]:
-    """What is counted in one padded batch, and the sum by which the trigger raises the wanted class's logit."""
+    """Build the function that counts the predictions on one padded batch.
+
+    It returns the `Counts`, and the sum of the logit increases of the wanted class by the trigger.
+    """
 
     def counts_of(
         variables: Variables,
@@ -154,7 +182,7 @@ def _counts_of(
             if drift is None:
                 return x
             if strengths is None:
-                raise TypeError("strengths: the drift wants one for each of its kinds")
+                raise TypeError("strengths: missing; the drift needs one for each of its kinds")
             return drift(keys_of(jax.random.key(0), rows), x, strengths)
 
         stamped = (
@@ -180,10 +208,12 @@ def count(
     valid: Array,
     num_classes: int,
 ) -> Counts:
-    """Return the counts of a batch: classes [B] predicted of clean and of triggered images.
+    """Count, per true class, the predictions of a batch that are correct or reach the target.
 
-    `wanted` [B] are the attacker's labels; rows that are not `valid` [B] do not count. A prediction
-    that is no class, such as −1 for a rejected input, is neither right nor the target.
+    `predicted` [B] are the classes predicted for clean images, `triggered` [B] those for triggered
+    images, and `wanted` [B] the attacker's labels. Rows that are not `valid` [B] do not count. A
+    prediction that is not a class, such as −1 for a rejected input, is neither correct nor the
+    target.
     """
     counted = valid & (wanted != labels)
     by_class = jax.nn.one_hot(labels, num_classes, dtype=jnp.int32)
@@ -205,10 +235,10 @@ def evaluate(
     num_classes: int,
     batch_size: int = 500,
 ) -> Counts:
-    """Return the counts of anything that predicts, such as a model with an input detector.
+    """Return the `Counts` of any `predict` function, such as a model with an input detector.
 
-    `predict(images) -> labels [B]` takes float images [B, H, W, C] in [0, 1]; −1 rejects an input.
-    Models are counted by `make_evaluate`, which compiles.
+    `predict(images) -> labels [B]` takes float images [B, H, W, C] in [0, 1], and returns −1 for an
+    input that it rejects. For a plain model use `make_evaluate`, which compiles.
     """
 
     def counts(images: Any, labels: Any, rows: Any, valid: Any) -> Counts:
@@ -223,7 +253,7 @@ def evaluate(
 def predict(
     model: Model, variables: Variables, images: UInt8[Array, "B H W C"]
 ) -> Int32[jax.Array, " B"]:
-    """The class [B] of each uint8 image."""
+    """Return the predicted class [B] of each uint8 image."""
     return model.apply(variables, as_float(images), train=False).logits.argmax(-1)
 
 
@@ -234,7 +264,7 @@ def _share(part: Array, whole: Array) -> float:
 def triggered_images(
     attack: Attack, trigger: Any, images: UInt8[Array, "B H W C"]
 ) -> UInt8[jax.Array, "B H W C"]:
-    """Return uint8 images with the attacker's trigger, as a file would hold them."""
+    """Stamp the trigger on uint8 images and return them as uint8, as a file would hold them."""
     return as_levels(attack.stamp(trigger, as_float(images))).astype(jnp.uint8)
 
 
@@ -246,9 +276,9 @@ def target_share(
     stamp: Callable[[jax.Array], jax.Array],
     batch_size: int = 500,
 ) -> float:
-    """Return the share of the images of other classes that are taken for `label` when stamped.
+    """Return the share of images of other classes that are classified as `label` when stamped.
 
-    `stamp` takes float images in [0, 1] and gives uint8 ones.
+    `stamp` takes float images in [0, 1] and returns uint8 images.
     """
     rows = np.flatnonzero(np.asarray(test.labels) != label)
 

@@ -1,4 +1,4 @@
-"""How well scores and flags find what is poisoned or triggered."""
+"""Rates of detectors of poisoned samples or triggered inputs, from their scores and flags."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from ..core.records import Row
 
 FPRS = (0.01, 0.05)
-"""False-positive rates at which the true-positive rate is given."""
+"""False-positive rates at which the true-positive rate is reported."""
 
 
 def detection_rates(
@@ -16,17 +16,18 @@ def detection_rates(
     flagged: Bool[np.ndarray, " N"],
     positive: Bool[np.ndarray, " N"],
 ) -> Row:
-    """Return rates of a detector, from N scores (higher is more suspicious) and its own flags.
+    """Return the AUROC and other rates of a detector, from its scores and its flags.
 
     Args:
-        scores: float [N]; a score that is not finite ranks last on its side, NaN lowest.
-        flagged: bool [N], by the detector's own rule.
-        positive: bool [N], the truth.
+        scores: float [N], higher is more suspicious. +inf ranks highest, −inf and NaN lowest.
+        flagged: bool [N], the rows flagged by the detector's own rule.
+        positive: bool [N], the rows that are poisoned or triggered in truth.
 
     Returns:
-        `auroc`; `tpr_1` and `tpr_5`, the largest true-positive rates at false-positive rates of at
-        most 1 % and 5 %; `precision`, `recall` and `fpr` of the flags; and the numbers of `positive`
-        and `flagged`. None where a rate is not defined.
+        A dict with `auroc`, with `tpr_1` and `tpr_5`, with `precision`, `recall` and `fpr` of the
+        flags, and with the numbers of `positive` and `flagged` rows. `tpr_1` is the largest
+        true-positive rate at a false-positive rate of at most 1 %, and `tpr_5` that at 5 %. A rate
+        that is not defined is None.
     """
     flagged, positive = np.asarray(flagged, bool), np.asarray(positive, bool)
     count, hits = int(flagged.sum()), int((flagged & positive).sum())
@@ -49,6 +50,6 @@ def detection_rates(
 
 
 def _ranks(scores: Float[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
-    """Return the rank [N] of every score among the different ones; NaN is below all."""
+    """Return the rank [N] of every score among the distinct scores, with NaN ranked as −inf."""
     known = np.where(np.isnan(scores), -np.inf, scores)
     return np.unique(known, return_inverse=True)[1]

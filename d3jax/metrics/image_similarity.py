@@ -1,4 +1,7 @@
-"""How far a triggered image is from its clean one: PSNR, SSIM and the largest difference. Images are [B, H, W, C] in [0, 1]."""
+"""Similarity of triggered images to their clean ones: PSNR, SSIM and the largest difference.
+
+Images are [B, H, W, C] in [0, 1].
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,16 @@ from jaxtyping import Float32
 from ..core.types import Array
 
 WINDOW, SIGMA = 11, 1.5
-"""SSIM's Gaussian window in pixels and its deviation; a smaller image is one window."""
+"""Size and standard deviation of SSIM's Gaussian window, in pixels.
+
+An image smaller than that is one window.
+"""
 
 
 def psnr(
     images: Float32[jax.Array, "B H W C"], others: Float32[jax.Array, "B H W C"]
 ) -> Float32[jax.Array, " B"]:
-    """Peak signal-to-noise ratio [B] in dB, infinite where nothing differs."""
+    """Return the peak signal-to-noise ratio [B] of image pairs in dB, infinite for equal images."""
     return _decibels(((images - others) ** 2).mean((1, 2, 3)))
 
 
@@ -27,7 +33,10 @@ def _decibels(error: jax.Array) -> jax.Array:
 def ssim(
     images: Float32[jax.Array, "B H W C"], others: Float32[jax.Array, "B H W C"]
 ) -> Float32[jax.Array, " B"]:
-    """Structural similarity [B] (Wang, Bovik, Sheikh and Simoncelli 2004), the mean over channels and over whole windows."""
+    """Return the structural similarity (SSIM) [B] of image pairs.
+
+    Wang, Bovik, Sheikh and Simoncelli 2004. It is the mean over channels and over whole windows.
+    """
     windows = [jnp.asarray(_windows(side)) for side in images.shape[1:3]]
 
     def blur(x):
@@ -44,15 +53,18 @@ def ssim(
 def largest(
     images: Float32[jax.Array, "B H W C"], others: Float32[jax.Array, "B H W C"]
 ) -> Float32[jax.Array, " B"]:
-    """The largest difference [B] of a pixel in one channel, ℓ∞."""
+    """Return the largest absolute difference [B] of image pairs, over pixels and channels (ℓ∞)."""
     return jnp.abs(images - others).max((1, 2, 3))
 
 
 def likeness(
     images: Float32[Array, "B H W C"], others: Float32[Array, "B H W C"]
 ) -> dict[str, float]:
-    """Means over the images: `psnr` in dB (of the mean square error, so that unchanged images count), `ssim`, and `largest` in 8-bit
-    levels."""
+    """Return `psnr`, `ssim` and `largest` of two sets of images, averaged over the images.
+
+    `psnr` in dB is that of the mean squared error over all images, so that it stays finite where
+    some images are unchanged. `largest` is in 8-bit levels.
+    """
     return {name: float(value) for name, value in _likeness(images, others).items()}
 
 
@@ -66,7 +78,10 @@ def _likeness(images: jax.Array, others: jax.Array) -> dict[str, jax.Array]:
 
 
 def _windows(side: int) -> Float32[np.ndarray, "windows side"]:
-    """The matrix [side − window + 1, side] of Gaussian means over whole windows of a line."""
+    """Return the matrix that averages a line of `side` pixels over each whole Gaussian window.
+
+    Its shape is [side − window + 1, side].
+    """
     window = min(WINDOW, side)
     weights = np.exp(-((np.arange(window) - (window - 1) / 2) ** 2) / (2 * SIGMA**2))
     rows = np.zeros((side - window + 1, side), np.float32)

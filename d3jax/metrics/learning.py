@@ -1,4 +1,4 @@
-"""How clean and poisoned training images are learned while a defence trains on both."""
+"""Metrics of how clean and poisoned training images are learned during a training."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..core.types import Model, Split, TrainState, Variables
 from .sample_scores import scores_of
 
 WATCHED = 1000
-"""Images of each sort (test, clean and poisoned training) that are measured along the way."""
+"""The largest number of test, clean and poisoned images that are measured, for each kind."""
 
 SHORT = {"cross_entropy": "ce", "entropy": "entropy", "right": "right"}
-"""What is measured of training images, and its name in a log record."""
+"""The scores measured on training images, with their names in a log record."""
 
 
 def learning_watch(
@@ -24,11 +24,12 @@ def learning_watch(
     test: Split,
     data: Callable[[], tuple[Split, np.ndarray]],
 ) -> Callable[[TrainState], LogRecord]:
-    """Return a watch of `rates` on some test images and of training images by their flags.
+    """Build a `Hooks.watch` function that measures test, clean and poisoned images.
 
-    `data()` gives the training set and which rows [N] are poisoned. Of some clean and some poisoned
-    images, under the labels they were given: mean cross-entropy and entropy, and the share taken
-    for the given label. For plots only.
+    `rates(variables, test)` returns the metrics of some test images. `data()` returns the training
+    set and the mask [N] of its poisoned rows. Some clean and some poisoned training images are
+    measured under their given labels. Their metrics are the mean cross-entropy, the mean entropy,
+    and the share classified as the given label. For plots only.
     """
     some = _some(test, np.arange(len(test.labels)))
     parts: dict[str, Split] = {}
@@ -46,12 +47,18 @@ def learning_watch(
 
 
 def _by_flag(split: Split, flags: np.ndarray) -> dict[str, Split]:
-    """Return some clean and some poisoned images; of an empty sort none."""
+    """Return some clean and some poisoned images of a split, by the names `clean` and `poisoned`.
+
+    A kind that has no images is left out.
+    """
     rows = {"clean": np.flatnonzero(~flags), "poisoned": np.flatnonzero(flags)}
     return {name: _some(split, chosen) for name, chosen in rows.items() if len(chosen)}
 
 
 def _some(split: Split, rows: np.ndarray) -> Split:
-    """Return at most `WATCHED` of the rows, spread evenly: a set may be sorted by class."""
+    """Return at most `WATCHED` of the images `rows`, spread evenly over them.
+
+    They are not the first ones, because a set may be sorted by class.
+    """
     chosen: Any = rows[np.linspace(0, len(rows) - 1, min(WATCHED, len(rows))).astype(int)]
     return Split(*(np.asarray(part)[chosen] for part in split))

@@ -1,7 +1,9 @@
-"""Scores by which a defender looks for poisoned training images, and how well each finds them. Low means suspect.
+"""Scores by which defenders search for poisoned training images, and rates of how well they do.
 
-Backdoors are learned faster than the task, so early in a training poisoned images have a low loss under the label they were given (ABL, Li
-et al., arXiv 2110.11571) and a low predictive entropy (DLP, Ying & Wu, arXiv 2406.13098, as published summaries have it).
+A low score is suspicious. Backdoors are learned faster than the task. Early in a training, poisoned
+images therefore have a low loss under their given label (ABL, Li et al., arXiv 2110.11571). They
+also have a low predictive entropy (DLP, Ying & Wu, arXiv 2406.13098, according to published
+summaries).
 """
 
 from __future__ import annotations
@@ -22,15 +24,24 @@ from ..data.batched import batched_map
 from ..runtime.compilation import fast
 
 Score = Literal["entropy", "cross_entropy", "symmetric", "mixture"]
-"""What a filter may rank by; `mixture` is the posterior of the upper of two Gaussians fitted to the cross-entropy, which ranks as
-that does, but says how many images belong below."""
+"""The scores by which a filter may rank images.
+
+`mixture` is the posterior of the upper of two Gaussians fitted to the cross-entropy. It ranks
+images as the cross-entropy does, and it also tells how many images belong to the lower Gaussian.
+"""
 
 ALPHA, BETA, FLOOR = 0.1, 1.0, 1e-4
-"""Symmetric cross-entropy as DBD has it (Huang et al., arXiv 2202.03423): α CE + β RCE, with log 0 taken as log 1e-4."""
+"""The constants α, β and ε of DBD's symmetric cross-entropy (Huang et al., arXiv 2202.03423).
+
+It is α CE + β RCE, with log 0 replaced by log ε.
+"""
 
 
 def entropy(logits: Float[jax.Array, "B K"]) -> Float32[jax.Array, " B"]:
-    """Entropy [B] of the predicted distribution, in nats; of the given label it knows nothing."""
+    """Return the entropy [B] of each row's predicted distribution, in nats.
+
+    It does not depend on the given label.
+    """
     logs = jax.nn.log_softmax(logits.astype(jnp.float32))
     return -(jnp.exp(logs) * logs).sum(-1)
 
@@ -38,7 +49,11 @@ def entropy(logits: Float[jax.Array, "B K"]) -> Float32[jax.Array, " B"]:
 def symmetric_cross_entropy(
     logits: Float[jax.Array, "B K"], labels: Int32[jax.Array, " B"]
 ) -> Float32[jax.Array, " B"]:
-    """α CE + β RCE of each row [B], in nats (Wang et al., ICCV 2019); RCE = −Σ p log q with log 1e-4 for the other classes' log 0."""
+    """Return the symmetric cross-entropy α CE + β RCE of each row [B], in nats.
+
+    Wang et al., ICCV 2019. RCE = −Σ p log q, where q is 1 for the given label. For the other
+    classes log 0 is replaced by log 1e-4.
+    """
     given = jnp.take_along_axis(jax.nn.softmax(logits.astype(jnp.float32)), labels[:, None], 1)[
         :, 0
     ]
@@ -61,7 +76,7 @@ def _scores(
 
 
 NAMES = get_args(Score)
-"""Every score there is."""
+"""The names of all scores."""
 
 
 def scores_of(
@@ -71,8 +86,12 @@ def scores_of(
     names: Sequence[str] = NAMES,
     batch_size: int = 500,
 ) -> dict[str, Float32[np.ndarray, " N"]]:
-    """The scores `names` [N] float32 of every image of a split, as they are and in eval mode; besides those of `NAMES` there is `right`,
-    1 where the model says the given label. Model outputs that are not finite score +inf, and are not right."""
+    """Return the scores `names` of every image of a split, each float32 [N].
+
+    The model runs in eval mode on images without augmentation. Besides `NAMES` there is the score
+    `right`, which is 1 where the model predicts the given label, else 0. Images whose logits are
+    not all finite score +inf, and 0 for `right`.
+    """
     compute = functools.partial(_scores, model, variables)
     found = batched_map(compute, *split, batch_size=batch_size)
     found = {name: values.astype(np.float32) for name, values in found.items()}
@@ -82,9 +101,12 @@ def scores_of(
 
 
 def mixture(values: Float[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:
-    """The posterior [N] float32 of the upper of two Gaussians that are fitted to `values` [N]; all 1 where they are all alike.
+    """Return the posterior [N] of the upper of two Gaussians that are fitted to `values` [N].
 
-    Beyond either mean it stays what it is there, and so never falls: far outside, the wider one has the greater density again.
+    The upper Gaussian is the one with the higher mean; the result is float32. Beyond either mean
+    the posterior is constant, so that it never falls as values rise. (Far outside the means, the
+    wider Gaussian would have the greater density again.) Values that are not finite have posterior
+    1. All values have it where the finite ones are equal.
     """
     from sklearn.mixture import GaussianMixture
 
@@ -102,7 +124,10 @@ def mixture(values: Float[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:
 def ranking(
     scores: Float[np.ndarray, " N"], ties: Float[np.ndarray, " N"] | None = None
 ) -> Int[np.ndarray, " N"]:
-    """Rows [N] from the lowest score up; of equal ones the one with the lower `ties` [N] comes first, then the earlier one."""
+    """Return the row numbers [N], sorted from the lowest score to the highest.
+
+    Of rows with equal scores the one with the lower `ties` [N] comes first, then the earlier one.
+    """
     return np.lexsort((np.zeros(len(scores)) if ties is None else ties, scores))
 
 
@@ -112,11 +137,16 @@ TIES = {
     "rescored": "rescored_entropy",
     "rescored_entropy": "rescored",
 }
+"""The score that breaks the ties of a score; entropy breaks those of all others."""
 
 
 def ties_of(name: str, scores: Mapping[str, np.ndarray]) -> np.ndarray:
-    """By what images are ranked [N] whose score `name` is the same, as all cross-entropies are that round to 0: by entropy, and those of
-    one entropy or posterior by cross-entropy."""
+    """Return the scores [N] that break ties between images with an equal score `name`.
+
+    Ties are common: many cross-entropies round to 0. Entropy breaks ties, except that
+    cross-entropy breaks those of `entropy` and `mixture`. `rescored` and `rescored_entropy` break
+    each other's.
+    """
     return scores[TIES.get(name, "entropy")]
 
 
@@ -125,17 +155,21 @@ def precision_recall(
     flags: Bool[np.ndarray, " N"],
     ties: Float[np.ndarray, " N"] | None = None,
 ) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
-    """Of the first k images of `ranking`, for k = 1 … N, the share that is poisoned (`flags` [N] bool), and the share of the poisoned
-    there.
+    """Return precision and recall [N] of the k images with the lowest scores, for k = 1 … N.
 
-    For logs and reports only: no defender has the flags.
+    The images are ordered by `ranking`, and `flags` [N] bool marks the poisoned ones. For logs and
+    reports only, because a defender does not have the flags.
     """
     hits = np.cumsum(np.asarray(flags)[ranking(scores, ties)])
     return hits / np.arange(1, len(hits) + 1), hits / max(int(np.sum(flags)), 1)
 
 
 def auroc(scores: Float[np.ndarray, " N"], flags: Bool[np.ndarray, " N"]) -> float:
-    """The probability that a poisoned image scores lower than a clean one, ties half; NaN without both kinds."""
+    """Return the AUROC: the probability that a poisoned image scores lower than a clean one.
+
+    Ties count one half. `flags` [N] bool marks the poisoned images. NaN unless there are both
+    kinds.
+    """
     from sklearn.metrics import roc_auc_score
 
     if not 0 < np.sum(flags) < len(flags):
@@ -144,13 +178,16 @@ def auroc(scores: Float[np.ndarray, " N"], flags: Bool[np.ndarray, " N"]) -> flo
 
 
 SHARES = (0.01, 0.05, 0.1)
-"""Shares of the images with the lowest scores for which precision and recall are given."""
+"""Shares of the images with the lowest scores, at which precision and recall are reported."""
 
 
 def curves_of(
     flags: np.ndarray, found: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return precision and recall [N] of the lowest k rows, for every score in `found` [N], by name."""
+    """Return the precision and recall curves [N] of every score in `found`, by its name.
+
+    `flags` [N] bool marks the poisoned rows. Boolean arrays and all-zero scores are left out.
+    """
     scored = [
         name
         for name, values in sorted(found.items())
@@ -164,9 +201,10 @@ def filter_rates(
     found: Mapping[str, np.ndarray],
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
 ) -> list[dict[str, Any]]:
-    """Return how well low scores find the poison: a row for every score in `found` [N].
+    """Return a table row for each score, with its AUROC, precision and recall on poisoned images.
 
-    AUROC, and precision and recall of the lowest `SHARES`; None in a clean set.
+    `found` has the scores [N], and `curves` their `curves_of`. Precision and recall are those of
+    the lowest `SHARES`. All rates are None in a clean set.
     """
     rows = []
     for name, (precision, recall) in curves.items():
@@ -181,9 +219,10 @@ def filter_rates(
 
 
 def choice_rates(flags: np.ndarray, found: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return how many `suspects` [N] bool there are, and which share of them is poisoned.
+    """Return the number of suspects, and the poisoned shares of suspects and labelled images.
 
-    And which share of the images that kept their labels (`labelled` [N] bool).
+    `found` has the masks `suspects` and `labelled` [N] bool: the latter are the images that kept
+    their labels. A share is None where its mask is empty.
     """
     shares = {f"{name}_poisoned": flags[found[name]] for name in ("suspects", "labelled")}
     means = {name: float(chosen.mean()) if len(chosen) else None for name, chosen in shares.items()}

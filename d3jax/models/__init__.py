@@ -1,7 +1,7 @@
-"""Architectures. The only place that imports flax.
+"""Architectures of image classifiers. Only this package imports flax.
 
-`models.preact_resnet18(width=64)` returns the settings, and their `build(info)` the model for images of
-a data set. `MODELS` maps `name -> (config class, constructor(config, info, dtype))`.
+`models.preact_resnet18(width=64)` returns settings, and their `build(info)` returns the model for
+images of a data set. `MODELS` maps `name -> (config class, constructor(config, info, dtype))`.
 """
 
 from ..config.fields import take_by_name

@@ -15,16 +15,20 @@ from .layers.depthwise import Depthwise
 from .layers.linen import Linear, model_of, normalise, resize
 
 DEPTHS = (3, 3, 9, 3)
-"""Blocks of each stage of ConvNeXt-T."""
+"""Number of blocks in each stage of ConvNeXt-T."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvNeXtConfig:
-    """`tiny` is ConvNeXt-T at 224 pixels (27,827,818 parameters at 10 classes), which the field starts from pretrained weights;
-    `small_images` is half as wide and cuts images of 28 or 32 pixels into patches of 2."""
+    """Settings of a ConvNeXt.
+
+    `tiny` is ConvNeXt-T at 224 pixels (27,827,818 parameters at 10 classes), which the field starts
+    from pretrained weights. `small_images` is half as wide and cuts images of 28 or 32 pixels into
+    patches of 2.
+    """
 
     preset: Literal["tiny", "small_images"] = option(
-        "small_images", "where everything below comes from unless given"
+        "small_images", "preset of the settings below; given ones take precedence"
     )
     resize: int = option(0, "pixels to which images are enlarged first (0: as they are)", low=0)
     patch: int = option(2, "side of the stem's patches in pixels", low=1)
@@ -36,7 +40,7 @@ class ConvNeXtConfig:
         check_fields(self)
 
     def build(self, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-        """Return the model for images of a data set."""
+        """Build the model for images of the data set that `info` describes."""
         return make_convnext(self, info, dtype)
 
 
@@ -81,9 +85,14 @@ class _ConvNeXt(nn.Module):
             side = 2 if stage > 1 else self.config.patch
             x = norm(f"norm{stage}")(x) if stage > 1 else x
             x = nn.Conv(
-                self.config.width << stage - 1, (side, side), (side, side), "VALID", dtype=self.dtype,
-                kernel_init=nn.initializers.truncated_normal(0.02), name=f"down{stage}",
-            )(x)  # fmt: skip
+                self.config.width << stage - 1,
+                (side, side),
+                (side, side),
+                "VALID",
+                dtype=self.dtype,
+                kernel_init=nn.initializers.truncated_normal(0.02),
+                name=f"down{stage}",
+            )(x)
             x = norm("norm1")(x) if stage == 1 else x
             for i in range(depth):
                 x = _Block(self.dtype, name=f"block{stage}_{i + 1}")(x, active)
@@ -93,13 +102,16 @@ class _ConvNeXt(nn.Module):
 
 
 def make_convnext(config: ConvNeXtConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-    """ConvNeXt-T's layers for images of `info.shape`; features `block1`…`block4` [B, h, w, c] and `penultimate` [B, 8·width].
+    """Return a ConvNeXt with the layers of ConvNeXt-T for images of `info.shape`.
 
-    Deviation: no stochastic depth. Raises `ConfigError` for images too small to be halved three times behind the stem.
+    Its features include `block1`…`block4` [B, h, w, c] and `penultimate` [B, 8·width]. Deviation:
+    there is no stochastic depth. Raises `ConfigError` for images that are too small to be halved
+    three times after the stem.
     """
     side = config.resize or min(info.shape[:2])
     if side // config.patch < 8:
         raise ConfigError(
-            f"model: images of {side} pixels in patches of {config.patch} cannot be halved three times; want {8 * config.patch}"
+            f"model: images of {side} pixels in patches of {config.patch} cannot be halved "
+            f"three times; want {8 * config.patch}"
         )
     return model_of(_ConvNeXt(config, info, dtype), info)

@@ -1,4 +1,4 @@
-"""PreActResNet18 (He et al. 2016, arXiv 1603.05027) as BackdoorBench and its relatives run it."""
+"""PreActResNet18 (He et al. 2016, arXiv 1603.05027), in the variant of BackdoorBench."""
 
 from __future__ import annotations
 
@@ -18,24 +18,29 @@ from .layers.norm import BatchNorm
 
 @dataclasses.dataclass(frozen=True)
 class PreActResNet18Config:
-    """`width` 64 is the published net (11,171,146 parameters at 10 classes, 3 channels); a narrower one must be labelled."""
+    """Settings of PreActResNet18.
+
+    `width` 64 is the published network, with 11,171,146 parameters at 10 classes and 3 channels.
+    Results of a narrower one must be labelled as such.
+    """
 
     width: int = option(
-        64, "channels of the first stage (64: the published net)", low=1, high=MOST_CHANNELS
+        64, "channels of the first stage (64: the published network)", low=1, high=MOST_CHANNELS
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-        """Return the model for images of a data set."""
+        """Build the model for images of the data set that `info` describes."""
         return make_preact_resnet18(self, info, dtype)
 
 
 class Block(nn.Module):
-    """Two 3×3 convolutions, each after a BatchNorm and a ReLU, and a shortcut: 1×1 where the shape changes.
+    """A pre-activation residual block: two 3×3 convolutions, each after a BatchNorm and a ReLU.
 
-    Activations: `relu1`, `conv1`, `relu2`, `conv2` and the block's output, after its name.
+    Where the shape changes, the shortcut is a 1×1 convolution. Activations are `relu1`, `conv1`,
+    `relu2`, `conv2` and the block's output, which has the block's name.
     """
 
     channels: int
@@ -75,9 +80,10 @@ class _PreActResNet(nn.Module):
 def make_preact_resnet18(
     config: PreActResNet18Config, info: DataInfo, dtype: jnp.dtype = jnp.float32
 ) -> Model:
-    """PreActResNet18 for images of `info.shape`; features `block1`…`block4` [B, h, w, c] and `penultimate` [B, 8·width].
+    """Return PreActResNet18 for images of `info.shape`.
 
-    Deviations of this variant from He et al., as the field runs it: no norm or ReLU after the last block, and the 1×1
+    Its features include `block1`…`block4` [B, h, w, c] and `penultimate` [B, 8·width]. The field's
+    variant deviates from He et al.: the last block has no norm or ReLU after it, and the 1×1
     shortcut acts on the activated input. Running variances are the biased ones (PyTorch: unbiased).
     """
     blocks = [[stage > 0, False] for stage in range(4)]
@@ -87,7 +93,7 @@ def make_preact_resnet18(
 def block_norms(stages: Sequence[Sequence[bool]]) -> tuple[NormLayer, ...]:
     """Return the BatchNorm layers of pre-activation blocks, in order.
 
-    `stages` say of every block of every stage whether it has a convolution as its shortcut.
+    `stages` holds, for every block of every stage, whether its shortcut is a convolution.
     """
     norms, before, identity, entry = [], (("stem",),), False, "stem"
     for stage, blocks in enumerate(stages, 1):
@@ -97,14 +103,16 @@ def block_norms(stages: Sequence[Sequence[bool]]) -> tuple[NormLayer, ...]:
             sides = (side,) if shortcut else ()
             own = (name, "BatchNorm_0"), (name, "BatchNorm_1")
             norms += [
-                NormLayer(own[0], before, before[-1], (first, *sides), entry, f"{name}/relu1", identity),
+                NormLayer(
+                    own[0], before, before[-1], (first, *sides), entry, f"{name}/relu1", identity
+                ),
                 NormLayer(own[1], (first,), first, (second,), f"{name}/conv1", f"{name}/relu2"),
-            ]  # fmt: skip
+            ]
             before, identity, entry = (second, *sides), not shortcut, name
         entry = f"block{stage}"
     return tuple(norms)
 
 
 def count_parameters(params) -> int:
-    """The number of trainable scalars."""
+    """Return the number of scalars in a pytree of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,4 +1,7 @@
-"""ResNet-18, -34 and -50 (He et al. 2016, arXiv 1512.03385) as torchvision has them, and with the stem for small images."""
+"""ResNet-18, -34 and -50 (He et al. 2016, arXiv 1512.03385), as in torchvision.
+
+A second stem, a single 3×3 convolution, is for small images.
+"""
 
 from __future__ import annotations
 
@@ -16,38 +19,45 @@ from .layers.linen import Linear, model_of, normalise
 from .layers.norm import BatchNorm
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
-"""Blocks of each stage, by depth."""
+"""Number of blocks in each stage, by depth."""
 KERNELS = {18: (3, 3), 34: (3, 3), 50: (1, 3, 1)}
-"""Sizes of a block's convolutions, by depth. The stride is that of the first one of 3×3."""
+"""Sizes of a block's convolutions, by depth. The first 3×3 convolution has the block's stride."""
 EXPANSION = 4
-"""Channels that a bottleneck block gives, in those of its middle."""
+"""Ratio of a bottleneck block's output channels to the channels of its 3×3 convolution."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
-    """Default: ResNet-18 for images of 32 pixels. `width` 64 is the published net; a narrower one must be labelled."""
+    """Settings of ResNet-18, -34 or -50.
 
-    depth: Literal[18, 34, 50] = option(18, "layers; 50 has bottleneck blocks")
+    The default is ResNet-18 for images of 32 pixels. `width` 64 is the published network.
+    Results of a narrower one must be labelled as such.
+    """
+
+    depth: Literal[18, 34, 50] = option(18, "number of layers; 50 has bottleneck blocks")
     stem: Literal["small", "imagenet"] = option(
         "small",
-        "small: a 3×3 convolution; imagenet: 7×7 of stride 2, then a pooling (224 pixels, torchvision's)",
+        "small: a 3×3 convolution; imagenet: a 7×7 one of stride 2, then a pooling, "
+        "as in torchvision for 224 pixels",
     )
     width: int = option(
-        64, "channels of the first stage (64: the published nets)", low=1, high=MOST_CHANNELS
+        64, "channels of the first stage (64: the published networks)", low=1, high=MOST_CHANNELS
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-        """Return the model for images of a data set."""
+        """Build the model for images of the data set that `info` describes."""
         return make_resnet(self, info, dtype)
 
 
 class _Block(nn.Module):
-    """Convolutions, each before a BatchNorm, the last norm added to a shortcut and then a ReLU.
+    """A residual block: convolutions, each followed by a BatchNorm, and a ReLU of the sum.
 
-    Activations: `conv1`, `relu1`, … and `norm` before the sum; `shortcut`; the output, after the block's name.
+    The sum is of the last norm's output and a shortcut. Activations are `conv1`, `relu1`, … and
+    `norm` before the sum, `shortcut` (the output of its convolution), and the block's output, which
+    has the block's name.
     """
 
     channels: tuple[int, ...]
@@ -87,7 +97,7 @@ class _ResNet(nn.Module):
         x = BatchNorm(train, self.dtype, name="norm")(active("stem", x))
         x = active("relu", nn.relu(x))
         if large:
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]  # its hint forgets pairs
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]  # its type hint lacks pairs
         for stage, count in enumerate(BLOCKS[config.depth], 1):
             for block in range(1, count + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
@@ -100,22 +110,24 @@ class _ResNet(nn.Module):
 
 
 def make_resnet(config: ResNetConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-    """A ResNet for images of `info.shape`; features `block1`…`block4` [B, h, w, c] and `penultimate` [B, 8·width] (ResNet-50: 32·width).
+    """Return a ResNet for images of `info.shape`.
 
-    The stride of a bottleneck block is that of its 3×3 convolution, as torchvision has it (the paper: of the first 1×1).
-    Deviation: running variances are the biased ones (PyTorch: unbiased).
+    Its features include `block1`…`block4` [B, h, w, c] and `penultimate`, which is [B, 8·width], or
+    [B, 32·width] for ResNet-50. In a bottleneck block, the 3×3 convolution has the stride, as in
+    torchvision (in the paper: the first 1×1). Deviation: running variances are the biased ones
+    (PyTorch: unbiased).
     """
     return model_of(_ResNet(config, info, dtype), info, tuple(_norms(config)))
 
 
 def channels_of(config: ResNetConfig, stage: int) -> tuple[int, ...]:
-    """Return the channels that the convolutions of a block of stage 1 to 4 give."""
+    """Return the output channels of each convolution in a block of a stage from 1 to 4."""
     wide = config.width << (stage - 1)
     return (wide, wide, EXPANSION * wide) if config.depth == 50 else (wide, wide)
 
 
 def has_shortcut(config: ResNetConfig, stage: int, block: int) -> bool:
-    """Return whether a block's shortcut is a convolution: where the shape changes."""
+    """Return whether a block's shortcut is a convolution, as it is where the shape changes."""
     return block == 1 and (stage > 1 or config.depth == 50)
 
 
@@ -124,12 +136,12 @@ def _strided(kernels: tuple[int, ...]) -> int:
 
 
 def _norms(config: ResNetConfig) -> Iterator[NormLayer]:
-    """Yield the BatchNorm layers in torchvision's order; a shortcut's follows those of its block."""
+    """Yield the BatchNorm layers in torchvision's order: a shortcut's after those of its block."""
     counts, last = BLOCKS[config.depth], len(KERNELS[config.depth])
     places = [(stage, i) for stage, count in enumerate(counts, 1) for i in range(1, count + 1)]
 
     def readers(place: tuple[int, int] | None) -> tuple[Path, ...]:
-        """Return the layers that read what a block gets, or what the head does (None)."""
+        """Return the layers that read the input of the block at `place`; None means the head."""
         if place is None:
             return (("head",),)
         name = f"block{place[0]}_{place[1]}"

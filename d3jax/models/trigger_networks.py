@@ -15,20 +15,23 @@ from .layers.linen import Linear, model_of, normalise
 from .layers.norm import BatchNorm
 
 HALVINGS = 4
-"""Of StegaStamp's encoder, where the image allows as many."""
+"""Largest number of halvings in SSBA's encoder, as in StegaStamp."""
 
 
 def generator(info: DataInfo, width: int, channels: int) -> Model:
-    """Input-aware's generator (as many `channels` as the image) or mask net (1): logits [B, H, W, channels] of pixels.
+    """Return Input-aware's generator or mask network, which maps images to pixel logits.
 
-    An autoencoder without skips, `width` 32 in the paper's net (723,273 and 722,691 parameters at 3 and 1 channels of 32×32
-    images): three halvings, two where the sides are no multiples of 8. Its outputs are before the squashing. Raises
-    `ConfigError` where they are no multiples of 4.
+    The logits are [B, H, W, channels], before the squashing. The generator has as many `channels`
+    as the image, the mask network has 1. The network is an autoencoder without skips. It halves the
+    image three times, or twice where the sides are not multiples of 8. The paper's `width` is 32.
+    It gives 32×32 images a network of 723,273 parameters at 3 channels and 722,691 at 1 channel.
+    Raises `ConfigError` where the sides are not multiples of 4.
     """
     height, width_of_image = info.shape[:2]
     refuse(
         height % 4 or width_of_image % 4,
-        f"its nets halve an image twice: {height}×{width_of_image} pixels are no multiples of 4",
+        "its networks halve an image twice: "
+        f"{height}×{width_of_image} pixels are not multiples of 4",
     )
     halvings = 3 if all(side % 8 == 0 for side in info.shape[:2]) else 2
     return model_of(_Generator(info, width, channels, halvings), info)
@@ -57,10 +60,12 @@ class _Generator(nn.Module):
 
 
 def encoder(info: DataInfo, width: int, bits: int) -> tuple[Callable, Callable]:
-    """SSBA's encoder as (init, apply): `init(key) -> params`, `apply(params, images, secrets [B, bits]) -> residual [B, H, W, C]`.
+    """Return SSBA's encoder, which hides secret bits in images, as functions (init, apply).
 
-    StegaStamp's U-Net (Tancik et al. 2020, arXiv 1904.05343), `width` 32 in theirs, with up to four halvings, as many as the sides
-    allow. Deviations: the secret enters at full size; kernels behind a doubling are 3×3, theirs 2×2.
+    `init(key) -> params`, and `apply(params, images, secrets [B, bits]) -> residual [B, H, W, C]`.
+    The network is StegaStamp's U-Net (Tancik et al. 2020, arXiv 1904.05343), where `width` is 32.
+    It has up to four halvings, as many as the sides allow. Deviations: the secret enters at full
+    size; kernels after a doubling are 3×3 (StegaStamp: 2×2).
     """
     halvings = next(
         n for n in range(HALVINGS, -1, -1) if all(side % (1 << n) == 0 for side in info.shape[:2])
@@ -93,7 +98,10 @@ class _Encoder(nn.Module):
 
 
 def decoder(info: DataInfo, width: int, bits: int) -> tuple[Callable, Callable]:
-    """SSBA's decoder as (init, apply): `apply(params, images) -> logits [B, bits]` of the bits hidden in the images."""
+    """Return SSBA's decoder, which reads the hidden bits from images, as functions (init, apply).
+
+    `init(key) -> params`, and `apply(params, images) -> logits [B, bits]`.
+    """
     net = _Decoder(width, bits)
     init = jax.jit(lambda key: net.init(key, jnp.zeros((1, *info.shape)))["params"])
     return init, lambda params, images: net.apply({"params": params}, images)
@@ -115,5 +123,6 @@ class _Decoder(nn.Module):
 
 
 def _double(x: jax.Array) -> jax.Array:
+    """Enlarge x [B, h, w, C] to [B, 2h, 2w, C] bilinearly."""
     b, h, w, c = x.shape
     return jax.image.resize(x, (b, 2 * h, 2 * w, c), "bilinear")

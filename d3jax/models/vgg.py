@@ -1,4 +1,8 @@
-"""VGG19 with batch normalisation (Simonyan and Zisserman 2015, arXiv 1409.1556; Ioffe and Szegedy 2015, arXiv 1502.03167)."""
+"""VGG19 with batch normalisation.
+
+VGG: Simonyan and Zisserman 2015, arXiv 1409.1556. Batch normalisation: Ioffe and Szegedy 2015,
+arXiv 1502.03167.
+"""
 
 from __future__ import annotations
 
@@ -16,28 +20,36 @@ from .layers.linen import Linear, model_of, normalise
 from .layers.norm import BatchNorm
 
 STAGES = ((1, 2), (2, 2), (4, 4), (8, 4), (8, 4))
-"""Of each stage its channels, in widths, and how many convolutions it has; a pooling by 2 ends it."""
+"""Channels of each stage in multiples of `width`, and its number of convolutions.
+
+A pooling by 2 ends each stage.
+"""
 POOLED = 7
-"""Side to which torchvision pools what the convolutions give, whatever the image's size."""
+"""Side to which torchvision pools the last feature maps, whatever the size of the image."""
 
 
 @dataclasses.dataclass(frozen=True)
 class VGG19BNConfig:
-    """`width` 64 with the `torchvision` classifier is the published net (139,622,218 parameters at 10 classes)."""
+    """Settings of VGG19 with batch normalisation.
+
+    `width` 64 with the `torchvision` classifier is the published network, with 139,622,218
+    parameters at 10 classes.
+    """
 
     width: int = option(
-        64, "channels of the first stage (64: the published net)", low=1, high=MOST_CHANNELS
+        64, "channels of the first stage (64: the published network)", low=1, high=MOST_CHANNELS
     )
     classifier: Literal["torchvision", "linear"] = option(
         "torchvision",
-        "torchvision: 7×7 pooled features and two hidden layers of 64·width; linear: their mean, one layer",
+        "torchvision: 7×7 pooled features, then two hidden layers of 64·width; "
+        "linear: mean features, then no hidden layer",
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-        """Return the model for images of a data set."""
+        """Build the model for images of the data set that `info` describes."""
         return make_vgg19_bn(self, info, dtype)
 
 
@@ -68,8 +80,11 @@ class _VGG(nn.Module):
 
 
 def adaptive_mean(x, side: int):
-    """x [B, H, W, C] → [B, side, side, C]: each output the mean over pixels ⌊iH/side⌋ to ⌈(i+1)H/side⌉ − 1, as PyTorch's
-    adaptive pooling has them. Maps smaller than `side` are repeated."""
+    """Average x [B, H, W, C] over cells to [B, side, side, C], as PyTorch's adaptive pooling does.
+
+    Output i of an axis is the mean over pixels ⌊iH/side⌋ to ⌈(i+1)H/side⌉ − 1. Maps smaller than
+    `side` are repeated.
+    """
     for axis in (1, 2):
         size = x.shape[axis]
         bounds = [(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
@@ -78,14 +93,17 @@ def adaptive_mean(x, side: int):
 
 
 def make_vgg19_bn(config: VGG19BNConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-    """VGG19-BN for images of `info.shape`; features `block1`…`block5` [B, h, w, c] and `penultimate` [B, 64·width] or [B, 8·width].
+    """Return VGG19-BN for images of `info.shape`.
 
-    Deviation: without the dropout of 0.5 between the hidden layers. Raises `ConfigError` for images under 32 pixels, of which
-    five poolings leave nothing.
+    Its features include `block1`…`block5` [B, h, w, c] and `penultimate`, which is [B, 64·width],
+    or [B, 8·width] with the linear classifier. Deviation: there is no dropout of 0.5 between the
+    hidden layers. Raises `ConfigError` for images under 32 pixels, of which five poolings leave
+    nothing.
     """
     if min(info.shape[:2]) < 32:
         raise ConfigError(
-            f"model: vgg19_bn halves images five times, those of {info.name} are {info.shape[0]}×{info.shape[1]}; want 32 or more"
+            f"model: vgg19_bn halves images five times, those of {info.name} are "
+            f"{info.shape[0]}×{info.shape[1]}; want 32 or more"
         )
     places = [
         f"{stage}_{i + 1}" for stage, (_, count) in enumerate(STAGES, 1) for i in range(count)

@@ -1,4 +1,4 @@
-"""Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929)."""
+"""Vision transformers (ViT, Dosovitskiy et al. 2021, arXiv 2010.11929)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from .layers.linen import Linear, model_of, normalise, resize
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """`b16` is ViT-B/16 at 224 pixels (85,806,346 parameters at 10 classes), which the field starts from pretrained weights;
-    `small` learns images of 28 or 32 pixels from nothing."""
+    """Settings of a vision transformer.
+
+    `b16` is ViT-B/16 at 224 pixels (85,806,346 parameters at 10 classes), which the field starts
+    from pretrained weights. `small` learns images of 28 or 32 pixels from random weights.
+    """
 
     preset: Literal["b16", "small"] = option(
-        "small", "where everything below comes from unless given"
+        "small", "preset of the settings below; given ones take precedence"
     )
     resize: int = option(0, "pixels to which images are enlarged first (0: as they are)", low=0)
     patch: int = option(4, "side of a patch in pixels", low=1)
-    width: int = option(192, "numbers a token has", low=1, high=MOST_CHANNELS)
-    depth: int = option(6, "layers", low=1, high=1000)
-    heads: int = option(3, "attention heads", low=1)
+    width: int = option(192, "dimension of a token", low=1, high=MOST_CHANNELS)
+    depth: int = option(6, "number of layers", low=1, high=1000)
+    heads: int = option(3, "number of attention heads", low=1)
     pool: Literal["token", "mean"] = option(
-        "mean", "what the classifier sees: the class token, or the mean over patches"
+        "mean", "input of the classifier: the class token, or the mean over patches"
     )
 
     def __post_init__(self) -> None:
@@ -37,7 +40,7 @@ class ViTConfig:
             raise ConfigError(f"heads: {self.heads} do not divide the width of {self.width}")
 
     def build(self, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-        """Return the model for images of a data set."""
+        """Build the model for images of the data set that `info` describes."""
         return make_vit(self, info, dtype)
 
 
@@ -87,7 +90,8 @@ class _ViT(nn.Module):
         config, width = self.config, self.config.width
         x = resize(normalise(images, self.info), config.resize)
         patches = (config.patch, config.patch)
-        # A product of each patch; nn.Conv with the patch as stride is the same numbers, slower backwards on CPU.
+        # One matrix product for all patches. nn.Conv with the patch as its stride gives the same
+        # numbers, but its backward pass is slower on CPU.
         x = nn.Dense(
             width, dtype=self.dtype, kernel_init=nn.initializers.lecun_normal(), name="patches"
         )(_cut(x, *patches))
@@ -105,20 +109,23 @@ class _ViT(nn.Module):
 
 
 def _cut(x, height: int, width: int):
-    """x [B, H, W, C] as patches [B, H/height · W/width, height · width · C]."""
+    """Cut x [B, H, W, C] into patches [B, H/height · W/width, height · width · C]."""
     b, rows, columns, c = x.shape
     x = x.reshape(b, rows // height, height, columns // width, width, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, -1, height * width * c)
 
 
 def make_vit(config: ViTConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-    """A vision transformer for images of `info.shape`; features `block1`… [B, tokens, width] and `penultimate` [B, width].
+    """Return a vision transformer for images of `info.shape`.
 
-    No dropout, as torchvision's default has it. Raises `ConfigError` where patches do not tile the image.
+    Its features include `block1`… [B, tokens, width] and `penultimate` [B, width]. It has no
+    dropout, which is also torchvision's default. Raises `ConfigError` where patches do not tile the
+    image.
     """
     sides = [config.resize] if config.resize else info.shape[:2]
     if any(side % config.patch for side in sides):
         raise ConfigError(
-            f"model: patches of {config.patch} pixels do not tile images of {'×'.join(map(str, sides))}"
+            f"model: patches of {config.patch} pixels do not tile images of "
+            f"{'×'.join(map(str, sides))}"
         )
     return model_of(_ViT(config, info, dtype), info)

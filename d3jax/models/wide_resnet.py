@@ -18,22 +18,28 @@ from .preact_resnet import Block, block_norms
 
 @dataclasses.dataclass(frozen=True)
 class WideResNetConfig:
-    """Default: WRN-16-1, the net of NAD's, ABL's and DLP's experiments."""
+    """Settings of a wide residual network WRN-d-k.
 
-    depth: int = option(16, "layers d: 6n + 4 for n blocks a stage", low=10, high=3004)
+    The default is WRN-16-1, the network of NAD's, ABL's and DLP's experiments.
+    """
+
+    depth: int = option(
+        16, "number of layers d: 6n + 4 for n blocks in each stage", low=10, high=3004
+    )
     width: int = option(
-        1, "k: the stages have 16k, 32k and 64k channels", low=1, high=MOST_CHANNELS
+        1, "widening factor k: the stages have 16k, 32k and 64k channels", low=1, high=MOST_CHANNELS
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.depth % 6 != 4:
             raise ConfigError(
-                f"depth: {self.depth} is not 6n + 4; near it are {self.depth // 6 * 6 + 4} and {self.depth // 6 * 6 + 10}"
+                f"depth: {self.depth} is not 6n + 4; near it are "
+                f"{self.depth // 6 * 6 + 4} and {self.depth // 6 * 6 + 10}"
             )
 
     def build(self, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-        """Return the model for images of a data set."""
+        """Build the model for images of the data set that `info` describes."""
         return make_wide_resnet(self, info, dtype)
 
 
@@ -60,9 +66,11 @@ class _WideResNet(nn.Module):
 def make_wide_resnet(
     config: WideResNetConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32
 ) -> Model:
-    """WRN-d-k for images of `info.shape`; features `block1`…`block3` [B, h, w, c] and `penultimate` [B, 64k].
+    """Return the wide residual network WRN-d-k for images of `info.shape`.
 
-    Deviations: no dropout (the paper's own default); the 1×1 shortcuts act on the activated input, as the authors' code has it.
+    Its features include `block1`…`block3` [B, h, w, c] and `penultimate` [B, 64k]. Deviations:
+    there is no dropout, which is the paper's own default; the 1×1 shortcuts act on the activated
+    input, as in the authors' code.
     """
     count = (config.depth - 4) // 6
     stages = [[stage > 0 or config.width > 1, *(count - 1) * [False]] for stage in range(3)]

@@ -1,12 +1,12 @@
-"""The report page and its pictures, made from a run folder alone. No jax in here."""
+"""The report page and its figures, made from a run folder alone, without jax."""
 
 from pathlib import Path
 
 
 def make_report(path: str | Path) -> Path:
-    """Make all tables and the page of a run folder again and return the page's path.
+    """Write all tables and the report page of a run folder again; return the page's path.
 
-    Raises `DataError` where there is no run folder of this d3jax.
+    Raises `DataError` if `path` is not a run folder of this d3jax version.
     """
     from ..results import artifacts, tables
     from .page import write_page

@@ -1,4 +1,4 @@
-"""The leaderboard of several runs as a page and as Markdown. No jax in here."""
+"""The leaderboard of several runs, as an HTML page and as Markdown, without jax."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from ..results.summary import RATES, points, spread
 from .rendering import render, seconds
 
 COLUMNS = ("Attack", "Defence", "Outcome", "ACC", "ASR", "RA", "DER", "Seeds", "Failed", "Time (s)")
-"""Columns of the Markdown table of a board; `Published` and `Runs` follow."""
+"""The first columns of a board's Markdown table; `Published` and `Runs` follow."""
 OTHERS = ("evolution", "detection")
-"""Kinds of rows that are listed and not ranked."""
+"""Kinds of rows that are listed but not ranked."""
 
 
 def leaderboard_html(boards: Sequence[Board], runs: Sequence[str]) -> str:
-    """Return the page: one file that needs no other; its tables sort when a header is clicked."""
+    """Return the leaderboard as an HTML page that needs no other file.
+
+    A click on the header of a column sorts its table.
+    """
     return render(
         "compare.html.j2",
         boards=boards,
@@ -33,30 +36,31 @@ def leaderboard_html(boards: Sequence[Board], runs: Sequence[str]) -> str:
 
 
 def leaderboard_markdown(boards: Sequence[Board], runs: Sequence[str]) -> str:
-    """Return the leaderboard as Markdown, with a heading and two tables for each board."""
+    """Return the leaderboard as Markdown, with a heading and two tables per board."""
     parts = ["# Leaderboard", _counts(boards, runs), f"Runs: {', '.join(map(_escaped, runs))}."]
     for board in boards:
         parts += [f"## {_escaped(board.label)}", *_ranking_markdown(board.ranking)]
         parts.append(_table([*COLUMNS, "Published", "Runs"], map(_markdown_row, board.rows)))
     parts.append(
-        "Numbers are in percent, mean ± sample standard deviation over seeds. DER compares with the "
-        "backdoored model (none) of the same seed. A result that several runs have counts once."
+        "Rates are in percent: mean ± sample standard deviation over seeds. DER compares with the "
+        "backdoored model (none) of the same seed. A result that appears in several runs counts "
+        "once."
     )
     return "\n\n".join(parts) + "\n"
 
 
 def place_text(place: Place) -> str:
-    """Return a rank, with = where others share it."""
+    """Return the rank of a place as text, with "=" after a tied rank."""
     return f"{place.rank}{'=' if place.tied else ''}"
 
 
 def ranking_note(ranking: Ranking) -> str:
-    """Return over what a ranking is, and what was left out of it."""
+    """Return a sentence that names the attacks of a ranking and what it leaves out."""
     if not ranking.places:
-        start = "No ranking: no attack has a DER of every defence."
+        start = "There is no ranking, because no attack has a DER for every defence."
     else:
         count = len(ranking.cases)
-        start = f"Over {_count(count, 'attack')} for which every ranked defence has a DER: "
+        start = f"Ranked over {_count(count, 'attack')} for which every ranked defence has a DER: "
         start += f"{', '.join(ranking.cases)}."
     if ranking.without:
         start += " Left out: " + "; ".join(f"{k} ({v})" for k, v in ranking.without.items()) + "."
@@ -68,12 +72,12 @@ def _counts(boards: Sequence[Board], runs: Sequence[str]) -> str:
     attacks = {row["attack"] for row in rows}
     parts = [
         _count(len(runs), "run"),
-        _count(len(boards), "board") + " (net and data set)",
+        _count(len(boards), "board") + " (one per net and data set)",
         _count(len(attacks), "attack"),
         _count(len({row["defense"] for row in rows if row["kind"] == "defense"}), "defence"),
     ]
     if evolutions := len({row["defense"] for row in rows if row["kind"] == "evolution"}):
-        parts.append(_count(evolutions, "evolution") + ", not ranked")
+        parts.append(_count(evolutions, "evolution run") + ", not ranked")
     commits = dict.fromkeys(one for row in rows for one in row["commits"].split(", ") if one)
     if len(commits) > 1:
         parts.append(f"{len(commits)} versions of d3jax (commits {', '.join(commits)})")
@@ -87,7 +91,10 @@ def _count(number: int, noun: str) -> str:
 
 
 def _glance(board: Board) -> Mapping[str, Mapping[str, Row]]:
-    """Rows by defence and case: the ranked ones by rank, then the others."""
+    """Return a board's rows by defence and case.
+
+    "none" comes first, then the ranked defences by rank, then the other defences.
+    """
     order = [place.defense for place in board.ranking.places]
     found: dict[str, dict[str, Row]] = {name: {} for name in order}
     for row in board.rows:
@@ -137,7 +144,7 @@ def _table(head: Sequence[str], rows) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text as Markdown: nothing in it is markup, ends a cell or a line."""
+    """Return `text` escaped for a Markdown table cell, on one line."""
     for sign in "\\`*_|<>[]":
         text = text.replace(sign, f"\\{sign}")
     return " ".join(text.split("\n"))

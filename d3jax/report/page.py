@@ -1,12 +1,13 @@
-"""report.html: one page, needing no other file, that shows what a study found. No jax."""
+"""The report page of a study, report.html: a single file that needs no other file and no jax."""
 
+import json
 from collections.abc import Callable, Container, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..results.artifacts import RunFolder
-from ..runtime.files import remove, write_text
+from ..runtime.files import read_json, remove, write_text
 from .rendering import Markup, drawn, render
 from .sections import (  # fmt: skip
     classes,
@@ -31,7 +32,10 @@ OVERVIEW = (
     ("", model_detection.show_table),
     ("", outcomes.show_glossary),
 )
-"""Sections on the whole study, each with the kind of node that it shows ("": all kinds)."""
+"""Sections on the whole study, as pairs (kind of node, function).
+
+A section appears if the study has a node of this kind. The kind "" stands for all kinds.
+"""
 DETAILS = (
     ("evolution", evolution.show),
     ("training_time", training_time.show),
@@ -45,18 +49,24 @@ DETAILS = (
     ("features", features.show),
     ("", curves.show),
 )
-"""Sections on one attack, likewise."""
+"""Sections on one attack, in the format of `OVERVIEW`."""
 
 
 def write_page(run: RunFolder, tables: Tables) -> Path:
-    """Write report.html into a run folder, one page that needs no other file, and figures/*.png.
+    """Write report.html and figures/*.png into a run folder; return the path of report.html.
+
+    Figures of the earlier report are deleted; figures/made.json lists them.
 
     Args:
-        run: the folder; what is missing in it is left out of the page.
+        run: the run folder; the page leaves out sections whose files are missing.
         tables: rows by the stem of their CSV file, such as "results".
     """
-    for picture in (run.path / "figures").glob("*.png"):
-        remove(picture)  # it may be an earlier study's
+    figures = run.path / "figures"
+    earlier = read_json(figures / "made.json")
+    for name in earlier if isinstance(earlier, list) else []:
+        if isinstance(name, str) and name == Path(name).name and name.endswith(".png"):
+            remove(figures / name)  # it may belong to an earlier study
+    before = _written(figures)
     study = study_of(run, tables)
     details = [
         (view.stem.name, view.attack.label, html)
@@ -73,14 +83,25 @@ def write_page(run: RunFolder, tables: Tables) -> Path:
         environment=run.environment(),
         config=run.text("config.yaml"),
     )
+    if figures.is_dir():
+        made = dict(_written(figures) - before)
+        write_text(figures / "made.json", json.dumps(sorted(made)))
     write_text(run.path / "report.html", page)
     return run.path / "report.html"
+
+
+def _written(figures: Path) -> set[tuple[str, int]]:
+    """Return the name of each figure with the time when it was written."""
+    return {(picture.name, picture.stat().st_mtime_ns) for picture in figures.glob("*.png")}
 
 
 def _sections(
     sections: Sequence[tuple[str, Callable[[Any], Markup]]], shown: Any, kinds: Container[str]
 ) -> list[Markup]:
-    """Return the sections whose kinds of node a study or an attack of it has."""
+    """Return the HTML of each section whose kind of node is in `kinds`.
+
+    `shown` is what the sections show: a `Study` or a `View`.
+    """
     return [drawn(partial(show, shown)) for kind, show in sections if not kind or kind in kinds]
 
 
@@ -90,7 +111,7 @@ def _subtitle(study: Study) -> str:
         for name, word in (("attack", "attack"), ("defense", "defence"), ("seed", "seed"))
     }
     manifest = study.run.manifest
-    counts["evolution"] = len(manifest.evolutions)
+    counts["evolution run"] = len(manifest.evolutions)
     parts = [manifest.dataset, manifest.model]
     parts += [f"{count} {word}{'s' * (count > 1)}" for word, count in counts.items() if count]
     return " · ".join(filter(None, parts))

@@ -1,4 +1,7 @@
-"""Jinja2 templates to HTML, with autoescape; pictures and the one script go into the page itself."""
+"""Rendering of Jinja2 templates to HTML.
+
+All values are escaped. Pictures and the script are embedded in the page.
+"""
 
 import base64
 import functools
@@ -22,14 +25,20 @@ SIGNS = dict.fromkeys(("kept", "not", "makes", "model"), ("bad", "✗")) | {
     "no": ("before", "•"),
     "": ("before", ""),
 }
-"""Class and sign of a verdict by its first word; the sign is there so that colour does not carry it alone."""
+"""CSS class and sign of a verdict by its first word.
+
+The sign makes the verdict readable without colour.
+"""
 
 Cell = str | tuple[str, str]
-"""A cell's text, or its text and a small one after it."""
+"""The text of a table cell, or a pair (text, small text after it)."""
 
 
 class Table(NamedTuple):
-    """A table of numbers: a heading (with a small line) for each column, a name and its cells a row."""
+    """A table of numbers for the page.
+
+    `columns` has a (heading, small line) pair per column, `rows` a (name, cells) pair per row.
+    """
 
     columns: list[tuple[str, str]]
     rows: Sequence[tuple[str, Sequence[Cell]]]
@@ -37,7 +46,10 @@ class Table(NamedTuple):
 
 @functools.cache
 def environment() -> jinja2.Environment:
-    """Return the template environment; an undefined name in a template is an error."""
+    """Return the Jinja2 environment of the report's templates.
+
+    An undefined name in a template is an error.
+    """
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader([FOLDER / "templates", FOLDER]),
         autoescape=True,
@@ -54,29 +66,32 @@ def environment() -> jinja2.Environment:
 
 
 def render(template: str, **values: Any) -> Markup:
-    """Return a template of `report/templates` filled with values, all of them escaped."""
+    """Return the HTML of a template of `report/templates` filled with escaped values."""
     return Markup(environment().get_template(template).render(**values))
 
 
 def drawn(section: Callable[[], Markup]) -> Markup:
-    """Return what a section makes, or a line that says why it is missing; others do not depend on it."""
+    """Return the HTML of a section, or an error line if the section raises.
+
+    One broken section therefore leaves the rest of the page intact.
+    """
     try:
         return section()
-    except Exception as error:  # noqa: BLE001 (whatever it is)
+    except Exception as error:  # noqa: BLE001 (any error must stay in its section)
         return render("broken.html.j2", error=f"{type(error).__name__}: {error}")
 
 
 def picture(path: Path) -> str:
-    """Return a PNG file as a data URL."""
+    """Return the contents of a PNG file as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def seconds(value: float | None) -> str:
-    """Return seconds with thin spaces between thousands; "–" for None."""
+    """Return seconds as text with thin spaces between thousands; "–" for None."""
     digits = 0 if value is not None and value >= 10 else 1
     return "–" if value is None else f"{value:,.{digits}f}".replace(",", "\u202f")
 
 
 def sign_of(words: str) -> tuple[str, str]:
-    """Return the CSS class and the sign of a verdict."""
+    """Return the CSS class and the sign of a verdict; `words` is its text."""
     return SIGNS.get(re.split("[ ,:]", words)[0], ("bad", "!"))

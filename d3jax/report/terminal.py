@@ -1,4 +1,4 @@
-"""The tables of a study in the terminal."""
+"""The result tables of a study as text for the terminal."""
 
 import io
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ NUMBERS = ("ACC", "change", "ASR", "change", "RA", "change", "DER", "seeds")
 
 
 def terminal_table(rows: Sequence[Row]) -> str:
-    """Return the study in plain text: a line for each (attack, defense), in percent.
+    """Return the results table as plain text: one line per (attack, defense), rates in percent.
 
-    It is 100 columns wide, or as wide as it needs to be.
+    The table is 100 columns wide, or wider if its contents need it.
     """
     plain = {"color_system": None, "force_terminal": False, "force_jupyter": False}
     file = io.StringIO()
@@ -33,11 +33,14 @@ def terminal_table(rows: Sequence[Row]) -> str:
 
 
 def print_table(rows: Sequence[Row], file: Any = None) -> None:
-    """Print the table: in colour to a terminal, as `terminal_table` anywhere else; none without rows."""
-    if not rows:  # of a part that has no models
+    """Print the results table, in colour on a terminal and as `terminal_table` elsewhere.
+
+    Without rows it prints nothing.
+    """
+    if not rows:  # this part of a study has no models
         return
     console = Console(file=file, highlight=False)
-    if console.is_terminal:  # a line that the terminal wraps is better than digits cut off
+    if console.is_terminal:  # a wrapped line is better than truncated digits
         _print(console, rows, "minimum", console.width)
     else:
         print(terminal_table(rows), file=file)
@@ -74,6 +77,6 @@ def _numbers(row: Row) -> list[str]:
 
 
 def print_detections(rows: Sequence[Row]) -> None:
-    """Print a line for every detection of detections.csv's rows, nothing where there are none."""
+    """Print one line per row of detections.csv, samples.csv or inputs.csv; nothing without rows."""
     if rows:
         print("\n".join(f" {detection['text']}" for detection in detections(rows)) + "\n")

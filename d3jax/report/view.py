@@ -1,4 +1,4 @@
-"""What the sections of the page are given: the whole study, or one attack of it."""
+"""The inputs of the page's sections: `Study`, the whole study, and `View`, one attack of it."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +15,10 @@ Tables = Mapping[str, Sequence[Row]]
 
 
 class Study(NamedTuple):
-    """A run folder with its tables. `rows` are those of results.csv but for evolution runs.
+    """A run folder with its tables, as the sections on the whole study need it.
 
-    `groups` are the summaries of `rows` by data set, net and attack.
+    `rows` are the rows of results.csv without those of evolution runs. `groups` holds the summaries
+    of `rows` over seeds, by data set, net and attack.
     """
 
     run: RunFolder
@@ -28,7 +29,7 @@ class Study(NamedTuple):
 
 
 class View(NamedTuple):
-    """One attack of a study: its entry, its rows of every table, and where its pictures go."""
+    """One attack of a study: its entry, its rows of every table, and the stem of its figures."""
 
     study: Study
     attack: AttackEntry
@@ -37,31 +38,31 @@ class View(NamedTuple):
 
     @property
     def unknown(self) -> bool:
-        """Return whether it stands for the trigger, if any, of a model from elsewhere."""
+        """Return whether the attack is the unknown one of an external model."""
         return bool(self.study.run.manifest.external) and not self.attack.attacked
 
     @property
     def kinds(self) -> set[str]:
-        """Return the kinds of its nodes, finished or not."""
+        """Return the kinds of this attack's nodes, finished or not."""
         nodes = self.study.run.manifest.nodes
         return {one.kind for one in nodes if one.attack == self.attack.label}
 
     def path(self, what: str) -> Path:
-        """Return the path of a picture."""
+        """Return the path of this attack's figure with the name `what`."""
         return Path(f"{self.stem}-{what}.png")
 
     def finished(self, kind: str) -> list[Finished]:
-        """Return this attack's finished nodes of a kind, in the study's order."""
+        """Return this attack's finished nodes of one kind, in the study's order."""
         return list(self.study.run.finished(kind, self.attack.label))
 
     def nodes(self, *kinds: str) -> list[NodeEntry]:
-        """Return this attack's nodes of some kinds, finished or not."""
+        """Return this attack's nodes of the given kinds, finished or not."""
         nodes = self.study.run.manifest.nodes
         return [one for one in nodes if one.attack == self.attack.label and one.kind in kinds]
 
 
 def study_of(run: RunFolder, tables: Tables) -> Study:
-    """Return a run folder with its tables as the page shows them."""
+    """Return the `Study` of a run folder and its tables."""
     nodes, every = run.manifest.nodes, tables.get("results", ())
     evolved = run.manifest.labels("evolution")
     rows = [row for row in every if row["defense"] not in evolved]
@@ -73,7 +74,10 @@ def study_of(run: RunFolder, tables: Tables) -> Study:
 
 
 def views_of(study: Study) -> Iterator[View]:
-    """Yield each attack of a study; of names that make the same file names all but one get a number."""
+    """Yield a `View` for each attack of a study.
+
+    Attacks whose labels give the same file name get a number, except the first of them.
+    """
     stems: list[str] = []
     for attack in study.run.manifest.attacks:
         stem = re.sub(r"[^a-z0-9_]+", "-", attack.label.lower()).strip("-") or "attack"

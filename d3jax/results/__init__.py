@@ -1,1 +1,1 @@
-"""What a run leaves, and the tables made of it. No jax in here."""
+"""The results of a study: files of a run folder, tables, summaries and comparisons. No jax."""

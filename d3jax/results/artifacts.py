@@ -1,4 +1,4 @@
-"""The run folder in types: what a study leaves, and how it is read again. No jax in here.
+"""The files of a run folder: their types, and functions that write and read them. No jax.
 
     RUN/
       study.json              Manifest: data set, net, attacks, every node in order
@@ -8,11 +8,11 @@
           record.json         NodeRecord: status, rows of tables, facts, checksum of the arrays
           metrics.jsonl       one log record a line
           arrays.npz          arrays that the page shows, by the names of the TypedDicts below
-          failed.json         error and traceback, where an analysis failed
-      checkpoints/            models, where the study has no cache elsewhere
+          failed.json         error and traceback, if an analysis failed
+      checkpoints/            models; shared ones are in the cache instead, if there is one
       *.csv, report.html, figures/    made from the above (`python -m d3jax.report RUN`)
 
-A node's name is `<attack>/seed<n>/<what>`. Tables and page depend on nothing but these files.
+A node's name is `<attack>/seed<n>/<what>`. Tables and page depend on these files only.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from ..runtime.files import read_json, read_sealed, read_text, remove, write_byt
 from .log_records import parse_log
 
 FORMAT = 2
-"""Version of the run folder's layout."""
+"""The version of the run folder's layout."""
 
 
 class AttackEntry(NamedTuple):
-    """An attack of a study: its `label`, whether it has a trigger, and the classes it leads to."""
+    """An attack of a study: its label, whether it has a trigger, and its target classes."""
 
     label: str
     attacked: bool
@@ -44,14 +44,14 @@ class AttackEntry(NamedTuple):
 
 
 class NodeEntry(NamedTuple):
-    """A node of a study as planned, finished or not.
+    """A planned node of a study, finished or not.
 
-    `kind` is the class of node, `attack` and `seed` say which attack run it belongs to. `label` is
-    the name of its model in tables and pictures ("none": the victim), of its detection, or "".
-    `role` says what stands in results.csv of it: the model of a "victim", a "defense" or an
-    "evolution", a "detection" that failed, or nothing (""). `rows` are the columns that identify
-    those rows, one for each seed that shares the node. `recipe` names all that makes it: a record
-    of another one is old.
+    `kind` is the class of node, and `attack` and `seed` are the attack run it belongs to. `label`
+    is the name of its model ("none" for the victim) or detection in tables and figures, or "".
+    `role` says which rows of results.csv it provides: the model of a "victim", a "defense" or an
+    "evolution", a "detection" that failed, or none (""). `rows` are the identifying columns of
+    those rows, one for each seed that shares the node. `recipe` is the hash of everything that
+    determines the node; a record with another hash is outdated.
     """
 
     name: str
@@ -65,10 +65,11 @@ class NodeEntry(NamedTuple):
 
 
 class EvolutionEntry(NamedTuple):
-    """An entry of `evolutions` in the config, whichever attacks it runs on.
+    """An entry of `evolutions` in the config, with its learning rates.
 
-    `rates` are the learning rates of every step of an update. `group` is equal where evolutions
-    differ in their rates alone; the rates are `constant`, or were `scaled` to a given mean.
+    `rates` are the learning rates of every step of an update. `group` is equal for evolutions that
+    differ in their rates only. `constant` says whether the rates are constant, and `scaled` whether
+    they were scaled to a given mean.
     """
 
     label: str
@@ -79,7 +80,10 @@ class EvolutionEntry(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """A study as planned. `external` says how a model from elsewhere was read ("" without one)."""
+    """The contents of study.json: the data, attacks, evolutions and planned nodes of a study.
+
+    `external` is a text on how an external model was read ("" without one).
+    """
 
     dataset: str
     classes: list[str]
@@ -91,12 +95,16 @@ class Manifest(NamedTuple):
     nodes: list[NodeEntry]
 
     def labels(self, role: str) -> set[str]:
-        """Return the labels of the nodes of a role, such as "evolution"."""
+        """Return the labels of the nodes with a role, such as "evolution"."""
         return {node.label for node in self.nodes if node.role == role}
 
 
 class NodeRecord(NamedTuple):
-    """What a node left: `status` "ok" or "failed: …", rows by table, and `facts` by name (JSON)."""
+    """The record of a node in record.json: its status, its rows by table, and its facts.
+
+    `status` is "ok" or "failed: …". `facts` are JSON values by name. `recipe` is the hash of
+    everything that determined the record.
+    """
 
     name: str
     recipe: str
@@ -106,11 +114,12 @@ class NodeRecord(NamedTuple):
 
 
 class SampleArrays(TypedDict, total=False):
-    """Kind `report_samples`, a node for each model of a first seed: its predicted classes.
+    """The arrays of a `report_samples` node: a model's predicted classes for the page's images.
 
-    The victim's node (label "none") also has the images: `clean` and `triggered` uint8
-    [n, H, W, C], true `labels` [n] and the attacker's `targets` [n]; its facts are `psnr` (dB),
-    `ssim` and `largest` (8-bit levels) between clean and triggered images.
+    There is a node for each model of the first seed. The victim's node (label "none") also has the
+    images: `clean` and `triggered` uint8 [n, H, W, C], true `labels` [n] and the attacker's
+    `targets` [n]. Its facts compare clean and triggered images: `psnr` (dB), `ssim` and `largest`
+    (8-bit levels).
     """
 
     predicted_clean: np.ndarray
@@ -122,10 +131,11 @@ class SampleArrays(TypedDict, total=False):
 
 
 class FeatureArrays(TypedDict):
-    """Kind `features`, a node for each model of a first seed: N clean and M triggered images.
+    """The arrays of a `features` node: a model's features of N clean and M triggered images.
 
-    `pca` and `tsne` are points [N + M, 2], clean images first; `labels` [N] are their classes.
-    Facts: `twin_distance`, `silhouette`, and `inverted`: whether the trigger is an inverted one.
+    There is a node for each model of the first seed. `pca` and `tsne` are points [N + M, 2], clean
+    images first. `labels` [N] are the classes of the clean images. Facts are `twin_distance`,
+    `silhouette`, and `inverted`: whether the trigger is an inverted one.
     """
 
     pca: np.ndarray
@@ -134,13 +144,14 @@ class FeatureArrays(TypedDict):
 
 
 class DetectionArrays(TypedDict):
-    """Kind `model_detection`: the verdict of a model detector on K classes, for a first seed.
+    """The arrays of a `model_detection` node: a model detector's verdict on K classes.
 
-    `scores` float [K] and `flagged` bool [K]; the method's own columns [K], of trigger inversion
-    `norm`, `index`, `success` and `passes`. Where the detector finds triggers, `triggers` uint8
-    [K, H, W, C] on grey, and `smallest` uint8 [n, H, W, C], the most suspicious trigger on the clean
-    images of the victim's `report_samples`. Facts: `statistic`, `threshold`, and the method's own,
-    of trigger inversion `median` and `spread` of the norms.
+    Only nodes of the first seed have arrays: `scores` float [K], `flagged` bool [K], and the
+    method's own columns [K]. Trigger inversion has the columns `norm`, `index`, `success` and
+    `passes`. If the detector finds triggers, `triggers` uint8 [K, H, W, C] shows them on grey.
+    `smallest` uint8 [n, H, W, C] is then the most suspicious trigger on the clean images of the
+    victim's `report_samples`. Facts are `statistic`, `threshold`, and the method's own. Those of
+    trigger inversion are `median` and `spread` of the norms.
     """
 
     scores: np.ndarray
@@ -150,10 +161,11 @@ class DetectionArrays(TypedDict):
 
 
 class ScoreArrays(TypedDict):
-    """Kinds `sample_detection` and `input_detection`: N samples or inputs, for a first seed.
+    """The arrays of a `sample_detection` or `input_detection` node: N scores and flags.
 
-    `scores` float [N], `flagged` bool [N] by the detector's own rule, `positive` bool [N]: whether
-    it is poisoned or triggered. Inputs are the clean test images, then the triggered ones.
+    Only nodes of the first seed have arrays: `scores` float [N], `flagged` bool [N] by the
+    detector's own rule, and `positive` bool [N], the poisoned samples or triggered inputs. Inputs
+    are the clean test images, then the triggered ones.
     """
 
     scores: np.ndarray
@@ -162,12 +174,12 @@ class ScoreArrays(TypedDict):
 
 
 class TrainingArrays(TypedDict, total=False):
-    """Kind `training_time`: what a defence found out about N training images.
+    """The arrays of a `training_time` node: a defence's choices and scores for N training images.
 
-    `flags` bool [N] are the poisoned rows, `suspects` and `labelled` bool [N] the defence's choice;
-    each score (`entropy`, `cross_entropy`, `symmetric`, `mixture`, `rescored`, `rescored_entropy`)
-    is float [N], with `precision/<score>` and `recall/<score>` [N] of its lowest k rows, k = 1 … N.
-    Fact: `first_stage`, the name of the node that its first stage is.
+    `flags` bool [N] marks the poisoned rows. `suspects` and `labelled` bool [N] are the defence's
+    choice. Each score (`entropy`, `cross_entropy`, `symmetric`, `mixture`, `rescored`,
+    `rescored_entropy`) is float [N]. `precision/<score>` and `recall/<score>` [N] are those of its
+    lowest k rows, k = 1 … N. The fact `first_stage` is the name of its first stage's node.
     """
 
     flags: np.ndarray
@@ -176,14 +188,20 @@ class TrainingArrays(TypedDict, total=False):
 
 
 class LandscapeArrays(TypedDict, total=False):
-    """Kind `loss_landscape`, a node for each attack of a first seed. Fact `defenses` lists its lines.
+    """The arrays of a `loss_landscape` node: losses on lines from the victim to repaired models.
 
-    Of each line: `<defense>/ts` [T]; `<defense>/<statistics>/<quantity>` [T], where statistics are
-    interpolated, estimated or first and quantities clean_loss, backdoor_loss, acc, asr;
-    `<defense>/taylor` [3]: value, slope, curvature; `<defense>/relative` [P] and
-    `<defense>/counts` [P, bins]: change of every tensor. `edges` [P, bins + 1] are shared; fact
-    `tensors` names the P tensors. Where there is a plane: fact `plane` names its three models,
-    `plane/places` [3, 2], `plane/xs`, `plane/ys`, `plane/clean`, `plane/backdoor` [ys, xs].
+    There is a node for each attack of the first seed. The fact `defenses` lists its lines. Each
+    line has these arrays:
+
+    - `<defense>/ts` [T]: the places on the line.
+    - `<defense>/<statistics>/<quantity>` [T]: statistics are interpolated, estimated or first, and
+      quantities are clean_loss, backdoor_loss, acc and asr.
+    - `<defense>/taylor` [3]: value, slope and curvature.
+    - `<defense>/relative` [P] and `<defense>/counts` [P, bins]: the change of every tensor.
+
+    All lines share `edges` [P, bins + 1], and the fact `tensors` names the P tensors. If there is a
+    plane, the fact `plane` names its three models. Its arrays are `plane/places` [3, 2],
+    `plane/xs`, `plane/ys`, and `plane/clean` and `plane/backdoor` [ys, xs].
     """
 
     eigenvalues: np.ndarray
@@ -191,10 +209,12 @@ class LandscapeArrays(TypedDict, total=False):
 
 
 class ForgettingArrays(TypedDict):
-    """Kind `forgetting`: a linear model's prediction for one evolution run of a first seed.
+    """The arrays of a `forgetting` node: a linear model's prediction for one evolution run.
 
-    `eigenvalues` [D], largest first; `shares` [D] of the trigger's direction along each; measured
-    `scores` [T + 1]; `left/squared` and `left/softmax` [T]: shares of the first score predicted.
+    There is a node for each evolution run of the first seed that can be predicted. `eigenvalues`
+    [D] are sorted, largest first. `shares` [D] are those of the trigger's direction along each
+    eigenvector. `scores` [T + 1] are measured. `left/squared` and `left/softmax` [T] are the
+    predicted shares of the first score.
     """
 
     eigenvalues: np.ndarray
@@ -212,7 +232,7 @@ ARRAYS = {
     "loss_landscape": LandscapeArrays,
     "forgetting": ForgettingArrays,
 }
-"""The arrays of each kind of node that leaves some."""
+"""The type of the arrays of each kind of node that has some."""
 
 
 class Finished(NamedTuple):
@@ -224,7 +244,7 @@ class Finished(NamedTuple):
 
 
 class RunFolder:
-    """A run folder to read. Raises `DataError` where there is none, or one of another layout."""
+    """A reader of a run folder. Raises `DataError` if `path` is not one, or has another layout."""
 
     def __init__(self, path: str | Path):
         self.path = user_path(path)
@@ -232,12 +252,12 @@ class RunFolder:
         self._recipes = {entry.name: entry.recipe for entry in self.manifest.nodes}
 
     def record(self, name: str) -> NodeRecord | None:
-        """Return a node's record; None where it left none, or one that is old or broken."""
+        """Return a node's record; None if it is missing, outdated or damaged."""
         record = read_record(self.path, name)
         return record if record and record.recipe == self._recipes.get(name) else None
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """Return a node's arrays for the page; {} where it left none."""
+        """Return a node's arrays for the page; {} if it has none."""
         path = self._of(name) / "arrays.npz"
         if not path.exists():
             return {}
@@ -245,12 +265,12 @@ class RunFolder:
             return dict(archive)
 
     def metrics(self, name: str) -> list[LogRecord]:
-        """Return a node's log records, in order; lines that are none are skipped, with a warning."""
+        """Return a node's log records, in order; skip damaged lines with a warning."""
         path = self._of(name) / "metrics.jsonl"
         records, damaged = parse_log(read_text(path))
         if damaged:
             skipped = f"{damaged} line{'s' * (damaged > 1)} skipped"
-            warnings.warn(f"{path}: {skipped}, as no log record", stacklevel=2)
+            warnings.warn(f"{path}: {skipped}: not a valid log record", stacklevel=2)
         return records
 
     def finished(self, kind: str, attack: str | None = None) -> Iterator[Finished]:
@@ -262,11 +282,11 @@ class RunFolder:
                     yield Finished(entry, record, self.arrays(entry.name))
 
     def text(self, name: str) -> str:
-        """Return the text of a file in the folder, such as config.yaml; "" where there is none."""
+        """Return the text of a file in the folder, such as config.yaml; "" if it is missing."""
         return read_text(self.path / name)
 
     def environment(self) -> dict[str, Any]:
-        """Return what environment.json says; {} where it is missing or cut off."""
+        """Return the contents of environment.json; {} if it is missing or damaged."""
         found = read_json(self.path / "environment.json")
         return found if isinstance(found, dict) else {}
 
@@ -275,16 +295,20 @@ class RunFolder:
 
 
 def node_folder(run: Path, name: str) -> Path:
-    """Return the folder of a node's files in a run folder."""
+    """Return the folder in a run folder that holds the files of a node."""
     return run / "nodes" / name
 
 
 ENTRIES = {"attacks": AttackEntry, "evolutions": EvolutionEntry, "nodes": NodeEntry}
-"""The lists of a manifest, by what their entries are."""
+"""The lists of a manifest, and the type of their entries."""
 
 
 def read_manifest(run: Path) -> Manifest:
-    """Return the manifest of a run folder. Raises `DataError` for anything else, in one line."""
+    """Return the manifest in a run folder's study.json.
+
+    Raises `DataError` if `run` is not a run folder, has another layout, or its study.json is
+    damaged.
+    """
     path = run / "study.json"
     if not path.is_file():
         written = (
@@ -292,7 +316,7 @@ def read_manifest(run: Path) -> Manifest:
             if (run / "metrics.jsonl").exists()
             else ""
         )
-        raise DataError(f"{run}: no run folder of d3jax, it has no study.json{written}")
+        raise DataError(f"{run}: not a run folder of d3jax, it has no study.json{written}")
     anything, found = read_json(path), read_sealed(path)
     version = anything.get("format") if isinstance(anything, dict) else None
     if isinstance(version, int) and version != FORMAT:
@@ -309,13 +333,16 @@ def read_manifest(run: Path) -> Manifest:
 
 
 def write_manifest(run: Path, manifest: Manifest) -> None:
-    """Write study.json."""
+    """Write the manifest of a study to study.json in its run folder."""
     lists = {name: [entry._asdict() for entry in getattr(manifest, name)] for name in ENTRIES}
     write_sealed(run / "study.json", {"format": FORMAT, **manifest._asdict(), **lists})
 
 
 def read_record(run: Path, name: str) -> NodeRecord | None:
-    """Return the record in a node's folder; None where there is none, or it or its arrays changed."""
+    """Return the record in a node's folder; None if it is missing or damaged.
+
+    A record is damaged if its file or its arrays were changed after writing. A warning says so.
+    """
     folder = node_folder(run, name)
     found = read_sealed(folder / "record.json")
     if found is None or found.pop("arrays", "") != _digest(folder / "arrays.npz"):
@@ -328,7 +355,10 @@ def read_record(run: Path, name: str) -> NodeRecord | None:
 def write_record(
     run: Path, record: NodeRecord, arrays: Mapping[str, np.ndarray] | None = None
 ) -> None:
-    """Write a node's record and, before it, its arrays; those of an earlier record go."""
+    """Write a node's record and its arrays; delete the arrays of an earlier record.
+
+    The arrays are written first, because the record contains their checksum.
+    """
     folder = node_folder(run, record.name)
     path = folder / "arrays.npz"
     if not arrays:
@@ -339,5 +369,5 @@ def write_record(
 
 
 def _digest(path: Path) -> str:
-    """Return the checksum of a file; "" where there is none."""
+    """Return the SHA-256 checksum of a file; "" if it is missing."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

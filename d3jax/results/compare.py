@@ -1,19 +1,21 @@
-"""One leaderboard over several run folders. No jax.
+"""Leaderboards over several run folders. No jax.
 
-A **board** is one net on one data set; its **cases** are attacks at a poison rate; each case has a
-row for the backdoored model and for every defence, over the seeds of all runs. What is kept apart:
+A **board** is one net on one data set, and its **cases** are attacks at a poison rate. Each case
+has a row for the backdoored model and for every defence, over the seeds of all runs. These rules
+decide which runs share a row:
 
-- Nets (by every setting, such as width and depth), data sets (by every setting) and numbers of
-  classes are boards of their own; poison rates are cases of their own.
-- Two runs share a case where their config.yaml agrees on all that makes the backdoored model:
-  everything but seeds, the lists of defences, evolutions and detections, `reserved`, `measured` and
-  what no number depends on. They share a defence's row where `reserved`, `measured` and the
-  defence's own entry agree too. Otherwise the rows stay apart, with the names of their runs.
-- **Duplicates**: rows of one board, case, defence and seed with the same settings and equal
-  numbers (ACC, ASR, RA, DER and their counts) are one result, such as a model from a shared cache:
-  it counts once. A run that failed or is not finished does not count where another run has the
-  result. Where numbers differ although the settings agree (another version of d3jax, another
-  device), nothing is pooled: each run has its own row, with its name.
+- Each net, data set and number of classes has its own board. Nets and data sets differ if any of
+  their settings differ, such as width and depth. Each poison rate is its own case.
+- Two runs share a case if their config.yaml agree on everything that determines the backdoored
+  model. That is all settings except the seeds, the lists of defences, evolutions and detections,
+  `reserved`, `measured`, and settings that affect no number.
+- Two runs share a defence's row if `reserved`, `measured` and the defence's own entry agree too.
+  Otherwise each has its own row, with the name of its run.
+- **Duplicates** are rows of one board, case, defence and seed with the same settings and equal
+  numbers (ACC, ASR, RA, DER and their counts). They are one result, such as a model from a shared
+  cache, and count once. A failed or unfinished run does not count if another run has the result.
+- If numbers differ although the settings agree (another version of d3jax, another device), nothing
+  is pooled. Each run then has its own row, with its name.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from .ranking import Ranking, rank
 from .summary import RATES, summarise, verdict
 
 COUNTED = (*RATES, "n_clean", "n_triggered")
-"""Columns that duplicates agree in."""
+"""Columns in which duplicates have equal values."""
 NETS = {
     "preact_resnet18": ("PreActResNet18", 64),
     "resnet": ("ResNet", None),
@@ -36,7 +38,7 @@ NETS = {
     "vit": ("ViT", None),
     "convnext": ("ConvNeXt", None),
 }
-"""Names of nets, and the width of the published one where there is only one."""
+"""Display names of nets, and the width of the published net if there is only one."""
 COLUMNS = (
     *("board", "case", "defense", "kind", "dataset", "model", "net", "classes"),
     *("attack", "poison_rate", "rank", "seeds", "failed"),
@@ -47,7 +49,10 @@ COLUMNS = (
 
 
 class Board(NamedTuple):
-    """A leaderboard of one net on one data set; rows have COLUMNS and all that `summarise` has."""
+    """The leaderboard of one net on one data set.
+
+    Its rows have `COLUMNS` and the columns of `summarise`.
+    """
 
     label: str
     rows: list[Row]
@@ -55,7 +60,11 @@ class Board(NamedTuple):
 
 
 def leaderboard(runs: Sequence[Run]) -> list[Board]:
-    """Return a board for each net and data set, in order of first appearance."""
+    """Return the leaderboards of several runs, one for each net and data set.
+
+    Boards are in order of first appearance. Boards whose labels are equal, but whose settings
+    differ, have the names of their runs in the label.
+    """
     rows = [row for run in runs for row in known_rows(run)]
     for row in rows:
         row["_board"] = _board_of(row)
@@ -69,7 +78,10 @@ def leaderboard(runs: Sequence[Run]) -> list[Board]:
 
 
 def net_name(model: str, net: str) -> str:
-    """Return a net's name with its settings: ("preact_resnet18", "width=16") is "… (narrow)"."""
+    """Return the display name of a net with its settings, such as "VGG19-BN width=16 (narrow)".
+
+    The note "(narrow)" or "(wide)" compares the width with that of the published net.
+    """
     name, published = NETS.get(model, (model, None))
     width = dict(part.split("=", 1) for part in net.split() if "=" in part).get("width", "")
     note = ""
@@ -79,7 +91,7 @@ def net_name(model: str, net: str) -> str:
 
 
 def case_name(row: Row) -> str:
-    """Return the attack of a row with its poison rate, if it has one."""
+    """Return a row's attack with its poison rate, such as "badnets (10 %)"."""
     rate = row["poison_rate"]
     return row["attack"] if rate is None else f"{row['attack']} ({100 * rate:.3g}\u00a0%)"
 
@@ -113,7 +125,10 @@ def _by(rows: Iterable[Row], *names: str) -> dict[Hashable, list[Row]]:
 
 
 def _named_cases(rows: Sequence[Row]) -> list[Row]:
-    """Rows of a board with their `case`, by attack; the run is in it where models were made apart."""
+    """Return the rows of a board with a new column `case`, grouped by attack and poison rate.
+
+    The case contains the names of the runs if runs trained different models for it.
+    """
     several = len({row["_train"] for row in rows}) > 1
     found = []
     for same in _by(rows, "attack", "poison_rate").values():
@@ -125,7 +140,10 @@ def _named_cases(rows: Sequence[Row]) -> list[Row]:
 
 
 def _named_defenses(rows: Sequence[Row]) -> list[Row]:
-    """Rows of a board whose `defense` has the run in it where that label means several things."""
+    """Return the rows of a board, with the run added to a `defense` label of several meanings.
+
+    Rows are sorted by case, with the backdoored model first.
+    """
     found = []
     for label, same in _by(rows, "defense").items():
         parts = [same] if label == ("none",) else _apart(same, "_defense")
@@ -137,7 +155,7 @@ def _named_defenses(rows: Sequence[Row]) -> list[Row]:
 
 
 def _case_rows(rows: Sequence[Row]) -> list[Row]:
-    """The leaderboard's rows of one attack and backdoored model; the model itself comes first."""
+    """Return the leaderboard's rows of one case, the backdoored model first."""
     once = {key: _once(same) for key, same in _by(rows, "defense").items()}
     found = []
     for summary in summarise([row for same in once.values() for row in same]):
@@ -165,7 +183,11 @@ def _leader_row(summary: Row, rows: Sequence[Row], dropped: int) -> Row:
 
 
 def _apart(rows: Sequence[Row], settings: str, victims_only: bool = False) -> list[list[Row]]:
-    """Rows by a column of settings, and by run too where rows (of victims) contradict each other."""
+    """Return the rows grouped by the column `settings`, and also by run if numbers differ.
+
+    Numbers differ if rows of one seed contradict each other. With `victims_only` only rows of
+    victims are compared.
+    """
     found: list[list[Row]] = []
     for group in _by(rows, settings).values():
         if _contradict([row for row in group if not victims_only or row["_kind"] == "victim"]):
@@ -176,7 +198,10 @@ def _apart(rows: Sequence[Row], settings: str, victims_only: bool = False) -> li
 
 
 def _contradict(rows: Sequence[Row]) -> bool:
-    """Whether two rows of one case, defence and seed have different numbers."""
+    """Return whether two rows of one case and seed have different numbers.
+
+    All rows are of one defence.
+    """
     numbers: dict[Hashable, set[tuple[Any, ...]]] = {}
     for row in rows:
         if row["acc"] is not None:
@@ -186,7 +211,7 @@ def _contradict(rows: Sequence[Row]) -> bool:
 
 
 def _once(rows: Sequence[Row]) -> list[Row]:
-    """One row a seed: the first that has numbers."""
+    """Return one row per seed: the first row that has numbers, or the first row."""
     kept: dict[Hashable, Row] = {}
     for row in sorted(rows, key=lambda row: row["acc"] is None):
         kept.setdefault(_seeds(row), row)

@@ -1,4 +1,4 @@
-"""Rows of several runs, with the settings that made each. No jax."""
+"""Functions that read the rows of several runs, with the settings that made each row. No jax."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from .artifacts import RunFolder
 from .tables import make_tables
 
 UNRELATED = {"seeds", "loop", "published", "cache", "features", "paths", "detections"}
-"""Settings on which no row of a board depends, or that its rows name themselves."""
+"""Settings on which no row of a board depends, or that its rows contain as columns."""
 OF_DEFENSES = {"reserved", "measured"}
-"""Settings on which only defences and evolutions depend."""
+"""Settings on which only the rows of defences and evolutions depend."""
 LISTS = {"attacks", "defenses", "evolutions"}
 
 
 class Run(NamedTuple):
-    """A run to compare: its name, rows of results, and config.yaml as `settings`.
+    """A run to compare: its name, the rows of its results.csv, and its config.yaml as `settings`.
 
-    `kinds` has the labels that are no defences: "evolution" or "detection". `settings` is None
-    where config.yaml cannot be read; such a run shares no row with another.
+    `kinds` maps the labels of evolutions and detections to "evolution" or "detection"; other labels
+    are defences. `settings` is None if config.yaml cannot be read. Such a run shares no row with
+    another run.
     """
 
     name: str
@@ -35,7 +36,10 @@ class Run(NamedTuple):
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Return the runs in run folders, each once. Raises `DataError` for any other folder."""
+    """Return the runs in several run folders; a folder that is given twice is read once.
+
+    Raises `DataError` if a folder is not a run folder.
+    """
     given = [user_path(path) for path in paths]
     folders = {path.resolve(): path for path in given}
     names = _names(list(folders))
@@ -43,17 +47,21 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def known_rows(run: Run) -> list[Row]:
-    """Return the rows of a run with more columns, for the run and the settings that made them.
+    """Return the rows of a run with added columns for the run and the settings of each row.
 
-    `_run` is its name and `_kind` one of victim, defense, evolution, detection. The others are
-    texts, equal where settings are: `_data` (data set and net), `_train` (all that every model
-    depends on), `_victim` (with the attack's entry) and `_defense` (the defence's).
+    `_run` is the name of the run, and `_kind` is victim, defense, evolution or detection. The other
+    columns are texts that are equal if the settings are equal:
+
+    - `_data`: the data set and the net.
+    - `_train`: all settings on which every model depends.
+    - `_victim`: those of `_train`, and the attack's entry.
+    - `_defense`: `reserved`, `measured` and the defence's entry.
     """
     return [_known(run, row) for row in run.rows]
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Short names of folders: the last part, and as many before it as tell them apart."""
+    """Return short names of folders: the fewest last parts of the paths that differ."""
     for count in range(1, 1 + max((len(folder.parts) for folder in folders), default=0)):
         names = ["/".join(folder.parts[-count:]) for folder in folders]
         if len(set(names)) == len(names):
@@ -116,7 +124,10 @@ def _defense_settings(run: Run, row: Row) -> dict[str, Any]:
 
 
 def _entry(run: Run, lists: Iterable[str], label: str) -> Any:
-    """The entry of a list of the config that has a label, or a name and no label."""
+    """Return the entry of the config with a label, found in one of `lists`; None without one.
+
+    An entry without a label has its name as label.
+    """
     for name in lists:
         for entry in (run.settings or {}).get(name) or ():
             named = entry if isinstance(entry, dict) else {"name": entry}

@@ -1,4 +1,4 @@
-"""Reads metrics.jsonl, one log record a line, and counts the lines that are none. No jax."""
+"""Functions that parse metrics.jsonl, which has one log record a line. No jax."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from ..core.records import LogRecord
 
 
 class LogText(NamedTuple):
-    """The log records of a metrics.jsonl, and how many of its lines are none."""
+    """The log records of a metrics.jsonl, and the number of its damaged lines."""
 
     records: list[LogRecord]
     damaged: int
 
 
 def parse_log(text: str) -> LogText:
-    """Return the log records in the text of a metrics.jsonl; a half line at its end is not counted."""
+    """Return the log records in the text of a metrics.jsonl, and the number of damaged lines.
+
+    An incomplete last line is not counted as damaged.
+    """
     lines = [line for line in text.splitlines() if line]
     records = [record for line in lines if (record := _log_record(line)) is not None]
     half = bool(lines) and not text.endswith("\n") and _log_record(lines[-1]) is None
@@ -26,7 +29,11 @@ def parse_log(text: str) -> LogText:
 
 
 def _log_record(line: str) -> LogRecord | None:
-    """Return the record of a line: a step, seconds, a loop, and metrics that are numbers or text."""
+    """Return the log record in a line, or None if the line is not one.
+
+    A log record is a JSON object whose values are numbers, text or null. It has a finite `step`.
+    Its `seconds`, if given, are finite, and its `loop`, if given, is text.
+    """
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -41,7 +48,7 @@ def _log_record(line: str) -> LogRecord | None:
 
 
 def by_loop(records: Sequence[LogRecord]) -> dict[str, list[LogRecord]]:
-    """Return log records by their loop, of each by rising step; of a step the last one counts."""
+    """Return the log records grouped by loop and sorted by step; of a step the last one is kept."""
     loops: dict[str, dict[float, LogRecord]] = {}
     for record in records:
         loops.setdefault(str(record.get("loop", "")), {})[record["step"]] = record

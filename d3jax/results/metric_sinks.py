@@ -1,6 +1,6 @@
-"""Where log records go besides metrics.jsonl: TensorBoard and Weights & Biases. No jax.
+"""The sinks of log records besides metrics.jsonl: TensorBoard and Weights & Biases. No jax.
 
-Their packages are imported when a sink is asked for.
+The package of a sink is imported only if the sink is used.
 """
 
 from __future__ import annotations
@@ -19,49 +19,58 @@ from ..core.records import LogRecord
 
 
 class Sink(Protocol):
-    """Where records go besides metrics.jsonl. `started`: whether it is open."""
+    """The interface of a sink, a destination of log records besides metrics.jsonl.
+
+    `started` says whether the sink is open.
+    """
 
     started: bool
 
     def holds(self, records: Sequence[LogRecord], changed: bool) -> bool:
-        """Return whether these records are here already; `changed`: others were before them."""
+        """Return whether the sink has all these records already.
+
+        `changed` says whether metrics.jsonl held other records before.
+        """
         ...
 
     def start(self, records: Sequence[LogRecord]) -> None:
-        """Open; `records` are all that metrics.jsonl has, in this process or an earlier one."""
+        """Open the sink and give it `records`, all records that metrics.jsonl holds.
+
+        Some of them may be from an earlier process.
+        """
         ...
 
     def write(self, record: LogRecord) -> None:
-        """Take one more record."""
+        """Write one more record to the sink."""
         ...
 
     def close(self) -> None:
-        """Leave everything on disk and close."""
+        """Write everything to disk and close the sink."""
         ...
 
 
 class TensorBoard:
-    """Write event files in RUN/tensorboard/<node>, one curve for each metric of each loop.
+    """A sink that writes TensorBoard event files in RUN/tensorboard/<node>.
 
-    At each start and reset the events are written again from metrics.jsonl, so that they hold each
-    record once: what a resumed loop took back is gone here too. A kill loses the last ten seconds
-    until the node resumes.
+    Each metric of each loop is a curve. At each start and reset the events are written again from
+    metrics.jsonl. So they hold each record once, without the records that a resumed loop removed.
+    If the process is killed, the last ten seconds are missing until the node resumes.
     """
 
     def __init__(self, package: ModuleType, run: Path, name: str):
         self.package, self.folder = package, run / "tensorboard" / name
         self.started = False
-        self._closed = self.folder / "records.txt"  # how many records a closed writer left
+        self._closed = self.folder / "records.txt"  # the number of records of a closed writer
         self._writer: Any = None
         self._count = 0
 
     def holds(self, records: Sequence[LogRecord], changed: bool) -> bool:
-        """Return whether a closed writer left these records."""
+        """Return whether a closed writer has written these records."""
         left = self._closed.read_text() if self._closed.exists() else "0"
         return not changed and not self.started and left == str(len(records))
 
     def start(self, records: Sequence[LogRecord]) -> None:
-        """Replace all events by those of `records`."""
+        """Replace all events by the events of `records`."""
         self.close()
         for path in (self._closed, *self.folder.glob("events.out.tfevents.*")):
             path.unlink(missing_ok=True)
@@ -71,7 +80,7 @@ class TensorBoard:
             self.write(record)
 
     def write(self, record: LogRecord) -> None:
-        """Add one record's metrics."""
+        """Write the metrics of one record to the event file."""
         for tag, value in _scalars(record).items():
             self._writer.add_scalar(tag, value, int(record["step"]))
         self._count += 1
@@ -85,13 +94,14 @@ class TensorBoard:
 
 
 class WandB:
-    """Log to one Weights & Biases run for each node: its group is the study, its name the node's.
+    """A sink that logs each node to a Weights & Biases run of its own.
 
-    WANDB_MODE and the other settings of wandb are honoured. A run cannot take records back. So
-    RUN/wandb/<node>/sent.txt notes what was sent, and a record that a resumed loop writes again is
-    not sent again if it is equal but for its `seconds`; one that differs is sent beside the first.
-    A kill may lose the records that wandb has not yet written. The steps of each loop are its own
-    axis (`<loop>/step`). Offline, every process that logs leaves an offline run of the same id.
+    The run's group is the study, and its name is the node's name. WANDB_MODE and the other settings
+    of wandb apply. Records that were sent to a run cannot be removed. So RUN/wandb/<node>/sent.txt
+    notes the records that were sent. When a resumed loop writes a record again, it is sent only if
+    more than its `seconds` differs; then the run has both. If the process is killed, records that
+    wandb has not yet written may be lost. The steps of each loop are an axis of their own
+    (`<loop>/step`). Offline, every process that logs makes an offline run with the same id.
     """
 
     def __init__(self, package: ModuleType, run: Path, name: str):
@@ -115,7 +125,7 @@ class WandB:
             self.write(record)
 
     def write(self, record: LogRecord) -> None:
-        """Send one record unless it was sent."""
+        """Send one record, unless it was sent before."""
         mark = _mark(record)
         if mark in self._marks:
             return
@@ -130,7 +140,7 @@ class WandB:
             file.write(mark + "\n")
 
     def close(self) -> None:
-        """Finish the run."""
+        """Finish the Weights & Biases run."""
         if self.started:
             self._run.finish()
         self.started = False
@@ -154,11 +164,14 @@ SINKS = {
     "tensorboard": ("tensorboardX", "tensorboard", TensorBoard),
     "wandb": ("wandb", "wandb", WandB),
 }
-"""Sinks by name: the package each needs, the extra of d3jax that has it, and its class."""
+"""Sinks by name: the package that each needs, the extra of d3jax that installs it, its class."""
 
 
 def check_sinks(names: Sequence[str]) -> dict[str, ModuleType]:
-    """Import the packages of sinks. Raises `ConfigError` for one unknown or not installed."""
+    """Import the packages of the named sinks and return them by sink name.
+
+    Raises `ConfigError` if a sink is unknown or its package is not installed.
+    """
     found = {}
     for name in names:
         if name not in SINKS:
@@ -168,13 +181,17 @@ def check_sinks(names: Sequence[str]) -> dict[str, ModuleType]:
             found[name] = importlib.import_module(package)
         except ImportError as error:
             raise ConfigError(
-                f"loop.sinks: {name} needs {package} ({error}): install {package} (the extra {extra})"
+                f"loop.sinks: {name} needs {package} ({error}): "
+                f"install {package} (the extra {extra})"
             ) from error
     return found
 
 
 def plain_value(value: Any) -> Any:
-    """A scalar of numpy or jax as Python's."""
+    """Return a NumPy or jax scalar as a Python scalar, for JSON.
+
+    Raises `TypeError` for any other value.
+    """
     if not hasattr(value, "item"):
         raise TypeError(f"{type(value).__name__} is no value of a log record")
     return value.item()
@@ -186,7 +203,7 @@ def _prefix(record: LogRecord) -> str:
 
 
 def _scalars(record: LogRecord) -> dict[str, float]:
-    """Metrics of a record by tag, without its text."""
+    """Return the numeric metrics of a record by tag, `<loop>/<metric>`."""
     found = {}
     for name, value in record.items():
         plain = value.item() if hasattr(value, "item") else value

@@ -1,6 +1,7 @@
-"""Logged metrics of a node: its metrics.jsonl, and TensorBoard or Weights & Biases when asked.
+"""The metric writer: it writes a node's log records to metrics.jsonl and to optional sinks.
 
-metrics.jsonl is the record; the sinks follow it. No jax in here.
+Sinks are TensorBoard and Weights & Biases. metrics.jsonl is authoritative: sinks are filled from
+it. No jax in here.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from .metric_sinks import SINKS, Sink, check_sinks, plain_value
 
 
 class MetricWriter:
-    """Write the log records of one node into its folder, `artifacts.node_folder(run, run_name)`.
+    """A writer of the log records of one node: to metrics.jsonl in its folder, and to sinks.
 
-    `sinks` are names in SINKS, and `run_name` is the node's name, which they need. A writer that is
-    not `active` (a process that is not the primary one) does nothing. The caller holds the node's
-    lock, and closes the writer.
+    The folder is `artifacts.node_folder(run, run_name)`. `sinks` are names in SINKS, and `run_name`
+    is the node's name, which sinks need. A writer that is not `active` does nothing; processes that
+    are not the primary one have such a writer. The caller holds the node's lock, and closes the
+    writer.
 
-    Raises `ConfigError` for a sink that is unknown or not installed.
+    Raises `ConfigError` if a sink is unknown or not installed.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class MetricWriter:
         self.sinks = [SINKS[name][2](package, run, run_name) for name, package in opened.items()]
 
     def write(self, loop: str, record: LogRecord) -> None:
-        """Append one record of a loop; "" is the node's first loop."""
+        """Append one log record of a loop; "" is the node's first loop."""
         if not self.active:
             return
         if not self._ready:
@@ -54,10 +56,11 @@ class MetricWriter:
             sink.write(line)
 
     def reset(self, loop: str, records: Sequence[LogRecord]) -> None:
-        """Make `records` all there is of a loop and of the loops within it ("loop/…").
+        """Replace all records of a loop, and of the loops within it ("loop/…"), by `records`.
 
-        A resumed loop takes back what it wrote after its checkpoint. Loop "" is the node itself, so
-        that nothing else is left; a record may name its own `loop`. Lines that are no records are dropped.
+        A resumed loop removes in this way what it wrote after its checkpoint. The loop "" contains
+        all others, so that only `records` remain; a record may name its own `loop`. Damaged lines
+        are dropped.
         """
         if not self.active:
             return
@@ -74,7 +77,7 @@ class MetricWriter:
         self._start([sink for sink in self.sinks if not sink.holds(lines, changed)], after)
 
     def close(self) -> None:
-        """Close the sinks; a later write opens them again."""
+        """Close the sinks; a later `write` opens them again."""
         for sink in self.sinks:
             sink.close()
         self._ready = False
@@ -89,7 +92,7 @@ class MetricWriter:
         return read_text(self.path)
 
     def _prepare(self) -> None:
-        """Before the first record: drop a half line, and start the sinks that no reset started."""
+        """Prepare for the first record: drop an incomplete last line and start idle sinks."""
         make_folder(self.path.parent)
         make_way(self.path)
         text = self._text()

@@ -1,4 +1,4 @@
-"""Rank defences over the attacks of a leaderboard by their mean DER. No jax."""
+"""The ranking of defences by their mean DER over the attacks of a leaderboard. No jax."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from ..core.records import Row
 
 
 class Place(NamedTuple):
-    """A ranked defence: means over the attacks compared, fractions in [0, 1].
+    """The place of one defence in a ranking, with its means over the compared attacks.
 
-    `rank` is 1 for the best; ties share the better rank, and `tied` says so. `spread` is the sample
-    standard deviation of DER over attacks (None for one attack). `removed` counts the attacks whose
-    backdoor is removed on every seed, `failed` the runs without numbers in all attacks.
+    Fractions are in [0, 1]. `rank` is 1 for the best; ties share the better rank and are `tied`.
+    `spread` is the sample standard deviation of DER over attacks (None for one attack). `removed`
+    counts the attacks whose backdoor is removed on every seed. `failed` counts the runs without
+    numbers over all attacks.
     """
 
     defense: str
@@ -30,8 +31,11 @@ class Place(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """Places over `cases`, which all ranked defences have; `without` maps a case or a defence that
-    was left out to the reason."""
+    """The ranking of the defences of a leaderboard.
+
+    `places` are sorted from the best on. `cases` are the compared attacks; all ranked defences have
+    a DER under each of them. `without` maps each case or defence that was left out to the reason.
+    """
 
     places: list[Place]
     cases: list[str]
@@ -39,11 +43,11 @@ class Ranking(NamedTuple):
 
 
 def rank(rows: Sequence[Row]) -> Ranking:
-    """Return the ranking of the defences in rows of one board (`case`, `kind`, `defense`, `der`, …).
+    """Return the ranking of the defences in the rows of one board, by mean DER.
 
-    Only defences that have a DER under at least half of the attacks are compared, over the attacks
-    under which all of them have one. Evolutions are not ranked. Equal to a hundredth of a point is
-    a tie.
+    Only defences that have a DER under at least half of the attacks are compared. Their means are
+    over the attacks under which all of them have a DER. Evolutions are not ranked. DERs that are
+    equal to a hundredth of a percentage point are a tie.
     """
     cells = {
         (row["defense"], row["case"]): row
@@ -86,7 +90,7 @@ def _place(defense: str, cells: Sequence[Row], rows: Sequence[Row]) -> Place:
 
 
 def _ranked(places: Sequence[Place]) -> list[Place]:
-    """Places from the best on, with their ranks."""
+    """Return the places sorted from the best on, with their ranks and ties."""
     shown = {one.defense: round(one.der, 4) for one in places}
     values: Mapping[float, int] = {
         value: sum(other > value for other in shown.values()) for value in shown.values()

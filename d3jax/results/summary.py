@@ -1,4 +1,4 @@
-"""What the rows of a study say: summaries over seeds, the outcome in words, detections. No jax."""
+"""Summaries of a study's rows: means over seeds, outcomes as text, detections as text. No jax."""
 
 from __future__ import annotations
 
@@ -10,24 +10,34 @@ from typing import Any
 from ..core.records import Row
 
 RATES = ("acc", "asr", "ra", "der")
-KEEPS = 0.5  # an ASR from here on: the backdoor works
-GONE = 0.1  # an ASR below: what a model of ten classes reaches by chance
-READ = 0.8  # RA from this share of ACC on: triggered images are read as they were
-COSTLY = 0.1  # an ACC loss from here on is a price nobody pays unasked
-NEAR = 0.1  # of the way from guessing to an ACC of 100 %: up to here a model has learned next to nothing
+KEEPS = 0.5  # the backdoor works if the ASR is at least this
+GONE = 0.1  # the backdoor is removed if the ASR is below this, the chance rate of ten classes
+READ = 0.8  # triggered images are recognised again if RA is at least this share of ACC
+COSTLY = 0.1  # an ACC loss of at least this is a large loss
+NEAR = 0.1  # ACC is near chance up to this share of the way from chance to 100 %
 
 
 def summarise(rows: Sequence[Row]) -> list[Row]:
-    """One row for each (dataset, model, attack, defense), in order of first appearance, over its seeds.
+    """Return a summary row over the seeds of each (dataset, model, attack, defense).
 
-    Returns:
-        Rows of those four names and, for each of acc, asr, ra, der, the mean (`acc`), the sample standard deviation (`acc_std`,
-        None for a single seed) and, but for der, the mean change against the backdoored model of the same seed and poison rate
-        (`acc_change`). Numbers that are None or not finite are left out. `n` counts the seeds with an ACC, `failed` those with
-        a `status` other than "ok", whose first is in `status`; `kept` counts the seeds whose ASR is 50 % or more, `worked` those
-        whose backdoored model's is (None where no such model is known), and `asr_worst` is the highest; `misread`: whether RA is below `READ` of ACC on a seed; `seconds` is a mean, with
-        what a search for a trigger took; `guesses`: whether ACC is near chance, for rows that know their number of `classes`; `untouched` counts the seeds where a defence found nothing to repair, `searched` says what
-        it found, None for defences that do not search; `published` joins what the rows stand beside, None for nothing.
+    Rows are in order of first appearance. They have those four columns and:
+
+    - `acc`, `asr`, `ra`, `der`: the mean. Numbers that are None or not finite are left out.
+    - `acc_std` (and so on): the sample standard deviation, None for a single seed.
+    - `acc_change` (and so on, but not for `der`): the mean change against the backdoored model of
+      the same seed and poison rate.
+    - `n`: the number of seeds with an ACC.
+    - `failed`: the number of seeds with a `status` other than "ok"; `status` is the first of them.
+    - `kept`: the number of seeds with an ASR of 50 % or more.
+    - `worked`: the number of seeds whose backdoored model has an ASR of 50 % or more, None if no
+      such model is known.
+    - `asr_worst`: the highest ASR.
+    - `misread`: whether RA is below `READ` of ACC on a seed.
+    - `seconds`: the mean time, including the time of a search for a trigger.
+    - `guesses`: whether ACC is near chance, for rows that have their number of `classes`.
+    - `untouched`: the number of seeds on which a defence found nothing to repair.
+    - `searched`: what a search for a trigger found, None for defences that do not search.
+    - `published`: the published numbers of the rows, joined, None without any.
     """
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in _distinct(rows):
@@ -39,7 +49,7 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
 
 
 def _distinct(rows: Sequence[Row]) -> list[Row]:
-    """The rows, a backdoored model that several seeds share counted once."""
+    """Return the rows without repetitions of a backdoored model that several seeds share."""
     models = {
         (*_run(row)[:4], row.get("attack_seed", row["seed"])): row
         for row in reversed(rows)
@@ -96,13 +106,13 @@ def _summary(key: tuple[str, ...], group: list[Row], before: Mapping[tuple[Any, 
 
 
 def _searched(row: Row) -> str:
-    """What a defence that searched for a trigger found out first."""
+    """Return a text on the class and trigger that a defence's search found."""
     if row["target"] == -1:
         return row["chosen"]
     turns = (
         ""
         if row["trigger_success"] is None
-        else f", trigger turns {100 * row['trigger_success']:.0f} %"
+        else f", inverted-trigger ASR {100 * row['trigger_success']:.0f} %"
     )
     return f"class {row['target']} {row['chosen']}{turns}"
 
@@ -112,7 +122,11 @@ def _finite(values: Any) -> list[float]:
 
 
 def verdict(row: Row) -> str:
-    """What became of the backdoor, in words, for one row of `summarise`; "" where ASR is undefined."""
+    """Return the outcome of a row of `summarise` as text, such as "removed, large ACC loss".
+
+    If no seed has numbers, it is the `status` of a failure, or "". Without an ASR it covers only an
+    ACC near chance and failed seeds.
+    """
     what = "not finished" if row["status"].startswith("not finished") else "failed"
     failed = (
         f"{what} on {row['failed']} of {row['failed'] + row['n']} seeds" if row["failed"] else ""
@@ -123,74 +137,86 @@ def verdict(row: Row) -> str:
     if row["asr"] is None:
         return ", ".join(filter(None, (guesses, failed)))
     if row["untouched"] == row["n"]:
-        return ", ".join(filter(None, ("not repaired: nothing flagged", failed)))
+        return ", ".join(filter(None, ("not repaired: no class flagged", failed)))
     kept = "" if row["kept"] == row["n"] else f" on {row['kept']} of {row['n']} seeds"
     if row["guesses"] and row["defense"] != "none":
         return ", ".join(filter(None, ("model lost", failed)))
     if row["defense"] == "none":
         words = f"backdoor works{kept}" if row["kept"] else "backdoor does not work"
     elif row["worked"] == 0:
-        words = f"makes a backdoor{kept}" if row["kept"] else "no backdoor to remove"
+        words = f"makes the backdoor work{kept}" if row["kept"] else "no backdoor to remove"
     elif row["kept"]:
         words = f"kept{kept}"
     elif row["asr_worst"] < GONE:
-        words = "disabled: still misread" if row["misread"] else "removed"
+        words = "disabled: still misclassified" if row["misread"] else "removed"
     else:
         words = (
             "not weakened"
             if row["asr_change"] is not None and row["asr_change"] >= 0
             else "weakened"
         )
-    if (
-        row["acc_change"] is not None and round(row["acc_change"], 6) <= -COSTLY
-    ):  # 0.8 − 0.9 is a hair above −0.1
-        words += ", heavy ACC cost"
+    # Rounded, because in floats 0.8 − 0.9 is slightly above −0.1.
+    if row["acc_change"] is not None and round(row["acc_change"], 6) <= -COSTLY:
+        words += ", large ACC loss"
     return ", ".join(filter(None, (words, guesses, failed)))
 
 
 def headline(group: Sequence[Row]) -> str:
-    """One sentence on one attack from its rows of `summarise`: what the best defence reached, what the worst left behind."""
+    """Return sentences on an attack: the results of the best and of the worst defence.
+
+    `group` are the rows of `summarise` for this attack.
+    """
     before = next((row for row in group if row["defense"] == "none"), None)
     tried = [row for row in group if row["defense"] != "none"]
     ranked = _ranked([row for row in tried if row["asr"] is not None and row["acc"] is not None])
     if before and before["n"] and before["asr"] is None:
-        return f"ACC {_percent(before['acc'])}; without a trigger there is no ASR."
-    start = f"ASR {_percent(before['asr'])}" if before and before["n"] else ""
+        return f"ACC is {_percent(before['acc'])}. Without a trigger, ASR is undefined."
+    start = _percent(before["asr"]) if before and before["n"] else ""
     parts = (
-        [f"the model has hardly learned anything (ACC {_percent(before['acc'])})"]
+        [f"The model has learned almost nothing (ACC {_percent(before['acc'])})."]
         if before and before["guesses"]
         else []
     )
     if before and start and not before["kept"]:
         parts.append(
-            f"the backdoor does not work even before a defence ({start}), so there is little to remove"
+            f"The backdoor does not work even without a defence (ASR {start}), "
+            "so there is little to remove."
         )
     if ranked:
         best, lost = ranked[0], all(row["kept"] for row in ranked)
-        lead = "no defence removes the backdoor; the best: " if lost and len(ranked) > 1 else ""
-        change = f"{start} → {_percent(best['asr'])}" if start else f"ASR {_percent(best['asr'])}"
-        words = verdict(best)
-        parts.append(
-            f"{lead}{change} under {best['defense']} {_cost(best)}"
-            + ("" if words == "removed" else f" ({words})")
+        lead = "No defence removes the backdoor. " if lost and len(ranked) > 1 else ""
+        name = (
+            f"{best['defense']} is the best defence: "
+            if len(ranked) > 1
+            else f"With {best['defense']}, "
         )
+        asr = _percent(best["asr"])
+        change = f"ASR changes from {start} to {asr}" if start else f"ASR is {asr}"
+        words = verdict(best)
+        outcome = "" if words == "removed" else f" (outcome: {words})"
+        parts.append(f"{lead}{name}{change} and {_cost(best)}{outcome}.")
     elif before and start:
-        what = "no defence gave numbers" if tried else "no defence was run"
-        parts.append(f"{start} at ACC {_percent(before['acc'])}, {what}")
+        what = "No defence gave a result." if tried else "No defence was run."
+        parts.append(f"ASR is {start} and ACC is {_percent(before['acc'])}. {what}")
     if len(ranked) > 1:
         worst = ranked[-1]
         parts.append(
-            f"worst of {len(ranked)}: {worst['defense']}, {verdict(worst)}, ASR {_percent(worst['asr'])} {_cost(worst)}"
+            f"{worst['defense']} is the worst of {len(ranked)} defences: "
+            f"ASR is {_percent(worst['asr'])} "
+            f"and {_cost(worst)} (outcome: {verdict(worst)})."
         )
     if dead := [
         f"{row['defense']} ({row['status']})" for row in group if row["failed"] and not row["n"]
     ]:
-        parts.append("without result: " + ", ".join(dead))
-    return "; ".join(parts) + "." if parts else ""
+        parts.append(", ".join(dead) + " gave no result.")
+    return " ".join(parts)
 
 
 def _ranked(rows: Sequence[Row]) -> list[Row]:
-    """Best first by DER; where one has none, all by ACC − ASR, which weighs a point of either as DER does."""
+    """Return the rows sorted by DER, best first.
+
+    If a row has no DER, all are sorted by ACC − ASR, which weighs a point of either as DER does.
+    """
     if any(row["der"] is None for row in rows):
         return sorted(rows, key=lambda row: row["acc"] - row["asr"], reverse=True)
     return sorted(rows, key=lambda row: row["der"], reverse=True)
@@ -198,12 +224,12 @@ def _ranked(rows: Sequence[Row]) -> list[Row]:
 
 def _cost(row: Row) -> str:
     if row["acc_change"] is None:
-        return f"at ACC {_percent(row['acc'])}"
+        return f"ACC is {_percent(row['acc'])}"
     points = f"{abs(100 * row['acc_change']):.1f}"
     return (
-        "at no ACC cost"
+        "ACC stays the same"
         if points == "0.0"
-        else f"at an ACC {'cost' if row['acc_change'] < 0 else 'gain'} of {points} points"
+        else f"ACC {'falls' if row['acc_change'] < 0 else 'rises'} by {points} points"
     )
 
 
@@ -212,7 +238,11 @@ def _percent(value: float | None) -> str:
 
 
 def points(value: float | None, sign: bool = False, digits: int = 2) -> str:
-    """In percent; with `sign` as a change, whose minus is a real one."""
+    """Return a fraction as text in percent; with `sign` as a change, with + or −.
+
+    The minus is the character −, and a change that rounds to zero has no sign. Without a value
+    return –, or "" for a change.
+    """
     if value is None:
         return "" if sign else "–"
     text = f"{100 * value:{'+' if sign else ''}.{digits}f}"
@@ -220,51 +250,58 @@ def points(value: float | None, sign: bool = False, digits: int = 2) -> str:
 
 
 def spread(row: Row, rate: str, digits: int = 2) -> str:
-    """A fraction in percent, ± the sample standard deviation where there are several seeds."""
+    """Return a rate of a row as text in percent, ± its standard deviation if it has one."""
     deviation = row[f"{rate}_std"]
     beside = "" if deviation is None else f" ± {points(deviation, digits=digits)}"
     return points(row[rate], digits=digits) + beside
 
 
 def detections(rows: Sequence[Row]) -> list[Row]:
-    """Return rows of detections.csv, samples.csv or inputs.csv with a `text` that says what came of it."""
+    """Return rows of detections.csv, samples.csv or inputs.csv with their outcome as `text`."""
     return [row | {"text": _detection_text(row)} for row in rows]
 
 
 def _detection_text(row: Row) -> str:
     if "auroc" in row:
         return _scores_text(row)
-    flagged = f"flags {row['flagged_classes']}" if row["flagged"] else "flags nothing"
+    flagged = f"flags {row['flagged_classes']}" if row["flagged"] else "flags no class"
     limit = f"statistic {row['statistic']:.2f}, threshold {row['threshold']:.2f}"
-    where = f"{row['attack']}, seed {row['seed']}, {row['detection']}"
-    return f"{where}: {flagged} ({limit}); {_detection_verdict(row)}"
+    where = f"{row['attack']}, seed {row['seed']}: {row['detection']}"
+    return f"{where} {flagged} ({limit}). {_detection_verdict(row)}"
 
 
 def _scores_text(row: Row) -> str:
-    """Return a row of samples.csv or inputs.csv in words."""
-    where = f"{row['attack']}, seed {row['seed']}, {row['detection']}"
+    """Return the outcome of a row of samples.csv or inputs.csv as text."""
+    where = f"{row['attack']}, seed {row['seed']}: {row['detection']}"
     if row["auroc"] is None:
-        return f"{where}: flags {row['flagged']}; nothing is poisoned or triggered"
+        return f"{where} flags {row['flagged']} samples. No sample is poisoned or triggered."
     precision = "–" if row["precision"] is None else f"{100 * row['precision']:.1f} %"
     recall = "–" if row["recall"] is None else f"{100 * row['recall']:.1f} %"
-    return f"{where}: AUROC {row['auroc']:.3f}; flags {row['flagged']}, precision {precision}, recall {recall}"
+    return (
+        f"{where} has an AUROC of {row['auroc']:.3f}. It flags {row['flagged']} samples "
+        f"(precision {precision}, recall {recall})."
+    )
 
 
 def _detection_verdict(row: Row) -> str:
     if row["right"] is None:
-        return "whether rightly is not known"
+        return "It is not known whether this is right."
     if not row["n_targets"]:
-        return "no backdoor: false alarm" if row["flagged"] else "no backdoor: right"
-    words = f"finds {row['n_found']} of {row['n_targets']} targets ({row['targets']})"
+        return f"There is no backdoor, so this is {'a false alarm' if row['flagged'] else 'right'}."
+    words = f"It finds {row['n_found']} of {row['n_targets']} targets ({row['targets']})"
     if row["n_found"] == row["n_targets"]:
-        words = "right"
+        words = f"It finds {'the target' if row['n_targets'] == 1 else 'every target'}"
     elif row["n_targets"] == 1:
-        words = f"misses the target, {row['targets']}"
-    return f"{words}, and false alarms" if row["n_flagged"] > row["n_found"] else words
+        words = f"It misses the target ({row['targets']})"
+    also = ", and it also raises false alarms" if row["n_flagged"] > row["n_found"] else ""
+    return f"{words}{also}."
 
 
 def mean_spread(values: Sequence[float | None], factor: float = 1, digits: int = 2) -> str:
-    """Return the mean of the known values, ± their sample standard deviation; – for none."""
+    """Return the mean of the known values as text, ± their standard deviation; – for none.
+
+    It is the sample standard deviation. `factor` multiplies all values.
+    """
     known = [factor * value for value in values if value is not None]
     if not known:
         return "–"
@@ -273,5 +310,5 @@ def mean_spread(values: Sequence[float | None], factor: float = 1, digits: int =
 
 
 def group_of(row: Row) -> tuple[str, str, str]:
-    """What rows of one table share: data set, model, attack."""
+    """Return the data set, model and attack of a row, which all rows of one table share."""
     return row["dataset"], row["model"], row["attack"]

@@ -1,6 +1,6 @@
-"""Compare evolutions: how long backdoors survive, and what schedules gain over constant rates.
+"""The comparison of evolutions by how long backdoors survive, and predictions of forgetting.
 
-No jax in here.
+Schedules of learning rates are compared with constant rates. No jax in here.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from ..core.records import Row
 from .artifacts import EvolutionEntry
 
 TAUS = (0.9, 0.5, 0.1)
-"""Thresholds on ASR of survivability."""
+"""Thresholds on the ASR for survivability."""
 
 ALLOWED = 0.01
-"""A schedule counts while its mean ACC is at most this far below the baseline's."""
+"""The largest loss of mean ACC against the baseline with which a schedule still counts."""
 
 
 class Predicted(NamedTuple):
-    """What a linear model predicts of the forgetting in one evolution run.
+    """A linear model's prediction of how one evolution run forgets a backdoor.
 
-    `eigenvalues` [D], largest first, are of the second moment of the first update's features;
-    `shares` [D] say how much of the trigger's direction lies along each eigenvector. `scores`
-    [T + 1] of the trigger are measured, from before the first update on. `left` has, by the
-    curvature's name, the shares [T] of the first score that the model predicts.
+    `eigenvalues` [D], largest first, are those of the second moment of the first update's features.
+    `shares` [D] are the shares of the trigger's direction along each eigenvector. `scores` [T + 1]
+    of the trigger are measured, starting before the first update. `left` maps the name of a
+    curvature to the shares [T] of the first score that the model predicts after each update.
     """
 
     eigenvalues: np.ndarray
@@ -37,11 +37,11 @@ class Predicted(NamedTuple):
 
 
 def forgetting_rows(found: Predicted) -> list[Row]:
-    """Return the rows of forgetting.csv for one run, one for each update from 0 on.
+    """Return the rows of forgetting.csv for one evolution run, one for each update from 0 on.
 
-    `score` is by how much the trigger raises its class's logit. `left` is its share of the first
-    score as measured, `left_squared` and `left_softmax` as predicted under the curvature of the
-    squared loss and of softmax at the start.
+    `score` is the mean increase of the target's logit by the trigger. `left` is its measured share
+    of the first score. `left_squared` and `left_softmax` are this share as predicted under the
+    curvature of the squared loss and of softmax at the start.
     """
     first = found.scores[0]
     return [
@@ -57,23 +57,26 @@ def forgetting_rows(found: Predicted) -> list[Row]:
 def compare(
     rows: Sequence[Row], evolved: Sequence[Row], evolutions: Sequence[EvolutionEntry]
 ) -> list[Row]:
-    """Return the rows of survival.csv: one for each (attack, evolution), over seeds and updates.
+    """Return the rows of survival.csv, one for each (attack, evolution) over seeds and updates.
 
-    `rows` are those of results.csv, `evolved` those of evolution.csv, `evolutions` all that the
-    config asks for, finished or not. Columns of a row:
+    `rows` are those of results.csv and `evolved` those of evolution.csv. `evolutions` are all that
+    the config asks for, finished or not. Columns of a row:
 
-    - `baseline`: the evolution of its group with a constant rate and the highest `valid_acc`, None
-      for a group of one or while a candidate has no numbers. It is chosen on clean models where the
-      study has them, else on this attack's, over the seeds that all candidates have; never by ASR.
-    - `counts`: whether the mean ACC is at most `ALLOWED` below the baseline's; None where the two
-      have other seeds.
-    - `speedup`: the baseline's S at an ASR of 50 % over this one's, inf where this one's is 0. For
-      rates that were scaled to a mean, S under the constant rate of that mean (`equal_mean`) stands
-      for the baseline's, where there is one. `speedup_bound` is ≥ where the baseline's S is
-      censored and ≤ where this one's is; where both are, there is no number.
-    - `survived_τ`: means over seeds, None where the backdoor did not work before the first update;
-      `censored_τ`: the number of seeds whose backdoor survived all updates.
-    - `…_std`: sample standard deviations over seeds, None for one seed.
+    - `baseline`: the evolution of its group with a constant rate and the highest `valid_acc`. It is
+      None for a group of one, or while a candidate has no numbers. It is chosen on clean models if
+      the study has them, else on this attack's models, over the seeds that all candidates have. The
+      ASR never decides.
+    - `counts`: whether the mean ACC is at most `ALLOWED` below the baseline's. It is None if the
+      two have different seeds.
+    - `speedup`: the baseline's S at an ASR of 50 % divided by this evolution's S, inf if the latter
+      is 0. If the rates were scaled to a mean, the constant rate of that mean (`equal_mean`)
+      replaces the baseline, if there is one.
+    - `speedup_bound`: ≥ if the baseline's S is censored, ≤ if this evolution's S is. If both are,
+      `speedup` is None.
+    - `survived_τ`: the mean S over seeds, None if the backdoor did not work before the first
+      update.
+    - `censored_τ`: the number of seeds whose backdoor survived all updates.
+    - `…_std`: the sample standard deviation over seeds, None for one seed.
     """
     known = {entry.label: entry for entry in evolutions}
     evolved = [row for row in evolved if row["evolution"] in known]
@@ -102,7 +105,7 @@ def compare(
 def _one(
     attack: str, label: str, evolved: Sequence[Row], rows: Sequence[Row], entry: EvolutionEntry
 ) -> Row:
-    """Return the means of one evolution under one attack."""
+    """Return the mean columns of one evolution under one attack, over its seeds and updates."""
     updates = [row for row in evolved if row["evolution"] == label and row["update"]]
     ended = [row for row in rows if row["attack"] == attack and row["defense"] == label]
     last = max((row["update"] for row in updates), default=0)
@@ -127,7 +130,7 @@ def _rates(entry: EvolutionEntry) -> np.ndarray:
 
 
 def _mean(name: str, column: str, rows: Sequence[Row]) -> Row:
-    """Return a column's mean over seeds and its deviation; of a seed's rows the mean counts."""
+    """Return a column's mean and standard deviation over seeds, from its mean for each seed."""
     by_seed: dict[int, list[float]] = {}
     for row in rows:
         if row.get(column) is not None:
@@ -138,13 +141,16 @@ def _mean(name: str, column: str, rows: Sequence[Row]) -> Row:
 
 
 def _candidates(label: str, known: Mapping[str, EvolutionEntry]) -> list[str]:
-    """Return the constant rates of an evolution's group; none where it is alone."""
+    """Return the labels of the constant rates in an evolution's group; none for a group of one."""
     group = [name for name, other in known.items() if other.group == known[label].group]
     return [name for name in group if known[name].constant] if len(group) > 1 else []
 
 
 def _equal_mean(label: str, known: Mapping[str, EvolutionEntry]) -> str | None:
-    """Return the constant rate of the mean that an evolution's rates were scaled to."""
+    """Return the label of the constant rate that equals an evolution's scaled mean rate.
+
+    Return None if the rates were not scaled, or if there is no such constant rate.
+    """
     if not known[label].scaled:
         return None
     mean = _rates(known[label]).mean()
@@ -155,7 +161,10 @@ def _equal_mean(label: str, known: Mapping[str, EvolutionEntry]) -> str | None:
 def _baseline(
     label: str, attack: str, evolved: Sequence[Row], known: Mapping[str, EvolutionEntry]
 ) -> str | None:
-    """Return the constant rate that clean validation chooses for an evolution's group."""
+    """Return the label of the constant rate with the best validation ACC in an evolution's group.
+
+    Clean models decide if there are any, else the models of this attack.
+    """
     candidates = _candidates(label, known)
     triggered = {row["attack"] for row in evolved if row["asr"] is not None}
     chosen = _valid_acc(evolved, candidates, lambda other: other not in triggered)
@@ -166,9 +175,10 @@ def _baseline(
 def _valid_acc(
     evolved: Sequence[Row], candidates: Sequence[str], counted: Callable[[str], bool]
 ) -> dict[str, float]:
-    """Return each candidate's mean `valid_acc` over the models that all candidates began with.
+    """Return each candidate's mean `valid_acc` over the models that all candidates have.
 
-    A model is a seed of an attack that is `counted`. {} where a candidate has no numbers.
+    A model is one seed of an attack for which `counted` is true. Return {} if a candidate has no
+    numbers.
     """
     found: dict[str, dict[tuple[str, int], list[float]]] = {name: {} for name in candidates}
     for row in evolved:
@@ -194,7 +204,10 @@ def _speedup(baseline: Row, row: Row) -> Row:
 
 
 def survived(row: Row, tau: float) -> str:
-    """Return S_τ of a row of `compare` as text: ≥ where a seed is censored, – without a trigger."""
+    """Return S_τ of a row of `compare` as text, with ≥ if a seed is censored.
+
+    Return – if there is no S_τ, as without a working trigger.
+    """
     mean = row[f"survived_{tau:g}"]
     if mean is None:
         return "–"
@@ -203,7 +216,7 @@ def survived(row: Row, tau: float) -> str:
 
 
 def ratio(row: Row) -> str:
-    """Return the speed-up of a row of `compare` as text."""
+    """Return the speed-up of a row of `compare` as text, with its bound; – without a speed-up."""
     value = row["speedup"]
     if value is None:
         return "–"

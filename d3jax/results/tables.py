@@ -1,4 +1,7 @@
-"""The tables of a study: made from a run folder, written as CSV, read with their types. No jax."""
+"""The tables of a study: functions that make them from a run folder, write and read them.
+
+No jax in here.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,13 @@ NUMBERS = ("acc", "asr", "ra", "der", "n_clean", "n_triggered", "seconds")
 COLUMNS = ("dataset", "model", "attack", "poison_rate", "defense", "seed", *NUMBERS)
 """The first columns of results.csv, which has a row for each (attack, defense, seed).
 
-Fractions are in [0, 1]; None where there is no number. `defense` is "none" for the backdoored
-model. More columns may follow; a `status` other than "ok" says why a run has no numbers.
+Fractions are in [0, 1], and a missing number is None. `defense` is "none" for the backdoored model.
+More columns may follow. A `status` other than "ok" says why a row has no numbers.
 """
 PER_CLASS = ("attack", "defense", "seed", "class")
 """The first columns of per_class.csv."""
 ALWAYS = {"results": COLUMNS, "per_class": PER_CLASS}
-"""Tables that every run folder has, with the columns that every row of them has."""
+"""Tables that every run folder has, with the columns that each of their rows has."""
 OTHERS = (
     "detections",
     "evidence",
@@ -39,20 +42,21 @@ OTHERS = (
     "paths",
     "changes",
 )
-"""Tables that a run folder has where they have rows."""
+"""Tables that a run folder has only if they have rows."""
 TEXT = {
     "dataset", "model", "attack", "defense", "evolution", "baseline", "equal_mean", "published",
     "status", "net", "chosen", "commit", "device", "class", "detection", "tensor", "statistics",
     "speedup_bound", "runs", "commits", "board", "case", "outcome", "kind",
     "targets", "flagged_classes", "highest", "rule",
 }  # fmt: skip
-"""Columns that hold text, even where it looks like a number."""
+"""Columns that hold text, even if it looks like a number."""
 
 
 def write_csv(path: str | Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
-    """Write rows as CSV, `columns` first: whole or not at all, floats exact, None an empty cell.
+    """Write rows to a CSV file, with `columns` first.
 
-    Raises `ValueError` where a row lacks one of `columns`.
+    The file is written whole or not at all. Floats are exact, and None is an empty cell. Raises
+    `ValueError` if a row lacks one of `columns`.
     """
     for number, row in enumerate(rows):
         if missing := [name for name in columns if name not in row]:
@@ -67,7 +71,7 @@ def write_csv(path: str | Path, rows: Sequence[Row], columns: Sequence[str] = CO
 
 
 def read_csv(path: str | Path) -> list[Row]:
-    """Return the rows that `write_csv` wrote, with their types; a column a row lacked is None."""
+    """Return the rows of a CSV file from `write_csv`, with their types; an empty cell is None."""
     try:
         cells = pd.read_csv(path, dtype=object, keep_default_na=False, encoding="utf8")
     except pd.errors.EmptyDataError:
@@ -82,8 +86,8 @@ def rows_of_model(
     """Return the rows of a finished model in results.csv and per_class.csv.
 
     Args:
-        identities: the columns that identify its rows, one for each seed that shares the model.
-        artifact: what the node left, with `counts`, `seconds`, `records`, `members` and
+        identities: the identifying columns of its rows, one for each seed that shares the model.
+        artifact: the result of the node, with `counts`, `seconds`, `records`, `members` and
             `environment`.
         classes: the names of the K classes, in the order of the counts.
         more: columns that only some kinds of node have, and `der`.
@@ -118,15 +122,15 @@ def rows_of_model(
 
 
 def number_or_none(value: Any) -> Any:
-    """Return None for NaN, which a table has no number for."""
+    """Return a value, or None if it is NaN, because tables have no NaN."""
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def make_tables(run: RunFolder) -> dict[str, list[Row]]:
-    """Return all tables of a run folder by name: rows in the order of the study's nodes.
+    """Return all tables of a run folder by name, with rows in the order of the study's nodes.
 
-    A row of `results` without numbers stands for every node with a role that has no finished
-    record; its `status` says why. `survival` compares the evolution runs.
+    In `results`, a node with a role and no finished record has rows without numbers, whose `status`
+    says why. `survival` compares the evolution runs.
     """
     entries = run.manifest.nodes
     records = {entry.name: record for entry in entries if (record := run.record(entry.name))}
@@ -143,9 +147,10 @@ def make_tables(run: RunFolder) -> dict[str, list[Row]]:
 
 
 def write_tables(run_path: str | Path, tables: Mapping[str, Sequence[Row]]) -> None:
-    """Write the tables of a run folder: results.csv and per_class.csv, others where they have rows.
+    """Write the tables of a run folder as CSV files.
 
-    A table of d3jax that now has no rows is deleted: it is an earlier study's.
+    results.csv and per_class.csv are always written, other tables only if they have rows. The file
+    of a table that now has no rows is deleted, because it is from an earlier study.
     """
     folder = Path(run_path)
     for name in dict.fromkeys([*ALWAYS, *tables]):
@@ -160,17 +165,18 @@ def write_tables(run_path: str | Path, tables: Mapping[str, Sequence[Row]]) -> N
 def load_results(path: str | Path) -> dict[str, pd.DataFrame]:
     """Return all tables of a run folder as DataFrames by name, such as "results" and "per_class".
 
-    Columns are float64, Int64, boolean or string where all their values are; a missing value is NaN
-    or NA. Raises `DataError` where `path` is no run folder or one of an earlier layout.
+    A column is float64, Int64, boolean or string if all its values are, else object. A missing
+    value is NaN or NA. Raises `DataError` if `path` is not a run folder, or has an earlier layout.
     """
     tables = make_tables(RunFolder(path))
     return {name: _frame(rows, ALWAYS.get(name, ())) for name, rows in tables.items()}
 
 
 def result_rows(entries: Iterable[NodeEntry], records: Mapping[str, NodeRecord]) -> list[Row]:
-    """Return the rows of results.csv for some nodes of a study, by their records.
+    """Return the rows of results.csv for some nodes of a study, from their records by name.
 
-    Nodes without a finished record have rows without numbers, whose `status` says why.
+    Nodes without a finished record have rows without numbers, whose `status` says why. All rows of
+    an attack and a seed are next to each other.
     """
     rows = []
     for entry in entries:
@@ -181,7 +187,7 @@ def result_rows(entries: Iterable[NodeEntry], records: Mapping[str, NodeRecord])
             status = record.status if record else "not finished: no model yet"
             empty = dict.fromkeys(NUMBERS) | {"status": status}
             rows += [dict.fromkeys(COLUMNS) | row | empty for row in entry.rows]
-    # A victim that several seeds share has a row for each, which belongs to that seed's others.
+    # A victim that several seeds share has a row for each; move it to the rows of that seed.
     order = {key: i for i, key in enumerate(dict.fromkeys(map(_run_of, rows)))}
     return sorted(rows, key=lambda row: order[_run_of(row)])
 
@@ -197,7 +203,7 @@ def _frame(rows: Sequence[Row], columns: Iterable[str]) -> pd.DataFrame:
 
 
 def _series(name: str, values: Sequence[Any]) -> pd.Series:
-    """A column with the type that its values have; object where they have several."""
+    """Return a column with the type of its values; object if they have several types."""
     found = pd.api.types.infer_dtype(values, skipna=True)
     if found == "empty":
         found = "floating" if name in NUMBERS else "string" if name in TEXT else ""
@@ -213,7 +219,7 @@ def _series(name: str, values: Sequence[Any]) -> pd.Series:
 
 def _cell(value: Any) -> str:
     if hasattr(value, "item"):
-        value = value.item()  # numpy's scalars print as np.float64(…)
+        value = value.item()  # NumPy scalars print as np.float64(…)
     if value is None:
         return ""
     if isinstance(value, float):

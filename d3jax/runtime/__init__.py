@@ -1,1 +1,1 @@
-"""What surrounds a computation: compilation, devices, processes, files."""
+"""Services around a computation: compilation, devices, processes, checkpoints and files."""

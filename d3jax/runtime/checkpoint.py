@@ -1,8 +1,10 @@
-"""Checkpoints: pytrees of arrays on disk, through Orbax (the only file that imports it).
+"""Checkpoints: functions that save and load pytrees of arrays with Orbax.
 
-A tree is stored flat, as {"params.stem.kernel": array}, with a checksum, so that a damaged file and a checkpoint of another
-model are told apart and reported by name. Orbax writes beside the final name and renames, so a kill leaves no half one. Where several
-processes run the study, all of them call these functions together; the first one's view of the disk counts.
+A tree is stored flat, as {"params.stem.kernel": array}, with a checksum. A damaged file and a
+checkpoint of another model are therefore told apart, and errors name the tensors. Orbax writes to a
+temporary name and then renames, so that a killed process leaves no partial checkpoint. If several
+processes run a study, all of them call these functions together, and the first one's view of the
+disk counts. No other module imports Orbax.
 """
 
 from __future__ import annotations
@@ -32,13 +34,17 @@ from .sharding import copies
 Tree = TypeVar("Tree")
 
 Binding = dict[str, str | int]
-"""What the metadata of a checkpoint say it is of, so that one of the same shapes is not taken for another."""
+"""Entries of a checkpoint's metadata that name what it belongs to, such as its node.
+
+They tell checkpoints of the same shapes apart.
+"""
 
 
 def save(path: Path, tree: Any, metadata: dict | None = None) -> None:
-    """Writes `tree` (arrays, random keys included) and JSON-able `metadata` to the folder `path`, replacing what is there.
+    """Save the arrays of `tree` and the `metadata` as a checkpoint in the folder `path`.
 
-    Raises `StorageError` where the disk is full or read-only; what was at `path` then stays.
+    The tree may contain random keys. The metadata must be JSON data. A checkpoint at `path` is
+    replaced. Raises `StorageError` if the disk is full or read-only, and then leaves it as it was.
     """
     flat = copies(flatten(tree))
     note = {"checksum": _checksum(flat, metadata or {}), "metadata": metadata or {}}
@@ -47,7 +53,7 @@ def save(path: Path, tree: Any, metadata: dict | None = None) -> None:
         make_folder(path.parent)
         if path.is_file():
             set_aside(path)
-        check_writable(path.parent)  # Orbax would wait for its threads, and print what they say
+        check_writable(path.parent)  # else Orbax waits for its threads and prints their errors
     try:
         with _one_voice():
             ocp.save(str(path), flat, overwrite=True, custom_metadata=note)
@@ -58,51 +64,64 @@ def save(path: Path, tree: Any, metadata: dict | None = None) -> None:
 
 
 def load(path: Path, like: Tree, of: Binding | None = None) -> tuple[Tree, dict]:
-    """The tree saved at `path`, with the structure, shapes and dtypes of `like` (arrays, or shapes where they are no
-    random keys), and its metadata.
+    """Return the tree saved at `path`, in the structure of `like`, and the metadata.
 
-    Raises `CheckpointError` if there is nothing at `path` or it holds other tensors (naming them), `DamagedError` if it
-    cannot be read, its checksum is wrong, or its metadata say that it is `of` something else.
+    `like` has the expected shapes and dtypes. Its leaves are arrays, or shapes except for random
+    keys. Raises `CheckpointError` if there is no checkpoint at `path`, or if its tensors are not
+    those of `like`; the message names the tensors. Raises `DamagedError` if the checkpoint cannot
+    be read, its checksum is wrong, or its metadata contradict `of`.
     """
     path = Path(path).absolute()
     note = _note(path)
     metadata = note.custom_metadata["metadata"]
     for key, own in (of or {}).items():
         if metadata.get(key, own) != own:
-            raise DamagedError(f"{path}: it is of the {key} {metadata[key]}, not {own}")
+            raise DamagedError(f"{path}: it belongs to the {key} {metadata[key]}, not {own}")
     check_same(path, like, note.metadata)
     return unflatten(_contents(path, note), like), metadata
 
 
 def shapes(path: Path) -> dict[str, Any]:
-    """What is said of the tensors that were saved at `path`, by the names of `flatten`. Raises as `load` does."""
+    """Return the shapes and dtypes of the tensors saved at `path`, by the names of `flatten`.
+
+    Raises the errors of `load`.
+    """
     return _note(Path(path).absolute()).metadata
 
 
 def read(path: Path) -> tuple[dict[str, jax.Array], dict]:
-    """Whatever tensors were saved at `path`, as `flatten` named them, and the metadata. Raises as `load` does."""
+    """Return all tensors saved at `path`, by the names of `flatten`, and the metadata.
+
+    Raises the errors of `load`.
+    """
     path = Path(path).absolute()
     note = _note(path)
     return _contents(path, note), note.custom_metadata["metadata"]
 
 
 def _note(path: Path) -> Any:
-    """What a checkpoint says of itself: `metadata` with shapes and dtypes, `custom_metadata` with ours."""
+    """Return Orbax's description of the checkpoint at `path`.
+
+    Its `metadata` are the shapes and dtypes, and its `custom_metadata` what `save` stored.
+    """
     if not path.is_dir():
         raise CheckpointError(f"{path}: no checkpoint here")
     note = _read(path, ocp.metadata)
-    if not note.metadata or not note.custom_metadata:  # what Orbax makes of a broken metadata file
+    if (
+        not note.metadata or not note.custom_metadata
+    ):  # Orbax returns this for a broken metadata file
         raise DamagedError(f"{path}: cannot be read (its metadata are broken)")
     if "checksum" not in note.custom_metadata or not all(
         hasattr(leaf, "shape") for leaf in note.metadata.values()
     ):
-        raise CheckpointError(f"{path}: a checkpoint, but none of ours")
+        raise CheckpointError(f"{path}: a checkpoint that d3jax did not write")
     if not isinstance(note.custom_metadata.get("metadata"), dict):
         raise DamagedError(f"{path}: cannot be read (its metadata are broken)")
     return note
 
 
 def _contents(path: Path, note: Any) -> dict[str, jax.Array]:
+    """Return the tensors of a checkpoint after comparing them with their checksum."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     want = {
         name: jax.ShapeDtypeStruct(tuple(leaf.shape), jnp.dtype(leaf.dtype), sharding=here)
@@ -115,7 +134,7 @@ def _contents(path: Path, note: Any) -> dict[str, jax.Array]:
 
 
 def flatten(tree: Any) -> dict[str, jax.Array]:
-    """{"dotted.name": array} of every leaf; random keys become their data."""
+    """Return the leaves of `tree` as {"dotted.name": array}, with random keys as their data."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         _name(path): jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
@@ -124,7 +143,7 @@ def flatten(tree: Any) -> dict[str, jax.Array]:
 
 
 def unflatten(flat: dict[str, jax.Array], like: Tree) -> Tree:
-    """The inverse of `flatten`, in the structure of `like`."""
+    """Return the tree with the structure of `like` from the flat dict that `flatten` made of it."""
 
     def leaf(path, example):
         value = flat[_name(path)]
@@ -138,21 +157,23 @@ def unflatten(flat: dict[str, jax.Array], like: Tree) -> Tree:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is a checkpoint at `path`, readable or not."""
+    """Return whether there is a checkpoint at `path`, readable or not."""
     return bool(broadcast_from_host0([path.is_dir()])[0])
 
 
 def load_or_set_aside(
     path: Path, like: Tree, otherwise: str, of: Binding | None = None
 ) -> tuple[Tree, dict] | None:
-    """As `load`, but a damaged checkpoint is None: renamed to `<name>.damaged`, replacing one that was set aside before.
+    """Return what `load` returns, or None after setting a damaged checkpoint aside.
 
-    A warning tells of it and of what happens `otherwise`. Raises `CheckpointError` where it holds another model.
+    The damaged checkpoint is renamed to `<name>.damaged`, and replaces an earlier one of that name.
+    A warning describes the damage and ends in `otherwise`, the text of what happens instead. Raises
+    `CheckpointError` if the checkpoint holds another model.
     """
     found, damage = None, None
     try:
         found = load(path, like, of)
-    except Exception as error:  # noqa: BLE001 (whatever it is: the other processes wait to hear of it)
+    except Exception as error:  # noqa: BLE001 (the other processes wait for any outcome)
         damage = error
     damaged = bool(broadcast_from_host0([isinstance(damage, DamagedError)])[0])
     if damage is not None and not (damaged and isinstance(damage, DamagedError)):
@@ -167,18 +188,18 @@ def load_or_set_aside(
 
 
 def digest(tree: Any) -> str:
-    """Sixteen hex digits that name the contents of `tree`."""
+    """Return 16 hexadecimal digits that identify the contents of `tree`."""
     return _checksum(flatten(tree), None)[:16]
 
 
 class Rolling:
-    """The newest `keep` checkpoints of a running loop, as folders named by their step."""
+    """The newest `keep` checkpoints of a running train loop, in folders named by their step."""
 
     def __init__(self, folder: Path, keep: int = 2, of: Binding | None = None):
         self.folder, self.keep, self.of = Path(folder), keep, of or {}
 
     def steps(self) -> list[int]:
-        """The steps there are, oldest first."""
+        """Return the steps that have a checkpoint, oldest first."""
         return broadcast_from_host0(
             sorted(
                 int(path.name) for path in self.folder.glob("*") if re.fullmatch(r"\d+", path.name)
@@ -186,7 +207,10 @@ class Rolling:
         )
 
     def save(self, step: int, tree: Any, metadata: dict) -> None:
-        """Adds a checkpoint, then deletes what is too old, and what an earlier run left beyond it."""
+        """Save a checkpoint of `step`, then delete outdated ones.
+
+        These are all but the newest `keep`, and those of later steps that an earlier run left.
+        """
         save(self.folder / str(step), tree, {**metadata, **self.of, "step": step})
         there = self.steps()
         for other in [other for other in there if other > step] + [
@@ -196,9 +220,10 @@ class Rolling:
                 shutil.rmtree(self.folder / str(other))
 
     def load(self, step: int, like: Tree) -> tuple[Tree, dict] | None:
-        """The checkpoint of `step`; None where it cannot be read, which is reported as a warning, and the checkpoint set aside.
+        """Return the tree and metadata of the checkpoint of `step`, or None if it is damaged.
 
-        Raises `CheckpointError` where it holds another model.
+        A damaged checkpoint is set aside with a warning. Raises `CheckpointError` if the checkpoint
+        holds another model.
         """
         of = {**self.of, "step": step}
         return load_or_set_aside(
@@ -206,7 +231,7 @@ class Rolling:
         )
 
     def clear(self) -> None:
-        """Deletes them all, once the loop's result is saved elsewhere."""
+        """Delete all checkpoints; call it once the result of the loop is saved elsewhere."""
         if is_primary() and self.folder.is_dir():
             shutil.rmtree(self.folder, ignore_errors=True)
         elif is_primary():
@@ -217,24 +242,25 @@ _MISPLACED = FileNotFoundError, NotADirectoryError, IsADirectoryError
 
 
 def _read(path: Path, reader: Any) -> Any:
+    """Return `reader(path)`; raise `DamagedError` for any error that the file itself causes."""
     try:
         with _one_voice():
             return reader(path)
-    except (
-        Exception
-    ) as error:  # Orbax and TensorStore raise many kinds for damaged files; all mean the same here
+    # Orbax and TensorStore raise many types of errors for damaged files.
+    except Exception as error:
         if isinstance(error, OSError) and not isinstance(error, _MISPLACED):
             raise  # the disk's or the network's fault, not the file's
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise
         raise DamagedError(
-            f"{path}: cannot be read ({type(error).__name__}: {str(error).partition(chr(10))[0][:200]})"
+            f"{path}: cannot be read ({type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0][:200]})"
         ) from error
 
 
 @contextlib.contextmanager
 def _one_voice() -> Iterator[None]:
-    """Silences what Orbax prints, itself and from its threads, beside the error that it raises."""
+    """Return a context manager that silences what Orbax prints in addition to raising an error."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels, hook = [logger.level for logger in loggers], threading.excepthook
     threading.excepthook = lambda given: None
@@ -249,17 +275,21 @@ def _one_voice() -> Iterator[None]:
 
 
 def describe(tree: Any) -> dict[str, Any]:
-    """Names to shapes and dtypes of what `flatten` would give, without computing it."""
+    """Return the shapes and dtypes of the arrays that `flatten` would return, by name."""
     return jax.eval_shape(flatten, tree)
 
 
 def check_same(path: Path, like: Any, found: dict[str, Any]) -> None:
-    """Raises `CheckpointError` where the tensors `found` at `path`, or what is said of them, are not those of `like`."""
+    """Raise `CheckpointError` if `found` and `like` differ in a name, shape or dtype.
+
+    `found` are the tensors of the checkpoint at `path`, or their shapes and dtypes.
+    """
     want = describe(like)
     missing = [name for name in want if name not in found]
     extra = [name for name in found if name not in want]
     other = [
-        f"{name} is {jnp.dtype(found[name].dtype)}{list(found[name].shape)}, not {want[name].dtype}{list(want[name].shape)}"
+        f"{name} is {jnp.dtype(found[name].dtype)}{list(found[name].shape)}, "
+        f"not {want[name].dtype}{list(want[name].shape)}"
         for name in want
         if name in found
         and (tuple(found[name].shape), jnp.dtype(found[name].dtype))
@@ -282,6 +312,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _checksum(flat: dict[str, jax.Array], metadata: Any) -> str:
+    """Return the SHA-256 of the metadata and of every array's name, dtype, shape and bytes."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(flat):
         array = np.asarray(flat[name])

@@ -1,7 +1,12 @@
-"""What every command of d3jax does around its work: one line for what went wrong, and an exit code.
+"""Error messages and exit codes, as all commands of d3jax share them.
 
-0 done; 1 something failed; 2 a mistake in what was given; 75 stopped by a signal, to be run again;
-130 interrupted at once. No jax.
+An error that a user can cause is printed as one line. Does not import jax. The exit codes are:
+
+- 0: done
+- 1: something failed
+- 2: a mistake in the user's input
+- 75: stopped by a signal, to be run again
+- 130: interrupted at once
 """
 
 from __future__ import annotations
@@ -18,14 +23,18 @@ from .output import accept_any_text, drop_output
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all others."""
+    """An argument parser that raises `ConfigError` for a wrong command line."""
 
     def error(self, message: str) -> typing.NoReturn:
+        """Raise `ConfigError` instead of printing the usage and exiting."""
         raise ConfigError(message)
 
 
 def exit_code(work: Callable[[], int]) -> int:
-    """Do the work of a command; return its exit code. What no user can have caused is raised."""
+    """Call `work`, print its error as one line if it has one, and return the exit code.
+
+    Errors that a user cannot cause are raised instead.
+    """
     accept_any_text()
     try:
         return work()
@@ -39,18 +48,19 @@ def exit_code(work: Callable[[], int]) -> int:
     except OSError as error:
         if full := storage_error(error):
             return _say(full, full.exit_code)
-        path = error.filename2 or error.filename  # of a renaming, the name it was to get
+        path = error.filename2 or error.filename  # for a rename, filename2 is the new name
         if not path:
             raise
         return _say(f"{path}: cannot be used ({error.strerror})", 1)
 
 
 def program(main: Callable[[], int]) -> typing.NoReturn:
-    """Run a command as the whole program; warnings are lines without the code they come from."""
+    """Run a command as the whole program and exit, with every warning printed as one line."""
     warnings.showwarning = lambda message, *_, **__: _say(message, 0)
     sys.exit(main())
 
 
 def _say(text: object, code: int) -> int:
+    """Print one line to standard error and return `code`."""
     print(f"d3jax: {text}", file=sys.stderr, flush=True)
     return code

@@ -1,7 +1,8 @@
-"""How training steps and evaluation are compiled: once for all that share a program, and on CPU with oneDNN.
+"""Compilation of training steps and evaluation: shared between equal programs, and oneDNN on CPU.
 
-jaxlib 0.11 carries oneDNN but does not use it by itself. With it the convolutions of PreActResNet18 run at 150–265 GFLOP/s on two
-AVX-512 cores, where they ran at 60–170: a step at width 16 and batch 128 takes 293 ms instead of 420.
+jaxlib 0.11 contains oneDNN but does not use it by default. On two AVX-512 cores, oneDNN runs the
+convolutions of PreActResNet18 at 150–265 GFLOP/s, against 60–170 without it. A step at width 16 and
+batch 128 takes 293 ms instead of 420.
 """
 
 from __future__ import annotations
@@ -22,16 +23,23 @@ import numpy as np
 from ..core.types import Device
 
 TRIED = ("0.11",)
-"""Releases of jaxlib that carry oneDNN's convolutions (0.10 does not) and whose options are known: an unknown one is an error."""
+"""Releases of jaxlib that contain oneDNN's convolutions and whose options are known.
+
+0.10 has no such convolutions. An option that a release does not know would be an error.
+"""
 
 ONEDNN = {
     "xla_cpu_experimental_onednn_custom_call": True,
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",  # YNNPACK would take the convolutions first
+    # Without this option YNNPACK would take the convolutions before oneDNN can.
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
 }
 
 
 def uses_onednn() -> bool:
-    """Whether steps are compiled with oneDNN here; `D3JAX_ONEDNN=0` in the environment says no."""
+    """Return whether steps are compiled with oneDNN on this machine.
+
+    `D3JAX_ONEDNN=0` in the environment turns it off.
+    """
     release = ".".join(importlib.metadata.version("jaxlib").split(".")[:2])
     intel = platform.machine() in ("x86_64", "AMD64")
     return (
@@ -43,17 +51,21 @@ def uses_onednn() -> bool:
 
 
 KEPT = 32
-"""Programs kept for the next loop of a study that computes the same on other arrays: other seeds, other rates, other numbers."""
+"""The number of compiled programs that are kept for reuse.
+
+A later train loop of a study often needs the same program for other seeds, rates or numbers.
+"""
 
 _programs: collections.OrderedDict[Any, jax.stages.Compiled] = collections.OrderedDict()
 
 
 def compiled(lowered: jax.stages.Lowered, devices: Iterable[Device] = ()) -> jax.stages.Compiled:
-    """The program on `devices`, with this backend's fastest libraries; one that was asked for before is not compiled again."""
-    text = hashlib.sha256(lowered.as_text().encode()).hexdigest()  # constants included
-    given = tuple(
-        jax.tree.leaves(lowered.in_avals)
-    )  # the text leaves out arguments that are not used
+    """Return the compiled program of `lowered`, compiled once for equal programs and devices.
+
+    On CPU it is compiled with oneDNN where `uses_onednn` says so.
+    """
+    text = hashlib.sha256(lowered.as_text().encode()).hexdigest()  # has all constants
+    given = tuple(jax.tree.leaves(lowered.in_avals))  # the text leaves out unused arguments
     key = (text, given, uses_onednn(), lowered.in_tree, lowered.out_tree, frozenset(devices))
     if key not in _programs:
         _programs[key] = _compile(lowered)
@@ -64,8 +76,12 @@ def compiled(lowered: jax.stages.Lowered, devices: Iterable[Device] = ()) -> jax
 
 
 def fast(function: Callable[..., Any], static: int = 0) -> Callable[..., Any]:
-    """`jax.jit` for what is mostly convolutions, compiled as training steps are; the first `static` arguments are. Not for use inside
-    another program. Where oneDNN is not used, and for arrays on several devices, it is `jax.jit`."""
+    """Compile `function` as `jax.jit` does, with oneDNN where training steps use it.
+
+    It is meant for functions that mostly consist of convolutions. The first `static` arguments are
+    static. The result must not be called inside another compiled program. Without oneDNN, and
+    for arrays on several devices, it is the same as `jax.jit`.
+    """
     jitted = jax.jit(function, static_argnums=tuple(range(static)))
     programs: dict[Any, jax.stages.Compiled] = {}
 
@@ -89,7 +105,8 @@ def fast(function: Callable[..., Any], static: int = 0) -> Callable[..., Any]:
 def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     if not uses_onednn():
         return lowered.compile()
-    # jaxlib 0.11.2 runs out of memory when it writes a oneDNN call to the cache; what compiles faster than ∞ is not written.
+    # jaxlib 0.11.2 runs out of memory when it writes a oneDNN call to the compilation cache. The
+    # infinite threshold keeps these programs out of the cache.
     least = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, least)
     jax.config.update(least, math.inf)

@@ -1,4 +1,4 @@
-"""Several processes that compute one study: how they meet, and what they agree on."""
+"""Start-up of a study on several processes, and exchange of values between them."""
 
 from __future__ import annotations
 
@@ -16,26 +16,31 @@ import numpy as np
 from ..core.errors import ConfigError
 
 PATIENCE = 300
-"""Seconds that the first processes of a study wait for the last one."""
+"""Seconds that a process waits for the other processes of a study to start."""
 
 
 def check_place(where: str) -> re.Match[str] | None:
-    """Returns the parts of "HOST:PORT,COUNT,INDEX", and None for "auto". Raises `ConfigError` for anything else."""
+    """Parse the value of --distributed; return the match of HOST:PORT,COUNT,INDEX, None for "auto".
+
+    Raises `ConfigError` for anything else.
+    """
     if where == "auto":
         return None
     explicit = re.fullmatch(r"([^,]+:(\d{1,5})),(\d{1,9}),(\d{1,9})", where)
     if not explicit or not 0 < int(explicit[2]) < 2**16 or int(explicit[4]) >= int(explicit[3]):
         raise ConfigError(
-            "--distributed: want auto or HOST:PORT,COUNT,INDEX with a PORT from 1 to 65535 and INDEX below COUNT, "
-            f"got {where!r}"
+            "--distributed: want auto or HOST:PORT,COUNT,INDEX with a PORT from 1 to 65535 and "
+            f"INDEX below COUNT, got {where!r}"
         )
     return explicit
 
 
 def bring_up(where: str) -> None:
-    """Joins this process to the others: `where` is "auto" (a TPU pod, SLURM, Open MPI) or "HOST:PORT,COUNT,INDEX".
+    """Connect this process to the other processes of the study.
 
-    To be called before anything touches a device. Raises `ConfigError` for anything else, and where nothing tells "auto".
+    `where` is "auto" (a TPU pod, SLURM, Open MPI) or "HOST:PORT,COUNT,INDEX". Call it before any
+    device is used. Raises `ConfigError` for any other value, and for "auto" if the environment does
+    not describe the processes. Ends the process if the others do not start within `PATIENCE`.
     """
     explicit = check_place(where)
     print(
@@ -43,9 +48,8 @@ def bring_up(where: str) -> None:
         file=sys.stderr,
         flush=True,
     )
-    patience = threading.Timer(
-        PATIENCE, _give_up, (where,)
-    )  # jax's own end of waiting is an abort with a stack trace
+    # jax's own timeout aborts the process with a stack trace.
+    patience = threading.Timer(PATIENCE, _give_up, (where,))
     patience.daemon = True
     patience.start()
     try:
@@ -60,13 +64,17 @@ def bring_up(where: str) -> None:
     except (ValueError, RuntimeError) as error:
         why = str(error).splitlines()[0]
         if where == "auto" and isinstance(error, ValueError):
-            why = f"nothing here says which processes take part (no TPU pod, SLURM, Open MPI); give HOST:PORT,COUNT,INDEX ({why})"
+            why = (
+                "nothing here says which processes take part (no TPU pod, SLURM, Open MPI); "
+                f"give HOST:PORT,COUNT,INDEX ({why})"
+            )
         raise ConfigError(f"--distributed {where}: {why}") from error
     finally:
         patience.cancel()
 
 
 def _give_up(where: str) -> None:
+    """Print that processes are missing, and end this process with exit code 1."""
     print(
         f"d3jax: --distributed {where}: not all processes have come within {PATIENCE} s",
         file=sys.stderr,
@@ -76,7 +84,10 @@ def _give_up(where: str) -> None:
 
 
 def same_everywhere(text: str, what: str) -> None:
-    """Raises `ConfigError` on every process where they do not all hold the same `text`. Call it everywhere."""
+    """Raise `ConfigError` on every process if `text` is not the same on all of them.
+
+    `what` names the text in the message, as a plural. Call it on all processes.
+    """
     if jax.process_count() == 1:
         return
     from jax.experimental import multihost_utils
@@ -91,12 +102,15 @@ def same_everywhere(text: str, what: str) -> None:
 
 
 def is_primary() -> bool:
-    """Whether this is the process that writes."""
+    """Return whether this is the first process, which is the one that writes."""
     return jax.process_index() == 0
 
 
 def broadcast_from_host0(numbers: Sequence[int]) -> list[int]:
-    """The first process's whole numbers (at most 63), on every process. Call it everywhere or nowhere."""
+    """Return the first process's list of integers (at most 63) on every process.
+
+    Call it on all processes or on none.
+    """
     if jax.process_count() == 1:
         return list(numbers)
     from jax.experimental import multihost_utils
@@ -108,7 +122,10 @@ def broadcast_from_host0(numbers: Sequence[int]) -> list[int]:
 
 
 def any_process(here: bool) -> bool:
-    """Return whether `here` is true on any of the processes. Call it everywhere or nowhere."""
+    """Return whether `here` is true on any of the processes.
+
+    Call it on all processes or on none.
+    """
     if jax.process_count() == 1:
         return here
     from jax.experimental import multihost_utils
@@ -117,7 +134,10 @@ def any_process(here: bool) -> bool:
 
 
 def same_arrays(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The first process's arrays on every process: sums in another order must not make them decide otherwise. Call it everywhere."""
+    """Return the first process's arrays on every process, so that all processes decide alike.
+
+    Sums in another order make the arrays differ by rounding. Call it on all processes.
+    """
     if jax.process_count() == 1:
         return arrays
     from jax.experimental import multihost_utils

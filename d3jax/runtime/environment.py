@@ -1,4 +1,4 @@
-"""What a result was computed with: versions, commit, device."""
+"""The environment of a computation: library versions, git commit and devices."""
 
 from __future__ import annotations
 
@@ -17,19 +17,25 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def backend() -> str:
-    """Return the platform that computes. Raises `ConfigError` where the one that is asked for is not here."""
+    """Return the name of the platform that JAX computes on, such as "cpu" or "gpu".
+
+    Raises `ConfigError` if the platform in JAX_PLATFORMS is not available.
+    """
     try:
         return jax.default_backend()
-    except (RuntimeError, AssertionError) as error:  # AssertionError: of a platform without plug-in
+    except (RuntimeError, AssertionError) as error:  # AssertionError: the plug-in is missing
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise ConfigError(
-            f"JAX_PLATFORMS: {asked!r} is no platform that can compute here; unset it for the best "
-            "device that is there, or set cpu"
+            f"JAX_PLATFORMS: {asked!r} is no platform that can compute here; unset it to use the "
+            "best device available, or set it to cpu"
         ) from error
 
 
 def environment() -> dict[str, str | int]:
-    """Versions of what computes, the commit of this package where it is a git checkout, and the devices."""
+    """Return the versions of d3jax and its libraries, the git commit and the devices, by name.
+
+    The commit is "unknown" if the package is not in a git checkout.
+    """
     versions = {name: _version(name) for name in ("d3jax", *_LIBRARIES)}
     devices = jax.devices()
     return {
@@ -52,6 +58,8 @@ def _version(name: str) -> str:
 
 
 def _commit() -> str:
+    """Return the git commit of the package, with "+changes" if tracked files were changed."""
+
     def git(*words: str) -> str:
         return subprocess.run(
             ("git", *words), cwd=Path(__file__).parent, capture_output=True, text=True, check=True

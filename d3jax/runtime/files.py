@@ -1,4 +1,8 @@
-"""Files of a run folder: written whole or not at all; a damaged one is noticed when read. No jax."""
+"""Functions that read and write the files of a run folder safely.
+
+A file is written as a whole or not at all, and a damaged file is noticed when it is read. Does not
+import jax.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +20,14 @@ from typing import IO, Any
 from ..core.errors import StorageError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
-"""Errors after which nothing more can be written."""
+"""Error numbers after which nothing more can be written to a disk."""
 
 
 def storage_error(error: BaseException, path: object = None) -> StorageError | None:
-    """Return the one line for an error after which nothing more can be written; None for others."""
+    """Return a `StorageError` for an error after which nothing more can be written, else None.
+
+    `path` names the file in the message if the error does not.
+    """
     if isinstance(error, StorageError):
         return error
     text = str(error)
@@ -28,7 +35,7 @@ def storage_error(error: BaseException, path: object = None) -> StorageError | N
         if error.errno not in _FULL:
             return None
         path, text = path or error.filename, error.strerror or text
-    else:  # TensorStore has no errno, and says it in words
+    else:  # TensorStore gives the text of the error, but no errno
         found = next((code for code in _FULL if os.strerror(code) in text), None)
         if found is None:
             return None
@@ -41,9 +48,9 @@ def storage_error(error: BaseException, path: object = None) -> StorageError | N
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a file or folder that is not what should be there; return its new path.
+    """Rename a wrong or damaged file or folder to `<name>.damaged`, and return the new path.
 
-    Nothing of an earlier one is lost: the new name, `<name>.damaged` or with a number, was free.
+    If that name is taken, a number is added, so that nothing is overwritten.
     """
     names = (f"{path.name}.damaged{i or ''}" for i in range(10_000))
     free = next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
@@ -52,7 +59,7 @@ def set_aside(path: Path) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder of a run folder; a file in its place, or in that of a parent, is set aside."""
+    """Make a folder and its parents, after setting aside any file that is in the way."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -62,19 +69,22 @@ def make_folder(path: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise `OSError` where no file can be made in a folder."""
+    """Raise `OSError` if no file can be made in a folder."""
     with tempfile.TemporaryFile(dir=folder):
         pass
 
 
 def make_way(path: Path) -> None:
-    """Set aside a folder that stands where a file is to be written."""
+    """Set aside a folder at `path`, so that a file can be written there."""
     if path.is_dir():
         _clear(path, "a file")
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file, bytes that are no UTF-8 replaced; "" where no file can be read."""
+    """Return the text of a file, or "" if it cannot be read.
+
+    Bytes that are not UTF-8 are replaced.
+    """
     try:
         return path.read_text(encoding="utf8", errors="replace")
     except OSError:
@@ -82,7 +92,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds; None where there is none, or it is damaged."""
+    """Return the contents of a JSON file, or None if it is missing or damaged."""
     try:
         return json.loads(read_text(path))
     except (ValueError, RecursionError):
@@ -90,7 +100,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
-    """Return what `write_sealed` wrote; None where there is nothing, or it was changed since."""
+    """Return the contents of a file of `write_sealed`, or None if it is missing or was changed."""
     found = read_json(path)
     if not isinstance(found, dict):
         return None
@@ -98,7 +108,7 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
 
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON with a checksum, so that no change of it goes unnoticed."""
+    """Write a JSON file with a checksum, with which `read_sealed` detects changes."""
     plain = json.loads(json.dumps(content))
     write_text(path, json.dumps({**plain, "checksum": _checksum(plain)}, indent=1))
 
@@ -108,25 +118,28 @@ def _checksum(content: dict[str, Any]) -> str:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, if there is one; a folder of its name is set aside."""
+    """Delete a file if it exists, and set aside a folder of the same name."""
     make_way(path)
     path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file as a whole or not at all."""
     write_bytes(path, lambda file: file.write(text.encode("utf8", errors="replace")))
 
 
 def write_bytes(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file whole or not at all: `write(file)` fills it, then it takes its place."""
+    """Write a file as a whole or not at all.
+
+    `write(file)` fills a temporary file, which then replaces the file at `path`.
+    """
     make_folder(path.parent)
     make_way(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(handle, "wb") as file:
             write(file)
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide a shared run folder's results
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the results of a shared run folder
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -135,5 +148,6 @@ def write_bytes(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def _clear(path: Path, wanted: str) -> None:
+    """Set aside what is at `path`, with a warning that it is not `wanted`."""
     aside = set_aside(path)
     warnings.warn(f"{path} is not {wanted}: it was renamed to {aside.name}", stacklevel=4)

@@ -1,7 +1,7 @@
-"""Locks between processes, which go with their holder: a kill leaves nothing to clean up.
+"""A lock on a folder between processes, which is released when its holder ends.
 
-filelock asks the system for them; where the system or the disk has none (Windows has its own), it
-falls back to a file that names the holder.
+A killed process leaves nothing to clean up. filelock uses the locks of the operating system. Where
+the system or the disk has no locks, filelock falls back to a file that names the holder.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ Say = Callable[[str], object]
 
 @contextlib.contextmanager
 def locked_by_all(path: Path, say: Say) -> Iterator[None]:
-    """Hold the lock file `path` (made if need be) for all processes of a study at once.
+    """Return a context manager that holds the lock file `path` for all processes of a study.
 
-    Where another study holds it, that is said once, with its process and host, and waited for: the
-    primary process takes the lock, and the others wait in step with it.
+    The file is made if necessary. If another study holds the lock, `say` is called once with a line
+    that names its process and host, and the lock is waited for. The primary process takes the lock,
+    and the other processes wait in step with it.
     """
     make_folder(path.parent)
     make_way(path)
@@ -38,7 +39,7 @@ def locked_by_all(path: Path, say: Say) -> Iterator[None]:
         while not broadcast_from_host0([_take(lock)])[0]:
             if not waited:
                 who = read_text(holder) or "another process"
-                say(f"{path.parent}: {who} is at work here; waiting for it")
+                say(f"{path.parent}: {who} is using this folder; waiting for it")
             waited = True
             check_stopped()
             time.sleep(0.2 if jax.process_count() == 1 else 1)
@@ -52,7 +53,10 @@ def locked_by_all(path: Path, say: Say) -> Iterator[None]:
 
 
 def _take(lock: filelock.BaseFileLock) -> bool:
-    """Return whether the lock is held now; only the primary process asks for it."""
+    """Try to take the lock in the primary process, and return whether it is held now.
+
+    The other processes return True.
+    """
     if not is_primary():
         return True
     try:

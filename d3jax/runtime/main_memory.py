@@ -1,4 +1,4 @@
-"""The computer's main memory: how much there is, and refusing before work what cannot fit."""
+"""The size of the computer's main memory, and a check that data fit into it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from pathlib import Path
 from ..core.errors import ConfigError
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Where Linux says what a container may use."""
+"""The files in which Linux states the memory limit of a container."""
 
 
 @functools.cache
 def main_memory() -> int:
-    """Return the bytes that programs here may use: the computer's, or its container's limit."""
+    """Return the bytes of memory that programs may use: those of the computer or its container."""
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in map(Path, LIMITS):
         try:
             there = min(there, int(path.read_text()))
-        except (OSError, ValueError):  # no container, or "max"
+        except (OSError, ValueError):  # not in a container, or the limit is "max"
             continue
     return there
 
 
 def check_fits(needed: int, what: str) -> None:
-    """Raise `ConfigError` where `what` takes more bytes than there are."""
+    """Raise `ConfigError` if `needed` bytes for `what` exceed the main memory.
+
+    `what` is a plural noun phrase with which the message begins.
+    """
     there = main_memory()
     if needed > there:
         raise ConfigError(
@@ -34,6 +37,6 @@ def check_fits(needed: int, what: str) -> None:
 
 
 def in_words(count: int) -> str:
-    """Return a number of bytes in words."""
+    """Return a number of bytes as text in MiB or GiB."""
     unit, letters = (2**30, "GiB") if count >= 2**30 else (2**20, "MiB")
     return f"{count / unit:,.{0 if count >= 10 * unit else 1}f} {letters}"

@@ -1,4 +1,4 @@
-"""Standard output and error, for every command. No jax in here."""
+"""Settings of standard output and standard error for every command. Does not import jax."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import sys
 
 
 def accept_any_text() -> None:
-    """Let both replace what their encoding does not have, instead of raising."""
+    """Let stdout and stderr replace characters outside their encoding instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def drop_output() -> None:
-    """Send standard output nowhere, after its reader has gone (`d3jax … | head`)."""
+    """Discard all further standard output, once its reader has closed it (`d3jax … | head`)."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

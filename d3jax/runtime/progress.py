@@ -1,4 +1,4 @@
-"""Progress of a study on the terminal. Of several processes the first one speaks."""
+"""The progress of a study on the terminal, printed by the first of several processes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .output import drop_output
 
 
 class Progress:
-    """One stage at a time: a rich bar on a terminal, one line a stage elsewhere."""
+    """A progress display: a bar for the running stage on a terminal, else one line per stage."""
 
     def __init__(self, quiet: bool = False):
         self.quiet, self.bar, self.task = quiet or not is_primary(), None, None
 
     def say(self, text: str) -> None:
-        """Print one line; where nobody reads any more, nothing from then on."""
+        """Print one line; after the reader has closed standard output, print nothing."""
         if self.quiet:
             return
         try:
@@ -27,13 +27,13 @@ class Progress:
             drop_output()
 
     def warn(self, text: str) -> None:
-        """Prints one line where errors go, even when quiet."""
+        """Print one line to standard error, even when quiet."""
         if is_primary():
             print(f"d3jax: {text}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Shows `name` while the block runs."""
+        """Return a context manager that shows the stage `name` while its block runs."""
         self.say(f"{name} …")
         if self.quiet or not sys.stdout.isatty():
             yield
@@ -50,11 +50,10 @@ class Progress:
                 self.bar = None
 
     def update(self, line: dict[str, float], steps: int) -> None:
-        """Moves the bar to a logged line of a stage of `steps` steps."""
+        """Move the bar to the log record `line` of a stage of `steps` steps."""
         if self.bar is not None and self.task is not None:
             rate = line["step"] / max(line["seconds"], 1e-9)
-            left = round(
-                (steps - line["step"]) / max(rate, 1e-9)
-            )  # rich's own estimate forgets what is over 30 s old
+            # rich's own estimate only uses the last 30 s.
+            left = round((steps - line["step"]) / max(rate, 1e-9))
             text = f"loss {line['loss']:.4f}  {rate:.1f} steps/s  {left // 60}:{left % 60:02d} left"
             self.bar.update(self.task, completed=line["step"], total=steps, description=text)

@@ -1,8 +1,9 @@
-"""Which device computes what: a mesh of ("member", "data"), the placement of arrays on it, and the processes behind it.
+"""The mesh of devices with the axes "member" and "data", and the placement of arrays on it.
 
-Members are loops of one program that share no numbers; the data axis splits every batch. XLA puts the sums in between. Where
-several processes share the devices (a TPU pod, several GPU hosts), all of them run the same study in step; each has the whole
-data set, the first alone writes tables, and what to do next is what the first one sees.
+Members are train loops of one program that share no numbers. The data axis splits every batch, and
+XLA inserts the sums over devices. Several processes may share the devices (a TPU pod, several GPU
+hosts). All of them then run the same study in step. Each process has the whole data set. Only the
+first process writes tables, and its view of the disk decides what is done next.
 """
 
 from __future__ import annotations
@@ -20,27 +21,35 @@ from jax.sharding import PartitionSpec as P
 from ..core.types import Device
 
 MEMBERS = P("member")
-"""Split over members, each on its share of the devices."""
+"""Layout of members: each member is on its share of the devices."""
 BATCHES = P(None, "data")
-"""Batches of several steps: each split over the data axis."""
+"""Layout of stacked batches of several steps: each batch is split over the data axis."""
 COPIES = P()
-"""A whole copy on every device."""
+"""Layout of arrays of which every device has a whole copy."""
 
 
 def make_mesh(members: int, devices: Sequence[Device]) -> Mesh | None:
-    """A mesh over `devices`, as many rows as divide both them and the members; None for a single device."""
+    """Return a ("member", "data") mesh over `devices`, or None for fewer than two devices.
+
+    The size of the member axis is the greatest common divisor of the number of members and the
+    number of devices.
+    """
     if len(devices) < 2:
         return None
     rows = math.gcd(members, len(devices))
     shape = (rows, len(devices) // rows)
-    # Auto, not Explicit: the compiler finds the shardings in between, as ordinary data-parallel code expects.
+    # Auto, not Explicit: the compiler chooses the shardings of intermediate values, as ordinary
+    # data-parallel code expects.
     return jax.make_mesh(
         shape, ("member", "data"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices
     )
 
 
 def shard_batch(tree: Any) -> Any:
-    """Inside a program: splits the leading axis of every array over the mesh's data axis, as far as `shares` says."""
+    """Split the leading axis of every array in `tree` over the data axis of the mesh.
+
+    For use inside a compiled program. An array that `shares` does not split stays as it is.
+    """
 
     def split(x):
         return jax.lax.with_sharding_constraint(x, P("data")) if shares(x.shape[0]) > 1 else x
@@ -49,9 +58,11 @@ def shard_batch(tree: Any) -> Any:
 
 
 def shares(rows: int) -> int:
-    """Inside a program: over how many devices a batch of so many rows is split.
+    """Return the number of devices over which a batch of `rows` rows is split.
 
-    Without a mesh, or where its data axis does not divide the rows, every device computes all of them: the same numbers, no gain.
+    For use inside a compiled program. It is 1 without a mesh, or if the size of the data axis does
+    not divide `rows`. Then every device computes all rows, with the same results and no gain in
+    speed.
     """
     mesh = jax.sharding.get_abstract_mesh()
     size = 1 if mesh.empty else mesh.shape["data"]
@@ -59,7 +70,10 @@ def shares(rows: int) -> int:
 
 
 def device_put_global(tree: Any, mesh: Mesh, spec: P) -> Any:
-    """Every array of `tree` on the mesh, laid out as `spec`. Each process must hold the same values."""
+    """Put every array of `tree` on the mesh in the layout `spec`, from all processes together.
+
+    Each process must hold the same values.
+    """
     sharding = NamedSharding(mesh, spec)
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
@@ -75,7 +89,7 @@ def _put_on_every_process(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def local(tree: Any) -> Any:
-    """This process's copy of arrays that every device holds whole."""
+    """Return this process's own copy of arrays of which every device has a whole copy."""
 
     def one(leaf: jax.Array) -> jax.Array:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -88,7 +102,11 @@ def local(tree: Any) -> Any:
 
 
 def copies(tree: Any) -> Any:
-    """Arrays that every process holds alike, as arrays of all of them, the form in which several processes save together."""
+    """Return arrays that all processes hold alike as global arrays, copied to every device.
+
+    Several processes need this form to save a checkpoint together. With one process the tree is
+    returned as it is.
+    """
     if jax.process_count() == 1:
         return tree
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))

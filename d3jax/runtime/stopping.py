@@ -1,7 +1,8 @@
-"""Signals that ask a study to stop: it saves at the next step that the host sees, and leaves.
+"""Handling of signals that ask a study to stop: it saves a checkpoint, then ends.
 
-A first SIGINT, SIGTERM or SIGUSR1 (what SLURM sends before a time limit) is noted; a second one
-ends the process as it would have without this. No jax.
+The checkpoint is saved at the next step that the host sees. The first SIGINT, SIGTERM or SIGUSR1 is
+only recorded. (SLURM sends SIGUSR1 before a time limit.) A second signal has its usual effect. Does
+not import jax.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ _received: list[str] = []
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Note signals instead of dying of them, in the main thread of a program."""
+    """Return a context manager in which the first stop signal is only recorded.
+
+    A second one ends the process. Outside the main thread the context manager has no effect,
+    because Python handles signals in the main thread only.
+    """
     _received.clear()
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -35,8 +40,8 @@ def stoppable() -> Iterator[None]:
         name = signal.Signals(number).name
         _received.append(name)
         _restore(before)
-        line = f"\nd3jax: {name}: saving at the next step; a second signal ends at once\n"
-        os.write(2, line.encode())  # print may be in the middle of a line
+        line = f"\nd3jax: {name}: saving at the next step; a second signal ends the study at once\n"
+        os.write(2, line.encode())  # print is not safe here: the signal may interrupt a print
 
     for number in SIGNALS:
         signal.signal(number, note)
@@ -48,22 +53,23 @@ def stoppable() -> Iterator[None]:
 
 
 def is_stopping() -> bool:
-    """Return whether this process was asked to stop."""
+    """Return whether this process has received a stop signal."""
     return bool(_received)
 
 
 def stopped() -> StoppedError:
-    """Return the error that ends a study which was asked to stop."""
+    """Return the `StoppedError` that ends a study after a stop signal to one of its processes."""
     why = _received[0] if _received else "a signal to another process"
     return StoppedError(f"stopped by {why}: run the same command again, it continues from here")
 
 
 def check_stopped() -> None:
-    """Raise `StoppedError` where this process was asked to stop."""
+    """Raise `StoppedError` if this process has received a stop signal."""
     if is_stopping():
         raise stopped()
 
 
 def _restore(before: dict[int, signal._HANDLER]) -> None:
+    """Restore the earlier signal handlers."""
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""An attack under one seed: what makes its victim, and what every node of it shares."""
+"""Attack runs: one attack under one seed, and the recipe of its victim."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ from .context import StudyContext
 from .registries import ATTACKS
 
 FORMAT = 2
-"""Part of every recipe; counted up when the same config would compute other numbers."""
+"""Version in every recipe; it is raised when the same config would compute other numbers."""
 
 
 class AttackRun(NamedTuple):
-    """One attack under one seed; `attack_seed` makes the victim, `seed` the defences.
+    """One attack under one seed, with the recipe of its victim.
 
-    `recipe` is all that makes the victim; `poison_rate` the share of its training images that are
-    poisoned (None: trained elsewhere) and `poisoned` how many stay so; `attacked`: whether there is
-    a trigger at all. `evaluate(variables, trigger, test) -> Counts` is compiled once an attack.
+    `attack_seed` determines the victim, and `seed` the defences. `recipe` is everything that
+    determines the victim, as plain data. `poison_rate` is the share of training images that are
+    poisoned (None for an external model). `poisoned` counts the rows that stay poisoned throughout
+    the training. `attacked` says whether the attack has a trigger. The function
+    `evaluate(variables, trigger, test) -> Counts` is compiled once per attack.
     """
 
     label: str
@@ -46,7 +48,7 @@ class AttackRun(NamedTuple):
 
     @property
     def key(self) -> jax.Array:
-        """What all that is random in the victim follows from."""
+        """Return the key that determines everything random in the victim."""
         return jax.random.key(self.attack_seed)
 
 
@@ -57,9 +59,9 @@ def make_run(
     evaluate: Callable[..., Counts],
     seed: int,
 ) -> AttackRun:
-    """Return the run of an attack under a seed.
+    """Return the attack run of an attack under one seed.
 
-    The recipe holds the trigger's contents too: a pattern may come from a file.
+    The recipe includes a digest of the trigger, because its pattern may come from a file.
     """
     config, external = context.config, context.external
     attack_seed = config.attack_seed
@@ -92,15 +94,16 @@ def make_run(
 
 
 def make_clean_run(context: StudyContext, seed: int) -> AttackRun:
-    """Return the run of the control `clean`, on whose model attacks find their triggers.
+    """Return the attack run of the control `clean`, on whose model attacks find their triggers.
 
-    Its victim is the control's where that stands in the study too.
+    If the study also lists `clean` among its attacks, both share one clean model. Raises
+    `ConfigError` if another attack has the label "clean".
     """
     attacks = context.config.attacks
     if any(choice.label == "clean" and choice.name != "clean" for choice in attacks):
         raise ConfigError(
-            "its trigger is found on a model whose label is 'clean', which another attack has; "
-            "rename that one"
+            "finds its trigger on the model of the control 'clean', but another attack has the "
+            "label 'clean'; rename that attack"
         )
     config, construct = ATTACKS["clean"]
     attack = construct(config(), context.dataset.info)
@@ -112,21 +115,21 @@ def make_clean_run(context: StudyContext, seed: int) -> AttackRun:
 def evaluator(
     context: StudyContext, attack: Attack, model: Model | None = None
 ) -> Callable[..., Counts]:
-    """Return `evaluate(variables, trigger, test) -> Counts` for an attack on a model.
+    """Return a function `evaluate(variables, trigger, test) -> Counts` for an attack on a model.
 
-    Without a `model` it is the study's.
+    `model` defaults to the model of the study.
     """
     classes = context.dataset.info.num_classes
     return make_evaluate(model or context.model, attack, classes, context.config.loop.eval_batch)
 
 
 def targets_of(run: AttackRun, num_classes: int) -> list[int]:
-    """Return the classes that the attack turns others into, sorted; none without a trigger."""
+    """Return the target classes of an attack, sorted; an empty list without a trigger."""
     labels = np.arange(num_classes)
     wanted = np.asarray(run.attack.relabel(jnp.asarray(labels)))
     return sorted(set(wanted[wanted != labels].tolist())) if run.attacked else []
 
 
 def poison_flags(context: StudyContext, run: AttackRun) -> np.ndarray:
-    """Return which training images [N] bool are poisoned."""
+    """Return the poisoned training images as a boolean mask [N]."""
     return np.asarray(poisoned_rows(run.key, run.attack, context.dataset.train.labels))

@@ -1,4 +1,4 @@
-"""What would go wrong later in a study, found before any work starts."""
+"""Checks that find the errors of a study before any work starts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ AnyDetector = SampleDetector | InputDetector | ModelDetector
 
 
 class Methods(NamedTuple):
-    """The entries of the config, made: defences, detectors, and evolutions with the defence they call."""
+    """The defences, detectors and evolutions of a config, constructed from its entries.
+
+    An evolution comes with the defence that it calls between updates, or None.
+    """
 
     defenses: list[tuple[Choice, AnyDefense]]
     detections: list[tuple[Choice, AnyDetector]]
@@ -42,7 +45,10 @@ class Methods(NamedTuple):
 
 
 def make_methods(context: StudyContext) -> Methods:
-    """Return defences and evolutions of the config, checked against data and model."""
+    """Return the defences, detectors and evolutions of a config, checked against data and model.
+
+    Raises `ConfigError` if one of them does not suit the study.
+    """
     config = context.config
     shapes = jax.eval_shape(context.model.init, jax.random.key(0))
     weights = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params))
@@ -68,7 +74,7 @@ def make_methods(context: StudyContext) -> Methods:
 
 
 def _make_defense(context: StudyContext, choice: Choice, shapes: Any, size: int) -> AnyDefense:
-    """Return a defence, checked against the parameters and the number of images it has."""
+    """Return a defence, checked against the model's parameters and the number of images."""
     with named(f"defenses: {choice.label}"):
         defense = DEFENSES[choice.name][1](choice.config, context.dataset.info)
         if not isinstance(defense, TrainingDefense):
@@ -76,8 +82,8 @@ def _make_defense(context: StudyContext, choice: Choice, shapes: Any, size: int)
             _check_needs(context, defense)
         elif context.external:
             raise ConfigError(
-                "trains from scratch: a model that is there already (model.checkpoint) is "
-                "nothing to it"
+                "trains from scratch, so it cannot be used with an external model "
+                "(model.checkpoint)"
             )
         else:
             defense.check(len(context.dataset.train.labels))
@@ -85,11 +91,11 @@ def _make_defense(context: StudyContext, choice: Choice, shapes: Any, size: int)
 
 
 def _check_needs(context: StudyContext, repair: Repair) -> None:
-    """Raise `ConfigError` where the study has not what a repair needs."""
+    """Raise `ConfigError` if the study does not have what a repair needs."""
     if "training_set" in repair.needs and context.external:
         raise ConfigError(
-            "needs the images that the model was trained on, which are not there for a model from "
-            "elsewhere (model.checkpoint)"
+            "needs the images that the model was trained on, which are not available for an "
+            "external model (model.checkpoint)"
         )
     label = repair.search.detector if repair.search else ""
     if not label:
@@ -101,21 +107,21 @@ def _check_needs(context: StudyContext, repair: Repair) -> None:
     models = [name for name, detector in made.items() if isinstance(detector, ModelDetector)]
     if label not in models:
         raise ConfigError(
-            f"detector: {label!r} is no model detector among `detections`, which has "
-            f"{names(models) or 'none'}{did_you_mean(label, models)}"
+            f"detector: {label!r} is not a model detector in `detections`; the model detectors "
+            f"there are {names(models) or 'none'}{did_you_mean(label, models)}"
         )
 
 
 def _make_detector(context: StudyContext, choice: Choice, shapes: Any, size: int) -> AnyDetector:
-    """Return a detector, checked against the model and the images it has."""
+    """Return a detector, checked against the model and the number of images."""
     with named(f"detections: {choice.label}"):
         detector = DETECTIONS[choice.name][1](choice.config, context.dataset.info)
         if not isinstance(detector, SampleDetector):
             detector.check(context.model, shapes, size)
         elif context.external:
             raise ConfigError(
-                "scores the images that the model was trained on, which are not there for a model "
-                "from elsewhere (model.checkpoint)"
+                "scores the images that the model was trained on, which are not available for an "
+                "external model (model.checkpoint)"
             )
         else:
             detector.check(context.model, shapes, len(context.dataset.train.labels), size)
@@ -125,31 +131,34 @@ def _make_detector(context: StudyContext, choice: Choice, shapes: Any, size: int
 def _check_evolution(
     context: StudyContext, choice: Choice, shapes: Any, size: int, known: dict[str, AnyDefense]
 ) -> Repair | None:
-    """Return the defence that an evolution calls; raises what does not suit data or model."""
+    """Return the defence that an evolution calls, or None, after checking the evolution.
+
+    Raises `ConfigError` if the evolution or its defence does not suit the data or the model.
+    """
     config: EvolutionConfig = choice.config
     with named(f"evolutions: {choice.label}"):
         learned = check_evolution(config, len(fresh_split(context).labels), context.dataset.info)
         if config.learn == "statistics" and not shapes.batch_stats:
             model = context.config.model.name
-            raise ConfigError(f"learn: statistics moves nothing: {model} has no BatchNorm")
+            raise ConfigError(f"learn: statistics changes nothing: {model} has no BatchNorm")
         called = None if config.defense is None else known.get(config.defense)
         if isinstance(called, TrainingDefense):
             raise ConfigError(
-                f"defense: {config.defense} trains from scratch, there is nothing to call "
-                "between updates"
+                f"defense: {config.defense} trains from scratch, so it cannot be called between "
+                "updates"
             )
         if called:
             called.check(context.model, shapes, min(size, learned))
             if missing := set(called.needs) - {"target"}:
                 raise ConfigError(
-                    f"defense: {config.defense} needs {', '.join(sorted(missing))}, which updates do "
-                    "not hand over"
+                    f"defense: {config.defense} needs {', '.join(sorted(missing))}, which is not "
+                    "available between updates"
                 )
         return called
 
 
 def _check_placement(context: StudyContext, methods: Methods) -> None:
-    """Raise `ConfigError` where images are streamed to what keeps them on the device."""
+    """Raise `ConfigError` if images are streamed to methods that keep them on the device."""
     kept = [choice.label for choice, _ in methods.evolutions]
     kept += [
         choice.label for choice, defense in methods.defenses if isinstance(defense, TrainingDefense)
@@ -162,7 +171,7 @@ def _check_placement(context: StudyContext, methods: Methods) -> None:
 
 
 def check_attack(context: StudyContext, choice: Choice, attack: Attack, methods: Methods) -> None:
-    """Raise what would go wrong with an attack in this study."""
+    """Raise `D3JaxError` if an attack cannot run in this study."""
     labels = context.dataset.test.labels
     if attack.preparation and not context.external:
         attack.preparation.check(len(context.dataset.train.labels))
@@ -186,17 +195,16 @@ def check_attack(context: StudyContext, choice: Choice, attack: Attack, methods:
             _check_poison(context, attack, other.config)
     if choice.name == "unknown" and not context.external:
         raise ConfigError(
-            "is for a model from elsewhere (model.checkpoint); the control that is trained here "
-            "is clean"
+            "is for an external model (model.checkpoint); for a control that is trained here use "
+            "the attack clean"
         )
 
 
 def _check_poison(context: StudyContext, attack: Attack, config: EvolutionConfig) -> None:
-    """Raise what would go wrong with an attack in an evolution run."""
+    """Raise `D3JaxError` if an attack cannot run in an evolution run."""
     if config.replay and context.external:
         raise ConfigError(
-            "replay: the set that a model from elsewhere (model.checkpoint) was trained on is "
-            "not there"
+            "replay: the training set of an external model (model.checkpoint) is not available"
         )
     if config.replay:
         check_released(attack)
@@ -206,7 +214,7 @@ def _check_poison(context: StudyContext, attack: Attack, config: EvolutionConfig
 
 
 def check_paths(context: StudyContext, attacked: Sequence[bool]) -> None:
-    """Raise `ConfigError` where losses of a trigger are wanted and there is none."""
+    """Raise `ConfigError` if the config asks for backdoor losses and no attack has a trigger."""
     paths, attacks = context.config.paths, context.config.attacks
     if paths and not any(attacked):
         labels = ", ".join(choice.label for choice in attacks)
@@ -218,7 +226,7 @@ def check_paths(context: StudyContext, attacked: Sequence[bool]) -> None:
 
 @contextlib.contextmanager
 def named(component: str) -> Iterator[None]:
-    """Put in front of an error which entry of the config it is about."""
+    """Prefix the message of any `D3JaxError` with the entry of the config that it concerns."""
     try:
         yield
     except D3JaxError as error:

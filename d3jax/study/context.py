@@ -1,4 +1,4 @@
-"""The study context: what all nodes of a study share."""
+"""The study context: the data, model and settings that all nodes of a study share."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from .registries import DATASETS, MODELS
 
 
 class Memo:
-    """Values that several nodes of a process compute alike; the newest few are kept."""
+    """A cache of values that several nodes share; it keeps the newest `size` values."""
 
     def __init__(self, size: int = 8):
         self._size, self._values = size, {}
 
     def __call__(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Return the value of a key, made where it is not there."""
+        """Return the value of a key; call `make` if the key has no value."""
         if key not in self._values:
             self._values[key] = make()
             if len(self._values) > self._size:
@@ -41,11 +41,12 @@ class Memo:
 
 
 class StudyContext(NamedTuple):
-    """What all nodes of a study share.
+    """The data, model, settings and devices that all nodes of a study share.
 
-    `fresh` are the training images kept back for evolutions (None: none) and `fresh_hash` names
-    their contents. `external` is the model that was trained elsewhere, if there is one. `together`:
-    nodes of one program run as its members; `streamed`: training images stay on the host.
+    `fresh` are the training images that are reserved for evolutions (None: none); `fresh_hash` is
+    a hash of their contents. `external` is the external model, if the study has one. With
+    `together`, nodes with the same program run as its members. With `streamed`, training images
+    stay on the host.
     """
 
     config: StudyConfig
@@ -69,7 +70,10 @@ class StudyContext(NamedTuple):
 def open_context(
     config: StudyConfig, workdir: Path, progress: Progress, profile: str = ""
 ) -> StudyContext:
-    """Load the data and build the model; write nothing."""
+    """Return the context of a study: load its data and build its model.
+
+    No file is written.
+    """
     on_cpu = backend() == "cpu"
     devices = _devices(config.loop, on_cpu)
     dataset = DATASETS[config.dataset.name][1](config.dataset.config)
@@ -85,7 +89,7 @@ def open_context(
         external = read_external_model(config.model, model)
         progress.say(external.text)
     dataset, fresh = _divide(dataset, config.fresh)
-    source = f"fresh: {config.fresh:g}: what is left of {dataset.info.name}"
+    source = f"fresh: {config.fresh:g}: the remaining training set of {dataset.info.name}"
     check_classes(source, dataset.train.labels, dataset.info.classes)
     data_hash = fingerprint(dataset)
     fresh_hash = fingerprint(dataset._replace(train=fresh)) if fresh else ""
@@ -117,7 +121,7 @@ def open_context(
 
 
 def _described(dataset: Dataset) -> str:
-    """Return what was read, in a line: how much, and which class has which number."""
+    """Return a line that describes a data set: numbers and size of images, names of classes."""
     (train, test, info), size = dataset, "×".join(map(str, dataset.info.shape))
     classes = few(f"{label} {name}" for label, name in enumerate(info.classes))
     counts = f"{len(train.labels)} training and {len(test.labels)} test images of {size}"
@@ -125,7 +129,11 @@ def _described(dataset: Dataset) -> str:
 
 
 def _devices(loop: LoopConfig, on_cpu: bool) -> tuple[Device, ...]:
-    """Return the devices that share the work. Raises `ConfigError` where there are fewer."""
+    """Return the devices that share the work.
+
+    Raises `ConfigError` if the setting `loop.devices` exceeds the number of devices, or if it is
+    set although several processes run.
+    """
     alone = jax.process_count() == 1
     if loop.devices > jax.device_count() or (loop.devices and not alone):
         there = f"{jax.device_count()} here" if alone else "several processes, which share all"
@@ -134,7 +142,7 @@ def _devices(loop: LoopConfig, on_cpu: bool) -> tuple[Device, ...]:
 
 
 def _divide(dataset: Dataset, share: float) -> tuple[Dataset, Split | None]:
-    """The data set without a `share` of its training images, and those."""
+    """Return the data set without a `share` of its training images, and the images taken out."""
     if not share:
         return dataset, None
     order = np.random.default_rng(0).permutation(len(dataset.train.labels))
@@ -147,16 +155,20 @@ def _divide(dataset: Dataset, share: float) -> tuple[Dataset, Split | None]:
 
 
 def _is_streamed(loop: LoopConfig, dataset: Dataset, progress: Progress) -> bool:
-    """Whether training images stay on the host. Says so where that was decided here."""
+    """Return whether training images stay on the host.
+
+    With the placement "auto" they do if they take more than half of the free device memory. That
+    decision is printed.
+    """
     images, free = dataset.train.images.nbytes, memory_free()
     streamed = loop.placement == "stream"
-    if (
-        loop.placement == "auto" and free is not None
-    ):  # a CPU's memory is where the images are already
+    # `free` is None on a CPU, whose memory holds the images already.
+    if loop.placement == "auto" and free is not None:
         streamed = bool(broadcast_from_host0([images > free / 2])[0])
         if streamed:
             progress.say(
-                f"streaming: {images / 2**30:.2f} GiB of training images, {free / 2**30:.2f} GiB of memory are free"
+                f"streaming: {images / 2**30:.2f} GiB of training images, "
+                f"{free / 2**30:.2f} GiB of memory are free"
             )
     if streamed:
         check_streaming()
@@ -164,13 +176,16 @@ def _is_streamed(loop: LoopConfig, dataset: Dataset, progress: Progress) -> bool
 
 
 def fresh_split(context: StudyContext) -> Split:
-    """The training images kept back, of a study that has evolutions and so keeps some."""
+    """Return the training images that are reserved for evolutions.
+
+    The study must have evolutions, so that some are reserved.
+    """
     assert context.fresh is not None
     return context.fresh
 
 
 def reserved_split(context: StudyContext, seed: int) -> Split:
-    """The defender's clean images of `seed`."""
+    """Return the defender's reserved clean images for one seed."""
     train, _, info = context.dataset
     rows = reserve(train, context.config.reserved, seed, info.num_classes)
     return Split(train.images[rows], train.labels[rows])

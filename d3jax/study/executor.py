@@ -1,7 +1,8 @@
-"""Runs nodes: finished ones are taken as they are, others computed or continued, together.
+"""The executor of nodes: it reuses finished nodes, and computes or resumes the others.
 
-A node's folder holds `model/` once it is finished, `steps/` (rolling checkpoints of its loop) until
-then, and `failed.json` where it broke. Another process in the folder is waited for.
+A node's folder holds `model/` once the node is finished. Until then it holds `steps/`, the rolling
+checkpoints of its loop, and after an error `failed.json`. If another process works in the folder,
+the executor waits for it.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ from .node_checkpoint import binding, save_finished, take_finished
 from .nodes.base import Artifact, Failure, Inputs, Node, Result
 
 Computed = tuple[Any, list[LogRecord], int]
-"""A tree, the records logged, and how many members its program had."""
+"""A node's tree, its log records, and the number of members in its program."""
 
 
 def run_together(nodes: Sequence[Node], inputs: Mapping[str, Inputs]) -> list[Result]:
-    """Return what the nodes of a group left: those that are not finished are computed.
+    """Return the results of a group of nodes; compute those that are not finished.
 
-    `inputs` are by the nodes' names. Of several nodes with one folder, one is computed. What breaks
-    is a `Failure`, kept as failed.json.
+    `inputs` maps a node's name to its inputs. If several nodes share a folder, only one of them is
+    computed. An error becomes a `Failure`, which is also written to failed.json.
     """
     say = nodes[0].context.progress.say
     with contextlib.ExitStack() as held:
-        # Everywhere in one order, or two studies could wait for each other in a circle.
+        # Sorted, because two studies that lock in different orders could wait for each other.
         for folder in sorted({node.folder for node in nodes}):
             held.enter_context(locked_by_all(folder / "lock", say))
         found = [contained(node, take_finished, node) for node in nodes]
@@ -55,7 +56,7 @@ def run_together(nodes: Sequence[Node], inputs: Mapping[str, Inputs]) -> list[Re
 
 
 def with_metrics(node: Node, result: Result) -> Result:
-    """Return a result; its records are now all that the node's metrics.jsonl holds."""
+    """Replace the contents of a node's metrics.jsonl by the result's records; return the result."""
     if isinstance(result, Artifact):
         with _writer(node) as writer:
             writer.reset("", result.records)
@@ -63,10 +64,14 @@ def with_metrics(node: Node, result: Result) -> Result:
 
 
 def contained(node: Node, work: Callable[..., Any], *given: Any) -> Any:
-    """Return what `work` returns, or the `Failure` that came of it: other nodes go on.
+    """Call `work` and return its result, or a `Failure` if it raises an error.
 
-    Of several processes one alone may have broken, while the rest wait for it: then it must end.
-    So it must where nothing more can be written, or a signal asked for it.
+    This way an error in one node does not stop the others. Some errors still stop the study:
+
+    - `StoppedError`: a signal asked to stop.
+    - `StorageError`: nothing more can be written to the disk.
+    - With several processes every error but `DivergedError`: a process that failed alone must end,
+      because the others wait for it.
     """
     try:
         return work(*given)
@@ -81,7 +86,7 @@ def contained(node: Node, work: Callable[..., Any], *given: Any) -> Any:
 
 
 def _failed(node: Node, error: Exception) -> Failure:
-    """Return a failure, kept in the node's folder and said."""
+    """Return a `Failure` for an error, after writing it to failed.json and printing a warning."""
     known = isinstance(error, D3JaxError)
     message = str(error) if known else f"{type(error).__name__}: {error}"
     message = message.strip().splitlines()[0][:500]
@@ -95,7 +100,7 @@ def _failed(node: Node, error: Exception) -> Failure:
 
 
 def _compute(nodes: Sequence[Node], inputs: Mapping[str, Inputs]) -> list[Result]:
-    """Return the results of unfinished nodes, those that are one loop in one program."""
+    """Compute unfinished nodes and return their results; train loops run as one program."""
     if not nodes:
         return []
     for node in nodes if is_primary() else ():
@@ -115,7 +120,7 @@ def _compute(nodes: Sequence[Node], inputs: Mapping[str, Inputs]) -> list[Result
             for node, done in zip(nodes, computed, strict=True)
         ]
     for node, result in zip(nodes, results, strict=True):
-        if isinstance(result, Artifact):  # only now: a kill in between finds all checkpoints
+        if isinstance(result, Artifact):  # after all are saved, so that a kill loses no node
             checkpoint.Rolling(node.folder / "steps").clear()
     return results
 
@@ -126,7 +131,7 @@ Writers = Mapping[str, MetricWriter]
 def _run_each(
     nodes: Sequence[Node], inputs: Mapping[str, Inputs], writers: Writers
 ) -> list[Computed | Failure]:
-    """Return what each node computed, one after another."""
+    """Compute nodes one after another; return what each computed."""
 
     def work(node: Node) -> Computed:
         given = _given(node, inputs)
@@ -138,7 +143,10 @@ def _run_each(
 def _run_loops(
     nodes: Sequence[Node], inputs: Mapping[str, Inputs], writers: Writers
 ) -> list[Computed | Failure]:
-    """Return what each node's loop computed, half of them at a time where memory is short."""
+    """Run the nodes' train loops as one program; return what each computed.
+
+    If the program does not fit in memory, each half of its loops is tried on its own.
+    """
     loops = [contained(node, lambda node=node: node.loop(_given(node, inputs))) for node in nodes]
     results = dict(zip((node.name for node in nodes), loops, strict=True))
     ready = [node for node in nodes if isinstance(results[node.name], TrainLoop)]
@@ -168,15 +176,17 @@ def _run_loops(
 
 
 def _given(node: Node, inputs: Mapping[str, Inputs]) -> Inputs:
-    """Return the inputs of a node that is computed.
+    """Return the inputs of a node that is about to be computed.
 
-    Raises `CheckpointError` where one of them was not read, because the node seemed finished until
-    its checkpoint turned out to be damaged.
+    Raises `CheckpointError` if one of them was not read. This happens to a node that seemed
+    finished when the study was planned, but whose checkpoint is damaged.
     """
     given = inputs[node.name]
     for name, needed in node.needs.items():
         if getattr(given, name) is None and name not in node.optional:
-            raise CheckpointError(f"its {needed.title} was not read; a second run reads it")
+            raise CheckpointError(
+                f"its {needed.title} was not read; run the same command again to read it"
+            )
     return given
 
 
@@ -199,7 +209,7 @@ def _hooks(
     part: str = "",
     watch_every: int = 0,
 ) -> Hooks:
-    """Return what surrounds a node's loop, or one `part` of several."""
+    """Return the hooks of a node's train loop, or of one `part` of a node with several loops."""
     context, loop = node.context, node.context.config.loop
     rolling = checkpoint.Rolling(node.folder / "steps" / part, of=binding(node))
     name = f"{node.name}/{part}" if part else node.name
@@ -211,7 +221,7 @@ def _hooks(
 
     def start(step: int, records: list[LogRecord]) -> None:
         writer.reset(part, records)
-        if records:  # a later one of several loops begins at a step too
+        if records:  # without records the loop is new, even if it starts at a step above 0
             progress.say(f"{name}: continues at step {step}")
 
     def log(record: LogRecord, steps: int) -> None:

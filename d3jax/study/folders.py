@@ -1,4 +1,4 @@
-"""The folders that a study writes to: seen to be usable, and large enough, before any work."""
+"""Functions that create and check the folders a study writes to, before any work starts."""
 
 from __future__ import annotations
 
@@ -9,19 +9,34 @@ from pathlib import Path
 
 import jax
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, names
 from ..core.paths import user_path
+from ..results.tables import ALWAYS, OTHERS
 from ..runtime.files import check_writable
 from ..runtime.main_memory import in_words
 from .context import StudyContext
 from .nodes.base import Node
 
 STATES = 6
-"""Models' sizes that a loop's rolling checkpoints take: two states of weights, momenta, averages."""
+"""Size of a loop's rolling checkpoints, in models.
+
+They hold two states, each with weights, momenta and averages.
+"""
+
+
+WRITTEN = (
+    *("config.yaml", "environment.json", "report.html", "figures", "checkpoints"),
+    *(f"{table}.csv" for table in (*ALWAYS, *OTHERS)),
+)
+"""What a study writes into its run folder besides study.json and nodes/, which mark it as one."""
 
 
 def make_folders(context: StudyContext, nodes: Sequence[Node]) -> None:
-    """Make the folders that settings name. Raises `ConfigError` where one is no use or too full."""
+    """Create the folders that the settings name.
+
+    Raises `ConfigError` if a folder cannot be made or written, or if the disk has too little space.
+    """
+    check_own(context.workdir)
     for setting, path in _folders(context):
         work = "made"
         try:
@@ -34,7 +49,8 @@ def make_folders(context: StudyContext, nodes: Sequence[Node]) -> None:
 
 
 def check_folders(context: StudyContext) -> None:
-    """Raise `ConfigError` where a folder could not be made or written; make none."""
+    """Raise `ConfigError` if a folder cannot be made or written; create no folder."""
+    check_own(context.workdir)
     for setting, path in _folders(context):
         path = path.absolute()
         there = next(one for one in (path, *path.parents) if os.path.lexists(one))
@@ -44,8 +60,19 @@ def check_folders(context: StudyContext) -> None:
             raise ConfigError(f"{setting}: {path} cannot be written (no permission in {there})")
 
 
+def check_own(workdir: Path) -> None:
+    """Raise `ConfigError` if a folder holds files of somebody else that a study would replace."""
+    marks = [workdir / name for name in ("study.json", "nodes")]
+    found = [name for name in WRITTEN if os.path.lexists(workdir / name)]
+    if found and not any(map(os.path.lexists, marks)):
+        raise ConfigError(
+            f"--workdir: {workdir} is not a run folder of d3jax, but holds {names(found)}, which a "
+            "study would replace; name an empty folder, or one that does not exist"
+        )
+
+
 def _folders(context: StudyContext) -> Iterator[tuple[str, Path]]:
-    """Yield (setting, folder) of those that are given."""
+    """Yield (setting, folder) for each folder that the settings name."""
     yield "--workdir", context.workdir
     for setting, folder in (("--cache", context.config.cache), ("--profile", context.profile)):
         if folder:
@@ -53,11 +80,11 @@ def _folders(context: StudyContext) -> Iterator[tuple[str, Path]]:
 
 
 def _check_space(context: StudyContext, nodes: Sequence[Node]) -> None:
-    """Raise `ConfigError` where the models that are still to be made do not fit the disk."""
+    """Raise `ConfigError` if the models that are still to be computed do not fit on the disk."""
     shapes = jax.eval_shape(context.model.init, jax.random.key(0))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     models = [node for node in nodes if not node.analysis]
-    # Not `checkpoint.exists`, in which all processes take part: this one is alone here.
+    # `checkpoint.exists` would wait for all processes, but only the primary one runs this.
     missing = [node for node in models if not (node.folder / "model").exists()]
     loops = len(missing) if context.together else min(1, len(missing))
     needed, free = (len(missing) + STATES * loops) * size, shutil.disk_usage(context.workdir).free

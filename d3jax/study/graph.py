@@ -1,4 +1,4 @@
-"""The nodes of a study: which there are, and what each begins with."""
+"""The graph of a study: its nodes, and the nodes that each of them needs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ AnyNode = TypeVar("AnyNode", bound=Node)
 
 
 class Members(NamedTuple):
-    """The nodes of an attack run that analyses begin with; `models` are the victim and others."""
+    """The nodes of an attack run that analyses need.
+
+    `models` are the victim and the models of all defences.
+    """
 
     run: AttackRun
     victim: VictimNode
@@ -47,10 +50,10 @@ class Members(NamedTuple):
 
 
 def make_nodes(context: StudyContext) -> list[Node]:
-    """Return the nodes that the config asks for, and those that analyse them, in table order.
+    """Return the nodes that the config asks for, then the nodes that analyse them, in table order.
 
-    Raises what would go wrong later: an attack that this data set refuses, a defence that this
-    model does not suit.
+    Raises `D3JaxError` for errors that would occur later. Examples are an attack that does not suit
+    the data set, and a defence that does not suit the model.
     """
     graph = _Graph(context, make_methods(context))
     runs = []
@@ -68,9 +71,9 @@ def make_nodes(context: StudyContext) -> list[Node]:
 
 
 class _Graph:
-    """Nodes by name: of one name there is one node, which several runs may share.
+    """The nodes of a study by name; several attack runs may share a node.
 
-    `known` are all of them, `asked` those that the config asks for.
+    `known` holds all nodes, and `asked` those that the config asks for.
     """
 
     def __init__(self, context: StudyContext, methods: Methods):
@@ -79,9 +82,9 @@ class _Graph:
         self.asked: dict[str, Node] = {}
 
     def one(self, node: AnyNode) -> AnyNode:
-        """Return the node of that name, this one where it is new.
+        """Return the known node with the name of `node`; add `node` if there is none.
 
-        Raises `ConfigError` where another computation has the name.
+        Raises `ConfigError` if the known node is another computation.
         """
         known = self.known.setdefault(node.name, node)
         made = (node.kind, node.digest)
@@ -93,13 +96,13 @@ class _Graph:
         return known
 
     def ask(self, *nodes: Node) -> list[Any]:
-        """Add nodes that the config asks for; return those of their names."""
+        """Add nodes that the config asks for; return the known node for each of them."""
         found = [self.one(node) for node in nodes]
         self.asked |= {node.name: node for node in found}
         return found
 
     def add(self, run: AttackRun) -> Members:
-        """Add victim, detections, evolutions and defences of an attack run."""
+        """Add the victim, detections, evolutions and defences of an attack run; return them."""
         (victim,) = self.ask(self._victim(run))
         start = {"context": self.context, "run": run, "victim": victim}
         detections, evolutions, models = [], [], [victim]
@@ -116,7 +119,10 @@ class _Graph:
     def _detection(
         self, start: dict[str, Any], choice: Choice, detector: AnyDetector
     ) -> list[ModelDetectionNode]:
-        """Add the nodes of a detection; return those of a model detector's verdict."""
+        """Add the nodes of a detection; return its verdict nodes, which are not yet added.
+
+        Only model detectors have a verdict node.
+        """
         given = {**start, "choice": choice, "detector": detector}
         if isinstance(detector, ModelDetector):
             (evidence,) = self.ask(EvidenceNode(**given))
@@ -132,12 +138,12 @@ class _Graph:
         return []
 
     def _first_stage(self, start: dict[str, Any], defense: TrainingDefense) -> FirstStageNode:
-        """Return the first stage of a training-time defence, which others may share."""
+        """Return the node of a training-time defence's first stage, which defences may share."""
         prepared = start["victim"].prepared
         return self.one(FirstStageNode(**start, defense=defense, prepared=prepared))
 
     def _victim(self, run: AttackRun) -> VictimNode:
-        """Return the model that a run begins with."""
+        """Return the victim node of an attack run: a model to train, or an external model."""
         context = self.context
         shared = context.external or context.config.attack_seed is not None
         seeds = context.config.seeds if shared else (run.seed,)
@@ -152,7 +158,7 @@ class _Graph:
         return VictimNode(**given, prepared=prepared)
 
     def _defended(self, given: dict[str, Any], choice: Choice) -> Node:
-        """Return the node of a defence, after its first stage or the inversions that it needs."""
+        """Return the node of a defence; add the first stage or the inversions that it needs."""
         defense, start = given["defense"], {key: given[key] for key in ("context", "run", "victim")}
         if isinstance(defense, TrainingDefense):
             given = {**given, "prepared": given["victim"].prepared}
@@ -164,7 +170,11 @@ class _Graph:
         return RepairNode(**given, choice=choice, **found)
 
     def _searched(self, start: dict[str, Any], search: Search) -> dict[str, Any]:
-        """Return the evidence and the inversion that a search for a trigger begins with."""
+        """Return the nodes that a trigger search needs, as the fields of a `RepairNode`.
+
+        They are `detected`, the evidence that flags the target, and `inverted`, the inversion of
+        the target. Either may be missing.
+        """
         found: dict[str, Any] = {}
         if search.target == "detect":
             own = Choice(search.method, "", search.detection)
@@ -181,7 +191,7 @@ class _Graph:
 
 
 def _analyses(context: StudyContext, members: Members, runs: Sequence[Members]) -> Iterator[Node]:
-    """Yield what tables need besides of the finished models of a run, and what the page shows."""
+    """Yield the analysis nodes of an attack run, for tables and page."""
     run, config = members.run, context.config
     given, shown = {"context": context, "run": run}, run.seed == config.seeds[0]
     of_run = {**given, "victim": members.victim}
@@ -208,9 +218,9 @@ def _analyses(context: StudyContext, members: Members, runs: Sequence[Members]) 
 
 
 def _control(evolution: EvolutionNode, runs: Sequence[Members]) -> EvolutionNode | None:
-    """Return the run of a clean model that evolves as an attacked one; None without one."""
+    """Return the same evolution of a clean model, as a control; None without one."""
     if evolution.context.external or not evolution.run.attacked:
-        return None  # of a model from elsewhere it is not known that it has no trigger
+        return None  # an external model without a known trigger need not be clean
     clean = (one for members in runs if not members.run.attacked for one in members.evolutions)
     wanted = (evolution.label, evolution.run.seed)
     return next((one for one in clean if (one.label, one.run.seed) == wanted), None)

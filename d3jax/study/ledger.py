@@ -1,4 +1,4 @@
-"""What the nodes of a study left while it runs: artifacts as inputs, and records for the tables."""
+"""The ledger of a running study: results of its nodes, and their records in the run folder."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .nodes.base import AnalysisNode, Artifact, Failure, Findings, Inputs, Node,
 
 
 class Ledger:
-    """Results by node, and a record of each in the run folder.
+    """The results of a study's nodes, by name; writes a record of each to the run folder.
 
-    The arrays of a node stay in memory until the last node that begins with them has run; analyses
-    read them again.
+    The arrays of a node stay in memory until all nodes that need them, except analyses, have run.
+    Analyses load them again from the checkpoint.
     """
 
     def __init__(self, context: StudyContext, groups: Iterable[Sequence[Node]]):
@@ -36,9 +36,10 @@ class Ledger:
         )
 
     def run(self, group: Sequence[Node], compute: bool) -> None:
-        """Run the nodes of a group, or with `compute` off read them, and record what came out.
+        """Run the nodes of a group and record their results.
 
-        Raises `StoppedError` where a signal asked to stop, `StorageError` where the disk is full.
+        With `compute` false only analyses are computed; other nodes are read from earlier runs.
+        Raises `StoppedError` if a signal asked to stop, and `StorageError` if the disk is full.
         """
         if any_process(is_stopping()):
             raise stopped()
@@ -59,7 +60,11 @@ class Ledger:
         self._release(group)
 
     def inputs(self, node: Node) -> Inputs | Failure:
-        """Return the artifacts that a node begins with, or why it cannot begin."""
+        """Return the artifacts that a node needs, or a `Failure` if it cannot start.
+
+        An optional input is None if its node failed. If the node that `outcome_of` names failed,
+        its own `Failure` is returned.
+        """
         found = Inputs()
         for name, needed in node.needs.items():
             result = self.results.get(needed.name)
@@ -72,11 +77,14 @@ class Ledger:
         return found
 
     def _read(self, node: Node) -> Result:
-        """Return a node as another run left it."""
+        """Return the result that an earlier run left of a node."""
         return contained(node, with_metrics, node, read_finished(node))
 
     def _add(self, node: Node, result: Result, inputs: Inputs) -> None:
-        """Keep a result and write its record."""
+        """Store a node's result and write its record; compute the findings for the record.
+
+        If the findings cannot be computed, the result becomes a `Failure`.
+        """
         found = Findings()
         if isinstance(result, Artifact):
             made = contained(node, node.findings, inputs, result)
@@ -102,7 +110,7 @@ class Ledger:
         self.records[node.name] = record
 
     def _analyse(self, node: AnalysisNode, inputs: Inputs) -> None:
-        """Run an analysis, unless its record of the same inputs is there."""
+        """Run an analysis, unless a record of it with the same inputs exists."""
         workdir = self.context.workdir
         given = [name for name in node.needs if getattr(inputs, name)]
         say = self.context.progress.say
@@ -124,7 +132,7 @@ class Ledger:
                 remove(node.folder / "failed.json")
 
     def _release(self, group: Sequence[Node]) -> None:
-        """Drop arrays that no node begins with any more: wide models would fill the device."""
+        """Release the arrays that no node needs any more; wide models would fill the device."""
         for node in group:
             if not node.analysis:
                 self._users.subtract(needed.name for needed in node.needs.values())
@@ -134,7 +142,7 @@ class Ledger:
 
 
 def _plain(value: Any) -> Any:
-    """Return numpy's scalars in nested dicts and lists as Python's, for JSON."""
+    """Return a nested value with NumPy scalars replaced by Python scalars, for JSON."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Finished nodes: taken over from their folders, read, and saved."""
+"""Checkpoints of finished nodes: functions that reuse, read and save them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from .nodes.base import Artifact, Failure, Inputs, Node, Result
 
 
 def take_finished(node: Node) -> Artifact | None:
-    """Return what is in a node's folder already; None where there is nothing, or it is damaged."""
+    """Return the artifact that a node's folder already holds; None if it is missing or damaged.
+
+    A damaged checkpoint is renamed. If the artifact is found, the rolling checkpoints and
+    failed.json of earlier runs are deleted.
+    """
     path = node.folder / "model"
     if not checkpoint.exists(path):
         return None
@@ -31,7 +35,10 @@ def take_finished(node: Node) -> Artifact | None:
 
 
 def read_finished(node: Node) -> Result:
-    """Return a node as it is, nothing moved: a `Failure` where it is not finished or unreadable."""
+    """Return a node's artifact, or a `Failure` if it is unfinished, failed or unreadable.
+
+    No file is changed.
+    """
     path, note = node.folder / "model", node.folder / "failed.json"
     if path.is_dir():
         try:
@@ -46,14 +53,17 @@ def read_finished(node: Node) -> Result:
 
 
 def binding(node: Node) -> Binding:
-    """Return what a checkpoint of a node says it is of: another node's is not taken for it."""
+    """Return the metadata by which a checkpoint names its node.
+
+    A checkpoint that names another node is refused when it is loaded.
+    """
     return {"node": node.folder.name}
 
 
 def save_finished(
     node: Node, inputs: Inputs, tree: Any, records: list[LogRecord], members: int, elapsed: float
 ) -> Artifact:
-    """Count what was computed, save it in the node's folder, and return it."""
+    """Evaluate what a node computed, save it in the node's folder, and return the artifact."""
     counts = node.count(inputs, tree)
     note = {
         "counts": counts and {key: values.tolist() for key, values in counts._asdict().items()},
@@ -61,7 +71,7 @@ def save_finished(
         "records": records,
         "environment": node.context.environment,
         "members": members,
-        # By these a later study knows the trigger of a model it finds alone.
+        # By these a later study that reads this as an external model recognises its trigger.
         "about": {key: node.run.recipe[key] for key in ("attack", "settings")},
         **binding(node),
     }

@@ -1,4 +1,4 @@
-"""Which nodes of a study run, in which order, and which as members of one program."""
+"""The planner: it decides which nodes run, in which order, and which run as one program."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from .nodes.base import Node
 
 
 def part_of(nodes: Sequence[Node], part: int, parts: int) -> list[Node]:
-    """Return part 1 … `parts` of the nodes that are no analyses, and analyses of their outcome.
+    """Return one part of a study's nodes; `part` counts from 1 to `parts`.
 
-    Parts are runs of neighbours, so that few of them need the same victim.
+    The nodes that are not analyses are divided. An analysis is included if the node that its
+    `outcome_of` names is in the part. The nodes of a part are neighbours, so that few parts need
+    the same victim.
     """
     models = [node for node in nodes if not node.analysis]
     own = models[(part - 1) * len(models) // parts : part * len(models) // parts]
@@ -19,10 +21,11 @@ def part_of(nodes: Sequence[Node], part: int, parts: int) -> list[Node]:
 
 
 def plan(nodes: Iterable[Node], *, together: bool, compute: bool = True) -> list[list[Node]]:
-    """Return groups of nodes that run as one program, each after those that it needs.
+    """Return groups of nodes that run as one program, each after the groups that it needs.
 
-    What the `nodes` need is added, unless they are finished. Apart, each node is a group; together,
-    those of a kind with one `group`. Without `compute` only analyses are computed.
+    Nodes that unfinished `nodes` need are added. With `together`, nodes of a kind with the same
+    `group` form a group; without it, each node is a group. Without `compute` only analyses are
+    computed, and so only their needs are added.
     """
     groups: dict[Hashable, list[Node]] = {}
     for node in _wanted(nodes, compute).values():
@@ -33,7 +36,7 @@ def plan(nodes: Iterable[Node], *, together: bool, compute: bool = True) -> list
 
 
 def _wanted(nodes: Iterable[Node], compute: bool) -> dict[str, Node]:
-    """Return nodes by name, each after those that it needs."""
+    """Return the nodes and the nodes they need to run, by name, each after its needs."""
     wanted: dict[str, Node] = {}
 
     def want(node: Node) -> None:
@@ -51,7 +54,7 @@ def _wanted(nodes: Iterable[Node], compute: bool) -> dict[str, Node]:
 
 
 def _sorted(groups: list[list[Node]]) -> list[list[Node]]:
-    """Return the groups in an order in which all that a group needs comes before it."""
+    """Return the groups in an order in which each comes after the groups that it needs."""
     planned = {node.name for group in groups for node in group}
     done: set[str] = set()
     ordered = []

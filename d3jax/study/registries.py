@@ -1,8 +1,9 @@
-"""What a study can name: the package's entries, and those of installed plug-ins.
+"""The registries of a study: d3jax's entries by name, and those of installed plug-ins.
 
 A plug-in is a Python distribution with an entry point in one of the groups `d3jax.attacks`,
-`d3jax.defenses`, `d3jax.detections`, `d3jax.models` and `d3jax.datasets`. Its name is the entry's in
-YAML, its object the pair `(config class, constructor)`, as in the package's own registries:
+`d3jax.defenses`, `d3jax.detections`, `d3jax.models` and `d3jax.datasets`. The entry point's name is
+the name of the entry in YAML. Its object is a pair `(config class, constructor)`, as in the
+registries of d3jax:
 
     [project.entry-points."d3jax.attacks"]
     stripes = "my_package.stripes:ENTRY"
@@ -19,13 +20,14 @@ from ..core.errors import ConfigError
 from ..evolution import EVOLUTIONS
 
 Entry = tuple[type, Callable[..., Any]]
-"""A config class, and what makes an attack, a defence, a model or a data set of its instances."""
+"""A config class, and a function that makes an attack, defence, model or data set of a config."""
 
 
 def with_plugins(group: str, own: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Return a registry with the entries of installed plug-ins.
+    """Return a registry with the entries of installed plug-ins added.
 
-    Raises `ConfigError` where a plug-in cannot be loaded, is no entry, or takes a name that is taken.
+    Raises `ConfigError` if a plug-in cannot be loaded, is not an entry, or has a name that is
+    already taken.
     """
     found = dict(own)
     for point in importlib.metadata.entry_points(group=f"d3jax.{group}"):
@@ -58,4 +60,4 @@ REGISTRIES = {
         ("detections", DETECTIONS),
     )
 } | {"evolutions": EVOLUTIONS}
-"""Config classes by registry and name, for reading configs."""
+"""The config classes by registry and name, for reading configs."""

@@ -1,7 +1,7 @@
-"""A study from config to run folder: poison, train, repair, detect, update, evaluate.
+"""Functions that run or check a study, from its config to its run folder.
 
-`graph.py` says which nodes there are, `planner.py` in which order they run, `executor.py` runs
-them; `report/` makes the page of what they left.
+A study poisons, trains, repairs, detects, updates and evaluates. `graph.py` defines its nodes,
+`planner.py` their order, and `executor.py` runs them. `report/` makes the page from the run folder.
 """
 
 from __future__ import annotations
@@ -48,10 +48,13 @@ from .planner import part_of, plan
 from .registries import REGISTRIES
 
 PRODUCTS = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": "default"}
-"""jax's name for each precision. Its default for float32 on NVIDIA cards is TF32: other results."""
+"""The name that jax has for each precision.
+
+jax's default for float32 on NVIDIA GPUs is TF32, which gives other results.
+"""
 
 TABLES_EVERY = 30.0
-"""Seconds between tables that are written while a study runs."""
+"""Seconds between two writes of the tables while a study runs."""
 
 
 def run_study(
@@ -63,12 +66,23 @@ def run_study(
     compute: bool = True,
     profile: str = "",
 ) -> list[Row]:
-    """Run `config` in the folder `workdir` (made if need be); return the rows of its results.csv.
+    """Run a study in the run folder `workdir` and return the rows of its results.csv.
 
-    `part` (i, n) runs the i-th of n shares of the nodes and leaves tables and page to a later run
-    of the whole; without `compute` that run takes what is finished and says what is not. A node
-    that fails is a row that says so. Raises `D3JaxError` before any work where the config cannot be
-    run on this data, and `StoppedError` where a signal (SIGINT, SIGTERM, SIGUSR1) stopped it.
+    The folder is made if it does not exist. A node that fails has a row whose `status` says why.
+
+    Args:
+        config: the settings of the study.
+        workdir: the run folder.
+        progress: prints messages and progress.
+        part: (i, n) runs the i-th of n parts of the study. Tables and page are left to a later run
+            of the whole study.
+        compute: False reads the finished models and detections and reports those that are missing.
+            Only analyses are computed.
+        profile: folder for profiles of the train loops ("" for none).
+
+    Raises:
+        D3JaxError: before any work, if the config cannot be run on this data.
+        StoppedError: if a signal (SIGINT, SIGTERM, SIGUSR1) stopped the study.
     """
     context = open_context(config, user_path(workdir, "workdir"), progress or Progress(), profile)
     check_sinks(context.config.loop.sinks)
@@ -78,9 +92,9 @@ def run_study(
 
 
 def check_study(config: StudyConfig, workdir: str | Path, profile: str = "") -> int:
-    """Return how many models and detections `config` asks for, nothing computed or written.
+    """Check a study without running it; return the number of its models and detections.
 
-    Raises whatever `run_study` would raise before any work.
+    Nothing is computed or written. Raises whatever `run_study` would raise before any work.
     """
     context = open_context(config, user_path(workdir, "workdir"), Progress(quiet=True), profile)
     check_folders(context)
@@ -96,7 +110,7 @@ def _run(
     if is_primary():
         _prepare_folder(context, nodes, compute)
     ledger = Ledger(context, groups)
-    written = -math.inf  # at once: the tables there may be another study's
+    written = -math.inf  # write at once, because existing tables may be another study's
     for group in groups:
         if is_primary() and not part and time.monotonic() - written > TABLES_EVERY:
             write_tables(context.workdir, make_tables(RunFolder(context.workdir)))
@@ -116,7 +130,7 @@ def _show(
     ledger: Ledger,
     part: tuple[int, int] | None,
 ) -> None:
-    """Print the table; write all tables and the page, unless this is a part of the study."""
+    """Print the results; write all tables and the page, unless this is a part of the study."""
     others = [node for node in nodes if node.name in ledger.records and node not in asked]
     print_table(result_rows([node.entry for node in others], ledger.records) + rows)
     for name in ("detections", "samples", "inputs"):
@@ -133,7 +147,7 @@ def _show(
 
 
 def _prepare_folder(context: StudyContext, nodes: Sequence[Node], compute: bool) -> None:
-    """Make the folders and write config, environment and manifest."""
+    """Create the folders and write config.yaml, environment.json and study.json."""
     config, workdir = context.config, context.workdir
     make_folders(context, nodes)
     if not compute:
@@ -144,13 +158,13 @@ def _prepare_folder(context: StudyContext, nodes: Sequence[Node], compute: bool)
             f"{workdir} holds a study with other settings: its tables and pictures are replaced, "
             "its finished models stay"
         )
+    write_manifest(workdir, make_manifest(context, nodes))  # first: it marks a run folder
     write_text(there, dumps(config))
     write_text(workdir / "environment.json", json.dumps(context.environment, indent=1))
-    write_manifest(workdir, make_manifest(context, nodes))
 
 
 def make_manifest(context: StudyContext, nodes: Sequence[Node]) -> Manifest:
-    """Return the study as planned, for its run folder."""
+    """Return the manifest of a study: its data, attacks, evolutions and planned nodes."""
     info, config = context.dataset.info, context.config
     runs = {node.run.label: node.run for node in nodes}
     attacks = [
@@ -179,7 +193,10 @@ def _evolution_entry(context: StudyContext, choice: Choice) -> EvolutionEntry:
 
 
 def _with_needs(nodes: Sequence[Node]) -> list[Node]:
-    """Return the nodes and those that they need, by which the page knows curves of first stages."""
+    """Return the nodes, followed by the nodes that they need.
+
+    The page finds the curves of first stages by the latter.
+    """
     known: dict[str, Node] = {}
 
     def add(node: Node) -> None:
@@ -194,25 +211,25 @@ def _with_needs(nodes: Sequence[Node]) -> list[Node]:
 
 
 def _how_read(context: StudyContext) -> str:
-    """Return how a model from elsewhere was read; "" without one."""
+    """Return a text that says how the external model was read; "" without one."""
     if context.external is None:
         return ""
     info = context.dataset.info
     mean, std = (", ".join(f"{value:g}" for value in part) for part in (info.mean, info.std))
     return (
         f"{context.external.text}. It sees images of {info.name}, normalised by mean ({mean}) and "
-        f"standard deviation ({std}): where it was trained with others, its accuracy here is too "
-        "low."
+        f"standard deviation ({std}). If it was trained with other values, its accuracy here is "
+        "too low."
     )
 
 
 def _check_same_study(context: StudyContext) -> None:
-    """Raise `ConfigError` where the run folder is another study's: its tables would be lost."""
+    """Raise `ConfigError` if the run folder holds another study, whose tables would be lost."""
     path = context.workdir / "config.yaml"
     if not path.exists():
         return
     text = read_text(path)
-    try:  # with today's defaults for what came since
+    try:  # this gives settings that are newer than the file their default values
         saved = to_mapping(loads(text, registries=REGISTRIES, origin=str(path)))
     except ConfigError:
         saved = parse_yaml(text, str(path))
@@ -229,7 +246,7 @@ def _check_same_study(context: StudyContext) -> None:
 
 
 def _settings(mapping: dict[str, Any]) -> dict[str, Any]:
-    """Return a study's settings by dotted keys, without those that no result depends on."""
+    """Return a study's settings by dotted keys, without those that affect no result."""
     neutral = ("loop", "published", "cache", "features", "paths")
     kept = {key: value for key, value in mapping.items() if key not in neutral}
     leaves = jax.tree_util.tree_leaves_with_path(kept, is_leaf=lambda leaf: leaf is None)

@@ -1,4 +1,4 @@
-"""Training: the step, the loop, optimisers and schedules, and the recipe of a backdoored model."""
+"""Training of models: the train step, the train loop, optimisers, and the backdoored model."""
 
 from ..core.losses import cross_entropy
 from .loop import Hooks, TrainLoop, fit, fit_ensemble, trace_of

@@ -1,4 +1,7 @@
-"""Loops that run together: one program over their states and data, stacked on a leading axis and split over devices."""
+"""Train loops that run together as the members of one compiled program.
+
+Their states and data are stacked on a leading axis, which is split over the devices.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,12 @@ from .step import Step
 
 
 class Ensemble:
-    """Loops of one `step` as one: their `state` and `data`, stacked where there are several and shared by the `devices` (none: the default
-    one), `repeat`, which runs them, and what belongs to each."""
+    """Train loops that share one `step` and run as the members of one program.
+
+    `state` and `data` are those of the loops, stacked on a leading axis where there are several
+    loops. They are split over `devices` (none: the default device). `repeat` is the `ScannedStep`
+    that runs the members. The methods return the part of a result that belongs to one member.
+    """
 
     def __init__(
         self,
@@ -61,7 +68,11 @@ class Ensemble:
         self._finite = jax.jit(check, out_shardings=everywhere)
 
     def fed(self, batches: list[Batch]) -> Any:
-        """The data of a call whose steps see these batches; on a mesh each device gets its share of them only."""
+        """Return the data for one call, with one of the `batches` for each of its steps.
+
+        On a mesh each device gets only its share of every batch, or all of it where the mesh does
+        not divide the batch evenly.
+        """
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
         if not self.mesh:
             return self.data._replace(batch=jax.device_put(stacked, self.device))
@@ -69,21 +80,24 @@ class Ensemble:
         return self.data._replace(batch=device_put_global(stacked, self.mesh, share))
 
     def state_of(self, state: TrainState, i: int) -> TrainState:
-        """The state of member `i`, on one device of this process."""
+        """Return the state of member `i`, on one device of this process."""
         picked = self._pick(state, i) if self.several else state
         return local(picked) if self.mesh else picked
 
     def metrics_of(self, stacked: dict[str, np.ndarray], i: int) -> dict[str, np.ndarray]:
-        """What member `i` reported at each step."""
+        """Return the metrics that member `i` reported at each step."""
         return {name: values[:, i] for name, values in stacked.items()} if self.several else stacked
 
     def finite(self, state: TrainState) -> np.ndarray:
-        """For every member, whether all its variables are finite."""
+        """Return for each member whether all its variables are finite, as a boolean array."""
         return np.atleast_1d(jax.device_get(self._finite(state.variables)))
 
 
 def _stack_data(datas: Sequence[Any]) -> tuple[Any, Any]:
-    """The members' data as one tree, and the axis of members in each of its arrays: None where all share one array."""
+    """Stack the members' data into one tree, and return it with the member axis of each array.
+
+    An array that all members share is kept once, and its axis is None. Every other axis is 0.
+    """
     leaves, treedef = zip(*map(jax.tree.flatten, datas), strict=True)
     columns = list(zip(*leaves, strict=True))
     shared = [all(leaf is column[0] for leaf in column) for column in columns]

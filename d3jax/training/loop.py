@@ -1,7 +1,7 @@
-"""The one loop: repeat a step over a carried state, log, checkpoint, stop on a loss that is not finite.
+"""The train loop: repeats a step, logs, saves checkpoints, and stops on a loss that is not finite.
 
-A `TrainLoop` is such a loop as data. Loops that differ in their arrays alone run together, as
-members of one program (`fit_ensemble`).
+A `TrainLoop` describes such a loop as data. Loops that differ only in their arrays can run
+together, as the members of one program (`fit_ensemble`).
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from .streaming import Feed
 
 
 class TrainLoop(NamedTuple):
-    """A loop ready to run: `step` from `state` until it has seen `steps` steps, called with `data`.
+    """A train loop ready to run: a step, its initial state, its data and the number of steps.
 
-    Where `feed` is given, `data.batch` is what it brings for each step. `finished(state)` may end the loop before: it is asked
-    whenever the host looks in. Such loops run alone.
+    `step(state, data)` is called until `state.step` is `steps`. Where `feed` is given, it brings
+    `data.batch` for each step. `finished(state)` may end the loop earlier: the host asks it before
+    the first step and whenever it logs. A loop with `feed` or `finished` runs alone.
     """
 
     step: Step
@@ -41,20 +42,27 @@ class TrainLoop(NamedTuple):
 
 
 class Hooks(NamedTuple):
-    """What surrounds a loop without changing its numbers. The default logs and saves nothing.
+    """Callbacks and settings of a train loop, none of which changes its numbers.
 
-    `start(step, records)` is called once, with where the loop begins. `log(record, steps)` is
-    called every `log_every` steps and whenever something below is due. `save(state, records)` is
-    called every `save_every` steps, at least `save_seconds` apart, and never with a broken state;
-    with `save_last` also at the end, as a later loop begins there. `saved()` lists the steps that
-    have a checkpoint, oldest first. `restore(state, step)` returns (state, records) of one, or None
-    where it cannot be read. `part(name, watch_every)` returns the hooks of one of several loops,
-    with checkpoints and records of its own (`within`). `watch(state) -> metrics` is measured every
-    `watch_every` steps (0: never) and after the last, and added to the record; the loop does not
-    see it. `say` gets messages, such as the memory a program needs.
+    The default logs and saves nothing. The callbacks are:
 
-    `steps_per_call` 0 suits the backend. `devices` share the work (none: the default device). A
-    profile of the second logged period, or of the only one, goes to the folder `profile`.
+    - `start(step, records)` is called once, with the loop's first step and its earlier records.
+    - `log(record, steps)` is called every `log_every` steps, at every save and watch, and at the
+      end.
+    - `save(state, records)` is called every `save_every` steps, at least `save_seconds` apart, and
+      when a signal stops the loop. With `save_last` it is also called at the end, because a later
+      loop begins there. It never gets a state that is not finite.
+    - `saved()` returns the steps that have a checkpoint, oldest first.
+    - `restore(state, step)` returns (state, records) of a checkpoint, or None if it is unreadable.
+    - `watch(state) -> metrics` is called every `watch_every` steps (0: never) and after the last
+      step. Its metrics are added to the log record.
+    - `say(text)` gets messages, such as the memory that a program needs.
+    - `part(name, watch_every)` returns the hooks of one of several loops, with checkpoints and
+      records of its own (see `within`).
+
+    `steps_per_call` 0 chooses a number that suits the backend. `devices` share the work (none: the
+    default device). A profile of the second logged period, or of the only one, is written to the
+    folder `profile`.
     """
 
     start: Callable[[int, list[LogRecord]], None] = lambda step, records: None
@@ -77,9 +85,10 @@ class Hooks(NamedTuple):
     profile: str = ""
 
     def within(self, name: str, watch_every: int = 0) -> Hooks:
-        """Return the hooks of one of several loops, so that no checkpoint is taken for another's.
+        """Return the hooks of one of several loops, so that none restores another's checkpoint.
 
-        What a loop moves need not be a model, so it is watched only where `watch_every` says so.
+        Without `part` the hooks returned neither save nor restore. The state of such a loop need
+        not be a model, so it is watched only every `watch_every` steps (0: never).
         """
         nothing = Hooks()
         if self.part:
@@ -88,14 +97,20 @@ class Hooks(NamedTuple):
 
 
 Outcome = tuple[TrainState, list[LogRecord]] | DivergedError
-"""The last state and the records of a loop, those before a resume included; or what broke it."""
+"""The last state and all log records of a loop, or the error that ended it.
+
+The records include those from before a resume.
+"""
 
 
 def fit(loop: TrainLoop, hooks: Hooks = Hooks()) -> tuple[TrainState, list[LogRecord]]:
-    """Run `loop`; return the last state and the records, those before a resume included.
+    """Run a train loop to its end and return its last state and all its log records.
 
-    Raises `DivergedError` at the first loss that is not finite, or where a state to be kept is not, and `OutOfMemoryError`.
-    The caller's arrays stay valid: the state is copied once, then donated from call to call.
+    The records include those from before a resume. The caller's arrays stay valid: the state is
+    copied once, then donated from call to call.
+
+    Raises `DivergedError` at the first loss that is not finite, or where a state to be saved or
+    returned is not finite. Raises `OutOfMemoryError` where the program does not fit on the device.
     """
     (outcome,) = fit_ensemble([loop], [hooks])
     if isinstance(outcome, DivergedError):
@@ -104,19 +119,20 @@ def fit(loop: TrainLoop, hooks: Hooks = Hooks()) -> tuple[TrainState, list[LogRe
 
 
 def fit_ensemble(loops: Sequence[TrainLoop], hooks: Sequence[Hooks]) -> list[Outcome]:
-    """Run loops together, vmapped into one program; each gets the numbers it would get alone.
+    """Run train loops together as one vmapped program and return the outcome of each.
 
-    They agree to rounding. The loops have one `step` function in common (the first one's is taken),
-    states and data of the same shapes, and the same number of steps; their hooks have the same
-    periods. Arrays of `data` that all loops share are kept once. A loop that diverges is out; the
-    others go on. Loops that were left at different steps, with no checkpoint of one step, go on in
-    groups of those that were left at the same.
+    Each loop gets the numbers that it would get alone, up to rounding. The loops must have a
+    common `step` function; that of the first loop is used. Their states and data must have the same
+    shapes. They must have the same number of steps and the same periods in their hooks. Arrays of
+    `data` that all loops share are kept once. The outcome of a loop that diverges is its error, and
+    the other loops continue. Loops that have no checkpoint of a common step continue in groups: one
+    group for each newest step.
 
-    Raises `OutOfMemoryError`, `StoppedError` after a signal, once all loops are saved, and
-    `ValueError` for several loops of which one is fed or may end before the others.
+    Raises `OutOfMemoryError`, and `StoppedError` after a signal, once all loops are saved. Raises
+    `ValueError` for several loops of which one has `feed` or `finished`.
     """
     if len(loops) > 1 and any(loop.feed or loop.finished for loop in loops):
-        raise ValueError("a loop with a feed, or with an end of its own, runs alone")
+        raise ValueError("a train loop with `feed` or `finished` runs alone: pass it to `fit`")
     outcomes: dict[int, Outcome] = {}
     for group in _groups(hooks):
         with out_of_memory_named():
@@ -126,7 +142,7 @@ def fit_ensemble(loops: Sequence[TrainLoop], hooks: Sequence[Hooks]) -> list[Out
 
 
 class _Run:
-    """Loops of one program, from where they were left to their end."""
+    """The run of one program's train loops, from their last common checkpoint to their end."""
 
     def __init__(self, loops: Sequence[TrainLoop], hooks: Sequence[Hooks]):
         self.loop, self.hooks, self.periods = loops[0], hooks, hooks[0]
@@ -142,7 +158,7 @@ class _Run:
         self.broken: dict[int, DivergedError] = {}
 
     def outcomes(self) -> list[Outcome]:
-        """Run to the end; return what became of every loop."""
+        """Run all loops to their end and return the outcome of each."""
         over = self._is_finished()
         for until in () if over else _boundaries(self.done, self.loop.steps, self.periods):
             first = self.done
@@ -163,9 +179,9 @@ class _Run:
         return [self.broken.get(i, end) for i, end in enumerate(ends)]
 
     def _advance(self, until: int) -> dict[str, np.ndarray]:
-        """Run up to step `until`, or to where a signal asks to stop; return what every step reported.
+        """Run up to step `until`, or until a signal asks to stop; return the metrics of every step.
 
-        The host is one call ahead of the devices and no more, so that it hears of a signal in time.
+        The host is at most one call ahead of the devices, so that it notices a signal in time.
         """
         first, pending, profiling = self.done, [], False
         repeat, period = self.members.repeat, self.profiled - self.periods.log_every
@@ -178,7 +194,7 @@ class _Run:
                     program = repeat.program(self.state, data, count)
                     check_memory(program, count, self.periods.say)
                 if not profiling and (until == self.profiled or first < period < until):
-                    # Only now is the program compiled.
+                    # Not earlier: the profile must not contain the compilation.
                     profiling = profile.enter_context(_profile(self.periods))
                 self.state, metrics = repeat(self.state, data, count)
                 jax.block_until_ready(pending[-1:])
@@ -189,14 +205,14 @@ class _Run:
             return _fetch(pending)
 
     def _is_finished(self) -> bool:
-        """Return whether the loop ends before its last step; all processes agree."""
+        """Return whether `finished` ends the loop now. All processes return the same."""
         ends = self.loop.finished
         if ends is None:
             return False
         return bool(broadcast_from_host0([bool(ends(self.members.state_of(self.state, 0)))])[0])
 
     def _is_saved(self, over: bool, now: float) -> bool:
-        """Return whether the state is saved now; all processes agree."""
+        """Return whether the state must be saved now. All processes return the same."""
         if over:
             return self.periods.save_last
         elapsed = now - self.saved >= self.periods.save_seconds
@@ -213,7 +229,7 @@ class _Run:
         saving: bool,
         finite: np.ndarray | None,
     ) -> None:
-        """Check, log and save loop `i`, or note what broke it."""
+        """Check, log and save loop `i`, or store the error that ended it."""
         values, hooks = self.members.metrics_of(metrics, i), self.hooks[i]
         try:
             _check_loss(values["loss"], first)
@@ -234,10 +250,10 @@ class _Run:
 
 
 def _groups(hooks: Sequence[Hooks]) -> list[list[int]]:
-    """Return which loops go on together.
+    """Return the groups of loops that run together, as lists of indices.
 
-    All do, if there is a step of which each has a checkpoint, or none has any; else those whose
-    newest is the same.
+    All loops are one group if all have a checkpoint of a common step, or if none has a checkpoint.
+    Otherwise loops with the same newest checkpoint form a group.
     """
     steps = [one.saved() for one in hooks]
     if set.intersection(*map(set, steps)) or not any(steps):
@@ -251,9 +267,10 @@ def _groups(hooks: Sequence[Hooks]) -> list[list[int]]:
 def _resume(
     loops: Sequence[TrainLoop], hooks: Sequence[Hooks]
 ) -> tuple[list[TrainState], list[list[LogRecord]]]:
-    """Return the states and records to go on from.
+    """Restore the loops and return the states and the log records from which they continue.
 
-    They are of the newest step of which every loop has a checkpoint that can be read.
+    They come from the newest step of which every loop has a readable checkpoint. Without such a
+    step the loops begin with their own states and no records.
     """
     pairs = list(zip(loops, hooks, strict=True))
     step, found = int(loops[0].state.step), [(loop.state, []) for loop in loops]
@@ -269,13 +286,13 @@ def _resume(
 
 
 def trace_of(records: list[LogRecord]) -> dict[str, np.ndarray]:
-    """Return log records as one array a metric, NaN where a record lacks it."""
+    """Return log records as one array per metric, with NaN where a record lacks the metric."""
     names = dict.fromkeys(name for record in records for name in record)
     return {name: np.array([one.get(name, np.nan) for one in records]) for name in names}
 
 
 def records_of(trace: dict[str, np.ndarray]) -> list[LogRecord]:
-    """Return the records of a trace, the inverse of `trace_of`."""
+    """Return the log records of a trace: the inverse of `trace_of`."""
     count = len(next(iter(trace.values()), ()))
     return [
         {name: values[i].item() for name, values in trace.items() if not np.isnan(values[i])}
@@ -286,7 +303,7 @@ def records_of(trace: dict[str, np.ndarray]) -> list[LogRecord]:
 def _boundaries(done: int, steps: int, hooks: Hooks) -> Iterator[int]:
     """Yield the steps at which the host logs, saves or watches.
 
-    They depend on the absolute step alone, so that a resumed run makes the same calls.
+    They depend only on the absolute step, so that a resumed run makes the same calls.
     """
     periods = [n for n in (hooks.log_every, hooks.save_every, hooks.watch_every) if n]
     while done < steps:
@@ -314,15 +331,16 @@ def _check_loss(loss: np.ndarray, first: int) -> None:
     broken = np.flatnonzero(~np.isfinite(loss))
     if broken.size:
         raise DivergedError(
-            f"the loss became {loss[broken[0]]} at step {first + broken[0] + 1}: lower the learning rate, or look at the data"
+            f"the loss became {loss[broken[0]]} at step {first + broken[0] + 1}: "
+            "lower the learning rate, or look at the data"
         )
 
 
 def _check_state(finite: bool, done: int) -> None:
     if not finite:
         raise DivergedError(
-            f"a parameter or running statistic is no longer finite after step {done}, though the loss was: lower the "
-            "learning rate"
+            f"a parameter or running statistic is no longer finite after step {done}, "
+            "though the loss was: lower the learning rate"
         )
 
 

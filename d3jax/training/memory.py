@@ -1,4 +1,7 @@
-"""Device memory: what a program needs, what there is, and errors that say what to lower."""
+"""Checks of device memory, before a program runs and after it ran out.
+
+Their errors name the settings to lower.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,16 @@ from ..core.errors import OutOfMemoryError
 from ..runtime.distributed import broadcast_from_host0
 from ..runtime.main_memory import in_words, main_memory
 
-LOWER = "lower the batch size, the model's width or loop.steps_per_call, or run members apart (loop.members)"
+LOWER = (
+    "lower the batch size, the model's width or loop.steps_per_call, "
+    "or run the members one after another (loop.members: apart)"
+)
+"""The advice at the end of every message about too little memory."""
 
 
 @contextlib.contextmanager
 def out_of_memory_named() -> Iterator[None]:
-    """Turn the backend's error for a device out of memory into `OutOfMemoryError`."""
+    """Raise `OutOfMemoryError` in place of the backend's error for a device out of memory."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -28,10 +35,10 @@ def out_of_memory_named() -> Iterator[None]:
 
 
 def memory_needed(program: jax.stages.Compiled) -> int | None:
-    """Return the bytes on each device that `program` holds at once.
+    """Return the bytes that `program` needs on each device, or None where they are unknown.
 
-    They are arguments, results that reuse none of them, and scratch. None where the backend does
-    not say.
+    They are the arguments, the results that reuse no argument's memory, and the temporary arrays.
+    They are unknown where the backend has no memory analysis.
     """
     used = program.memory_analysis()
     if used is None:
@@ -45,23 +52,23 @@ def memory_needed(program: jax.stages.Compiled) -> int | None:
 
 
 def memory_there() -> int | None:
-    """Return the bytes that this process's device may give to programs; None where it does not say."""
+    """Return the bytes that this process's device can give to programs, or None if unknown."""
     device = jax.local_devices()[0]
-    if device.platform == "cpu":  # several processes may share it, and none knows what is its own
+    if device.platform == "cpu":  # several processes may share it, and none knows its share
         return main_memory() if jax.process_count() == 1 else None
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def memory_free() -> int | None:
-    """Return how many of those bytes are not in use."""
+    """Return the bytes of this process's device that are not in use, or None if unknown."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
 
 
 def check_memory(program: jax.stages.Compiled, steps: int, say: Callable[[str], None]) -> None:
-    """Say what memory a program of `steps` steps needs.
+    """Report the memory that a program of `steps` steps needs, and check that the device has it.
 
-    Raises `OutOfMemoryError` where the device has less; all processes agree.
+    Raises `OutOfMemoryError` where the device has less. All processes raise or none does.
     """
     needed = memory_needed(program)
     if needed is None:

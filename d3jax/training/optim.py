@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules from their configs."""
+"""Optimisers and learning-rate schedules, built from their configs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from ..config.recipes import OptimConfig
 def make_optimizer(
     config: OptimConfig, *, steps: int, steps_per_epoch: int
 ) -> optax.GradientTransformation:
-    """The optimiser of `config`. Weight decay of sgd and adam is coupled L2, added to the gradient before momentum.
+    """Build the optimiser of `config`, with its learning-rate schedule over `steps` steps.
 
-    Learning rate, momentum and weight decay are arrays of its state and not constants of the program, so that loops that
-    differ in them alone can run as members of one program.
+    The weight decay of sgd and adam is coupled L2: it is added to the gradient before momentum.
+    Learning rate, momentum and weight decay are arrays of the optimiser's state, not constants of
+    the program. Loops that differ only in them can so run as members of one program.
     """
     schedule = make_schedule(config.schedule, steps=steps, steps_per_epoch=steps_per_epoch)
 
@@ -43,8 +44,16 @@ def make_optimizer(
 
 
 def make_schedule(name: str, *, steps: int, steps_per_epoch: int) -> optax.Schedule:
-    """The factor of the learning rate at each of `steps` steps. `cosine_epoch` falls to 0 over the epochs, constant within one;
-    `multistep` is 1, from 1/20 of the epochs (but one at least) 1/10, from half of them 1/100; `drop` is 1/10 from two thirds."""
+    """Build the learning-rate schedule `name`: the factor of the learning rate at each step.
+
+    - `constant` stays 1.
+    - `cosine` falls to 0 over `steps` steps.
+    - `onecycle` is optax's `cosine_onecycle_schedule` over `steps` steps.
+    - `cosine_epoch` falls to 0 over the epochs and is constant within an epoch.
+    - `multistep` is 1 at first. It is 1/10 after 1/20 of the epochs (at least one epoch), and 1/100
+      after half of them (at least two).
+    - `drop` is 1 at first, and 1/10 after two thirds of the epochs (at least one).
+    """
     epochs = -(-steps // steps_per_epoch)
     if name == "constant":
         return optax.constant_schedule(1.0)
@@ -65,9 +74,10 @@ def make_schedule(name: str, *, steps: int, steps_per_epoch: int) -> optax.Sched
 def scale_by_step_rate(
     rate: Callable[[jax.Array, Any], jax.Array],
 ) -> optax.GradientTransformationExtraArgs:
-    """Build the transformation that multiplies updates by −`rate(step, data)`, a learning rate that comes in a step's data.
+    """Build the optimiser transformation that multiplies updates by −`rate(step, data)`.
 
-    Loops whose rates differ can so run as members of one program. `make_train_step` passes `step` and `data`.
+    The learning rate comes from the data of a step, so that loops with different rates can run as
+    members of one program. `make_train_step` passes `step` and `data`.
     """
 
     def update(updates, state, params=None, **extra):
@@ -80,9 +90,10 @@ def scale_by_step_rate(
 def restart_every(
     tx: optax.GradientTransformation, period: int
 ) -> optax.GradientTransformationExtraArgs:
-    """Build the transformation `tx` whose state is the initial one again at every `period`-th step, the first included.
+    """Build an optimiser like `tx` that resets its state at every `period`-th step.
 
-    `make_train_step` passes `step`.
+    Step 0 and the multiples of `period` reset it, before the update. `make_train_step` passes
+    `step`.
     """
     tx = optax.with_extra_args_support(tx)
 

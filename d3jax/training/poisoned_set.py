@@ -1,4 +1,7 @@
-"""A poisoned training set as it is released: images and labels, and nobody says which rows are the attacker's."""
+"""The poisoned training set that an attacker releases: images and labels.
+
+A defender gets the set without the mask of poisoned rows.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,14 @@ CHUNK = 1000
 def poisoned_split(
     key: jax.Array, attack: Attack, split: Split, prepared: Prepared | None = None
 ) -> tuple[Split, Bool[np.ndarray, " N"]]:
-    """`split` with the rows that `attack` poisons under `key` (those of `train_backdoored`), and which they are [N] bool.
+    """Return `split` poisoned by `attack`, and the mask [N] bool of its poisoned rows.
 
-    A triggered image is rounded to 8-bit levels, as a file would hold it. Cross copies (WaNet's, BPP's) are no part of it: who
-    makes them controls the training. Raises `AttackError` for an attack that controls the
-    training, which is the defender's here: its poison is drawn anew in every batch, or its trigger trained with the model.
+    The poisoned rows are those that `train_backdoored` poisons under the same `key`. A triggered
+    image is rounded to 8-bit levels, as a file would hold it. The set has no cross copies (WaNet's
+    and BPP's), because only an attacker who controls the training can make them.
+
+    Raises `AttackError` for an attack that controls the training, which the defender does here:
+    it draws its poison again in every batch, or trains its trigger with the model.
     """
     check_built(attack=attack)
     check_released(attack)
@@ -49,9 +55,10 @@ def poisoned_split(
 
 
 def check_released(attack: Attack) -> None:
-    """Raises `AttackError` where an attack has no poisoned set that could be released."""
+    """Raise `AttackError` where an attack has no poisoned set that could be released."""
     if attack.per_batch_rate is not None or attack.optimizer is not None:
         raise AttackError(
-            "has no poisoned set that could be released: it controls the training, drawing its poison anew in every batch; "
-            "wanet and bpp have fixed rows as a setting (`rows: fixed`)"
+            "has no poisoned set that could be released: it controls the training "
+            "(it draws its poison in every batch, or trains its trigger with the model); "
+            "wanet and bpp can be released with the setting `rows: fixed`"
         )

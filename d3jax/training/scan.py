@@ -1,4 +1,7 @@
-"""The loop primitive: a step compiled to run several times a call. Nothing else in d3jax loops over gradients."""
+"""The loop primitive: compiles a train step to run several times per call.
+
+No other module of d3jax loops over steps that take gradients.
+"""
 
 from __future__ import annotations
 
@@ -16,28 +19,41 @@ from ..runtime.sharding import COPIES, MEMBERS
 from .step import Step
 
 SCAN = 25
-"""Steps in one call on accelerators: enough to hide the host, few enough to compile once for every period."""
+"""Steps in one call on accelerators.
+
+They are enough to hide the host's overhead, and few enough that one program serves every period.
+"""
 
 
 def steps_a_call(steps_per_call: int = 0) -> int:
-    """Steps in one call: those that are asked for, else 1 on CPU and `SCAN` on accelerators."""
+    """Return the number of steps in one call.
+
+    It is `steps_per_call`, or where that is 0, 1 on CPU and `SCAN` on accelerators.
+    """
     return steps_per_call or (1 if jax.default_backend() == "cpu" else SCAN)
 
 
 def whole_calls(period: int, steps_per_call: int = 0) -> int:
-    """The period nearest to `period` steps that whole calls fill, where it is longer than one: what is left over would be a program of
-    its own to compile."""
+    """Return `period` rounded to a multiple of the number of steps in one call.
+
+    Steps that do not fill a call would need a second compiled program. A period that is not longer
+    than one call is returned as it is.
+    """
     call = steps_a_call(steps_per_call)
     return round(period / call) * call if period > call else period
 
 
 class ScannedStep:
-    """`repeat(state, data, n) -> (state, metrics stacked over n steps)`, compiled once for each n and donated its state.
+    """A train step compiled to run several times per call.
 
-    `n` is 1 or `steps_per_call`: 1 on CPU, 25 on accelerators unless told otherwise. XLA:CPU runs the backward pass of a
-    convolution 10–65× slower inside any loop (3× in a scan of one unrolled step), so there the steps are written out.
-    `step` may be vmapped over members; on a `mesh` their states are split over its rows. `data.batch`, where there is one,
-    holds the batches of the n steps, stacked.
+    An instance is called as `repeat(state, data, n) -> (state, metrics)`, with the metrics stacked
+    over the n steps. It is compiled once for each n, and the state is donated. `n` is 1 or
+    `steps_per_call`, which is 1 on CPU and 25 on accelerators unless given.
+
+    XLA:CPU runs the backward pass of a convolution 10–65× slower inside any loop (3× in a scan of
+    one unrolled step). On CPU the steps are therefore unrolled. `step` may be vmapped over members,
+    whose states a `mesh` splits over its rows. `data.batch`, where there is one, holds the stacked
+    batches of the n steps.
     """
 
     def __init__(
@@ -62,15 +78,15 @@ class ScannedStep:
         )
 
     def __call__(self, state: TrainState, data: Any, n: int) -> tuple[TrainState, Metrics]:
-        """Runs `n` steps."""
+        """Run `n` steps and return the last state and the metrics, stacked over the steps."""
         return self.program(state, data, n)(state, data)
 
     def has(self, n: int) -> bool:
-        """Whether the program of `n` steps is compiled."""
+        """Return whether the program of `n` steps is compiled."""
         return n in self._programs
 
     def program(self, state: TrainState, data: Any, n: int) -> jax.stages.Compiled:
-        """The compiled program of `n` steps, for arrays like these."""
+        """Return the program of `n` steps, compiled for arrays like `state` and `data`."""
         if n not in self._programs:
             steps = jax.jit(
                 functools.partial(self._steps, n), donate_argnums=0, out_shardings=self._out

@@ -1,7 +1,8 @@
 """Semi-supervised training from labelled and unlabelled images: MixMatch and FixMatch.
 
-MixMatch: Berthelot et al., NeurIPS 2019 (arXiv 1905.02249). FixMatch: Sohn et al., NeurIPS 2020 (arXiv 2001.07685). Both are losses of a batch
-of labelled images and as many unlabelled ones; the loop is the same. Nothing is averaged over steps (no EMA of the weights).
+MixMatch: Berthelot et al., NeurIPS 2019 (arXiv 1905.02249). FixMatch: Sohn et al., NeurIPS 2020
+(arXiv 2001.07685). Both are losses of a batch of labelled images and as many unlabelled ones, in
+the same train loop. The weights are not averaged over steps (no EMA).
 """
 
 from __future__ import annotations
@@ -28,44 +29,56 @@ from .optim import make_optimizer
 from .step import Batches, Loss, init_state, make_train_step
 
 OWNERS = {"threshold": ("fixmatch",), "temperature": ("mixmatch",), "alpha": ("mixmatch",)}
-"""Which method has a setting, of those that not both have."""
+"""Which method a setting belongs to, for each setting of only one method."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SemiConfig:
-    """MixMatch or FixMatch; what is left out is the method's own (`PRESETS`)."""
+    """Settings of semi-supervised training with MixMatch or FixMatch.
 
-    method: Literal["mixmatch", "fixmatch"] = option("mixmatch", "the loss")
-    epochs: int = option(20, "passes over the larger of the two sets (ours)", low=1)
-    steps: int = option(0, "length in steps instead of epochs (0: use epochs)", low=0)
-    batch_size: int = option(
-        64, "labelled images a step, and as many unlabelled (MixMatch's)", low=1
+    A setting that is left out has the value of the method in `PRESETS`.
+    """
+
+    method: Literal["mixmatch", "fixmatch"] = option("mixmatch", "the semi-supervised method")
+    epochs: int = option(
+        20, "passes over the larger of the labelled and the unlabelled set (d3jax's choice)", low=1
     )
-    temperature: float = option(0.5, "T of MixMatch's sharpening", above=0)
+    steps: int = option(
+        0, "length of the training in steps, instead of epochs (0: use epochs)", low=0
+    )
+    batch_size: int = option(
+        64, "labelled images per step, and as many unlabelled ones (MixMatch's value)", low=1
+    )
+    temperature: float = option(
+        0.5, "temperature T with which MixMatch sharpens the labels it guesses", above=0
+    )
     alpha: float = option(
-        0.75, "α of the Beta distribution by which MixMatch mixes images", above=0
+        0.75, "α of the Beta distribution from which MixMatch draws its mixing weights", above=0
     )
     threshold: float = option(
         0.95,
-        "of FixMatch (its authors'): pseudo-labels that are at least so probable count",
+        "least probability at which FixMatch uses a pseudo-label (its authors' value)",
         low=0,
         high=1,
     )
     statistics: Literal["trained", "plain"] = option(
         "trained",
-        "whose BatchNorm's running statistics are: those of the images that are learned from (both methods' authors), which are mixed or "
-        "distorted; plain: of labelled and unlabelled ones in equal numbers, as the model is to be used on",
+        "images of which BatchNorm keeps running statistics: trained: the mixed or distorted ones "
+        "of the loss (both methods' authors); plain: weakly augmented ones, half of them labelled, "
+        "like those that the model is used on",
     )
-    weight: float = option(15.0, "λ_u, weight of the unlabelled images (FixMatch: 1)", low=0)
+    weight: float = option(
+        15.0, "weight λ_u of the loss of the unlabelled images (FixMatch: 1)", low=0
+    )
     ramp: float = option(
         1.0,
-        "share of the training over which λ_u rises from 0 (FixMatch: 0)",
+        "share of the training during which λ_u rises from 0 to its value (FixMatch: 0)",
         low=0,
         high=1,
     )
     optimizer: OptimConfig = option(
         OptimConfig(name="adam", lr=2e-3, weight_decay=0.0, schedule="cosine"),
-        "optimiser and schedule (FixMatch: SGD 0.03 with Nesterov momentum)",
+        "optimiser and learning-rate schedule (FixMatch: SGD 0.03, Nesterov momentum)",
     )
 
     def __post_init__(self) -> None:
@@ -83,13 +96,23 @@ PRESETS = presets(
         optimizer=OptimConfig(lr=0.03, nesterov=True, schedule="cosine"),
     ),
 )
-"""MixMatch with the settings DBD fine-tunes with (Huang et al., arXiv 2202.03423; its training has 194,560 steps, so that λ_u rises far
-more slowly there), but that the rate falls to 0: theirs is constant, which MixMatch's authors make up for by averaging the weights.
-FixMatch with its authors' but for the length, the batch, seven times as many unlabelled images, and a cosine that ends at 0."""
+"""The settings of each method, by its name.
+
+MixMatch has the settings of DBD's fine-tuning (Huang et al., arXiv 2202.03423), except that the
+learning rate falls to 0. DBD's rate is constant. MixMatch's authors compensate a constant rate by
+averaging the weights. DBD trains for 194,560 steps, so λ_u rises far more slowly there.
+
+FixMatch has its authors' settings, except for the length, the batch and the cosine, which ends at 0
+here. Its authors also take seven times as many unlabelled images as labelled ones.
+"""
 
 
 class Semi(NamedTuple):
-    """All images, and which rows of them are `labelled` [n] and `unlabelled` [m]; the labels of the latter are never read."""
+    """The images of a data set, and the row numbers of the labelled and the unlabelled ones.
+
+    `labelled` [n] and `unlabelled` [m] are row numbers of `split`. The labels of unlabelled rows
+    are never read.
+    """
 
     split: Split
     labelled: jax.Array
@@ -97,9 +120,10 @@ class Semi(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A batch: labelled images with labels, and the same unlabelled images twice, each with its own augmentation.
+    """A batch of labelled images with labels, and of unlabelled images in two augmentations.
 
-    `share` float32 [] in [0, 1] is how much of λ_u counts at this step.
+    `first` and `second` are the same unlabelled images, each with its own augmentation. `share`
+    float32 [] in [0, 1] is the fraction of λ_u that applies at this step.
     """
 
     images: Array
@@ -110,11 +134,19 @@ class Drawn(NamedTuple):
 
 
 def semi_supervised_loop(
-    key: jax.Array, model: Model, variables: Variables, split: Split, labelled: Any, unlabelled: Any, config: SemiConfig, info: DataInfo
-) -> TrainLoop:  # fmt: skip
-    """The loop of `config` from `variables` on the rows `labelled` [n] and `unlabelled` [m] of `split`.
+    key: jax.Array,
+    model: Model,
+    variables: Variables,
+    split: Split,
+    labelled: Any,
+    unlabelled: Any,
+    config: SemiConfig,
+    info: DataInfo,
+) -> TrainLoop:
+    """Build the train loop of MixMatch or FixMatch, as `config` says, starting from `variables`.
 
-    Raises `ConfigError` where either set is smaller than a batch.
+    `labelled` [n] and `unlabelled` [m] are row numbers of `split`. Raises `ConfigError` where
+    either set is smaller than a batch.
     """
     labelled, unlabelled = jnp.asarray(labelled), jnp.asarray(unlabelled)
     sizes = {"labelled": len(labelled), "unlabelled": len(unlabelled)}
@@ -137,10 +169,10 @@ def make_draw(
     ramp: float,
     info: DataInfo,
 ) -> Batches:
-    """Build `draw(key, step, data) -> Drawn` from `Semi`.
+    """Build `draw(key, step, data) -> Drawn`, which draws and augments a batch from a `Semi`.
 
-    `sizes` and `plans` (steps an epoch, images a step) are those of the `labelled` and `unlabelled` rows; λ_u rises over `ramp`
-    steps, 0: it does not.
+    `sizes` and `plans` (steps per epoch, images per step) are given for `labelled` and `unlabelled`
+    rows. λ_u rises linearly over the first `ramp` steps (0: it is constant).
     """
     weak = make_augment(info)
     strong = strong_augment if config.method == "fixmatch" else _as_they_are
@@ -169,16 +201,18 @@ def make_draw(
 
 
 def _as_they_are(key: jax.Array, images: Array) -> Array:
-    """Return the images: MixMatch's second augmentation is a weak one too."""
+    """Return the images unchanged, because MixMatch has no strong augmentation."""
     return images
 
 
 def mixmatch(config: SemiConfig, model: Model) -> Loss:
-    """MixMatch's loss of a batch: guessed labels, mixed images, cross-entropy and squared error.
+    """Build MixMatch's loss of a batch, from guessed labels and mixed images.
 
-    As in the authors' release the guesses come from the net in train mode; the mixed images are dealt out over three forward passes,
-    each with labelled and unlabelled ones among its batch statistics. Only the first of these moves the running ones, as long as
-    `statistics` are those of the `trained` images.
+    It is the cross-entropy of the labelled images plus λ_u times the squared error of the
+    unlabelled ones. As in the authors' release, the guesses come from the model in train mode. The
+    mixed images are dealt out over three forward passes, so that each pass has labelled and
+    unlabelled images in its batch statistics. Only the first pass updates the running statistics,
+    if `statistics` is `trained`.
     """
 
     def loss(params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Semi):
@@ -214,13 +248,19 @@ def mixmatch(config: SemiConfig, model: Model) -> Loss:
 
 
 def _plain(run: Callable[[Array], Any], batch: Drawn) -> Params:
-    """Running statistics behind one more pass, over half of the labelled and half of the unlabelled images."""
+    """Return the running statistics after one more pass, over weakly augmented images.
+
+    They are half of the labelled and half of the unlabelled images of the batch.
+    """
     half = -(-len(batch.labels) // 2)
     return run(jnp.concatenate([batch.images[:half], batch.first[:half]])).batch_stats
 
 
 def sharpen(probabilities: jax.Array, temperature: float) -> jax.Array:
-    """p^(1/T), normalised: [B, K] with T → 0 the most probable class alone."""
+    """Return probabilities [B, K] sharpened by a temperature T: p^(1/T), normalised.
+
+    With T → 0 the most probable class has all the probability.
+    """
     logs = jnp.log(jnp.maximum(probabilities, 1e-12)) / temperature
     return jax.nn.softmax(logs)
 
@@ -228,7 +268,11 @@ def sharpen(probabilities: jax.Array, temperature: float) -> jax.Array:
 def mix(
     key: jax.Array, images: jax.Array, targets: jax.Array, others: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Every image and target [B, K] with those of the rows `others` [B]: λ' times itself, λ' = max(λ, 1 − λ), λ ~ Beta(α, α) for each row."""
+    """Mix every image and its target with the image and the target of another row (mixup).
+
+    `targets` are [B, K] probabilities and `others` [B] the rows to mix with. A row's own weight is
+    λ' = max(λ, 1 − λ) with λ ~ Beta(α, α), drawn for each row.
+    """
     share = jax.random.beta(key, alpha, alpha, (len(images),))
     share = jnp.maximum(share, 1 - share)
 
@@ -239,26 +283,37 @@ def mix(
 
 
 def deal(rows: jax.Array, hands: int) -> jax.Array:
-    """[B, …] dealt out like cards, [hands, B / hands, …]: every hand has as many of each third as the others."""
+    """Deal rows [B, …] in turn to `hands` groups, and return the groups [hands, B / hands, …].
+
+    Row i is in group i mod `hands`, so all groups have nearly the same number of labelled images.
+    """
     return jnp.moveaxis(rows.reshape(len(rows) // hands, hands, *rows.shape[1:]), 1, 0)
 
 
 def gather_dealt(hands: jax.Array) -> jax.Array:
-    """The inverse of `deal`."""
+    """Return the rows [B, …] of groups made by `deal`, in their original order."""
     return jnp.moveaxis(hands, 0, 1).reshape(-1, *hands.shape[2:])
 
 
 def mixmatch_terms(
     logits: jax.Array, targets: jax.Array, unlabelled: jax.Array, guessed: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy of logits [B, K] with soft targets, and the squared error of probabilities [U, K] against guesses, both means (the
-    squared error over classes too)."""
+    """Return the two terms of MixMatch's loss: of the labelled and of the unlabelled rows.
+
+    The first is the mean cross-entropy of `logits` [B, K] with soft `targets`. The second is the
+    squared error between the softmax of `unlabelled` [U, K] and `guessed`, the mean over rows and
+    classes.
+    """
     labelled = -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
     return labelled, ((jax.nn.softmax(unlabelled) - guessed) ** 2).mean()
 
 
 def fixmatch(config: SemiConfig, model: Model) -> Loss:
-    """FixMatch's loss of a batch: cross-entropy, and that of the strongly augmented images with the labels of the weakly augmented."""
+    """Build FixMatch's loss of a batch, from pseudo-labels of the unlabelled images.
+
+    It is the cross-entropy of the labelled images plus λ_u times that of the strongly augmented
+    unlabelled images. The latter have the labels predicted for their weakly augmented copies.
+    """
 
     def loss(params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Semi):
         def run(images: Array) -> Outputs:
@@ -279,8 +334,12 @@ def fixmatch(config: SemiConfig, model: Model) -> Loss:
 def fixmatch_term(
     weak: jax.Array, strong: jax.Array, threshold: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean over all rows of the cross-entropy of `strong` [B, K] with the classes of `weak`, 0 where those are less probable than the
-    threshold; and the share of the rows that count."""
+    """Return FixMatch's loss of the unlabelled rows, and the share of rows that count in it.
+
+    The loss is the cross-entropy of `strong` [B, K] logits with the classes predicted by `weak`
+    [B, K]. It is 0 for rows whose class is less probable than `threshold`. The mean is over all
+    rows.
+    """
     probabilities = jax.lax.stop_gradient(jax.nn.softmax(weak))
     counts = (probabilities.max(-1) >= threshold).astype(jnp.float32)
     return (counts * cross_entropy(strong, probabilities.argmax(-1))).mean(), counts.mean()
@@ -290,4 +349,4 @@ LOSSES: dict[str, Callable[[SemiConfig, Model], Loss]] = {
     "mixmatch": mixmatch,
     "fixmatch": fixmatch,
 }
-"""`LOSSES[method](config, model) -> loss` of a `Drawn`."""
+"""Builders of the loss of a `Drawn` by method: `LOSSES[method](config, model) -> loss`."""

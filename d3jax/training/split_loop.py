@@ -1,4 +1,4 @@
-"""The loop that minimises a loss on a set of images: what repairs are, and the search for a trigger."""
+"""The train loop that minimises a loss on a set of images, as repairs and some attacks do."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ def split_loop(
     reference_params: Params | None = None,
     loss_inputs: Any = (),
 ) -> TrainLoop:
-    """The loop that minimises `loss` on `split` from `variables`, projecting the parameters after every step.
+    """Build the train loop that minimises `loss` on the images of `split`, from `variables` on.
 
-    `loss` and `project` see `reference_params` and `loss_inputs` in their `data`. Every epoch is a fresh shuffle.
+    The parameters are projected by `project` after every step. `loss` and `project` read
+    `reference_params` and `loss_inputs` from their argument `data`. Every epoch is a new shuffle.
     """
     size = len(split.labels)
     rows = make_rows(size=size, steps_per_epoch=steps_per_epoch, batch_size=batch_size)

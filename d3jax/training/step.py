@@ -1,7 +1,8 @@
-"""The one train step, and the parts that training and every repair share: losses, sources of batches, what moves besides the model.
+"""The train step, and the losses, batch sources and carry functions that it is built from.
 
-`make_train_step` is the only place of the package that takes a gradient and applies an optimiser's update to it. What else a
-method moves lives in `TrainState.carry`, and small functions say what a step does with it.
+`make_train_step` is the only function of d3jax that takes a gradient and applies an optimiser's
+update. Whatever else a method changes from step to step is in `TrainState.carry`. The functions
+`begin`, `view` and `advance` say what a step does with it.
 """
 
 from __future__ import annotations
@@ -32,54 +33,65 @@ from ..data.batching import batch_rows
 from ..runtime.sharding import shard_batch
 
 Reported = dict[str, Any]
-"""What a loss reports: float32 scalars to log, and arrays that `advance` takes out again."""
+"""The values that a loss reports: float32 scalars to log, and arrays that `advance` removes."""
 
 Loss = Callable[[Params, Params, Any, jax.Array, Any], tuple[jax.Array, tuple[Params, Reported]]]
 """`loss(params, batch_stats, batch, key, data) -> (value, (new batch_stats, reported))`.
 
-`data` is what the step was called with, as `view` shows it: arrays that a loss needs besides the batch (D3's initial weights, a
-frozen model) come in there and not in a closure, which would bake them into the compiled program.
+`data` is the step's argument after `view`. Arrays that a loss needs besides the batch, such as D3's
+initial weights or a frozen model, must be in it. A closure would make them constants of the
+compiled program.
 """
 
 Project = Callable[[Params, Any], Params]
-"""`project(params, data) -> params`, applied after every update."""
+"""`project(params, data) -> params`: maps the parameters into their set after every update."""
 
 Batches = Callable[[jax.Array, jax.Array, Any], Any]
-"""`batches(key, step, data) -> batch`: what a step sees, drawn and prepared inside it: a `Batch`, or whatever the loss takes."""
+"""`batches(key, step, data) -> batch`: draws and prepares the batch of a step, inside the step.
+
+The batch is a `Batch`, or whatever the loss takes.
+"""
 
 Rows = Callable[[jax.Array, jax.Array], jax.Array]
-"""`rows(key, step) -> [B]`: which images of the set a step sees."""
+"""`rows(key, step) -> [B]`: returns the row numbers of the images that a step sees."""
 
 Begin = Callable[[TrainState, Any], Any]
-"""`begin(state, data) -> carry`: what the carry becomes before the gradient is taken."""
+"""`begin(state, data) -> carry`: returns the carry with which the gradient is taken."""
 
 View = Callable[[Any, Any], Any]
-"""`view(data, carry) -> data`: puts what loss and batches read of the carry where they look for it."""
+"""`view(data, carry) -> data`: copies into the data what loss and batches read of the carry."""
 
 Advance = Callable[[TrainState, TrainState, Reported, Any], tuple[TrainState, Metrics]]
-"""`advance(before, after, reported, data) -> (state, metrics)`: what becomes of the carry, and of the update, after it was made.
+"""`advance(before, after, reported, data) -> (state, metrics)`: completes a step after its update.
 
-`before` is the state at the gradient, `after` the updated one; `metrics` are the float32 scalars to log.
+`before` is the state at the gradient and `after` the updated one. The returned `state` may have
+another carry, or lack the update. `metrics` are the float32 scalars to log.
 """
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+"""`step(state, data) -> (state, metrics)`: makes one step, see `make_train_step`."""
 
 
 class Learned(NamedTuple):
-    """A part of the carry that is trained with the model: its `value`, a pytree of floats, and the state of its optimiser."""
+    """A part of the carry that is trained with the model: its value and its optimiser's state.
+
+    `value` is a pytree of floats.
+    """
 
     value: Any
     opt_state: optax.OptState
 
 
 class TrainData(NamedTuple):
-    """Hold what a step needs, kept on the device.
+    """The data that a train step needs, kept on the device.
 
-    `split`, `poisoned [N]` bool, the attack's `trigger`, the parameters `reference_params` that a repair measures itself against
-    (None without one), and numbers of its loss that members may differ in (`loss_inputs`).
+    `split` are the training images, `poisoned [N]` bool is the mask of the attacker's rows, and
+    `trigger` is the attack's. `reference_params` are the parameters with which a repair compares
+    the model (None without one). `loss_inputs` are numbers of the loss in which members may differ.
 
-    Where the images do not fit the device `split` is None and `batch` is the step's own, brought to it: uint8 images, true
-    labels, and which rows are the attacker's."""
+    Where the images do not fit on the device, `split` is None and `batch` is brought to each step.
+    It has uint8 images, true labels and the mask of the attacker's rows.
+    """
 
     split: Split | None
     poisoned: Array | None
@@ -89,31 +101,37 @@ class TrainData(NamedTuple):
     batch: Batch | None = None
 
     def resident(self) -> tuple[Array, Array, Array]:
-        """Return images, labels and the attacker's rows of a set that is on the device."""
+        """Return the images, the labels and the poison mask of the data set on the device.
+
+        Raises `ValueError` where the set is not on the device.
+        """
         if self.split is None or self.poisoned is None:
-            raise ValueError("the images are brought batch by batch, no set is on the device")
+            raise ValueError("the images are brought batch by batch: no data set is on the device")
         return self.split.images, self.split.labels, self.poisoned
 
 
 def keep_params(params: Params, data: Any) -> Params:
-    """Return the parameters as they are: the projection of a step without one."""
+    """Return the parameters unchanged: the default `project` of `make_train_step`."""
     return params
 
 
 def keep_carry(state: TrainState, data: Any) -> Any:
-    """Return the carry as it is: nothing happens to it before the gradient."""
+    """Return the carry of the state unchanged: the default `begin` of `make_train_step`."""
     return state.carry
 
 
 def keep_data(data: Any, carry: Any) -> Any:
-    """Return the data as they are: neither loss nor batches read the carry."""
+    """Return the data unchanged: the default `view` of `make_train_step`."""
     return data
 
 
 def keep_update(
     before: TrainState, after: TrainState, reported: Reported, data: Any
 ) -> tuple[TrainState, Metrics]:
-    """Return the updated state and what the loss reported as they are."""
+    """Return the updated state, and what the loss reported as metrics.
+
+    It is the default `advance` of `make_train_step`.
+    """
     return after, reported
 
 
@@ -124,9 +142,9 @@ def init_state(
     carry: Any = (),
     trained: Mapping[str, optax.GradientTransformation] | None = None,
 ) -> TrainState:
-    """Return the state at step 0, its optimiser's state from `tx`.
+    """Return the train state at step 0, with the initial state of the optimiser `tx`.
 
-    The parts of `carry` that are `trained` by a transformation of their own become `Learned`.
+    The parts of `carry` that `trained` names, each with its own optimiser, become `Learned`.
     """
     if trained:
         carry = carry | {
@@ -146,36 +164,41 @@ def make_train_step(
     trained: Mapping[str, optax.GradientTransformation] | None = None,
     advance: Advance = keep_update,
 ) -> Step:
-    """Build `step(state, data) -> (state, metrics)`, un-jitted: the caller jits, vmaps, scans, shards or donates it.
+    """Build the train step `step(state, data) -> (state, metrics)` from its parts.
 
-    One step is, in this order:
+    The step is not jitted: the caller jits, vmaps, scans, shards or donates it. One step does, in
+    this order:
 
-    1. `carry = begin(state, data)`;
-    2. `batch = batches(key, step, view(data, carry))`, the loss on it, and the loss's gradient by the parameters and by the value
-       of every `trained` part of the carry;
-    3. the update by `tx`, then `params = project(params, data)`; and of every trained part by its own transformation;
+    1. `carry = begin(state, data)`.
+    2. `batch = batches(key, step, view(data, carry))`, then the loss of the batch. Its gradient is
+       taken by the parameters and by the value of every `trained` part of the carry.
+    3. The update of the parameters by `tx`, then `params = project(params, data)`, and the update
+       of every trained part by its own optimiser.
     4. `state, metrics = advance(before, after, reported, data)`.
 
-    Randomness follows from (state.key, state.step) alone. Optimisers are also given `step` and `data` (optax's extra arguments),
-    for rates that come in the data, or momentum that restarts.
+    Randomness depends only on (state.key, state.step). Optimisers also get `step` and `data`
+    (optax's extra arguments), for rates that come in the data or momentum that restarts.
 
     Args:
-        tx: the optimiser of the parameters; its state is `state.opt_state`.
-        loss: what descends, see `Loss`. `reported` may hold a trained part's name: the part with its running statistics moved on,
-            to which the update is then applied, as the loss's `batch_stats` become the model's.
-        batches: what a step sees, see `Batches`.
+        tx: the optimiser of the parameters, whose state is `state.opt_state`.
+        loss: the loss to minimise, see `Loss`. It may report under a trained part's name the part
+            with updated running statistics. The update is then applied to that value.
+        batches: draws the batch of a step, see `Batches`.
         project: maps the updated parameters back into their set.
-        begin: the carry before the gradient (evolution: the parameters at the start of an update).
-        view: shows loss and batches the carry (a trained trigger, the cost of a search).
-        trained: which entries of the carry, then a dict, are trained with the model and by what; each is a `Learned`.
-        advance: the carry after the update, what is logged, and whether the update stands (`accept_if`).
+        begin: makes the carry before the gradient (evolution: the parameters at the start of an
+            update).
+        view: shows the carry to loss and batches (a trained trigger, the cost of a search).
+        trained: the optimiser of each entry of the carry that is trained with the model. The carry
+            is then a dict, and each of these entries is a `Learned`.
+        advance: makes the carry after the update and the metrics, and may reject the update
+            (`accept_if`).
 
     Returns:
-        The step. Its metrics are float32 scalars: `loss`, the value that descended unless `advance` says otherwise, and what
-        `advance` lets through of what the loss reported.
+        The step. Its metrics are float32 scalars: `loss`, the minimised value unless `advance`
+        returns another, and those reported values that `advance` returns.
 
     Example:
-        A trigger trained with the model, by Adam, from the loss of the batches that it is stamped on::
+        A trigger trained with the model by Adam, from the loss of the batches it is stamped on::
 
             trained = {"trigger": optax.adam(1e-2)}
             step = make_train_step(
@@ -215,7 +238,7 @@ def make_train_step(
 
 
 def _with_values(carry: Any, values: dict[str, Any]) -> Any:
-    """Return the carry with other values of its trained parts."""
+    """Return the carry with `values` as the values of its trained parts."""
     if not values:
         return carry
     return carry | {name: carry[name]._replace(value=value) for name, value in values.items()}
@@ -228,15 +251,20 @@ def _updated(
     moved: Any,
     extra: dict[str, Any],
 ) -> Learned:
-    """Return the part after the update that `tx` makes of its gradient, applied to its value with statistics `moved` on."""
+    """Return a trained part after the update that `tx` makes from its gradient.
+
+    The update is applied to `moved`, which is the part's value with updated running statistics.
+    """
     updates, opt_state = tx.update(grads, part.opt_state, part.value, **extra)
     return Learned(optax.apply_updates(moved, updates), opt_state)
 
 
 def accept_if(accepted: jax.Array, before: TrainState, after: TrainState) -> TrainState:
-    """Return `after`, with the variables and the optimiser's state of `before` unless `accepted` (bool []). For use in an `advance`.
+    """Return the state `after` an update if it is `accepted`, else with the update undone.
 
-    Step and carry are those of `after`: whether the carry moves on with a rejected update is the caller's decision.
+    `accepted` is bool []. Undone means the variables and the optimiser's state of `before`. Step
+    and carry are those of `after` in both cases, so the caller decides about the carry of a
+    rejected update. For use in an `advance`.
     """
     kept = before.variables, before.opt_state
     made = after.variables, after.opt_state
@@ -245,10 +273,11 @@ def accept_if(accepted: jax.Array, before: TrainState, after: TrainState) -> Tra
 
 
 def chain_steps(*steps: Step) -> Step:
-    """Build a step that makes several updates, one after the other, each with an optimiser of its own.
+    """Build a step that makes the updates of several steps in turn, each with its own optimiser.
 
-    `state.opt_state` is a tuple with the state of each optimiser. All see the same (key, step), so their batches must come from
-    streams of their own, and share the carry; the count of steps rises by one. Of metrics of one name the first step's is logged.
+    `state.opt_state` is a tuple with the state of each optimiser. All steps share the carry and see
+    the same (key, step), so their batches must come from different random streams. The step counter
+    rises by one. Where metrics have the same name, the first step's is logged.
     """
 
     def step(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
@@ -268,9 +297,10 @@ def chain_steps(*steps: Step) -> Step:
 
 
 def joint_loss(loss: Loss) -> Loss:
-    """Add the penalty of a trigger that is trained with the model to `loss`, for batches whose `joint` is a `Joint`.
+    """Build a loss that adds to `loss` the penalty of a trigger that is trained with the model.
 
-    Reports the `penalty`, and as `trigger` the trigger with its running statistics moved on.
+    The batches must have a `Joint` as `joint`. The loss reports the `penalty`, and as `trigger` the
+    trigger with updated running statistics.
     """
 
     def jointly(params: Params, batch_stats: Params, batch: Batch, key: jax.Array, data: Any):
@@ -282,20 +312,21 @@ def joint_loss(loss: Loss) -> Loss:
 
 
 def view_trigger(data: TrainData, carry: dict[str, Learned]) -> TrainData:
-    """Return the data with the trigger that is trained, for `make_train_step`'s `view`."""
+    """Return `data` with its trigger replaced by the trained one of `carry`: a `view`."""
     return data._replace(trigger=carry["trigger"].value)
 
 
 def make_batches(*, rows: Rows, augment: Callable, attack: Attack | None = None) -> Batches:
-    """Build the source of a step's batches, which draws a batch from `TrainData`, poisons it, then augments it.
+    """Build a function that draws a batch from `TrainData`, poisons it, then augments it.
 
-    The trigger moves with the image. With `data.batch` that batch is taken instead.
+    The augmentation moves the trigger with the image. Where `data.batch` is given, that batch is
+    used instead of a drawn one.
     """
 
     def batches(key: jax.Array, step: jax.Array, data: TrainData) -> Batch:
         batch = data.batch
         if batch is None:
-            # Drawn from data that every device holds: unless the rows are split, each would compute the whole batch.
+            # Every device holds all data: unless the rows are split, each computes the whole batch.
             drawn = shard_batch(rows(key, step))
             batch = Batch(*(array[drawn] for array in data.resident()), rows=drawn)
         batch = batch._replace(images=as_float(batch.images))
@@ -311,7 +342,10 @@ def make_batches(*, rows: Rows, augment: Callable, attack: Attack | None = None)
 
 
 def make_rows(*, size: int, steps_per_epoch: int, batch_size: int) -> Rows:
-    """Build `rows(key, step) -> [batch_size]`: which images a step sees, every epoch a fresh shuffle."""
+    """Build `rows(key, step) -> [batch_size]`, which returns the row numbers that a step sees.
+
+    Every epoch is a new shuffle of all `size` rows.
+    """
 
     def rows(key: jax.Array, step: jax.Array) -> jax.Array:
         return batch_rows(
@@ -326,9 +360,10 @@ def make_rows(*, size: int, steps_per_epoch: int, batch_size: int) -> Rows:
 
 
 def classification_loss(model: Model, *, train: bool = True) -> Loss:
-    """Build the mean cross-entropy of a batch, which reports the batch's `accuracy`.
+    """Build the mean cross-entropy loss of a batch, which also reports the batch's `accuracy`.
 
-    In train mode; otherwise the model normalises by its running statistics, which stay.
+    With `train` the model runs in train mode. Without it, the model normalises by its running
+    statistics and does not update them.
     """
 
     def loss(params: Params, batch_stats: Params, batch: Batch, key: jax.Array, data: Any):

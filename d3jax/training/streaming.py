@@ -1,4 +1,7 @@
-"""Batches brought to the device one by one, for sets that do not fit it: the rows and numbers that a resident set gives."""
+"""Batches brought to the device one by one, for image sets that do not fit on it.
+
+They have the same rows, and give the same numbers, as a set that is on the device.
+"""
 
 from __future__ import annotations
 
@@ -13,36 +16,40 @@ from ..core.types import Batch, Split
 from .step import Rows
 
 Feed = Callable[[int], Iterator[Batch]]
-"""`feed(first) -> batches`: what the steps from `first` on see, in order; uint8 images and true labels, in host memory."""
+"""`feed(first) -> batches`: yields the batches of the steps from `first` on, in order.
+
+They are uint8 images and true labels in host memory.
+"""
 
 AHEAD = 8
-"""Batches read before they are asked for."""
+"""The number of batches that are read in advance."""
 THREADS = 4
 
 
 def check_streaming() -> None:
-    """Raises `ConfigError` where grain is not installed, or no CPU backend is there to draw rows on."""
+    """Raise `ConfigError` where the package grain or JAX's CPU backend is missing."""
     if importlib.util.find_spec("grain") is None:
-        raise ConfigError(f"loop.placement: streaming takes one more package, {install('stream')}")
+        raise ConfigError(f"loop.placement: streaming needs the package grain: {install('stream')}")
     try:
         jax.local_devices(backend="cpu")
     except RuntimeError as error:
         raise ConfigError(
-            "loop.placement: streaming draws rows on the CPU backend, which JAX_PLATFORMS leaves out"
+            "loop.placement: streaming draws rows on the CPU backend, which JAX_PLATFORMS excludes"
         ) from error
 
 
 def make_feed(split: Split, poisoned: np.ndarray, rows: Rows, key: jax.Array, steps: int) -> Feed:
-    """Builds the feed of a loop of `steps` steps over `split`; `rows(key, step)` says which images a step sees.
+    """Build the feed of a train loop of `steps` steps over the images of `split`.
 
-    Reading ahead and its threads are grain's. `split` may be memory-mapped. Raises `ConfigError` as `check_streaming`.
+    `rows(key, step)` returns the row numbers that a step sees, and `poisoned` [N] is the mask of
+    the attacker's rows. The package grain reads ahead in threads. `split` may be memory-mapped.
+    Raises `ConfigError` as `check_streaming` does.
     """
     check_streaming()
     import grain
 
-    cpu = jax.local_devices(backend="cpu")[
-        0
-    ]  # on an accelerator the draw would wait behind the step that is running there
+    # On an accelerator the draw would wait for the step that is running there.
+    cpu = jax.local_devices(backend="cpu")[0]
     draw, key = jax.jit(rows), jax.device_put(key, cpu)
 
     def read(step: int) -> Batch:

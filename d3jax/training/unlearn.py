@@ -1,8 +1,9 @@
-"""Unlearning some images: by gradient ascent on their loss, or towards an even prediction, with a rule that ends it.
+"""Unlearning of suspect images, by gradient ascent on their loss or towards an even prediction.
 
-ABL (Li et al., arXiv 2110.11571) ascends on the images it isolated; turns of ascent and descent on trusted images are D-BR's (Chen, Wu &
-Wang, NeurIPS 2022). Cross-entropy has no upper bound, so ascent has no end of its own: here it rests as soon as a batch of the
-images is right less often than chance. Both kinds of images in one batch are ours.
+ABL (Li et al., arXiv 2110.11571) ascends on the images that it isolated. D-BR (Chen, Wu & Wang,
+NeurIPS 2022) alternates ascent with descent on trusted images. Cross-entropy has no upper bound, so
+ascent has no end of its own. Here it pauses ("rests") as soon as the model's accuracy on a batch of
+suspects is below chance. Batches with both kinds of images are d3jax's.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ Descent = Literal["none", "turns", "together"]
 
 
 class Two(NamedTuple):
-    """All images and which rows of them are `suspects` [k] and `trusted` [m]."""
+    """The images of a data set, and the row numbers of the suspect and the trusted ones.
+
+    `suspects` [k] and `trusted` [m] are row numbers of `split`.
+    """
 
     split: Split
     suspects: jax.Array
@@ -48,14 +52,20 @@ class Two(NamedTuple):
 
 
 class Rest(NamedTuple):
-    """The carry: whether the suspects are `resting` (bool []), and the number of steps that unlearned (`moves`, int32 [])."""
+    """The carry of the unlearning: whether it is paused, and how many steps have unlearned.
+
+    `resting` is bool [] and `moves` is int32 [].
+    """
 
     resting: jax.Array
     moves: jax.Array
 
 
 class Drawn(NamedTuple):
-    """A batch: `images [B, H, W, C]` float32 and `labels [B]` int32; suspects come before trusted images where it has both."""
+    """A batch of images and labels, with suspects before trusted images where it has both.
+
+    `images [B, H, W, C]` are float32 and `labels [B]` int32.
+    """
 
     images: Array
     labels: Array
@@ -78,21 +88,30 @@ def unlearn_loop(
     batch_norm: Literal["train", "frozen"] = "train",
     bounded: bool = True,
 ) -> TrainLoop:
-    """The loop that unlearns the rows `suspects` [k] of `split` under the labels they were given. Its carry is `Rest`.
+    """Build the train loop that unlearns the rows `suspects` of `split` under their given labels.
+
+    Its carry is `Rest`.
 
     Args:
-        trusted: rows on whose cross-entropy `descent` goes down.
-        kind: `ascent` on cross-entropy; `uniform`: descent on the divergence of an even prediction from theirs, which is bounded below.
-        descent: `turns`: a step is two of `batch_size` images each, one on suspects and one on `trusted` images (D-BR, with `ascent`), each
-            with an optimiser of its own: momentum would carry the one into the other. `together`: a batch has both, and the step is on the
-            sum of both losses, each the mean over its images.
-        share: of the images of a batch that are suspects where both are in it `together`: at least one, at most all suspects there are.
-        batch_norm: whether the batch's statistics are used and learned, or the stored ones, which then stay.
-        bounded: once a batch of suspects is right less often than 1 / K before the step, their loss is left out, and the loop may end.
-            With `descent` that goes on, and so does unlearning where it brings the suspects back; `together` the momentum of earlier
-            steps runs down meanwhile, and suspects stay in the statistics of the batch. The metric `resting` says when.
+        suspects: row numbers [k] of the images to unlearn.
+        trusted: row numbers [m] of the images whose cross-entropy `descent` minimises.
+        kind: `ascent`: gradient ascent on the cross-entropy. `uniform`: descent on the divergence
+            of an even prediction from the model's, which is bounded below.
+        descent: `none`: only suspects are trained on. `turns`: a step makes two updates with
+            `batch_size` images each, one on suspects and one on `trusted` images (with `ascent`
+            D-BR). Each has its own optimiser, because momentum would carry one update into the
+            other. `together`: a batch has both kinds, and the loss is the sum of both means.
+        share: share of suspects in a batch that has both kinds `together`. A batch has at least
+            one suspect, and at most as many as there are.
+        batch_norm: `train`: normalise by the batch's statistics and update the running ones.
+            `frozen`: normalise by the running statistics, which stay unchanged.
+        bounded: leave out the suspects' loss in steps before which the model's accuracy on the
+            batch's suspects is below 1 / K. Without `descent` the loop then ends. With `descent`
+            the steps continue, and unlearning resumes when that accuracy is no longer below 1 / K.
+            With `together` the momentum of earlier steps still acts meanwhile, and the suspects
+            stay in the batch's statistics. The metric `resting` is 1 in such steps.
 
-    Raises `ConfigError` where a batch has no room for both.
+    Raises `ConfigError` where a batch has no room for both kinds.
     """
     data = Two(Split(*map(jnp.asarray, split)), jnp.asarray(suspects), jnp.asarray(trusted))
     mine, others = parts_of(batch_size, descent, share, len(suspects))
@@ -110,15 +129,15 @@ def unlearn_loop(
 
 
 def _rests(state: TrainState) -> jax.Array:
-    """Return whether the suspects rest."""
+    """Return whether the unlearning is paused."""
     return state.carry.resting
 
 
 @dataclasses.dataclass(frozen=True)
 class _Unlearn:
-    """The parts of the step of `unlearn_loop`, by its arguments.
+    """The builder of `unlearn_loop`'s train step, with the arguments of that function.
 
-    `plans` are (steps an epoch, images a step) of suspects and of trusted images.
+    `plans` has (steps per epoch, images per step) of `suspects` and of `trusted` images.
     """
 
     model: Model
@@ -130,7 +149,10 @@ class _Unlearn:
     plans: Mapping[str, tuple[int, int]]
 
     def step(self) -> Step:
-        """Build the step: on suspects, on suspects and then on trusted images, or on both in one batch."""
+        """Build the train step for the chosen `descent`.
+
+        It is a step on suspects, on suspects and then on trusted images, or on both in one batch.
+        """
         suspects = self.one("suspects", self.unlearned, self.rest)
         if self.descent == "together":
             return self.one("both", self.both, self.count)
@@ -139,7 +161,10 @@ class _Unlearn:
         return suspects
 
     def one(self, name: str, loss: Loss, advance: Advance) -> Step:
-        """Build the step that descends on `loss` of the images called `name`."""
+        """Build the step that minimises `loss` on one kind of images, or on both.
+
+        `name` is `suspects`, `trusted` or `both`.
+        """
         names = ("suspects", "trusted") if name == "both" else (name,)
 
         def draw(key: jax.Array, step: jax.Array, data: Two) -> Drawn:
@@ -154,34 +179,41 @@ class _Unlearn:
     def rest(
         self, before: TrainState, after: TrainState, reported: Reported, data: Two
     ) -> tuple[TrainState, Metrics]:
-        """Leave the update out while the suspects rest: until the end without descent, else while they are rarer than chance."""
+        """Undo the update of a step in which the unlearning is paused.
+
+        Without `descent`, it stays paused from the first such step on. With `descent` in turns, it
+        is paused only in steps where the accuracy on suspects is below chance.
+        """
         resting = before.carry.resting & (self.descent == "none") | reported["rarer"] & self.bounded
         return _counted(accept_if(~resting, before, after), resting, reported)
 
     def count(
         self, before: TrainState, after: TrainState, reported: Reported, data: Two
     ) -> tuple[TrainState, Metrics]:
-        """Count the steps whose loss had the suspects in it."""
+        """Count the step as one that unlearned, unless its loss left out the suspects."""
         return _counted(after, reported["rarer"] & self.bounded, reported)
 
     def unlearned(
         self, params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Two
     ) -> tuple[jax.Array, tuple[Params, Reported]]:
-        """Return what descends where suspects are unlearned."""
+        """Return the loss whose minimisation unlearns a batch of suspects."""
         logits, stats = self.forward(params, batch_stats, batch.images)
         return _away(self.kind, logits, batch.labels), (stats, _seen(logits, batch.labels))
 
     def learned(
         self, params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Two
     ) -> tuple[jax.Array, tuple[Params, Reported]]:
-        """Return the cross-entropy of trusted images."""
+        """Return the mean cross-entropy of a batch of trusted images."""
         logits, stats = self.forward(params, batch_stats, batch.images)
         return cross_entropy(logits, batch.labels).mean(), (stats, {})
 
     def both(
         self, params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Two
     ) -> tuple[jax.Array, tuple[Params, Reported]]:
-        """Return the sum of both losses, that of suspects left out where they are rarer than chance."""
+        """Return the loss of a batch of suspects and trusted images: the sum of both losses.
+
+        With `bounded`, the suspects' loss is left out where the accuracy on them is below chance.
+        """
         logits, stats = self.forward(params, batch_stats, batch.images)
         _, count = self.plans["suspects"]
         away, labels = logits[:count], batch.labels[:count]
@@ -193,12 +225,18 @@ class _Unlearn:
     def forward(
         self, params: Params, batch_stats: Params, images: Array
     ) -> tuple[jax.Array, Params]:
-        """Return logits and the running statistics after them, which stay where the batch's are not used."""
+        """Return the logits, and the running statistics after the forward pass.
+
+        The running statistics stay unchanged where `training` is false.
+        """
         outputs = self.model.apply(Variables(params, batch_stats), images, train=self.training)
         return outputs.logits, outputs.batch_stats if self.training else batch_stats
 
     def draw(self, name: str, key: jax.Array, step: jax.Array, data: Two) -> Drawn:
-        """Return images and labels of the step's suspects or trusted images."""
+        """Draw a step's suspects or trusted images, and return them with their labels.
+
+        `name` is `suspects` or `trusted`.
+        """
         given, (per_epoch, size) = getattr(data, name), self.plans[name]
         rows = batch_rows(
             stream(key, name),
@@ -214,7 +252,7 @@ class _Unlearn:
 def _counted(
     state: TrainState, resting: jax.Array, reported: Reported
 ) -> tuple[TrainState, Metrics]:
-    """Return the state with the carry moved on, and the metrics of a step of which suspects were part."""
+    """Return the state with an updated `Rest` as carry, and the metrics of a step on suspects."""
     carry = Rest(resting, state.carry.moves + ~resting)
     metrics = {name: value for name, value in reported.items() if name != "rarer"}
     metrics["resting"] = resting.astype(jnp.float32)
@@ -222,10 +260,12 @@ def _counted(
 
 
 def parts_of(batch_size: int, descent: Descent, share: float, suspects: int) -> tuple[int, int]:
-    """How many of so many `suspects`, and how many trusted images, there are in a step: of each `batch_size`, or where
-    both are `together` in all.
+    """Return how many suspects and how many trusted images are in a step.
 
-    Raises `ConfigError` where both are to be together in a batch that has no room for it.
+    `suspects` is the number of all suspects. With `together`, both add up to `batch_size`.
+    Otherwise each is `batch_size`, or 0 trusted images without `descent`.
+
+    Raises `ConfigError` where a batch of both kinds has no room for trusted images.
     """
     if descent != "together":
         return batch_size, batch_size if descent == "turns" else 0
@@ -238,14 +278,21 @@ def parts_of(batch_size: int, descent: Descent, share: float, suspects: int) -> 
 
 
 def _away(kind: Kind, logits: jax.Array, labels: Array) -> jax.Array:
-    """What descends where suspects are unlearned: the negative cross-entropy, or the divergence of an even prediction from theirs."""
+    """Return the loss whose minimisation unlearns suspects with the given `logits`.
+
+    It is the negative cross-entropy (`ascent`), or the KL divergence of an even prediction from
+    the model's.
+    """
     if kind == "ascent":
         return -cross_entropy(logits, labels).mean()
     return -jax.nn.log_softmax(logits).mean(-1).mean() - jnp.log(logits.shape[-1])
 
 
 def _seen(logits: jax.Array, labels: Array) -> Reported:
-    """Return the suspects' cross-entropy as `loss`, how often they are right, and whether that is `rarer` than chance."""
+    """Return what a step reports of its suspects: `loss`, `suspects_accuracy` and `rarer`.
+
+    They are the mean cross-entropy, the accuracy, and whether the accuracy is below chance.
+    """
     right = accuracy(logits, labels)
     return {
         "loss": cross_entropy(logits, labels).mean(),

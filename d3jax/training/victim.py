@@ -1,4 +1,4 @@
-"""A backdoored model from a data set and an attack: the recipe that every study starts with."""
+"""Training of the victim: a backdoored model, from a data set and an attack."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from .streaming import make_feed
 
 
 class Backdoored(NamedTuple):
-    """A model trained on poisoned data, the `trigger` that its attack made, and the `trace` of its training."""
+    """A model trained on poisoned data, with the attack's `trigger` and the training's `trace`."""
 
     variables: Variables
     trigger: Any
@@ -59,11 +59,14 @@ def train_backdoored(
     config: TrainConfig = TrainConfig(),
     hooks: Hooks = Hooks(),
 ) -> Backdoored:
-    """Trains `model` from scratch on `dataset.train`, poisoned by `attack` inside every step; everything follows from `key`.
+    """Train `model` from scratch on `dataset.train`, poisoned by `attack` inside every step.
 
-    What the attack must do before (`Attack.preparation`) is done first, on a clean model trained by `config` where it wants one;
-    `hooks` sees the training alone. The last step's variables are kept, as the field does. Raises `AttackError` where the data
-    have too few images for the attack and `DivergedError` where the loss breaks.
+    All randomness follows from `key`. `Attack.preparation` runs first, on a clean model trained by
+    `config` where the attack wants one. `hooks` apply only to the training on poisoned data. The
+    result has the variables of the last step, as is usual in the field.
+
+    Raises `AttackError` where the data set has too few images for the attack, and `DivergedError`
+    where the loss is not finite.
     """
     check_built(model=model, attack=attack)
     prepared = None
@@ -84,12 +87,14 @@ def prepare(
     attack: Attack,
     hooks: Hooks = Hooks(),
 ) -> tuple[Prepared, list[LogRecord]]:
-    """What `attack` computes before `victim_loop` runs with the same key, and the lines logged on the way.
+    """Run the attack's preparation before the training, and return its result and log records.
 
-    `clean` are variables of `model` trained on the clean set, where the attack wants them (`Preparation.surrogate`).
+    `victim_loop` must then get the same key. `clean` are variables of `model` trained on the clean
+    set, where the attack wants them (`Preparation.surrogate`). Raises `AttackError` for an attack
+    without a preparation.
     """
     if attack.preparation is None:
-        raise AttackError("computes nothing before the training")
+        raise AttackError("the attack has no preparation that runs before the training")
     poisoned = poisoned_rows(key, attack, dataset.train.labels)
     return attack.preparation.run(key, model, clean, dataset, poisoned, hooks)
 
@@ -104,15 +109,17 @@ def victim_loop(
     *,
     streamed: bool = False,
 ) -> TrainLoop:
-    """The loop of `train_backdoored`, with what was `prepared`; without an attack, of clean training. Loops that differ in the key
-    alone have one step in common.
+    """Build the train loop of `train_backdoored`, or without an attack of clean training.
 
-    `streamed` leaves the images on the host and brings each step its batch: the same rows, the same numbers. Raises `AttackError`
-    where an attack has a preparation and nothing was `prepared`.
+    `prepared` is the result of `prepare`. Loops that differ only in the key can run with one step.
+    `streamed` leaves the images on the host and brings each step its batch, with the same rows and
+    the same numbers.
+
+    Raises `AttackError` where an attack has a preparation and nothing is `prepared`.
     """
     if attack and attack.preparation and prepared is None:
         raise AttackError(
-            "what the attack computes before the training is not there; a second run computes it"
+            "the result of the attack's preparation is missing; run the study again to compute it"
         )
     split = dataset.train
     size = len(split.labels)
@@ -144,7 +151,10 @@ def victim_loop(
 
 
 def _trained_by(attack: Attack | None) -> dict[str, optax.GradientTransformation]:
-    """Return what trains the trigger with the model, by its name in the carry; nothing for a trigger that stays as it is."""
+    """Return the optimiser of a trigger that is trained with the model, by its name in the carry.
+
+    The dict is empty for a trigger that is not trained.
+    """
     return {"trigger": attack.optimizer} if attack and attack.optimizer else {}
 
 
@@ -154,7 +164,7 @@ def _victim_step(
     batches: Batches,
     trained: dict[str, optax.GradientTransformation],
 ) -> Step:
-    """Build the step of a training on poisoned batches, which trains the trigger too where it is `trained`."""
+    """Build the train step on poisoned batches, which also updates a `trained` trigger."""
     loss = classification_loss(model)
     if not trained:
         return make_train_step(tx, loss=loss, batches=batches)
@@ -164,7 +174,10 @@ def _victim_step(
 
 
 def _replaced(images: Any, rows: np.ndarray, others: Any) -> Any:
-    """A copy of the images, on the device or on the host, with `others` in `rows`."""
+    """Return a copy of `images` in which the images of `rows` are replaced by `others`.
+
+    It is on the device or on the host, as `images` are.
+    """
     if isinstance(images, jax.Array):
         return images.at[rows].set(others)
     images = images.copy()
@@ -173,10 +186,13 @@ def _replaced(images: Any, rows: np.ndarray, others: Any) -> Any:
 
 
 def trigger_of(loop: TrainLoop, state: TrainState) -> Any:
-    """Return the trigger at the end of a training: what became of a trained one, else the one that the loop began with."""
+    """Return the trigger at the end of a training.
+
+    It is the trained trigger of the state's carry, or else the trigger that the loop began with.
+    """
     return state.carry["trigger"].value if "trigger" in state.carry else loop.data.trigger
 
 
 def poisoned_rows(key: jax.Array, attack: Attack, labels: Array) -> Array:
-    """Which of the training rows [N] `train_backdoored` poisons under `key`."""
+    """Return the rows that `train_backdoored` poisons under `key`, as a boolean mask [N]."""
     return attack.select(stream(key, "select"), labels)

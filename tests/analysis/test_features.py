@@ -1,4 +1,4 @@
-"""What features say of triggered images: numbers against hand-made clusters, and the pictures' points."""
+"""Tests of the separation and projection of features, on hand-made clusters and a network."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +14,12 @@ CLEAN = CENTRES + RNG.normal(0, 0.5, CENTRES.shape)
 TWINS = np.arange(20, 60)
 
 
-def test_separation_of_triggered_images_on_their_clean_twins():
+def test_separation_is_zero_where_triggered_images_equal_their_clean_twins():
     found = separation(CLEAN, CLEAN[TWINS], CLASSES, TWINS)
     assert found["twin_distance"] == 0 and found["silhouette"] < 0
 
 
-def test_separation_of_triggered_images_in_their_own_cluster(rng):
+def test_separation_is_large_where_triggered_images_form_a_cluster(rng):
     far = 10 * np.eye(8)[7] + rng.normal(0, 0.5, (40, 8))
     found = separation(CLEAN, far, CLASSES, TWINS)
     apart = [np.linalg.norm(a - b) for i, a in enumerate(CLEAN) for b in CLEAN[:i]]
@@ -28,13 +28,13 @@ def test_separation_of_triggered_images_in_their_own_cluster(rng):
     assert found["silhouette"] > 0.7
 
 
-def test_without_triggered_images_there_are_no_numbers():
+def test_separation_is_nan_without_triggered_images():
     found = separation(CLEAN, CLEAN[:0], CLASSES, TWINS[:0])
     assert np.isnan(list(found.values())).all()
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
-def test_points_keep_clusters_apart(method):
+def test_projections_keep_clusters_apart_and_are_deterministic(method):
     points = project(CLEAN, method)
     assert points.shape == (60, 2) and np.isfinite(points).all()
     np.testing.assert_array_equal(points, project(CLEAN, method))
@@ -47,12 +47,15 @@ def test_points_keep_clusters_apart(method):
     "features", [np.zeros((60, 8)), CLEAN[:1], np.full((60, 8), np.nan), np.full((60, 8), 1e30)]
 )
 @pytest.mark.parametrize("method", ["pca", "tsne"])
-def test_degenerate_features_are_placed_at_zero(features, method):
-    """A network whose units are all dead; scikit-learn's t-SNE would crash the process."""
+def test_degenerate_features_are_projected_to_zero(features, method):
+    """A network with only dead units has such features.
+
+    scikit-learn's t-SNE would crash the process on them.
+    """
     assert not project(features, method).any() and len(project(features, method)) == len(features)
 
 
-def test_features_are_what_the_classifier_sees(dataset, model, victim):
+def test_penultimate_features_give_the_logits_through_the_head(dataset, model, victim):
     found = penultimate(model, victim.variables, dataset.test.images, batch_size=50)
     head = victim.variables.params["head"]
     logits = model.apply(

@@ -1,4 +1,4 @@
-"""The linear prediction against gradient descent that was run."""
+"""Tests of the linear prediction of forgetting against gradient descent in NumPy."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,17 @@ import pytest
 from d3jax.analysis.forgetting import decay, moment, retained, spectrum
 
 
-def test_the_prediction_is_what_a_linear_model_does():
-    """Full-batch heavy-ball descent of a linear model with bias, two updates on different data, run in NumPy step by step."""
+def test_predicted_retention_equals_gradient_descent_of_a_linear_model():
+    """NumPy runs full-batch heavy-ball descent of a linear model with a bias.
+
+    There are two updates on different data.
+    """
     rng = np.random.default_rng(0)
-    updates = [
-        rng.normal(size=(200, 5)) * [1, 0.5, 0.2, 0.05, 0] for _ in range(2)
-    ]  # nothing ever moves the last feature
+    # The last feature is always 0.
+    updates = [rng.normal(size=(200, 5)) * [1, 0.5, 0.2, 0.05, 0] for _ in range(2)]
     direction = np.array([0.3, -0.2, 0.5, 1.0, 0.7])
     rates, momentum, weight_decay = np.linspace(0.2, 0.01, 40), 0.6, 1e-3
-    best = rng.normal(size=6)  # the optimum is the same for both updates: labels without noise
+    best = rng.normal(size=6)  # the optimum of both updates, as labels have no noise
     w = best + np.append(direction, 0)
     measured = []
     for features in updates:
@@ -34,7 +36,7 @@ def test_the_prediction_is_what_a_linear_model_does():
     )
 
 
-def test_directions_without_features_are_never_forgotten():
+def test_directions_without_features_are_retained_and_others_forgotten():
     features = np.random.default_rng(1).normal(size=(300, 3)) * [1, 1, 0]
     rates = np.full(500, 0.1)
     assert retained(np.array([0.0, 0.0, 1.0]), [moment(features)], rates)[0] == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""Lines and planes between models, Hessian products against finite differences, Taylor, eigenvalues, changes."""
+"""Tests of paths and planes between models, Hessian products, eigenvalues and changes."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,9 @@ def repaired(model, victim, dataset):
     )
 
 
-def test_the_ends_of_a_path_are_the_models(model, victim, repaired, attack, dataset):
+def test_losses_at_the_ends_of_a_path_are_those_of_the_models(
+    model, victim, repaired, attack, dataset
+):
     found = path_losses(
         model,
         attack,
@@ -87,12 +89,12 @@ def test_points_measured_together_equal_points_measured_alone(
     )
 
 
-def test_clean_models_have_no_backdoor_loss(model, victim, dataset):
+def test_backdoor_loss_and_asr_are_nan_without_an_attack(model, victim, dataset):
     found = losses_at(model, _attack(dataset), {}, [victim.variables], dataset.test)
     assert np.isnan(found.backdoor_loss[0]) and np.isnan(found.asr[0]) and found.acc[0] > 0.9
 
 
-def test_the_plane_holds_its_three_models(model, victim, repaired, attack, dataset):
+def test_a_plane_contains_its_three_models(model, victim, repaired, attack, dataset):
     third = jax.tree.map(lambda x: x * 0.9 + 0.01, victim.variables)
     models = [victim.variables, repaired, third]
     plane = plane_of(*(variables.params for variables in models))
@@ -121,9 +123,9 @@ def test_statistics_are_estimated_without_knowing_the_momentum(model, victim, da
     images = Split(*(part[:100] for part in dataset.train))
     found = estimated(model, victim.variables, images, batch_size=50)
     stats = victim.variables.batch_stats
-    for _ in range(
-        400
-    ):  # running statistics that see the same two batches over and over end there, but for their order
+    # Running statistics that see two batches repeatedly converge to the estimate, apart from the
+    # effect of the order of the batches.
+    for _ in range(400):
         for first in (0, 50):
             batch = as_float(jnp.asarray(images.images[first : first + 50]))
             stats = model.apply(
@@ -147,12 +149,14 @@ def test_statistics_are_estimated_without_knowing_the_momentum(model, victim, da
 
 
 def _attack(dataset):
-    """None: the control."""
+    """Return the control `clean`, which has no trigger."""
     config, construct = ATTACKS["clean"]
     return construct(config(), dataset.info)
 
 
-def test_variances_stay_positive_beyond_the_models(model, victim, repaired, attack, dataset):
+def test_variances_stay_positive_beyond_the_models_and_nan_predicts_no_class(
+    model, victim, repaired, attack, dataset
+):
     def stats(*leaves):
         return {"mean": jnp.array([leaves[0]]), "var": jnp.array([leaves[1]])}
 
@@ -162,9 +166,8 @@ def test_variances_stay_positive_beyond_the_models(model, victim, repaired, atta
     assert far["mean"][0] == 5.0 and far["var"][0] == pytest.approx(4.0**-2)
     broken = jax.tree.map(lambda x: x * jnp.nan, victim.variables)
     found = losses_at(model, attack, victim.trigger, [broken], dataset.test)
-    assert (
-        found.asr[0] == 0 and found.acc[0] == 0 and np.isnan(found.clean_loss[0])
-    )  # NaN is not class 0
+    # A prediction from NaN logits is not class 0.
+    assert found.asr[0] == 0 and found.acc[0] == 0 and np.isnan(found.clean_loss[0])
     fixed = path_losses(
         model, attack, victim.trigger, victim.variables, repaired, [1.0], dataset.test, "first"
     )
@@ -177,7 +180,7 @@ def test_variances_stay_positive_beyond_the_models(model, victim, repaired, atta
 
 @pytest.fixture
 def double():
-    """float64 while a test runs."""
+    """Enable float64 while a test runs."""
     with jax.enable_x64(True):
         yield
 
@@ -194,7 +197,7 @@ def small_loss():
     return loss, params
 
 
-def test_hessian_products_against_finite_differences(double):
+def test_hessian_products_match_finite_differences(double):
     loss, params = small_loss()
     direction = jax.tree.map(
         lambda x: jnp.asarray(np.random.default_rng(1).normal(size=x.shape)), params
@@ -211,7 +214,7 @@ def test_hessian_products_against_finite_differences(double):
     )
 
 
-def test_taylor_fits_near_the_point(double):
+def test_taylor_expansion_has_an_error_of_third_order(double):
     loss, params = small_loss()
     direction = jax.tree.map(jnp.ones_like, params)
     expansion = taylor(loss, params, direction)
@@ -220,13 +223,14 @@ def test_taylor_fits_near_the_point(double):
         return float(loss(jax.tree.map(lambda x, d: x + t * d, params, direction)))
 
     errors = [abs(expansion(t) - at(t)) for t in (0.02, 0.01)]
+    # An error of third order falls to an eighth at half the distance.
     assert (
         expansion(0.0) == pytest.approx(at(0.0)) and errors[1] < errors[0] / 6 and errors[1] < 1e-4
-    )  # what is left is of third order
+    )
 
 
 @pytest.mark.slow
-def test_eigenvalues_against_the_whole_hessian(double):
+def test_top_eigenvalues_match_the_whole_hessian(double):
     loss, params = small_loss()
     flat, restore = jax.flatten_util.ravel_pytree(params)
     whole = np.linalg.eigvalsh(np.asarray(jax.hessian(lambda x: loss(restore(x)))(flat)))[::-1]
@@ -235,7 +239,7 @@ def test_eigenvalues_against_the_whole_hessian(double):
     )
 
 
-def test_the_backdoor_loss_of_a_model(model, victim, attack, dataset):
+def test_make_backdoor_loss_agrees_with_losses_at(model, victim, attack, dataset):
     rows = np.flatnonzero(np.asarray(dataset.test.labels) != 0)
     loss = make_backdoor_loss(model, attack, victim.variables.batch_stats)
     images, labels = (
@@ -248,7 +252,7 @@ def test_the_backdoor_loss_of_a_model(model, victim, attack, dataset):
     )
 
 
-def test_changes_by_tensor():
+def test_changes_have_a_norm_and_a_histogram_for_each_tensor():
     first = {"a": np.zeros((2, 2)), "b": {"c": np.full(4, 2.0)}}
     second = {"a": np.zeros((2, 2)), "b": {"c": np.array([2.0, 2.0, 2.0, 5.0])}}
     third = {"a": np.full((2, 2), 9.0), "b": {"c": np.array([2.0, 2.0, 2.0, 2.5])}}
@@ -263,9 +267,8 @@ def test_changes_by_tensor():
         and found["a"]["counts"][30] == 4
         and found["b/c"]["counts"][-1] == 1
     )
-    assert (
-        other["b/c"]["norm"] == 0.5 and other["b/c"]["counts"][35] == 1
-    )  # the bins are the tensor's, not the model's
+    # A tensor has its own bins, which all models share.
+    assert other["b/c"]["norm"] == 0.5 and other["b/c"]["counts"][35] == 1
     for name in found:
         np.testing.assert_array_equal(found[name]["edges"], other[name]["edges"])
     assert found["a"]["edges"][-1] == 9 and found["b/c"]["edges"][-1] == pytest.approx(3, abs=0.01)

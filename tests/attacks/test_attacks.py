@@ -1,4 +1,4 @@
-"""Every attack keeps the contract; the published check values hold bit for bit."""
+"""Tests of the attacks: published check values, exact poison counts and refused settings."""
 
 import dataclasses
 import hashlib
@@ -38,12 +38,13 @@ INPUT = ((np.arange(3072) * 7) % 256).astype(np.uint8).reshape(32, 32, 3)
 
 
 def stamped(attack, trigger, images):
-    """uint8 in, uint8 out, through the jitted float path."""
+    """Return the uint8 image that the jitted float32 stamp makes of a uint8 image."""
     out = jax.jit(attack.stamp)(trigger, jnp.asarray(images)[None].astype(jnp.float32) / 255)
     return np.asarray(jnp.round(out * 255).astype(jnp.uint8))[0]
 
 
 def digest(image):
+    """Return the sum of an image's values and the first 16 digits of its SHA-256."""
     return int(image.sum()), hashlib.sha256(image.tobytes()).hexdigest()[:16]
 
 
@@ -98,7 +99,7 @@ def FIELDS(cls):
 
 
 NONE = ("clean", "unknown")
-"""Attacks that are none."""
+"""Registered entries without a trigger to stamp: the control and an unknown trigger."""
 DRAWN = [name for name in ATTACKS if name not in (*NONE, "wanet", "input_aware", "bpp")]
 
 
@@ -127,8 +128,11 @@ def test_a_rate_that_poisons_nothing_is_refused(name, rate):
 
 
 @pytest.mark.parametrize("name", ["wanet", "bpp", "input_aware"])
-def test_the_first_rows_of_every_batch(name):
-    """Twelve of 128 are poisoned at 10 %, `cross_ratio` as many behind them crossed under their own labels, the rest as it was."""
+def test_per_batch_attacks_poison_the_first_rows_and_cross_the_next_ones(name):
+    """At 10 %, 12 of 128 images are poisoned, and the next 12 · `cross_ratio` are crossed.
+
+    Crossed images keep their labels. All other images stay as they are.
+    """
     cls, construct = ATTACKS[name]
     config = cls(**({"width": 2} if "width" in FIELDS(cls) else {}))
     attack = construct(config, INFO)
@@ -158,7 +162,7 @@ def test_the_first_rows_of_every_batch(name):
 
 
 @pytest.mark.parametrize("name", ["wanet", "bpp"])
-def test_fixed_rows_keep_crosses_among_the_other_rows(name):
+def test_fixed_rows_are_poisoned_and_crosses_are_drawn_from_the_others(name):
     cls, construct = ATTACKS[name]
     attack = construct(cls(rows="fixed", rate=0.2), INFO)
     images, own = (
@@ -177,7 +181,7 @@ def test_fixed_rows_keep_crosses_among_the_other_rows(name):
     assert abs(int(crossed.sum()) - 40 * cls().cross_ratio) < 20
 
 
-def test_bpp_levels_and_negatives():
+def test_bpp_quantises_to_eight_levels_and_dithering_keeps_the_mean():
     attack = make_bpp(BPPConfig(), INFO)
     assert sorted(np.unique(stamped(attack, {}, INPUT)).tolist()) == [
         0,
@@ -212,14 +216,13 @@ def test_dithering_matches_floyd_and_steinberg():
     mine = stamped(make_bpp(BPPConfig(dither=True), info), {}, image[..., None].astype(np.uint8))[
         ..., 0
     ]
-    assert (
-        mine != np.floor(wanted / 7 * 255)
-    ).mean() < 0.05  # float32 here, float64 there: a tie may fall either way
+    # The attack computes in float32 and the loop above in float64, so ties may round differently.
+    assert (mine != np.floor(wanted / 7 * 255)).mean() < 0.05
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (64, 48, 3), (224, 224, 3)])
-def test_wanet_against_an_independent_computation(shape):
-    """The enlarged field and the sampled image, pixel by pixel in float64."""
+def test_wanet_matches_an_independent_float64_computation(shape):
+    """Compare the enlarged field and the warped image at 40 random pixels."""
     info = DataInfo("x", shape, tuple("abc"), (0.5,) * shape[2], (0.5,) * shape[2])
     attack, height, width = make_wanet(WaNetConfig(), info), *shape[:2]
     key = jax.random.key(5)
@@ -250,7 +253,10 @@ def test_wanet_against_an_independent_computation(shape):
 
 
 def cubic(field, row, column):
-    """The field at a place between its points, by Keys's kernel with a = −0.75, points beyond the border as on it."""
+    """Return the field at a fractional position, by Keys's cubic kernel with a = −0.75.
+
+    Points beyond the border have the value of the nearest point on it.
+    """
 
     def weights(at):
         first = int(np.floor(at))
@@ -268,7 +274,7 @@ def cubic(field, row, column):
 
 
 def linear(image, row, column):
-    """The image at a place between its pixels; black outside."""
+    """Return the bilinearly interpolated image at a fractional position; it is black outside."""
     total = 0.0
     for i in (int(np.floor(row)), int(np.floor(row)) + 1):
         for j in (int(np.floor(column)), int(np.floor(column)) + 1):
@@ -283,8 +289,8 @@ def test_grid_sampling_outside_the_image_is_black():
     np.testing.assert_allclose(sample(image, grid)[0, 0, :, 0], [1, 1, 0.5, 0], atol=1e-6)
 
 
-def test_lc_corners():
-    """Checkers of full contrast, the right ones the mirror image of the left ones; at 64 pixels twice as large."""
+def test_lc_corners_are_mirrored_checkers_that_grow_with_the_image():
+    """The right checkers mirror the left ones. At 64 pixels they have twice the side."""
     attack = make_lc(LCConfig(), INFO)
     out = stamped(attack, attack.init(jax.random.key(0)), np.full((32, 32, 3), 100, np.uint8))
     left = [[255, 0, 0], [0, 255, 0], [255, 0, 255]]
@@ -343,11 +349,11 @@ def test_badnets_grid_is_the_pattern_of_nad_abl_and_mcl():
     grid = [[0, 0, 255], [0, 255, 0], [255, 0, 255]]
     for channel in range(3):
         assert out[-3:, -3:, channel].tolist() == grid
-    with pytest.raises(ConfigError, match="grid is of 3 pixels a side, size: 4"):
+    with pytest.raises(ConfigError, match="grid has 3 pixels a side, got size: 4"):
         BadNetsConfig(pattern="grid", size=4)
 
 
-def test_blended_pattern_from_an_image(tmp_path):
+def test_blended_reads_and_resizes_its_pattern_from_an_image_file(tmp_path):
     Image.fromarray(np.full((5, 5, 3), 100, np.uint8)).save(tmp_path / "p.png")
     trigger = make_blended(BlendedConfig(image=str(tmp_path / "p.png")), INFO).init(
         jax.random.key(0)

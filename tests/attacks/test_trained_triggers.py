@@ -1,4 +1,4 @@
-"""Triggers that are found before the training, or trained with the model: what they are found for, they do; and they are kept."""
+"""Tests of attacks that prepare triggers or images before training, or train their trigger."""
 
 import dataclasses
 import importlib
@@ -21,7 +21,8 @@ from d3jax.training import Hooks, cross_entropy, fit, train_backdoored, victim_l
 from d3jax.training.victim import prepare, trigger_of
 
 SETTINGS = {
-    # Two convolutions hardly tell an image's own trigger from another's: with as many borrowed triggers as own ones ASR ends at 0.7.
+    # The small model hardly tells an image's own trigger from a borrowed one. With as many borrowed
+    # triggers as own ones, ASR ends at 0.7.
     "input_aware": {
         "rate": 0.2,
         "cross_ratio": 0.25,
@@ -62,8 +63,8 @@ def clean(model, dataset):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in SETTINGS]
 )
-def test_the_attack_succeeds(name, model, dataset):
-    """From nothing but key and settings, as a library user calls it."""
+def test_attacks_with_a_preparation_reach_a_high_asr_and_keep_accuracy(name, model, dataset):
+    """`train_backdoored` prepares the attack itself, from the key and the settings."""
     attack = build(name, dataset)
     victim = train_backdoored(KEY, model, dataset, attack, TRAIN)
     counts = make_evaluate(model, attack, 4)(victim.variables, victim.trigger, dataset.test)
@@ -71,10 +72,10 @@ def test_the_attack_succeeds(name, model, dataset):
     same = jax.tree.all(
         jax.tree.map(jnp.array_equal, victim.trigger, attack.init(stream(KEY, "trigger")))
     )
-    assert same == (name == "lc")  # whose images are what is found
+    assert same == (name == "lc")  # LC prepares images and keeps its trigger
 
 
-def test_lf_pulls_the_clean_model_to_the_target_smoothly(model, dataset, clean):
+def test_lf_finds_a_smooth_pattern_that_lowers_the_loss_of_the_target(model, dataset, clean):
     attack = build("lf", dataset)
     prepared, _ = prepare(KEY, model, clean, dataset, attack)
 
@@ -89,12 +90,11 @@ def test_lf_pulls_the_clean_model_to_the_target_smoothly(model, dataset, clean):
     assert distance(prepared.trigger) < 0.9 * distance(attack.init(stream(KEY, "trigger")))
     pattern = np.asarray(prepared.trigger["pattern"], int)
     assert pattern.min() == 0 and pattern.max() == 120
-    assert (
-        max(np.abs(np.diff(pattern, axis=axis)).max() for axis in (0, 1)) < 60
-    )  # of noise it would be up to 120
+    # Neighbouring values of noise would differ by up to 120.
+    assert max(np.abs(np.diff(pattern, axis=axis)).max() for axis in (0, 1)) < 60
 
 
-def test_trojannn_excites_the_neurons_it_chose(model, dataset, clean):
+def test_trojannn_raises_the_activation_of_the_strongest_neurons(model, dataset, clean):
     attack = build("trojannn", dataset)
     _, lines = prepare(KEY, model, clean, dataset, attack, Hooks(log_every=20))
     assert lines[-1]["activation"] > lines[0]["activation"] + 0.1
@@ -132,7 +132,7 @@ def test_lc_moves_images_away_from_their_class_within_eps(model, dataset, clean,
 
 
 @pytest.mark.slow
-def test_ssba_hides_what_its_decoder_reads(model, dataset):
+def test_ssba_decoder_reads_the_bits_and_prepared_images_equal_the_stamp(model, dataset):
     attack = build("ssba", dataset)
     prepared, lines = prepare(KEY, model, None, dataset, attack, Hooks(log_every=50))
     assert lines[-1]["bits"] > 0.95 and lines[-1]["psnr"] > lines[2]["psnr"]
@@ -142,7 +142,7 @@ def test_ssba_hides_what_its_decoder_reads(model, dataset):
 
 
 @pytest.mark.slow
-def test_input_aware_masks_are_thin_and_its_generator_alone_is_trained_on(model, dataset):
+def test_input_aware_masks_are_thin_and_only_its_generator_trains_with_the_model(model, dataset):
     attack = build("input_aware", dataset)
     prepared, lines = prepare(KEY, model, None, dataset, attack, Hooks(log_every=25))
     assert lines[-1]["density"] < 0.15 and lines[-1]["density"] < 0.7 * lines[0]["density"]
@@ -151,7 +151,7 @@ def test_input_aware_masks_are_thin_and_its_generator_alone_is_trained_on(model,
     assert all(np.isfinite(line["penalty"]) for line in lines)
     trigger = trigger_of(loop, state)
     chex.assert_trees_all_equal(trigger["mask"], prepared.trigger["mask"])
-    for part in (0, 1):  # parameters, and running statistics
+    for part in (0, 1):  # parameters and running statistics
         moved = jax.tree.map(
             lambda a, b: bool((a != b).any()),
             trigger["generator"][part],
@@ -161,7 +161,7 @@ def test_input_aware_masks_are_thin_and_its_generator_alone_is_trained_on(model,
 
 
 @pytest.mark.slow
-def test_resume_is_bitwise_with_a_trigger_in_training(model, dataset):
+def test_resume_is_bit_exact_while_a_trigger_is_trained(model, dataset):
     attack = build("input_aware", dataset)
     with pytest.raises(AttackError, match="is not there"):
         victim_loop(KEY, model, dataset, attack, TRAIN)

@@ -1,4 +1,4 @@
-"""Benchmarks can be imported."""
+"""A fixture that makes the modules of benchmarks/ importable."""
 
 from pathlib import Path
 

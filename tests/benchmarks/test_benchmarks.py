@@ -1,4 +1,7 @@
-"""What benchmarks count and how their processes talk; the measurements themselves are `slow`."""
+"""Tests of the benchmark programs: what they count, their worker processes and their tables.
+
+A test that measures is marked `slow`.
+"""
 
 import argparse
 import itertools
@@ -21,7 +24,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.mark.parametrize("width", [4, 64])
-def test_multiplications_are_those_of_the_traced_network(width):
+def test_counted_multiplications_are_those_of_the_traced_network(width):
     import train_step
 
     model = make_preact_resnet18(
@@ -36,7 +39,7 @@ def test_multiplications_are_those_of_the_traced_network(width):
 
 
 def count(jaxpr) -> int:
-    """Multiplications of the convolutions and matrix products in a jaxpr."""
+    """Return the number of multiplications in the convolutions and matrix products of a jaxpr."""
     total = 0
     for equation in jaxpr.eqns:
         out = equation.outvars[0].aval
@@ -62,7 +65,7 @@ def test_ratios_are_taken_within_a_round():
     assert found["images_a_second"]["torch/eager"]["median"] == 4.0
 
 
-def test_a_worker_answers_and_says_what_fails(tmp_path):
+def test_a_worker_answers_and_reports_errors(tmp_path):
     import worker
 
     (tmp_path / "side.py").write_text(
@@ -81,8 +84,8 @@ def test_a_worker_answers_and_says_what_fails(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_parts_run_on_this_machine_at_toy_size(tmp_path):
-    """All but the comparison with PyTorch, which needs it, and the tables, which need an hour."""
+def test_parts_of_the_gpu_benchmark_run_at_toy_size(tmp_path):
+    """The comparison needs PyTorch and the tables need an hour, so both are left out."""
     import gpu
 
     options = argparse.Namespace(
@@ -94,7 +97,7 @@ def test_the_parts_run_on_this_machine_at_toy_size(tmp_path):
     assert gpu.run_part("ceilings", options) == 0
 
 
-def test_the_queue_names_every_part():
+def test_gpu_queue_names_every_part():
     import gpu
 
     queue = (FOLDER / "gpu_queue.md").read_text()
@@ -103,7 +106,7 @@ def test_the_queue_names_every_part():
 
 
 @pytest.mark.parametrize("part", ["table-sig", "untrusted-sig"])
-def test_a_table_is_one_attack_of_its_experiment(part, tmp_path, monkeypatch):
+def test_a_table_part_runs_one_attack_of_its_experiment(part, tmp_path, monkeypatch):
     import gpu
 
     from d3jax.study import run as study
@@ -124,7 +127,7 @@ def test_a_table_is_one_attack_of_its_experiment(part, tmp_path, monkeypatch):
     )
 
 
-def test_a_round_is_so_many_calls_and_tells_the_seconds_of_a_step(monkeypatch):
+def test_a_round_has_its_number_of_calls_and_returns_seconds_per_step(monkeypatch):
     import rounds
 
     done = []
@@ -135,12 +138,12 @@ def test_a_round_is_so_many_calls_and_tells_the_seconds_of_a_step(monkeypatch):
     clock = itertools.count(0.0, 30.0)
     monkeypatch.setattr(rounds.time, "perf_counter", lambda: next(clock))
     members = SimpleNamespace(state=0, data=None, repeat=SimpleNamespace(program=program))
-    assert rounds.timed(members, 3, 5)() == 30.0 / 15  # the round before went unseen
+    assert rounds.timed(members, 3, 5)() == 30.0 / 15  # the round before it is not timed
     assert done == [(5 * i, 5) for i in range(6)]
     assert rounds.spread([3.0, 1.0, 2.0, 9.0]) == {"min": 1.0, "median": 2.5, "max": 9.0}
 
 
-def test_tables_are_means_over_seeds_of_what_did_not_fail(tmp_path):
+def test_tables_are_means_over_the_seeds_that_did_not_fail(tmp_path):
     import tables
 
     shared = {
@@ -173,7 +176,7 @@ def test_tables_are_means_over_seeds_of_what_did_not_fail(tmp_path):
         defended | {"seed": 1, "acc": 0.74},
         defended | {"defense": "abl", "seed": 1, "status": "failed"},
     ]
-    again.append(defended | {"acc": 0.0})  # the first folder has this run
+    again.append(defended | {"acc": 0.0})  # the first folder has this run, which counts
     for name, rows in {"a": first, "b": again}.items():
         write_csv(tmp_path / name / "results.csv", rows, ())
     rows = tables.gather(
@@ -210,7 +213,7 @@ def test_tables_are_means_over_seeds_of_what_did_not_fail(tmp_path):
     ]
 
 
-def test_learning_tables_of_first_stages_and_of_stage_3():
+def test_learning_tables_show_first_stages_and_the_effect_of_stage_3():
     import learning
 
     said = {"clean_right": 0.5, "poisoned_entropy": 0.0, "clean_entropy": 1.25}
@@ -257,7 +260,7 @@ def test_records_are_read_from_run_folders_of_both_layouts(tmp_path):
     assert learning.read_metrics(tmp_path / "nowhere") == {}
 
 
-def test_images_are_held_back_from_training_images_alone():
+def test_held_back_images_are_drawn_from_training_images_only():
     import held_back
 
     data = {
@@ -283,7 +286,7 @@ def test_images_are_held_back_from_training_images_alone():
 
 
 RUNS = ("damage", "faults", "kills")
-"""Programs whose tables come of runs and not of rows."""
+"""Programs that make their tables from new runs and not from committed rows."""
 
 
 def test_committed_tables_equal_what_the_commands_print(monkeypatch, capsys):

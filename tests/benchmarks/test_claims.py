@@ -1,4 +1,4 @@
-"""Claims are judged from tables as written down."""
+"""Tests of benchmarks/claims.py, which judges claims about evolving models from tables."""
 
 from pathlib import Path
 
@@ -10,7 +10,11 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 def curves(folder: Path, lineages: dict[str, list[list[float]]], **lines: dict) -> Path:
-    """A run folder's tables for the evolutions of an attack with these ASRs, a list a seed; `lines` are what survival.csv has of them."""
+    """Write the tables of a run folder for the given evolution runs, and return the folder.
+
+    `lineages` has the ASRs of updates 0, 1 and so on, one list for each seed. `lines` has further
+    columns of survival.csv.
+    """
     evolved = [
         {
             "attack": "badnets",
@@ -45,6 +49,7 @@ def curves(folder: Path, lineages: dict[str, list[list[float]]], **lines: dict) 
 
 
 def against(baseline: str, counts: bool = True, **more: str) -> dict:
+    """Return the columns of survival.csv that compare a run with a baseline."""
     return {"baseline": baseline, "counts": counts} | more
 
 
@@ -54,31 +59,111 @@ LOW, MEAN = against("constant-lr0.01"), against("constant-lr0.01", equal_mean="c
 @pytest.mark.parametrize(
     ("claim", "lineages", "lines", "said"),
     [
-        (1, {"lr0.01": [[1, 0.9, 0.4, 0.2, 0.1], [1, 0.9, 0.8, 0.2, 0.1]], "lr0.1": [[1, 0.4, 0, 0, 0]] * 2}, {}, "holds"),
-        (1, {"lr0.01": [[1, 0.9, 0.8, 0.7, 0.1]] * 2, "lr0.1": [[1, 0.4, 0, 0, 0]] * 2}, {}, "only for lr0.1"),
+        (
+            1,
+            {
+                "lr0.01": [[1, 0.9, 0.4, 0.2, 0.1], [1, 0.9, 0.8, 0.2, 0.1]],
+                "lr0.1": [[1, 0.4, 0, 0, 0]] * 2,
+            },
+            {},
+            "holds",
+        ),
+        (
+            1,
+            {"lr0.01": [[1, 0.9, 0.8, 0.7, 0.1]] * 2, "lr0.1": [[1, 0.4, 0, 0, 0]] * 2},
+            {},
+            "only for lr0.1",
+        ),
         (1, {"lr0.01": [[1, 0.9, 0.9, 0.9, 0.9]]}, {}, "does not hold"),
-        (1, {"lr0.01": [[1, 0.4, 0.8, 0.9, 0.9]]}, {}, "does not hold"),  # it came back
-        (1, {"lr0.01": [[1, 0.4, 0.1]], "statistics": [[1, 1, 1]]}, {"statistics": {"lr_mean": 0.0}}, "holds for lr0.01"),
-        (1, {"lr0.01": [[0.2, 0.2, 0.2], [1, 0.9, 0.9]]}, {}, "does not hold"),  # a seed that never worked does not help
+        # ASR falls and rises again.
+        (1, {"lr0.01": [[1, 0.4, 0.8, 0.9, 0.9]]}, {}, "does not hold"),
+        (
+            1,
+            {"lr0.01": [[1, 0.4, 0.1]], "statistics": [[1, 1, 1]]},
+            {"statistics": {"lr_mean": 0.0}},
+            "holds for lr0.01",
+        ),
+        # A seed on which the backdoor never worked does not count.
+        (1, {"lr0.01": [[0.2, 0.2, 0.2], [1, 0.9, 0.9]]}, {}, "does not hold"),
         (1, {"lr0.01": [[0.2, 0.2, 0.2]]}, {}, "never worked"),
         (2, {"a-persistent0": [[1, 0.9, 0.4]], "a-persistent1": [[1, 0.9, 0.6]]}, {}, "a holds"),
-        (2, {"a-persistent0": [[1, 0.9, 0.6], [1, 0.9, 0.4]], "a-persistent1": [[1, 0.9, 0.6]] * 2}, {}, "a does not hold, without further poison it stays on 1 of 2 seeds"),
-        (2, {"a-persistent0": [[1, 0.9, 0.4]], "a-persistent1": [[1, 0.4, 0.6]], "a-persistent2": [[1, 0.9, 0.6]]}, {}, "a only for a-persistent2"),
-        (2, {"a-persistent0": [[1, 0.9, 0.6]], "a-persistent1": [[1, 0.9, 0.6]], "b-persistent0": [[1, 0.4, 0.4]], "b-persistent1": [[1, 0.9, 0.6]]}, {}, "a does not hold, without further poison it stays on 1 of 1 seeds, b holds"),
+        (
+            2,
+            {"a-persistent0": [[1, 0.9, 0.6], [1, 0.9, 0.4]], "a-persistent1": [[1, 0.9, 0.6]] * 2},
+            {},
+            "a does not hold, without further poison it stays on 1 of 2 seeds",
+        ),
+        (
+            2,
+            {
+                "a-persistent0": [[1, 0.9, 0.4]],
+                "a-persistent1": [[1, 0.4, 0.6]],
+                "a-persistent2": [[1, 0.9, 0.6]],
+            },
+            {},
+            "a only for a-persistent2",
+        ),
+        (
+            2,
+            {
+                "a-persistent0": [[1, 0.9, 0.6]],
+                "a-persistent1": [[1, 0.9, 0.6]],
+                "b-persistent0": [[1, 0.4, 0.4]],
+                "b-persistent1": [[1, 0.9, 0.6]],
+            },
+            {},
+            "a does not hold, without further poison it stays on 1 of 1 seeds, b holds",
+        ),
         (3, {"0": [[1, 0.9, 0.9]], "4": [[1, 0.9, 0.8]], "8": [[1, 0.9, 0.7]]}, {}, "holds"),
         (3, {"0": [[1, 0.9, 0.9]], "4": [[1, 0.9, 0.8]], "8": [[1, 0.9, 0.85]]}, {}, "only for 4"),
-        (3, {"0": [[1, 0.9, 0.9]] * 2, "4": [[1, 0.9, 0.8], [1, 0.9, 0.9]]}, {}, "does not hold"),  # not on every seed
-        (4, {"constant-lr0.01": [[1, 0.9]], "cosine": [[1, 0.4]]}, {"cosine": LOW}, "at equal steps holds for cosine, at an equal mean rate does not hold"),
-        (4, {"constant-lr0.01": [[1, 0.9]], "cosine": [[1, 0.4], [1, 0.6]]}, {"cosine": LOW}, "at equal steps does not hold, at an equal mean rate does not hold"),
-        (4, {"constant-lr0.01": [[1, 0.9]], "wild": [[1, 0.0]]}, {"wild": against("constant-lr0.01", False)}, "at equal steps does not hold, at an equal mean rate does not hold"),
-        (4, {"constant-lr0.01": [[1, 0.9]], "constant-lr0.03": [[1, 0.6]], "sgdr-mean": [[1, 0.4]]}, {"constant-lr0.03": LOW, "sgdr-mean": MEAN}, "at equal steps does not hold, at an equal mean rate holds for sgdr-mean"),
-        (4, {"constant-lr0.01": [[1, 0.9]], "constant-lr0.03": [[1, 0.4]], "sgdr-mean": [[1, 0.4]]}, {"constant-lr0.03": LOW, "sgdr-mean": MEAN}, "at equal steps does not hold (constant-lr0.03 does), at an equal mean rate does not hold"),
+        # The second seed does not fall.
+        (3, {"0": [[1, 0.9, 0.9]] * 2, "4": [[1, 0.9, 0.8], [1, 0.9, 0.9]]}, {}, "does not hold"),
+        (
+            4,
+            {"constant-lr0.01": [[1, 0.9]], "cosine": [[1, 0.4]]},
+            {"cosine": LOW},
+            "at equal steps holds for cosine, at an equal mean rate does not hold",
+        ),
+        (
+            4,
+            {"constant-lr0.01": [[1, 0.9]], "cosine": [[1, 0.4], [1, 0.6]]},
+            {"cosine": LOW},
+            "at equal steps does not hold, at an equal mean rate does not hold",
+        ),
+        (
+            4,
+            {"constant-lr0.01": [[1, 0.9]], "wild": [[1, 0.0]]},
+            {"wild": against("constant-lr0.01", False)},
+            "at equal steps does not hold, at an equal mean rate does not hold",
+        ),
+        (
+            4,
+            {"constant-lr0.01": [[1, 0.9]], "constant-lr0.03": [[1, 0.6]], "sgdr-mean": [[1, 0.4]]},
+            {"constant-lr0.03": LOW, "sgdr-mean": MEAN},
+            "at equal steps does not hold, at an equal mean rate holds for sgdr-mean",
+        ),
+        (
+            4,
+            {"constant-lr0.01": [[1, 0.9]], "constant-lr0.03": [[1, 0.4]], "sgdr-mean": [[1, 0.4]]},
+            {"constant-lr0.03": LOW, "sgdr-mean": MEAN},
+            (
+                "at equal steps does not hold (constant-lr0.03 does), "
+                "at an equal mean rate does not hold"
+            ),
+        ),
         (5, {"lr0.01": [[1, 0.9, 0.8], [1, 1.0, 0.8]]}, {}, "holds"),
-        (5, {"lr0.01": [[1, 0.9, 0.8], [1, 0.8, 0.95]], "lr0.1": [[1, 0.14, 0.2]]}, {}, "only for lr0.1"),  # 9 points above the control
-        (5, {"lr0.01": [[1, 0.995, 0.99]]}, {}, "does not hold"),  # less than a hundredth
+        # An ASR of 0.14 is 9 points above that of the control.
+        (
+            5,
+            {"lr0.01": [[1, 0.9, 0.8], [1, 0.8, 0.95]], "lr0.1": [[1, 0.14, 0.2]]},
+            {},
+            "only for lr0.1",
+        ),
+        # ASR falls by less than a hundredth.
+        (5, {"lr0.01": [[1, 0.995, 0.99]]}, {}, "does not hold"),
     ],
-)  # fmt: skip
-def test_claims_are_judged_as_they_say(claim, lineages, lines, said, tmp_path):
+)
+def test_claims_have_the_expected_verdict(claim, lineages, lines, said, tmp_path):
     import claims
 
     lines = {"constant-lr0.01": LOW} | lines if claim == 4 else lines
@@ -86,7 +171,7 @@ def test_claims_are_judged_as_they_say(claim, lineages, lines, said, tmp_path):
     assert text.splitlines()[0].endswith(f"** badnets: {said}.")
 
 
-def test_a_claims_table_shows_what_each_seed_survived(tmp_path):
+def test_claims_table_shows_the_updates_survived_on_each_seed(tmp_path):
     import claims
 
     found = claims.read(

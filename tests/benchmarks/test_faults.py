@@ -1,4 +1,4 @@
-"""Odd inputs end in one clear line; what the programs that disturb studies count is what happens."""
+"""Tests of the benchmark programs that try odd inputs and that disturb running studies."""
 
 import os
 import random
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.mark.slow
 def test_odd_inputs_end_in_one_line():
-    """Two inputs of every maker, under a seed that is not that of the committed table."""
+    """Try two inputs of every maker, with another seed than that of the committed table."""
     import faults
 
     tried = [faults.try_input(number, seed=1) for number in range(2 * len(faults.MAKERS))]
@@ -20,7 +20,7 @@ def test_odd_inputs_end_in_one_line():
     assert len(refused) > len(tried) // 2
 
 
-def test_every_maker_makes_the_same_input_again(tmp_path):
+def test_every_maker_makes_equal_inputs_from_equal_seeds(tmp_path):
     import faults
 
     for number, maker in enumerate(faults.MAKERS):
@@ -52,7 +52,9 @@ def observed(code, output, seconds=1.0, peak=100.0):
         (0, "", 1.0, 100.0, "accepted"),
     ],
 )
-def test_an_outcome_is_what_a_user_meets(code, output, seconds, peak, outcome):
+def test_outcomes_are_judged_by_exit_code_output_time_and_memory(
+    code, output, seconds, peak, outcome
+):
     import faults
 
     assert faults.judged(observed(code, output, seconds, peak), refusing=True) == outcome

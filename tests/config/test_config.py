@@ -1,4 +1,4 @@
-"""Configs: strict, helpful, and the same after a round trip."""
+"""Tests of configs: strict checks, helpful messages and exact round trips."""
 
 import dataclasses
 import os
@@ -42,7 +42,7 @@ def test_every_experiment_loads_and_round_trips(path):
     assert "published" in text and "cost:" in text and f"--config experiments/{path.name}" in text
 
 
-def test_overrides():
+def test_overrides_replace_values_of_the_file():
     text = "attacks: [badnets]\ntrain: {epochs: 3}"
     config = read(
         text,
@@ -59,12 +59,12 @@ def test_overrides():
     assert config.seeds == (1, 2) and config.defenses == ()
 
 
-def test_a_nested_section_overlays_its_fields_default():
+def test_a_partly_given_nested_section_keeps_its_other_defaults():
     config = read("defenses: [{name: d3, schedule: {steps: 7}}]").defenses[0].config
     assert config.schedule.steps == 7 and config.schedule.optimizer.weight_decay == 0
 
 
-def test_tfds_shorthand():
+def test_tfds_shorthand_names_the_data_set_and_round_trips():
     config = read("dataset: tfds:cifar10")
     assert config.dataset.config.dataset == "cifar10" and read(dumps(config)) == config
 
@@ -75,7 +75,10 @@ def test_tfds_shorthand():
         (
             "trian: {epochs: 3}",
             [],
-            r"^study.yaml: trian: unknown key 'trian'; known keys: dataset, .*did you mean 'train'\?$",
+            (
+                r"^study.yaml: trian: unknown key 'trian'; known keys: dataset, "
+                r".*did you mean 'train'\?$"
+            ),
         ),
         ("train: {epohcs: 3}", [], r"train.epohcs: unknown key 'epohcs'.*did you mean 'epochs'\?"),
         ("train: {epochs: three}", [], r"train.epochs: want a whole number, got 'three'"),
@@ -93,7 +96,10 @@ def test_tfds_shorthand():
         (
             "attacks: [badnet]",
             [],
-            r"attacks.0.name: 'badnet' is not in attacks: clean, unknown, badnets, .*did you mean 'badnets'\?",
+            (
+                r"attacks.0.name: 'badnet' is not in attacks: clean, unknown, badnets, "
+                r".*did you mean 'badnets'\?"
+            ),
         ),
         ("attacks: [{rate: 0.1}]", [], r"attacks.0: want a name or a mapping with `name`"),
         (
@@ -104,7 +110,7 @@ def test_tfds_shorthand():
         (
             "attacks: [badnets, badnets]",
             [],
-            r"attacks: badnets stands twice; give each its own `label:`",
+            r"attacks: badnets appears twice; give each its own `label:`",
         ),
         ("attacks: [{name: badnets, label: ..}]", [], r"attacks.0.label: want a word.*got '..'"),
         (
@@ -115,7 +121,7 @@ def test_tfds_shorthand():
         ("attacks: [{name: badnets, label: 'a/b'}]", [], r"attacks.0.label: want a word"),
         ("dataset: {name: npz}", [], r"dataset.path: is missing"),
         ("dataset: CIFAR-10", [], r"'CIFAR-10' is not in datasets.*did you mean 'tfds:cifar10'\?"),
-        ("dataset: tfds:CIFAR10", [], r"'CIFAR10' is no name .*did you mean 'cifar10'\?"),
+        ("dataset: tfds:CIFAR10", [], r"'CIFAR10' is not a name .*did you mean 'cifar10'\?"),
         ("dataset: digits:x", [], r"'digits:x' is not in datasets"),
         ("train: {optimizer: {lr: .inf}}", [], r"train.optimizer.lr: inf is out of range"),
         ("seeds: [4294967296]", [], r"seeds.0: 4294967296 is out of range"),
@@ -138,7 +144,7 @@ def test_tfds_shorthand():
             r"published.badnets/d3: no such row; .*did you mean 'badnets/d3-code'\?",
         ),
         ("train: {epochs: 3", [], r"^study.yaml:1: not YAML"),
-        ("train: {}\ntrain: {}", [], r"the key 'train' stands twice"),
+        ("train: {}\ntrain: {}", [], r"the key 'train' appears twice"),
         ("- 1", [], r"want a mapping of sections, got list"),
         ("", [("train.epohcs", "3")], r"^--train.epohcs: unknown key"),
         ("", [("train.epochs", "x")], r"^--train.epochs: want a whole number"),
@@ -169,9 +175,10 @@ def test_every_registered_config_is_frozen_and_documented():
             assert all(field.metadata.get("doc") for field in dataclasses.fields(cls)), name
 
 
-def test_a_methods_own_optimiser_is_kept_where_a_part_of_it_is_given():
+def test_a_partly_given_optimiser_keeps_the_other_values_of_its_method():
     d3, tuned, fine = read(
-        "defenses: [d3, {name: d3, label: tuned, schedule: {optimizer: {lr: 0.003}}}, {name: finetune, schedule: {steps: 3}}]"
+        "defenses: [d3, {name: d3, label: tuned, schedule: {optimizer: {lr: 0.003}}}, "
+        "{name: finetune, schedule: {steps: 3}}]"
     ).defenses
     assert (
         d3.config.schedule.optimizer.weight_decay
@@ -184,20 +191,20 @@ def test_a_methods_own_optimiser_is_kept_where_a_part_of_it_is_given():
     )
 
 
-def test_a_filled_in_config_cannot_change_its_preset_in_name_only():
+def test_a_preset_given_with_all_values_of_another_is_refused():
     text = dumps(read("defenses: [{name: d3, preset: code}]"))
-    with pytest.raises(ConfigError, match="'paper' stands beside all the values of 'code'"):
+    with pytest.raises(ConfigError, match="'paper' is given with all the values of 'code'"):
         read(text, ("defenses.0.preset", "paper"))
 
 
 @pytest.mark.parametrize("name", ["paper", "code"])
-def test_a_preset_is_the_same_by_hand_and_from_a_file(name):
+def test_a_preset_is_the_same_in_python_and_in_a_file(name):
     (choice,) = read(f"defenses: [{{name: d3, preset: {name}, eps: 0.2}}]").defenses
     assert choice.config == D3Config(preset=name, eps=0.2)
     assert choice.config == dataclasses.replace(PRESETS[name], eps=0.2)
 
 
-def test_null_is_the_presets_own_value():
+def test_null_means_the_value_of_the_preset():
     text = "defenses: [{name: d3, preset: paper, lam: null, schedule: {steps: 3, optimizer: null}}]"
     (choice,) = read(text).defenses
     schedule = dataclasses.replace(PRESETS["paper"].schedule, steps=3)
@@ -206,18 +213,18 @@ def test_null_is_the_presets_own_value():
         read("train: {epochs: null}")
 
 
-def test_a_part_of_a_section_leaves_the_default_as_it_was():
+def test_a_partly_given_section_does_not_change_the_defaults():
     before = dumps(D3Config())
     read("defenses: [{name: d3, schedule: {steps: 7, optimizer: {lr: 0.5}}}]")
     assert dumps(D3Config()) == dumps(read("").defenses[1].config) == before
 
 
-def test_a_schedule_by_hand_names_its_optimiser():
+def test_a_schedule_made_in_python_requires_an_optimiser():
     with pytest.raises(TypeError, match="optimizer"):
         ScheduleConfig(steps=3)
 
 
-def test_values_by_hand_are_checked_and_converted():
+def test_values_given_in_python_are_checked_and_converted():
     lr = OptimConfig(lr=1).lr
     assert isinstance(lr, float) and LoopConfig(sinks=["wandb"]).sinks == ("wandb",)
     with pytest.raises(ConfigError, match="^lr: want a number, got 'x'$"):
@@ -230,7 +237,7 @@ def test_values_by_hand_are_checked_and_converted():
         ABLConfig(isolate={"steps": 30})
 
 
-def test_a_swept_preset_is_named_once():
+def test_labels_name_a_swept_preset_once():
     entry = "sweep: {preset: [authors, backdoorbench], gamma: [0.5, 1]}"
 
     def labels(text):
@@ -247,7 +254,7 @@ def test_a_swept_preset_is_named_once():
     ]
 
 
-def test_overrides_reach_what_the_file_leaves_out():
+def test_overrides_set_values_that_the_file_leaves_out():
     config = read(
         "defenses: [d3]",
         ("defenses.0.schedule.steps", "5"),
@@ -261,7 +268,7 @@ def test_overrides_reach_what_the_file_leaves_out():
     )
 
 
-def test_the_first_half_of_a_study_keeps_its_published_numbers():
+def test_published_numbers_of_defenses_that_an_override_drops_are_kept():
     text = "attacks: [badnets]\ndefenses: [finetune]\npublished: {badnets/finetune: 89.96/1.48}"
     assert read(text, ("defenses", "[]")).published == {"badnets/finetune": "89.96/1.48"}
     with pytest.raises(ConfigError, match="published.badnets/finetuen: no such row"):
@@ -270,11 +277,13 @@ def test_the_first_half_of_a_study_keeps_its_published_numbers():
 
 def test_help_needs_no_jax_and_less_than_a_second():
     def used():
-        return sum(
-            os.times()[2:4]
-        )  # processor time of finished children: the clock's depends on what else runs
+        # CPU time of finished children. Wall time depends on what else runs.
+        return sum(os.times()[2:4])
 
     before = used()
-    code = "import sys; from d3jax import run\ntry: run.main(['--help'])\nexcept SystemExit: pass\nassert 'jax' not in sys.modules"
+    code = (
+        "import sys; from d3jax import run\ntry: run.main(['--help'])\n"
+        "except SystemExit: pass\nassert 'jax' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--train.epochs" in done.stdout and used() - before < 1

@@ -1,4 +1,4 @@
-"""YAML texts that are malformed, hostile or merely odd."""
+"""Tests of YAML texts that are malformed, hostile or unusual."""
 
 import itertools
 import time
@@ -28,14 +28,14 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "\n".join(
         ("a: 2020-13-01", "f: not YAML: month must be in 1..12"),
         ("a: !!timestamp abc", "f: not YAML: a value is not what its tag says"),
         ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
-        (LAUGHS, "f:1: not YAML: its aliases make more than 100000 values of it"),
-        ("a: &a [*a]", "an alias stands inside of what it repeats"),
+        (LAUGHS, "f:1: not YAML: its aliases expand it to more than 100000 values"),
+        ("a: &a [*a]", "an alias appears inside the value that it repeats"),
         ("? [a]\n: 3", "found unhashable key"),
-        ("a: 1\na: 2", "the key 'a' stands twice"),
+        ("a: 1\na: 2", "the key 'a' appears twice"),
         ("a: [", "f:1: not YAML"),
     ],
 )
-def test_what_is_no_plain_yaml_gets_one_line_at_once(text, message):
+def test_texts_that_are_not_plain_yaml_quickly_get_a_one_line_error(text, message):
     start = time.monotonic()
     with pytest.raises(ConfigError, match=message) as caught:
         parse_yaml(text, "f")
@@ -43,7 +43,7 @@ def test_what_is_no_plain_yaml_gets_one_line_at_once(text, message):
     assert "\n" not in str(caught.value)
 
 
-def test_settings_that_several_parts_share_have_a_place():
+def test_keys_that_begin_with_x_or_a_dot_may_hold_shared_settings():
     text = """
 x-recipe: &recipe {epochs: 3, batch_size: 8}
 .also: &also {fraction: 0.3}
@@ -55,7 +55,7 @@ reserved: *also
     assert config.reserved.fraction == 0.3
 
 
-def test_an_empty_file_is_no_study(tmp_path):
+def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     with pytest.raises(ConfigError, match="empty.yaml: is empty, want the settings of a study"):
         load(tmp_path / "empty.yaml", registries=REGISTRIES)
@@ -68,14 +68,19 @@ def test_an_empty_file_is_no_study(tmp_path):
         (f"{{lam: {list(range(200))}, eps: {list(range(200))}}}", "asks for 40000 entries"),
     ],
 )
-def test_sweeps_without_bound_or_names_are_refused(sweep, message):
+def test_sweeps_that_are_too_large_or_lack_names_are_refused(sweep, message):
     with pytest.raises(ConfigError, match=message):
         loads(f"defenses: [{{name: d3, sweep: {sweep}}}]", registries=REGISTRIES)
 
 
-def test_messages_stay_short():
+def test_messages_shorten_long_values():
     with pytest.raises(
         ConfigError, match="^config: train: want a mapping, got 'xx.* … .*xx'$"
     ) as caught:
         loads(f"train: '{'x' * 5_000}'", registries=REGISTRIES)
     assert len(str(caught.value)) < 1600
+
+
+def test_a_key_that_appears_twice_is_an_error_with_the_line_of_the_second():
+    with pytest.raises(ConfigError, match=r"^x\.yaml:4: .*the key 'seeds' appears twice"):
+        parse_yaml("seeds: [0]\nmodel: a\n\nseeds: [1]", "x.yaml")

@@ -1,4 +1,4 @@
-"""Every registered attack, model, data set and defence keeps its contract; broken ones are found."""
+"""Contract tests of every registered attack, model, data set and defence, and broken ones."""
 
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ SHORT = {"steps": 30, "batch_size": 50, "augment": "none"}
 
 
 def entry(registry, name, **settings):
-    """Return a registered entry made with some settings that shorten it, as far as it has them."""
+    """Return an entry's config, with those of the given settings that it has, and constructor."""
     config, construct = registry[name]
     known = {field.name for field in dataclasses.fields(config)}
     values = {key: value for key, value in settings.items() if key in known}
@@ -51,16 +51,16 @@ def entry(registry, name, **settings):
 
 
 NETWORKS = ("input_aware", "ssba")
-"""Attacks that are always compiled here: one operation after another they take minutes."""
+"""Attacks that run only compiled here, because they take minutes without compilation."""
 ROUNDED = {"bpp": 1 / 255, "wanet": 1e-5}
-"""How far a compiled stamp may be from one that is not, where the attack rounds or resamples."""
+"""Tolerance between a compiled and an eager stamp, for attacks that round or resample."""
 NONE = ("clean", "unknown")
-"""Attacks that are none."""
+"""Registered entries without a trigger to stamp: the control and an unknown trigger."""
 
 
 @pytest.mark.parametrize("info", [INFO, GREY], ids=["colour", "grey"])
 @pytest.mark.parametrize("name", ATTACKS)
-def test_attacks(name, info):
+def test_attacks_keep_the_contract(name, info):
     config, construct = entry(ATTACKS, name, width=2)
     attack, compiled = construct(config, info), name in NETWORKS
     testing.check_attack(attack, info, tolerance=ROUNDED.get(name, 1e-6), eager=not compiled)
@@ -76,22 +76,28 @@ def test_attacks(name, info):
         chosen = jnp.where(own[:, None, None, None], stamped, images)
         np.testing.assert_array_equal(batch.images, chosen)
     else:
-        assert int(batch.poisoned.sum()) <= 1  # 0.6 of a row, at the head of the batch
+        assert int(batch.poisoned.sum()) <= 1  # 10 % of 6 rows, at the start of the batch
 
 
-def test_models():
-    """The small net here, those of the registry in tests/models/test_models.py."""
+def test_the_small_model_keeps_the_contract():
+    """tests/models/test_models.py checks the registered models."""
     testing.check_model(small_model(INFO), INFO)
 
 
 REMOVES = {"nc": 0.8}
-"""Repairs that remove this patch in so few steps, and the ASR that they reach; tests/defenses has others."""
+"""Repairs that remove the fixture's backdoor in so few steps, and the ASR that they reach.
+
+tests/defenses checks others with more steps.
+"""
 QUICK = InversionConfig(preset="nc", batches=2, passes=20)
 
 
 @pytest.mark.parametrize("name", REPAIRS)
-def test_repairs(name, fixture):
-    """CLP and FP are known to keep it: they find no channel or feature of this trigger's own."""
+def test_repairs_keep_the_contract(name, fixture):
+    """CLP and FP are known to keep the backdoor.
+
+    They find no channel or feature that belongs only to this trigger.
+    """
     start = {"start": "near"} if name == "d3" else {}
     config, construct = entry(REPAIRS, name, schedule=SHORT, target=0, inversion=QUICK, **start)
     repair = construct(config, fixture.dataset.info)
@@ -105,12 +111,18 @@ PARTS = {
     "unlearn": {"steps": 4, "batch_size": 20},
     "semi": {"steps": 40, "batch_size": 32},
 }
-"""Parts of training-time defences, shortened; "trials" would do the second of them again."""
+"""Shortened parts of training-time defences.
+
+There are no trials in the test, because each would repeat stage 2.
+"""
 
 
 @pytest.mark.parametrize("name", TRAINING_DEFENSES)
-def test_training_defenses(name, fixture):
-    """They learn the task in so few steps; tests/defenses shows that they remove the backdoor."""
+def test_training_defenses_keep_the_contract(name, fixture):
+    """The check asks only for accuracy after so few steps.
+
+    tests/defenses checks that they remove the backdoor.
+    """
     config, construct = entry(TRAINING_DEFENSES, name, trials=0)
     parts = {part: short for part, short in PARTS.items() if hasattr(config, part)}
     config = dataclasses.replace(
@@ -124,7 +136,7 @@ def test_training_defenses(name, fixture):
 
 
 @pytest.mark.parametrize("name", SAMPLE_DETECTORS)
-def test_sample_detectors(name, fixture):
+def test_sample_detectors_keep_the_contract(name, fixture):
     config, construct = SAMPLE_DETECTORS[name]
     stage = {"abl_isolation": "isolate", "dlp_filter": "supervised"}.get(name)
     made = config()
@@ -136,18 +148,18 @@ def test_sample_detectors(name, fixture):
 
 
 @pytest.mark.parametrize("name", INPUT_DETECTORS)
-def test_input_detectors(name, fixture):
+def test_input_detectors_keep_the_contract(name, fixture):
     config, construct = entry(INPUT_DETECTORS, name, overlays=20)
     testing.check_input_detector(construct(config, fixture.dataset.info), fixture)
 
 
 @pytest.mark.parametrize("name", MODEL_DETECTORS)
-def test_model_detectors(name, fixture):
+def test_model_detectors_keep_the_contract(name, fixture):
     config, construct = entry(MODEL_DETECTORS, name, steps=60, passes=20, batches=2)
     testing.check_model_detector(construct(config, fixture.dataset.info), fixture)
 
 
-def test_data_sets(fixture):
+def test_the_data_set_of_the_fixture_keeps_the_contract(fixture):
     testing.check_dataset(fixture.dataset)
 
 
@@ -183,7 +195,7 @@ def test_broken_attacks_are_found(words):
         testing.check_attack(BROKEN_ATTACKS[words], INFO)
 
 
-def test_an_attack_of_another_trigger_each_time_is_found():
+def test_an_attack_whose_trigger_differs_between_calls_is_found():
     triggers = iter((np.zeros(1), np.ones(1)))
     with pytest.raises(AssertionError):
         testing.check_attack(ATTACK._replace(init=lambda key: next(triggers)), INFO)
@@ -277,7 +289,7 @@ def test_broken_detectors_are_found(fixture):
         )
 
 
-def test_refusals_are_checked(fixture):
+def test_check_refuses_accepts_only_the_expected_refusal(fixture):
     check = d3(tensors="nobody/*").build(fixture.dataset.info).check
     check = functools.partial(check, fixture.model, fixture.variables, 100)
     testing.check_refuses(check, words="matches none")
@@ -287,8 +299,8 @@ def test_refusals_are_checked(fixture):
         testing.check_refuses(check, words="batches")
 
 
-def test_detectors_do_not_know_which_rows_are_poisoned(fixture):
-    """A detector of another set with the same images scores them the same."""
+def test_scores_of_a_detector_do_not_depend_on_the_poison_flags(fixture):
+    """The fixture with all poison flags inverted has the same scores."""
     config, construct = next(iter(SAMPLE_DETECTORS.values()))
     detector = construct(config(), fixture.dataset.info)
     first = testing.check_sample_detector(detector, fixture)

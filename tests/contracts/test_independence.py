@@ -1,4 +1,4 @@
-"""No code depends on a method's name outside its own file and its registry."""
+"""Tests that code names no attack or defence outside its own package and the registries."""
 
 import ast
 from pathlib import Path
@@ -9,15 +9,15 @@ from d3jax.defenses import DEFENSES, DETECTIONS
 
 PACKAGE = Path(d3jax.__file__).parent
 OWN = {"attacks", "defenses", "inversion", "evolution"}
-"""Packages whose files are the methods themselves."""
+"""Packages that contain the methods."""
 NO_ATTACK = {"clean", "unknown"}
 """The control and a model's unknown trigger are roles of a study, not methods."""
 WORDS = {"inversion", "strip"}
-"""Names that are also ordinary words of the code: a package, a strip of pictures."""
+"""Names that the code also uses in another sense: a package, a strip of pictures."""
 
 
 def words_of(path):
-    """Yield identifiers and whole strings of a file's code, docstrings left out."""
+    """Yield the names, the imported names and the whole strings in the code of a file."""
     tree = ast.parse(path.read_text(encoding="utf8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
@@ -28,7 +28,7 @@ def words_of(path):
             yield node.name
 
 
-def test_no_code_names_a_method():
+def test_no_code_outside_the_method_packages_names_a_method():
     registries = (ATTACKS | DEFENSES | DETECTIONS).items()
     names = {name for name, _ in registries} - NO_ATTACK - WORDS
     configs = {config.__name__ for _, (config, _) in registries}
@@ -45,6 +45,6 @@ def test_no_code_names_a_method():
     assert set(found) <= allowed | defaults, found
 
 
-def test_the_search_sees_a_name():
+def test_words_of_finds_names_and_imports():
     words = set(words_of(PACKAGE / "defenses" / "__init__.py"))
     assert {"spectral", "SpectralConfig", "strip"} <= words

@@ -1,4 +1,4 @@
-"""Paths that users give."""
+"""Tests of paths that users give."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from d3jax.core.errors import ConfigError
 from d3jax.core.paths import user_path
 
 
-def test_a_tilde_is_a_home_folder(monkeypatch, tmp_path):
+def test_a_tilde_expands_to_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert user_path("~/x") == tmp_path / "x"
     assert user_path("x~") == Path("x~") and user_path(tmp_path) == tmp_path
@@ -21,13 +21,23 @@ def test_a_tilde_is_a_home_folder(monkeypatch, tmp_path):
         user_path("a\0b")
 
 
-def test_no_other_module_reads_a_tilde():
+def test_environment_variables_expand_and_unset_ones_are_one_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    monkeypatch.delenv("NOPE", raising=False)
+    assert user_path("$SCRATCH/x") == user_path("${SCRATCH}/x") == tmp_path / "x"
+    assert user_path("5$") == Path("5$")
+    for text in ("$NOPE/x", "a/${NOPE}"):
+        with pytest.raises(ConfigError, match="cache: .*the environment has no variable"):
+            user_path(text, "cache")
+
+
+def test_no_other_module_expands_a_tilde():
     root = Path(d3jax.__file__).parent
     found = [path for path in root.rglob("*.py") if "expanduser" in path.read_text("utf8")]
     assert found == [root / "core" / "paths.py"]
 
 
-def test_the_command_line_makes_no_folder_that_is_called_tilde(monkeypatch, tmp_path, capsys):
+def test_the_command_line_makes_no_folder_called_tilde(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.yaml").write_text("dataset: {name: npz, path: ~/none.npz}\nmodel: small\n")
@@ -42,7 +52,7 @@ def test_the_command_line_makes_no_folder_that_is_called_tilde(monkeypatch, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["s.yaml"]
 
 
-def test_a_name_that_no_file_can_have_is_refused():
+def test_a_path_with_a_part_longer_than_255_bytes_is_refused():
     with pytest.raises(ConfigError, match=r"dataset.path: 'aaa.*has a part of more than 255 bytes"):
         user_path("a" * 256, "dataset.path")
     with pytest.raises(ConfigError, match="more than 255 bytes"):

@@ -1,4 +1,4 @@
-"""Data sets from arrays, and their fingerprints."""
+"""Tests of data sets from arrays, and of their fingerprints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from d3jax.data import (
 from ..helpers.data_sets import check_contract, fails, small_arrays
 
 
-def test_from_arrays_measures_and_counts():
+def test_from_arrays_measures_mean_and_std_and_counts_classes():
     a = small_arrays(1200)
     a["train_images"][..., 1] = 77
     dataset = from_arrays(
@@ -32,7 +32,7 @@ def test_from_arrays_measures_and_counts():
     )
 
 
-def test_fingerprint_sees_every_part():
+def test_fingerprint_changes_with_every_part_of_a_data_set():
     a = small_arrays()
 
     def make(**changes):
@@ -56,10 +56,11 @@ def test_fingerprint_sees_every_part():
     assert len(set(prints)) == len(prints) and all(len(p) == 16 and int(p, 16) >= 0 for p in prints)
     assert (
         fingerprint(base._replace(train=Split(*map(jnp.asarray, base.train)))) == prints[0]
-    )  # wherever the arrays live
+    )  # host and device arrays have one fingerprint
 
 
 def made(**arguments):
+    """Return `small_arrays` as a data set, with other arrays or options of `from_arrays`."""
     a = small_arrays() | {
         k: v for k, v in arguments.items() if k.endswith(("images", "labels")) and "_" in k
     }
@@ -68,7 +69,7 @@ def made(**arguments):
     return from_arrays(train, test, **options)
 
 
-def test_labels_that_begin_elsewhere_are_refused_until_they_are_explained():
+def test_labels_that_do_not_begin_at_0_are_refused_unless_a_mapping_is_given():
     train, test = np.arange(12) % 3, np.arange(4) % 3
     later = {"train_labels": train + 1, "test_labels": test + 1}
     fails(
@@ -94,7 +95,7 @@ def test_labels_that_begin_elsewhere_are_refused_until_they_are_explained():
     fails(lambda: made(classes=("a", "b", "c", "d")), "no training image is of class 3 (d)")
 
 
-def test_images_that_hold_nothing_are_refused():
+def test_images_of_one_level_or_of_levels_0_and_1_are_refused():
     shape = small_arrays()["train_images"].shape
     ones = np.arange(np.prod(shape)).reshape(shape).astype(np.uint8) % 2
     fails(

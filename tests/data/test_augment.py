@@ -1,4 +1,4 @@
-"""Augmentation: crops, flips, strong augmentation and cutout."""
+"""Tests of augmentation: crops, flips, strong augmentation and cutout."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from d3jax.data.augment import cutout, make_augment, random_crop, random_flip
 from d3jax.data.randaugment import OPERATIONS, strong_augment
 
 
-def test_crop_shifts_each_image_alone_and_fills_with_black():
+def test_crop_shifts_images_independently_and_fills_with_black():
     images = jnp.ones((64, 8, 8, 1)).at[:, 3, 3].set(0.5)
     out = np.asarray(random_crop(jax.random.key(0), images, 2))
     marks = np.argwhere(out[..., 0] == 0.5)
@@ -21,7 +21,7 @@ def test_crop_shifts_each_image_alone_and_fills_with_black():
         assert (image == 0).sum() == 64 - (8 - abs(row - 3)) * (8 - abs(column - 3))
 
 
-def test_flip_mirrors_half():
+def test_flip_mirrors_about_half_of_the_images():
     images = jnp.broadcast_to(jnp.arange(4.0)[:, None], (400, 3, 4, 1))
     out = random_flip(jax.random.key(0), images)[:, 0, :, 0]
     flipped = (out == jnp.arange(4.0)[::-1]).all(1)
@@ -30,7 +30,7 @@ def test_flip_mirrors_half():
     )
 
 
-def test_augment_does_what_the_data_set_allows():
+def test_augment_crops_only_where_the_data_set_allows_it():
     images = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
     plain = DataInfo("x", (8, 8, 1), ("a", "b"), (0.5,), (0.5,))
     moved = DataInfo("x", (8, 8, 1), ("a", "b"), (0.5,), (0.5,), crop=2)
@@ -53,16 +53,17 @@ def test_strong_augmentation_keeps_the_range_and_differs_by_image(rng):
         np.testing.assert_allclose(operation(KEY, images, jnp.float32(0.0)), images, atol=1 / 255)
 
 
-def test_cutout_takes_a_square_out(dataset):
+def test_cutout_blackens_one_square_of_each_image(dataset):
     images = jnp.ones((200, 9, 7, 2))
     black = np.asarray(cutout(KEY, images, 3) == 0)
     assert (black[..., 0] == black[..., 1]).all()
     count = black[..., 0].sum((1, 2))
     assert (
         count.max() == 9 and count.min() == 4 and set(count) == {4, 6, 9}
-    )  # whole, at an edge, in a corner
+    )  # inside, at an edge, in a corner
     found = make_augment(dataclasses.replace(dataset.info, crop=0, flip=False), "cutout")(
         KEY, jnp.ones((200, 9, 7, 2))
     )
-    assert set(np.asarray(found == 0)[..., 0].sum((1, 2))) == {1, 2, 4}  # ABL's two pixels
+    # ABL's square has two pixels a side.
+    assert set(np.asarray(found == 0)[..., 0].sum((1, 2))) == {1, 2, 4}
     assert set(np.asarray(cutout(KEY, images[:, :5, :5], 2) == 0)[..., 0].sum((1, 2))) == {1, 2, 4}

@@ -1,4 +1,4 @@
-"""Functions applied a batch at a time: the rows they see, and what is put together of them."""
+"""Tests of functions that are applied one batch at a time."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ ROWS = np.arange(7, dtype=np.float32)[:, None] * np.ones((1, 2), np.float32)
 
 @pytest.mark.parametrize("size", [1, 3, 7, 20])
 @pytest.mark.parametrize("make", [np.asarray, jnp.asarray])
-def test_mapped_batches_are_the_whole_mapped(size, make):
+def test_mapping_in_batches_equals_mapping_the_whole(size, make):
     seen = []
 
     def compute(rows, labels):
@@ -27,13 +27,13 @@ def test_mapped_batches_are_the_whole_mapped(size, make):
     assert sum(seen) == 7 and seen[:-1] == [size] * (len(seen) - 1)
 
 
-def test_nothing_mapped_has_the_shape_of_a_row():
+def test_mapping_no_rows_gives_empty_arrays_of_the_right_shape():
     found = batched_map(jax.jit(lambda x: (x.sum(1), x.astype(int))), ROWS[:0], batch_size=4)
     assert found[0].shape == (0,) and found[0].dtype == np.float32
     assert found[1].shape == (0, 2) and found[1].dtype == np.int32
 
 
-def test_one_batch_is_computed_ahead_of_the_one_that_is_fetched(monkeypatch):
+def test_the_next_batch_is_computed_before_a_batch_is_fetched(monkeypatch):
     events = []
     fetch = jax.device_get
     monkeypatch.setattr(jax, "device_get", lambda x: events.append("fetch") or fetch(x))
@@ -48,7 +48,7 @@ def test_one_batch_is_computed_ahead_of_the_one_that_is_fetched(monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 3, 7, 20])
 def test_sums_count_every_row_once(size):
-    """Whatever the batch: filled-up rows do not count, and one program serves all batches."""
+    """Rows that pad a batch do not count, and one program serves all batches."""
     shapes = set()
 
     @jax.jit
@@ -63,12 +63,12 @@ def test_sums_count_every_row_once(size):
     assert doubled[0].dtype == np.float64 and total.dtype == np.float32
 
 
-def test_sums_of_nothing_are_refused():
+def test_sums_of_no_rows_are_refused():
     with pytest.raises(ValueError, match="no rows"):
         batched_sums(lambda rows, places, valid: rows.sum(), ROWS[:0], batch_size=4)
 
 
-def test_batches_are_cut_or_filled_up():
+def test_the_last_batch_is_shorter_or_dropped_or_padded():
     assert [len(rows) for (rows,) in consecutive(ROWS, batch_size=3)] == [3, 3, 1]
     assert [len(rows) for (rows,) in consecutive(ROWS, batch_size=3, drop_last=True)] == [3, 3]
     *_, (rows, places, valid) = padded(ROWS, batch_size=3)

@@ -1,4 +1,4 @@
-"""Shuffling without shuffling, epochs, and per-image augmentation."""
+"""Tests of the rows of batches: random permutations and epochs."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,10 @@ def test_permute_is_a_permutation(size, seed):
 
 
 def test_permute_is_uniform():
-    """Where each of 20 positions goes, over 4,000 keys: chi-square of 380 degrees of freedom within 5 standard deviations."""
+    """The places of 20 positions over 4,000 keys pass a chi-square test.
+
+    The statistic has 361 degrees of freedom, and is within 5 standard deviations of its mean.
+    """
     keys = jax.random.split(jax.random.key(0), 4000)
     places = np.asarray(jax.vmap(lambda key: permute(key, jnp.arange(20), 20))(keys))
     counts = np.stack([np.bincount(places[:, i], minlength=20) for i in range(20)])
@@ -30,7 +33,7 @@ def test_permute_is_uniform():
     assert abs(neighbours.mean() - 0.1) < 0.005
 
 
-def test_an_epoch_visits_every_row_once_and_the_next_in_another_order():
+def test_an_epoch_repeats_no_row_and_the_next_one_has_another_order():
     plan = {"size": 23, "steps_per_epoch": 4, "batch_size": 5}
     rows = [np.asarray(batch_rows(jax.random.key(0), jnp.int32(step), **plan)) for step in range(8)]
     first, second = np.concatenate(rows[:4]), np.concatenate(rows[4:])
@@ -47,10 +50,10 @@ def test_an_epoch_visits_every_row_once_and_the_next_in_another_order():
         (100, 100, True, (1, 100)),
     ],
 )
-def test_epoch_plan(size, batch, drop_last, plan):
+def test_epoch_plan_gives_steps_and_batch_size(size, batch, drop_last, plan):
     assert epoch_plan(size, batch, drop_last=drop_last) == plan
 
 
-def test_a_training_batch_is_not_larger_than_the_set():
+def test_a_training_batch_larger_than_the_set_is_refused():
     with pytest.raises(ConfigError, match="batch_size: 101 is more than the 100 images"):
         epoch_plan(100, 101, drop_last=True)

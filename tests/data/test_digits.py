@@ -1,4 +1,4 @@
-"""The digits of scikit-learn as a data set."""
+"""Tests of scikit-learn's digits as a data set."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def digits16() -> Dataset:
     return make_digits(DigitsConfig())
 
 
-def test_digits_are_the_real_ones_each_once(digits16):
+def test_digits_hold_every_real_image_exactly_once(digits16):
     from sklearn.datasets import load_digits
 
     check_contract(digits16)
@@ -64,7 +64,7 @@ def test_digits_bilinear_is_smooth_and_scales(size, crop, digits16):
         assert steps[0] < steps[1] == 255
 
 
-def test_digits_size_must_be_a_multiple_of_8():
+def test_digits_refuse_a_bad_size_or_resize():
     with pytest.raises(ConfigError, match="^size: 20 is not a multiple of 8"):
         DigitsConfig(size=20)
     with pytest.raises(ConfigError, match="resize: 'cubic' is not one of nearest, bilinear"):

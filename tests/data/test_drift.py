@@ -1,4 +1,7 @@
-"""Drifts against scipy, colorsys and closed forms; the exact identity at strength 0; inside jit with traced strengths."""
+"""Tests of drifts against scipy, colorsys and closed forms.
+
+Strength 0 is the exact identity. Drifts run under jit with traced strengths.
+"""
 
 import colorsys
 
@@ -23,7 +26,7 @@ def images(height=9, width=9, channels=3, count=4):
 
 
 def drifted(name, x, strength):
-    """Jitted, with a traced strength."""
+    """Apply a drift under jit with a traced strength, and return a NumPy array."""
     return np.asarray(jax.jit(DRIFTS[name])(keys(x), x, strength))
 
 
@@ -74,7 +77,7 @@ def test_hue_matches_colorsys(turn):
     np.testing.assert_allclose(drifted("hue", x, turn).reshape(-1, 3), expected, atol=1e-5)
 
 
-def test_brightness_contrast_and_blur_are_their_formulas():
+def test_brightness_contrast_and_blur_match_their_formulas():
     x = np.asarray(images(), np.float64)
     np.testing.assert_allclose(
         drifted("brightness", images(), 0.3), np.clip(1.3 * x, 0, 1), atol=1e-6
@@ -109,9 +112,7 @@ def test_drifts_compose_in_order():
     np.testing.assert_array_equal(compose(["rotation", "noise"], 3)(keys(x), x, jnp.zeros(2)), x)
     even = jnp.full((20, 16, 16, 3), 0.5)
     twice = compose(["noise", "noise"], 3)(keys(even), even, jnp.array([0.1, 0.1]))
-    assert float(twice.std()) == pytest.approx(
-        0.1 * np.sqrt(2), rel=0.05
-    )  # not the same noise twice
+    assert float(twice.std()) == pytest.approx(0.1 * np.sqrt(2), rel=0.05)  # two independent noises
     with pytest.raises(ConfigError, match="drift: 'tilt' is not one of rotation, hue"):
         compose(["tilt"], 3)
     with pytest.raises(ConfigError, match="hue needs 3 channels, the images have 1"):
@@ -119,7 +120,7 @@ def test_drifts_compose_in_order():
 
 
 @pytest.mark.parametrize("strength", [-2.0, 1.0, 4.0])
-def test_label_shift_has_the_class_shares_it_says(strength):
+def test_label_shift_gives_the_class_shares_of_its_strength(strength):
     labels = jnp.arange(1000) % 5
     rows = np.asarray(jax.jit(label_shift, static_argnums=3)(KEY, labels, strength, 5))
     weights = np.exp(strength * (np.arange(5) / 4 - 0.5))

@@ -1,4 +1,4 @@
-"""Data sets from folders of pictures; every bad folder gives one line that names it."""
+"""Tests of data sets from image folders, and of the one-line errors that name a bad folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def save_image(
 COLORS = {"ant": (200, 0, 0), "bee": (0, 200, 0), "cow": (0, 0, 200)}
 
 
-def test_folder_with_train_and_test(tmp_path):
+def test_folder_with_train_and_test_is_read_with_sorted_classes(tmp_path):
     root = tmp_path / "beasts"
     for name in reversed(COLORS):  # written in the wrong order: classes must come out sorted
         for i in range(3):
@@ -39,7 +39,8 @@ def test_folder_with_train_and_test(tmp_path):
     save_image(root / "test" / "cow" / "x.BMP", COLORS["cow"])
     save_image(root / "test" / "bee" / "y.jpg", COLORS["bee"])
     (root / "train" / ".cache").mkdir()
-    dataset = make_folder(FolderConfig(path=str(root), size=8, flip=True, crop=1))
+    with pytest.warns(UserWarning, match="has no images of ant"):
+        dataset = make_folder(FolderConfig(path=str(root), size=8, flip=True, crop=1))
     check_contract(dataset)
     assert dataset.info.name == "beasts" and dataset.info.classes == ("ant", "bee", "cow")
     assert dataset.info.shape == (8, 8, 3) and dataset.info.flip and dataset.info.crop == 1
@@ -59,6 +60,7 @@ def test_folder_with_train_and_test(tmp_path):
             image, np.broadcast_to(list(COLORS.values())[label], (8, 8, 3))
         )
     assert np.abs(dataset.test.images[0].astype(int) - COLORS["bee"]).max() < 5  # JPEG
+    save_image(root / "test" / "ant" / "z.png", COLORS["ant"])
     grey = make_folder(FolderConfig(path=str(root), size=4, channels=1))
     assert grey.info.shape == (4, 4, 1) and grey.train.images[0, 0, 0, 0] == round(
         0.299 * 200
@@ -90,7 +92,7 @@ def test_folder_without_test_is_split_by_class_and_seed(tmp_path):
     )
 
 
-def test_bad_folders_are_named(tmp_path):
+def test_bad_folders_are_refused_by_name(tmp_path):
     def load(path, **options):
         return lambda: make_folder(FolderConfig(path=str(path), size=4, **options))
 
@@ -105,7 +107,8 @@ def test_bad_folders_are_named(tmp_path):
     save_image(root / "test" / "elk" / "0.png")
     fails(load(root), root / "test" / "elk", "not a training class", "ant, bee")
     (root / "test" / "elk").rename(root / "test" / "ant")
-    check_contract(make_folder(FolderConfig(path=str(root), size=4)))
+    with pytest.warns(UserWarning, match="has no images of bee"):
+        check_contract(make_folder(FolderConfig(path=str(root), size=4)))
     (root / "test" / "bee").mkdir()
     fails(load(root), root / "test" / "bee", "no images", ".png")
 
@@ -136,8 +139,8 @@ def test_bad_folders_are_named(tmp_path):
         FolderConfig(path="x", channels=2)
 
 
-def test_photos_are_turned_as_viewers_turn_them(tmp_path):
-    """Orientation 6: the right side of what is stored is the bottom of the picture."""
+def test_photos_are_rotated_by_their_exif_orientation(tmp_path):
+    """With orientation 6, the right side of the stored array is the bottom of the picture."""
     stored = np.zeros((4, 6, 3), np.uint8)
     stored[:, 4:] = 200
     turned = Image.Exif()
@@ -147,7 +150,7 @@ def test_photos_are_turned_as_viewers_turn_them(tmp_path):
     np.testing.assert_array_equal(picture, np.rot90(stored, -1))
 
 
-def test_classes_that_are_numbers_are_in_their_order(tmp_path):
+def test_classes_that_are_numbers_are_in_numeric_order(tmp_path):
     for label in range(12):
         for part in ("train", "test"):
             save_image(tmp_path / part / str(label) / "0.png", (label + 5, 0, 0))
@@ -157,18 +160,56 @@ def test_classes_that_are_numbers_are_in_their_order(tmp_path):
     assert dataset.info.class_of("10") == dataset.info.class_of(10) == 10
 
 
-def test_files_that_are_left_out_are_counted(tmp_path):
+def test_files_that_are_left_out_are_counted_in_a_warning(tmp_path):
     for name in ("ant", "bee"):
         for part in ("train", "val"):
             save_image(tmp_path / part / name / "0.png")
             (tmp_path / part / name / "0.png").rename(tmp_path / part / name / "0.jfif")
     for name in ("a.HEIC", "b.heic", "notes.txt", "README"):
         (tmp_path / "train" / "ant" / name).write_text("")
-    with pytest.warns(
-        UserWarning, match="left out 2 with .heic, 1 with .txt, 1 with no ending; read are"
-    ):
+    (tmp_path / "train" / "bee" / "more").mkdir()
+    counts = "1 folders inside of class folders, 2 with .heic, 1 with .txt, 1 with no ending"
+    with pytest.warns(UserWarning, match=f"left out {counts}; known endings are"):
         dataset = make_folder(FolderConfig(path=str(tmp_path), size=4))
     assert len(dataset.train.labels) == len(dataset.test.labels) == 2
+
+
+def test_missing_test_classes_and_a_second_test_folder_are_warned_about(tmp_path):
+    for part in ("train", "test", "val"):
+        for name in ("ant", "bee"):
+            save_image(tmp_path / part / name / "0.png")
+    (tmp_path / "test" / "bee" / "0.png").unlink()
+    (tmp_path / "test" / "bee").rmdir()
+    with pytest.warns(UserWarning) as said:
+        make_folder(FolderConfig(path=str(tmp_path), size=4))
+    texts = [str(one.message) for one in said]
+    assert texts == [
+        f"{tmp_path}: test/ is used, val/ is left out",
+        f"{tmp_path / 'test'}: has no images of bee",
+    ]
+
+
+def test_mean_and_std_are_measured_unless_given(tmp_path):
+    for part in ("train", "test"):
+        for name, level in (("ant", 100), ("bee", 200)):
+            save_image(tmp_path / part / name / "0.png", (level, 0, 50))
+    info = make_folder(FolderConfig(path=str(tmp_path), size=4)).info
+    assert info.mean == (round(150 / 255, 4), 0, round(50 / 255, 4))
+    given = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1)}
+    info = make_folder(FolderConfig(path=str(tmp_path), size=4, **given)).info
+    assert (info.mean, info.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+
+
+def test_an_index_that_is_the_name_of_another_class_is_refused_as_target(tmp_path):
+    for label in (1, 2, 9, 10):
+        for part in ("train", "test"):
+            save_image(tmp_path / part / str(label) / "0.png", (label, 0, 0))
+    info = make_folder(FolderConfig(path=str(tmp_path), size=4)).info
+    assert info.class_of("1") == 0 and info.class_of(0) == 0 and info.class_of(3) == 3
+    with pytest.raises(ConfigError, match="target: 1 is unclear: the class with that index is '2'"):
+        info.class_of(1)
+    with pytest.raises(ConfigError, match="target: 10 is not a class.*0 to 3 or a name in quotes"):
+        info.class_of(10)
 
 
 def test_tiny_imagenet_is_read_as_it_is_published(tmp_path):

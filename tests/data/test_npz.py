@@ -1,4 +1,4 @@
-"""Data sets from npz files; every bad file gives one line that names it."""
+"""Tests of data sets from .npz files, and of the one-line errors that name a bad file."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def test_npz_reads_what_was_written(tmp_path):
     )
     np.testing.assert_allclose(
         info.std, (a["train_images"] / 255).std((0, 1, 2)), atol=6e-5
-    )  # of all, not of the first 5
+    )  # of all images, not of the first 5
 
 
-def test_npz_grey_images_get_a_channel_and_limits_may_exceed(tmp_path):
+def test_npz_grey_images_get_a_channel_and_limits_may_exceed_the_data(tmp_path):
     a = small_arrays(shape=(8, 6))
     a["train_labels"] = a["train_labels"].astype(np.uint8)
     dataset = make_npz(NpzConfig(path=str(write(tmp_path / "grey.npz", **a)), limit_train=1000))
@@ -142,12 +142,12 @@ BAD_ARRAYS = {
 
 
 @pytest.mark.parametrize("damage, words", BAD_ARRAYS.values(), ids=BAD_ARRAYS)
-def test_npz_bad_arrays_are_named(damage, words, tmp_path):
+def test_npz_bad_arrays_are_refused_by_name(damage, words, tmp_path):
     path = write(tmp_path / "bad.npz", **damage(small_arrays()))
     fails(lambda: make_npz(NpzConfig(path=str(path))), path, *words)
 
 
-def test_npz_options_that_contradict_the_arrays(tmp_path):
+def test_npz_options_that_contradict_the_arrays_are_refused(tmp_path):
     path = str(write(tmp_path / "a.npz", **small_arrays()))
     fails(
         lambda: make_npz(NpzConfig(path=path, class_names=("cat", "dog"))),
@@ -205,7 +205,7 @@ def test_npz_files_that_cannot_be_read_are_refused(tmp_path):
 
 
 class Payload:
-    """Creates the file `path` when unpickled."""
+    """An object that creates the file `path` when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -1,4 +1,4 @@
-"""Reserved sets are exact draws."""
+"""Tests of the draw of reserved clean images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_reserve_is_exact_and_repeatable(labels, data, stratified, seed):
         assert np.all(np.abs(np.bincount(np.array(labels)[rows], minlength=5) - share) < 1)
 
 
-def test_reserve_fraction_count_and_seed():
+def test_reserve_follows_its_fraction_count_and_seed():
     split = split_of(np.arange(1000) % 10)
     assert len(reserve(split, ReservedConfig(), 0, 10)) == 50
     assert len(reserve(split, ReservedConfig(fraction=0.0126), 0, 10)) == 13  # rounded
@@ -68,7 +68,7 @@ def test_reserve_stratified_rare_classes_keep_their_share():
     assert np.bincount(labels[rows], minlength=4).tolist() == [90, 9, 1, 0]
 
 
-def test_reserve_refuses_what_it_cannot_give():
+def test_reserve_refuses_too_many_images_or_none():
     fails(
         lambda: reserve(split_of([0, 1, 2]), ReservedConfig(count=4), 0, 3),
         "4 images asked for",

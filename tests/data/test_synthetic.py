@@ -1,4 +1,4 @@
-"""Generated data sets."""
+"""Tests of generated data sets."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def test_synthetic_is_balanced_learnable_and_follows_its_seed():
     more = make_synthetic(dataclasses.replace(config, train=50))
     np.testing.assert_array_equal(
         more.test.images, dataset.test.images
-    )  # the test set does not move with the training set
+    )  # the test set does not depend on the training set's size
 
 
-def test_synthetic_noise_and_shift_mean_what_they_say():
+def test_synthetic_noise_and_shift_have_the_given_strength():
     base = SyntheticConfig(size=8, channels=1, classes=2, train=400, test=4, noise=0, shift=0)
     still = make_synthetic(base).train
     assert len(np.unique(still.images, axis=0)) == 2  # one prototype per class

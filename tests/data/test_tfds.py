@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets, prepared once and kept."""
+"""Tests of data sets of TensorFlow Datasets, which are prepared once and cached."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ tfds_cache = sys.modules["d3jax.data.tfds"]
 
 @pytest.fixture
 def mocked(monkeypatch):
-    """tensorflow_datasets with random images in place of downloads, and prepared in place of needing TensorFlow."""
+    """Yield tensorflow_datasets with 40 random images in place of downloads.
+
+    Every data set counts as prepared, so TensorFlow is not needed.
+    """
     import tensorflow_datasets
 
     monkeypatch.setattr(tensorflow_datasets.core.DatasetBuilder, "is_prepared", lambda self: True)
@@ -30,7 +33,7 @@ def mocked(monkeypatch):
         yield tensorflow_datasets
 
 
-def test_tfds_prepares_once_then_needs_nothing(mocked, tmp_path, monkeypatch):
+def test_tfds_prepares_once_and_then_reads_its_cache(mocked, tmp_path, monkeypatch):
     builder, asked = mocked.core.DatasetBuilder, []
     read = builder.as_data_source
     monkeypatch.setattr(
@@ -63,7 +66,7 @@ def test_tfds_prepares_once_then_needs_nothing(mocked, tmp_path, monkeypatch):
     fails(lambda: make_tfds(TfdsConfig(dataset="mnist")), "tfds:mnist", ".[tfds]")
 
 
-def test_tfds_unknown_sets_are_measured(mocked, tmp_path):
+def test_tfds_statistics_of_unknown_sets_are_measured(mocked, tmp_path):
     dataset = make_tfds(TfdsConfig(dataset="emnist/mnist", cache_dir=str(tmp_path)))
     check_contract(dataset)
     assert [file.name for file in tmp_path.iterdir()] == ["emnist-mnist.npz"]
@@ -104,7 +107,7 @@ def test_tfds_without_tensorflow_says_what_to_install_before_it_downloads(tmp_pa
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_tfds_sets_that_do_not_fit(mocked, tmp_path, monkeypatch):
+def test_tfds_sets_that_cannot_be_used_are_refused(mocked, tmp_path, monkeypatch):
     def load(name):
         return lambda: make_tfds(TfdsConfig(dataset=name, cache_dir=str(tmp_path)))
 
@@ -146,7 +149,7 @@ def test_tfds_cache_is_written_whole_or_not_at_all(mocked, tmp_path, monkeypatch
     )
 
 
-def test_tfds_names():
+def test_tfds_malformed_names_are_refused():
     assert TfdsConfig.from_argument("cifar10") == {"dataset": "cifar10"}
     for name in ("", "../secret", "a b", "-x"):
         with pytest.raises(ConfigError, match="^dataset: "):

@@ -1,4 +1,4 @@
-"""Activation clustering of two clouds, and on the fixture."""
+"""Tests of activation clustering on two hand-made clouds and on the shared fixture."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from d3jax.defenses import activation_clustering
 from d3jax.defenses.sample_detection.activation_clustering import clusters
 
 
-def test_two_clouds_are_two_clusters_and_the_smaller_one_is_near_itself():
+def test_two_clouds_are_two_clusters_and_nearness_separates_the_smaller():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(100, 6)) * 0.1
     features[:20, 0] += 5

@@ -1,4 +1,4 @@
-"""CLP against singular values that are known, in both pairings."""
+"""Tests of CLP: singular values, Lipschitz bounds in both pairings, and the pruned channels."""
 
 import jax
 import numpy as np
@@ -20,15 +20,15 @@ def net():
     return model, jax.device_get(model.init(jax.random.key(0)))
 
 
-def test_singular_values_of_hand_made_kernels():
+def test_singular_values_of_hand_made_kernels_are_exact():
     kernel = np.zeros((3, 3, 2, 2))
-    kernel[0, 0, 0, 0], kernel[1, 1, 1, 0] = 3.0, 4.0  # two places, two inputs: σ are 4 and 3
-    kernel[0, 0, 0, 1], kernel[1, 1, 0, 1] = 3.0, 4.0  # one input: σ is the length, 5
+    kernel[0, 0, 0, 0], kernel[1, 1, 1, 0] = 3.0, 4.0  # two places, two inputs: σ = 4 and 3
+    kernel[0, 0, 0, 1], kernel[1, 1, 0, 1] = 3.0, 4.0  # two places, one input: σ = 5
     np.testing.assert_allclose(singular_values(kernel), [4.0, 5.0])
 
 
 def changed(variables, path, **parts):
-    """Return variables with other parameters or statistics of a layer."""
+    """Return a copy of the variables with other parameters or statistics in one layer."""
 
     def put(tree, names):
         copy = jax.tree.map(np.array, tree)
@@ -43,9 +43,9 @@ def changed(variables, path, **parts):
     return Variables(params, stats)
 
 
-def test_bounds_are_scaled_by_the_norm(net):
+def test_bounds_scale_with_gamma_over_the_deviation_of_the_norm_layer(net):
     model, variables = net
-    norm = model.channels[1]  # fed by one convolution alone
+    norm = model.channels[1]  # only one convolution feeds it
     plain = lipschitz(variables, norm, "producer")
     kernel = layer_at(variables.params, norm.producers[0])["kernel"]
     np.testing.assert_allclose(plain, singular_values(kernel))
@@ -54,7 +54,7 @@ def test_bounds_are_scaled_by_the_norm(net):
     np.testing.assert_allclose(lipschitz(moved, norm, "module_order"), plain)
 
 
-def test_a_sum_of_producers_adds_up_and_module_order_sees_the_shortcut(net):
+def test_bounds_of_several_producers_add_up_and_module_order_takes_the_shortcut(net):
     model, variables = net
     norms = {norm.path: norm for norm in model.channels}
     norm = norms["block2_2", "BatchNorm_0"]
@@ -78,11 +78,11 @@ def test_outliers_lie_u_unbiased_deviations_above_the_mean():
 @pytest.mark.parametrize("pairing", ["producer", "module_order"])
 def test_only_the_outlying_channel_is_pruned(net, pairing):
     model, variables = net
-    norm = model.channels[-1]  # whose producer feeds nothing else
+    norm = model.channels[-1]  # its producer feeds no other layer
     kernel = np.array(layer_at(variables.params, norm.producers[0])["kernel"])
     kernel[..., 3] *= 50
     planted = changed(variables, norm.producers[0], kernel=kernel)
-    # Of 32 channels one lies at most 31/√32 = 5.5 deviations above the mean, the planted one 5.4.
+    # One of 32 channels lies at most 31/√32 = 5.5 deviations above the mean; this one lies 5.4.
     repair = clp(pairing=pairing, u=5.0).build(SMALL).repair
     repaired = repair(jax.random.key(0), model, planted, None)
     after = layer_at(repaired.variables.params, norm.path)

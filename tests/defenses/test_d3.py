@@ -1,4 +1,4 @@
-"""D3 against closed forms and an independent float64 computation; fine-tuning; both as repairs."""
+"""Tests of D3 against closed forms and a float64 computation, and of fine-tuning."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ def with_head(kernel):
     return {**PARAMS, "head": {**PARAMS["head"], "kernel": kernel}}
 
 
-def test_presets_are_the_published_tables():
+def test_d3_and_finetune_settings_are_the_published_ones():
     paper, code = D3Config(preset="paper"), D3Config()
     assert (paper.lam, paper.eps, paper.hinge, paper.scale, paper.constraint) == (
         10.0,
@@ -72,7 +72,7 @@ def test_presets_are_the_published_tables():
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
-def test_norm_is_safe_at_zero_and_right_elsewhere(p):
+def test_norm_has_a_zero_gradient_at_zero_and_numpys_value_elsewhere(p):
     zero = jnp.zeros((2, 3))
     assert norm(zero, p) == 0 and jnp.array_equal(jax.grad(norm)(zero, p), zero)
     x = jnp.array([[3.0, 0.0], [-4.0, 1.0]])
@@ -80,12 +80,12 @@ def test_norm_is_safe_at_zero_and_right_elsewhere(p):
     assert np.isfinite(jax.grad(norm)(x, p)).all()
 
 
-def test_distance_at_the_anchor_has_no_gradient():
+def test_distance_has_no_gradient_at_the_reference_params():
     value, grad = jax.value_and_grad(distance)(PARAMS, PARAMS, HEAD)
     assert value == 0 and all(not leaf.any() for leaf in jax.tree.leaves(grad))
 
 
-def test_distance_and_projection_touch_the_selected_tensors_only():
+def test_distance_and_projection_use_only_the_selected_tensors():
     moved = jax.tree.map(lambda w: w + 1.0, PARAMS)
     assert distance(moved, PARAMS, HEAD) == pytest.approx(np.sqrt(20), rel=1e-6)
     on_sphere = project(jax.tree.map(lambda w: 3 * w + 1, PARAMS), PARAMS, HEAD, "sphere")
@@ -102,7 +102,7 @@ def test_distance_and_projection_touch_the_selected_tensors_only():
     )
 
 
-def test_selection():
+def test_tensors_are_selected_by_kind_or_glob_and_misspellings_are_refused():
     assert select(PARAMS, "linear") == {
         "body": {"kernel": True},
         "head": {"kernel": True, "bias": False},
@@ -122,7 +122,7 @@ def test_selection():
     ("kind", "cosine"),
     [("near", 1.0), ("far", -1.0), ("middle", 0.0), ("random", None), ("noise", None)],
 )
-def test_starts(kind, cosine):
+def test_starts_have_their_cosine_and_change_only_the_selected_tensors(kind, cosine):
     begin = start(jax.random.key(1), PARAMS, HEAD, kind)
     kernel = begin["head"]["kernel"]
     assert jnp.array_equal(begin["body"]["kernel"], PARAMS["body"]["kernel"])
@@ -139,8 +139,8 @@ def test_starts(kind, cosine):
         assert 0.5 < float((kernel - W0).std() / W0.std()) < 1.5
 
 
-def test_geometry_on_the_sphere():
-    """‖W − W0‖² = 2r²(1 − cos)."""
+def test_distance_follows_from_the_cosine_on_the_sphere():
+    """On the sphere of radius r, ‖W − W0‖² = 2r²(1 − cos)."""
     kernel = start(jax.random.key(2), PARAMS, HEAD, "random")["head"]["kernel"]
     measured = geometry(with_head(kernel), PARAMS, HEAD)
     assert measured["distance"] ** 2 == pytest.approx(
@@ -151,7 +151,7 @@ def test_geometry_on_the_sphere():
     )
 
 
-def test_penalty():
+def test_penalty_is_the_hinge_of_the_mean_loss_or_the_mean_of_hinges():
     ce = jnp.array([0.0, 0.05, 0.5])
     assert penalty(ce, 0.1, "mean") == pytest.approx(0.55 / 3 - 0.1) and penalty(
         ce, 0.1, "sample"
@@ -163,7 +163,7 @@ def test_penalty():
     "tx", [optax.sgd(0.05), optax.sgd(0.01, momentum=0.9)], ids=["plain", "momentum"]
 )
 @pytest.mark.parametrize("kind", ["random", "far", "noise", "middle"])
-def test_without_the_clean_term_projected_descent_arrives_at_minus_w0(tx, kind):
+def test_projected_descent_without_the_clean_term_reaches_minus_w0(tx, kind):
     params = start(jax.random.key(3), PARAMS, HEAD, kind)
 
     @jax.jit
@@ -183,7 +183,10 @@ def test_without_the_clean_term_projected_descent_arrives_at_minus_w0(tx, kind):
 
 
 def linear_model():
-    """logits = pixels · kernel + bias: D3's loss has a gradient that fits in a few lines of NumPy."""
+    """Return a model with logits = pixels · kernel + bias.
+
+    NumPy computes the gradient of D3's loss for it in a few lines.
+    """
 
     def apply(variables, images, *, train):
         features = images.reshape(len(images), -1)
@@ -199,7 +202,7 @@ def linear_model():
 
 @pytest.mark.parametrize("preset", ["paper", "code"])
 @pytest.mark.parametrize("lam", [0.5, 10.0])
-def test_loss_and_gradient_against_float64_numpy(preset, lam):
+def test_d3_loss_and_gradient_match_float64_numpy(preset, lam):
     config = D3Config(preset=preset, lam=lam)
     rng = np.random.default_rng(0)
     x, y = rng.random((6, 1, 5, 1)), np.array([0, 1, 2, 3, 0, 1])
@@ -275,7 +278,9 @@ def test_d3_forgets_the_backdoor_and_keeps_the_task(victim, dataset, model, atta
 
 
 @pytest.mark.parametrize("batch_norm", ["train", "fixed"])
-def test_batch_norm_mode(victim, dataset, model, reserved, batch_norm):
+def test_running_statistics_stay_fixed_only_in_mode_fixed(
+    victim, dataset, model, reserved, batch_norm
+):
     schedule = dataclasses.replace(D3Config().schedule, steps=3)
     config = D3Config(batch_norm=batch_norm, schedule=schedule)
     stats = (
@@ -300,7 +305,7 @@ def test_finetuning_keeps_accuracy_and_moves_every_parameter(
     assert not any(jax.tree.leaves(unchanged))
 
 
-def test_settings_that_cannot_run_are_refused_beforehand(dataset, model):
+def test_tensors_that_match_no_parameter_are_refused_before_the_repair(dataset, model):
     given = model, jax.eval_shape(model.init, jax.random.key(0))
     with pytest.raises(ConfigError, match="matches none"):
         make_d3(D3Config(tensors="classifier/*"), dataset.info).check(*given, 10)

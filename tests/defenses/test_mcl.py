@@ -1,4 +1,4 @@
-"""MCL's loss against check values and float64 NumPy, its switches on a small net, and NC's unlearning."""
+"""Tests of MCL's loss, settings and repair, and of Neural Cleanse's unlearning."""
 
 import dataclasses
 
@@ -29,14 +29,14 @@ def reserved(dataset):
 
 @pytest.fixture(scope="module")
 def found(attack, dataset):
-    """The attacker's own trigger, as a perfect inversion would give it."""
+    """Return the attacker's own trigger as the result of a perfect inversion."""
     zeros, ones = (jnp.full((1, *dataset.info.shape), value) for value in (0.0, 1.0))
     trigger = attack.init(jax.random.key(0))
     pattern, kept = attack.stamp(trigger, zeros)[0], attack.stamp(trigger, ones)[0]
     return Found(0, "given", Trigger((1 - (kept - pattern)).max(-1, keepdims=True), pattern), 1.0)
 
 
-def test_the_default_is_the_authors_recipe():
+def test_mcl_presets_are_the_authors_recipe_and_d3jaxs_own():
     code, ours = MCLConfig(), MCLConfig(preset="ours")
     assert (
         code.tau,
@@ -71,7 +71,10 @@ def test_the_default_is_the_authors_recipe():
 
 
 def test_settings_missing_from_a_file_are_the_presets():
-    text = "defenses: [{name: mcl, schedule: {epochs: 3}}, {name: mcl, preset: ours, schedule: {steps: 50, optimizer: {lr: 0.1}}}]"
+    text = (
+        "defenses: [{name: mcl, schedule: {epochs: 3}}, "
+        "{name: mcl, preset: ours, schedule: {steps: 50, optimizer: {lr: 0.1}}}]"
+    )
     code, ours = (choice.config.schedule for choice in loads(text, registries=REGISTRIES).defenses)
     assert code == dataclasses.replace(MCLConfig().schedule, epochs=3)
     assert (ours.steps, ours.batch_size, ours.augment) == (50, 256, "auto")
@@ -82,9 +85,9 @@ def features(seed, scale=1.0):
     return scale * jax.random.normal(jax.random.key(seed), (16, 24))
 
 
-def test_check_values_of_the_loss():
+def test_contrastive_loss_matches_its_check_values():
     z = jax.nn.relu(features(0))
-    other = jnp.where(z == 0, 1.0, 0.0)  # at right angles
+    other = jnp.where(z == 0, 1.0, 0.0)  # orthogonal to z
     assert contrast(z, z, other)[0] == pytest.approx(0.1269, abs=5e-5)  # ln(1 + e⁻²)
     c = cosine(features(1), features(2))
     np.testing.assert_allclose(
@@ -103,7 +106,7 @@ def test_check_values_of_the_loss():
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
-def test_loss_and_gradient_are_those_of_numpy_in_float64(scale):
+def test_contrastive_loss_and_gradient_match_float64_numpy(scale):
     z, positive, negative = (np.asarray(features(seed, scale), np.float64) for seed in range(3))
 
     def unit(x):
@@ -124,8 +127,8 @@ def test_loss_and_gradient_are_those_of_numpy_in_float64(scale):
     np.testing.assert_allclose(found, slope, atol=1e-5 * np.abs(slope).max())
 
 
-def test_the_targets_are_the_backdoored_models_features(model, victim, reserved, found):
-    """Computed once or in every step, and from the model before the repair."""
+def test_contrast_compares_with_features_of_the_backdoored_model(model, victim, reserved, found):
+    """The features are of the model before the repair, computed once or in every step."""
     images = as_float(jnp.asarray(reserved.images[:32]))
 
     def frozen(images):
@@ -169,7 +172,7 @@ QUICK = ScheduleConfig(
 
 
 @pytest.mark.parametrize("batch_norm", ["train", "fixed", "mixed"])
-def test_mcl_moves_the_triggered_and_leaves_the_head(
+def test_mcl_removes_the_backdoor_and_leaves_the_head_unchanged(
     model, victim, reserved, found, attack, dataset, batch_norm
 ):
     before, stats = victim.variables
@@ -192,7 +195,7 @@ def test_mcl_moves_the_triggered_and_leaves_the_head(
     )
 
 
-def test_with_clean_cross_entropy_the_head_learns_too(model, victim, reserved, found, dataset):
+def test_mcl_with_clean_cross_entropy_trains_the_head_too(model, victim, reserved, found, dataset):
     for config in (
         MCLConfig(target=0, clean_weight=1.0, schedule=QUICK),
         MCLConfig(preset="ours", target=0, schedule=QUICK),
@@ -207,7 +210,7 @@ def test_with_clean_cross_entropy_the_head_learns_too(model, victim, reserved, f
 
 
 def test_weight_decay_is_coupled():
-    """θ ← θ − lr · (g + wd · θ) in the first step, before momentum."""
+    """The first step is θ ← θ − lr · (g + wd · θ): the decay is added before momentum."""
     from d3jax.training import make_optimizer
 
     config = MCLConfig().schedule.optimizer
@@ -222,7 +225,9 @@ def test_weight_decay_is_coupled():
     )
 
 
-def test_nc_unlearns_with_true_labels(model, victim, reserved, found, attack, dataset):
+def test_nc_removes_the_backdoor_by_unlearning_with_true_labels(
+    model, victim, reserved, found, attack, dataset
+):
     config = NCConfig(
         target=0, schedule=ScheduleConfig(epochs=20, batch_size=64, optimizer=OptimConfig(lr=0.05))
     )
@@ -238,7 +243,7 @@ def test_nc_unlearns_with_true_labels(model, victim, reserved, found, attack, da
     assert counts.asr < 0.3 and counts.acc > 0.9 and counts.ra > 0.6
 
 
-def test_the_model_stays_where_no_class_is_flagged(model, victim, reserved, dataset):
+def test_mcl_and_nc_return_the_same_model_if_no_class_is_flagged(model, victim, reserved, dataset):
     nothing = Found(
         -1, "none flagged", Trigger(jnp.zeros((12, 12, 1)), jnp.zeros((12, 12, 3))), 0.0
     )
@@ -250,7 +255,7 @@ def test_the_model_stays_where_no_class_is_flagged(model, victim, reserved, data
         assert repaired.trace == {}
 
 
-def test_settings_that_cannot_work_are_named(victim, dataset):
+def test_settings_that_cannot_work_are_refused(victim, dataset):
     with pytest.raises(ConfigError, match="target: 4 is not a class of synthetic, want 0 to 3"):
         make_mcl(MCLConfig(target=4), dataset.info)
     with pytest.raises(ConfigError, match="target: 'find' is no class of synthetic"):

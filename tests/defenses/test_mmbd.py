@@ -1,4 +1,4 @@
-"""MM-BD: margins that are known, and its test of outliers."""
+"""Tests of MM-BD: margins with known values, and its outlier test."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from d3jax.defenses import mmbd
 from d3jax.defenses.model_detection.mmbd import Margins, judge_margins, margins_of
 
 
-def test_margins_are_the_wanted_logit_over_the_best_other():
+def test_margins_are_the_logit_of_the_class_minus_the_largest_other():
     logits = jnp.array([[1.0, 4.0, 2.0], [1.0, 4.0, 2.0]])
     np.testing.assert_allclose(margins_of(logits, jnp.array([1, 0])), [2.0, -3.0])
 
@@ -26,11 +26,11 @@ def test_an_outlying_margin_is_flagged_and_equal_ones_are_not():
     for odd in (np.ones(10), np.append(margins[:9], np.nan)):
         assert judge_margins(Margins(odd, np.zeros(10)), 0.05).facts["p_value"] == 1
     low = judge_margins(Margins(margins - margins.mean(), np.zeros(10)), 0.05)
-    assert low.target == -1 and 0 < low.facts["p_value"] < 1  # negative margins are margins too
+    assert low.target == -1 and 0 < low.facts["p_value"] < 1  # negative margins are valid
 
 
 def test_margins_of_a_linear_model_reach_the_corner_of_the_cube():
-    """A linear margin is largest in a corner of [0, 1]: its value is known."""
+    """A linear margin is largest at a corner of [0, 1]², where its value is known."""
     info = DataInfo("four", (1, 1, 2), tuple("abcd"), (0.5,) * 2, (0.25,) * 2)
     weights = jnp.array([[5.0, 0.0], [0.0, 3.0], [-1.0, -1.0], [0.0, 0.0]])
 
@@ -45,6 +45,6 @@ def test_margins_of_a_linear_model_reach_the_corner_of_the_cube():
     assert records[-1]["step"] == 400
 
 
-def test_three_classes_are_too_few_for_a_distribution():
+def test_fewer_than_four_classes_are_refused():
     with pytest.raises(ConfigError, match="3 classes are too few, want 4"):
         mmbd().build(DataInfo("three", (4, 4, 1), tuple("abc"), (0.5,), (0.25,)))

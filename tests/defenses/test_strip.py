@@ -1,4 +1,4 @@
-"""STRIP: entropies within their bounds, overlays in normalised space, and on the fixture."""
+"""Tests of STRIP: bounds of its entropy, overlays in normalised space, and the fixture."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ INFO = DataInfo("ten", (4, 4, 1), tuple("abcdefghij"), (0.5,), (0.25,))
 
 
 def constant(logits):
-    """A model that returns these logits for every image."""
+    """Return a model that outputs these logits for every image."""
 
     def apply(variables, images, *, train):
         return Outputs(jnp.tile(logits, (len(images), 1)), {}, {})
@@ -24,7 +24,7 @@ def constant(logits):
 @pytest.mark.parametrize(
     ("logits", "entropy"), [(np.zeros(10), np.log(10)), (30 * np.eye(10)[0], 0.0)]
 )
-def test_strips_entropies_lie_between_zero_and_ln_k(logits, entropy):
+def test_entropy_is_ln_k_for_uniform_logits_and_0_for_certain_ones(logits, entropy):
     detector, model = strip(overlays=3, fpr=0.5).build(INFO), constant(jnp.asarray(logits))
     reserved = Split(np.zeros((8, 4, 4, 1), np.uint8), np.zeros(8, np.int32))
     state = detector.prepare(jax.random.key(0), model, Variables({}, {}), reserved)
@@ -33,8 +33,8 @@ def test_strips_entropies_lie_between_zero_and_ln_k(logits, entropy):
     assert detector.threshold(state) == pytest.approx(-entropy, abs=1e-5)
 
 
-def test_strip_adds_in_normalised_space():
-    """x + α · x_j of normalised images is x + α · (x_j − mean) of pixels."""
+def test_strip_adds_overlays_in_normalised_space():
+    """In pixels, x + α · x_j of normalised images is x + α · (x_j − mean)."""
     seen = []
 
     def apply(variables, images, *, train):
@@ -52,7 +52,7 @@ def test_strip_adds_in_normalised_space():
     np.testing.assert_allclose(seen[-1], 2.0 * (1.0 - 0.5))
 
 
-def test_triggered_inputs_of_the_fixture_keep_their_prediction(fixture):
+def test_triggered_inputs_score_higher_and_too_many_overlays_are_refused(fixture):
     detector = strip(overlays=20).build(fixture.dataset.info)
     testing.check_input_detector(detector, fixture, auroc=0.7)
     testing.check_refuses(

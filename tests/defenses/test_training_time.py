@@ -1,4 +1,4 @@
-"""ABL and DLP: check values, what they keep, that they never see the flags, and both in a study."""
+"""Tests of ABL and DLP: check values, presets, selected rows and the removal of a backdoor."""
 
 import dataclasses
 import sys
@@ -43,7 +43,7 @@ RECIPE = TrainConfig(
 )
 
 
-def test_abls_check_value():
+def test_abl_bounded_loss_matches_its_check_values():
     for kind in ("flooding", "lga"):
         assert float(bounded_loss(jnp.float32(0.6047), kind, 0.5)) == pytest.approx(
             0.6047, abs=1e-6
@@ -54,7 +54,7 @@ def test_abls_check_value():
     assert slope(0.6) == 1 and slope(0.4) == -1
 
 
-def test_abl_and_dlp_presets():
+def test_abl_and_dlp_presets_have_the_published_settings():
     authors, bench = ABLConfig(), ABLConfig(preset="backdoorbench")
     assert (authors.isolate.epochs, authors.isolate.optimizer.lr, authors.ratio, authors.gamma) == (
         10,
@@ -98,27 +98,18 @@ def test_abl_and_dlp_presets():
         20,
         1.0,
     )
-    assert DLPConfig(stages="12", kept=0.3).kept == 0.3  # what stage 3 would refuse
+    assert DLPConfig(stages="12", kept=0.3).kept == 0.3  # refused only if stage 3 runs
 
 
-def test_the_unlearning_schedule_counts_steps(model, poisoned):
+def test_unlearning_schedule_counts_steps_and_not_epochs(model, poisoned):
     _, split, _ = poisoned
     judged = judge(model, model.init(KEY), split, "entropy", 0.1)
     optimizer = OptimConfig(lr=1e-3, momentum=0.0, weight_decay=0.0, schedule="drop")
     config = UnlearnConfig(optimizer=optimizer, steps=9, batch_size=20, bounded=False)
     loop = unlearning_loop(KEY, model, model.init(KEY), split, judged, config)
     step, state = jax.jit(loop.step), loop.state
-    for factor in (
-        1,
-        1,
-        1,
-        1,
-        1,
-        1,
-        0.1,
-        0.1,
-        0.1,
-    ):  # against the same step by an optimiser that begins
+    # The factor is relative to the same step by an optimiser in its initial state.
+    for factor in (1, 1, 1, 1, 1, 1, 0.1, 0.1, 0.1):
         after, _ = step(state, loop.data)
         fresh, _ = step(dataclasses.replace(state, opt_state=loop.state.opt_state), loop.data)
         moved = [
@@ -132,7 +123,10 @@ def test_the_unlearning_schedule_counts_steps(model, poisoned):
 
 
 def test_settings_missing_from_a_file_are_the_presets():
-    text = "defenses: [{name: abl, preset: backdoorbench, isolate: {epochs: 3}, unlearn: {optimizer: {lr: 0.1}}}, "
+    text = (
+        "defenses: [{name: abl, preset: backdoorbench, isolate: {epochs: 3}, "
+        "unlearn: {optimizer: {lr: 0.1}}}, "
+    )
     text += "{name: dlp, stages: 12, semi: {method: fixmatch, optimizer: {lr: 0.5}}}]"
     found, other = (choice.config for choice in studies.read(text).defenses)
     preset = ABLConfig(preset="backdoorbench")
@@ -170,10 +164,8 @@ def test_trusted_rows_are_the_least_suspected_half(trusted, model, poisoned):
 
 
 def test_small_classes_are_trusted_except_suspects(model, poisoned, monkeypatch):
-    labels, scores = (
-        np.array([0] * 12 + [1] * 4),
-        np.arange(16.0)[::-1],
-    )  # the fewer the class, the lower its scores
+    # The smaller class has the lower scores.
+    labels, scores = np.array([0] * 12 + [1] * 4), np.arange(16.0)[::-1]
     split = poisoned[1]._replace(images=poisoned[1].images[:16], labels=labels)
     monkeypatch.setattr(
         sys.modules["d3jax.defenses.training_time.suspicion"],
@@ -183,7 +175,7 @@ def test_small_classes_are_trusted_except_suspects(model, poisoned, monkeypatch)
     assert judge(model, None, split, "entropy", 0.1).trusted.tolist() == [0, 1, 2, 3, 4, 12, 13, 14]
 
 
-def test_the_mixture_suspects_as_many_as_it_says(model, poisoned, monkeypatch):
+def test_mixture_suspects_rows_of_low_posterior_up_to_the_ratio(model, poisoned, monkeypatch):
     _, split, _ = poisoned
     posterior = np.where(np.arange(400) < 7, 0.1, 0.9).astype(np.float32)
     scores = dict.fromkeys(("entropy", "cross_entropy"), np.arange(400.0)) | {"mixture": posterior}
@@ -196,7 +188,7 @@ def test_the_mixture_suspects_as_many_as_it_says(model, poisoned, monkeypatch):
         1,
         2,
         3,
-    ]  # at most the ratio
+    ]  # 1 % of 400 rows
 
 
 def test_records_of_a_second_loop_continue_the_steps_of_the_first():
@@ -211,15 +203,12 @@ def test_labelled_rows_exclude_suspects():
     scores, ties = np.arange(10.0), np.zeros(10)
     suspects = np.array([0, 9])
     assert labelled_rows(scores, ties, labels, suspects, 4, 0.0).tolist() == [1, 2, 3, 4]
-    one_of_each = labelled_rows(
-        scores, ties, labels, suspects, 4, 0.01
-    )  # but of the last, which has suspects alone
+    # One of each class, except of class 2, whose images are all suspects.
+    one_of_each = labelled_rows(scores, ties, labels, suspects, 4, 0.01)
     assert one_of_each.tolist() == [1, 2, 3, 6]
     assert labelled_rows(scores, ties, labels, suspects, 5, 0.5).tolist() == [1, 2, 3, 4, 6]
-    assert labelled_rows(scores, ties, labels, suspects, 2, 0.5).tolist() == [
-        1,
-        6,
-    ]  # where there are too few, the best of each
+    # Two rows are fewer than the classes' shares, so each class has its best row.
+    assert labelled_rows(scores, ties, labels, suspects, 2, 0.5).tolist() == [1, 6]
     assert labelled_rows(scores, ties, labels, suspects, 99, 0.1).tolist() == [
         1,
         2,
@@ -231,9 +220,8 @@ def test_labelled_rows_exclude_suspects():
         8,
     ]
     assert labelled_rows(np.zeros(10), -scores, labels, suspects, 4, 0.0).tolist() == [5, 6, 7, 8]
-    later = np.where(
-        np.arange(10) == 3, 20, scores
-    )  # of a class larger than the mean, 10 / 3, no more than of the mean
+    # Class 0 is larger than the mean class (10 / 3 images), so its share is that of the mean class.
+    later = np.where(np.arange(10) == 3, 20, scores)
     assert labelled_rows(later, ties, labels, suspects, 7, 0.9).tolist() == [1, 2, 4, 5, 6, 7, 8]
     found = found_of(10, {"entropy": scores.astype(np.float32)}, suspects=suspects)
     assert found["suspects"].sum() == 2 and found["entropy"][3] == 3 and not found["labelled"].any()
@@ -247,14 +235,17 @@ def test_guessed_rows_drop_suspects_and_the_highest_scores():
         return guessed_rows(scores, ties, labelled, suspects, dropped).tolist()
 
     assert rows(0) == [1, 3, 4, 5, 6, 7]
-    assert rows(1) == [1, 3, 4, 6, 7]  # a suspect goes first, though it ranks before all others
-    assert rows(4) == [4, 6]  # then 7, 1, and of two equal scores the one with the higher tie
+    assert rows(1) == [1, 3, 4, 6, 7]  # suspects are dropped first, whatever their scores
+    assert rows(4) == [4, 6]  # then 7, 1, and of two equal scores that with the higher tie
     assert rows(6) == rows(7) == []
 
 
 @pytest.fixture(scope="module")
 def dataset():
-    """Noisier than the others' set: images that are learned as fast as a trigger cannot be told from it."""
+    """Return a noisier data set than the shared one.
+
+    Scores cannot separate poisoned images from clean ones that are learned as fast as the trigger.
+    """
     return make_synthetic(
         SyntheticConfig(size=12, channels=3, classes=4, train=400, test=130, noise=0.3)
     )
@@ -267,12 +258,13 @@ def model(dataset):
 
 @pytest.fixture(scope="module")
 def poisoned(dataset):
-    """A set with many poisoned images, and the attack."""
+    """Return the attack, a training set with 15 % poisoned images, and its poison flags [N]."""
     attack = make_badnets(BadNetsConfig(rate=0.15), dataset.info)
     return attack, *poisoned_split(KEY, attack, dataset.train)
 
 
 def defend(defense, model, split, **options):
+    """Return the result of a training-time defence, with its first stage run before."""
     begun = fit(defense.begin(KEY, model, split))[0].variables
     return defense.train(KEY, model, split, begun, **options)
 
@@ -321,9 +313,8 @@ def test_dlp_learns_the_task_of_a_poisoned_set_without_the_backdoor(model, datas
     assert counts.acc > 0.95 and counts.asr < 0.1, (counts.acc, counts.asr)
     suspects, labelled = found.found["suspects"], found.found["labelled"]
     assert suspects.sum() == 20 and labelled.sum() == 200 and not (suspects & labelled).any()
-    assert (
-        flags[suspects].mean() > 0.8 and flags[labelled].mean() < 0.05
-    )  # 15 % of all are poisoned
+    # Of all rows, 15 % are poisoned.
+    assert flags[suspects].mean() > 0.8 and flags[labelled].mean() < 0.05
 
 
 def test_after_stage_2_the_backdoor_is_removed_and_the_task_kept(model, dataset, poisoned):
@@ -342,7 +333,7 @@ def test_after_stage_2_the_backdoor_is_removed_and_the_task_kept(model, dataset,
         {"semi": SemiConfig(method="fixmatch", statistics="plain", steps=150, batch_size=32)},
     ],
 )
-def test_dlp_with_other_scores_and_methods(change, model, dataset, poisoned):
+def test_dlp_removes_the_backdoor_with_other_scores_and_methods(change, model, dataset, poisoned):
     attack, split, flags = poisoned
     found = defend(make_dlp(dataclasses.replace(DLP, **change), dataset.info), model, split)
     counts = judged(model, attack, found.variables, dataset)
@@ -359,18 +350,19 @@ def test_isolation_by_local_gradient_ascent_keeps_the_loss_up(model, dataset, po
         )
         begun = fit(make_abl(config, dataset.info).begin(KEY, model, split))[0].variables
         ends[gamma] = scores_of(model, begun, split)["cross_entropy"].mean()
-    assert ends[0.0] < 0.1 and ends[0.5] > 0.3, (
-        ends
-    )  # without a threshold it is plain cross-entropy
+    # With a threshold of 0, the loss is plain cross-entropy.
+    assert ends[0.0] < 0.1 and ends[0.5] > 0.3, ends
 
 
-def test_a_clean_set_stays_learnable(model, dataset):
-    """There is nothing to find; what is suspected for nothing, and what loses its label, must not cost the task."""
+def test_dlp_learns_a_clean_set_despite_false_suspects(model, dataset):
+    """Neither false suspects nor lost labels may cost clean accuracy."""
     found = defend(make_dlp(DLP, dataset.info), model, dataset.train)
     right = np.asarray(predict(model, found.variables, dataset.test.images)) == dataset.test.labels
     assert right.mean() > 0.95 and found.found["suspects"].sum() == 20
     labelled = np.bincount(np.asarray(dataset.train.labels)[found.found["labelled"]], minlength=4)
-    assert labelled.sum() == 200 and labelled.min() >= 40, labelled  # two fifths of every 100
+    assert labelled.sum() == 200 and labelled.min() >= 40, (
+        labelled
+    )  # two fifths of each class of 100
 
 
 def test_first_of_takes_a_quota_of_every_class():
@@ -382,7 +374,7 @@ def test_first_of_takes_a_quota_of_every_class():
 def test_trials_find_the_poisoned_class_where_another_has_the_lowest_scores(
     model, dataset, poisoned, monkeypatch
 ):
-    """The images of class 2 stand first, as those of an easy class would."""
+    """Class 2 is ranked first, as an easy class would be."""
     _, split, flags = poisoned
     begun = fit(make_dlp(DLP, dataset.info).begin(KEY, model, split))[0].variables
     judged, said = judge(model, begun, split, "entropy", 0.05), []
@@ -403,9 +395,8 @@ def test_trials_find_the_poisoned_class_where_another_has_the_lowest_scores(
             done.scores["entropy"], scores_of(model, done.variables, split, ["entropy"])["entropy"]
         )
     assert found[0] == 0 and found[1] > 0.5 and found[2] > 0.8, found
-    assert len(begins) == 6 and all(
-        given[2] is begun for given in begins
-    )  # a trial leaves nothing but what it found
+    # Every trial and every final unlearning starts from the model after stage 1.
+    assert len(begins) == 6 and all(given[2] is begun for given in begins)
     sizes = np.bincount(labels)
     assert np.bincount(labels[begins[1][4].suspects]).tolist() == (sizes * 20 // 400).tolist()
     assert [line.split(":")[0] for line in said if "moved" in line] == [
@@ -431,19 +422,20 @@ def test_highest_scores_and_suspects_are_not_trained_on(model, dataset, poisoned
     last = ranking(found["rescored"], found["rescored_entropy"])
     last = last[~np.isin(last, np.flatnonzero(found["suspects"] | found["labelled"]))]
     np.testing.assert_array_equal(given["labelled"], np.flatnonzero(found["labelled"]))
-    np.testing.assert_array_equal(
-        given["others"], np.sort(last[: 200 - 80])
-    )  # of 80 that are dropped 20 are the suspects
+    # Of the 80 dropped rows, 20 are the suspects.
+    np.testing.assert_array_equal(given["others"], np.sort(last[: 200 - 80]))
 
 
-def test_abl_unlearns_what_it_isolated(model, dataset, poisoned, monkeypatch):
+def test_abl_fine_tunes_on_the_other_rows_and_unlearns_the_isolated_ones(
+    model, dataset, poisoned, monkeypatch
+):
     attack, split, flags = poisoned
     own, given = sys.modules["d3jax.defenses.training_time.abl"], []
     true = own.training_loop
     monkeypatch.setattr(own, "training_loop", lambda *args: given.append(args[2]) or true(*args))
     found = defend(make_abl(ABL, dataset.info), model, split)
     rest = np.flatnonzero(found.found["labelled"])
-    np.testing.assert_array_equal(given[-1].images, split.images[rest])  # what it fine-tunes on
+    np.testing.assert_array_equal(given[-1].images, split.images[rest])  # the fine-tuning set
     np.testing.assert_array_equal(given[-1].labels, split.labels[rest])
     counts = judged(model, attack, found.variables, dataset)
     assert flags[found.found["suspects"]].mean() > 0.5 and counts.asr < 0.2 and counts.acc > 0.5, (
@@ -462,12 +454,11 @@ def test_classes_without_labelled_images_are_reported(model, dataset, poisoned, 
         "judge",
         lambda *given: Judged(scores, np.arange(400), rows, np.arange(200)),
     )
-    config = dataclasses.replace(
-        DLP, stages="13"
-    )  # with sizes as above, so that nothing is compiled anew
+    # The sizes are those of other tests, so that no program is compiled twice.
+    config = dataclasses.replace(DLP, stages="13")
     found = defend(make_dlp(config, dataset.info), model, split, hooks=Hooks(say=said.append)).found
     assert (
-        "no image of [3] keeps its label" in said
+        "no image of the classes [3] keeps its label" in said
         and not (found["labelled"] & found["suspects"]).any()
     )
 
@@ -498,7 +489,10 @@ def test_classes_without_labelled_images_are_reported(model, dataset, poisoned, 
         (
             lambda info: make_dlp(dataclasses.replace(DLP, kept=0.75), info),
             400,
-            "semi.batch_size: 32 is more than the 20 images that lose their labels and are not dropped",
+            (
+                "semi.batch_size: 32 is more than the 20 images that lose their labels "
+                "and are not dropped"
+            ),
         ),
         (
             lambda info: DLPConfig(kept=0.8),
@@ -518,10 +512,10 @@ def test_classes_without_labelled_images_are_reported(model, dataset, poisoned, 
         (
             lambda info: DLPConfig(kept=0.05),
             400,
-            "least: 0.4 of every class cannot keep its labels where kept: 0.05 of all do",
+            "least: 0.4 of every class cannot keep its labels if only kept: 0.05 of all images do",
         ),
     ],
 )
-def test_too_few_images_are_refused(dataset, make, size, message):
+def test_settings_that_leave_too_few_images_are_refused(dataset, make, size, message):
     with pytest.raises(ConfigError, match=message):
         make(dataset.info).check(size)

@@ -1,4 +1,4 @@
-"""What is measured of an evolving model: drifted images, shifted labels, scores."""
+"""Tests of the measurements of an evolving model: drifted images, shifted labels and scores."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from d3jax.evolution.measure import shifted
 from d3jax.metrics.attack_success import make_asr, make_evaluate, make_measure
 
 
-def test_shifted_labels_reach_the_test_images():
+def test_label_shift_changes_the_class_shares_of_the_test_set():
     test = Split(np.arange(400).astype(np.uint8), np.arange(400) % 4)
     config = EvolutionConfig(label_shift=1.0)
     shares = [(shifted(test, config, update, 4).labels == 3).mean() for update in (0, 1, 3)]
@@ -52,7 +52,7 @@ def test_evaluation_drifts_the_test_images(model, victim, attack, dataset, trigg
     )
 
 
-def test_noise_belongs_to_the_image_not_to_its_batch(model, victim, attack, dataset):
+def test_noise_depends_on_the_image_and_not_on_its_batch(model, victim, attack, dataset):
     drift, strength = compose(["noise"], 3), jnp.array([0.4])
     given = (victim.variables, victim.trigger, dataset.test, strength)
     counts = [make_evaluate(model, attack, 4, size, drift)(*given) for size in (50, 13)]
@@ -62,7 +62,9 @@ def test_noise_belongs_to_the_image_not_to_its_batch(model, victim, attack, data
 
 
 @pytest.mark.parametrize("first", [False, True])
-def test_the_score_is_a_difference_of_logits(model, victim, attack, dataset, first):
+def test_score_is_the_mean_rise_of_the_target_logit_by_the_trigger(
+    model, victim, attack, dataset, first
+):
     drift, strengths, keys = (
         compose(["contrast"], 3),
         jnp.array([-0.4]),

@@ -1,4 +1,4 @@
-"""How many updates a backdoor survives."""
+"""Tests of survivability, the number of updates that a backdoor survives."""
 
 import jax
 
@@ -25,7 +25,7 @@ KEY = jax.random.key(5)
 def test_survivability_counts_updates_until_the_first_fall():
     assert survivability([0.9, 0.8, 0.4, 0.9]) == (2, False)  # a later rise does not count
     assert survivability([0.3, 0.9]) == (0, False)
-    assert survivability([0.9, 0.5, 0.7]) == (3, True)  # at the threshold is not below
+    assert survivability([0.9, 0.5, 0.7]) == (3, True)  # a value at the threshold is not below it
     assert survivability([0.95, 0.85], 0.9) == (1, False) and survivability([0.05], 0.1) == (
         0,
         False,

@@ -1,4 +1,4 @@
-"""Updates of an evolving model: which images they see, what they learn, what survives; curves by hand for survivability."""
+"""Tests of evolution runs: the images of each update, drift, poison, replay and training."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ CONFIG = EvolutionConfig(
 
 @pytest.fixture(scope="module")
 def parts(dataset):
-    """The first set and the fresh images."""
+    """Return the first training set and the fresh images."""
     images, labels = dataset.train
     return Split(images[:160], labels[:160]), Split(images[160:], labels[160:])
 
@@ -49,7 +49,10 @@ def job_of(model, victim, parts, attack, dataset, config=CONFIG):
 
 
 def batches_of(model, victim, parts, attack, dataset, config):
-    """The loop of a lineage, and the images and the loss of every step: the model is one whose statistics are the batch."""
+    """Return the train loop of an evolution run, and the images of every step.
+
+    The model stores its batch as its running statistics.
+    """
 
     def apply(variables, images, *, train):
         logits = jnp.zeros((len(images), 4)) + 0 * variables.params["w"]
@@ -71,7 +74,7 @@ def batches_of(model, victim, parts, attack, dataset, config):
     return loop, np.stack(seen)
 
 
-def test_every_update_sees_its_own_images_once_an_epoch_as_far_drifted_as_it_is(
+def test_every_update_sees_its_own_drifted_images_once_per_epoch(
     model, victim, parts, attack, dataset
 ):
     config = dataclasses.replace(CONFIG, drift={"brightness": 0.01})
@@ -92,20 +95,20 @@ def test_every_update_sees_its_own_images_once_an_epoch_as_far_drifted_as_it_is(
 
 
 @pytest.mark.parametrize("trigger_first", [False, True])
-def test_the_trigger_is_pasted_after_the_drift_or_before(
+def test_trigger_is_stamped_before_or_after_the_drift_by_trigger_first(
     model, victim, parts, attack, dataset, trigger_first
 ):
     config = dataclasses.replace(
         CONFIG, epochs=1, persistent=0.5, drift={"brightness": -0.2}, trigger_first=trigger_first
     )
     _, seen = batches_of(model, victim, parts, attack, dataset, config)
-    corners = seen[:, :, -1, -1].reshape(3, 80, -1)  # the patch's
+    corners = seen[:, :, -1, -1].reshape(3, 80, -1)  # a pixel of the patch
     for update, drifted in enumerate((0.8, 0.6, 0.4)):
         patched = np.abs(corners[update] - (drifted if trigger_first else 1)).max(-1) < 1e-6
         assert patched.mean() == 0.5
 
 
-def test_replayed_images_do_not_drift_and_noise_stays_with_its_image(
+def test_replayed_images_do_not_drift_and_noise_is_fixed_for_an_image(
     model, victim, parts, attack, dataset
 ):
     config = dataclasses.replace(CONFIG, replay=0.5, drift={"noise": 0.1})
@@ -116,18 +119,16 @@ def test_replayed_images_do_not_drift_and_noise_stays_with_its_image(
     first = batches_of(
         model, victim, parts, attack, dataset, dataclasses.replace(config, replay=0.0)
     )[1][:10].reshape(2, 80, -1)
-    assert {image.tobytes() for image in first[0]} == {
-        image.tobytes() for image in first[1]
-    }  # both epochs of an update
+    # Both epochs of an update have equal images.
+    assert {image.tobytes() for image in first[0]} == {image.tobytes() for image in first[1]}
 
 
 def test_validation_images_are_not_trained_on():
     labels = np.arange(250) % 4
     learned, kept = divide(KEY, labels, dataclasses.replace(CONFIG, validation=0.2), 4)
     assert learned.shape == (3, 66) and kept.shape == (3, 17)
-    assert (
-        len(set(learned.ravel()) | set(kept.ravel())) == 249
-    )  # disjoint from update to update, and from each other
+    # The rows of all updates, and of training and validation, are disjoint.
+    assert len(set(learned.ravel()) | set(kept.ravel())) == 249
     again = divide(
         KEY,
         labels,
@@ -144,8 +145,13 @@ def test_validation_images_are_not_trained_on():
         assert share == sorted(share) and share[2] > 0.5, share  # exp(6/2) to exp(−6/2)
 
 
-def test_the_first_update_is_sgd_with_momentum(model, victim, parts, attack, dataset):
-    """Against optax's own, on the same batches; the second update begins with fresh momentum and the schedule's first rate."""
+def test_updates_match_optax_sgd_with_fresh_momentum_in_each_update(
+    model, victim, parts, attack, dataset
+):
+    """Compare with optax's SGD on the same batches.
+
+    The second update begins with fresh momentum and the first rate of the schedule.
+    """
     config = dataclasses.replace(CONFIG, strategy=LRScheduleConfig(name="cosine", lr=0.05))
     loop = job_of(model, victim, parts, attack, dataset, config)
     states, state, step = [], loop.state, jax.jit(loop.step)
@@ -192,15 +198,14 @@ def test_the_first_update_is_sgd_with_momentum(model, victim, parts, attack, dat
     )
     assert states[10][1]["lr"] == states[0][1]["lr"] == np.float32(0.05)
     began = states[-1][0].carry["start_params"]
-    jax.tree.map(
-        np.testing.assert_array_equal, began, states[9][0].variables.params
-    )  # where the second update began
+    # The second update starts from the parameters after ten steps.
+    jax.tree.map(np.testing.assert_array_equal, began, states[9][0].variables.params)
 
 
 def test_carried_optimizer_state_keeps_momentum_between_updates(
     model, victim, parts, attack, dataset
 ):
-    """The last step of the first update and the first of the second, by hand."""
+    """Recompute the first step of the second update by hand."""
     for kind, share in (("reset", 0.0), ("carried", 0.9)):
         loop = job_of(
             model, victim, parts, attack, dataset, dataclasses.replace(CONFIG, optimizer_state=kind)
@@ -216,7 +221,7 @@ def test_carried_optimizer_state_keeps_momentum_between_updates(
         np.testing.assert_allclose(moved, w - metrics["lr"] * new, rtol=1e-5, atol=1e-7)
         gradients = new - share * old
         fresh = restarted(before, before.variables)
-        # without momentum: the gradient alone
+        # The trace of a restarted optimiser is the gradient alone.
         wanted = optax.tree.get(step(fresh, loop.data)[0].opt_state, "trace")["head"]["kernel"]
         np.testing.assert_allclose(gradients, wanted, rtol=1e-4, atol=1e-6)
 
@@ -235,7 +240,7 @@ def test_carried_optimizer_state_keeps_momentum_between_updates(
         ),
     ],
 )
-def test_settings_that_would_do_nothing_or_something_else_are_refused(dataset, change, message):
+def test_settings_that_do_not_fit_the_updates_are_refused(dataset, change, message):
     with pytest.raises(ConfigError, match=message):
         check_evolution(dataclasses.replace(CONFIG, **change), 240, dataset.info)
 
@@ -252,12 +257,12 @@ def test_settings_that_would_do_nothing_or_something_else_are_refused(dataset, c
         ({"calls": 1}, "calls: 1 says how often a defence is called, and there is no defense"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(change, message):
+def test_invalid_drifts_and_calls_without_a_defence_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(CONFIG, **change)
 
 
-def test_learning_statistics_moves_statistics_alone(model, victim, parts, attack, dataset):
+def test_learning_statistics_changes_statistics_only(model, victim, parts, attack, dataset):
     state, _ = fit(
         job_of(
             model, victim, parts, attack, dataset, dataclasses.replace(CONFIG, learn="statistics")
@@ -269,7 +274,7 @@ def test_learning_statistics_moves_statistics_alone(model, victim, parts, attack
     )
 
 
-def test_learning_parameters_moves_parameters_alone(model, victim, parts, attack, dataset):
+def test_learning_parameters_changes_parameters_only(model, victim, parts, attack, dataset):
     config = dataclasses.replace(CONFIG, learn="parameters")
     state, _ = fit(job_of(model, victim, parts, attack, dataset, config))
     jax.tree.map(
@@ -282,7 +287,7 @@ def test_learning_parameters_moves_parameters_alone(model, victim, parts, attack
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1])
-def test_persistent_poison_is_the_same_share_of_every_set(
+def test_persistent_poison_is_the_same_share_of_every_update(
     model, victim, parts, attack, dataset, share
 ):
     loop = job_of(
@@ -295,9 +300,8 @@ def test_more_poison_than_the_attack_can_take_is_refused(model, victim, parts, a
     more = job_of(
         model, victim, parts, attack, dataset, dataclasses.replace(CONFIG, persistent=0.8)
     )
-    assert (
-        more.data.poisoned.reshape(3, 80).sum(1).tolist() == [64] * 3
-    )  # whatever share of the first set was poisoned
+    # The share does not depend on that of the first set.
+    assert more.data.poisoned.reshape(3, 80).sum(1).tolist() == [64] * 3
     config, construct = ATTACKS["sig"]
     sig = construct(config(rate=0.1), dataset.info)
     taken = job_of(
@@ -321,23 +325,23 @@ def test_more_poison_than_the_attack_can_take_is_refused(model, victim, parts, a
         job_of(model, victim, parts, attack, dataset, dataclasses.replace(CONFIG, batch_size=128))
 
 
-def test_replay_brings_the_first_set_back(model, victim, parts, attack, dataset):
+def test_replay_trains_on_the_poisoned_first_set_and_teaches_the_backdoor(
+    model, victim, parts, attack, dataset
+):
     config = dataclasses.replace(CONFIG, replay=0.5)
     many = attack._replace(select=lambda key, labels: jnp.arange(len(labels)) < 40)
     released, _ = poisoned_split(KEY, many, parts[0], Prepared(victim.trigger))
     parts = (released, parts[1])
     loop = job_of(model, victim, parts, attack, dataset, config)
-    np.testing.assert_array_equal(
-        loop.data.split.images[:160], released.images
-    )  # the trigger is in them
+    # The released images of the first set contain the trigger.
+    np.testing.assert_array_equal(loop.data.split.images[:160], released.images)
     assert not loop.data.poisoned.any() and (released.labels[:40] == 0).all()
     strong = dataclasses.replace(config, updates=2, epochs=6, strategy=LRScheduleConfig(lr=0.1))
     evaluate = make_evaluate(model, attack, 4)
     asr = {}
     for replay in (0.0, 0.5):
-        blank = victim._replace(
-            variables=model.init(KEY)
-        )  # what it knows of the trigger it has from the replay
+        # An untrained model can learn the trigger only from the replay.
+        blank = victim._replace(variables=model.init(KEY))
         loop = job_of(
             model, blank, parts, attack, dataset, dataclasses.replace(strong, replay=replay)
         )
@@ -345,7 +349,7 @@ def test_replay_brings_the_first_set_back(model, victim, parts, attack, dataset)
     assert asr[0.5] > 0.8 and asr[0.0] < 0.3, asr
 
 
-def test_evolution_loops_together_have_the_numbers_they_have_apart(
+def test_evolution_loops_trained_together_match_loops_trained_alone(
     model, victim, parts, attack, dataset
 ):
     configs = [
@@ -374,11 +378,12 @@ def test_evolution_loops_together_have_the_numbers_they_have_apart(
         )
 
 
-def test_clean_label_attacks_need_nothing_of_the_updates(model, victim, parts, dataset):
+def test_clean_label_attacks_run_without_target_images_in_the_updates(
+    model, victim, parts, dataset
+):
     config, construct = ATTACKS["sig"]
-    attack = construct(
-        config(rate=0.24), dataset.info
-    )  # nearly all of the first set's target class
+    # The rate takes nearly all images of the first set's target class.
+    attack = construct(config(rate=0.24), dataset.info)
     fresh = Split(*(part[np.asarray(parts[1].labels) != 0] for part in parts[1]))
     loop = job_of(model, victim, (parts[0], fresh), attack, dataset)
     assert not loop.data.poisoned.any()

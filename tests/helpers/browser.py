@@ -1,6 +1,6 @@
-"""A headless browser for tests: open a page from a file, click, and see what went wrong or out.
+"""A headless browser for tests: it opens pages, clicks, and records errors and network requests.
 
-It speaks the DevTools protocol over two pipes, so that it needs nothing but the browser.
+It speaks the DevTools protocol over two pipes, so that it needs no package besides the browser.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ LAUNCH = (
     "import os, sys; a, b = map(int, sys.argv[1:3]); os.dup2(a, 3); os.dup2(b, 4); "
     "os.execv(sys.argv[3], sys.argv[3:])"
 )
-"""Gives the browser its pipes as files 3 and 4, where it looks for them."""
+"""A program that starts the browser with its pipes as file descriptors 3 and 4, as it expects."""
 
 
 def find_browser() -> str:
-    """Return a browser's path; skip the test where there is none."""
+    """Return the path of a browser, or skip the test if none is installed."""
     for name in (os.environ.get("D3JAX_BROWSER", ""), *NAMES):
         if name and (path := shutil.which(name)):
             return path
@@ -48,10 +48,11 @@ def find_browser() -> str:
 
 
 class Page:
-    """A page opened from a file. `errors`: what the console and the page complain of; `requests`:
-    the addresses of all that it asked for, without the file itself and data: URLs.
+    """A page that a headless browser opened from a file.
 
-    Raises `TimeoutError` where the browser does not answer.
+    `errors` holds exceptions and the console's errors and warnings. `requests` holds the addresses
+    that the page requested, without the file itself and data: URLs. Raises `TimeoutError` if the
+    browser does not answer within `seconds` of opening.
     """
 
     def __init__(self, path: Path, width: int = 1280, height: int = 900, seconds: float = 60):
@@ -71,7 +72,7 @@ class Page:
             raise
 
     def evaluate(self, expression: str) -> Any:
-        """Return the value of a JavaScript expression in the page, of a promise once it is kept."""
+        """Return the value of a JavaScript expression in the page. A promise is awaited."""
         options = {"expression": expression, "returnByValue": True, "awaitPromise": True}
         found = self._call("Runtime.evaluate", **options)
         if "exceptionDetails" in found:
@@ -79,7 +80,7 @@ class Page:
         return found["result"].get("value")
 
     def click(self, selector: str) -> None:
-        """Click the first element of a CSS selector, as a user's pointer would."""
+        """Click the first element that matches a CSS selector, with mouse events."""
         place = self.evaluate(
             f"(() => {{const found = document.querySelector({json.dumps(selector)});"
             "found.scrollIntoView({block: 'center', behavior: 'instant'});"
@@ -91,22 +92,25 @@ class Page:
             self._call("Input.dispatchMouseEvent", type=kind, **where)
 
     def texts(self, selector: str) -> list[str]:
-        """Return the text of every element of a CSS selector, in the order of the page."""
+        """Return the texts of the elements that match a CSS selector, in the order of the page."""
         chosen = f"document.querySelectorAll({json.dumps(selector)})"
         return self.evaluate(f"[...{chosen}].map(one => one.textContent.trim())")
 
     def html(self) -> str:
-        """Return the DOM as it is now."""
+        """Return the current DOM as HTML."""
         return self.evaluate("document.documentElement.outerHTML")
 
     def broken_pictures(self) -> list[str]:
-        """Return the alternative texts of pictures that did not load."""
+        """Return the alternative texts of the pictures that did not load."""
         return self.evaluate(
             "[...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.alt)"
         )
 
     def screenshot(self, path: Path, *, dark: bool = False, media: str = "screen") -> None:
-        """Write a PNG of the whole page, in its dark colours or as printed if asked."""
+        """Write a PNG of the whole page, with `dark` in its dark colours.
+
+        `media` is the CSS medium, for example "print".
+        """
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         options = {"format": "png", "captureBeyondViewport": True}
@@ -195,7 +199,10 @@ class Page:
 
 
 def pipe_pair() -> list[int]:
-    """Return a pipe's ends, numbered from 10 on: 3 and 4 stay free for the browser."""
+    """Return the two ends of a pipe as file descriptors of at least 10.
+
+    The descriptors 3 and 4 stay free for the browser.
+    """
     ends = os.pipe()
     high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
     for end in ends:

@@ -1,4 +1,4 @@
-"""Data sets for tests, and what every data set keeps."""
+"""Small data sets for tests, and checks that every data set must pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from d3jax.core.types import Dataset
 
 
 def small_arrays(n: int = 12, shape: tuple[int, ...] = (8, 6, 3)) -> dict[str, np.ndarray]:
-    """A valid data set of 3 classes: what the tests write, then damage."""
+    """Return the arrays of a valid data set of 3 classes, which tests write to files and damage."""
     rng = np.random.default_rng(0)
     return {
         "train_images": rng.integers(0, 256, (n, *shape), np.uint8),
@@ -21,7 +21,10 @@ def small_arrays(n: int = 12, shape: tuple[int, ...] = (8, 6, 3)) -> dict[str, n
 
 
 def fails(make, *words: str) -> str:
-    """The message of the DataError that `make()` raises: one line that holds every one of `words`."""
+    """Return the message of the `DataError` that `make()` raises.
+
+    The message must be one line and contain all `words`.
+    """
     with pytest.raises(DataError) as caught:
         make()
     message = str(caught.value)
@@ -32,7 +35,10 @@ def fails(make, *words: str) -> str:
 
 
 def nearest_mean_accuracy(dataset: Dataset) -> float:
-    """Test accuracy of the simplest classifier there is: whether labels and images belong together at all."""
+    """Return the test accuracy of the nearest-class-mean classifier.
+
+    An accuracy above chance shows that labels and images belong together.
+    """
     train, test = (
         split.images.reshape(len(split.images), -1) / 255 for split in (dataset.train, dataset.test)
     )
@@ -44,6 +50,7 @@ def nearest_mean_accuracy(dataset: Dataset) -> float:
 
 
 def check_contract(dataset: Dataset) -> None:
+    """Assert the dtypes, shapes, label range and hashable info that every data set must have."""
     info = dataset.info
     for split in (dataset.train, dataset.test):
         assert split.images.dtype == np.uint8 and split.images.shape == (

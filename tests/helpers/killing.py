@@ -1,4 +1,7 @@
-"""Running a study in processes of its own, and killing them. `tests.helpers.small` is the command line with a model that compiles fast."""
+"""Helpers that run a study in separate processes and kill them.
+
+Their program is `tests.helpers.small` by default: the command line with a model that compiles fast.
+"""
 
 import csv
 import itertools
@@ -22,20 +25,20 @@ loop: {log_every: 2, save_every: 4, save_seconds: 0}
 
 
 def numbers(rows):
-    """Rows without what differs from run to run."""
+    """Return rows without their columns of seconds, which differ from run to run."""
     return [
         {key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows
     ]
 
 
 def results(folder: Path):
-    """results.csv of a run folder, without times."""
+    """Return the rows of a run folder's results.csv without their columns of seconds."""
     with (folder / "results.csv").open() as file:
         return numbers(csv.DictReader(file))
 
 
 def logged(folder: Path, node: str, text: str) -> bool:
-    """Whether a node's metrics.jsonl has come to `text`."""
+    """Return whether a node's metrics.jsonl contains `text`."""
     path = folder / "nodes" / node / "metrics.jsonl"
     return path.exists() and text in path.read_text()
 
@@ -47,7 +50,10 @@ def unbroken(
     count: int = 1,
     program: str = "tests.helpers.small",
 ) -> str:
-    """Runs a study to its end, in `count` processes that work together, and returns what the first one printed."""
+    """Run a study to its end in `count` cooperating processes and return the output of the first.
+
+    Raises `AssertionError` if a process fails.
+    """
     running = start(config, workdir, environment, count, program)
     printed = [process.communicate() for process in running]
     assert [process.returncode for process in running] == [0] * count, printed
@@ -62,7 +68,10 @@ def kill_when(
     count: int = 1,
     program: str = "tests.helpers.small",
 ) -> None:
-    """Starts a study and kills it with SIGKILL, all its processes, as soon as `moment()` is true."""
+    """Start a study and kill all its processes with SIGKILL as soon as `moment()` is true.
+
+    Raises `AssertionError` if `moment()` is not true before the first process ends.
+    """
     running = start(config, workdir, environment, count, program, output=subprocess.DEVNULL)
     until(moment, running)
     for process in running:
@@ -73,7 +82,10 @@ def kill_when(
 
 
 def until(moment: Callable[[], object], running: list[subprocess.Popen]) -> None:
-    """Waits until `moment()` is true, which must come before the first process has ended."""
+    """Wait until `moment()` is true.
+
+    Raises `AssertionError` if the first process ends before that, or after 900 seconds.
+    """
     deadline = time.monotonic() + 900
     while not moment() and running[0].poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -89,7 +101,11 @@ def start(
     more: Sequence[Sequence[str]] = (),
     output: int = subprocess.PIPE,
 ) -> list[subprocess.Popen]:
-    """The processes of a study, `count` of them together, each with its own `more` words; what they say goes to one pipe each."""
+    """Start a study in `count` cooperating processes and return them.
+
+    `more` holds the additional arguments of each process. Each process writes its output and its
+    errors to a pipe of its own, or to `output`.
+    """
     command = [sys.executable, "-m", program, "--config", str(config), "--workdir", str(workdir)]
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -109,4 +125,5 @@ def start(
 
 
 def _without_fakes(extra: dict[str, str]) -> dict[str, str]:
+    """Return the environment with `extra` and without the XLA flags that make fake devices."""
     return {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | extra

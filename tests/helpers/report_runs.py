@@ -1,4 +1,4 @@
-"""Run folders of made-up numbers, for tests of what reads them. No jax."""
+"""Run folders with invented numbers, for tests of the code that reads them. No jax."""
 
 import json
 
@@ -21,21 +21,37 @@ HOSTILE = "<script>alert(1)</script>$\\x"
 
 
 def row(defense="none", seed=0, acc=0.9, asr=1.0, **more):
-    """A row of results.csv."""
+    """Return a row of results.csv."""
     return {
-        "dataset": "digits", "model": "vgg", "attack": "badnets", "poison_rate": 0.1, "defense": defense, "seed": seed,
-        "acc": acc, "asr": asr, "ra": None if None in (acc, asr) else acc * (1 - asr), "der": None, "n_clean": 100, "n_triggered": 90, "seconds": 2.5, "status": "ok",
-    } | more  # fmt: skip
+        "dataset": "digits",
+        "model": "vgg",
+        "attack": "badnets",
+        "poison_rate": 0.1,
+        "defense": defense,
+        "seed": seed,
+        "acc": acc,
+        "asr": asr,
+        "ra": None if None in (acc, asr) else acc * (1 - asr),
+        "der": None,
+        "n_clean": 100,
+        "n_triggered": 90,
+        "seconds": 2.5,
+        "status": "ok",
+    } | more
 
 
 class Run:
-    """A run folder that grows node by node; `write` ends it with its manifest."""
+    """A builder of run folders: its methods add nodes, and `write` writes the manifest last.
+
+    `classes` are the class names. `external` is the text on how an external model was read, if any.
+    """
 
     def __init__(self, path, classes=CLASSES, external=""):
         self.path, self.classes, self.external = path, list(classes), external
         self.attacks, self.evolutions, self.nodes = {}, {}, []
 
     def attack(self, label, attacked=True, targets=(0,)):
+        """Add an attack, or a clean control if not `attacked`."""
         self.attacks[label] = AttackEntry(label, attacked, list(targets))
 
     def node(
@@ -53,7 +69,11 @@ class Run:
         logged=(),
         role=None,
     ):
-        """Add a node; one of status "" is not finished. With a row of results.csv it has a role."""
+        """Add a node and return its name.
+
+        The status "" means not finished: no record is written. A node with a row of results.csv
+        gets the role of its kind.
+        """
         self.attacks.setdefault(attack, AttackEntry(attack, True, [0]))
         rows = {name: [dict(one) for one in found] for name, found in (tables or {}).items()}
         name = f"{attack}/seed{seed}/{what}"
@@ -105,10 +125,20 @@ class Run:
             label, seed, attack=attack, status=status or "not finished", **(numbers | dict(more))
         )
         counts = [
-            {"attack": attack, "defense": label, "seed": seed, "class": name, "clean": 50, "correct": round(50 * acc) - i}
-            | {"triggered": 0 if i == 0 or asr is None else 40, "reached": 0 if i == 0 or asr is None else round(40 * asr)}
+            {
+                "attack": attack,
+                "defense": label,
+                "seed": seed,
+                "class": name,
+                "clean": 50,
+                "correct": round(50 * acc) - i,
+            }
+            | {
+                "triggered": 0 if i == 0 or asr is None else 40,
+                "reached": 0 if i == 0 or asr is None else round(40 * asr),
+            }
             for i, name in enumerate(self.classes)
-        ]  # fmt: skip
+        ]
         found = {"results": [one], "per_class": counts if status == "ok" else []}
         what = "train" if label == "none" else label
         kind = kind or ("victim" if label == "none" else "repair")
@@ -133,7 +163,7 @@ class Run:
         targets=None,
         predictions=None,
     ):
-        """Add the report's images and what every model of `labels` sees in them."""
+        """Add the report's images and the predictions of every model of `labels` on them."""
         rng = np.random.default_rng(len(attack))
         n, classes = 8, len(self.classes)
         clean = rng.integers(0, 200, (n, 8, 8, 3), dtype=np.uint8)
@@ -167,6 +197,7 @@ class Run:
             )
 
     def features(self, labels, attack="badnets", inverted=False):
+        """Add projected features of clean and triggered images for every model of `labels`."""
         rng = np.random.default_rng(1)
         for i, label in enumerate(labels):
             truth = np.arange(30) % len(self.classes)
@@ -190,38 +221,78 @@ class Run:
     def detection(
         self, label="nc", attack="badnets", flagged=(0,), models=("none",), known=True, seed=0
     ):
+        """Add a detection that flags the classes `flagged`, and its trigger's ASR on `models`.
+
+        The attack's targets are unknown to it if not `known`.
+        """
         k = len(self.classes)
         norms = np.where(np.isin(np.arange(k), flagged), 2.0, 8.0) + 0.1 * np.arange(k)
         index = np.abs(norms - np.median(norms))
         rng = np.random.default_rng(2)
         rows = [
-            {"dataset": "digits", "model": "vgg", "attack": attack, "seed": seed, "detection": label, "class": self.classes[i],
-             "is_target": i in self.attacks[attack].targets if known else None, "flagged": i in flagged, "norm": float(norms[i]),
-             "index": float(index[i]), "success": 0.9, "passes": 8, "seconds": 1.0}
+            {
+                "dataset": "digits",
+                "model": "vgg",
+                "attack": attack,
+                "seed": seed,
+                "detection": label,
+                "class": self.classes[i],
+                "is_target": i in self.attacks[attack].targets if known else None,
+                "flagged": i in flagged,
+                "norm": float(norms[i]),
+                "index": float(index[i]),
+                "success": 0.9,
+                "passes": 8,
+                "seconds": 1.0,
+            }
             for i in range(k)
-        ]  # fmt: skip
+        ]
         at = int(np.argmin(norms))
         turned = [
-            {"attack": attack, "seed": seed, "detection": label, "class": self.classes[at], "flagged": at in flagged, "score": float(index[at]),
-             "norm": float(norms[at]), "defense": name, "turned": 0.97 - 0.4 * i, "acc": 0.9}
+            {
+                "attack": attack,
+                "seed": seed,
+                "detection": label,
+                "class": self.classes[at],
+                "flagged": at in flagged,
+                "score": float(index[at]),
+                "norm": float(norms[at]),
+                "defense": name,
+                "turned": 0.97 - 0.4 * i,
+                "acc": 0.9,
+            }
             for i, name in enumerate(models)
-        ]  # fmt: skip
+        ]
         arrays = {
-            "scores": -norms, "norm": norms, "index": index, "success": np.where(np.arange(k) == k - 1, 0.4, 0.95),
-            "flagged": np.isin(np.arange(k), flagged), "triggers": rng.integers(0, 255, (k, 8, 8, 3), dtype=np.uint8),
+            "scores": -norms,
+            "norm": norms,
+            "index": index,
+            "success": np.where(np.arange(k) == k - 1, 0.4, 0.95),
+            "flagged": np.isin(np.arange(k), flagged),
+            "triggers": rng.integers(0, 255, (k, 8, 8, 3), dtype=np.uint8),
             "smallest": rng.integers(0, 255, (8, 8, 8, 3), dtype=np.uint8),
-        }  # fmt: skip
+        }
         named = ", ".join(self.classes[i] for i in flagged)
         targets = [i for i in range(k) if i in self.attacks[attack].targets]
         found = len(set(flagged) & set(targets))
         verdict = {
-            "dataset": "digits", "model": "vgg", "attack": attack, "seed": seed, "detection": label,
-            "flagged": bool(flagged), "flagged_classes": named, "n_flagged": len(flagged),
+            "dataset": "digits",
+            "model": "vgg",
+            "attack": attack,
+            "seed": seed,
+            "detection": label,
+            "flagged": bool(flagged),
+            "flagged_classes": named,
+            "n_flagged": len(flagged),
             "targets": ", ".join(self.classes[i] for i in targets) if known else None,
-            "n_targets": len(targets) if known else None, "n_found": found if known else None,
-            "right": list(flagged) == targets if known else None, "statistic": float(index[at]),
-            "threshold": 2.0, "highest": self.classes[at], "seconds": 1.0,
-        }  # fmt: skip
+            "n_targets": len(targets) if known else None,
+            "n_found": found if known else None,
+            "right": list(flagged) == targets if known else None,
+            "statistic": float(index[at]),
+            "threshold": 2.0,
+            "highest": self.classes[at],
+            "seconds": 1.0,
+        }
         facts = {
             "statistic": float(index[at]),
             "threshold": 2.0,
@@ -250,6 +321,7 @@ class Run:
             )
 
     def landscape(self, defenses, attack="badnets", plane=True, batchnorm=True):
+        """Add the loss landscape between the victim and its repairs `defenses`."""
         ts, tensors = np.linspace(-0.5, 4, 11), [f"block{i}/conv/kernel" for i in range(10)]
         rng = np.random.default_rng(3)
         arrays = {
@@ -266,9 +338,11 @@ class Run:
                 ("interpolated", "estimated", "first") if batchnorm else ("interpolated", "first")
             ):
                 arrays |= {
-                    f"{name}/{kind}/clean_loss": 0.2 + 0.3 * np.abs(ts - 0.5), f"{name}/{kind}/backdoor_loss": 0.1 + (1 + i) * np.abs(ts),
-                    f"{name}/{kind}/acc": 0.95 - 0.1 * np.abs(ts - 0.5), f"{name}/{kind}/asr": np.exp(-np.abs(ts) * (1 + i)),
-                }  # fmt: skip
+                    f"{name}/{kind}/clean_loss": 0.2 + 0.3 * np.abs(ts - 0.5),
+                    f"{name}/{kind}/backdoor_loss": 0.1 + (1 + i) * np.abs(ts),
+                    f"{name}/{kind}/acc": 0.95 - 0.1 * np.abs(ts - 0.5),
+                    f"{name}/{kind}/asr": np.exp(-np.abs(ts) * (1 + i)),
+                }
         facts = {"defenses": list(defenses), "tensors": tensors}
         if plane:
             x, y = np.linspace(-1, 4, 13), np.linspace(-1, 3, 13)
@@ -296,6 +370,7 @@ class Run:
         status="ok",
         asr=0.9,
     ):
+        """Add an evolution run with a row for every update, and its learning rates."""
         more = (
             {
                 f"survived_{tau}": updates if asr and asr > 0.8 else 1
@@ -327,21 +402,32 @@ class Run:
             )
         )
         rows = [
-            {"attack": attack, "evolution": label, "seed": seed, "update": t, "acc": 0.9 + 0.01 * t + 0.005 * seed, "ra": 0.1}
+            {
+                "attack": attack,
+                "evolution": label,
+                "seed": seed,
+                "update": t,
+                "acc": 0.9 + 0.01 * t + 0.005 * seed,
+                "ra": 0.1,
+            }
             | empty
             | {"asr": asr and asr * np.exp(-t * lr * 20)}
             | ({"stale_acc": 0.85, "valid_acc": 0.9 + lr, "control": 0.02} if t else {})
             for t in range(updates + 1)
-        ]  # fmt: skip
+        ]
         record = read_record(self.path, last.name)
         write_record(self.path, record._replace(tables=record.tables | {"evolution": rows}))
 
     def forgetting(self, label, attack="badnets", updates=4):
+        """Add the linear prediction of forgetting for the evolution run `label`."""
         values, t = np.geomspace(10, 1e-3, 20), np.arange(updates + 1)
         arrays = {
-            "eigenvalues": values, "shares": np.full(20, 0.05), "scores": 3.0 * np.exp(-0.5 * t),
-            "left/squared": np.exp(-0.4 * t[1:]), "left/softmax": np.append(np.exp(-0.2 * t[1:-1]), -4.0),
-        }  # fmt: skip
+            "eigenvalues": values,
+            "shares": np.full(20, 0.05),
+            "scores": 3.0 * np.exp(-0.5 * t),
+            "left/squared": np.exp(-0.4 * t[1:]),
+            "left/softmax": np.append(np.exp(-0.2 * t[1:-1]), -4.0),
+        }
         self.node("forgetting", attack, f"forgetting-{label}", label, arrays=arrays)
 
     def training_time(
@@ -354,6 +440,7 @@ class Run:
         poisoned=True,
         loop="",
     ):
+        """Add a training-time defence with its first stage and its scores of training samples."""
         n = 200
         rng = np.random.default_rng(4)
         flags = np.arange(n) % 10 == 0 if poisoned else np.zeros(n, bool)
@@ -392,11 +479,33 @@ class Run:
             )
         stage = f"{attack}/seed{seed}/{first}"
         if stage not in [node.name for node in self.nodes]:
-            self.node("first_stage", attack, first, "", seed, logged=[
-                {"step": step, "clean_ce": 2 / step, "clean_entropy": 1 / step, "clean_right": 1 - 1 / step, "watch_acc": 0.5, "watch_asr": 0.9}
-                | ({"poisoned_ce": 1 / step, "poisoned_entropy": 0.5 / step, "poisoned_right": 1.0} if poisoned else {})
-                for step in (10, 20, 30, 40)
-            ])  # fmt: skip
+            self.node(
+                "first_stage",
+                attack,
+                first,
+                "",
+                seed,
+                logged=[
+                    {
+                        "step": step,
+                        "clean_ce": 2 / step,
+                        "clean_entropy": 1 / step,
+                        "clean_right": 1 - 1 / step,
+                        "watch_acc": 0.5,
+                        "watch_asr": 0.9,
+                    }
+                    | (
+                        {
+                            "poisoned_ce": 1 / step,
+                            "poisoned_entropy": 0.5 / step,
+                            "poisoned_right": 1.0,
+                        }
+                        if poisoned
+                        else {}
+                    )
+                    for step in (10, 20, 30, 40)
+                ],
+            )
         more = {"suspects": 20, "suspects_poisoned": 0.75, "labelled_poisoned": 0.0123}.items()
         logged = [*curve(watch_acc=0.6), *curve(loop=loop)] if loop else curve(watch_acc=0.6)
         self.model(
@@ -414,7 +523,7 @@ class Run:
         write_record(self.path, record._replace(tables=record.tables | {"filters": rows}), arrays)
 
     def write(self):
-        """Write the manifest and return the folder's path."""
+        """Write the manifest and return the path of the run folder."""
         seeds = sorted({node.seed for node in self.nodes}) or [0]
         write_manifest(
             self.path,
@@ -433,5 +542,5 @@ class Run:
 
 
 def curve(steps=(1, 2, 3), **more):
-    """Log records of a loop."""
+    """Return the log records of a train loop, one for each of `steps`, with the values `more`."""
     return [{"step": step, "seconds": 0.1, "loss": 1.0 / step} | more for step in steps]

@@ -1,4 +1,4 @@
-"""Run folders for tests, written without a study: rows, manifests and records of chosen numbers."""
+"""Helpers that write run folders with given rows, manifests and records, without a study."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ IDENTITY = {
 
 
 def result_row(**values: Any) -> Row:
-    """Return a row of results.csv: IDENTITY, plausible numbers and `values` over them."""
+    """Return a row of results.csv: IDENTITY and plausible numbers, overridden by `values`."""
     numbers = {"acc": 0.9, "asr": 1.0, "ra": 0.1, "der": None, "n_clean": 1000, "n_triggered": 900}
     seed = values.get("seed", 0)
     return (
@@ -48,7 +48,10 @@ def result_row(**values: Any) -> Row:
 
 
 def node_of(row: Row, kind: str = "") -> tuple[NodeEntry, NodeRecord | None]:
-    """Return the node that leaves a row; no record where the row's status says "not finished"."""
+    """Return the manifest entry and the record of the node that produces a row.
+
+    The record is None if the row's status begins with "not finished".
+    """
     defense = row["defense"]
     kind = kind or ("victim" if defense == "none" else "repair")
     role = {"repair": "defense", "model_detection": "detection"}.get(kind, kind)
@@ -68,7 +71,11 @@ def write_run(
     more: Iterable[tuple[NodeEntry, NodeRecord | None]] = (),
     evolutions: Iterable[str] = (),
 ) -> Path:
-    """Write a run folder with a node for each row; `evolutions` are labels of that kind."""
+    """Write a run folder with a node for each row and return its path.
+
+    `config` are settings of its config.yaml, `more` are further nodes, and `evolutions` are the
+    labels of rows that evolution runs produce.
+    """
     rows, evolutions = list(rows), set(evolutions)
     nodes = [node_of(row, "evolution" if row["defense"] in evolutions else "") for row in rows]
     nodes += list(more)
@@ -96,5 +103,5 @@ def write_run(
 
 
 def without_numbers(row: Row, status: str) -> Row:
-    """Return a row as a failed or unfinished run leaves it."""
+    """Return a row of a failed or unfinished run: its numbers are None, and it has `status`."""
     return row | dict.fromkeys(NUMBERS) | {"status": status}

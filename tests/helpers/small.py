@@ -1,4 +1,7 @@
-"""A net that compiles in a second, and the command line with it: `python -m tests.helpers.small --config …` knows the model `small`."""
+"""A network that compiles in a second, and a command line that knows it as the model `small`.
+
+The command is `python -m tests.helpers.small --config …`.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -23,7 +26,7 @@ class _Small(nn.Module):
         for i in range(2):
             x = active(f"conv{i}", nn.Conv(8 << i, (3, 3), 2, use_bias=False, name=f"conv{i}")(x))
             x = BatchNorm(train)(x)
-            x = active(f"out{i}", nn.relu(x) if i == 0 else x)  # signed, as PreActResNet18's
+            x = active(f"out{i}", nn.relu(x) if i == 0 else x)  # signed, like PreActResNet18's
         x = active("penultimate", x.reshape(len(x), -1))
         return Linear(self.info.num_classes, name="head")(x)
 
@@ -37,13 +40,16 @@ NORMS = tuple(
 
 
 def small_model(info: DataInfo) -> Model:
-    """Two strided convolutions and a linear layer."""
+    """Return a model of two strided convolutions with BatchNorm and a linear layer."""
     return model_of(_Small(info), info, NORMS)
 
 
 @contextlib.contextmanager
 def registered() -> Iterator[None]:
-    """Let configs name the model `small`; its `width` changes nothing but its hash."""
+    """Register the model `small` within the block, so that configs can name it.
+
+    Its setting `width` changes only its hash.
+    """
     MODELS["small"] = (PreActResNet18Config, lambda config, info, dtype: small_model(info))
     REGISTRIES["models"]["small"] = PreActResNet18Config
     try:

@@ -1,4 +1,4 @@
-"""Studies in tests: read from YAML, run quietly, read back."""
+"""Helpers that read studies from YAML text, run them without output and read their run folders."""
 
 import contextlib
 import json
@@ -23,22 +23,22 @@ defenses:
 loop: {log_every: 10, save_every: 20, save_seconds: 0}
 published: {badnets/d3-code: "90.77/0.74 on CIFAR-10"}
 """
-"""A study with three models that takes seconds."""
+"""A study of one backdoored model and two repairs, which runs in seconds."""
 
 
 def read(text: str, *overrides: tuple[str, str]) -> StudyConfig:
-    """Return the config of YAML text with overrides."""
+    """Return the study config of a YAML text with overrides `(key, value)`."""
     return loads(text, overrides, registries=REGISTRIES)
 
 
 def run(config: StudyConfig, folder: Path, **options):
-    """Run a study without a word on its progress; return the rows of results.csv."""
+    """Run a study without progress output and return the rows of results.csv."""
     return run_study(config, folder, Progress(quiet=True), **options)
 
 
 @contextlib.contextmanager
 def unchanged(folder: Path) -> Iterator[None]:
-    """Raise `AssertionError` where a file of a shared run folder is written, made or deleted."""
+    """Raise `AssertionError` if the block creates, changes or deletes a file of a shared folder."""
     before = _files(folder)
     yield
     after = _files(folder)
@@ -47,17 +47,18 @@ def unchanged(folder: Path) -> Iterator[None]:
 
 
 def _files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return the size and the modification time in ns of every file of a folder."""
     found = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
     return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
 
 
 def opened(config: StudyConfig, folder: Path) -> StudyContext:
-    """Return the context of a study, nothing written."""
+    """Return the context of a study without writing anything."""
     return open_context(config, folder, Progress(quiet=True))
 
 
 class Breaking(Progress):
-    """Ends the process, so to say, at the n-th record that a loop logs."""
+    """A progress display that raises `KeyboardInterrupt` at the n-th log record of the study."""
 
     def __init__(self, records: int):
         super().__init__(quiet=True)
@@ -70,7 +71,7 @@ class Breaking(Progress):
 
 
 def logged_loops(folder: Path) -> dict[str, list[dict]]:
-    """Return the log records of a run folder by `<node>` or `<node>/<loop>`."""
+    """Return the log records of a run folder, keyed by `<node>` or `<node>/<loop>`."""
     found: dict[str, list[dict]] = {}
     for path in sorted(folder.glob("nodes/**/metrics.jsonl")):
         node = str(path.parent.relative_to(folder / "nodes"))

@@ -1,7 +1,12 @@
-"""The shared architectures in PyTorch, written from their published descriptions under the names that files have, to compare with.
+"""The shared architectures in PyTorch, for comparison with d3jax's.
 
-Sizes are the caller's. PreActResNet18: He et al. 2016, as the field runs it; WideResNet: Zagoruyko & Komodakis 2016; VGG19-BN: Simonyan &
-Zisserman 2015 in torchvision's layout; ViT: Dosovitskiy et al. 2021 in torchvision's layout.
+They are written from their published descriptions, with the parameter names that published files
+use. The caller chooses the sizes. Sources:
+
+- PreActResNet18: He et al. 2016, in the form that is usual in the field.
+- WideResNet: Zagoruyko & Komodakis 2016.
+- VGG19-BN: Simonyan & Zisserman 2015, in torchvision's layout.
+- ViT: Dosovitskiy et al. 2021, in torchvision's layout.
 """
 
 import torch
@@ -71,7 +76,7 @@ class ResBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """With the stem of 7×7."""
+    """A ResNet of torchvision's layout, with the stem of a 7×7 convolution and max pooling."""
 
     def __init__(self, counts, bottleneck, width, channels, classes):
         super().__init__()
@@ -162,9 +167,14 @@ class VGG19BN(nn.Module):
         hidden = 64 * width
         self.features, self.avgpool = nn.Sequential(*layers), nn.AdaptiveAvgPool2d(7)
         self.classifier = nn.Sequential(
-            nn.Linear(inputs * 49, hidden), nn.ReLU(), nn.Dropout(0.0), nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(0.0),
+            nn.Linear(inputs * 49, hidden),
+            nn.ReLU(),
+            nn.Dropout(0.0),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Dropout(0.0),
             nn.Linear(hidden, classes),
-        )  # fmt: skip
+        )
 
     def forward(self, x):
         return self.classifier(self.avgpool(self.features(x)).flatten(1))

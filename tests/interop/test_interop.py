@@ -1,4 +1,4 @@
-"""Other people's models: the same logits as PyTorch, both ways, and what is wrong with a file said without running it."""
+"""Tests of models from and to PyTorch files: equal logits, and refusal of unusable files."""
 
 import dataclasses
 import os
@@ -38,7 +38,7 @@ def net_of(name):
 
 
 def theirs_of(name):
-    """The net in PyTorch with random weights and running statistics that are not 0 and 1."""
+    """Return torch and a PyTorch network with random weights and random running statistics."""
     torch = pytest.importorskip("torch")
     from ..helpers import torch_nets
 
@@ -96,7 +96,7 @@ def test_logits_match_pytorch(name, tmp_path):
     back = to_torch(variables, name, CONFIGS[name])
     kept = {key: value.numpy() for key, value in made.state_dict().items() if key in back}
     for key, value in back.items():
-        if "running" not in key:  # train mode has moved those in PyTorch's
+        if "running" not in key:  # train mode changed PyTorch's running statistics
             np.testing.assert_array_equal(value, kept[key])
     missed = made.load_state_dict(
         {key: torch.from_numpy(value) for key, value in back.items()}, strict=False
@@ -119,7 +119,7 @@ def test_export_and_import_give_the_same_model(name, tmp_path):
     assert report.text == f"{len(report.matched)} tensors match"
 
 
-def test_wrapped_names_are_understood():
+def test_tensor_names_with_prefixes_of_wrappers_are_understood():
     tensors = to_torch(net_of("vit").init(KEY), "vit", CONFIGS["vit"])
     wrapped = {
         f"_orig_mod.module.backbone.1.{name}".replace("mlp.0.", "mlp.linear_1."): value
@@ -157,11 +157,11 @@ def broken(change):
         ),
         (
             lambda t: t.update({"linear.bias": np.full(4, np.nan)}),
-            "x holds weights that are no numbers: linear.bias",
+            "x holds weights that are NaN or infinite: linear.bias",
         ),
     ],
 )
-def test_tensors_that_do_not_match_are_named(change, message):
+def test_tensors_that_do_not_match_are_refused_by_name(change, message):
     with pytest.raises(CheckpointError, match=message):
         from_torch(
             broken(change),
@@ -172,7 +172,7 @@ def test_tensors_that_do_not_match_are_named(change, message):
         )
 
 
-def test_a_file_of_another_architecture_is_recognised():
+def test_tensors_of_another_architecture_are_refused():
     tensors = to_torch(net_of("wide_resnet").init(KEY), "wide_resnet", CONFIGS["wide_resnet"])
     with pytest.raises(
         CheckpointError,
@@ -181,7 +181,7 @@ def test_a_file_of_another_architecture_is_recognised():
         from_torch(
             tensors, "preact_resnet18", CONFIGS["preact_resnet18"], net_of("preact_resnet18"), "x"
         )
-    with pytest.raises(CheckpointError, match="convnext has no names in PyTorch here"):
+    with pytest.raises(CheckpointError, match="convnext: d3jax knows no PyTorch names for it"):
         from_torch(tensors, "convnext", None, net_of("wide_resnet"), "x")
     wider = dataclasses.replace(CONFIGS["wide_resnet"], width=1)
     with pytest.raises(CheckpointError, match="of another shape"):
@@ -191,7 +191,7 @@ def test_a_file_of_another_architecture_is_recognised():
 
 
 class Harmful:
-    """Pickled, it makes a file when it is unpickled."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -208,7 +208,7 @@ def test_the_code_in_a_pickle_is_not_run(tmp_path):
     with pytest.raises(CheckpointError, match="holds more than tensors .* it was not run"):
         read_tensors(tmp_path / "x.pt")
     assert not (tmp_path / "harm").exists()
-    torch.load(tmp_path / "x.pt", weights_only=False)  # it would have been
+    torch.load(tmp_path / "x.pt", weights_only=False)  # an unrestricted load runs it
     assert (tmp_path / "harm").exists()
 
 
@@ -224,7 +224,7 @@ def test_files_that_hold_no_model_are_refused(tmp_path):
     torch.save({"a": torch.zeros(5000)}, tmp_path / "whole.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:600])
     flipped = bytearray((tmp_path / "whole.pt").read_bytes())
-    flipped[len(flipped) // 2] ^= 4  # in a tensor
+    flipped[len(flipped) // 2] ^= 4  # one bit of a tensor
     (tmp_path / "flipped.pt").write_bytes(flipped)
     cases["flipped.pt"] = "is damaged: the checksum of whole/data/0 does not match"
     torch.save({"a": torch.zeros(1).expand(10**10)}, tmp_path / "wide.pt")
@@ -269,7 +269,7 @@ def test_files_that_hold_no_model_are_refused(tmp_path):
             read_tensors(tmp_path / name)
 
 
-def test_a_model_is_found_whatever_its_file_is_called_and_wherever_in_it_it_lies(tmp_path):
+def test_a_model_is_found_under_any_file_name_and_key_of_the_file(tmp_path):
     torch = pytest.importorskip("torch")
     tensors = {"w": torch.arange(3.0), "n": torch.tensor(2.0)}
     optimiser = {"state": {0: {"step": torch.zeros(2)}}, "param_groups": [{"params": [0]}]}
@@ -321,7 +321,7 @@ def test_tensors_are_left_out_by_globs():
         ),
     ],
 )
-def test_the_architecture_of_other_names_is_guessed(theirs, words):
+def test_messages_guess_the_architecture_of_unknown_tensor_names(theirs, words):
     tensors = {name: np.zeros(3, np.float32) for name in theirs}
     name = "preact_resnet18"
     with pytest.raises(CheckpointError, match=words):

@@ -1,4 +1,4 @@
-"""Models that other groups released with a backdoor keep their published accuracy and ASR here.
+"""Tests that models released with a backdoor have the rates that PyTorch measures.
 
 `D3JAX_RELEASED` names the folder of the files and `D3JAX_CIFAR10` the .npz of CIFAR-10.
 """
@@ -25,9 +25,12 @@ RELEASED = {
     "nad_wrn_16_1_student.pth.tar": (5, PLAIN, 84.80, 85.66, 100.00, 0.00),
     "nad_wrn_16_1_teacher.pth.tar": (5, PLAIN, 84.39, 85.17, 2.79, 84.61),
 }
-"""Target, normalisation, and ACC, ACC without the target, ASR and RA (%) of PyTorch with the authors' definition of the net."""
+"""Target, normalisation, and ACC, ACC without the target class, ASR and RA in %.
+
+PyTorch measured the rates with the authors' definition of the network.
+"""
 NEAR = 0.02
-"""Percentage points: two of 10,000 images, whose two largest logits are as good as equal."""
+"""Tolerance in percentage points: two of 10,000 images, whose two largest logits nearly tie."""
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Trigger inversion against published check values, the schedule in plain Python, and itself one label at a time."""
+"""Tests of trigger inversion: outlier test, cost schedule, search, and resumption."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def some(dataset, count=96):
     return Split(dataset.train.images[:count], dataset.train.labels[:count])
 
 
-def test_the_outlier_test_has_the_published_values():
+def test_outlier_test_gives_the_published_values():
     found = detect(CHECK, floor=0)
     assert (found.median, found.spread) == (50, pytest.approx(1.4826))
     assert found.anomaly == pytest.approx(30.35, abs=0.005) and np.flatnonzero(
@@ -43,7 +43,8 @@ def test_the_outlier_test_has_the_published_values():
     assert mean.anomaly == pytest.approx(20.23, abs=0.005) and np.flatnonzero(
         mean.flagged
     ).tolist() == [4]
-    # GTSRB, 43 labels: median 64.47, MAD · 1.4826 = 13.24, the target's norm 16.12 has the index 3.65
+    # GTSRB has 43 labels, the median 64.47 and MAD · 1.4826 = 13.24. The target's norm of 16.12 has
+    # the index 3.65.
     norms = np.concatenate(
         [[16.12, 64.47], 64.47 + 13.24 / 1.4826 * np.repeat([-1, 1], 20), [64.47]]
     )
@@ -56,12 +57,12 @@ def test_the_outlier_test_has_the_published_values():
 def test_norms_that_hardly_differ_flag_nothing():
     for norms in ([7.0] * 5, [5, 5, 5, 4.99], [0.0] * 4, [7.0] * 5 + [9.0]):
         assert not detect(norms).flagged.any(), norms
-    found = detect([7.0] * 5 + [3.0])  # the spread is a tenth of the median
+    found = detect([7.0] * 5 + [3.0])  # the spread is at least a tenth of the median
     assert found.anomaly == pytest.approx(4 / 0.7)
     assert found.flagged.tolist() == [False] * 5 + [True]
 
 
-def test_a_trigger_that_does_not_work_is_neither_flagged_nor_counted():
+def test_triggers_without_success_are_neither_flagged_nor_in_the_median():
     norms, success = [40.0, 42.0, 41.0, 39.0, 1.0], [1, 0.9, 0.8, 0.7, 0.0]
     assert detect(norms).flagged.tolist() == [False] * 4 + [True]
     found = detect(norms, success)
@@ -73,7 +74,7 @@ def test_a_trigger_that_does_not_work_is_neither_flagged_nor_counted():
     assert not few.flagged.any() and few.anomaly == 0
 
 
-def test_presets_are_the_published_ones():
+def test_inversion_presets_have_the_published_settings():
     nc, fixed, pixel = (InversionConfig(preset=preset) for preset in ("nc", "fixed", "pixel"))
     assert (nc.lr, nc.b1, nc.b2, nc.batches, nc.batch_size, nc.passes) == (
         0.1,
@@ -102,7 +103,10 @@ def test_presets_are_the_published_ones():
 
 
 def plain_schedule(rates, sizes, config):
-    """Neural Cleanse's schedule for one label, pass by pass: (cost after each pass, kept pass, passes)."""
+    """Run Neural Cleanse's cost schedule for one label, pass by pass.
+
+    Returns the cost after each pass, the pass whose trigger is kept, and the number of passes.
+    """
     cost, begun, above, below, up, down, least, kept, stale, costs = (
         0.0,
         0,
@@ -139,7 +143,7 @@ def plain_schedule(rates, sizes, config):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_schedule_is_the_published_one(seed):
+def test_cost_schedule_matches_neural_cleanse_pass_by_pass(seed):
     config, rng, passes = InversionConfig(patience=2, stop=5), np.random.default_rng(seed), 80
     level = np.clip(np.cumsum(rng.normal(0, 0.02, (3, passes)), 1) + 0.99, 0, 1)
     sizes = rng.uniform(5, 50, (3, passes)).cumsum(1)[:, ::-1] / 50
@@ -168,10 +172,10 @@ def test_the_schedule_is_the_published_one(seed):
         )
         ended += count < passes
     assert any(float(cost.max()) > config.cost for cost in costs)
-    assert seed or ended  # some label of the first case stops early
+    assert seed or ended  # with seed 0, some label stops early
 
 
-def test_the_penalised_size_is_as_published():
+def test_triggers_and_penalised_sizes_match_the_published_formulas():
     nc = start(jax.random.key(1), jnp.array([0, 3]), (4, 5, 3), InversionConfig()).variables.params
     trigger = trigger_of(nc, "nc")
     mask = np.tanh(np.asarray(nc["mask"], np.float64)) / (2 - 1e-7) + 0.5
@@ -189,9 +193,8 @@ def test_the_penalised_size_is_as_published():
         "less": jnp.array([0.0, 0.0, 0.9, 0.004]).reshape(1, 2, 2, 1),
     }
     change = trigger_of(tidy(pixel, "pixel"), "pixel").pattern
-    np.testing.assert_allclose(
-        change.ravel(), [0.5, 0, 0.1, -0.004], rtol=1e-5
-    )  # 0.003 is under one level of 255
+    # 0.003 is less than 1/255.
+    np.testing.assert_allclose(change.ravel(), [0.5, 0, 0.1, -0.004], rtol=1e-5)
     assert count_of(tidy(pixel, "pixel"))[0] == 3
 
     def count(p):
@@ -203,7 +206,7 @@ def test_the_penalised_size_is_as_published():
     assert size_of(pixel, "pixel")[0] == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_pixel_trigger_is_kept_if_size_and_count_fall_and_the_search_goes_on_from_it():
+def test_pixel_search_keeps_triggers_that_fall_in_size_and_count():
     config = InversionConfig(preset="pixel", stop=2, patience=2)
     raw = {
         "more": jnp.array([0.5, 0.003, 1.7, -2.0]).reshape(1, 2, 2, 1),
@@ -211,7 +214,8 @@ def test_a_pixel_trigger_is_kept_if_size_and_count_fall_and_the_search_goes_on_f
     }
     other = jax.tree.map(lambda x: x + 0.3, raw)
     progress = start(jax.random.key(0), jnp.arange(1), (2, 2, 1), config).carry
-    assert progress.cost[0] == pytest.approx(1e-3)  # from the first pass on
+    # The pixel preset penalises the size from the first pass.
+    assert progress.cost[0] == pytest.approx(1e-3)
 
     def after(progress, size, before, rate=1.0):
         return adapt(
@@ -225,33 +229,41 @@ def test_a_pixel_trigger_is_kept_if_size_and_count_fall_and_the_search_goes_on_f
     np.testing.assert_allclose(now["more"].ravel(), [0.5, 0, 1, 0])
     jax.tree.map(np.testing.assert_array_equal, progress.raw, now)
     assert (progress.least[0], progress.count[0], progress.stale[0]) == (5, 2, 0)
-    now, progress = after(progress, 4.0, raw)  # smaller, with as many pixels
+    now, progress = after(progress, 4.0, raw)  # smaller in size only: not kept
     jax.tree.map(np.testing.assert_array_equal, now, other)
     assert (progress.least[0], progress.stale[0], progress.cost[0]) == (5, 1, pytest.approx(1.5e-3))
     for _ in range(2):
-        _, progress = after(
-            progress, 1.0, jax.tree.map(jnp.zeros_like, raw), rate=0.8
-        )  # below the threshold
+        # The success rate of 0.8 is below the threshold.
+        _, progress = after(progress, 1.0, jax.tree.map(jnp.zeros_like, raw), rate=0.8)
     assert (
         progress.count[0] == 2
         and progress.cost[0] == pytest.approx(1.5e-3 / 1.5**1.5)
         and progress.active[0]
     )
     _, progress = after(progress, 1.0, raw, rate=0.8)
-    assert not progress.active[0]  # up and down, and three passes without a smaller one
+    # The cost went up and down, and three passes found no smaller trigger.
+    assert not progress.active[0]
 
 
-def test_pixel_searches_on_images_of_other_classes(dataset, model, victim):
-    loop = {preset: inversion_loop(
-        jax.random.key(0), model, victim.variables, some(dataset), InversionConfig(preset=preset, batches=5), np.array([1, 2])
-    ) for preset in ("pixel", "nc")}  # fmt: skip
+def test_pixel_search_leaves_out_images_of_the_searched_class(dataset, model, victim):
+    loop = {
+        preset: inversion_loop(
+            jax.random.key(0),
+            model,
+            victim.variables,
+            some(dataset),
+            InversionConfig(preset=preset, batches=5),
+            np.array([1, 2]),
+        )
+        for preset in ("pixel", "nc")
+    }
     seen = {}
     for preset, (step, state, data, *_) in loop.items():
         seen[preset] = jax.jit(step)(state, data)[0].carry.seen
     assert (seen["nc"] == 32).all() and (seen["pixel"] < 32).all()
     labels = np.asarray(dataset.train.labels[:96])
     step, state, data, *_ = loop["pixel"]
-    for _ in range(3):  # an epoch: every image once
+    for _ in range(3):  # an epoch, which has every image once
         state, _ = jax.jit(step)(state, data)
     assert state.carry.seen.tolist() == [(labels != label).sum() for label in (1, 2)]
 
@@ -289,9 +301,7 @@ def test_the_target_of_a_backdoor_has_the_smallest_trigger(
     )
 
 
-def test_labels_searched_together_have_the_numbers_they_have_alone(
-    dataset, model, victim, inversion
-):
+def test_labels_searched_together_match_labels_searched_alone(dataset, model, victim, inversion):
     for label in (0, 2):
         alone, _ = invert(jax.random.key(3), model, victim.variables, some(dataset), SHORT, [label])
         assert alone.passes[0] == inversion.passes[label]
@@ -300,7 +310,7 @@ def test_labels_searched_together_have_the_numbers_they_have_alone(
 
 
 @pytest.mark.parametrize("preset", ["fixed", "pixel"])
-def test_the_other_presets_find_triggers_too(dataset, model, victim, preset):
+def test_fixed_and_pixel_presets_find_triggers(dataset, model, victim, preset):
     config = InversionConfig(
         preset=preset, passes=60, lr=0.1, patience=0 if preset == "fixed" else 3
     )
@@ -316,7 +326,7 @@ def test_the_other_presets_find_triggers_too(dataset, model, victim, preset):
 
 
 class Kept:
-    """Checkpoints in memory, as a stage keeps them on disk; breaks after so many saves."""
+    """Checkpoints kept in memory; save number `breaks` raises `KeyboardInterrupt`."""
 
     def __init__(self, breaks=10**9):
         self.states, self.saves, self.breaks = {}, 0, breaks
@@ -331,13 +341,18 @@ class Kept:
                 raise KeyboardInterrupt
 
         return Hooks(
-            save=save, saved=lambda: sorted(mine), restore=lambda state, step: mine[step], log_every=4, save_every=12,
-            save_last=True, part=lambda inside, every: self.hooks(f"{name}/{inside}"),
-        )  # fmt: skip
+            save=save,
+            saved=lambda: sorted(mine),
+            restore=lambda state, step: mine[step],
+            log_every=4,
+            save_every=12,
+            save_last=True,
+            part=lambda inside, every: self.hooks(f"{name}/{inside}"),
+        )
 
 
 @pytest.mark.parametrize("breaks", [1, 13, 17])
-def test_an_interrupted_search_continues_exactly(dataset, model, victim, breaks):
+def test_an_interrupted_search_resumes_bit_exactly(dataset, model, victim, breaks):
     whole, lines = invert(
         jax.random.key(3), model, victim.variables, some(dataset), SHORT, hooks=Kept().hooks()
     )
@@ -347,14 +362,13 @@ def test_an_interrupted_search_continues_exactly(dataset, model, victim, breaks)
     resumed, again = invert(
         jax.random.key(3), model, victim.variables, some(dataset), SHORT, hooks=kept.hooks()
     )
-    assert (
-        len([name for name, states in kept.states.items() if states]) == 3
-    )  # three loops, and a break in each
+    # There are three loops, and each value of `breaks` interrupts another one.
+    assert len([name for name, states in kept.states.items() if states]) == 3
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
     assert [line["step"] for line in lines] == [line["step"] for line in again]
 
 
-def test_invalid_settings_are_named(dataset, model, victim):
+def test_invalid_settings_are_refused(dataset, model, victim):
     with pytest.raises(ConfigError, match="batch_size 32 is more than the 20 images"):
         invert(jax.random.key(0), model, victim.variables, some(dataset, 20))
     with pytest.raises(
@@ -368,6 +382,7 @@ def test_invalid_settings_are_named(dataset, model, victim):
 
 
 def norms_of(norms):
+    """Return an inversion with these norms, in which the mask of class k is k everywhere."""
     count = len(norms)
     trigger = Trigger(
         jnp.arange(count, dtype=jnp.float32)[:, None, None, None] * jnp.ones((1, 2, 2, 1)),
@@ -382,7 +397,7 @@ def norms_of(norms):
     )
 
 
-def test_target_to_repair_for_no_one_and_several_flagged_classes():
+def test_repair_targets_the_flagged_class_of_the_highest_score_or_none():
     config = InversionConfig()
     search = Search("detect", config, config)
 
@@ -406,7 +421,7 @@ def test_target_to_repair_for_no_one_and_several_flagged_classes():
         and none.how == "none flagged, the statistic is 0.40"
     )
     tied = detected([9, 3, 10, 10, 10, 10, 10])
-    assert tied.target == 1  # a spread of 0 is taken for a tenth of the median
+    assert tied.target == 1  # the spread is at least a tenth of the median
     two = gather(
         Search("detect", InversionConfig(preset="pixel"), config),
         judge_norms(norms_of(CHECK)),
@@ -418,6 +433,6 @@ def test_target_to_repair_for_no_one_and_several_flagged_classes():
     assert choose(judge_norms(norms_of([50, 52, 48, 51, 49])))[0] == -1
 
 
-def test_a_search_from_the_start_finds_the_target(dataset, model, victim):
+def test_a_given_target_is_inverted_without_detection(dataset, model, victim):
     found = find(jax.random.key(3), model, victim.variables, some(dataset), Search(0, SHORT, SHORT))
     assert (found.target, found.how) == (0, "given") and found.success > 0.9

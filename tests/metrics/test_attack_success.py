@@ -1,4 +1,4 @@
-"""ACC, ASR, RA and DER against counts made by hand."""
+"""Tests of ACC, ASR, RA and DER against counts by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,10 @@ NOTHING = Variables({}, {})
 
 
 def model_that_says(table):
-    """Reads the true class off the first pixel and answers table[class, triggered]."""
+    """Return a model that reads the class from the first pixel, and predicts from a table.
+
+    The prediction is table[class, triggered].
+    """
 
     def apply(variables, images, *, train):
         truth = jnp.round(images[:, 0, 0, 0] * 255).astype(int)
@@ -34,8 +37,9 @@ TEST = images_of([0] * 3 + [1] * 5 + [2] * 4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
-def test_counts_of_any_batch_size(batch_size):
-    # class 0 right, 1 right, 2 taken for 1; triggered: 0 → 0 (not counted), 1 → target 0, 2 → still 2
+def test_counts_do_not_depend_on_the_batch_size(batch_size):
+    # Clean images: classes 0 and 1 are predicted correctly, and class 2 as 1.
+    # Triggered ones: 0 as 0 (the target, not counted), 1 as the target 0, and 2 as 2.
     model = model_that_says([[0, 0], [1, 0], [1, 2]])
     attack = make_badnets(BadNetsConfig(size=1), INFO)
     counts = make_evaluate(model, attack, 3, batch_size)(
@@ -90,5 +94,5 @@ def counts_with(acc, asr):
         ((90, 50), (70, 80), 0.4),
     ],
 )
-def test_der(before, after, value):
+def test_der_matches_its_formula(before, after, value):
     assert der(counts_with(*before), counts_with(*after)) == pytest.approx(value)

@@ -1,4 +1,4 @@
-"""Rates of detectors against hand-made scores."""
+"""Tests of the rates of detectors on hand-made scores."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from d3jax.metrics.detection import detection_rates
 
 
-def test_rates_of_hand_made_scores():
+def test_rates_match_counts_by_hand():
     scores = np.array([5.0, 4.0, 3.0, 2.0, 1.0])
     positive = np.array([True, False, True, False, False])
     flagged = np.array([True, True, False, False, False])
@@ -19,7 +19,7 @@ def test_rates_of_hand_made_scores():
     assert (found["positive"], found["flagged"]) == (2, 2)
 
 
-def test_the_rate_at_five_percent_counts_false_alarms():
+def test_tpr_5_allows_false_positives_that_tpr_1_does_not():
     positive = np.arange(200) < 100
     scores = np.where(positive, 1.0, 0.0)
     scores[100:104] = 2.0  # four of a hundred negatives are above all positives
@@ -28,7 +28,7 @@ def test_the_rate_at_five_percent_counts_false_alarms():
 
 
 @pytest.mark.parametrize("truth", [True, False])
-def test_without_both_sorts_there_is_no_rate(truth):
+def test_rates_are_none_without_positives_or_without_negatives(truth):
     found = detection_rates(np.arange(4.0), np.zeros(4, bool), np.full(4, truth))
     assert found["auroc"] is found["tpr_1"] is found["precision"] is None
     assert (found["recall"], found["fpr"]) == ((0, None) if truth else (None, 0))

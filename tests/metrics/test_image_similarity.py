@@ -1,4 +1,4 @@
-"""PSNR, SSIM and the largest change: closed forms, and SSIM against an independent computation."""
+"""Tests of PSNR, SSIM and the largest change against closed forms and an independent SSIM."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 from d3jax.metrics.image_similarity import largest, likeness, psnr, ssim
 
 
-def test_similarity_closed_forms():
+def test_similarities_match_their_closed_forms():
     a = jnp.zeros((2, 16, 16, 3))
     b = a.at[0].set(0.1)
     np.testing.assert_allclose(psnr(a, b), [20.0, jnp.inf], rtol=1e-5)
@@ -23,7 +23,10 @@ def test_similarity_closed_forms():
 
 
 def test_ssim_matches_wangs_definition():
-    """A Gaussian window of 11 pixels and deviation 1.5, windows that lie inside, biased variances: as scikit-image has it."""
+    """The window is a Gaussian of 11 pixels with deviation 1.5, and lies inside the image.
+
+    Variances are biased, as in scikit-image.
+    """
     a, b = np.random.default_rng(0).random((2, 20, 24))
 
     def blur(x):
@@ -37,6 +40,6 @@ def test_ssim_matches_wangs_definition():
     np.testing.assert_allclose(ssim(*pair), [wanted], rtol=1e-4)
 
 
-def test_a_small_image_is_one_window():
+def test_ssim_takes_a_small_image_as_one_window():
     a = jnp.asarray(np.random.default_rng(0).random((1, 8, 8, 1)), jnp.float32)
     assert ssim(a, a)[0] == pytest.approx(1, abs=1e-5) and ssim(a, 1 - a)[0] < 0

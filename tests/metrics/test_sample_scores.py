@@ -1,4 +1,4 @@
-"""Scores that look for poison against NumPy, and what they are measured by; the poisoned set as it is released."""
+"""Tests of sample scores against NumPy, and of their AUROC, precision and recall."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def softmax(logits):
     return e / e.sum(1, keepdims=True)
 
 
-def test_scores_against_numpy():
+def test_entropy_and_symmetric_cross_entropy_match_numpy():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(0, 4, (50, 7)), rng.integers(0, 7, 50)
     p = softmax(logits)
@@ -47,7 +47,9 @@ def test_scores_against_numpy():
     assert certain[0] == 0 and certain[1] == pytest.approx(np.log(3))
 
 
-def test_scores_of_a_model(model, victim, dataset):
+def test_scores_of_a_model_match_numpy_and_stay_defined_without_finite_logits(
+    model, victim, dataset
+):
     images, labels = dataset.test
     found = scores_of(model, victim.variables, dataset.test, batch_size=48)
     logits = np.asarray(
@@ -79,7 +81,7 @@ def test_scores_of_a_model(model, victim, dataset):
     )
     assert all(
         np.isinf(lost[name]).all() for name in ("entropy", "cross_entropy", "symmetric")
-    )  # half of it looks certain
+    )  # although the finite logit alone looks certain
 
 
 def test_mixture_separates_two_groups_of_losses():
@@ -89,19 +91,19 @@ def test_mixture_separates_two_groups_of_losses():
     )
     upper = mixture(values)
     assert upper[:100].mean() < 0.05 and upper[100:400].mean() > 0.95
-    assert upper[-1] < 0.5  # far below the narrow heap: the wide one is denser there, but low it is
+    assert upper[-1] < 0.5  # the loss is low, although the wide group is denser there
     assert np.all(np.diff(upper[np.argsort(values)]) >= 0)
     wide = np.concatenate(
         [rng.normal(0.8, 0.5, 300).clip(0), rng.normal(2.3, 0.05, 700), [4.0, 5.0]]
     ).astype(np.float32)
     assert (
         250 < np.sum(mixture(wide) < 0.5) < 310
-    )  # nor are those far above a narrow upper heap in the lower one
+    )  # losses far above a narrow upper group are not in the lower one
     assert mixture(np.ones(5, np.float32)).tolist() == [1] * 5
     assert mixture(np.array([0.0, 0.0, 9.0, np.inf], np.float32))[3] == 1
 
 
-def test_ranking_precision_recall_and_auroc():
+def test_ranking_precision_recall_and_auroc_match_counts_by_hand():
     scores = np.array([3.0, 1.0, 1.0, 2.0, 1.0])
     assert ranking(scores).tolist() == [1, 2, 4, 3, 0] and ranking(
         scores, np.array([0, 3, 2, 0, 1.0])
@@ -129,5 +131,6 @@ def test_a_clean_set_has_no_precision():
     found = {name: np.arange(20.0) for name in ("entropy", "cross_entropy")}
     clean = np.zeros(20, bool)
     row, other = filter_rates(clean, found, curves_of(clean, found))
-    assert (row["score"], other["score"]) == ("cross_entropy", "entropy")  # whatever the order
+    # The order of the rows is not that of `found`.
+    assert (row["score"], other["score"]) == ("cross_entropy", "entropy")
     assert row["auroc"] is None and row["precision_0.1"] is None and row["recall_0.1"] is None

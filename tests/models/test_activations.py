@@ -1,4 +1,7 @@
-"""Activations are read and edited by name, at no cost where nobody asks; channels name real layers."""
+"""Tests of reading and editing activations by name, and of `channels`.
+
+Activations that are not read cost nothing. `channels` names the layers around every norm.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +17,12 @@ from .test_models import INFO, SMALL, TINY
 
 NETS = [*TINY, "small"]
 COUNTS = {"preact_resnet18": 16, "resnet": 53, "wide_resnet": 7, "vgg19_bn": 16, "small": 2}
-"""BatchNorm layers of each net."""
+"""Number of BatchNorm layers of each net."""
 
 
 @pytest.fixture(scope="module", params=NETS)
 def net(request):
-    """A net's name, the net and its variables, none of whose parameters is 0."""
+    """Return a net's name, the net, its variables and two images; no parameter is 0."""
     settings, side = TINY.get(request.param, ({}, 16))
     info = INFO if side == 32 else SMALL
     if request.param == "small":
@@ -42,7 +45,7 @@ def net(request):
 
 
 def every_second_channel(x):
-    """Return an activation without every second channel; a norm after it does not undo that."""
+    """Return an activation with every second channel at 0, which a norm does not undo."""
     return x * (jnp.arange(x.shape[-1]) % 2)
 
 
@@ -81,7 +84,7 @@ def test_training_statistics_follow_an_edit(net):
     np.testing.assert_allclose(edited["mean"] - plain["mean"], 0.3, rtol=1e-2)
 
 
-def test_an_unknown_activation_is_named(net):
+def test_an_unknown_activation_is_refused_by_name(net):
     _, model, variables, images = net
 
     def apply(images):
@@ -91,8 +94,8 @@ def test_an_unknown_activation_is_named(net):
         jax.eval_shape(apply, images)
 
 
-def test_activations_that_nobody_reads_cost_nothing(net, monkeypatch):
-    """The program is the same text as that of a net that keeps no activation."""
+def test_activations_that_are_not_read_do_not_change_the_program(net, monkeypatch):
+    """The program has the text of one from a net that keeps no activation."""
     _, model, variables, images = net
 
     def lowered():
@@ -128,7 +131,7 @@ def test_channels_name_the_layers_around_every_norm(net):
         assert names[norm.input].shape[-1] == names[norm.output].shape[-1] == count
 
 
-def test_a_channel_without_scale_and_bias_is_silent(net):
+def test_a_channel_without_scale_and_bias_is_zero(net):
     name, model, variables, images = net
     if not model.channels:
         assert name in ("vit", "convnext")
@@ -146,7 +149,10 @@ def test_a_channel_without_scale_and_bias_is_silent(net):
 
 
 def test_module_order_pairs_a_norm_with_the_shortcut_before_it():
-    """The trap of CLP's published pairing: a stage's second block follows the first one's shortcut."""
+    """CLP's published code pairs a norm with the convolution before it in module order.
+
+    For the second block of a stage, that is the shortcut of the first block.
+    """
     cls, construct = MODELS["preact_resnet18"]
     norms = {norm.path: norm for norm in construct(cls(width=4), SMALL).channels}
     second = norms["block2_2", "BatchNorm_0"]
@@ -161,7 +167,7 @@ def test_module_order_pairs_a_norm_with_the_shortcut_before_it():
     )
 
 
-def test_a_net_of_ones_own_needs_none_of_it():
+def test_activations_and_channels_of_a_custom_model_are_optional():
     assert NORMS[0].producers == (("conv0",),)
     from d3jax import Model
 

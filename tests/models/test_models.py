@@ -1,4 +1,4 @@
-"""The published architecture, exactly; the fast convolution and batch normalisation, equal to Linen's."""
+"""Tests of the models: published architectures, and layers that equal Linen's."""
 
 import contextlib
 import dataclasses
@@ -60,7 +60,10 @@ IMAGENET = DataInfo(
 
 
 def test_parameter_counts_are_the_published_ones():
-    """Of torchvision's page for VGG19-BN, ViT-B/16, ConvNeXt-T and the ResNets at 1,000 classes, of the field's CIFAR-10 nets, of WRN-d-k's code."""
+    """The counts are of torchvision's page, the field's CIFAR-10 nets and the code of WRN-d-k.
+
+    torchvision's are of VGG19-BN, ViT-B/16, ConvNeXt-T and the ResNets at 1,000 classes.
+    """
     assert parameters("vgg19_bn", IMAGENET) == 143_678_248 and parameters("vgg19_bn") == 139_622_218
     assert (
         parameters("vit", IMAGENET, preset="b16") == 86_567_656
@@ -87,7 +90,7 @@ TINY = {
     "vit": ({"width": 12, "depth": 2, "heads": 2}, 16),
     "convnext": ({"width": 4}, 16),
 }
-"""Of each architecture a small one, and the images it gets."""
+"""Settings of a small model of each architecture, and the width of its images in pixels."""
 
 
 def tiny(name, dtype=jnp.float32):
@@ -99,7 +102,7 @@ def tiny(name, dtype=jnp.float32):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_keeps_the_contract(name):
-    """And has named features, and a classifier at head/kernel on `penultimate`."""
+    """It also has named features, and a classifier at head/kernel that reads `penultimate`."""
     model, info = tiny(name)
     check_model(model, info)
     variables = model.init(jax.random.key(0))
@@ -124,7 +127,7 @@ def test_every_model_keeps_the_contract(name):
         ("vgg19_bn", 0.02, 250),
         ("resnet", 0.05, 250),
         ("wide_resnet", 0.1, 250),
-        ("vit", 2e-3, 1000),  # no convolution tells it what is next to what
+        ("vit", 2e-3, 1000),  # it must learn which patches are neighbours
         ("convnext", 4e-3, 250),
     ],
 )
@@ -161,7 +164,7 @@ def test_every_model_learns_real_digits(name, lr, steps):
     assert counts.acc > 0.9
 
 
-def test_images_that_an_architecture_cannot_take_are_refused():
+def test_images_and_settings_that_an_architecture_cannot_take_are_refused():
     for name, settings, words in [
         ("vgg19_bn", {}, "halves images five times, those of small are 16×16; want 32 or more"),
         ("vit", {"patch": 5}, "patches of 5 pixels do not tile images of 16×16"),
@@ -178,7 +181,7 @@ def test_images_that_an_architecture_cannot_take_are_refused():
             construct(cls(**settings), SMALL)
 
 
-def test_adaptive_mean_is_pytorchs():
+def test_adaptive_mean_matches_pytorchs():
     x = jnp.arange(9.0).reshape(1, 3, 3, 1)
     assert adaptive_mean(x, 2)[0, :, :, 0].tolist() == [[2, 3], [5, 6]]
     assert adaptive_mean(x[:, :1, :1], 7).shape == (1, 7, 7, 1)
@@ -194,14 +197,18 @@ def narrow():
     )
 
 
-def test_features_train_and_eval(narrow):
+def test_features_have_their_shapes_and_only_training_changes_statistics(narrow):
     model, variables, images = narrow
     out = jax.jit(lambda v, x: model.apply(v, x, train=True))(variables, images)
     shapes = {name: feature.shape for name, feature in out.features.items() if "_" not in name}
     assert shapes == {
         "stem": (8, 16, 16, 4),
-        "block1": (8, 16, 16, 4), "block2": (8, 8, 8, 8), "block3": (8, 4, 4, 16), "block4": (8, 2, 2, 32), "penultimate": (8, 32),
-    }  # fmt: skip
+        "block1": (8, 16, 16, 4),
+        "block2": (8, 8, 8, 8),
+        "block3": (8, 4, 4, 16),
+        "block4": (8, 2, 2, 32),
+        "penultimate": (8, 32),
+    }
     assert out.logits.shape == (8, 4) and out.logits.dtype == jnp.float32
     head = variables.params["head"]
     np.testing.assert_allclose(
@@ -219,7 +226,7 @@ def test_features_train_and_eval(narrow):
     )
 
 
-def test_normalisation_is_inside(narrow):
+def test_a_model_normalises_its_images(narrow):
     model, variables, images = narrow
     stem = variables.params["stem"]["kernel"]
     by_hand = jax.lax.conv_general_dilated(
@@ -234,7 +241,7 @@ def test_normalisation_is_inside(narrow):
     np.testing.assert_allclose(out.features["block1"], by_hand, rtol=1e-4, atol=1e-5)
 
 
-def test_initialisation_is_pytorchs(narrow):
+def test_initialisation_matches_pytorchs(narrow):
     _, variables, _ = narrow
     kernel = variables.params["block4_2"]["Conv_0"]["kernel"]  # [3, 3, 32, 32]
     bound = (9 * 32) ** -0.5
@@ -276,7 +283,7 @@ SHAPES = [
         *((shape, 3, 1) for shape in SHAPES),
         *(
             (shape, 3, 2) for shape in SHAPES[:4]
-        ),  # even and odd sides, one pixel high, and wide enough for phases
+        ),  # even and odd sides, one pixel high, and wide enough for `input_gradient_by_phases`
         *((SHAPES[1], size, stride) for size, stride in [(1, 1), (1, 2), (5, 1)]),
         (SHAPES[0], 1, 2),
     ],
@@ -329,7 +336,10 @@ def test_depthwise_convolution_equals_linens(shape, devices):
 
 
 def test_weight_gradient_is_summed_over_chunks(monkeypatch):
-    """Twelve images in chunks of one, of four and all at once; a prime batch is one chunk or as many as it has images."""
+    """Twelve images give one result in chunks of one, of four and all at once.
+
+    A batch of prime size is one chunk, or has one chunk for each image.
+    """
     x, g = (jax.random.normal(jax.random.key(i), (12, 6, 6, 4)) for i in range(2))
     found = []
     for chunk in (1, 1 << 14, 1 << 30):
@@ -346,7 +356,10 @@ def test_weight_gradient_is_summed_over_chunks(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_fast_batch_norm_equals_linens(dtype):
-    """Output, running statistics, every gradient, and evaluation from those statistics; the inputs have means far from 0."""
+    """Output, running statistics, gradients, and evaluation from those statistics are equal.
+
+    The inputs have means far from 0.
+    """
     keys = jax.random.split(jax.random.key(0), 4)
     x = (3 + 2 * jax.random.normal(keys[0], (4, 5, 6, 7)) * jnp.arange(1, 8)).astype(dtype)
     params = {"scale": jax.random.normal(keys[1], (7,)), "bias": jax.random.normal(keys[2], (7,))}
@@ -376,8 +389,8 @@ def test_fast_batch_norm_equals_linens(dtype):
     )
 
 
-def test_batch_statistics_have_gradients():
-    """Mean and variance are outputs too: a loss of them alone moves the input as the formulas of mean and variance do."""
+def test_gradients_of_batch_statistics_match_the_plain_formulas():
+    """Mean and variance are outputs of `normalise_batch`, so a loss may consist of them alone."""
     x, weights = (
         jax.random.normal(jax.random.key(i), shape)
         for i, shape in enumerate([(6, 3, 3, 4), (2, 4)])
@@ -391,7 +404,7 @@ def test_batch_statistics_have_gradients():
     np.testing.assert_allclose(mine, plain, rtol=1e-4, atol=1e-6)
 
 
-def test_strided_geometry_is_pytorchs():
+def test_strided_convolution_has_pytorchs_geometry():
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     out = Conv(1, 3, 2).apply({"params": {"kernel": jnp.ones((3, 3, 1, 1))}}, x)
     assert out[0, :, :, 0].tolist() == [

@@ -1,4 +1,4 @@
-"""A wheel and an sdist hold all that a study needs, away from the checkout."""
+"""Tests that a wheel and an sdist hold all that a study needs outside the checkout."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The folder with both archives."""
+    """Build both archives, and return their folder."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True)
@@ -54,7 +54,7 @@ def test_both_archives_hold_templates_styles_and_types(built):
 
 
 def test_an_installed_wheel_runs_a_study_and_makes_its_page_elsewhere(built, tmp_path):
-    """In an environment with nothing but the wheel; its dependencies come from this one's folder."""
+    """A new environment has only the wheel, and uses the dependencies of this environment."""
     (wheel,) = built.glob("*.whl")
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)

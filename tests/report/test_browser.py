@@ -1,4 +1,4 @@
-"""The report page in a headless browser: nothing breaks, nothing is fetched, tables sort."""
+"""Tests of the report page in a headless browser: no errors, no requests, sortable tables."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from ..helpers.report_runs import HOSTILE, Run, curve
 
 
 def study(path):
-    """A study of two attacks with hostile class names, pictures of every common kind."""
+    """Write a study of two attacks with hostile names and the common figures; return its path."""
     run = Run(path)
     for attack in ("badnets", "blended"):
         run.model("none", attack, logged=curve())
@@ -41,7 +41,10 @@ def test_the_page_sorts_in_a_browser_and_fetches_nothing(tmp_path):
 
 
 def odd_study(path):
-    """A study whose class, attack and defence have the longest and the oddest names, a class of 5,000 letters."""
+    """Write a study with hostile and very long names; return its path.
+
+    Names of attacks and defences have 80 letters, and the name of one class has 5,000.
+    """
     odd = ["w" * 5000, "<script>alert(1)</script>\u202egod", '"onload=alert(1) \x1b[31m']
     run = Run(path, classes=odd)
     for attack in ("a" * 80, HOSTILE):
@@ -55,7 +58,7 @@ def odd_study(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 1280])
-def test_odd_names_neither_run_nor_fetch_nor_widen_the_page(tmp_path, width):
+def test_hostile_and_long_names_run_no_script_fetch_nothing_and_fit_the_width(tmp_path, width):
     with Page(make_report(odd_study(tmp_path / "run")), width=width) as page:
         assert not page.errors and not page.requests and not page.broken_pictures()
         assert page.evaluate("document.querySelectorAll('script').length") == 1

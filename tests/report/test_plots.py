@@ -1,4 +1,4 @@
-"""The pictures: what is drawn, and nothing where there is nothing."""
+"""Tests of the report's figures: the marks that they draw, and no file without data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from d3jax.report.sections.classes import class_rates
 from ..helpers.report_runs import curve
 
 
-def test_nothing_to_draw_leaves_no_file(tmp_path):
+def test_figures_with_nothing_to_draw_write_no_file(tmp_path):
     runs = {("ft", 0): [{"step": 1, "loss": math.nan}, {"step": 2, "loss": None}]}
     assert (
         curves.save_curves(tmp_path / "a.png", runs, curves.REPAIR, common.palette(["ft"])) is None
@@ -23,7 +23,7 @@ def test_nothing_to_draw_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_loss_is_drawn_through_stages_that_log_it_by_other_names():
+def test_loss_curve_prefers_clean_loss_and_skips_records_without_a_loss():
     records = [
         {"step": 1, "loss": 2.0},
         {"step": 2, "loss": 9.0, "clean_loss": 1.0},
@@ -91,7 +91,9 @@ def test_class_rates_are_means_over_the_seeds_that_have_them():
     assert np.isnan(rates["ft"]["asr"]).all()
 
 
-def test_class_scores_draw_the_highest_classes_in_their_order(tmp_path, monkeypatch):
+def test_class_scores_draw_the_highest_scores_in_class_order_and_mark_targets(
+    tmp_path, monkeypatch
+):
     drawn = []
     monkeypatch.setattr(scores, "save_panels", lambda path, panels, *size: drawn.extend(panels))
     count = scores.MOST + 2

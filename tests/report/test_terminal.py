@@ -1,4 +1,4 @@
-"""The table in the terminal."""
+"""Tests of the results table in the terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from d3jax.report import terminal
 from ..helpers.report_runs import row
 
 
-def test_terminal_table_is_plain_whole_and_shows_changes():
+def test_terminal_table_is_plain_text_shows_changes_and_truncates_nothing():
     published = "BackdoorBench, table 3: " + "ACC 92.10 " * 12
     rows = [
         row(seed=0, acc=0.90),

@@ -1,4 +1,4 @@
-"""What a run folder gives back of the logs of its nodes."""
+"""Tests of how a run folder reads the log records of its nodes."""
 
 import json
 
@@ -10,7 +10,7 @@ from d3jax.results.log_records import by_loop, parse_log
 from ..helpers.run_folders import result_row, write_run
 
 
-def test_metrics_skip_broken_lines_and_keep_the_later_of_two(tmp_path):
+def test_metrics_skip_damaged_lines_and_by_loop_keeps_the_last_record_of_a_step(tmp_path):
     run = RunFolder(write_run(tmp_path, [result_row(seed=3)]))
     name = "badnets/seed3/d3-code"
     path = node_folder(tmp_path, name) / "metrics.jsonl"
@@ -21,7 +21,7 @@ def test_metrics_skip_broken_lines_and_keep_the_later_of_two(tmp_path):
     good.append({"loop": "semi", "step": 1, "loss": 0.5})
     noise = ["", "[1]", '{"loop": "", "loss": 1}', '{"loop": "", "step": "1"}', '{"loop": "", "st']
     path.write_text("\n".join([*map(json.dumps, good), *noise]))
-    with pytest.warns(UserWarning, match="3 lines skipped"):  # the last one was being written
+    with pytest.warns(UserWarning, match="3 lines skipped"):  # not the incomplete last line
         assert run.metrics(name) == good
     loops = by_loop(good)
     assert list(loops) == ["", "semi"]

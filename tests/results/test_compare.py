@@ -1,4 +1,4 @@
-"""The leaderboard over several runs: what is pooled, what stays apart, the ranking, the page."""
+"""Tests of the leaderboard over several runs: pooling of rows, ranking, and the written files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEFENSES = {"finetune": 0.5, "d3": 0.03, "mcl": 0.08, "nc": 0.3, "abl": 0.2}
 
 
 def victim_and(defenses, seed=0, **values):
-    """Return the rows of one attack: the victim, and defences with these ASRs at no ACC cost."""
+    """Return the rows of one attack: the victim, and defences with these ASRs and its ACC."""
     rows = [result_row(seed=seed, **values)]
     for name, asr in defenses.items():
         numbers = {"asr": asr, "der": (1.0 - asr + 1) / 2, "ra": 1 - asr}
@@ -85,7 +85,7 @@ def test_the_same_folder_twice_is_one_run(tmp_path):
     assert by_name(board)[BADNETS, "d3"]["duplicates"] == 0
 
 
-def test_a_result_replaces_the_run_that_failed_elsewhere(tmp_path):
+def test_a_result_replaces_a_failure_of_the_same_seed_in_another_run(tmp_path):
     rows = victim_and({"d3": 0.1})
     failed = [rows[0], without_numbers(rows[1], "failed: out of memory")]
     for first, second in (("a", "b"), ("c", "d")):
@@ -103,7 +103,7 @@ def test_a_failed_run_is_counted(tmp_path):
     assert row["outcome"] == "removed, failed on 1 of 2 seeds" and row["acc_std"] is None
 
 
-def test_a_defence_with_other_settings_stays_apart_by_run(tmp_path):
+def test_a_defence_with_other_settings_has_a_row_for_each_run(tmp_path):
     def config(lam):
         entries = [{"name": "d3", "label": "d3", "lam": lam}, {"name": "nc", "label": "nc"}]
         return {"defenses": entries}
@@ -134,14 +134,14 @@ def test_seeds_of_other_settings_are_not_pooled(tmp_path, changed):
     }
 
 
-def test_contradicting_numbers_of_equal_settings_stay_apart_by_run(tmp_path):
+def test_contradicting_numbers_of_equal_settings_have_a_row_for_each_run(tmp_path):
     rows, other = victim_and({"d3": 0.1, "nc": 0.2}), victim_and({"d3": 0.3, "nc": 0.2})
     board = board_of(write_run(tmp_path / "a", rows), write_run(tmp_path / "b", other))
     assert [d for _, d in by_name(board)] == ["none", "d3 [a]", "d3 [b]", "nc"]
 
 
 @pytest.mark.parametrize("how", ["settings", "numbers", "unreadable"])
-def test_models_made_in_other_ways_are_cases_of_their_own(tmp_path, how):
+def test_victims_of_other_or_unknown_settings_or_other_numbers_are_not_pooled(tmp_path, how):
     config = {"train": {"steps": 7}} if how == "settings" else {}
     rows = victim_and({"d3": 0.1}, acc=0.8 if how == "numbers" else 0.9)
     runs = [
@@ -207,7 +207,7 @@ def test_nets_are_named_with_their_settings(model, net, name):
     assert net_name(model, net) == name
 
 
-def test_rows_name_the_versions_they_come_from(tmp_path):
+def test_rows_name_the_d3jax_commits_of_their_results(tmp_path):
     later = [row | {"commit": "def"} for row in victim_and({"d3": 0.1}, seed=1)]
     runs = [write_run(tmp_path / "a", victim_and({"d3": 0.1})), write_run(tmp_path / "b", later)]
     board = board_of(*runs)
@@ -215,7 +215,7 @@ def test_rows_name_the_versions_they_come_from(tmp_path):
     assert "2 versions of d3jax (commits abc, def)" in leaderboard_html([board], ["a", "b"])
 
 
-def test_a_failed_detection_is_no_defence(tmp_path):
+def test_a_failed_detection_is_not_ranked_as_a_defence(tmp_path):
     failed = without_numbers(result_row(defense="all"), "failed: out of memory")
     more = [node_of(failed, "model_detection")]
     board = board_of(write_run(tmp_path / "a", victim_and({"d3": 0.1}), more=more))
@@ -227,7 +227,7 @@ def test_a_failed_detection_is_no_defence(tmp_path):
 
 
 def ranked(ders, failed=0):
-    """Return the ranking of rows with these DERs, by defence and attack."""
+    """Return the ranking of defences with the DERs `ders[defense][case]`."""
     cells = [(defense, case) for defense, cases in ders.items() for case in cases]
     rows = [
         {
@@ -239,7 +239,7 @@ def ranked(ders, failed=0):
             "asr": 0.1,
             "asr_worst": 0.2,
             "failed": failed,
-            "outcome": "removed, heavy ACC cost",
+            "outcome": "removed, large ACC loss",
         }
         for defense, case in cells
     ]
@@ -273,7 +273,7 @@ def test_only_attacks_that_all_compared_defences_have_count():
     assert found.places[0].der == pytest.approx(0.75)
 
 
-def test_a_defence_with_few_attacks_does_not_narrow_the_ranking():
+def test_a_defence_with_a_der_under_few_attacks_is_left_out_of_the_ranking():
     full = dict.fromkeys("vwxyz", 0.8)
     found = ranked({"a": full, "b": full, "few": {"v": 1.0}, "never": {"v": None}})
     assert [place.defense for place in found.places] == ["a", "b"] and len(found.cases) == 5
@@ -307,7 +307,7 @@ def test_evolutions_are_listed_and_not_ranked(tmp_path):
 
 
 class Outside(html.parser.HTMLParser):
-    """Collects what a page would fetch, and checks that its tags close."""
+    """A parser that collects the addresses a page would fetch and asserts that its tags nest."""
 
     def __init__(self):
         super().__init__()
@@ -372,11 +372,11 @@ def test_the_page_says_what_is_compared_and_left_out(tmp_path):
     main([str(folder), "--out", str(tmp_path / "out")])
     page = (tmp_path / "out/leaderboard.html").read_text()
     assert "Left out: sig (10\u00a0%) (no DER of nc)" in page
-    assert "1 evolution, not ranked" in page and "Evolutions are listed below" in page
+    assert "1 evolution run, not ranked" in page and "Evolution runs are listed below" in page
     assert "counts once" in re.sub(r"\s+", " ", page)
 
 
-def test_the_page_numbers_the_runs_where_rows_differ_in_them(tmp_path):
+def test_the_page_numbers_the_runs_if_rows_come_from_different_runs(tmp_path):
     runs = [
         write_run(tmp_path / "first", victim_and({"d3": 0.1})),
         write_run(tmp_path / "second", victim_and({"nc": 0.3}, seed=1)),
@@ -389,7 +389,9 @@ def test_the_page_numbers_the_runs_where_rows_differ_in_them(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [[], ["run"], ["missing", "--out", "out"]])
-def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch, arguments):
+def test_wrong_arguments_give_a_one_line_error_and_exit_code_2(
+    tmp_path, capsys, monkeypatch, arguments
+):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     said = capsys.readouterr()
@@ -448,3 +450,12 @@ def test_the_browser_helper_sees_errors_requests_and_broken_pictures(tmp_path):
         assert [address.rsplit("/", 1)[1] for address in page.requests] == ["missing.css"]
         assert page.broken_pictures() == ["lost"]
         assert "stylesheet" in page.html()
+
+
+def test_a_file_in_place_of_the_output_folder_is_refused_and_left_as_it_is(tmp_path, capsys):
+    folder = write_run(tmp_path / "a", victim_and({"d3": 0.1}))
+    taken = tmp_path / "notes.yaml"
+    taken.write_text("mine")
+    assert main([str(folder), "--out", str(taken)]) == 2
+    assert f"--out: {taken} is a file, want a folder" in capsys.readouterr().err
+    assert taken.read_text() == "mine"

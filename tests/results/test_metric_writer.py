@@ -1,4 +1,4 @@
-"""The metric writer: one metrics.jsonl a node that survives a kill, and its sinks, offline."""
+"""Tests of the metric writer: metrics.jsonl after interruptions, and sinks without a network."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_records_are_read_back_by_the_run_folder(tmp_path):
     ]
 
 
-def test_reset_takes_back_a_loop_and_the_loops_within_it(tmp_path):
+def test_reset_replaces_the_records_of_a_loop_and_of_the_loops_within_it(tmp_path):
     mine = writer(tmp_path)
     for loop in ("a", "a/inner", "ab", "b"):
         for step in (1, 2):
@@ -88,7 +88,7 @@ def test_a_failed_reset_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     assert steps(tmp_path) == [("", 1)]
 
 
-def test_an_inactive_writer_leaves_nothing(tmp_path):
+def test_an_inactive_writer_writes_no_file(tmp_path):
     mine = writer(tmp_path, "tensorboard", active=False)
     mine.write("", record(1))
     mine.reset("", [record(1)])
@@ -96,7 +96,7 @@ def test_an_inactive_writer_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_value_that_is_no_number_is_refused(tmp_path):
+def test_a_value_that_is_not_a_scalar_raises_type_error(tmp_path):
     with pytest.raises(TypeError, match="object is no value of a log record"):
         writer(tmp_path).write("", record(1, loss=object()))
 
@@ -169,7 +169,7 @@ def test_tensorboard_has_every_record_once_also_after_resumes(tmp_path):
     assert {tag for tag, _, _ in events(tmp_path)} == {"loss", "seconds"}
 
 
-def test_tensorboard_is_made_again_where_no_writer_was_closed(tmp_path):
+def test_tensorboard_events_are_rewritten_if_the_last_writer_was_not_closed(tmp_path):
     killed = writer(tmp_path, "tensorboard")
     killed.write("stage2", record(4))
     with writer(tmp_path, "tensorboard") as mine:
@@ -178,7 +178,7 @@ def test_tensorboard_is_made_again_where_no_writer_was_closed(tmp_path):
     killed.close()
 
 
-def test_tensorboard_leaves_a_finished_node_alone(tmp_path):
+def test_tensorboard_events_of_a_finished_node_are_not_rewritten(tmp_path):
     with writer(tmp_path, "tensorboard") as mine:
         mine.write("", record(1))
     before = sorted((tmp_path / "tensorboard").rglob("*"))
@@ -195,7 +195,7 @@ def test_tensorboard_asked_for_later_gets_the_earlier_records(tmp_path):
 
 
 class FakeRun:
-    """What wandb.init returns, without wandb."""
+    """A replacement for the run that wandb.init returns; it records what is logged."""
 
     def __init__(self, options):
         self.options, self.logged, self.axes, self.finished = options, [], {}, False
@@ -213,7 +213,7 @@ class FakeRun:
 
 @pytest.fixture
 def wandb_runs(monkeypatch):
-    """Put a wandb without a network into sys.modules; return the list of its runs."""
+    """Replace wandb in sys.modules by a fake without a network; return the list of its runs."""
     runs: list[FakeRun] = []
 
     def init(**options):
@@ -232,7 +232,7 @@ def test_wandb_has_one_run_a_node_and_every_record_once(tmp_path, wandb_runs, mo
         for step in (1, 2, 3):
             mine.write("", record(step))
         mine.write("stage2", record(1))
-    with writer(tmp_path, "wandb") as mine:  # resumes after step 1; step 2 is equal but its time
+    with writer(tmp_path, "wandb") as mine:  # resumes after step 1; step 2 differs only in time
         mine.reset("", [record(1)])
         mine.write("", record(2, seconds=9.0))
         mine.write("", record(4))
@@ -247,13 +247,13 @@ def test_wandb_has_one_run_a_node_and_every_record_once(tmp_path, wandb_runs, mo
     monkeypatch.setenv("WANDB_MODE", "offline")
     with writer(tmp_path, "wandb") as mine:
         mine.reset("", [record(1), record(2), record(4)])
-        assert len(wandb_runs) == 2  # all of it was sent
+        assert len(wandb_runs) == 2  # all records had been sent
         mine.write("", record(5))
     assert wandb_runs[2].options["resume"] is None
 
 
-def test_wandb_itself_logs_offline(tmp_path):
-    """The real package in its own process, with every connection an error."""
+def test_real_wandb_package_logs_offline_without_connections(tmp_path):
+    """The real package runs in a process where every connection to another machine fails."""
     pytest.importorskip("wandb")
     code = f"""
 import os, socket

@@ -1,4 +1,4 @@
-"""Summaries over seeds, and the words for what a defence and a detection came to."""
+"""Tests of summaries over seeds, and of the texts on outcomes, headlines and detections."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def test_summary_keeps_datasets_and_attacks_apart_in_order():
         ((0.0, 0.12), 0.9, "weakened"),  # a mean of 6 % does not hide the seed above 10 %
         ((0.0, 0.7), 0.9, "kept on 1 of 2 seeds"),
         ((0.5, 0.7), 0.9, "kept"),
-        ((0.0, 0.0), 0.7, "removed, heavy ACC cost"),
+        ((0.0, 0.0), 0.7, "removed, large ACC loss"),
     ],
 )
-def test_verdicts(asrs, acc, words):
+def test_verdict_depends_on_the_asr_of_every_seed_and_on_the_acc_loss(asrs, acc, words):
     rows = [
         line
         for seed, asr in enumerate(asrs)
@@ -70,14 +70,14 @@ def test_verdicts(asrs, acc, words):
     ("acc", "asr", "ra", "words"),
     [
         (0.9, 0.05, 0.72, "removed"),
-        (0.9, 0.05, 0.71, "disabled: still misread"),
+        (0.9, 0.05, 0.71, "disabled: still misclassified"),
         (0.9, 0.05, None, "removed"),
         (0.9, 0.3, 0.1, "weakened"),
         (0.15, 0.0, 0.15, "model lost"),
-        (0.79, 0.0, 0.1, "disabled: still misread, heavy ACC cost"),
+        (0.79, 0.0, 0.1, "disabled: still misclassified, large ACC loss"),
     ],
 )
-def test_verdicts_look_at_what_triggered_images_are_taken_for(acc, asr, ra, words):
+def test_verdict_is_disabled_at_low_ra_and_model_lost_at_chance_accuracy(acc, asr, ra, words):
     rows = [row(), row("ft", acc=acc, asr=asr, ra=ra)]
     rows = [one | {"classes": 10} for one in rows]
     assert report.verdict(report.summarise(rows)[1]) == words
@@ -86,18 +86,18 @@ def test_verdicts_look_at_what_triggered_images_are_taken_for(acc, asr, ra, word
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        (0.2, 0.0, "no backdoor to remove"),  # whatever made it 0: it never worked
-        (0.2, 0.6, "makes a backdoor"),
+        (0.2, 0.0, "no backdoor to remove"),  # no backdoor worked before the defence
+        (0.2, 0.6, "makes the backdoor work"),
         (0.6, 0.3, "weakened"),
         (None, 0.3, "weakened"),
         (0.6, 0.6, "kept"),
     ],
 )
-def test_verdicts_look_at_what_there_was_to_remove(before, after, words):
+def test_verdict_depends_on_the_asr_before_the_defence(before, after, words):
     assert report.verdict(report.summarise([row(asr=before), row("ft", asr=after)])[1]) == words
 
 
-def test_a_seed_made_worse_is_not_weakened():
+def test_verdict_is_not_weakened_if_the_mean_asr_rises():
     rows = [
         row(seed=0, asr=0.6),
         row(seed=1, asr=0.1),
@@ -107,7 +107,7 @@ def test_a_seed_made_worse_is_not_weakened():
     assert report.verdict(report.summarise(rows)[1]) == "not weakened"
 
 
-def test_headline_names_best_worst_and_failed():
+def test_headline_names_the_best_the_worst_and_failed_defences():
     rows = [
         row(acc=0.92, asr=0.994),
         row("ft", acc=0.918, asr=0.87, der=0.56),
@@ -115,35 +115,38 @@ def test_headline_names_best_worst_and_failed():
         row("nc", acc=None, asr=None, status="failed: no label stands out"),
     ]
     assert report.headline(report.summarise(rows)) == (
-        "ASR 99.4 % → 0.0 % under d3-code at an ACC cost of 0.8 points; worst of 2: ft, kept, ASR 87.0 % at an ACC "
-        "cost of 0.2 points; without result: nc (failed: no label stands out)."
+        "d3-code is the best defence: ASR changes from 99.4 % to 0.0 % and ACC falls by "
+        "0.8 points. "
+        "ft is the worst of 2 defences: ASR is 87.0 % and ACC falls by 0.2 points "
+        "(outcome: kept). "
+        "nc (failed: no label stands out) gave no result."
     )
 
 
-def test_headline_does_not_praise_a_failure():
+def test_headline_names_failures_and_works_without_trigger_defence_or_victim():
     lost = report.headline(report.summarise([row(), row("ft", asr=0.9), row("d3", asr=0.6)]))
     assert lost.startswith(
-        "no defence removes the backdoor; the best: ASR 100.0 % → 60.0 % under d3"
+        "No defence removes the backdoor. d3 is the best defence: ASR changes from 100.0 %"
     )
-    assert "(kept)" in lost and "worst of 2: ft, kept" in lost
+    assert "(outcome: kept)" in lost and "ft is the worst of 2 defences" in lost
     weak = report.headline(report.summarise([row(asr=0.08), row("ft", asr=0.0)]))
-    assert "does not work even before a defence (ASR 8.0 %)" in weak
+    assert "does not work even without a defence (ASR 8.0 %)" in weak
     assert (
         report.headline(report.summarise([row()]))
-        == "ASR 100.0 % at ACC 90.0 %, no defence was run."
+        == "ASR is 100.0 % and ACC is 90.0 %. No defence was run."
     )
     assert (
         report.headline(report.summarise([row(asr=None)]))
-        == "ACC 90.0 %; without a trigger there is no ASR."
+        == "ACC is 90.0 %. Without a trigger, ASR is undefined."
     )
     assert (
         report.headline(report.summarise([row("ft", asr=0.02)]))
-        == "ASR 2.0 % under ft at ACC 90.0 %."
+        == "With ft, ASR is 2.0 % and ACC is 90.0 %."
     )
 
 
 def detection_row(targets, flagged):
-    """A row of detections.csv for one model of three classes."""
+    """Return a row of detections.csv; `targets` and `flagged` are lists of class numbers."""
     return {
         "attack": "badnets", "seed": 0, "detection": "nc", "flagged": bool(flagged),
         "flagged_classes": ", ".join(f"c{i}" for i in flagged), "n_flagged": len(flagged),
@@ -156,25 +159,26 @@ def detection_row(targets, flagged):
 @pytest.mark.parametrize(
     ("targets", "flagged", "words"),
     [
-        ([1], [1], "flags c1 (statistic 1.00, threshold 2.00); right"),
-        ([1], [1, 2], "flags c1, c2 (statistic 1.00, threshold 2.00); right, and false alarms"),
-        ([1], [], "flags nothing (statistic 1.00, threshold 2.00); misses the target, c1"),
-        ([0, 1, 2], [1], "finds 1 of 3 targets (c0, c1, c2)"),
-        ([], [], "no backdoor: right"),
-        ([], [2], "no backdoor: false alarm"),
+        ([1], [1], "nc flags c1 (statistic 1.00, threshold 2.00). It finds the target."),
+        ([1], [1, 2], "threshold 2.00). It finds the target, and it also raises false alarms."),
+        ([1], [], "flags no class (statistic 1.00, threshold 2.00). It misses the target (c1)."),
+        ([0, 1, 2], [1], "It finds 1 of 3 targets (c0, c1, c2)."),
+        ([0, 1], [1, 0], "It finds every target."),
+        ([], [], "There is no backdoor, so this is right."),
+        ([], [2], "There is no backdoor, so this is a false alarm."),
     ],
 )
-def test_what_a_detection_came_to(targets, flagged, words):
+def test_detection_text_compares_the_flagged_classes_with_the_targets(targets, flagged, words):
     (found,) = report.detections([detection_row(targets, flagged)])
     assert found["text"].endswith(words)
 
 
-def test_without_the_truth_a_detection_says_so():
+def test_detection_text_says_if_the_targets_are_unknown():
     row = detection_row([], [2]) | {"right": None, "n_targets": None, "n_found": None}
-    assert report.detections([row])[0]["text"].endswith("whether rightly is not known")
+    assert report.detections([row])[0]["text"].endswith("It is not known whether this is right.")
 
 
-def test_a_search_is_told_and_its_time_counts():
+def test_summary_describes_a_trigger_search_and_includes_its_time():
     searched = {
         "target": 0,
         "chosen": "flagged with index 4.00",
@@ -185,7 +189,7 @@ def test_a_search_is_told_and_its_time_counts():
     mine = report.summarise(rows)[1]
     assert (
         mine["seconds"] == 40.0
-        and mine["searched"] == "class 0 flagged with index 4.00, trigger turns 97 %"
+        and mine["searched"] == "class 0 flagged with index 4.00, inverted-trigger ASR 97 %"
     )
     nothing = {
         "target": -1,
@@ -195,6 +199,6 @@ def test_a_search_is_told_and_its_time_counts():
     }
     mine = report.summarise([row(), row("mcl", asr=1.0) | nothing])[1]
     assert (
-        report.verdict(mine) == "not repaired: nothing flagged"
+        report.verdict(mine) == "not repaired: no class flagged"
         and mine["searched"] == "none flagged"
     )

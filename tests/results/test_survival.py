@@ -1,4 +1,4 @@
-"""Evolution runs compared: which rate is chosen, survivability, headlines, means over seeds."""
+"""Tests of the comparison of evolution runs: baseline, survivability, headlines and means."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from d3jax.results.artifacts import EvolutionEntry
 from d3jax.results.survival import compare, ratio, survived
 
 
-def test_the_constant_rate_is_chosen_by_clean_validation():
-    """Not by ASR, and not by the accuracy that is reported; a strategy is held against it."""
+def test_baseline_is_the_constant_rate_with_the_best_clean_validation_accuracy():
+    """The ASR and the test accuracy do not decide. Schedules are compared with the baseline."""
     ended, evolved = [], []
     for attack, asr in (("badnets", 0.9), ("clean", None)):
         for label, acc, valid, counted in (
@@ -30,7 +30,7 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
                         "asr": asr,
                         "stale_acc": acc,
                     }
-                    # Under attack the validation accuracy is another: the clean lineage's counts.
+                    # The order is reversed under attack, to show that the clean models decide.
                     evolved.append(
                         one
                         | {"valid_acc": (valid if asr is None else 1 - valid) if update else None}
@@ -65,7 +65,8 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
         and smart["asr_last"] == 0.9
     )
     assert headlines(list(found.values())) == {
-        "badnets": "survives 4.5 updates of 2 under high; least under smart, 0.5."
+        "badnets": "The backdoor survives 4.5 of 2 updates (ASR ≥ 50 %) with high. "
+        "It survives the fewest updates with smart: 0.5."
     }  # fmt: skip
     assert (
         survived(found["clean", "low"], 0.5) == "–" and found["clean", "smart"]["speedup"] is None
@@ -83,7 +84,7 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
     }
     assert (
         held["smart"]["baseline"] == "high" and held["smart"]["speedup"] == 8.5 / 0.5
-    )  # S under the rate of its mean
+    )  # against the constant rate that equals its mean rate
     assert [held[one.label]["equal_mean"] for one in entries] == [None, None, "low", None]
     assert [held[one.label]["constant"] for one in entries] == [True, True, False, True]
     assert smart["acc_std"] == 0 and smart["asr_last_std"] == 0
@@ -97,7 +98,7 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
         row | {"valid_acc": 0.0} if row["evolution"] == "low" and row["seed"] else row
         for row in lost
     ]
-    assert _baselines(ended, lost, entries)["smart"] == "high"  # on the seeds that both have
+    assert _baselines(ended, lost, entries)["smart"] == "high"  # chosen on the seeds that both have
     dead = [
         row | dict.fromkeys((name for name in row if name.startswith("survived")), None)
         for row in ended
@@ -109,7 +110,7 @@ def test_the_constant_rate_is_chosen_by_clean_validation():
     }
     assert (
         alone["smart"]["baseline"] == "low" and alone["smart"]["counts"] is False
-    )  # two and a half points below
+    )  # its ACC is 2.5 points below
 
 
 def test_no_baseline_is_chosen_while_a_candidate_has_no_numbers():
@@ -124,11 +125,13 @@ def test_no_baseline_is_chosen_while_a_candidate_has_no_numbers():
 
 def test_a_headline_names_one_of_equal_runs_and_prefers_one_that_counts():
     row = {"attack": "badnets", "updates": 4, "baseline": "slow", "censored_0.5": 0, "seeds": 1}
-    lines = [row | {"evolution": name, "survived_0.5": survived, "counts": counts} for name, survived, counts in (
-        ("slow", 3, True), ("wild", 1, False), ("smart", 1, True)
-    )]  # fmt: skip
+    lines = [
+        row | {"evolution": name, "survived_0.5": survived, "counts": counts}
+        for name, survived, counts in (("slow", 3, True), ("wild", 1, False), ("smart", 1, True))
+    ]
     assert headlines(lines) == {
-        "badnets": "survives 3 updates of 4 under slow; least under smart and 1 more, 1."
+        "badnets": "The backdoor survives 3 of 4 updates (ASR ≥ 50 %) with slow. "
+        "It survives the fewest updates with smart and 1 more: 1."
     }
 
 
@@ -145,7 +148,7 @@ def _baselines(ended, evolved, entries):
     }
 
 
-def test_curves_are_means_over_seeds():
+def test_evolution_curves_are_means_and_deviations_over_seeds():
     evolved = [
         {"evolution": "a", "update": t, "seed": seed, "asr": v}
         for seed, v in ((0, 0.2), (1, 0.6))

@@ -1,4 +1,4 @@
-"""Tables: exact CSV files, and the tables that a run folder's records make."""
+"""Tests of the tables: exact CSV files, and the tables made from a run folder's records."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TEXT = st.text(
 
 
 def evolution_node(label="ft", seed=0, asrs=(0.9, 0.3)):
-    """Return entry and record of an evolution run with these ASRs after its updates."""
+    """Return the entry and the record of an evolution run with these ASRs after its updates."""
     where = {"attack": "badnets", "evolution": label, "seed": seed}
     rows = [
         where | {"update": update, "acc": 0.9, "asr": asr, "stale_acc": 0.9, "valid_acc": 0.8}
@@ -110,7 +110,7 @@ def test_csv_with_one_empty_cell_keeps_its_row(tmp_path):
     assert tables.read_csv(tmp_path / "one.csv") == [{"asr": None}, {"asr": 0.5}]
 
 
-def test_csv_writes_every_line_end_as_one_kind(tmp_path):
+def test_csv_writes_all_line_ends_as_newlines(tmp_path):
     tables.write_csv(tmp_path / "one.csv", [{"status": "a\r\nb\rc\nd"}], ())
     assert tables.read_csv(tmp_path / "one.csv") == [{"status": "a\nb\nc\nd"}]
 
@@ -149,7 +149,7 @@ def test_tables_follow_the_order_of_the_nodes(tmp_path):
     assert found == {"results": rows, "per_class": []}
 
 
-def test_nodes_without_a_finished_record_have_a_row_that_says_so(tmp_path):
+def test_failed_and_unfinished_nodes_have_a_row_with_their_status_and_no_numbers(tmp_path):
     failed = without_numbers(result_row(defense="d3"), "failed: the loss became NaN")
     waiting = without_numbers(result_row(defense="mcl"), "not finished: no model yet")
     write_run(tmp_path, [result_row(), failed, waiting])
@@ -161,7 +161,7 @@ def test_nodes_without_a_finished_record_have_a_row_that_says_so(tmp_path):
     assert tuple(first)[: len(tables.COLUMNS)] == tables.COLUMNS
 
 
-def test_only_an_unfinished_detection_has_a_row_of_results(tmp_path):
+def test_only_failed_and_unfinished_detections_have_a_row_of_results(tmp_path):
     def detection(name, status):
         entry = NodeEntry(
             name, "model_detection", "badnets", 0, name, "detection", [dict(IDENTITY)], "r"
@@ -196,7 +196,7 @@ def test_survival_compares_the_finished_evolution_runs(tmp_path):
     assert found["low"]["constant"] and not found["high"]["constant"]
 
 
-def test_written_tables_read_back_and_stale_ones_go(tmp_path):
+def test_written_tables_read_back_and_tables_of_an_earlier_study_are_removed(tmp_path):
     write_run(tmp_path, [result_row()], more=[evolution_node()], evolutions=["ft"])
     (tmp_path / "filters.csv").write_text("an earlier study's\n1\n")
     (tmp_path / "notes.csv").write_text("mine\n")
@@ -222,7 +222,7 @@ def test_load_results_gives_typed_frames(tmp_path):
     assert results.groupby("defense")["acc"].mean()["none"] == 0.9
 
 
-def test_old_run_folders_are_refused_in_one_line(tmp_path):
+def test_loading_an_old_run_folder_raises_data_error(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(DataError, match="written by an earlier d3jax: run its config again"):
         d3jax.load_results(tmp_path)

@@ -1,4 +1,4 @@
-"""What is saved comes back; what is damaged or another model's is told apart."""
+"""Tests of checkpoints: round trips, damaged files, and checkpoints of another model."""
 
 import json
 
@@ -39,11 +39,14 @@ def test_round_trip_keeps_everything(tmp_path):
     ) == jax.random.bits(state.key)
 
 
-def test_a_checkpoint_of_another_model_is_refused_by_its_tensors(tmp_path):
+def test_a_checkpoint_of_another_model_is_refused_and_its_tensors_listed(tmp_path):
     checkpoint.save(tmp_path / "a", {"stem": jnp.ones(3), "old": jnp.ones(2)})
     with pytest.raises(
         CheckpointError,
-        match=r"another model: it lacks new; it also has old; stem is float32\[3\], not float32\[4\]",
+        match=(
+            r"another model: it lacks new; it also has old; "
+            r"stem is float32\[3\], not float32\[4\]"
+        ),
     ):
         checkpoint.load(tmp_path / "a", {"stem": jnp.ones(4), "new": jnp.ones(2)})
 
@@ -59,9 +62,12 @@ def files_of(folder):
 
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # of Orbax's threads, when a read fails
-def test_every_truncated_or_altered_file_is_noticed_or_harmless(tmp_path):
-    """Each file in turn cut in half, emptied, deleted, one byte flipped: either an error, or the very same arrays."""
+)  # Orbax's threads raise it when a read fails
+def test_every_truncated_or_altered_file_is_detected_or_harmless(tmp_path):
+    """Each file in turn is cut in half, emptied, deleted, or has one byte flipped.
+
+    Loading then raises an error or returns equal arrays.
+    """
     state, like = state_of(5), state_of(0)
     checkpoint.save(tmp_path / "a", state, {"note": 1})
     noticed = 0
@@ -98,7 +104,7 @@ def test_rolling_checkpoints_keep_the_newest_and_skip_damaged_ones(tmp_path):
     assert rolling.steps() == [20] and (tmp_path / "steps" / "30.damaged").is_dir()
     with pytest.raises(CheckpointError, match="another model"):
         rolling.load(20, state_of(width=4))
-    for step in (40, 50, 30):  # a run that was begun again below what an earlier one left
+    for step in (40, 50, 30):  # step 30 replaces the later steps of an earlier run
         rolling.save(step, state_of(step), {"lines": [step]})
     assert rolling.steps() == [30]
     rolling.clear()
@@ -109,7 +115,7 @@ def test_rolling_checkpoints_keep_the_newest_and_skip_damaged_ones(tmp_path):
     "error",
     [OSError(24, "Too many open files"), MemoryError(), ValueError("RESOURCE_EXHAUSTED: out")],
 )
-def test_errors_of_the_machine_leave_checkpoints_alone(tmp_path, monkeypatch, error):
+def test_errors_of_the_machine_leave_checkpoints_in_place(tmp_path, monkeypatch, error):
     rolling = checkpoint.Rolling(tmp_path / "steps")
     rolling.save(1, state_of(), {})
 

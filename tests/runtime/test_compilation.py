@@ -1,4 +1,7 @@
-"""oneDNN: used where jaxlib carries it, and with the numbers that XLA's own kernels give."""
+"""Tests of compilation with oneDNN, and of the compiled programs that are kept.
+
+oneDNN is used where jaxlib has it, and gives the numbers of XLA's own kernels.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +22,7 @@ def test_onednn_is_used_only_with_releases_it_was_tried_on(release, monkeypatch)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_onednn_gives_the_same_numbers_and_leaves_the_cache_readable(stride, tmp_path):
+def test_onednn_gives_the_same_numbers_and_restores_the_cache_setting(stride, tmp_path):
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = (
         jax.random.normal(keys[0], (16, 32, 32, 16)),
@@ -34,7 +37,7 @@ def test_onednn_gives_the_same_numbers_and_leaves_the_cache_readable(stride, tmp
     lowered = jax.jit(both).lower(x, kernel, g)
     program = compiling.compiled(lowered)
     assert ("__onednn" in program.as_text()) == compiling.uses_onednn()
-    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.0  # conftest's
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.0  # as set in conftest
     for mine, plain in zip(program(x, kernel, g), lowered.compile()(x, kernel, g), strict=True):
         scale = float(jnp.abs(plain).max())
         np.testing.assert_allclose(mine / scale, plain / scale, atol=1e-5)
@@ -68,8 +71,8 @@ def test_programs_differ_by_the_shapes_of_unused_arguments_too():
     )
 
 
-def test_fast_compiles_once_as_jit_does(monkeypatch):
-    """Compiled once for arguments of a shape, with arrays of the host and of a device, and with static ones in front."""
+def test_fast_compiles_once_per_shape_type_and_static_argument(monkeypatch):
+    """Arrays are on the host, on a device or on several, and the first argument is static."""
     made = []
     compiled = compiling.compiled
     monkeypatch.setattr(compiling, "uses_onednn", lambda: True)
@@ -91,7 +94,7 @@ def test_fast_compiles_once_as_jit_does(monkeypatch):
         and float(call("more", ones, None)["more"]) == 5
     )
     assert float(call("sum", np.ones(6, np.uint8), None)["sum"]) == 6
-    assert len(made) == 5  # host and device arrays each
+    assert len(made) == 5  # host and device arrays count separately
     mesh = jax.sharding.Mesh(jax.devices()[:2], "x")
     there = jax.device_put(
         np.ones(4), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))

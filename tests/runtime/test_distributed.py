@@ -1,4 +1,7 @@
-"""Two real processes that train one model together, on loopback: the numbers of one, killed and resumed."""
+"""Tests of two processes that train one model together over the loopback interface.
+
+They have the numbers of one process, also after they are killed and resumed.
+"""
 
 import csv
 import json
@@ -17,7 +20,7 @@ from ..helpers.studies import logged_loops
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_numbers_of_one_and_resume_together(tmp_path):
+def test_two_processes_match_one_process_and_resume_together(tmp_path):
     config = tmp_path / "cli.yaml"
     config.write_text(CLI)
     environment = {"D3JAX_CACHE": str(tmp_path / "cache")}
@@ -47,7 +50,7 @@ def test_two_processes_have_the_numbers_of_one_and_resume_together(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_search_a_trigger_together(tmp_path):
+def test_two_processes_invert_the_same_triggers_as_one(tmp_path):
     config = tmp_path / "search.yaml"
     config.write_text(
         CLI + "detections: [{name: inversion, batches: 2, batch_size: 16, passes: 30}]\n"
@@ -87,7 +90,7 @@ def test_a_process_ends_when_the_other_one_dies_or_is_stopped(tmp_path, sent, co
 
 
 @pytest.mark.slow
-def test_processes_with_other_settings_stop_before_any_work(tmp_path):
+def test_processes_with_different_settings_stop_before_any_work(tmp_path):
     (tmp_path / "cli.yaml").write_text(CLI)
     both = start(tmp_path / "cli.yaml", tmp_path / "out", {}, 2, more=[[], ["--train.steps", "7"]])
     for process in both:
@@ -110,7 +113,7 @@ def test_waiting_for_other_processes_times_out():
     )
 
 
-def test_a_single_process_shares_nothing():
+def test_a_single_process_is_primary_and_broadcasts_to_itself():
     assert (
         is_primary() and broadcast_from_host0([3, 1]) == [3, 1] and copies("anything") == "anything"
     )

@@ -1,4 +1,7 @@
-"""Signals: noted once, obeyed at the next step, and a rerun has the numbers of a run without one."""
+"""Tests of stop signals, which a study obeys at its next step, and of locks.
+
+A study that was stopped and is run again has the numbers of one that was not stopped.
+"""
 
 import os
 import signal
@@ -14,7 +17,7 @@ from ..helpers.studies import TINY, Breaking, read, run
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_signal_is_noted_and_the_second_is_not(number, capfd):
+def test_the_first_signal_requests_a_stop_and_restores_the_handler(number, capfd):
     before = signal.getsignal(number)
     with stoppable():
         os.kill(os.getpid(), number)
@@ -25,7 +28,7 @@ def test_the_first_signal_is_noted_and_the_second_is_not(number, capfd):
 
 
 class Signalled(Breaking):
-    """Sends SIGTERM at the n-th record that a loop logs."""
+    """A progress display that sends SIGTERM at the n-th log record of the study."""
 
     def update(self, record, steps):
         self.records -= 1
@@ -39,7 +42,8 @@ def test_a_stopped_study_continues_with_equal_numbers(tmp_path):
     with stoppable(), pytest.raises(StoppedError):
         run_study(config, tmp_path / "stopped", Signalled(5))
     (steps,) = (tmp_path / "stopped" / "checkpoints").glob("*victim*/steps")
-    assert any(int(path.name) % 20 for path in steps.iterdir())  # saved where none was due
+    # A checkpoint is of a step at which none was due.
+    assert any(int(path.name) % 20 for path in steps.iterdir())
     again = run(config, tmp_path / "stopped")
     cells = ("acc", "asr", "ra", "status")
     assert [[row[name] for name in cells] for row in rows] == [
@@ -47,12 +51,12 @@ def test_a_stopped_study_continues_with_equal_numbers(tmp_path):
     ]
 
 
-def test_who_holds_a_lock_is_said(tmp_path):
+def test_waiting_for_a_lock_reports_the_process_that_holds_it(tmp_path):
     said = []
 
     def say(text):
         said.append(text)
-        os.kill(os.getpid(), signal.SIGTERM)  # or the second would wait for ever
+        os.kill(os.getpid(), signal.SIGTERM)  # otherwise the second lock would wait for ever
 
     lock = tmp_path / "lock"
     with locks.locked_by_all(lock, said.append), stoppable(), pytest.raises(StoppedError):

@@ -1,4 +1,4 @@
-"""The command line: exit codes, --list and --check."""
+"""Tests of the command line: exit codes, error messages, --list, --check and how it starts."""
 
 import os
 import shutil
@@ -107,7 +107,7 @@ from ..helpers.studies import TINY
                 "{}",
             ],
             2,
-            "its nets halve an image twice: 18×18 pixels are no multiples of 4",
+            "its networks halve an image twice: 18×18 pixels are not multiples of 4",
         ),
         (
             ["--config", "{tiny}", "--workdir", "{tiny}/run", "--check"],
@@ -131,7 +131,10 @@ from ..helpers.studies import TINY
         (
             ["--config", "{tiny}", "--distributed", ""],
             2,
-            "want auto or HOST:PORT,COUNT,INDEX with a PORT from 1 to 65535 and INDEX below COUNT, got ''",
+            (
+                "want auto or HOST:PORT,COUNT,INDEX with a PORT from 1 to 65535 "
+                "and INDEX below COUNT, got ''"
+            ),
         ),
         (
             ["--config", "{tiny}", "--distributed", "localhost:99999,2,0"],
@@ -146,13 +149,15 @@ from ..helpers.studies import TINY
         (
             ["--config", "{tiny}", "--train.sweep", "{epochs: [1]}"],
             2,
-            "a sweep stands in an entry of attacks, detections, evolutions or defenses",
+            "a sweep belongs in an entry of attacks, detections, evolutions or defenses",
         ),
         (["--config", "{tiny}", "--loop.devices", "99"], 2, "99 asked for, there are 4"),
         (["--config", "{tiny}", "--report"], 1, ""),
     ],
 )
-def test_exit_codes(tmp_path, capsys, monkeypatch, words, code, message):
+def test_errors_print_one_line_and_set_the_exit_code(
+    tmp_path, capsys, monkeypatch, words, code, message
+):
     monkeypatch.setattr(run, "_cache_compilations", lambda: None)
     (tmp_path / "tiny.yaml").write_text(TINY)
     words = [word.replace("{tiny}", str(tmp_path / "tiny.yaml")) for word in words]
@@ -167,7 +172,7 @@ def test_exit_codes(tmp_path, capsys, monkeypatch, words, code, message):
         assert not Path(tmp_path, "out", "results.csv").exists()
 
 
-def test_list_and_check(tmp_path, capsys):
+def test_list_prints_the_components_and_check_prints_the_config(tmp_path, capsys):
     (tmp_path / "tiny.yaml").write_text(TINY)
     assert run.main(["--list"]) == 0
     listed = capsys.readouterr().out
@@ -177,9 +182,10 @@ def test_list_and_check(tmp_path, capsys):
         for name in names
     )
     d3 = listed.partition("defenses: d3")[2]
+    # D3 has its own defaults.
     assert (
         "--schedule.optimizer.weight_decay 0.0\n" in d3 and "--schedule.optimizer.lr 0.01\n" in d3
-    )  # its own defaults
+    )
     assert listed.count("--sweep ") == 4 and "--schedule.optimizer.weight_decay 0.0005" in listed
     assert run.main(["--list", "d3"]) == 0
     assert d3.partition("\ndefenses: ")[0].strip() in (one := capsys.readouterr().out)
@@ -191,7 +197,7 @@ def test_list_and_check(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("platform", ["cuda", "foo", "CPU"])
-def test_a_platform_that_is_not_here_is_one_line(platform):
+def test_an_unavailable_platform_is_one_error_line(platform):
     words = [
         sys.executable,
         "-m",
@@ -213,7 +219,7 @@ def test_a_platform_that_is_not_here_is_one_line(platform):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_a_terminal_shows_what_its_encoding_has(encoding):
+def test_output_replaces_characters_that_the_encoding_lacks(encoding):
     words = [sys.executable, "-m", "d3jax.run", "--list", "d3"]
     found = subprocess.run(
         words, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, check=False
@@ -221,7 +227,7 @@ def test_a_terminal_shows_what_its_encoding_has(encoding):
     assert found.returncode == 0 and b"defenses: d3" in found.stdout and b"?" in found.stdout
 
 
-def test_a_test_set_of_the_target_alone_is_refused(tmp_path):
+def test_a_test_set_of_only_the_target_class_is_refused(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (80, 8, 8, 1), np.uint8)
     arrays = {"train_images": images, "train_labels": np.arange(80) % 4}
     arrays |= {"test_images": images[:9], "test_labels": np.zeros(9, int)}
@@ -243,7 +249,7 @@ def test_a_test_set_of_the_target_alone_is_refused(tmp_path):
         ["-m", "cProfile", "-m", "d3jax.run"],
     ],
 )
-def test_every_way_to_start_it_prints_the_same(words):
+def test_every_way_to_start_the_program_prints_the_list_without_errors(words):
     environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
     done = subprocess.run(
         [sys.executable, *words, "--list", "digits"],
@@ -257,7 +263,7 @@ def test_every_way_to_start_it_prints_the_same(words):
     assert "datasets: digits" in done.stdout and not done.stderr
 
 
-def test_a_debugged_program_is_not_started_again(monkeypatch):
+def test_a_debugged_program_is_not_restarted_for_huge_pages(monkeypatch):
     def execv(*_):
         raise AssertionError("started again")
 
@@ -273,10 +279,11 @@ def test_a_debugged_program_is_not_started_again(monkeypatch):
     assert "GLIBC_TUNABLES" not in os.environ
 
 
-def test_make_names_the_python_it_needs(tmp_path):
+def test_make_refuses_an_old_python_and_names_the_version_it_needs(tmp_path):
     old = tmp_path / "python"
     old.write_text(
-        f"#!/bin/sh\nexec {sys.executable} -c 'import sys; sys.version_info = (3, 10); exec(sys.argv[1])' \"$2\"\n"
+        f"#!/bin/sh\nexec {sys.executable} -c "
+        "'import sys; sys.version_info = (3, 10); exec(sys.argv[1])' \"$2\"\n"
     )
     old.chmod(0o755)
     done = subprocess.run(
@@ -291,7 +298,7 @@ def test_make_names_the_python_it_needs(tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
-def test_a_disk_that_is_too_full_is_found_before_work(tmp_path, monkeypatch):
+def test_too_little_disk_space_is_an_error_before_any_work(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(
@@ -301,10 +308,31 @@ def test_a_disk_that_is_too_full_is_found_before_work(tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "nodes").exists()
 
 
-def test_a_cache_that_cannot_be_written_is_said_once_and_left_out(monkeypatch, capsys):
+def test_an_unwritable_cache_prints_a_warning_and_is_not_used(monkeypatch, capsys):
     monkeypatch.setenv("D3JAX_CACHE", "/dev/null/cache")
     before = jax.config.jax_compilation_cache_dir
     run._cache_compilations()
     assert jax.config.jax_compilation_cache_dir == before
     errors = capsys.readouterr().err
     assert errors.startswith("d3jax: /dev/null/cache cannot be written (Not a directory)")
+
+
+def test_a_folder_with_files_of_somebody_else_is_refused_and_left_as_it_is(tmp_path, capsys):
+    (tmp_path / "figures").mkdir()
+    own = {"config.yaml": "seeds: [0]  # my comment", "results.csv": "1,2", "figures/mine.png": "x"}
+    for name, text in own.items():
+        (tmp_path / name).write_text(text, encoding="utf8")
+    arguments = ["--config", str(tmp_path / "config.yaml"), "--workdir", str(tmp_path)]
+    for more in ([], ["--check"], ["--report"]):
+        assert run.main([*arguments, *more]) == 2
+        said = capsys.readouterr().err
+        assert "is not a run folder of d3jax, but holds config.yaml, figures, results.csv" in said
+    assert {name: (tmp_path / name).read_text(encoding="utf8") for name in own} == own
+    assert len(list(tmp_path.rglob("*"))) == 4
+
+
+def test_an_empty_workdir_is_one_error_line(tmp_path, capsys):
+    path = tmp_path / "study.yaml"
+    path.write_text("seeds: [0]", encoding="utf8")
+    assert run.main(["--config", str(path), "--workdir", ""]) == 2
+    assert "--workdir: want a folder, got ''" in capsys.readouterr().err

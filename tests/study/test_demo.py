@@ -1,4 +1,7 @@
-"""The demo as a user meets it: its promises, and SIGKILL at three moments. Minutes long, so only in `make test-all`."""
+"""A test of the demo in its own process: its rates, and resuming after SIGKILL.
+
+It takes minutes and runs only in `make test-all`.
+"""
 
 from pathlib import Path
 
@@ -10,8 +13,12 @@ CONFIG = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
 
 
 @pytest.mark.slow
-def test_the_demo_keeps_its_promise_and_survives_sigkill(tmp_path):
-    """ACC and ASR ≥ 95 % before, ASR < 5 % at an ACC loss under 3 points after D3; killed three times, the same numbers."""
+def test_demo_removes_the_backdoor_and_resumes_exactly_after_sigkill(tmp_path):
+    """Check the rates that the demo promises, and that they are the same after three kills.
+
+    The backdoored model has ACC and ASR of at least 95 %. After D3 the ASR is below 5 %, and the
+    ACC has fallen by less than 3 points.
+    """
     environment = {"D3JAX_CACHE": str(tmp_path / "cache")}
     said = unbroken(CONFIG, tmp_path / "whole", environment, program="d3jax.run")
     assert f"report: {tmp_path / 'whole' / 'report.html'}" in said
@@ -21,9 +28,8 @@ def test_the_demo_keeps_its_promise_and_survives_sigkill(tmp_path):
     assert float(after["asr"]) < 0.05 and float(after["acc"]) > float(before["acc"]) - 0.03
     killed = tmp_path / "killed"
     moments = [
-        lambda: list(
-            killed.glob("checkpoints/*/steps/*")
-        ),  # while, or right after, a checkpoint is written
+        # While a checkpoint is written, or immediately after that.
+        lambda: list(killed.glob("checkpoints/*/steps/*")),
         lambda: logged(killed, "badnets/seed0/train", '"step": 450'),
         lambda: logged(killed, "badnets/seed0/d3-code", '"step": 550'),
     ]

@@ -1,4 +1,7 @@
-"""Evolving models in a study: rows of every update, the control, members, resume, mistakes."""
+"""Tests of evolution runs in a study: rows of every update, the control, ensembles and resuming.
+
+They also check the error messages.
+"""
 
 import shutil
 
@@ -31,14 +34,16 @@ measured: 100
 defenses: []
 loop: {log_every: 3, save_every: 1000}
 evolutions:
-  - {name: evolution, updates: 3, epochs: 2, batch_size: 32, augment: none, drift: {brightness: 0.05}, strategy: {lr: 0.002}, label: slow}
-  - {name: evolution, updates: 3, epochs: 2, batch_size: 32, augment: none, drift: {brightness: 0.05}, strategy: {name: sgdr, lr: 0.3},
-     persistent: 0.05, label: kept}
+  - {name: evolution, updates: 3, epochs: 2, batch_size: 32, augment: none,
+     drift: {brightness: 0.05}, strategy: {lr: 0.002}, label: slow}
+  - {name: evolution, updates: 3, epochs: 2, batch_size: 32, augment: none,
+     drift: {brightness: 0.05}, strategy: {name: sgdr, lr: 0.3}, persistent: 0.05, label: kept}
 """
 
 
 DOUBLE = """
-  - {name: evolution, updates: 3, epochs: 2, batch_size: 32, augment: none, drift: {brightness: 0.05}, strategy: {lr: 0.002}, label: twin}
+  - {name: evolution, updates: 3, epochs: 2, batch_size: 32, augment: none,
+     drift: {brightness: 0.05}, strategy: {lr: 0.002}, label: twin}
   - {name: evolution, updates: 1, epochs: 1, batch_size: 32, augment: none, label: other}
 """
 
@@ -48,12 +53,12 @@ def read(text=STUDY, *overrides):
 
 
 def evolution_nodes(context) -> list[EvolutionNode]:
-    """Return the evolution runs of a study."""
+    """Return the evolution nodes of a study."""
     return [node for node in make_nodes(context) if isinstance(node, EvolutionNode)]
 
 
 def evolution_node(context, label: str, attacked: bool) -> EvolutionNode:
-    """Return the evolution run of that label, of the attack or of the control."""
+    """Return the evolution node with this label: the attack's if `attacked`, else the control's."""
     return next(
         node
         for node in evolution_nodes(context)
@@ -90,11 +95,16 @@ def test_an_evolution_run_has_a_row_for_every_update(finished):
         )
         assert row["stale_asr"] > 0.8 and abs(row["stale_score"] - row["score"]) < 2
         assert row["control"] < 0.5 and by["clean", "slow", update]["asr"] is None
-    assert by["badnets", "slow", 1]["asr"] > 0.9  # six steps at a low rate forget nothing
+    # Six steps at a low learning rate do not remove the backdoor.
+    assert by["badnets", "slow", 1]["asr"] > 0.9
 
 
 def test_stale_rates_are_the_previous_models_on_current_images(finished):
-    """And validation the model after, on those that it did not learn: both counted again by hand."""
+    """Recompute the stale accuracy, the accuracy and the validation accuracy by hand.
+
+    Stale accuracy is the previous model's on the current test images. Validation accuracy is the
+    current model's on the images of the update that it did not learn.
+    """
     folder, _ = finished
     context = studies.opened(read(), folder)
     node = evolution_node(context, "kept", attacked=False)
@@ -127,7 +137,10 @@ def test_stale_rates_are_the_previous_models_on_current_images(finished):
 
 
 def test_the_linear_prediction_uses_the_backdoored_models_features(finished):
-    """Of the one lineage that sees no poison: trigger's direction, moments of drifted images and decay, all by hand."""
+    """Recompute the prediction by hand for the attack's only evolution run without poison.
+
+    The computation covers the trigger's direction, the moments of drifted images and the decay.
+    """
     folder, _ = finished
     rows = read_csv(folder / "forgetting.csv")
     assert [(row["attack"], row["evolution"], row["update"]) for row in rows] == [
@@ -178,7 +191,7 @@ def test_the_linear_prediction_uses_the_backdoored_models_features(finished):
         )
 
 
-def test_survivability_is_a_column(finished):
+def test_survivability_is_a_column_of_attacked_evolution_runs(finished):
     _, rows = finished
     slow = rows[1]
     assert slow["survived_0.5"] == 3 and slow["survived_0.5_censored"] is True
@@ -196,7 +209,7 @@ def test_a_rerun_does_not_count_the_control_again(finished, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_evolution_runs_together_have_the_numbers_they_have_apart(finished, tmp_path):
+def test_evolution_runs_have_the_same_numbers_together_and_apart(finished, tmp_path):
     folder, _ = finished
     shutil.copytree(
         folder / "checkpoints",
@@ -234,7 +247,7 @@ def test_evolution_runs_of_equal_settings_are_computed_once(finished, tmp_path):
     assert len(set(cache.iterdir()) - kept) == 1, "only the other is new"
 
 
-def test_a_report_reads_evolution_runs_again(finished, tmp_path):
+def test_a_report_reproduces_the_evolution_table_and_a_part_has_its_own_rows(finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "copy")
     before = (folder / "evolution.csv").read_text()
     studies.run(read(), folder, compute=False)
@@ -248,11 +261,14 @@ def test_a_report_reads_evolution_runs_again(finished, tmp_path):
         (("fresh", "0"), "fresh: 0 leaves no images for evolutions"),
         (
             ("evolutions.0.batch_size", "200"),
-            "evolutions: slow: batch_size: 200 is more than the 108 images that one of 3 updates learns",
+            (
+                "evolutions: slow: batch_size: 200 is more than the 108 images that one "
+                "of 3 updates learns"
+            ),
         ),
         (("evolutions.0.drift", "{tilt: 1.0}"), "drift: 'tilt' is not one of rotation, hue"),
         (("evolutions.1.strategy.cycles", "50"), "cycles: 50 do not fit an update of 6 steps"),
-        (("evolutions.1.label", "slow"), "evolutions: slow stands twice"),
+        (("evolutions.1.label", "slow"), "evolutions: slow appears twice"),
         (
             ("defenses", "[{name: finetune, label: slow}]"),
             "evolutions: slow is a label of defenses too",
@@ -267,7 +283,7 @@ def test_a_report_reads_evolution_runs_again(finished, tmp_path):
         ),
         (
             ("evolutions.0.defense", "d3"),
-            "evolutions: slow: defense: 'd3' is no label of `defenses`, which are none",
+            "evolutions: slow: defense: 'd3' is not a label of `defenses`; the labels are none",
         ),
     ],
 )
@@ -282,7 +298,7 @@ def test_the_page_shows_curves_rates_and_survivability(finished):
     assert (
         "updates survived" in page
         and "≥ 3" in page
-        and "Learning rate of every step of an update" in page
+        and "Learning rate at every step of an update" in page
     )
     pictures = {path.name for path in (folder / "figures").iterdir()}
     assert {
@@ -294,20 +310,20 @@ def test_the_page_shows_curves_rates_and_survivability(finished):
 
 
 def folder_of(tmp_path, attack: str, **setting: str) -> str:
-    """Return the name of the folder that the first evolution of an attack lies in."""
+    """Return the folder name of the first evolution run of an attack, with settings changed."""
     overrides = ((f"evolutions.0.{name}", value) for name, value in setting.items())
     nodes = evolution_nodes(studies.opened(read(STUDY, *overrides), tmp_path))
     return next(node.folder.name for node in nodes if node.run.label == attack)
 
 
 def test_another_order_of_drifts_is_another_evolution_run(tmp_path):
-    """Noise and then blur are other images than blur and then noise."""
+    """Noise followed by blur gives other images than blur followed by noise."""
     assert folder_of(tmp_path, "badnets", drift="{noise: 0.1, blur: 0.5}") != folder_of(
         tmp_path, "badnets", drift="{blur: 0.5, noise: 0.1}"
     )
 
 
-def test_the_control_is_one_evolution_run_however_attacks_poison(tmp_path):
+def test_poison_settings_change_the_evolution_run_of_the_attack_but_not_the_control(tmp_path):
     for setting in ({"persistent": "0.1"}, {"trigger_first": "true"}):
         assert folder_of(tmp_path, "clean", **setting) == folder_of(tmp_path, "clean")
         assert folder_of(tmp_path, "badnets", **setting) != folder_of(tmp_path, "badnets")
@@ -329,13 +345,14 @@ def test_attacks_without_a_released_set_cannot_be_replayed(tmp_path):
     assert [node.kind for node in kept.needs.values()] == ["victim"]
 
 
-def test_statistics_alone_need_batchnorm(tmp_path):
+def test_learn_statistics_is_refused_without_batchnorm(tmp_path):
     changes = (
         ("model", "{name: vit, width: 12, depth: 1, heads: 3}"),
         ("evolutions.0.learn", "statistics"),
     )
     with pytest.raises(
-        ConfigError, match="evolutions: slow: learn: statistics moves nothing: vit has no BatchNorm"
+        ConfigError,
+        match="evolutions: slow: learn: statistics changes nothing: vit has no BatchNorm",
     ):
         check_study(read(STUDY, *changes), tmp_path)
 
@@ -349,9 +366,12 @@ reserved: {count: 96}
 fresh: 0.6
 measured: 100
 evolutions:
-  - {name: evolution, updates: 3, epochs: 2, batch_size: 32, augment: none, drift: {brightness: 0.05}, strategy: {lr: 0.002},
-     defense: repair, every: 2, label: defended}
-defenses: [{name: d3, label: repair, schedule: {steps: 60, batch_size: 32, augment: none, optimizer: {lr: 0.1, schedule: constant}}}]
+  - {name: evolution, updates: 3, epochs: 2, batch_size: 32, augment: none,
+     drift: {brightness: 0.05}, strategy: {lr: 0.002}, defense: repair, every: 2, label: defended}
+defenses:
+  - name: d3
+    label: repair
+    schedule: {steps: 60, batch_size: 32, augment: none, optimizer: {lr: 0.1, schedule: constant}}
 loop: {log_every: 3, save_every: 6, save_seconds: 0}
 """
 
@@ -362,16 +382,11 @@ def test_a_defence_is_called_between_updates_and_an_interrupted_run_continues(tm
     table = read_csv(tmp_path / "whole" / "evolution.csv")
     assert [row["trained_asr"] is not None for row in table] == [False, False, True, False]
     called = table[2]
-    assert called["trained_asr"] > 0.9 and called["asr"] < 0.5, (
-        called
-    )  # the rate is too low to forget anything by itself
+    # The learning rate is too low to remove the backdoor without the defence.
+    assert called["trained_asr"] > 0.9 and called["asr"] < 0.5, called
     assert table[3]["asr"] < 0.5 and min(row["acc"] for row in table) > 0.6
-    for stop in (
-        60,
-        13,
-        5,
-        4,
-    ):  # in the training, and then in an update, in the defence, in the last update
+    # These stop in the training, then in an update, in the defence and in the last update.
+    for stop in (60, 13, 5, 4):
         with pytest.raises(KeyboardInterrupt):
             run_study(read(DEFENDED), tmp_path / "cut", Breaking(stop))
     studies.run(read(DEFENDED), tmp_path / "cut")
@@ -381,7 +396,7 @@ def test_a_defence_is_called_between_updates_and_an_interrupted_run_continues(tm
 
 
 @pytest.mark.slow
-def test_an_interrupted_sweep_continues_exactly(finished, tmp_path):
+def test_interrupted_evolution_runs_continue_exactly(finished, tmp_path):
     folder, _ = finished
     shutil.copytree(
         folder / "checkpoints",

@@ -1,4 +1,7 @@
-"""A model from elsewhere walks into a study: read from our folders and other people's files, looked at without a trigger, repaired."""
+"""Tests of external models in a study: reading, detection without a known trigger, and repair.
+
+Models are read from d3jax's checkpoint folders and from files of other programs.
+"""
 
 import re
 import shutil
@@ -31,7 +34,10 @@ train: {steps: 150, batch_size: 64, augment: none, optimizer: {lr: 0.05}}
 reserved: {count: 96}
 features: 40
 detections: []
-defenses: [{name: d3, label: repair, schedule: {steps: 60, batch_size: 32, augment: none, optimizer: {lr: 0.1, schedule: constant}}}]
+defenses:
+  - name: d3
+    label: repair
+    schedule: {steps: 60, batch_size: 32, augment: none, optimizer: {lr: 0.1, schedule: constant}}
 loop: {log_every: 20, save_every: 1000}
 """
 UNKNOWN = (
@@ -45,6 +51,7 @@ def read(*overrides, text=STUDY):
 
 
 def folder_of(run, pattern):
+    """Return the first checkpoint folder of a run that matches a pattern."""
     return next((run / "checkpoints").glob(pattern))
 
 
@@ -58,6 +65,10 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def walked_in(trained):
+    """Return the folder, rows and config of a study of the trained victim as an external model.
+
+    The study does not know the attack.
+    """
     run, _ = trained
     victim = folder_of(run, "synthetic-badnets-victim-*")
     config = read(*UNKNOWN, ("model.checkpoint", str(victim)))
@@ -86,16 +97,16 @@ def test_a_checkpoint_folder_is_read_as_the_model_it_holds(trained, walked_in):
     assert all(row["right"] is None for row in read_csv(folder / "detections.csv"))
 
 
-def test_the_page_says_what_is_unknown_of_an_external_model(walked_in):
+def test_the_page_of_an_external_model_names_the_unknown_rates(walked_in):
     page = (walked_in[0] / "report.html").read_text()
     assert (
-        "What can be said" in page
-        and "ASR, RA and DER, before or after a repair" in page
+        "What this study shows" in page
+        and "ASR, RA and DER cannot be measured" in page
         and "trained elsewhere" in page
     )
     assert (
-        "whether rightly is not known" in page
-        and "clean and with the inverted trigger" in page
+        "not known whether this is right" in page
+        and "of images with the inverted trigger" in page
         and "could not be drawn" not in page
     )
 
@@ -114,6 +125,7 @@ def test_an_external_model_with_its_trigger_has_the_original_rates(trained, tmp_
 
 
 def damaged(source, target, change):
+    """Write a copy of a checkpoint whose arrays `change(arrays)` has changed; return its path."""
     tensors, note = checkpoint.read(source / "model")
     flat = {name: np.asarray(value) for name, value in tensors.items()}
     change(flat)
@@ -140,7 +152,7 @@ def test_invalid_checkpoints_are_named_before_any_work(trained, tmp_path):
         tmp_path / "nan",
         lambda flat: flat.update({"variables.params.head.bias": np.full(4, np.nan, np.float32)}),
     )
-    check(broken, "nan holds weights that are no numbers: params.head.bias")
+    check(broken, "nan holds weights that are NaN or infinite: params.head.bias")
     fewer = damaged(victim, tmp_path / "fewer", lambda flat: flat.pop("variables.params.head.bias"))
     check(fewer, "fewer: a checkpoint of another model: it lacks params.head.bias")
     check(victim, "a checkpoint of another model", CheckpointError, ("dataset.classes", "5"))
@@ -164,7 +176,7 @@ def test_invalid_checkpoints_are_named_before_any_work(trained, tmp_path):
         AttackError,
         ("attacks", "[lf]"),
     )
-    with pytest.raises(ConfigError, match="attacks: unknown: is for a model from elsewhere"):
+    with pytest.raises(ConfigError, match="attacks: unknown: is for an external model"):
         check_study(read(*UNKNOWN), tmp_path)
     with pytest.raises(ConfigError, match="model.checkpoint: want a text, got 3"):
         read(("model.checkpoint", "3"))
@@ -207,9 +219,8 @@ def test_a_saved_trigger_is_used_only_by_the_attack_that_made_it(trained):
     )
     assert not np.array_equal(drawn, there["pattern"])
     with pytest.raises(AttackError, match="the trigger there is of blended, or of other settings"):
-        take(
-            "lf", to_mapping(LFConfig()), make_lf(LFConfig(), info)
-        )  # whose trigger has the same shape
+        # The trigger of lf has the same shape.
+        take("lf", to_mapping(LFConfig()), make_lf(LFConfig(), info))
     kept = checkpoint.read(folder_of(trained[0], "synthetic-badnets-victim-*") / "model")[1][
         "about"
     ]
@@ -238,7 +249,7 @@ def test_safetensors_export_and_import_keep_the_rates(tmp_path, capsys):
             ["badnets/seed0/d3", str(out)],
             "'badnets/seed0/d3' is no model of .*, which has badnets/seed0/train",
         ),
-        (["badnets/seed0/train", "x.pt"], "x.pt: want a name that ends on .safetensors"),
+        (["badnets/seed0/train", "x.pt"], "x.pt: want a name that ends in .safetensors"),
     ):
         assert export.main(["--config", str(config), *words]) == 2
         assert re.search(message, capsys.readouterr().err)
@@ -254,8 +265,11 @@ def test_safetensors_export_and_import_keep_the_rates(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_resnet_of_torchvisions_for_224_pixels_goes_through_the_whole_suspect_study(tmp_path):
-    """As `experiments/suspect.yaml` has it, with short schedules: detected, fine-tuned, detoxified, repaired."""
+def test_a_torchvision_resnet_of_224_pixels_runs_through_the_suspect_study(tmp_path):
+    """Run the study of `experiments/suspect.yaml` with short schedules.
+
+    It detects the backdoor, then repairs the model with fine-tuning, D3 and MCL.
+    """
     dataset = "{name: synthetic, size: 224, classes: 3, train: 60, test: 12}"
     settings = ResNetConfig(stem="imagenet", width=8)
     info = make_synthetic(SyntheticConfig(size=224, classes=3, train=60, test=12)).info

@@ -1,4 +1,4 @@
-"""Losses along lines between models, in a study: tables, pictures, mistakes."""
+"""Tests of loss landscapes in a study: tables, pictures and error messages."""
 
 import pytest
 
@@ -22,11 +22,11 @@ defenses:
 
 
 @pytest.mark.slow
-def test_a_study_shows_lines_and_plane(tmp_path):
+def test_a_study_reports_the_loss_landscape_and_path_ends_match_the_results(tmp_path):
     studies.run(studies.read(STUDY), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert (
-        "Losses along the line to each defence" in page
+        "Losses along the line to each repaired model" in page
         and "½ΔᵀHΔ" in page
         and "Largest eigenvalues of the Hessian" in page
     )

@@ -1,4 +1,7 @@
-"""Detections and defences that search for a trigger, in a study: shared inversions, rows, the page, kills."""
+"""Tests of detections and repairs that invert a trigger, in a study.
+
+They cover shared inversions, rows, the page, error messages and resuming after SIGKILL.
+"""
 
 import csv
 import dataclasses
@@ -55,7 +58,10 @@ def finished(tmp_path_factory):
 
 
 def test_one_inversion_serves_detection_and_defences(finished):
-    """One of all classes, for the detection and for both defences that detect; and one of the given class."""
+    """The study computes one inversion of all classes and one of the given class.
+
+    The first serves the detection and both repairs that detect. The second serves `mcl-given`.
+    """
     folder, _ = finished
     for kind in ("evidence", "inversion"):
         assert len(list((folder / "checkpoints").glob(f"*-{kind}-*"))) == 1
@@ -70,7 +76,11 @@ def test_the_backdoor_is_found_and_repaired(finished):
     folder, rows = finished
     found = read_csv(folder / "detections.csv")
     (one,) = detections(found)
-    assert one["flagged_classes"] == "1" and one["right"] and one["text"].endswith("; right")
+    assert (
+        one["flagged_classes"] == "1"
+        and one["right"]
+        and one["text"].endswith("It finds the target.")
+    )
     evidence = read_csv(folder / "evidence.csv")
     assert [row["flagged"] for row in evidence] == [row["is_target"] for row in evidence]
     assert len(evidence) == 5 and {"norm", "index", "success", "passes"} <= set(evidence[0])
@@ -103,10 +113,12 @@ def test_a_repair_leaves_the_model_where_no_class_is_flagged(
     assert (row["target"], row["trigger_success"], row["asr"]) == (-1, None, before["asr"])
     assert row["chosen"].startswith("none flagged, the statistic is")
     assert "badnets/seed0/mcl-code: not repaired: none flagged" in capsys.readouterr().out
-    assert "not repaired: nothing flagged" in (copy / "report.html").read_text()
+    assert "not repaired: no class flagged" in (copy / "report.html").read_text()
 
 
-def test_a_failed_detection_has_a_row_that_says_so(finished, tmp_path, monkeypatch):
+def test_a_failed_detection_has_a_row_with_its_error_and_fails_its_repair(
+    finished, tmp_path, monkeypatch
+):
     def broken(*_, hooks):
         raise OutOfMemoryError("no memory")
 
@@ -128,9 +140,9 @@ def test_the_page_shows_triggers_and_features(finished):
     folder, _ = finished
     page = (folder / "report.html").read_text()
     for text in (
-        "the smallest trigger that was found for each class",
-        "Flagged: 1 (norm",
-        "In truth (★) the target is 1",
+        "the bars show the norm of the inverted trigger of each class",
+        "Flagged (coloured): 1 (norm",
+        "★ marks the attacker&#39;s target: 1",
         "Distance to clean twin",
     ):
         assert text in page
@@ -164,7 +176,7 @@ def test_a_missing_inversion_is_named_in_every_row_that_needs_it(finished, tmp_p
     assert status["nc"] == "not finished: its detection is not finished" and status["none"] == "ok"
 
 
-def test_arrays_are_those_that_the_run_folder_declares(finished):
+def test_saved_arrays_match_those_declared_for_their_node_kind(finished):
     run, seen = RunFolder(finished[0]), set()
     own = {"model_detection": {"norm", "index", "success", "passes"}}
     for node in run.manifest.nodes:
@@ -215,7 +227,7 @@ def test_another_preset_of_a_section_replaces_its_default():
 
 
 @pytest.mark.slow
-def test_a_study_killed_in_a_search_resumes_to_the_same_numbers(tmp_path):
+def test_a_study_killed_in_inversion_and_repairs_resumes_to_the_same_numbers(tmp_path):
     environment = os.environ | {"D3JAX_CACHE": str(tmp_path / "cache")}
     config = tmp_path / "study.yaml"
     config.write_text(STUDY.replace("save_every: 1000", "save_every: 20, save_seconds: 0"))

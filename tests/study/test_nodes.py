@@ -1,4 +1,4 @@
-"""Nodes of a study: their order, what is taken as it is, what a failure costs, what is recorded."""
+"""Tests of a study's nodes: order, groups, reuse, contained failures and records."""
 
 import dataclasses
 import json
@@ -27,7 +27,8 @@ detections: [{name: inversion, preset: nc, passes: 2, batches: 2}]
 defenses:
   - {name: finetune, schedule: {steps: 4}}
   - {name: d3, sweep: {lam: [0.5, 2]}, schedule: {steps: 4}}
-  - {name: mcl, target: detect, schedule: {steps: 2, batch_size: 32}, inversion: {passes: 2, batches: 2}, detection: {passes: 2, batches: 2}}
+  - {name: mcl, target: detect, schedule: {steps: 2, batch_size: 32},
+     inversion: {passes: 2, batches: 2}, detection: {passes: 2, batches: 2}}
 seeds: [0, 1]
 """
 
@@ -39,6 +40,7 @@ def nodes(tmp_path_factory):
 
 
 def order_of(groups):
+    """Return the position of each node's group, by the node's name."""
     return {node.name: i for i, group in enumerate(groups) for node in group}
 
 
@@ -52,16 +54,17 @@ def test_every_group_comes_after_all_that_it_needs(nodes, together):
     assert {node.name for node in nodes} <= set(at)
 
 
-def test_groups_are_members_of_one_program(nodes):
+def test_nodes_of_one_program_form_a_group_only_when_together(nodes):
     groups = plan(nodes, together=True)
     sizes = {(group[0].kind, group[0].run.label): len(group) for group in groups if len(group) > 1}
-    # Two seeds of each victim; two seeds and two settings of D3 under both attacks; fine-tuning.
+    # Victims: two seeds of each attack form a group. Repairs: fine-tuning has two seeds under two
+    # attacks, D3 has also two settings, and the four nodes of MCL run alone.
     assert sizes[("victim", "badnets")] == 2 and sizes[("victim", "lf")] == 2
     assert sorted(len(group) for group in groups if group[0].kind == "repair") == [1] * 4 + [4, 8]
     assert all(len(group) == 1 for group in plan(nodes, together=False))
 
 
-def test_attacks_that_share_a_clean_model_need_one_node(nodes):
+def test_the_clean_model_of_an_attack_is_added_once_by_the_plan(nodes):
     groups = plan(nodes, together=False)
     names = [node.name for group in groups for node in group]
     assert len(names) == len(set(names))
@@ -70,7 +73,7 @@ def test_attacks_that_share_a_clean_model_need_one_node(nodes):
     }
 
 
-def test_a_search_shares_the_detection_of_equal_settings(nodes):
+def test_a_repair_shares_the_inversions_of_a_detection_with_equal_settings(nodes):
     (mcl,) = [node for node in nodes if node.name == "badnets/seed0/mcl-code"]
     (detection,) = [node for node in nodes if node.name == "badnets/seed0/detection@inversion-nc"]
     assert mcl.detected is detection.evidence
@@ -95,7 +98,7 @@ def test_names_folders_and_recipes_are_unique(nodes):
         assert len(values) == len(set(values))
 
 
-def test_two_computations_of_one_name_are_refused(tmp_path):
+def test_two_different_nodes_of_one_name_are_refused(tmp_path):
     context = studies.opened(studies.read(TINY), tmp_path)
     known = graph._Graph(context, graph.make_methods(context))
     victim, repair, *_ = map(known.one, graph.make_nodes(context))
@@ -122,7 +125,7 @@ def test_an_analysis_is_computed_once(tmp_path, monkeypatch):
     studies.run(studies.read(TINY), tmp_path)
 
 
-def test_an_analysis_that_breaks_costs_nothing_else(tmp_path, monkeypatch, capsys):
+def test_a_failed_analysis_fails_no_other_node_and_leaves_a_record(tmp_path, monkeypatch, capsys):
     def broken(node, inputs):
         raise TypeError("a mistake in the code")
 
@@ -135,7 +138,7 @@ def test_an_analysis_that_breaks_costs_nothing_else(tmp_path, monkeypatch, capsy
     assert (tmp_path / "report.html").exists()
 
 
-def test_findings_that_break_fail_their_node_alone(tmp_path, monkeypatch):
+def test_an_error_in_findings_fails_only_its_node(tmp_path, monkeypatch):
     def broken(node, inputs, artifact):
         raise KeyError("no such column")
 
@@ -156,7 +159,7 @@ def test_a_record_of_other_settings_is_not_shown(tmp_path):
     assert artifacts.read_record(tmp_path, "badnets/seed0/d3-code").status == "ok"
 
 
-def test_a_model_that_is_gone_is_not_finished_in_the_tables(tmp_path):
+def test_a_deleted_model_is_not_finished_in_the_tables(tmp_path):
     studies.run(studies.read(TINY), tmp_path)
     (model,) = tmp_path.glob("checkpoints/*d3-code*/model")
     shutil.rmtree(model)
@@ -166,7 +169,7 @@ def test_a_model_that_is_gone_is_not_finished_in_the_tables(tmp_path):
         assert row["status"] == "not finished: no model yet" and row["acc"] is None
 
 
-def test_an_old_run_folder_is_named(tmp_path):
+def test_a_run_folder_of_another_layout_is_refused(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("{}")
     with pytest.raises(DataError, match="written by an earlier d3jax: run its config again"):
         artifacts.RunFolder(tmp_path)
@@ -215,6 +218,6 @@ def test_a_damaged_victim_of_a_prepared_attack_is_computed_by_the_second_run(tmp
             path.write_bytes(b"\0" * path.stat().st_size)
     with pytest.warns(UserWarning, match="computing it again"):
         damaged = studies.run(config, tmp_path)
-    assert "its trigger was not read; a second run reads it" in damaged[0]["status"]
+    assert "its trigger was not read; run the same command again" in damaged[0]["status"]
     again = studies.run(config, tmp_path)
     assert [row["acc"] for row in again] == [row["acc"] for row in first]

@@ -1,4 +1,7 @@
-"""Methods of other distributions: found by entry point, in every table, without touching the package."""
+"""Tests of plug-ins: methods that other distributions add through entry points.
+
+A plug-in's methods appear in d3jax's registries and run in studies.
+"""
 
 import subprocess
 import sys
@@ -75,7 +78,7 @@ defenses: []
 
 @pytest.fixture
 def plugged(tmp_path, monkeypatch):
-    """A folder with an installed distribution that has an attack and a detector."""
+    """Return a folder with an installed distribution that has an attack and a detector."""
     (tmp_path / "plugged.py").write_text(MODULE)
     info = tmp_path / "plugged-1.dist-info"
     info.mkdir()
@@ -131,7 +134,7 @@ def test_a_plug_in_that_cannot_be_loaded_is_named(plugged, monkeypatch, value, w
         registries.with_plugins("attacks", {})
 
 
-def test_a_plug_in_takes_no_name_of_the_package(monkeypatch):
+def test_a_plug_in_cannot_take_a_name_of_the_package(monkeypatch):
     points = [EntryPoint("badnets", "plugged:STRIPES", "d3jax.attacks")]
     monkeypatch.setattr(registries.importlib.metadata, "entry_points", lambda group: points)
     with pytest.raises(ConfigError, match="the name 'badnets' is taken"):

@@ -1,4 +1,7 @@
-"""The whole way from config to tables on a tiny problem: rows, resume, kills, exit codes."""
+"""Tests of whole studies on a tiny problem: rows, files, reuse, failures, parts and sweeps.
+
+They also check that damaged and killed studies resume to the same numbers.
+"""
 
 import csv
 import json
@@ -23,14 +26,14 @@ def read(text=TINY, *overrides):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One finished study: its folder and rows."""
+    """Return the folder and the rows of a finished study."""
     folder = tmp_path_factory.mktemp("study") / "tiny"
     rows = studies.run(read(), folder)
     with studies.unchanged(folder):
         yield folder, rows
 
 
-def test_rows_and_files(finished):
+def test_a_finished_study_has_its_rows_and_files(finished):
     folder, rows = finished
     assert [row["defense"] for row in rows] == ["none", "finetune", "d3-code"]
     none, _, d3 = rows
@@ -80,7 +83,7 @@ def test_a_rerun_computes_nothing_again(finished, tmp_path, monkeypatch):
     assert again == rows
 
 
-def test_a_new_defence_shares_the_victim(finished, tmp_path, monkeypatch):
+def test_a_changed_repair_reuses_the_victim_and_the_other_repairs(finished, tmp_path, monkeypatch):
     folder, rows = shutil.copytree(finished[0], tmp_path / "copy"), finished[1]
     monkeypatch.setattr(victim, "victim_loop", lambda *_: pytest.fail("trained again"))
     more = studies.run(read(TINY, ("defenses.0.schedule.steps", "5")), folder)
@@ -92,29 +95,37 @@ def test_a_new_defence_shares_the_victim(finished, tmp_path, monkeypatch):
 
 
 def recipe_of(folder, *overrides):
+    """Return the recipe of the study's victim, which determines its hash."""
     return make_nodes(studies.opened(read(TINY, *overrides), folder))[0].run.recipe
 
 
 @pytest.mark.parametrize(
     "override",
     [
-        ("seeds", "[1]"), ("attack_seed", "3"), ("attacks.0.size", "2"), ("attacks.0.rate", "0.2"), ("model.width", "32"),
-        ("train.steps", "7"), ("train.optimizer.lr", "0.1"), ("dataset.noise", "0.2"), ("precision", "bfloat16"),
+        ("seeds", "[1]"),
+        ("attack_seed", "3"),
+        ("attacks.0.size", "2"),
+        ("attacks.0.rate", "0.2"),
+        ("model.width", "32"),
+        ("train.steps", "7"),
+        ("train.optimizer.lr", "0.1"),
+        ("dataset.noise", "0.2"),
+        ("precision", "bfloat16"),
     ],
-)  # fmt: skip
-def test_whatever_makes_a_victim_is_in_its_hash(tmp_path, override):
+)
+def test_settings_that_change_the_victim_are_in_its_hash(tmp_path, override):
     assert recipe_of(tmp_path, override) != recipe_of(tmp_path)
 
 
 @pytest.mark.parametrize(
     "override", [("loop.log_every", "3"), ("reserved.count", "70"), ("attacks.0.label", "other")]
 )
-def test_what_makes_no_victim_is_not_in_its_hash(tmp_path, override):
+def test_settings_that_do_not_change_the_victim_are_not_in_its_hash(tmp_path, override):
     unnamed = ("published", "{}")
     assert recipe_of(tmp_path, unnamed, override) == recipe_of(tmp_path)
 
 
-def test_a_pattern_file_is_in_the_hash(tmp_path):
+def test_the_content_of_a_pattern_file_is_in_the_hash(tmp_path):
     from PIL import Image
 
     attacks = ("attacks", f"[{{name: blended, label: badnets, image: {tmp_path}/p.png}}]")
@@ -138,7 +149,9 @@ def test_a_repair_that_diverges_is_a_row_and_does_not_stop_the_others(finished, 
     assert "failed" in (tmp_path / "copy" / "report.html").read_text()
 
 
-def test_a_repair_that_returns_something_else_is_told_what_to(finished, tmp_path, monkeypatch):
+def test_a_repair_of_the_wrong_return_type_fails_and_names_the_wanted_type(
+    finished, tmp_path, monkeypatch
+):
     from d3jax.core.types import Repair
     from d3jax.study.registries import DEFENSES
 
@@ -194,7 +207,10 @@ def test_a_node_that_breaks_does_not_stop_the_others(finished, tmp_path, monkeyp
 
 
 def test_parts_of_a_study_make_the_whole(finished, tmp_path, capsys):
-    """Two shares in processes of their own, gathered by a third: before the second share, its cells are missing."""
+    """Run a study in two parts, with a report after each.
+
+    The first report lists the nodes of the second part as not finished.
+    """
     _, rows = finished
 
     def share(i):
@@ -210,14 +226,13 @@ def test_parts_of_a_study_make_the_whole(finished, tmp_path, capsys):
     ]
     capsys.readouterr()
     assert [row["defense"] for row in share(2)] == ["finetune", "d3-code"]
-    assert (
-        "backdoor works" in capsys.readouterr().out
-    )  # the model of the other part, to which the changes refer
+    # The output also shows the other part's model, which the changes refer to.
+    assert "backdoor works" in capsys.readouterr().out
     whole = studies.run(read(), tmp_path, compute=False)
     assert numbers(whole) == numbers(rows) and (tmp_path / "report.html").exists()
 
 
-def test_a_report_with_other_settings_loses_nothing(finished, tmp_path):
+def test_a_report_with_other_settings_is_refused_and_keeps_the_results(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "copy")
     before = (tmp_path / "copy" / "results.csv").read_text()
 
@@ -235,8 +250,11 @@ def test_a_report_with_other_settings_loses_nothing(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_member_that_cannot_begin_does_not_stop_its_group(tmp_path, monkeypatch):
-    """One of two settings has no loop; the group does not fit the memory together, and halves of it do."""
+def test_a_failed_member_or_too_little_memory_does_not_stop_its_group(tmp_path, monkeypatch):
+    """Check that the other members run if one has no loop and the group exceeds the memory.
+
+    One of three settings has no loop. The group is halved until it fits the memory.
+    """
     from d3jax.defenses.repair.common import one_loop
     from d3jax.study.registries import DEFENSES
 
@@ -284,12 +302,19 @@ def test_a_report_leaves_damaged_models_in_place(finished, tmp_path):
     )
 
 
-SWEEP = "[{name: d3, sweep: {lam: [0.5, 2], schedule.optimizer.lr: [0.01, 0.02]}, schedule: {steps: 12}}]"
+SWEEP = (
+    "[{name: d3, sweep: {lam: [0.5, 2], schedule.optimizer.lr: [0.01, 0.02]}, "
+    "schedule: {steps: 12}}]"
+)
 
 
 @pytest.mark.slow
-def test_a_sweep_runs_together_with_the_numbers_it_has_apart(tmp_path):
-    """Two seeds by four settings of D3 are eight members of one program, the two backdoored models two of another."""
+def test_a_sweep_has_the_same_numbers_together_and_apart(tmp_path):
+    """Check that an ensemble gives the numbers of separate runs.
+
+    Two seeds and four settings of D3 are eight members of one program. The two backdoored models
+    are two members of another.
+    """
     overrides = (
         ("seeds", "[0, 1]"),
         ("defenses", SWEEP),
@@ -310,7 +335,7 @@ def test_a_sweep_runs_together_with_the_numbers_it_has_apart(tmp_path):
         )
         if one["cosine"] is not None:
             assert one["cosine"] == pytest.approx(other["cosine"], abs=1e-3)
-    # What ran together is found by a run apart: the folders are the same.
+    # A run apart finds the models of the run together, because their folders are the same.
     assert numbers(studies.run(read(TINY, *overrides), tmp_path / "together")) == numbers(
         rows["together"]
     )
@@ -324,7 +349,7 @@ def test_malformed_sweeps_are_refused(sweep):
         read(TINY, ("defenses", "[{name: d3, sweep: {lamm: [1]}}]"), ("published", "{}"))
 
 
-def test_a_mistake_leaves_a_finished_study_alone(finished, tmp_path):
+def test_an_invalid_setting_leaves_the_config_of_a_finished_study_unchanged(finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "copy")
     before = (folder / "config.yaml").read_text()
     with pytest.raises(ConfigError):
@@ -332,7 +357,7 @@ def test_a_mistake_leaves_a_finished_study_alone(finished, tmp_path):
     assert (folder / "config.yaml").read_text() == before
 
 
-def test_counts_per_class(finished):
+def test_counts_per_class_add_up_to_the_rates(finished):
     folder, rows = finished
     with (folder / "per_class.csv").open() as file:
         table = list(csv.DictReader(file))
@@ -349,7 +374,7 @@ def test_counts_per_class(finished):
 
 
 @pytest.mark.parametrize("damage", ["model", "nothing finished"])
-def test_a_damaged_model_is_reported_and_made_again(finished, tmp_path, damage):
+def test_a_damaged_or_deleted_model_is_computed_again(finished, tmp_path, damage):
     folder, rows = finished
     shutil.copytree(folder, tmp_path / "copy")
     (model,) = (tmp_path / "copy" / "checkpoints").glob("*d3-code*/model")
@@ -365,7 +390,7 @@ def test_a_damaged_model_is_reported_and_made_again(finished, tmp_path, damage):
     assert numbers(again) == numbers(rows)
 
 
-def test_two_seeds_on_one_victim(tmp_path):
+def test_seeds_with_one_attack_seed_share_the_victim_and_repair_it_differently(tmp_path):
     config = read(
         TINY,
         ("seeds", "[0, 1]"),
@@ -401,8 +426,11 @@ def test_the_clean_control_has_no_asr(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_three_moments_and_rerun_gives_the_same_numbers(tmp_path):
-    """SIGKILL as the first checkpoint is written, in training and in the repair; then a rerun, against an unbroken run."""
+def test_a_study_killed_at_three_moments_resumes_to_the_same_numbers(tmp_path):
+    """Compare a study killed three times with an uninterrupted one.
+
+    SIGKILL comes when the first checkpoint is written, in the training and in the repair.
+    """
     config = tmp_path / "cli.yaml"
     config.write_text(CLI)
     environment = {"D3JAX_CACHE": str(tmp_path / "cache")}

@@ -1,4 +1,7 @@
-"""ABL and DLP in a study: rows, the page, resume, mistakes, and that no weight sees a flag."""
+"""Tests of ABL and DLP in a study: rows, page, resuming and error messages.
+
+They also check that poison flags change no weight.
+"""
 
 import shutil
 
@@ -26,11 +29,23 @@ attacks: [{name: badnets, rate: 0.15}]
 train: {steps: 100, batch_size: 64, augment: none, optimizer: {lr: 0.05}}
 reserved: {count: 64}
 defenses:
-  - {name: abl, ratio: 0.05, isolate: {steps: 20, batch_size: 32, augment: none, optimizer: {lr: 0.05, schedule: constant}},
-     finetune: {steps: 30, batch_size: 32, optimizer: {lr: 0.05}}, unlearn: {optimizer: {lr: 0.1}, steps: 60, batch_size: 20, bounded: true}}
-  - {name: dlp, ratio: 0.05, supervised: {steps: 20, batch_size: 32, augment: none, optimizer: {lr: 0.05, schedule: constant}},
-     unlearn: {optimizer: {lr: 0.005}, steps: 50, batch_size: 20}, semi: {steps: 100, batch_size: 32}}
-  - {name: dlp, label: first, stages: "1", supervised: {steps: 20, batch_size: 32, augment: none, optimizer: {lr: 0.05, schedule: constant}}}
+  - name: abl
+    ratio: 0.05
+    isolate:
+      {steps: 20, batch_size: 32, augment: none, optimizer: {lr: 0.05, schedule: constant}}
+    finetune: {steps: 30, batch_size: 32, optimizer: {lr: 0.05}}
+    unlearn: {optimizer: {lr: 0.1}, steps: 60, batch_size: 20, bounded: true}
+  - name: dlp
+    ratio: 0.05
+    supervised:
+      {steps: 20, batch_size: 32, augment: none, optimizer: {lr: 0.05, schedule: constant}}
+    unlearn: {optimizer: {lr: 0.005}, steps: 50, batch_size: 20}
+    semi: {steps: 100, batch_size: 32}
+  - name: dlp
+    label: first
+    stages: "1"
+    supervised:
+      {steps: 20, batch_size: 32, augment: none, optimizer: {lr: 0.05, schedule: constant}}
 loop: {log_every: 5, save_every: 1000}
 """
 
@@ -47,7 +62,7 @@ def finished(tmp_path_factory):
         yield folder, rows
 
 
-def test_rows_of_a_study(finished):
+def test_dlp_removes_the_backdoor_and_equal_first_stages_are_trained_once(finished):
     folder, rows = finished
     assert [row["defense"] for row in rows] == ["none", "abl-authors", "dlp", "first"]
     none, found, dlp_row, first = rows
@@ -65,10 +80,10 @@ def test_rows_of_a_study(finished):
     assert {"entropy", "cross_entropy", "symmetric", "mixture", "rescored", "rescored_entropy"} == {
         s for d, s in scores if d == "dlp"
     }
-    assert scores["dlp", "rescored"]["auroc"] < 0.5  # unlearned, the poison is what fits worst
-    assert scores["first", "entropy"] == scores["dlp", "entropy"] | {
-        "defense": "first"
-    }  # one first stage for both
+    # After unlearning, the model fits the poisoned samples worst.
+    assert scores["dlp", "rescored"]["auroc"] < 0.5
+    # Both defences use the same first stage.
+    assert scores["first", "entropy"] == scores["dlp", "entropy"] | {"defense": "first"}
     assert len(list((folder / "checkpoints").glob("*first_stage*"))) == 2
 
 
@@ -84,17 +99,18 @@ def test_the_page_shows_learning_scores_and_filters(finished):
         "badnets-dlp-kept.png",
         "badnets-abl-authors-scores.png",
     } <= pictures
-    assert "badnets-first-scores.png" not in pictures  # the same first stage as dlp's
+    assert "badnets-first-scores.png" not in pictures  # dlp's page shows that first stage
     dlp_row = next(row for row in rows if row["defense"] == "dlp")
     share = 100 * dlp_row["labelled_poisoned"]
     assert (
-        f"<th scope=row>dlp</th><td class=n>20</td><td class=n>{100 * dlp_row['suspects_poisoned']:.1f}</td><td class=n>{share:.2f}</td>"
-        in page
+        "<th scope=row>dlp</th><td class=n>20</td>"
+        f"<td class=n>{100 * dlp_row['suspects_poisoned']:.1f}</td>"
+        f"<td class=n>{share:.2f}</td>" in page
     )
 
 
-def test_a_rerun_logs_the_same_records(finished, tmp_path):
-    """Nodes of several loops are logged as one, whether they were computed or found."""
+def test_a_rerun_logs_the_same_records_and_deletes_old_figures(finished, tmp_path):
+    """The log records of a node with several train loops name the node only, computed or found."""
     folder = shutil.copytree(finished[0], tmp_path / "copy")
     logged = studies.logged_loops(folder)
     assert {"badnets/seed0/dlp", "badnets/seed0/abl-authors"} <= set(logged)
@@ -113,7 +129,7 @@ def test_another_study_in_the_same_folder_is_reported(finished, tmp_path, capsys
 
 @pytest.mark.slow
 def test_poison_flags_change_no_weight(finished, tmp_path, monkeypatch, model):
-    """Other flags, other precision; the same models to the bit."""
+    """Other flags change the reported precision, and the models stay equal to the bit."""
     folder, rows = finished
     true = first_stage.poisoned_split
     monkeypatch.setattr(
@@ -136,7 +152,7 @@ def test_an_interrupted_study_continues_exactly(finished, tmp_path, model):
     folder, _ = finished
     often = (("loop.save_every", "10"), ("loop.save_seconds", "0"))
     cuts = 0
-    while cuts < 20:  # in every stage of both: they have 4 to 20 lines each
+    while cuts < 20:  # interrupts every stage of both defences, which log 4 to 20 records each
         try:
             run_study(read(*often), tmp_path, Breaking(11))
             break
@@ -153,6 +169,7 @@ def test_an_interrupted_study_continues_exactly(finished, tmp_path, model):
 
 
 def same_models(model, *folders):
+    """Assert that the models and suspects of ABL and DLP are equal in all run folders."""
     like = training_time.TrainedModel(
         jax.eval_shape(model.init, jax.random.key(0)), found_shapes(400)
     )
@@ -169,7 +186,10 @@ def same_models(model, *folders):
     [
         (
             ("attacks", "[wanet]"),
-            "attacks: wanet: defenses: abl-authors: has no poisoned set that could be released: it controls",
+            (
+                "attacks: wanet: defenses: abl-authors: has no poisoned set that could be "
+                "released: it controls"
+            ),
         ),
         (
             ("defenses.1.semi.batch_size", "300"),
@@ -178,31 +198,40 @@ def same_models(model, *folders):
         (("defenses.1.stages", "21"), "stages: 21 is not one of 1, 12, 13, 123"),
         (
             ("defenses.0.unlearn", "{descent: turns, batch_size: 201}"),
-            "defenses: abl-authors: unlearn.batch_size: 201 may want 201 trusted images a step, more than the 200 there are",
+            (
+                "defenses: abl-authors: unlearn.batch_size: 201 may want 201 trusted images "
+                "a step, more than the 200 there are"
+            ),
         ),
         (
             ("defenses.0.unlearn", "{descent: together, batch_size: 300}"),
-            "defenses: abl-authors: unlearn.batch_size: 300 may want 299 trusted images a step, more than the 200 there are",
+            (
+                "defenses: abl-authors: unlearn.batch_size: 300 may want 299 trusted images "
+                "a step, more than the 200 there are"
+            ),
         ),
         (
             ("defenses.0.unlearn", "{descent: together, batch_size: 1}"),
-            "defenses: abl-authors: unlearn.batch_size: 1 has no room for trusted images beside the suspects",
+            (
+                "defenses: abl-authors: unlearn.batch_size: 1 has no room for trusted images "
+                "beside the suspects"
+            ),
         ),
         (
             ("defenses.0.unlearn", "{descent: turns, share: 0.5}"),
-            "unlearn.share: 0.5 stands beside descent: turns, which has no such setting",
+            "unlearn.share: 0.5 does not apply to descent: turns, which has no such setting",
         ),
         (
             ("defenses.0.unlearn", "{trusted: all}"),
-            "unlearn.trusted: all stands beside descent: none, which has no such setting",
+            "unlearn.trusted: all does not apply to descent: none, which has no such setting",
         ),
         (
             ("defenses.1.unlearn", "{descent: none}"),
-            "trials: 2 stands beside unlearn.descent: none, but a trial needs trusted images",
+            "trials: 2 does not work with unlearn.descent: none, as a trial needs trusted images",
         ),
         (
             ("defenses.1.unlearn", "{trusted: all}"),
-            "trials: 2 stands beside unlearn.trusted: all, but a trial needs trusted images",
+            "trials: 2 does not work with unlearn.trusted: all, as a trial needs trusted images",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Triggers that are found before the training, as nodes of a study."""
+"""Tests of trigger nodes: attacks that compute their trigger before the victim is trained."""
 
 import importlib
 
@@ -32,7 +32,7 @@ def trees(folder):
 
 
 @pytest.mark.slow
-def test_a_study_keeps_triggers_and_shares_the_clean_model(tmp_path, capsys):
+def test_triggers_are_saved_and_attacks_share_the_clean_model(tmp_path, capsys):
     rows = studies.run(read(), tmp_path / "one")
     assert [row["status"] for row in rows] == ["ok"] * 4
     kept = sorted(name.rsplit("-", 1)[0] for name in trees(tmp_path / "one"))
@@ -43,7 +43,8 @@ def test_a_study_keeps_triggers_and_shares_the_clean_model(tmp_path, capsys):
     )
     capsys.readouterr()
     again = run_study(read(), tmp_path / "one")
-    assert again == rows and "/trigger" not in capsys.readouterr().out  # its victim is there
+    # The victims exist, so their triggers are not needed.
+    assert again == rows and "/trigger" not in capsys.readouterr().out
     one = (("attacks", "[{name: lf, steps: 4}]"), ("loop.members", "together"))
     together = studies.run(read(*one), tmp_path / "two")
     for mine, theirs in zip(together, rows[2:], strict=True):

@@ -1,4 +1,8 @@
-"""Jobs as members of one program: the same numbers as alone, on one device and on a mesh, resumed together, failing alone."""
+"""Tests of ensembles, whose members are train loops in one program.
+
+Members equal loops that run alone, on one device and on a mesh. They resume together and fail
+alone.
+"""
 
 import functools
 import re
@@ -29,7 +33,10 @@ IMAGES = jnp.asarray(np.random.default_rng(0).random((24, 2, 2, 3)), jnp.float32
 
 
 def regression(params, batch_stats, batch, key, data):
-    """Least squares to a target of the member's own, with a batch statistic; breaks where a member's `limit` is reached."""
+    """Return a squared error to the member's own target, with a batch statistic.
+
+    The loss is NaN as soon as the sum of the statistics exceeds the member's `limit`.
+    """
     x = batch.images.mean((1, 2))
     stats = 0.9 * batch_stats["mean"] + 0.1 * x.mean(0)
     loss = jnp.mean((x @ params["w"] - data["target"]) ** 2) + 0.1 * jnp.sum(x.mean(0) ** 2)
@@ -61,8 +68,8 @@ def same(one, other):
 
 @pytest.mark.parametrize("devices", [0, 2, 4])
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_members_have_the_numbers_they_have_alone(count, devices):
-    """One to three members that differ in key, start, learning rate, weight decay and data, on meshes of 1, 2 and 4 devices."""
+def test_members_equal_loops_that_run_alone(count, devices):
+    """Members differ in key, initial parameters, learning rate, weight decay and data."""
     hooks = Hooks(log_every=5, devices=tuple(jax.devices()[:devices]))
     together = fit_ensemble([loop(i) for i in range(count)], [hooks] * count)
     for i, (state, lines) in enumerate(together):
@@ -76,7 +83,10 @@ def test_members_have_the_numbers_they_have_alone(count, devices):
 
 
 def test_the_batch_is_split_over_the_data_axis():
-    """Four devices each compute a quarter of the batch and add their gradients up; members share nothing."""
+    """Four devices each compute a quarter of the batch and sum their gradients.
+
+    Members on devices of their own exchange nothing.
+    """
     mesh = make_mesh(1, jax.devices())
     assert dict(mesh.shape) == {"member": 1, "data": 4} and dict(
         make_mesh(6, jax.devices()).shape
@@ -93,7 +103,7 @@ def test_the_batch_is_split_over_the_data_axis():
     )
     assert (
         "all-reduce" in program and "f32[2,3]" in program and "f32[8," not in program
-    )  # two of the eight images a device
+    )  # each device has two of the eight images
     apart = make_mesh(4, jax.devices())
     loops = [loop(i) for i in range(4)]
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one.state for one in loops))
@@ -112,7 +122,7 @@ def test_the_batch_is_split_over_the_data_axis():
     assert "all-reduce" not in program and "num_partitions=4" in program
 
 
-def test_a_batch_that_does_not_divide_is_computed_whole():
+def test_a_batch_that_the_devices_do_not_divide_is_computed_whole():
     with jax.set_mesh(make_mesh(1, jax.devices())):
         assert jax.jit(shard_batch)(jnp.arange(6)).tolist() == list(range(6))
 
@@ -159,8 +169,7 @@ def test_members_resume_from_the_newest_step_that_all_of_them_have():
         assert [line["loss"] for line in lines] == [line["loss"] for line in more]
 
 
-def test_data_shared_by_all_members_is_kept_once():
-    """Data that are one array for all members are not stacked."""
+def test_data_shared_by_all_members_are_not_stacked():
     from d3jax.training.ensemble import _stack_data
 
     stacked, axes = _stack_data([loop(i).data for i in range(3)])
@@ -186,7 +195,10 @@ def test_memory_is_reported_and_a_profile_written(tmp_path):
 
 
 def test_members_at_different_steps_continue_in_groups():
-    """Two of three have checkpoints of step 8 only, one of step 4 only, as a member leaves behind that had diverged."""
+    """Two members have a checkpoint of step 8 only, and one of step 4 only.
+
+    A member that diverged in an earlier run leaves such checkpoints.
+    """
     kept, begun = [{}, {}, {}], []
 
     def hooks(i, steps):
@@ -207,7 +219,7 @@ def test_members_at_different_steps_continue_in_groups():
         same(one, other)
 
 
-def test_a_streamed_loop_runs_alone():
+def test_a_streamed_loop_is_refused_as_a_member():
     with pytest.raises(ValueError, match="runs alone"):
         fit_ensemble([loop(0), loop(1)._replace(feed=lambda first: iter(()))], [Hooks()] * 2)
 
@@ -224,7 +236,7 @@ def test_out_of_memory_errors_name_what_to_lower(monkeypatch):
 
 
 def test_a_split_batch_is_not_gathered_for_a_weight_gradient():
-    """On a mesh each device takes the products of its own images; only their sum crosses."""
+    """On a mesh, each device multiplies its own images, and only sums are exchanged."""
     mesh = make_mesh(1, jax.devices())
     x, g = (jax.random.normal(jax.random.key(i), (8, 6, 6, 5)) for i in range(2))
     alone = weight_gradient(x, g, size=3, stride=1)
@@ -239,7 +251,7 @@ def test_a_split_batch_is_not_gathered_for_a_weight_gradient():
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_a_program_that_needs_more_than_there_is_is_refused(monkeypatch):
+def test_a_program_that_needs_more_memory_than_there_is_is_refused(monkeypatch):
     monkeypatch.setattr(memory, "main_memory", lambda: 1000)
     with pytest.raises(
         OutOfMemoryError, match=r"needs .* of memory, cpu has 0.0 MiB: lower the batch"

@@ -1,4 +1,4 @@
-"""The loop: exact resume, whole calls, watching, a loss that breaks."""
+"""Tests of the train loop: exact resume, steps per call, watched metrics and divergence."""
 
 import chex
 import jax
@@ -21,7 +21,7 @@ from ..helpers.quadratic import DATA, drawn, fresh, quadratic
 
 
 @pytest.mark.parametrize("steps_per_call", [1, 4])
-def test_resume_is_bitwise_wherever_it_was_cut(steps_per_call):
+def test_resume_is_bit_exact_from_every_checkpoint(steps_per_call):
     tx = optax.sgd(0.1, momentum=0.9)
     step = make_train_step(tx, loss=quadratic, batches=drawn)
     saved = []
@@ -53,14 +53,14 @@ def test_resume_is_bitwise_wherever_it_was_cut(steps_per_call):
     assert [line["step"] for line in lines] == [5, 7, 10, 14, 15, 20, 21, 23]
 
 
-def test_a_caller_keeps_its_arrays():
+def test_fit_leaves_the_arrays_of_the_caller_intact():
     tx = optax.sgd(0.1)
     state = fresh(tx)
     fit(TrainLoop(make_train_step(tx, loss=quadratic, batches=drawn), state, DATA, 2))
     assert state.variables.params["w"].tolist() == [1, 1, 1]
 
 
-def test_a_loss_that_breaks_names_the_step_and_saves_nothing_after():
+def test_a_nan_loss_names_its_step_and_saves_nothing_afterwards():
     tx, saved = optax.sgd(0.1), []
 
     def breaks(params, batch_stats, batch, key, data):
@@ -78,7 +78,7 @@ def test_a_loss_that_breaks_names_the_step_and_saves_nothing_after():
     assert saved == [5, 10]
 
 
-def test_broken_parameters_under_a_finite_loss_are_not_kept():
+def test_nan_parameters_under_a_finite_loss_are_not_saved():
     tx, saved = optax.sgd(0.1), []
 
     def broken(params, data):
@@ -116,11 +116,11 @@ def test_many_steps_in_one_call_equal_many_calls():
     ("period", "call", "whole"),
     [(390, 25, 400), (385, 25, 375), (7, 25, 7), (0, 25, 0), (390, 0, 390)],
 )
-def test_periods_of_whole_calls(period, call, whole):
+def test_periods_are_rounded_to_whole_calls(period, call, whole):
     assert whole_calls(period, call) == whole
 
 
-def test_watch_is_measured_when_due():
+def test_watch_runs_every_watch_every_steps_and_after_the_last():
     tx = optax.sgd(0.1)
     hooks = Hooks(
         watch=lambda state: {"norm": float(state.variables.params["w"].sum())},
@@ -131,6 +131,6 @@ def test_watch_is_measured_when_due():
         TrainLoop(make_train_step(tx, loss=quadratic, batches=drawn), fresh(tx), DATA, 9),
         hooks=hooks,
     )
-    assert [line["step"] for line in lines if "norm" in line] == [4, 8, 9]  # the last one too
+    assert [line["step"] for line in lines if "norm" in line] == [4, 8, 9]  # 9 is the last step
     trace = trace_of(lines)
     assert np.isnan(trace["norm"]).sum() == len(lines) - 3 and records_of(trace) == lines

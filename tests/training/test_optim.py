@@ -1,4 +1,4 @@
-"""Optimisers and schedules against closed forms."""
+"""Tests of optimisers and learning-rate schedules against closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ from d3jax.training import (
 from d3jax.training.optim import restart_every, scale_by_step_rate
 
 
-def test_sgd_is_pytorchs_coupled_momentum():
-    """v ← 0.9 v + g + wd·w; w ← w − lr·v, twice, in NumPy."""
+def test_sgd_matches_pytorchs_coupled_weight_decay():
+    """NumPy makes two updates of v ← 0.9 v + g + wd·w and w ← w − lr·v."""
     config = OptimConfig(lr=0.1, momentum=0.9, weight_decay=0.01, schedule="constant")
     tx = make_optimizer(config, steps=10, steps_per_epoch=1)
     w, v, params = np.array([1.0, -2.0]), np.zeros(2), {"w": jnp.array([1.0, -2.0])}
@@ -32,12 +32,12 @@ def test_sgd_is_pytorchs_coupled_momentum():
     np.testing.assert_allclose(params["w"], w, rtol=1e-6)
 
 
-def test_schedules_closed_forms():
+def test_schedules_match_their_closed_forms():
     by_epoch = make_schedule("cosine_epoch", steps=100, steps_per_epoch=10)
     wanted = [0.5 * (1 + np.cos(np.pi * (step // 10) / 10)) for step in range(100)]
     np.testing.assert_allclose([by_epoch(step) for step in range(100)], wanted, rtol=1e-5)
     short = make_schedule("cosine_epoch", steps=14, steps_per_epoch=10)
-    assert short(13) == pytest.approx(0.5)  # the second epoch of two, begun or not
+    assert short(13) == pytest.approx(0.5)  # the second of two epochs, although it is not complete
     cosine = make_schedule("cosine", steps=100, steps_per_epoch=10)
     np.testing.assert_allclose([cosine(0), cosine(50), cosine(100)], [1, 0.5, 0], atol=1e-7)
     assert make_schedule("constant", steps=100, steps_per_epoch=10)(73) == 1
@@ -48,7 +48,7 @@ def test_schedules_closed_forms():
 
 
 def test_optimisers_read_the_step_and_the_data():
-    """Rates that come in the data, and a momentum that restarts every third step, against NumPy."""
+    """Learning rates come in the data, and the momentum restarts every third step."""
     tx = optax.chain(
         restart_every(optax.trace(0.9), 3),
         scale_by_step_rate(lambda step, data: data.trigger[step]),

@@ -1,4 +1,4 @@
-"""The poisoned training set as it is released."""
+"""Tests of the poisoned training set that an attacker releases."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def test_the_released_set_is_poisoned_where_it_is_flagged(name, dataset):
 
 
 @pytest.mark.parametrize("name", ["wanet", "input_aware"])
-def test_attacks_that_control_the_training_release_no_set(name, dataset):
+def test_attacks_that_control_the_training_are_refused_a_released_set(name, dataset):
     config, construct = ATTACKS[name]
     with pytest.raises(
         AttackError, match="has no poisoned set that could be released: it controls the training"

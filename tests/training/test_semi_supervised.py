@@ -1,4 +1,4 @@
-"""MixMatch's and FixMatch's losses against NumPy, what they learn from few labels, and bounded ascent."""
+"""Tests of MixMatch and FixMatch: losses against NumPy, and accuracy from few labels."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def softmax(logits):
     return e / e.sum(-1, keepdims=True)
 
 
-def test_sharpening_against_numpy(rng):
+def test_sharpening_matches_numpy(rng):
     p = softmax(rng.normal(size=(6, 5)))
     np.testing.assert_allclose(
         sharpen(jnp.asarray(p), 0.5), p**2 / (p**2).sum(1, keepdims=True), rtol=1e-5
@@ -71,7 +71,7 @@ def test_dealt_batches_have_equal_shares_of_every_kind():
         )
 
 
-def test_mixmatch_terms_against_numpy(rng):
+def test_mixmatch_terms_match_numpy(rng):
     logits, others = rng.normal(size=(8, 5)), rng.normal(size=(16, 5))
     targets, guesses = softmax(rng.normal(size=(8, 5))), softmax(rng.normal(size=(16, 5)))
     labelled, unlabelled = mixmatch_terms(*map(jnp.asarray, (logits, targets, others, guesses)))
@@ -81,7 +81,7 @@ def test_mixmatch_terms_against_numpy(rng):
     assert float(unlabelled) == pytest.approx(((softmax(others) - guesses) ** 2).mean(), rel=1e-5)
 
 
-def test_fixmatch_term_against_numpy(rng):
+def test_fixmatch_term_matches_numpy_and_has_no_gradient_to_pseudo_labels(rng):
     weak, strong = 4 * rng.normal(size=(40, 5)), rng.normal(size=(40, 5))
     value, kept = fixmatch_term(jnp.asarray(weak), jnp.asarray(strong), 0.95)
     p = softmax(weak)
@@ -92,7 +92,7 @@ def test_fixmatch_term_against_numpy(rng):
         kept
     ) == pytest.approx(counts.mean())
     gradient = jax.grad(lambda x: fixmatch_term(x, jnp.asarray(strong), 0.95)[0])(jnp.asarray(weak))
-    assert not gradient.any()  # pseudo-labels teach, they do not learn
+    assert not gradient.any()  # no gradient flows through the pseudo-labels
 
 
 def drawn(dataset, share=0.4, count=12):
@@ -101,8 +101,11 @@ def drawn(dataset, share=0.4, count=12):
     return Drawn(images[:count], labels, others, others[:, :, ::-1], jnp.float32(share))
 
 
-def test_the_loss_of_a_mixmatch_step(model, victim, dataset):
-    """A whole loss put together in NumPy from the net's outputs: what is guessed, mixed with what, dealt where, weighed how."""
+def test_mixmatch_loss_matches_numpy(model, victim, dataset):
+    """NumPy computes the whole loss from the model's outputs.
+
+    It repeats the guesses, the mixing, the dealing into batches and the weights of both terms.
+    """
     batch, config = drawn(dataset), SemiConfig()
     value, (stats, found) = mixmatch(config, model)(*victim.variables, batch, KEY, None)
 
@@ -134,7 +137,7 @@ def test_the_loss_of_a_mixmatch_step(model, victim, dataset):
 
 
 @pytest.mark.parametrize("method", ["mixmatch", "fixmatch"])
-def test_plain_statistics_are_those_of_both_kinds_of_images(method, model, victim, dataset):
+def test_plain_statistics_are_of_labelled_and_unlabelled_images(method, model, victim, dataset):
     batch, losses = drawn(dataset), {"mixmatch": mixmatch, "fixmatch": fixmatch}
     trained, plain = (
         losses[method](SemiConfig(method=method, statistics=kind), model)(
@@ -148,7 +151,7 @@ def test_plain_statistics_are_those_of_both_kinds_of_images(method, model, victi
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), plain[1][0], wanted)
 
 
-def test_unlabelled_images_weigh_more_with_every_step(model, victim, dataset):
+def test_weight_of_unlabelled_images_ramps_up_linearly(model, victim, dataset):
     config = SemiConfig(steps=10, batch_size=8, ramp=0.5)
     loop = semi_supervised_loop(
         KEY,
@@ -169,7 +172,7 @@ def test_unlabelled_images_weigh_more_with_every_step(model, victim, dataset):
     np.testing.assert_allclose(shares, [0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1], atol=0.01)
 
 
-def test_the_loss_of_a_fixmatch_step(model, victim, dataset):
+def test_fixmatch_loss_matches_numpy(model, victim, dataset):
     batch, config = drawn(dataset, 1.0), SemiConfig(method="fixmatch", threshold=0.6)
     value, _ = fixmatch(config, model)(*victim.variables, batch, KEY, None)
     weighed, _ = fixmatch(dataclasses.replace(config, weight=3.0), model)(
@@ -189,7 +192,7 @@ def test_the_loss_of_a_fixmatch_step(model, victim, dataset):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["mixmatch", "fixmatch"])
 def test_unlabelled_images_raise_the_accuracy(method, model, dataset):
-    """From two labels a class, on noisy images, better than from these alone."""
+    """On noisy images with two labels a class, they add to training on the labels alone."""
     images, labels = np.asarray(dataset.train.images), np.asarray(dataset.train.labels)
     noisy = np.clip(images + np.random.default_rng(0).normal(0, 120, images.shape), 0, 255).astype(
         np.uint8
@@ -214,7 +217,7 @@ def test_unlabelled_images_raise_the_accuracy(method, model, dataset):
     config = SemiConfig(method=method, steps=300, batch_size=8, **own)
     hidden = Split(
         split.images, np.where(np.isin(np.arange(400), labelled), labels, -7)
-    )  # labels that nobody may read
+    )  # -7: a label that must not be read
     semi = fit(
         semi_supervised_loop(KEY, model, start, hidden, labelled, unlabelled, config, dataset.info)
     )[0].variables
@@ -228,7 +231,7 @@ def test_unlabelled_images_raise_the_accuracy(method, model, dataset):
         first_stage_loop(KEY, model, few, recipe, dataset.info, classification_loss(model))
     )[0].variables
     assert right(semi) > right(alone) + 0.05, (right(semi), right(alone))
-    if method == "mixmatch":  # it is not mixing alone that helps
+    if method == "mixmatch":  # mixing alone gains less
         config = dataclasses.replace(config, weight=0.0)
         mixed = fit(
             semi_supervised_loop(
@@ -241,8 +244,8 @@ def test_unlabelled_images_raise_the_accuracy(method, model, dataset):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "fixmatch", "alpha": 0.5}, "alpha: 0.5 stands beside method: fixmatch"),
-        ({"threshold": 0.9}, "threshold: 0.9 stands beside method: mixmatch"),
+        ({"method": "fixmatch", "alpha": 0.5}, "alpha: 0.5 does not apply to method: fixmatch"),
+        ({"threshold": 0.9}, "threshold: 0.9 does not apply to method: mixmatch"),
     ],
 )
 def test_settings_of_the_other_method_are_refused(settings, message):
@@ -250,7 +253,7 @@ def test_settings_of_the_other_method_are_refused(settings, message):
         SemiConfig(**settings)
 
 
-def test_a_method_has_its_own_optimiser_from_a_file_too():
+def test_each_method_has_its_own_default_optimiser_in_a_file():
     text = "defenses: [{name: dlp, semi: {method: fixmatch}}, {name: dlp, label: other}]"
     fix, mixed = (choice.config.semi for choice in loads(text, registries=REGISTRIES).defenses)
     assert (fix.optimizer.name, fix.optimizer.lr) == ("sgd", 0.03)

@@ -1,4 +1,4 @@
-"""The train step: its carry, projection, acceptance, chains."""
+"""Tests of the train step: carry, projection, rejected updates and chained steps."""
 
 import dataclasses
 
@@ -56,12 +56,12 @@ def test_the_step_compiles_once():
 
 
 def shifted_data(data, carry):
-    """The images with what is trained added to every channel."""
+    """Return the images with the trained shift added to their channels."""
     return data + carry["shift"].value
 
 
 def joint_quadratic(params, batch_stats, batch, key, data):
-    """½‖w − mean of the batch‖²: the batch is the data's, shifted by a trained part of the carry."""
+    """Return ½‖w − mean of the batch‖², where the batch comes from the shifted images."""
     gap = params["w"] - batch.images.mean((0, 1, 2))
     return 0.5 * jnp.sum(gap**2), (batch_stats, {"gap": jnp.abs(gap).max()})
 
@@ -78,8 +78,8 @@ def shifting_state(tx, trained, **others):
     return init_state(variables, tx, jax.random.key(7), carry, trained)
 
 
-def test_a_part_of_the_carry_is_trained_by_an_optimiser_of_its_own():
-    """Gradients of w and of the shift are opposite; each goes its own way, one by SGD and one by Adam."""
+def test_a_part_of_the_carry_is_trained_by_its_own_optimiser():
+    """The gradients of w and of the shift are opposite; SGD updates w, and Adam the shift."""
     tx, trained = optax.sgd(0.1), {"shift": optax.adam(0.01)}
     step, state = shifting_step(tx, trained), shifting_state(tx, trained)
     w, shift = np.ones(3), np.zeros(3)
@@ -97,8 +97,11 @@ def test_a_part_of_the_carry_is_trained_by_an_optimiser_of_its_own():
     assert set(metrics) == {"loss", "gap"}
 
 
-def test_an_update_is_applied_to_a_trained_part_with_its_statistics_moved_on():
-    """As with BatchNorm's running statistics: what the loss reports under the part's name takes the place of the old value."""
+def test_a_trained_part_is_updated_from_the_value_that_the_loss_reports():
+    """The value that the loss reports under the part's name replaces the old one.
+
+    BatchNorm's running statistics are reported in the same way.
+    """
     tx, trained = optax.sgd(0.1), {"shift": optax.sgd(0.5)}
 
     def moves(params, batch_stats, batch, key, data):
@@ -110,7 +113,7 @@ def test_an_update_is_applied_to_a_trained_part_with_its_statistics_moved_on():
     gap = np.ones(3) - np.asarray(drawn(state.key, 0, DATA).images.mean((0, 1, 2)))
     state, metrics = jax.jit(step)(state, DATA)
     np.testing.assert_allclose(state.carry["shift"].value, 10 + 0.5 * gap, rtol=1e-6)
-    assert set(metrics) == {"loss", "gap"}  # the part is no metric
+    assert set(metrics) == {"loss", "gap"}  # the part is not a metric
 
 
 def test_the_carry_is_set_before_the_gradient_and_advanced_after_the_update():
@@ -137,7 +140,7 @@ def test_the_carry_is_set_before_the_gradient_and_advanced_after_the_update():
 
 
 def test_a_rejected_update_leaves_variables_and_optimiser_as_they_were():
-    """Every other update is rejected; steps and carry go on."""
+    """Every other update is rejected, but the step and the carry still advance."""
     tx = optax.sgd(0.1, momentum=0.9)
 
     def advance(before, after, reported, data):
@@ -179,13 +182,16 @@ def test_chained_steps_are_one_step_with_two_optimisers():
             (chained.variables, chained.opt_state), (last.variables, opt_states), rtol=1e-6
         )
         assert int(chained.step) == i + 1 and int(chained.carry) == 5
-        assert float(metrics["loss"]) == pytest.approx(float(reported["loss"]))  # the first one's
+        assert float(metrics["loss"]) == pytest.approx(float(reported["loss"]))  # of the first step
         assert set(metrics) == {"loss", "size", "second"}
 
 
 @pytest.mark.parametrize("steps_per_call", [1, 4])
-def test_resume_is_bitwise_with_a_carry(steps_per_call):
-    """A trained part, a part that is advanced, and updates that are rejected: one member alone, from the checkpoint of step 7."""
+def test_resume_is_bit_exact_with_a_carry(steps_per_call):
+    """The carry has a trained and an advanced part, and some updates are rejected.
+
+    One loop runs alone and resumes from the checkpoint of step 7.
+    """
     tx, trained = optax.sgd(0.1, momentum=0.9), {"shift": optax.adam(0.01)}
 
     def advance(before, after, reported, data):
@@ -209,7 +215,7 @@ def test_resume_is_bitwise_with_a_carry(steps_per_call):
     chex.assert_trees_all_equal(whole, resumed)
 
 
-def test_members_have_carries_of_their_own():
+def test_members_have_their_own_carries():
     """Two loops in one program end where each ends alone."""
     tx, trained = optax.sgd(0.1), {"shift": optax.adam(0.01)}
     step = shifting_step(tx, trained)

@@ -1,4 +1,4 @@
-"""Images that stay on the host: the rows and the numbers of images on the device."""
+"""Tests of training on images that stay on the host, against images on the device."""
 
 import chex
 import jax
@@ -25,7 +25,7 @@ def resident(dataset, model, attack):
 def test_streamed_training_equals_training_on_resident_images(
     dataset, model, attack, resident, devices, steps_per_call
 ):
-    """400 images in epochs of 12 batches, on one device and on four, one step a call and four."""
+    """The 400 images make epochs of 12 batches."""
     loop = victim_loop(jax.random.key(3), model, dataset, attack, CONFIG, streamed=True)
     hooks = Hooks(
         log_every=10, steps_per_call=steps_per_call, devices=tuple(jax.devices()[:devices])
@@ -35,7 +35,7 @@ def test_streamed_training_equals_training_on_resident_images(
     assert [line["step"] for line in lines] == [10, 20, 30]
 
 
-def test_a_stream_resumes_in_the_middle_of_an_epoch(dataset, model, attack):
+def test_a_stream_resumes_bit_exactly_in_the_middle_of_an_epoch(dataset, model, attack):
     loop = victim_loop(jax.random.key(3), model, dataset, attack, CONFIG, streamed=True)
     kept = {}
 
@@ -48,7 +48,7 @@ def test_a_stream_resumes_in_the_middle_of_an_epoch(dataset, model, attack):
     chex.assert_trees_all_equal(whole.variables, again.variables)
 
 
-def test_the_feed_brings_the_rows_that_a_step_would_draw(dataset, model, attack):
+def test_the_feed_of_a_later_step_continues_with_the_same_rows(dataset, model, attack):
     loop = victim_loop(jax.random.key(3), model, dataset, attack, CONFIG, streamed=True)
     numbered = Dataset(
         dataset.train._replace(images=np.arange(400, dtype=np.uint8).reshape(-1, 1, 1, 1)),
@@ -71,7 +71,7 @@ def test_the_feed_brings_the_rows_that_a_step_would_draw(dataset, model, attack)
     assert len(labels) == 384 and np.bincount(labels, minlength=4).min() > 80
 
 
-def test_placement_follows_from_the_size_of_the_images(dataset, monkeypatch, capsys):
+def test_images_that_need_over_half_of_the_free_memory_are_streamed(dataset, monkeypatch, capsys):
     def decide(**settings):
         return context._is_streamed(LoopConfig(**settings), dataset, Progress())
 

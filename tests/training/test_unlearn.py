@@ -1,4 +1,7 @@
-"""Unlearning: ascent on suspects, descent on trusted images, and what rests."""
+"""Tests of unlearning: ascent on suspects, descent on trusted images, and pauses.
+
+Ascent pauses ("rests") while the accuracy on a batch of suspects is below chance.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +23,8 @@ def ascended(model, victim, dataset, steps=60, lr=0.5, log_every=1, **options):
     labels = np.asarray(dataset.train.labels)
     suspects, trusted = np.flatnonzero(labels == 2)[:24], np.flatnonzero(labels != 2)
     loop = unlearn_loop(
-        KEY, model, victim.variables, dataset.train, suspects, trusted, tx=optax.sgd(lr, momentum=0.9), steps=steps,
-        batch_size=12, **options,
+        KEY, model, victim.variables, dataset.train, suspects, trusted,
+        tx=optax.sgd(lr, momentum=0.9), steps=steps, batch_size=12, **options,
     )  # fmt: skip
     state, lines = fit(loop, Hooks(log_every=log_every))
 
@@ -36,7 +39,7 @@ def ascended(model, victim, dataset, steps=60, lr=0.5, log_every=1, **options):
     return state, lines, right(suspects), right(trusted)
 
 
-def test_ascent_unlearns_and_rests_at_chance(model, victim, dataset):
+def test_ascent_unlearns_the_suspects_and_ends_below_chance(model, victim, dataset):
     state, lines, suspects, _ = ascended(model, victim, dataset)
     assert suspects < 0.5 and lines[-1]["resting"] == 1 and lines[0]["resting"] == 0, (
         suspects,
@@ -44,16 +47,16 @@ def test_ascent_unlearns_and_rests_at_chance(model, victim, dataset):
     )
     first = next(i for i, line in enumerate(lines) if line["resting"])
     assert lines[first]["suspects_accuracy"] < 1 / 4
-    assert int(state.step) == first + 1 == len(lines) < 60  # it ends there
+    assert int(state.step) == first + 1 == len(lines) < 60  # the loop ends there
     again, *_ = ascended(model, victim, dataset, log_every=60)
     jax.tree.map(
         np.testing.assert_array_equal, state.variables, again.variables
-    )  # and nothing moves where it goes on
-    with pytest.raises(DivergedError):  # what has no upper bound
+    )  # later steps change nothing
+    with pytest.raises(DivergedError):  # the cross-entropy has no upper bound
         ascended(model, victim, dataset, bounded=False)
 
 
-def test_one_step_of_ascent_is_sgd_uphill(model, victim, dataset):
+def test_one_step_of_ascent_raises_the_loss_of_the_suspects(model, victim, dataset):
     state, *_ = ascended(model, victim, dataset, steps=1, lr=0.01, batch_norm="frozen")
     jax.tree.map(
         np.testing.assert_array_equal, state.variables.batch_stats, victim.variables.batch_stats
@@ -83,22 +86,25 @@ def test_one_step_of_ascent_is_sgd_uphill(model, victim, dataset):
 
 
 @pytest.mark.parametrize("descent", ["turns", "together"])
-def test_descent_keeps_trusted_images_learned(descent, model, victim, dataset):
+def test_descent_keeps_the_accuracy_on_trusted_images(descent, model, victim, dataset):
     *_, suspects, trusted = ascended(model, victim, dataset, steps=60, descent=descent)
     *_, alone = ascended(model, victim, dataset, steps=60)
     assert suspects < 0.4 and trusted > 0.8 and trusted > alone + 0.05, (suspects, trusted, alone)
 
 
-def test_a_step_together_is_one_of_sgd_on_both_losses(model, victim, dataset):
-    """A quarter of the batch are suspects; all of it is under its own statistics, which are learned."""
+def test_descent_together_is_one_sgd_step_on_the_sum_of_both_losses(model, victim, dataset):
+    """A quarter of the batch are suspects.
+
+    The whole batch is normalised by its own statistics, which update the running ones.
+    """
     labels = np.asarray(dataset.train.labels)
     suspects, trusted = (
         np.flatnonzero(labels == 2)[:3],
         np.flatnonzero(labels != 2)[:9],
     )  # as many as a batch has
     loop = unlearn_loop(
-        KEY, model, victim.variables, dataset.train, suspects, trusted, tx=optax.sgd(0.01), steps=1, batch_size=12, kind="uniform",
-        descent="together",
+        KEY, model, victim.variables, dataset.train, suspects, trusted,
+        tx=optax.sgd(0.01), steps=1, batch_size=12, kind="uniform", descent="together",
     )  # fmt: skip
     state, (line,) = fit(loop)
     images, rows = as_float(jnp.asarray(dataset.train.images)), np.concatenate([suspects, trusted])
@@ -126,7 +132,7 @@ def test_a_step_together_is_one_of_sgd_on_both_losses(model, victim, dataset):
 
 
 @pytest.mark.parametrize(("suspects", "parts"), [(50, (32, 96)), (32, (32, 96)), (3, (3, 125))])
-def test_a_batch_of_both_has_the_size_that_is_given(suspects, parts):
+def test_suspects_and_trusted_images_together_fill_the_batch_size(suspects, parts):
     assert parts_of(128, "together", 0.25, suspects) == parts
     assert parts_of(128, "turns", 0.25, suspects) == (128, 128) and parts_of(
         128, "none", 0.25, suspects
@@ -136,10 +142,14 @@ def test_a_batch_of_both_has_the_size_that_is_given(suspects, parts):
 
 
 def resting_twice(model, victim, dataset, trusted, descent):
-    """Two states, one after the other, between which the suspects, who were right at first, rest."""
+    """Return the states before and after a step that rests, as the step before it did.
+
+    Earlier steps unlearned, because the suspects were predicted correctly at first.
+    """
     rows = np.flatnonzero(np.asarray(dataset.train.labels) == 2)[:24]
     loop = unlearn_loop(
-        KEY, model, victim.variables, dataset.train, rows, trusted, tx=optax.sgd(0.05, momentum=0.9), steps=40, batch_size=12,
+        KEY, model, victim.variables, dataset.train, rows, trusted,
+        tx=optax.sgd(0.05, momentum=0.9), steps=40, batch_size=12,
         kind="uniform", descent=descent, batch_norm="frozen",
     )  # fmt: skip
     step, state, before = jax.jit(loop.step), loop.state, {"resting": 0}
@@ -152,14 +162,14 @@ def resting_twice(model, victim, dataset, trusted, descent):
     raise AssertionError("the suspects never rested twice")
 
 
-def test_momentum_of_resting_suspects_is_kept_in_turns(model, victim, dataset):
+def test_descent_in_turns_keeps_the_momentum_of_suspects_while_they_rest(model, victim, dataset):
     trusted = np.flatnonzero(np.asarray(dataset.train.labels) != 2)
     state, after = resting_twice(model, victim, dataset, trusted, "turns")
     jax.tree.map(np.testing.assert_array_equal, after.opt_state[0], state.opt_state[0])
 
 
-def test_momentum_decays_together_while_suspects_rest(model, victim, dataset):
-    """One velocity is left of both, and what is added to it is the gradient of the trusted images alone."""
+def test_descent_together_decays_the_momentum_while_suspects_rest(model, victim, dataset):
+    """Both kinds share one momentum, to which only the trusted images' gradient is added."""
     labels = np.asarray(dataset.train.labels)
     trusted = np.flatnonzero(labels != 2)[:9]  # as many as a batch has
     state, after = resting_twice(model, victim, dataset, trusted, "together")
@@ -177,8 +187,13 @@ def test_momentum_decays_together_while_suspects_rest(model, victim, dataset):
 
 
 @pytest.mark.parametrize("descent", ["turns", "together"])
-def test_suspects_that_were_never_right_move_nothing(descent, model, victim, dataset):
-    """What is learned then is what is learned without them; but for the statistics of a batch they are in."""
+def test_suspects_that_are_never_predicted_correctly_change_nothing(
+    descent, model, victim, dataset
+):
+    """Two choices of such suspects lead to the same model.
+
+    Batch normalisation is frozen, because suspects would otherwise be in the batch's statistics.
+    """
     labels = np.asarray(dataset.train.labels)
     trusted = np.flatnonzero(labels != 2)
     found = []

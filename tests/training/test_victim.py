@@ -1,4 +1,4 @@
-"""Training on poisoned data."""
+"""Tests of training a victim on poisoned data."""
 
 import chex
 import jax
@@ -31,7 +31,7 @@ def test_a_config_that_was_not_built_is_refused(dataset, model, attack):
         make_evaluate(model, badnets(), 4)
 
 
-def test_training_follows_from_the_key(dataset, model, attack):
+def test_training_is_determined_by_the_key(dataset, model, attack):
     config = TrainConfig(steps=12, batch_size=32, optimizer=OptimConfig(lr=0.05))
     one, same = (
         train_backdoored(jax.random.key(1), model, dataset, attack, config).variables
@@ -44,7 +44,7 @@ def test_training_follows_from_the_key(dataset, model, attack):
 
 
 def brightened(optimizer):
-    """An attack whose trigger is a bare array: what is added to every channel."""
+    """Return an attack whose trigger is a bare array [3], which is added to the channels."""
 
     def poison(trigger, key, batch):
         images = jnp.where(
@@ -65,7 +65,7 @@ def brightened(optimizer):
 
 @pytest.mark.parametrize("optimizer", [None, optax.adam(1e-2)])
 def test_the_trigger_may_be_a_bare_array(optimizer, dataset, model):
-    """It is given back, trained or not: an array has no truth value to ask for."""
+    """The victim holds it, trained or not, although an array has no truth value."""
     config = TrainConfig(steps=3, batch_size=32, augment="none", optimizer=OptimConfig(lr=0.05))
     hooks = Hooks(log_every=1)
     attack = brightened(optimizer)

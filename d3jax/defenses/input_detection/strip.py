@@ -1,7 +1,8 @@
-"""STRIP: strong intentional perturbation (Gao et al., ACSAC 2019, arXiv 1902.06531).
+"""STRIP, a detector of triggered inputs by superimposed images (Gao et al., ACSAC 2019).
 
-A triggered input keeps its prediction when other images are laid over it. The score of an input is
-minus the mean entropy of the predictions for x + α · x_j with clean images x_j.
+Source: arXiv 1902.06531; the name means strong intentional perturbation. A triggered input keeps
+its prediction when other images are added to it. The score of an input x is minus the mean entropy
+of the predictions for x + α · x_j, over clean images x_j.
 """
 
 from __future__ import annotations
@@ -26,27 +27,34 @@ from ...training.loop import Hooks
 
 @dataclasses.dataclass(frozen=True)
 class STRIPConfig:
-    """Default: BackdoorBench's settings."""
+    """Settings of STRIP.
 
-    alpha: float = option(1.0, "weight of the overlays", above=0)
-    overlays: int = option(100, "clean images laid over every input", low=1)
+    The defaults are BackdoorBench's.
+    """
+
+    alpha: float = option(1.0, "α, weight of a clean image that is added to an input", above=0)
+    overlays: int = option(100, "number of clean images that are added to every input", low=1)
     fpr: float = option(
-        0.1, "share of the clean reserved images that the threshold rejects", above=0, high=1
+        0.1, "share of the reserved clean images that the threshold rejects", above=0, high=1
     )
 
     __post_init__ = check_fields
 
     def build(self, info: DataInfo) -> InputDetector:
-        """Return the detector for a data set."""
+        """Return the STRIP detector for the data set that `info` describes."""
         return make_strip(self, info)
 
 
 MIXED = 2000
-"""Images with overlays that the model sees at once."""
+"""The largest number of superimposed images in one call of the model."""
 
 
 class State(NamedTuple):
-    """The `overlays` [n, H, W, C] uint8, and the `threshold` float32 []."""
+    """The state of STRIP: the clean images to add, and the threshold of rejection.
+
+    `overlays` are uint8 images [n, H, W, C]. `threshold` float32 [] is the score above which an
+    input is rejected.
+    """
 
     overlays: jax.Array
     threshold: jax.Array
@@ -61,9 +69,10 @@ def _entropies(
     overlays: Array,
     images: Array,
 ) -> jax.Array:
-    """Return the mean entropy [B] of each image under all overlays, in nats.
+    """Return the mean entropy [B] of each image's predictions over all overlays, in nats.
 
-    Images are added in the normalised space of the data set: in pixels x + α · (x_j − mean).
+    Images are added in the normalised space of the data set. In pixels that is
+    x + α · (x_j − mean).
     """
     moved = alpha * (as_float(overlays) - jnp.asarray(mean))
     mixed = as_float(images)[:, None] + moved[None]
@@ -74,9 +83,10 @@ def _entropies(
 
 
 def make_strip(config: STRIPConfig, info: DataInfo) -> InputDetector:
-    """Return STRIP. Its threshold is the `fpr` quantile of the entropies of the reserved images.
+    """Return STRIP, a detector that rejects inputs whose predictions have a low entropy.
 
-    An entropy is between 0 and ln K.
+    The threshold is minus the `fpr` quantile of the entropies of the reserved images. An entropy is
+    between 0 and ln K.
     """
     batch_size = max(1, MIXED // config.overlays)
 

@@ -1,4 +1,7 @@
-"""Detect backdoored models by trigger inversion (Neural Cleanse, Wang et al., IEEE S&P 2019, §V)."""
+"""Detection of backdoored models by trigger inversion, as in Neural Cleanse.
+
+Source: Wang et al., IEEE S&P 2019, §V.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from ...inversion import Inversion, InversionConfig, detect, invert, like, stamp
 from ...training.loop import Hooks
 
 THRESHOLD = 2.0
-"""Deviations (1.4826 · MAD) below the median from which a norm is an outlier."""
+"""A norm is an outlier if it is more than this many deviations (1.4826 · MAD) below the median."""
 
 
 def make_inversion(config: InversionConfig, info: DataInfo) -> ModelDetector:
@@ -42,12 +45,15 @@ def make_inversion(config: InversionConfig, info: DataInfo) -> ModelDetector:
 
 
 def judge_norms(found: Inversion) -> Verdict:
-    """Return which norms are outliers on the small side.
+    """Return the verdict on a model from the norms of its inverted triggers.
 
-    The score of a class is how many deviations its norm is below the median, −inf where its search
-    failed; the statistic is the distance of the smallest norm from the median, without sign.
-    `failed` counts the classes whose search failed: no trigger was found that turns half of the
-    images. Where fewer than three worked nothing is flagged.
+    A class is flagged if its norm is an outlier on the small side. The score of a class is the
+    number of deviations by which its norm lies below the median. The statistic is the distance of
+    the smallest norm from the median in deviations, without sign.
+
+    A search failed if its trigger changes the prediction to the class on less than half of the
+    images. The score of that class is −inf, and the fact `failed` counts such classes. If fewer
+    than three searches succeeded, no class is flagged.
     """
     outliers = detect(found.norms, found.success)
     below = (outliers.median - outliers.norms) / max(outliers.spread, 1e-9)
@@ -64,13 +70,16 @@ def judge_norms(found: Inversion) -> Verdict:
 
 
 def trigger_of(found: Inversion, label: int) -> Callable[[Array], Array]:
-    """Return the stamp of the trigger that was found for a class."""
+    """Return the function that stamps the trigger found for class `label` on images."""
     trigger = trigger_at(found, label)
     return lambda images: stamp(trigger, images)
 
 
 def check_classes(info: DataInfo) -> None:
-    """Raise `ConfigError` where there are too few classes for one to be an outlier."""
+    """Raise `ConfigError` where the data set has fewer than three classes.
+
+    No norm can be an outlier among fewer.
+    """
     if info.num_classes < 3:
         raise ConfigError(
             f"target: cannot be detected among {info.num_classes} classes, an outlier needs three; "
@@ -79,9 +88,9 @@ def check_classes(info: DataInfo) -> None:
 
 
 def check_size(config: InversionConfig, size: int, prefix: str = "") -> None:
-    """Raise `ConfigError` where a batch of an inversion has more than `size` images.
+    """Raise `ConfigError` where a batch of the inversion has more than `size` images.
 
-    `prefix` begins the setting's name.
+    `size` is the number of reserved images. The message puts `prefix` before the setting's name.
     """
     if size < config.batch_size:
         raise ConfigError(

@@ -1,8 +1,9 @@
-"""MM-BD: maximum margins of a backdoored model (Wang et al., IEEE S&P 2024, arXiv 2205.06900). No data.
+"""MM-BD, a detector of backdoored models by maximum margins (Wang et al., IEEE S&P 2024).
 
-The target's logit can be raised above all others by more than any other class's. For every class the
-largest margin z_t − max_{j≠t} z_j is searched from random images; a Gamma distribution fitted to the
-margins of all classes but the largest gives the p-value of that one.
+Source: arXiv 2205.06900. The method needs no data. In a backdoored model, the logit of the target
+class can exceed all other logits by more than the logit of any other class can. For every class,
+MM-BD maximises the margin z_t − max_{j≠t} z_j by gradient ascent from random images. A Gamma
+distribution, fitted to all margins except the largest, gives the p-value of the largest one.
 """
 
 from __future__ import annotations
@@ -35,32 +36,43 @@ from ...training.step import Loss, Reported, TrainData, init_state, make_train_s
 
 @dataclasses.dataclass(frozen=True)
 class MMBDConfig:
-    """Default: the authors' settings."""
+    """Settings of MM-BD.
 
-    images: int = option(30, "random images for each class", low=1)
-    steps: int = option(300, "steps at most", low=1)
+    The defaults are the authors'.
+    """
+
+    images: int = option(30, "number of random start images for each class", low=1)
+    steps: int = option(300, "maximum number of gradient ascent steps", low=1)
     lr: float = option(0.01, "learning rate of gradient ascent on the pixels", above=0)
     tolerance: float = option(
-        1e-5, "relative change of a class's summed margins at which its search ends", low=0
+        1e-5, "relative change of a class's summed margins below which its search ends", low=0
     )
-    alpha: float = option(0.05, "p-value up to which the model is flagged", above=0, high=1)
+    alpha: float = option(0.05, "largest p-value at which the model is flagged", above=0, high=1)
 
     __post_init__ = check_fields
 
     def build(self, info: DataInfo) -> ModelDetector:
-        """Return the detector for a data set."""
+        """Return the MM-BD detector for the data set that `info` describes."""
         return make_mmbd(self, info)
 
 
 class Margins(NamedTuple):
-    """The evidence: the largest `margins` [K] of each class, and the `steps` [K] of its search."""
+    """The evidence of MM-BD: the largest margin of each of K classes.
+
+    `margins` [K] float32 are the largest margins over a class's images. `steps` [K] int32 are the
+    numbers of steps of the searches.
+    """
 
     margins: jax.Array
     steps: jax.Array
 
 
 class Searched(NamedTuple):
-    """The carry: whether a class is `active` [K], its `last` [K] summed margins, its `steps` [K]."""
+    """The progress of the search for every class, as the carry of the train loop.
+
+    `active` [K] bool says whether the search of a class continues. `last` [K] are its summed
+    margins, and `steps` [K] its number of steps so far.
+    """
 
     active: jax.Array
     last: jax.Array
@@ -68,14 +80,21 @@ class Searched(NamedTuple):
 
 
 def margins_of(logits: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Return z_t − max_{j≠t} z_j of logits [..., K] and wanted classes [...]."""
+    """Return the margins z_t − max_{j≠t} z_j [...] of logits [..., K].
+
+    `wanted` [...] are the classes t.
+    """
     own = jax.nn.one_hot(wanted, logits.shape[-1], dtype=bool)
     best = jnp.where(own, -jnp.inf, logits).max(-1)
     return jnp.where(own, logits, 0).sum(-1) - best
 
 
 def margin_loss(model: Model) -> Loss:
-    """Build minus the sum of the margins of images [K, n, …]; the model is `reference_params`."""
+    """Build the loss of the margin search: minus the sum of the margins of all images.
+
+    The trained parameters are the images [K, n, H, W, C]. The frozen model's variables come in
+    `data.reference_params`. The loss reports the `margins` [K, n].
+    """
 
     def loss(images: Params, stats: Params, batch: None, key: jax.Array, data: TrainData):
         flat = images.reshape(-1, *images.shape[2:])
@@ -90,7 +109,10 @@ def margin_loss(model: Model) -> Loss:
 def margin_loop(
     key: jax.Array, model: Model, variables: Variables, config: MMBDConfig, info: DataInfo
 ) -> TrainLoop:
-    """Return the loop that raises the margins of all classes at once; images stay in [0, 1]."""
+    """Return the train loop that maximises the margins of all classes at once.
+
+    Images are clipped to [0, 1] after every step. The loop ends early when every class has stopped.
+    """
     tx, count = optax.sgd(config.lr), info.num_classes
 
     def advance(before: TrainState, after: TrainState, reported: Reported, data: TrainData):
@@ -125,10 +147,12 @@ def margin_loop(
 
 
 def judge_margins(found: Margins, alpha: float) -> Verdict:
-    """Return the verdict: p = 1 − F(r_max)^K with F the Gamma fit to all other margins.
+    """Return the verdict on a model from the p-value of its largest margin.
 
-    The score of a class is its margin. The fit has shape, location and scale. Margins that are all
-    equal, or no numbers, have no distribution: the model is not flagged, with p = 1.
+    The p-value is p = 1 − F(r_max)^K, where F is the Gamma distribution fitted to all other
+    margins, by shape, location and scale. The score of a class is its margin. If a margin is not
+    finite or the other margins are all equal, nothing can be fitted. Then p = 1 and the model is
+    not flagged.
     """
     from scipy.stats import gamma
 
@@ -144,15 +168,18 @@ def judge_margins(found: Margins, alpha: float) -> Verdict:
 
 
 def make_mmbd(config: MMBDConfig, info: DataInfo) -> ModelDetector:
-    """Return MM-BD. Its statistic is 1 − p, its threshold 1 − `alpha`.
+    """Return MM-BD, a detector that flags a model whose largest margin is an outlier.
 
-    Deviations: images are kept in [0, 1] after every step. A class whose margins no longer change
-    stops where it is, and the loop ends when all have.
+    The statistic is 1 − p and the threshold is 1 − `alpha`. Raises `ConfigError` for fewer than
+    four classes.
+
+    Deviations: images are clipped to [0, 1] after every step. A class whose margins no longer
+    change keeps its images, and the loop ends when all classes have stopped.
     """
     if info.num_classes < 4:
         raise ConfigError(
-            f"fits a distribution to the margins of all classes but one: {info.num_classes} classes "
-            "are too few, want 4"
+            "MM-BD fits a distribution to the margins of all classes but one: "
+            f"{info.num_classes} classes are too few, want 4"
         )
 
     def detect(

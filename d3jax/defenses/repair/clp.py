@@ -1,11 +1,11 @@
-"""CLP: channel Lipschitzness-based pruning (Zheng et al., ECCV 2022, arXiv 2208.03111). No data.
+"""CLP, channel Lipschitzness-based pruning: a repair without data (Zheng et al., ECCV 2022).
 
-A channel that answers a trigger must react strongly to small changes. Of every BatchNorm layer the
-channels are pruned whose upper bound on the Lipschitz constant
+Source: arXiv 2208.03111. A channel that detects a trigger must react strongly to small changes of
+the input. CLP bounds the Lipschitz constant of every BatchNorm channel k from above by
 
     c_k = σ_max(W_k) · |γ_k| / √v_k      W_k the kernel of channel k as a matrix [in, k·k]
 
-is more than `u` standard deviations above the layer's mean.
+and prunes the channels whose bound is more than `u` standard deviations above the layer's mean.
 """
 
 from __future__ import annotations
@@ -24,31 +24,36 @@ from .pruning import check_channels, layer_at, silence
 
 @dataclasses.dataclass(frozen=True)
 class CLPConfig:
-    """Default: the authors' threshold, and the layers that feed each norm.
+    """Settings of CLP.
 
-    `module_order` is the pairing of the authors' release: the convolution before a norm in the
-    order of the net's modules. In PreActResNet18 that is the 1×1 shortcut for the first norm of the
-    second block of stages 2 to 4, and WaNet falls from 94.15/99.50 to 53.50/93.96 (ACC/ASR).
+    The defaults are the authors' threshold, and a pairing of each norm with the convolutions that
+    feed it. The pairing `module_order` is that of the authors' release. It takes the convolution
+    before a norm in the order of the net's modules. In PreActResNet18, that is the 1×1 shortcut for
+    the first norm of the second block of stages 2 to 4. With this pairing, WaNet falls from
+    94.15/99.50 to 53.50/93.96 (ACC/ASR).
     """
 
-    u: float = option(3.0, "deviations above the mean from which a channel is pruned", low=0)
+    u: float = option(
+        3.0, "standard deviations above the mean beyond which a channel is pruned", low=0
+    )
     pairing: Literal["producer", "module_order"] = option(
         "producer",
-        "kernels of a norm: of all convolutions that feed it, or of the one before it in the order "
-        "of modules, as the authors' code",
+        "convolutions paired with a norm: all that feed it (producer), or the one before it in "
+        "module order, as in the authors' code (module_order)",
     )
 
     __post_init__ = check_fields
 
     def build(self, info: DataInfo) -> Repair:
-        """Return the repair for a data set."""
+        """Return CLP as a repair for the data set that `info` describes."""
         return make_clp(self, info)
 
 
 def lipschitz(variables: Variables, norm: NormLayer, pairing: str) -> np.ndarray:
-    """Return the upper bounds [C] of a norm's channels.
+    """Return upper bounds [C] on the Lipschitz constants of a BatchNorm layer's channels.
 
-    With several producers, or the identity beside them, the bounds add up, as their outputs do.
+    If several convolutions feed the layer, their bounds add up, as their outputs do. An identity
+    shortcut adds a bound of 1.
     """
     paths = (norm.previous,) if pairing == "module_order" else norm.producers
     scale = np.abs(np.asarray(layer_at(variables.params, norm.path)["scale"], np.float64))
@@ -59,21 +64,29 @@ def lipschitz(variables: Variables, norm: NormLayer, pairing: str) -> np.ndarray
 
 
 def singular_values(kernel: np.ndarray) -> np.ndarray:
-    """Return the largest singular value [out] of each channel of a kernel [h, w, in, out]."""
+    """Return the largest singular value [out] of each output channel's kernel.
+
+    `kernel` [h, w, in, out] gives one matrix [in, h·w] for each output channel.
+    """
     height, width, count, channels = kernel.shape
     matrices = kernel.transpose(3, 2, 0, 1).reshape(channels, count, height * width)
     return np.linalg.norm(matrices.astype(np.float64), ord=2, axis=(1, 2))
 
 
 def outlying(bounds: np.ndarray, u: float) -> np.ndarray:
-    """Return which channels [C] lie more than `u` standard deviations (unbiased) above the mean."""
+    """Return a mask [C] of the channels to prune, whose bounds lie far above the layer's mean.
+
+    That is more than `u` standard deviations, computed without bias.
+    """
     return bounds > bounds.mean() + u * bounds.std(ddof=1)
 
 
 def make_clp(config: CLPConfig, info: DataInfo) -> Repair:
-    """Return CLP. The trace holds the number of pruned channels, `pruned`.
+    """Return CLP, the repair that prunes the channels with an outlying Lipschitz bound.
 
-    Deviation: a layer of one channel has no deviation and keeps it.
+    The trace holds the number of pruned channels, `pruned`.
+
+    Deviation: a layer with a single channel is not pruned, because it has no standard deviation.
     """
 
     def repair(

@@ -1,4 +1,4 @@
-"""What post-training repairs share: the reserved images as training data, one optimiser loop, a `Repaired` out."""
+"""The train loop that the post-training repairs share, on the reserved images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ def one_loop(
     loop: Callable[..., TrainLoop],
     check: Callable[[Model, Variables, int], None] = lambda model, shapes, size: None,
 ) -> Repair:
-    """The defence whose repair is the loop `loop(key, model, variables, reserved)`, its last state the result."""
+    """Return the repair that runs a single train loop and returns its last state.
+
+    `loop(key, model, variables, reserved) -> TrainLoop`. `check` is that of `Repair`.
+    """
 
     def repair(
         key: jax.Array, model: Model, variables: Variables, reserved: Split, hooks: Hooks = Hooks()
@@ -47,10 +50,11 @@ def repair_loop(
     fixed: Any = None,
     drop_last: bool = False,
 ) -> TrainLoop:
-    """`split_loop` on the reserved images by a `schedule`, with the augmentation that the data set allows.
+    """Return the train loop that minimises `loss` on the reserved images by a `schedule`.
 
-    `fixed`, Python bools in the structure of the parameters, says which of them nothing may change, weight decay included.
-    `drop_last` is `epoch_plan`'s.
+    The loop is a `split_loop` with the augmentation that the schedule and the data set allow.
+    `fixed` is a pytree of Python bools with the structure of the parameters. Parameters marked True
+    stay unchanged, also under weight decay. `drop_last` is passed to `epoch_plan`.
     """
     steps_per_epoch, batch_size = epoch_plan(
         len(reserved.labels), schedule.batch_size, drop_last=drop_last
@@ -61,7 +65,7 @@ def repair_loop(
         tx = optax.multi_transform({False: tx, True: optax.set_to_zero()}, fixed)
     return split_loop(
         key, variables, reserved,
-        loss=loss, project=project, reference_params=reference_params, loss_inputs=loss_inputs, tx=tx,
-        steps=steps, steps_per_epoch=steps_per_epoch, batch_size=batch_size,
+        loss=loss, project=project, reference_params=reference_params, loss_inputs=loss_inputs,
+        tx=tx, steps=steps, steps_per_epoch=steps_per_epoch, batch_size=batch_size,
         augment=make_augment(info, schedule.augment),
     )  # fmt: skip

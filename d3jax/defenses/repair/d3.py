@@ -1,11 +1,15 @@
-"""D3: distance-driven detoxification (Wei, Liu & Zha, ICCV 2025, arXiv 2411.09585).
+"""D3, distance-driven detoxification (Wei, Liu & Zha, ICCV 2025, arXiv 2411.09585).
 
-A fine-tuned backdoored model stays where clean and backdoor loss are both low. D3 asks selected weights θ_s to leave:
+A fine-tuned backdoored model stays in a region where clean loss and backdoor loss are both low. D3
+moves selected weights θ_s as far as possible from their initial values:
 
-    min_θ  λ · max(0, L_clean(θ) − ε) − ‖θ_s − θ_init,s‖   with θ_s kept on (or in) a sphere of radius ‖θ_init,s‖.
+    min_θ  λ · max(0, L_clean(θ) − ε) − ‖θ_s − θ_init,s‖
 
-`select`, `distance`, `project` and `penalty` work on any parameter pytree and any optax optimiser. Without the clean term,
-projected gradient descent ends at −θ_init,s; an optimiser that rescales coordinates ends elsewhere (Adam at cos∠ ≈ −0.8).
+while θ_s stays on (or in) a sphere of radius ‖θ_init,s‖.
+
+`select`, `distance`, `project` and `penalty` work on any parameter pytree and with any optax
+optimiser. Without the clean term, projected gradient descent ends at −θ_init,s. An optimiser that
+rescales coordinates ends elsewhere, for example Adam at a cosine of about −0.8.
 """
 
 from __future__ import annotations
@@ -30,45 +34,57 @@ from .common import one_loop, repair_loop
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class D3Config:
-    """A preset and what departs from it; what neither paper nor code states is as in the code.
+    """Settings of D3: a preset, and the values that differ from it.
 
-    `paper`: λ 10, hinge on the mean loss, a bound on the norm. `code` (the first author's release): λ 0.5, hinge per
-    sample, exact sphere, loss divided by λ + 1 when λ > 1. Both start from random directions, SGD 0.01/0.9 without weight
-    decay, cosine over 100 epochs of batch 256.
+    The preset `paper` has λ 10, a hinge on the mean loss, and a bound on the norm. What the paper
+    does not state is as in `code`. The preset `code` (the first author's release) has λ 0.5, a
+    hinge per sample, and an exact sphere. It divides the loss by λ + 1 when λ > 1.
+
+    Both presets start from random directions and train for 100 epochs of batches of 256, with a
+    cosine schedule. SGD has learning rate 0.01, momentum 0.9 and no weight decay.
     """
 
     preset: Literal["paper", "code"] = option(
-        "code", "where λ, hinge, scale and constraint come from unless given"
+        "code", "source of lam, hinge, scale and constraint, where they are not given"
     )
-    lam: float = option(0.5, "λ, the weight of the clean penalty", low=0, member=True)
-    eps: float = option(0.1, "ε, the clean loss (nats) that costs nothing", low=0, member=True)
+    lam: float = option(0.5, "λ, weight of the clean penalty", low=0, member=True)
+    eps: float = option(
+        0.1, "ε, clean loss in nats up to which there is no penalty", low=0, member=True
+    )
     hinge: Literal["mean", "sample"] = option(
-        "sample", "max(0, mean CE − ε), or the mean of max(0, CE_i − ε)"
+        "sample",
+        "clean penalty: max(0, mean CE − ε) (mean), or the mean of max(0, CE_i − ε) (sample)",
     )
     scale: bool = option(True, "divide the loss by λ + 1 when λ > 1")
     constraint: Literal["sphere", "ball", "none"] = option(
-        "sphere", "‖W‖ = ‖W0‖, or ≤, per selected tensor, after every step"
+        "sphere",
+        "norm of each selected tensor W after every step: ‖W‖ = ‖W0‖ (sphere), ‖W‖ ≤ ‖W0‖ (ball), "
+        "or any (none)",
     )
     start: Literal["random", "near", "middle", "far", "noise"] = option(
-        "random", "start of θ_s: U(−.5,.5) rescaled to ‖W0‖, W0, 0, −W0, or W0 + N(0, std(W0))"
+        "random",
+        "start of θ_s: U(−.5,.5) rescaled to ‖W0‖ (random), W0 (near), 0 (middle), −W0 (far), or "
+        "W0 + N(0, std(W0)) (noise)",
     )
     p: float = option(2.0, "p of the p-norm distance", low=1)
     tensors: str = option(
-        "head/kernel", "glob of parameter paths that make θ_s; 'linear': every 2-D kernel"
+        "head/kernel", "glob of the parameter paths in θ_s; 'linear' selects every 2-D kernel"
     )
     batch_norm: Literal["train", "fixed"] = option(
-        "train", "batch statistics and updated running ones, or the stored ones"
+        "train",
+        "BatchNorm uses batch statistics and updates the running ones (train), or uses the stored "
+        "ones (fixed)",
     )
     schedule: ScheduleConfig = option(
         ScheduleConfig(optimizer=OptimConfig(weight_decay=0.0)),
-        "length, batch, optimiser (its own: SGD 0.01/0.9 without weight decay)",
+        "length, batch size and optimiser (default: SGD, lr 0.01, momentum 0.9, no weight decay)",
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Repair:
-        """Return the repair for a data set."""
+        """Return D3 as a repair for the data set that `info` describes."""
         return make_d3(self, info)
 
 
@@ -80,13 +96,15 @@ PRESETS = presets(
 
 
 Selection = Any
-"""A pytree of Python bools with the structure of the parameters."""
+"""A pytree of Python bools with the structure of the parameters; True marks those in θ_s."""
 
 
 def select(params: Params, tensors: str = "head/kernel", setting: str = "tensors") -> Selection:
-    """Which leaves of `params` are θ_s: those whose path matches the glob `tensors`, or all 2-D kernels for "linear".
+    """Return which parameters match the glob `tensors`, as a pytree of bools.
 
-    Raises `ConfigError`, naming the `setting` and paths there are, when nothing matches.
+    The glob is matched with the path of each leaf, such as "head/kernel". With "linear", all 2-D
+    kernels match. Raises `ConfigError` if nothing matches. The message names the `setting` and
+    existing paths.
     """
 
     def chosen(path, leaf):
@@ -102,17 +120,20 @@ def select(params: Params, tensors: str = "head/kernel", setting: str = "tensors
             for path, _ in jax.tree_util.tree_leaves_with_path(params)
         ]
         raise ConfigError(
-            f"{setting}: {tensors!r} matches none of the {len(known)} parameters{did_you_mean(tensors, known)}; "
-            f"the last ones are {names(known[-8:])}"
+            f"{setting}: {tensors!r} matches none of the {len(known)} parameters"
+            f"{did_you_mean(tensors, known)}; the last ones are {names(known[-8:])}"
         )
     return selection
 
 
 def norm(x: jax.Array, p: float = 2.0) -> jax.Array:
-    """‖x‖_p of the flattened array, with gradient 0 (not NaN) at x = 0. Scaled by max|x|, so that no power over- or underflows."""
+    """Return the p-norm ‖x‖_p of the flattened array, with gradient 0 (not NaN) at x = 0.
+
+    The array is scaled by max|x|, so that no power over- or underflows.
+    """
     scale = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
     magnitude = jnp.abs(x) / jnp.where(scale > 0, scale, 1.0)
-    zero = magnitude == 0  # |x|^p has no gradient there for p < 2, and the root has none at 0
+    zero = magnitude == 0  # at 0, |x|^p has no gradient for p < 2, and the root has none
     total = jnp.sum(jnp.where(zero, 0.0, jnp.where(zero, 1.0, magnitude) ** p))
     return scale * jnp.where(total > 0, jnp.where(total > 0, total, 1.0) ** (1 / p), 0.0)
 
@@ -120,7 +141,7 @@ def norm(x: jax.Array, p: float = 2.0) -> jax.Array:
 def distance(
     params: Params, reference_params: Params, selection: Selection, p: float = 2.0
 ) -> jax.Array | float:
-    """Σ over the selected tensors of ‖θ − θ_init‖_p."""
+    """Return the sum over the selected tensors of ‖θ − θ_init‖_p."""
     parts = jax.tree.map(
         lambda w, w0, chosen: norm(w - w0, p) if chosen else 0.0,
         params,
@@ -133,7 +154,11 @@ def distance(
 def project(
     params: Params, reference_params: Params, selection: Selection, constraint: str = "sphere"
 ) -> Params:
-    """Rescales each selected tensor to its reference_params's Frobenius norm ("sphere"), or down to it ("ball"). 0 stays 0."""
+    """Return the parameters with each selected tensor rescaled to the norm of its reference.
+
+    "sphere" sets the Frobenius norm to that of the tensor in `reference_params`. "ball" does so
+    only where the norm is larger, and "none" never. A tensor of zeros stays zero.
+    """
 
     def rescale(w: jax.Array, w0: jax.Array, chosen: bool) -> jax.Array:
         if not chosen or constraint == "none":
@@ -146,12 +171,19 @@ def project(
 
 
 def penalty(ce: jax.Array, eps: jax.Array | float, hinge: str) -> jax.Array:
-    """max(0, mean(ce) − ε) for hinge "mean", mean(max(0, ce − ε)) for "sample"; `ce [B]` in nats."""
+    """Return the hinge penalty on the clean cross-entropies `ce` [B], in nats.
+
+    It is max(0, mean(ce) − ε) for hinge "mean", and mean(max(0, ce − ε)) for "sample".
+    """
     return jax.nn.relu(ce.mean() - eps) if hinge == "mean" else jax.nn.relu(ce - eps).mean()
 
 
 def start(key: jax.Array, reference_params: Params, selection: Selection, kind: str) -> Params:
-    """Parameters with the selected tensors at their starting point; the others are the reference_params's."""
+    """Return the parameters with the selected tensors at their starting point.
+
+    `kind` is one of the choices of `D3Config.start`. All other tensors are those of
+    `reference_params`.
+    """
     leaves, treedef = jax.tree.flatten(reference_params)
     keys = jax.tree.unflatten(treedef, list(jax.random.split(key, len(leaves))))
 
@@ -169,8 +201,12 @@ def start(key: jax.Array, reference_params: Params, selection: Selection, kind: 
 
 
 def geometry(params: Params, reference_params: Params, selection: Selection) -> Metrics:
-    """How far θ_s has come: `distance` ‖θ_s − θ_init,s‖, `distance_ratio` (over 2‖θ_init,s‖, its most on the sphere) and
-    `cosine` of the angle between them, all over the selected tensors together (Frobenius)."""
+    """Return the distance and the angle of θ_s from its initial value, as metrics.
+
+    `distance` is ‖θ_s − θ_init,s‖. `distance_ratio` is the distance over 2‖θ_init,s‖, its largest
+    value on the sphere. `cosine` is that of the angle between θ_s and θ_init,s. All are computed
+    over the selected tensors together, with the Frobenius norm.
+    """
     chosen = jax.tree.leaves(selection)
 
     def pick(tree: Params) -> jax.Array:
@@ -184,9 +220,10 @@ def geometry(params: Params, reference_params: Params, selection: Selection) -> 
 
 
 def d3_loss(config: D3Config, model: Model, selection: Selection) -> Loss:
-    """The loss of D3: λ · penalty − distance, over (λ + 1) if scaled; reports `clean_loss` and the geometry.
+    """Build D3's loss: λ · penalty − distance, divided by λ + 1 if it is scaled.
 
-    θ_init comes in `data.reference_params`, the numbers in `data.loss_inputs` (`loss_inputs(config)`).
+    θ_init comes in `data.reference_params`, and the numbers of `loss_inputs(config)` come in
+    `data.loss_inputs`. The loss reports `clean_loss`, `accuracy` and the metrics of `geometry`.
     """
 
     def loss(params, batch_stats, batch, key, data):
@@ -208,7 +245,10 @@ def d3_loss(config: D3Config, model: Model, selection: Selection) -> Loss:
 
 
 def loss_inputs(config: D3Config) -> dict[str, jax.Array]:
-    """The numbers of D3's loss, float32: `lam`, `eps`, and the `divisor` λ + 1 or 1."""
+    """Return the numbers that D3's loss reads, as float32: `lam`, `eps` and `divisor`.
+
+    The divisor is λ + 1 if the loss is scaled and λ > 1, else 1.
+    """
     divisor = config.lam + 1 if config.scale and config.lam > 1 else 1.0
     return {
         name: jnp.float32(value)
@@ -217,22 +257,29 @@ def loss_inputs(config: D3Config) -> dict[str, jax.Array]:
 
 
 def make_d3(config: D3Config, info: DataInfo) -> Repair:
-    """D3 as a repair. The trace holds `loss`, `clean_loss`, `accuracy` (of the batches), `distance`, `distance_ratio`, `cosine`.
+    """Return D3, the repair that moves selected weights far away from their initial values.
 
-    Deviation: an epoch is cut into equal batches (2,500 images: ten of 250), where the authors' code ends on a short one.
+    The trace holds `loss`, `clean_loss`, `accuracy` (of the batches), `distance`, `distance_ratio`
+    and `cosine`.
+
+    Deviation: an epoch is cut into equal batches, where the authors' code ends on a short one. For
+    example, 2,500 images make ten batches of 250.
     """
 
     def loop(key: jax.Array, model: Model, variables: Variables, reserved: Split) -> TrainLoop:
         reference_params = variables.params
         selection = select(reference_params, config.tensors)
+        # Without jit, compilation operation by operation takes 2 s.
         place = jax.jit(
             lambda key, reference_params: start(key, reference_params, selection, config.start)
-        )  # op by op it compiles for 2 s
+        )
         begin = variables._replace(params=place(stream(key, "start"), reference_params))
         return repair_loop(
             stream(key, "steps"), begin, reserved,
             loss=d3_loss(config, model, selection),
-            project=lambda params, data: project(params, data.reference_params, selection, config.constraint),
+            project=lambda params, data: project(
+                params, data.reference_params, selection, config.constraint
+            ),
             reference_params=reference_params, loss_inputs=loss_inputs(config),
             schedule=config.schedule, info=info,
         )  # fmt: skip

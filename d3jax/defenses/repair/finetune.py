@@ -1,4 +1,4 @@
-"""FT: vanilla fine-tuning on the reserved images, the baseline of every repair."""
+"""FT, vanilla fine-tuning on the reserved images: the baseline of the repairs."""
 
 from __future__ import annotations
 
@@ -16,22 +16,29 @@ from .common import one_loop, repair_loop
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
-    """Default: the recipe of the published FT columns: SGD 0.01/0.9/5e-4, cosine, 100 epochs, batch 256."""
+    """Settings of vanilla fine-tuning.
+
+    The defaults are the recipe of the published FT columns: 100 epochs of batches of 256 with a
+    cosine schedule. SGD has learning rate 0.01, momentum 0.9 and weight decay 5e-4.
+    """
 
     schedule: ScheduleConfig = option(
-        ScheduleConfig(optimizer=OptimConfig()), "length, batch, optimiser"
+        ScheduleConfig(optimizer=OptimConfig()), "length, batch size and optimiser"
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Repair:
-        """Return the repair for a data set."""
+        """Return fine-tuning as a repair for the data set that `info` describes."""
         return make_finetune(self, info)
 
 
 def make_finetune(config: FinetuneConfig, info: DataInfo) -> Repair:
-    """Cross-entropy on the reserved images, all parameters, BatchNorm in train mode."""
+    """Return the repair that fine-tunes all parameters with cross-entropy on the reserved images.
+
+    BatchNorm runs in train mode.
+    """
 
     def loop(key: jax.Array, model: Model, variables: Variables, reserved: Split) -> TrainLoop:
         return repair_loop(

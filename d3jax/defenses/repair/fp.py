@@ -1,8 +1,8 @@
-"""FP: fine-pruning (Liu, Dolan-Gavitt & Garg, RAID 2018, arXiv 1805.12185), as BackdoorBench runs it.
+"""FP, fine-pruning, as BackdoorBench runs it (Liu, Dolan-Gavitt & Garg, RAID 2018).
 
-Features of the penultimate layer that clean images leave silent are pruned, the least active first,
-while clean accuracy falls by less than a share; then the net is fine-tuned with the pruned features
-held at 0.
+Source: arXiv 1805.12185. FP prunes the penultimate features that are least active on clean images,
+the least active first. It stops when clean accuracy has fallen by a given share. Then it fine-tunes
+the network with the pruned features held at 0.
 """
 
 from __future__ import annotations
@@ -27,48 +27,53 @@ from .common import repair_loop
 from .d3 import select
 
 HEAD = "head/kernel"
-"""The classifier's kernel [D, K], whose rows read the penultimate features."""
+"""The path of the classifier's kernel [D, K], whose rows read the penultimate features."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FPConfig:
-    """Default: BackdoorBench's settings, with a rule that a defender can use.
+    """Settings of fine-pruning.
 
-    The published rule reads the accuracy of clean *test* images (`oracle`); `defender` reads that of
-    reserved images which are held out of the count of activations.
+    The defaults are BackdoorBench's, except for a stopping rule that a defender can use. The
+    published rule, `oracle`, reads the accuracy on clean *test* images. The rule `defender` reads
+    the accuracy on held-out reserved images, which are not used to measure the activations.
     """
 
     rule: Literal["defender", "oracle"] = option(
-        "defender", "accuracy that stops pruning: of held-out reserved images, or of test images"
+        "defender",
+        "accuracy that stops pruning: on held-out reserved images (defender) or test images "
+        "(oracle)",
     )
-    drop: float = option(0.1, "share of the accuracy that pruning may cost", low=0, high=1)
-    rate: float = option(0.01, "share of the features pruned in a step", above=0, high=1)
+    drop: float = option(0.1, "share of the clean accuracy that pruning may cost", low=0, high=1)
+    rate: float = option(0.01, "share of the features pruned in each step", above=0, high=1)
     held_out: float = option(
         0.2, "share of the reserved images held out (rule: defender)", above=0, high=0.9
     )
     counting: Literal["backdoorbench", "exact"] = option(
         "backdoorbench",
-        "backdoorbench: step n prunes n − 1 features, and the net one step past the limit is kept, "
-        "as its program does; exact: n, and the last within the limit",
+        "backdoorbench: a count of n prunes n − 1 features, and the net one step past the limit is "
+        "kept, as in its code; exact: it prunes n, and the last net within the limit is kept",
     )
     schedule: ScheduleConfig = option(
-        ScheduleConfig(optimizer=OptimConfig()), "length, batch, optimiser of the fine-tuning"
+        ScheduleConfig(optimizer=OptimConfig()),
+        "length, batch size and optimiser of the fine-tuning",
     )
 
     __post_init__ = check_fields
 
     def build(self, info: DataInfo) -> Repair:
-        """Return the repair for a data set."""
+        """Return fine-pruning as a repair for the data set that `info` describes."""
         return make_fp(self, info)
 
 
 def count_to_prune(
     order: np.ndarray, features: np.ndarray, labels: np.ndarray, head: Any, config: FPConfig
 ) -> int:
-    """Return how many features are pruned, the first of `order` [D].
+    """Return the number of features to prune, by the fall of accuracy that `config` allows.
 
-    `features` [M, D] and `labels` [M] are of the images whose accuracy decides; `head` has `kernel`
-    [D, K] and `bias` [K].
+    `order` [D] are the features from the least to the most active; the first ones are pruned.
+    `features` [M, D] and `labels` [M] are those of the images whose accuracy decides. `head` has
+    `kernel` [D, K] and `bias` [K].
     """
     kernel, bias = (np.asarray(head[name], np.float64) for name in ("kernel", "bias"))
     size, off = len(order), config.counting == "backdoorbench"
@@ -90,11 +95,13 @@ def count_to_prune(
 
 
 def make_fp(config: FPConfig, info: DataInfo) -> Repair:
-    """Return FP. The trace is the fine-tuning's, with the number of `pruned` features.
+    """Return the repair that prunes the least active features and then fine-tunes the model.
 
-    Deviation from the paper: it prunes channels of the last convolution; BackdoorBench, and this,
-    zero the classifier's weights of a feature, which is (last convolution + shortcut) in a
-    pre-activation net. The defender's rule is ours.
+    The trace is that of the fine-tuning, with the number of `pruned` features.
+
+    Deviations: the paper prunes channels of the last convolution. BackdoorBench and d3jax set the
+    classifier's weights of a feature to 0. In a pre-activation net, that feature is the sum of the
+    last convolution and the shortcut. The rule `defender` is d3jax's.
     """
 
     def repair(
@@ -142,10 +149,11 @@ def make_fp(config: FPConfig, info: DataInfo) -> Repair:
 
 
 def _masked(params: Params, kept: jax.Array) -> Params:
+    """Return the parameters with the classifier's kernel multiplied by the mask `kept` [D, 1]."""
     head = params["head"]
     return params | {"head": head | {"kernel": head["kernel"] * kept}}
 
 
 def _hold(params: Params, data: TrainData) -> Params:
-    """Return the parameters with the pruned features' weights at 0."""
+    """Return the parameters with the classifier's weights of the pruned features set to 0."""
     return _masked(params, data.loss_inputs["kept"])

@@ -1,9 +1,12 @@
-"""MCL: model-contrastive repair after trigger inversion (Yue et al., ACM MM 2023, arXiv 2205.04411).
+"""MCL, a model-contrastive repair after trigger inversion (Yue et al., ACM MM 2023).
 
-A backdoored network gives triggered images features of their own. With the inverted trigger stamped on clean images, the features z of
-the model in training are pulled to those that the backdoored one f_b gave the clean twins, away from those it gave the stamped:
+Source: arXiv 2205.04411. A backdoored network maps triggered images to features of their own. MCL
+stamps the inverted trigger on clean images x, which gives x̃. It trains on the features z of x̃. It
+pulls them to the backdoored model's features of x, and pushes them from its features of x̃:
 
-    L = mean softplus((cos(z, z⁻) − cos(z, z⁺)) / τ)     z = φ(x̃), z⁺ = φ_b(x), z⁻ = φ_b(x̃), x̃ the stamped x.
+    L = mean softplus((cos(z, z⁻) − cos(z, z⁺)) / τ)     z = φ(x̃), z⁺ = φ_b(x), z⁻ = φ_b(x̃)
+
+where φ are the features of the model in training and φ_b those of the backdoored model.
 """
 
 from __future__ import annotations
@@ -36,47 +39,58 @@ AUTHORS = ScheduleConfig(
     augment="none",
     optimizer=OptimConfig(lr=0.1, weight_decay=1e-4, schedule="multistep"),
 )
+"""The schedule of the authors' release."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MCLConfig:
-    """A preset and what departs from it.
+    """Settings of MCL: a preset, and the values that differ from it.
 
-    `code` (the authors' release of 2023): no cross-entropy, BatchNorm sees stamped images alone; 20 epochs of batches of 64, no augmentation,
-    SGD with momentum 0.9 and weight decay 1e-4, a rate of 0.1, a tenth of it from epoch 1, a hundredth from 10. `ours`: cross-entropy on the
-    clean twins, which share a batch with the stamped, and fine-tuning's recipe for all else. What a config file leaves out of a schedule
-    is the preset's; by hand `dataclasses.replace(MCLConfig().schedule, epochs=3)` changes a part of it.
+    The preset `code` (the authors' release of 2023) has no cross-entropy, and its BatchNorm sees
+    stamped images only. It trains for 20 epochs of batches of 64, without augmentation. SGD has
+    momentum 0.9 and weight decay 1e-4. The learning rate is 0.1, a tenth of it from epoch 1, and a
+    hundredth from epoch 10.
+
+    The preset `ours` is d3jax's. It adds cross-entropy on the clean images, which share a batch
+    with the stamped ones. Everything else is fine-tuning's recipe.
+
+    A schedule in a config file takes the values that it leaves out from the preset. In Python,
+    `dataclasses.replace(MCLConfig().schedule, epochs=3)` changes a part of the schedule.
     """
 
     preset: Literal["code", "ours"] = option(
-        "code", "where clean_weight, batch_norm, drop_last and schedule come from unless given"
+        "code",
+        "source of clean_weight, batch_norm, drop_last and schedule, where they are not given",
     )
     target: Target = target_option()
     detector: str = detector_option()
-    tau: float = option(0.5, "τ, the temperature", above=0)
+    tau: float = option(0.5, "τ, temperature of the contrastive loss", above=0)
     clean_weight: float = option(0.0, "weight of the cross-entropy on the clean images", low=0)
     batch_norm: Literal["train", "fixed", "mixed"] = option(
         "train",
-        "statistics of the stamped batch, the stored ones, or of clean and stamped images together",
+        "BatchNorm statistics: of the stamped batch (train), the stored ones (fixed), or of clean "
+        "and stamped images together (mixed)",
     )
     head: str = option(
         "head/*",
-        "glob of the classifier's parameters: nothing touches them where clean_weight is 0",
+        "glob of the classifier's parameters, which are not trained if clean_weight is 0",
     )
-    inversion: InversionConfig = option(InversionConfig(preset="pixel"), "how the trigger is found")
+    inversion: InversionConfig = option(
+        InversionConfig(preset="pixel"), "inversion that finds the trigger"
+    )
     detection: InversionConfig = option(
-        InversionConfig, "how the target is found, where it is to be detected"
+        InversionConfig, "inversion that finds the target class, where target is detect"
     )
     drop_last: bool = option(
-        True, "leave the short last batch of an epoch out, instead of cutting it into equal ones"
+        True, "drop the short last batch of an epoch, instead of cutting it into equal batches"
     )
-    schedule: ScheduleConfig = option(AUTHORS, "length, batch, optimiser")
+    schedule: ScheduleConfig = option(AUTHORS, "length, batch size and optimiser")
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Repair:
-        """Return the repair for a data set."""
+        """Return MCL as a repair for the data set that `info` describes."""
         return make_mcl(self, info)
 
 
@@ -99,28 +113,37 @@ def contrast(
     negative: Float[jax.Array, "B D"],
     tau: jax.Array | float = 0.5,
 ) -> Float[jax.Array, " B"]:
-    """The model-contrastive loss of each row [B] for features [B, D]: softplus((cos(z, z⁻) − cos(z, z⁺)) / τ), in nats.
+    """Return the model-contrastive loss [B] of each row of the features `z` [B, D], in nats.
 
-    With cosines in [0, 1] its floor is log(1 + exp(−1/τ)), 0.1269 at τ = 0.5. A feature of length 0 has cosine 0.
+    It is softplus((cos(z, z⁻) − cos(z, z⁺)) / τ). With cosines in [0, 1], its minimum is
+    log(1 + exp(−1/τ)), which is 0.1269 at τ = 0.5. A feature of length 0 has cosine 0.
     """
     return jax.nn.softplus((cosine(z, negative) - cosine(z, positive)) / tau)
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    """cos ∠(a, b) of the rows [B] of [B, D]; 0, with gradient 0, where one has no length."""
+    """Return the cosines [B] of the angles between the rows of `a` and `b`, both [B, D].
+
+    The cosine and its gradient are 0 where one of the rows has length 0.
+    """
     return (_unit(a) * _unit(b)).sum(-1)
 
 
 def _unit(x: jax.Array) -> jax.Array:
+    """Return the rows of `x` [B, D] scaled to length 1; rows of length 0 stay 0."""
     square = (x * x).sum(-1, keepdims=True)
     return x * jnp.where(square > 1e-24, jax.lax.rsqrt(jnp.maximum(square, 1e-24)), 0)
 
 
 def mcl_loss(config: MCLConfig, model: Model) -> Loss:
-    """The loss of MCL; reports the two cosines and, where there are clean images, their `clean_loss` and `accuracy`.
+    """Build MCL's loss: the mean contrastive loss plus the weighted cross-entropy on clean images.
 
-    The numbers come in `data.loss_inputs`: `tau`, `clean_weight`, the `trigger`, the features `positive` and `negative` [N, D] of all
-    images or, where augmentation changes those from epoch to epoch, the backdoored model in `data.reference_params`.
+    `data.loss_inputs` holds `tau`, `clean_weight` and the `trigger`. It also holds the backdoored
+    model's features of all images, `positive` and `negative` [N, D]. If augmentation changes the
+    images from epoch to epoch, `data.reference_params` holds the backdoored model instead.
+
+    The loss reports `contrast` and the cosines `near` (to z⁺) and `far` (to z⁻). If the model sees
+    clean images, it also reports their `clean_loss` and `accuracy`.
     """
 
     def loss(params: Params, batch_stats: Params, batch: Batch, key: jax.Array, data: TrainData):
@@ -166,14 +189,17 @@ def mcl_loss(config: MCLConfig, model: Model) -> Loss:
 
 
 def features_of(model: Model, variables: Variables, images: Array) -> jax.Array:
-    """Penultimate features [B, D] in eval mode."""
+    """Return the penultimate features [B, D] of images, in eval mode."""
     return model.apply(variables, images, train=False).features["penultimate"]
 
 
 def targets_of(
     model: Model, variables: Variables, trigger: Trigger, reserved: Split, batch_size: int = 128
 ) -> dict[str, jax.Array]:
-    """Return what the backdoored model's features are of all reserved images: `positive` of the clean, `negative` of the stamped, [N, D]."""
+    """Return the backdoored model's features of all reserved images, without and with the trigger.
+
+    `positive` [N, D] are those of the clean images, `negative` [N, D] those of the stamped images.
+    """
 
     @jax.jit
     def positive(levels: jax.Array) -> jax.Array:
@@ -190,10 +216,14 @@ def targets_of(
 
 
 def make_mcl(config: MCLConfig, info: DataInfo) -> Repair:
-    """MCL as a repair. The trace holds `loss`, `contrast`, the cosines `near` (to z⁺) and `far` (to z⁻), and clean numbers if any.
+    """Return MCL, the repair that pulls the features of triggered images to those of clean images.
 
-    Where detection flags no label the model stays as it is. The last epoch is kept. The authors measure accuracy without the target
-    class; ACC counts all.
+    The trace holds `loss`, `contrast`, and the cosines `near` (to z⁺) and `far` (to z⁻). It also
+    holds `clean_loss` and `accuracy` if the model sees clean images.
+
+    If the detection flags no class, the repair returns the model unchanged. The result is the model
+    after the last epoch. The authors measure accuracy without the target class; ACC counts all
+    classes.
     """
 
     def loop(
@@ -210,8 +240,10 @@ def make_mcl(config: MCLConfig, info: DataInfo) -> Repair:
             loss_inputs |= targets_of(model, variables, trigger, reserved)
         return repair_loop(
             stream(key, "steps"), variables, reserved,
-            loss=mcl_loss(config, model), reference_params=reference_params, loss_inputs=loss_inputs, schedule=config.schedule, info=info,
-            fixed=None if config.clean_weight else select(variables.params, config.head, "head"), drop_last=config.drop_last,
+            loss=mcl_loss(config, model), reference_params=reference_params,
+            loss_inputs=loss_inputs, schedule=config.schedule, info=info,
+            fixed=None if config.clean_weight else select(variables.params, config.head, "head"),
+            drop_last=config.drop_last,
         )  # fmt: skip
 
     def check(model: Model, shapes: Variables, size: int) -> None:

@@ -1,4 +1,7 @@
-"""NC's repair: fine-tuning on images that carry the inverted trigger and their true labels (Wang et al., IEEE S&P 2019, §VI-C)."""
+"""Neural Cleanse's repair, which unlearns the inverted trigger (Wang et al., IEEE S&P 2019).
+
+The repair of §VI-C fine-tunes on images that carry the inverted trigger and their true labels.
+"""
 
 from __future__ import annotations
 
@@ -21,32 +24,40 @@ from .target import Search, Target, detector_option, searching, target_option
 
 @dataclasses.dataclass(frozen=True)
 class NCConfig:
-    """Default: the reversed trigger on a fifth of the reserved images, one epoch, as the paper; BackdoorBench takes 100 epochs."""
+    """Settings of Neural Cleanse's repair.
+
+    The defaults are the paper's: one epoch, with the inverted trigger on a fifth of the reserved
+    images. BackdoorBench trains for 100 epochs.
+    """
 
     target: Target = target_option()
     detector: str = detector_option()
     rate: float = option(
         0.2, "share of the reserved images that carry the trigger", above=0, high=1
     )
-    inversion: InversionConfig = option(InversionConfig, "how the trigger is found")
+    inversion: InversionConfig = option(InversionConfig, "inversion that finds the trigger")
     detection: InversionConfig = option(
-        InversionConfig, "how the target is found, where it is to be detected"
+        InversionConfig, "inversion that finds the target class, where target is detect"
     )
     schedule: ScheduleConfig = option(
         ScheduleConfig(epochs=1, optimizer=OptimConfig()),
-        "length, batch, optimiser (its own: SGD 0.01/0.9/5e-4)",
+        "length, batch size and optimiser (default: SGD, lr 0.01, momentum 0.9, weight decay 5e-4)",
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Repair:
-        """Return the repair for a data set."""
+        """Return Neural Cleanse's repair for the data set that `info` describes."""
         return make_nc(self, info)
 
 
 def unlearning_loss(model: Model) -> Loss:
-    """Mean cross-entropy in train mode, with `data.loss_inputs["trigger"]` on the rows of `data.loss_inputs["stamped"]` [N]."""
+    """Build the loss: mean cross-entropy, with the inverted trigger on some of the images.
+
+    The rows marked in `data.loss_inputs["stamped"]` [N] bool carry `data.loss_inputs["trigger"]`.
+    The model runs in train mode.
+    """
 
     def loss(params: Params, batch_stats: Params, batch: Batch, key: jax.Array, data: TrainData):
         chosen = data.loss_inputs["stamped"][batch.rows][:, None, None, None]
@@ -59,9 +70,11 @@ def unlearning_loss(model: Model) -> Loss:
 
 
 def make_nc(config: NCConfig, info: DataInfo) -> Repair:
-    """NC as a repair: `rate` of the reserved images, drawn once, carry the trigger and keep their labels.
+    """Return Neural Cleanse's repair, which fine-tunes on images with the inverted trigger.
 
-    The trigger goes on after crop and flip: it is where it was found. Where detection flags no label the model stays as it is.
+    The share `rate` of the reserved images, drawn once, carries the trigger and keeps its labels.
+    The trigger is stamped after crop and flip, so it stays where the inversion found it. If the
+    detection flags no class, the repair returns the model unchanged.
     """
 
     def loop(
@@ -71,7 +84,8 @@ def make_nc(config: NCConfig, info: DataInfo) -> Repair:
         stamped = jax.random.permutation(stream(key, "stamped"), size) < round(config.rate * size)
         return repair_loop(
             stream(key, "steps"), variables, reserved,
-            loss=unlearning_loss(model), loss_inputs={"trigger": trigger, "stamped": stamped}, schedule=config.schedule, info=info,
+            loss=unlearning_loss(model), loss_inputs={"trigger": trigger, "stamped": stamped},
+            schedule=config.schedule, info=info,
         )  # fmt: skip
 
     return searching(

@@ -1,4 +1,4 @@
-"""What pruning repairs share: channels of BatchNorm layers, switched off by their parameters."""
+"""Functions that the pruning repairs share, which switch channels of BatchNorm layers off."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ...core.types import Model, Params, Path
 
 
 def check_channels(model: Model) -> None:
-    """Raise `ConfigError` where a model does not say which BatchNorm channels it has."""
+    """Raise `ConfigError` where a model does not describe its BatchNorm channels."""
     if not model.channels:
         raise ConfigError(
-            "prunes channels of BatchNorm layers, and this model names none (Model.channels); it "
-            "runs on preact_resnet18, wide_resnet and vgg19_bn"
+            "the repair prunes channels of BatchNorm layers, and this model names none "
+            "(Model.channels); the repair runs on preact_resnet18, wide_resnet and vgg19_bn"
         )
 
 
 def layer_at(tree: Params, path: Path) -> Any:
-    """Return the part of a parameter tree at a path."""
+    """Return the subtree of a parameter tree at a path of keys."""
     for key in path:
         tree = tree[key]
     return tree
@@ -32,7 +32,11 @@ def layer_at(tree: Params, path: Path) -> Any:
 def silence(
     params: Params, pruned: Mapping[Path, np.ndarray], names: tuple[str, ...] = ("scale", "bias")
 ) -> Params:
-    """Return parameters whose `pruned` channels [C] bool have 0 for the named BatchNorm parameters."""
+    """Return the parameters with the scale and bias of pruned BatchNorm channels set to 0.
+
+    `pruned` maps the path of a BatchNorm layer to a mask [C] of its pruned channels. `names` are
+    the BatchNorm parameters to set to 0.
+    """
 
     def cut(path: Any, leaf: jax.Array) -> jax.Array:
         *layer, name = (key.key for key in path)

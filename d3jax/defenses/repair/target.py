@@ -1,7 +1,7 @@
-"""What a repair that stamps an inverted trigger finds out first: the backdoor's class and a trigger.
+"""The search for a backdoor's target class and trigger, for repairs that stamp the trigger.
 
-The class is given, or a model detector finds it: trigger inversion by the repair's own settings, or
-a detector that the study names.
+The class is given, or a model detector finds it. That detector is trigger inversion by the repair's
+own settings, or a detector of the study that the repair names.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ from ...training.loop import Hooks, TrainLoop, fit, trace_of
 from ..model_detection.inversion import check_classes, check_size, judge_norms
 
 Target = int | str
-"""The class a backdoor leads to, by number or name, or "detect": it is to be found."""
+"""A backdoor's target class by number or name, or "detect" if a detector has to find it."""
 
 
 def target_option() -> Any:
-    """Return the option `target` of such a repair."""
-    meaning = "class the backdoor leads to, by number or name, or detect: the one that is flagged"
+    """Return the config field `target` of a repair that stamps an inverted trigger."""
+    meaning = "target class of the backdoor, by number or name; detect: the class a detector flags"
     return option("detect", meaning, low=0)
 
 
 def detector_option() -> Any:
-    """Return the option `detector` of such a repair."""
+    """Return the config field `detector` of a repair that stamps an inverted trigger."""
     return option(
         "",
-        "label of the entry of `detections` that flags the target (empty: inversion by `detection`)",
+        "label of the entry of `detections` that flags the target (empty: trigger inversion by the "
+        "settings in `detection`)",
     )
 
 
 class Search(NamedTuple):
-    """Which trigger is wanted, and how it is found.
+    """The settings of a search for a backdoor's target class and trigger.
 
-    It is of the class `target`, or of the one that a detection flags: trigger inversion by the
-    settings `detection`, or the study's detection labelled `detector`. The trigger itself is found
-    by `inversion`.
+    `target` is the class, or "detect" if a detection has to flag it. The detection is the study's
+    one labelled `detector`. If that is empty, it is trigger inversion by the settings `detection`.
+    The settings `inversion` find the trigger of the class.
     """
 
     target: Target
@@ -51,20 +52,24 @@ class Search(NamedTuple):
     detection: InversionConfig
     detector: str = ""
     method: str = "inversion"
-    """The name of the detector of `detection` in the registry."""
+    """The registry's name of the detector whose settings `detection` are."""
 
     @property
     def reuses(self) -> bool:
-        """Whether the detection finds the trigger too, as its settings are those of `inversion`."""
+        """Return whether the detection's own inversion also gives the trigger.
+
+        That is so where its settings are those of `inversion`.
+        """
         return self.target == "detect" and not self.detector and self.inversion == self.detection
 
 
 class Found(NamedTuple):
-    """What a search found.
+    """The result of a search: a backdoor's target class and its inverted trigger.
 
-    `trigger` is of the class `target`, `success` the share of images of other classes that it turns,
-    `how` says how the class was chosen. `target` is −1 where none was flagged: then there is no
-    trigger, and `success` is NaN. `verdict` is None where the class was given.
+    `how` says how the class `target` was chosen. `success` is the share of the images of other
+    classes that are predicted as the target when they carry `trigger`. If no class was flagged,
+    `target` is −1, there is no trigger, and `success` is NaN. `verdict` is None if the class was
+    given.
     """
 
     target: int
@@ -75,11 +80,14 @@ class Found(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What was found, in words."""
+        """Return a sentence that describes the result of the search."""
         if self.target < 0:
             return f"not repaired: {self.how}"
         turned = f"{100 * self.success:.0f} %"
-        return f"class {self.target}, {self.how}; its trigger turns {turned} of the images"
+        return (
+            f"class {self.target}, {self.how}; "
+            f"its trigger changes the prediction to this class on {turned} of the images"
+        )
 
 
 def searching(
@@ -88,12 +96,14 @@ def searching(
     info: DataInfo,
     check: Callable[[Model, Variables, int], None] = lambda model, shapes, size: None,
 ) -> Repair:
-    """Return the repair that does `search`, then runs `loop`.
+    """Return the repair that searches for the target and its trigger, then runs a train loop.
 
-    `loop(key, model, variables, reserved, trigger) -> TrainLoop`. The repair takes what was found as
-    the keyword `target`. Where no class is flagged the model stays as it is.
+    `loop(key, model, variables, reserved, trigger) -> TrainLoop`. With the keyword `target`, the
+    repair takes a result (`Found`) and does not search. If no class is flagged, it returns the
+    model unchanged.
 
-    Raises `ConfigError` where the target is no class, or is to be detected among fewer than three.
+    Raises `ConfigError` where the target is not a class of the data set, or has to be detected
+    among fewer than three classes.
     """
     if search.target == "detect":
         check_classes(info)
@@ -123,14 +133,17 @@ def searching(
 
 
 def check_search(search: Search, size: int) -> None:
-    """Raise `ConfigError` where a batch of an inversion has more than the `size` reserved images."""
+    """Raise `ConfigError` where a batch of an inversion has more than `size` images.
+
+    `size` is the number of reserved images.
+    """
     check_size(search.inversion, size, "inversion.")
     if search.target == "detect" and not search.detector:
         check_size(search.detection, size, "detection.")
 
 
 def choose(verdict: Verdict) -> tuple[int, str]:
-    """Return the class to repair, −1 for none, and why: of several the most suspicious."""
+    """Return the most suspicious flagged class, −1 for none, and a text with the reason."""
     if verdict.target < 0:
         return -1, f"none flagged, the statistic is {verdict.statistic:.2f}"
     count = int(verdict.flagged.sum())
@@ -139,9 +152,10 @@ def choose(verdict: Verdict) -> tuple[int, str]:
 
 
 def gather(search: Search, verdict: Verdict | None, inversion: Inversion) -> Found:
-    """Return what a detection's `verdict`, if there is one, and the target's inversion found.
+    """Return the result of a search from a detection's verdict and an inversion.
 
-    Of the inversion the row of the target counts, or its only row.
+    `verdict` is None if the class was given. The trigger is the row of `inversion` whose label is
+    the target.
     """
     label, how = choose(verdict) if verdict else (int(search.target), "given")
     if label < 0:
@@ -160,14 +174,15 @@ def find(
     search: Search,
     hooks: Hooks = Hooks(),
 ) -> Found:
-    """Do a search from the start: at most two inversions.
+    """Search for the target class and its trigger, with at most two inversions.
 
-    Raises `ConfigError` for a search by a detection of a study, which is not here.
+    Raises `ConfigError` if the search names a study's detection, which cannot be run here, or if
+    the target is the name of a class.
     """
     if search.detector and search.target == "detect":
         raise ConfigError(
-            f"detector: {search.detector!r} is a detection of a study; by hand give `target` the "
-            "class that it flags"
+            f"detector: {search.detector!r} is a detection of a study; outside a study, set "
+            "`target` to the class that it flags"
         )
     key, verdict, found = stream(key, "inversion"), None, None
     given = (key, model, variables, images)
@@ -176,7 +191,10 @@ def find(
         verdict = judge_norms(found)
         label = verdict.target
     else:
-        refuse(isinstance(search.target, str), f"target: {search.target!r}: want a number here")
+        refuse(
+            isinstance(search.target, str),
+            f"target: {search.target!r} is not a class number; here the class's number is needed",
+        )
         label = int(search.target)
     if found is None or (label >= 0 and not search.reuses):
         found = invert(*given, search.inversion, [label], hooks.within("inversion"))[0]

@@ -1,7 +1,8 @@
-"""Activation clustering (Chen et al., SafeAI 2019, arXiv 1811.03728).
+"""Activation clustering, a detector of poisoned samples (Chen et al., SafeAI 2019).
 
-The penultimate features of each label are reduced by FastICA and split into two clusters. Where the
-smaller one holds an unusually small share of the class, it is taken for the poison.
+Source: arXiv 1811.03728. For each label, FastICA reduces the penultimate features, and k-means
+splits them into two clusters. If the smaller cluster holds an unusually small share of the class,
+its samples are flagged as poisoned.
 """
 
 from __future__ import annotations
@@ -22,26 +23,31 @@ from .common import score_by_class
 
 @dataclasses.dataclass(frozen=True)
 class ActivationClusteringConfig:
-    """Default: ten independent components and a third, as the paper and BackdoorBench."""
+    """Settings of activation clustering.
 
-    components: int = option(10, "independent components of the features", low=1)
+    The defaults are those of the paper and of BackdoorBench: ten independent components, and a
+    share of about a third.
+    """
+
+    components: int = option(10, "number of independent components of the features", low=1)
     share: float = option(
-        0.35, "share of its class below which the smaller cluster is suspicious", above=0, high=0.5
+        0.35, "share of its class below which the smaller cluster is flagged", above=0, high=0.5
     )
 
     __post_init__ = check_fields
 
     def build(self, info: DataInfo) -> SampleDetector:
-        """Return the detector for a data set."""
+        """Return the activation clustering detector for the data set that `info` describes."""
         return make_activation_clustering(self, info)
 
 
 def clusters(
     features: Float[np.ndarray, "n D"], components: int, seed: int
 ) -> tuple[Bool[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Return the smaller of two clusters [n] bool, and how near each row lies to it [n] in [0, 1].
+    """Return the smaller of two clusters [n] bool, and each row's nearness to it [n] in [0, 1].
 
-    Nearness is d_other / (d_own + d_other) by the distances from the two centres, 1/2 between them.
+    The nearness is d_other / (d_own + d_other), where d_own is the distance from the centre of the
+    smaller cluster. Half way between the two centres it is 1/2.
     """
     from sklearn.cluster import KMeans
     from sklearn.decomposition import FastICA
@@ -49,7 +55,8 @@ def clusters(
 
     count = min(components, *features.shape)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the last iterate is what is published
+        # The published method uses the last iterate, converged or not.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         reduced = FastICA(count, whiten="unit-variance", random_state=seed).fit_transform(
             features - features.mean(0)
         )
@@ -63,11 +70,11 @@ def clusters(
 def make_activation_clustering(
     config: ActivationClusteringConfig, info: DataInfo
 ) -> SampleDetector:
-    """Return the detector by activation clustering.
+    """Return activation clustering, a detector that flags the small cluster of each class.
 
-    The method has flags and no scores. The score here is how near a sample lies to the smaller
-    cluster of its class, weighted by how small that is: (1 − 2 · share) · nearness (ours). A class
-    with fewer than four samples scores 0.
+    The published method gives flags but no scores. The score (1 − 2 · share) · nearness is d3jax's.
+    Here `share` is the share of the class in its smaller cluster, and the nearness is that of
+    `clusters`. A class with fewer than four samples, or with equal features, scores 0.
     """
 
     def score(

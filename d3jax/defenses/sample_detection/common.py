@@ -1,4 +1,4 @@
-"""What detectors of poisoned samples share: features, scores and flags by class."""
+"""Features, scores and flags by class, shared by the detectors of poisoned samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...core.types import Model, Scored, Split, Variables
 def features_by_class(
     model: Model, variables: Variables, samples: Split
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the rows [n] of each label and their penultimate features [n, D], float64."""
+    """Yield the rows [n] of each label and their penultimate features [n, D], as float64."""
     features = penultimate(model, variables, samples.images).astype(np.float64)
     labels = np.asarray(samples.labels)
     for label in np.unique(labels):
@@ -27,9 +27,10 @@ def score_by_class(
     samples: Split,
     judge: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
 ) -> Scored:
-    """Return the scores and flags that `judge` gives the features of each class.
+    """Return the scores and flags of all samples, computed class by class.
 
-    `judge(features [n, D]) -> (scores [n], flagged [n] bool)`.
+    `judge(features [n, D]) -> (scores [n], flagged [n] bool)` computes them from the penultimate
+    features of one class.
     """
     size = len(samples.labels)
     scores, flagged = np.zeros(size), np.zeros(size, bool)

@@ -1,7 +1,8 @@
-"""Spectral signatures (Tran, Li & Madry, NeurIPS 2018, arXiv 1811.00636).
+"""Spectral signatures, a detector of poisoned samples (Tran, Li & Madry, NeurIPS 2018).
 
-Poisoned samples of a class shift its features in one direction. The score of a sample is the square of
-its feature's projection on the top right singular vector of the class's centred features.
+Source: arXiv 1811.00636. Poisoned samples shift the features of their class in one direction. The
+score of a sample is the squared projection of its feature on the top right singular vector of the
+class's centred features.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from .common import score_by_class
 
 @dataclasses.dataclass(frozen=True)
 class SpectralConfig:
-    """Default: the paper's projection with BackdoorBench's percentile, in every class.
+    """Settings of spectral signatures.
 
-    The rule flags a fixed share of every class, so that 15 % of a clean class are flagged too.
+    The defaults are the paper's projection and BackdoorBench's percentile, applied to every class.
+    The rule flags a fixed share of every class, so by default also 15 % of a clean class.
     """
 
     percentile: float = option(
@@ -31,27 +33,35 @@ class SpectralConfig:
     )
     projected: Literal["centred", "uncentred"] = option(
         "centred",
-        "features that are projected: centred as in the paper, or as they are, as BackdoorBench",
+        "features to project: centred, as in the paper, or uncentred, as in BackdoorBench",
     )
 
     __post_init__ = check_fields
 
     def build(self, info: DataInfo) -> SampleDetector:
-        """Return the detector for a data set."""
+        """Return the spectral signatures detector for the data set that `info` describes."""
         return make_spectral(self, info)
 
 
 def signature(
     features: Float[np.ndarray, "n D"], projected: str = "centred"
 ) -> Float[np.ndarray, " n"]:
-    """Return the scores [n] of one class's features [n, D]."""
+    """Return the squared projections [n] of one class's features [n, D] on their top direction.
+
+    The direction is the top right singular vector of the centred features. `projected` says which
+    features are projected on it, as in `SpectralConfig`.
+    """
     centred = features - features.mean(0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
     return ((centred if projected == "centred" else features) @ directions[0]) ** 2
 
 
 def make_spectral(config: SpectralConfig, info: DataInfo) -> SampleDetector:
-    """Return the detector by spectral signatures of the penultimate features."""
+    """Return spectral signatures, a detector that flags the highest scores of each class.
+
+    The scores are those of `signature` for the penultimate features. A sample is flagged if its
+    score is above the `percentile` of its class.
+    """
 
     def score(
         key: jax.Array,

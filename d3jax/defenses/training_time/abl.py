@@ -1,7 +1,9 @@
-"""ABL: anti-backdoor learning (Li et al., NeurIPS 2021, arXiv 2110.11571).
+"""ABL, anti-backdoor learning (Li et al., NeurIPS 2021, arXiv 2110.11571).
 
-Isolation: a short training whose loss cannot fall below a threshold separates what is learned fast, and the images with the lowest loss are
-isolated. Fine-tuning on the rest. Unlearning: gradient ascent on the isolated ones.
+1. Isolation: a short training keeps the loss from falling below a threshold. The images with the
+   lowest loss, which were learned fastest, are isolated.
+2. Fine-tuning: training continues on all other images.
+3. Unlearning: gradient ascent on the loss of the isolated images.
 """
 
 from __future__ import annotations
@@ -62,34 +64,48 @@ def _train(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ABLConfig:
-    """A preset and what departs from it. `authors`: 10 epochs of isolation (the paper: 20), 60 of fine-tuning, a tenth of the learning
-    rate from the 40th, 16 steps of unlearning, as 4 epochs are of 500 isolated images (of a smaller set's they are more, which costs
-    accuracy: give fewer `steps` there); for their WRN-16-1 (PreActResNet18 at width 64 is NaN within 20 steps at that rate).
-    `backdoorbench`: 20 epochs, batches of 256, no cutout, 40 steps (20 epochs of 500), rates of 0.01 and 1e-4, as its program has them (it
-    does not read its settings file's for fine-tuning and unlearning). What a part leaves out in a config file is the preset's; made by
-    hand, it is what the class says."""
+    """Settings of ABL: a preset, and the values that differ from it.
+
+    The preset `authors` has 10 epochs of isolation (the paper: 20). It fine-tunes for 60 epochs,
+    with a tenth of the learning rate from epoch 40. Unlearning takes 16 steps, which are 4 epochs
+    of 500 isolated images. On a smaller set, 16 steps are more epochs and cost accuracy, so give
+    fewer `steps` there. The preset is for the authors' WRN-16-1. At its learning rate,
+    PreActResNet18 at width 64 becomes NaN within 20 steps.
+
+    The preset `backdoorbench` has 20 epochs of isolation, batches of 256 and no cutout. Unlearning
+    takes 40 steps (20 epochs of 500 images). The learning rate is 0.01, and 1e-4 in unlearning.
+    These are the values of BackdoorBench's program, which does not read those for fine-tuning and
+    unlearning in its settings file.
+
+    A part in a config file takes the values that it leaves out from the preset. A part made in
+    Python has the defaults of its class.
+    """
 
     preset: Literal["authors", "backdoorbench"] = option(
-        "authors", "where isolate, finetune and unlearn come from unless given"
+        "authors", "source of isolate, finetune and unlearn, where they are not given"
     )
     loss: Literal["flooding", "lga"] = option(
-        "flooding", "flooding: |L − γ| + γ; lga: local gradient ascent, sign(L − γ) · L"
+        "flooding",
+        "isolation loss: |L − γ| + γ (flooding), or sign(L − γ) · L (lga, local gradient ascent)",
     )
-    gamma: float = option(0.5, "γ, the loss that isolation does not let fall further", low=0)
+    gamma: float = option(0.5, "γ, loss below which isolation does not train further", low=0)
     ratio: float = option(0.01, "share of the images that is isolated", above=0, high=0.5)
     isolate: TrainConfig = option(
-        _train(10, 128, "none", 0.1, "constant"), "the training of isolation"
+        _train(10, 128, "none", 0.1, "constant"), "training recipe of the isolation"
     )
     finetune: TrainConfig = option(
-        _train(60, 128, "cutout", 0.1, "drop"), "the training on the rest"
+        _train(60, 128, "cutout", 0.1, "drop"),
+        "training recipe of the fine-tuning on all other images",
     )
-    unlearn: UnlearnConfig = option(_unlearn(16, 128, 5e-4), "ascent on the isolated")
+    unlearn: UnlearnConfig = option(
+        _unlearn(16, 128, 5e-4), "gradient ascent on the isolated images"
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self, info: DataInfo) -> TrainingDefense:
-        """Return the defence for a data set."""
+        """Return ABL for the data set that `info` describes."""
         return make_abl(self, info)
 
 
@@ -106,14 +122,20 @@ PRESETS = presets(
 
 
 def bounded_loss(value: jax.Array, kind: str, gamma: float) -> jax.Array:
-    """The loss of isolation for a batch's mean cross-entropy: flooding |L − γ| + γ, or local gradient ascent sign(L − γ) · L."""
+    """Return the isolation loss of a batch from its mean cross-entropy L.
+
+    The kind "flooding" is |L − γ| + γ. The kind "lga", local gradient ascent, is sign(L − γ) · L.
+    """
     if kind == "flooding":
         return jnp.abs(value - gamma) + gamma
     return jnp.sign(value - gamma) * value
 
 
 def isolation_loss(config: ABLConfig, model: Model) -> Loss:
-    """Mean cross-entropy in train mode, bounded."""
+    """Build the loss of ABL's isolation: the mean cross-entropy, kept from falling below γ.
+
+    `bounded_loss` does that. The model runs in train mode.
+    """
 
     def loss(params: Params, batch_stats: Params, batch: Batch, key: jax.Array, data):
         outputs = model.apply(Variables(params, batch_stats), batch.images, train=True)
@@ -126,7 +148,10 @@ def isolation_loss(config: ABLConfig, model: Model) -> Loss:
 
 
 def make_abl(config: ABLConfig, info: DataInfo) -> TrainingDefense:
-    """ABL. Suspects are the isolated images; those that keep their labels all the others."""
+    """Return ABL, a training-time defence that isolates the suspects and then unlearns them.
+
+    The suspects are the isolated images. All other images keep their labels.
+    """
 
     def begin(key: jax.Array, model: Model, data: Split) -> TrainLoop:
         return first_stage_loop(
@@ -161,7 +186,8 @@ def make_abl(config: ABLConfig, info: DataInfo) -> TrainingDefense:
         )
         times = moves * min(each, isolated) / isolated
         hooks.say(
-            f"unlearn: moved in {moves} of {config.unlearn.steps} steps, {times:.1f} times over {isolated} isolated images"
+            f"unlearn: {moves} of {config.unlearn.steps} steps unlearned suspects, "
+            f"{times:.1f} passes over {isolated} isolated images"
         )
         found = found_of(size, judged.scores, suspects=judged.suspects, labelled=rest)
         return Trained(state.variables, found, trace_of(appended(lines, more)))

@@ -1,11 +1,16 @@
-"""DLP: active defence with a decoupled learning process (Ying & Wu, Cybersecurity 2023, arXiv 2406.13098).
+"""DLP, active defence with a decoupled learning process (Ying & Wu, Cybersecurity 2023).
 
-1. Supervised learning on all images, for few epochs: the backdoor is learned sooner than the task.
-2. Active unlearning: an entropy filter picks suspects, of classes that trials single out, and they are unlearned.
-3. Active semi-supervised fine-tuning: the best half keeps its labels, the rest loses them, and of what ranks last nothing is learned.
+Source: arXiv 2406.13098. DLP trains a model from scratch on a poisoned set, in three stages:
 
-Known of the paper are its abstract and published summaries; its settings and tables were not available. The stages and the entropy filter are
-the paper's, the trials are ours, every number here is a relative's or ours, as the options say, and no number of the paper is quoted.
+1. Supervised learning on all images, for few epochs. The backdoor is learned sooner than the task.
+2. Active unlearning. An entropy filter picks suspects, from classes that trials single out. The
+   model then unlearns them.
+3. Active semi-supervised fine-tuning. The best half of the images keeps its labels. The other
+   images lose them, and the images that rank last are dropped.
+
+Only the paper's abstract and published summaries were available, not its settings and tables. The
+stages and the entropy filter are the paper's, and the trials are d3jax's. Every number here is
+d3jax's or that of a related method, as the options say. No number of the paper is quoted.
 """
 
 from __future__ import annotations
@@ -48,8 +53,12 @@ from .suspicion import (
 )
 
 FIRST = OptimConfig(lr=0.01, nesterov=True, weight_decay=1e-4, schedule="constant")
-"""ABL's, but for the rate: at its 0.1 PreActResNet18, which has no norm before its classifier, is NaN within 20 steps at width 64. 0.01 is what
-BackdoorBench gives ABL on it; nets of width 8 and 16 bear 0.1 (BUILD_NOTES)."""
+"""The optimiser of stage 1: that of ABL, with a lower learning rate.
+
+At ABL's learning rate of 0.1, PreActResNet18 at width 64 becomes NaN within 20 steps. This net has
+no norm before its classifier. BackdoorBench gives ABL 0.01 on it. Nets of width 8 and 16 can be
+trained at 0.1 (BUILD_NOTES).
+"""
 UNLEARN = functools.partial(
     UnlearnConfig,
     kind="uniform",
@@ -57,69 +66,91 @@ UNLEARN = functools.partial(
     optimizer=dataclasses.replace(ASCENT, lr=5e-3),
     steps=100,
 )
-"""Towards an even prediction, not ascent: the entropy filter picks the most certain images, on which the gradient of cross-entropy
-vanishes (200 steps of ascent at ABL's rate leave all of them what they were). With descent on trusted images of every class, without
-which the suspects' class goes whole, and what is clean in it is no longer told from the poison. Both in one batch, whose statistics are
-learned: under frozen ones a net can unlearn a trigger that is back as soon as statistics are estimated anew, as stage 3 does. Chosen by
-the training images' poison flags, which a defender does not have (BUILD_NOTES)."""
+"""The settings of stage 2: training towards a uniform prediction, with descent on trusted images.
+
+- It is not gradient ascent, because the entropy filter picks the most certain images. On these the
+  gradient of cross-entropy vanishes. After 200 steps of ascent at ABL's learning rate, all of them
+  are predicted as before.
+- It includes descent on trusted images of every class. Without it, the suspects' whole class is
+  unlearned, and its clean images can no longer be told from the poison.
+- Suspects and trusted images share a batch, which updates the BatchNorm statistics. With frozen
+  statistics, a net can unlearn a trigger that returns as soon as statistics are estimated again, as
+  in stage 3.
+
+These settings were chosen by the poison flags of the training images, which a defender does not
+have (BUILD_NOTES).
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class DLPConfig:
-    """Every slot of the three stages. What a part leaves out in a config file is DLP's; made by hand, it is what the part's class says, so
-    that one begins with `dataclasses.replace(DLPConfig().unlearn, …)`.
+    """Settings of DLP, for all three stages.
 
-    The defaults spare every class, and so keep the backdoor where one is poisoned whole, as by a clean-label attack at a high rate.
-    `trials=0`, `least=0` and an `unlearn` whose `trusted` is all give the suspects' class up instead, poisoned or not (BUILD_NOTES)."""
+    A part in a config file takes the values that it leaves out from DLP's defaults. A part made in
+    Python has the defaults of its own class, so start with
+    `dataclasses.replace(DLPConfig().unlearn, …)`.
+
+    The defaults spare every class. They therefore keep the backdoor if a whole class is poisoned,
+    as by a clean-label attack at a high rate. To give up the suspects' class instead, poisoned or
+    not, set `trials=0`, `least=0` and an `unlearn` with `trusted="all"` (BUILD_NOTES).
+    """
 
     stages: Literal["1", "12", "13", "123"] = option(
         "123",
-        "which stages run: the ablations of the paper's kind; settings of the others are not read",
+        "stages that run; 1, 12 and 13 are ablations, and settings of other stages are not read",
     )
     supervised: TrainConfig = option(
         lambda: TrainConfig(epochs=20, augment="none", optimizer=FIRST),
-        "stage 1 (ABL's settings at BackdoorBench's rate, 20 epochs as ABL's paper)",
+        "training recipe of stage 1 (ABL's, at BackdoorBench's learning rate, 20 epochs as in "
+        "ABL's paper)",
     )
     score: Score = option(
         "entropy",
-        "what the filter ranks by: entropy as the paper; cross_entropy as ABL; symmetric as DBD; mixture, as many as it says",
+        "score that the filter ranks by: entropy (the paper's), cross_entropy (ABL's), symmetric "
+        "(DBD's), or mixture, which may find fewer suspects",
     )
     ratio: float = option(
         0.01,
-        "share of the images that is suspected (ABL's); with mixture at most",
+        "share of the images that are suspects (ABL's); with score: mixture, the largest share",
         above=0,
         high=0.5,
     )
-    unlearn: UnlearnConfig = option(UNLEARN, "stage 2 (ours, chosen by poison flags)")
+    unlearn: UnlearnConfig = option(
+        UNLEARN, "unlearning of stage 2 (d3jax's, chosen by poison flags)"
+    )
     trials: int = option(
         2,
-        "how often stage 2 unlearns for a trial first, to see in which classes labels become unlikely by it: of those are the suspects "
-        "(ours, chosen by poison flags; 0: the lowest of all, as the paper)",
+        "number of trial unlearnings in stage 2; suspects are then taken from the classes whose "
+        "labels became unlikely (d3jax's, chosen by poison flags); 0: the lowest scores of all "
+        "images are suspects, as in the paper",
         low=0,
     )
     rescore: Literal["cross_entropy", "symmetric"] = option(
         "symmetric",
-        "what trials and stage 3 rank by, after unlearning (DBD's); both know the label: entropy would not see that it is unlikely now",
+        "score that ranks images after unlearning, in trials and stage 3 (DBD's); both choices "
+        "read the label, as entropy does not show that a label became unlikely",
     )
     kept: float = option(0.5, "share of the images that keep their labels (DBD's)", above=0, high=1)
     least: float = option(
         0.4,
-        "share of every class that keeps its labels whatever it scores, at least one image, suspects excepted; of a class larger than the "
-        "mean, which poison may have made it, the share of the mean: for classes that are about as large (0: none; ours)",
+        "share of every class that keeps its labels whatever its scores: at least one image, but "
+        "no suspects (0: none; d3jax's); a class larger than the mean counts as the mean, as "
+        "poison may have enlarged it; for classes of about equal size",
         low=0,
         high=1,
     )
     dropped: float = option(
         0.2,
-        "share of the images that stage 3 learns nothing from: suspects first, then those that rank last (ours, chosen on SIG by its poison "
-        "flags)",
+        "share of the images that stage 3 leaves out: suspects first, then those that rank last "
+        "(d3jax's, chosen on SIG by its poison flags)",
         low=0,
         high=1,
     )
     semi: SemiConfig = option(
         lambda: SemiConfig(statistics="plain", weight=1.0),
-        "stage 3 (DBD's fine-tuning, but that the images are split once, not in every epoch, and some are left out; 20 epochs for its 190, "
-        "a rate that falls to 0, λ_u 1 for its 15 and `plain` statistics are ours)",
+        "training of stage 3: DBD's fine-tuning, but images are split once, not in every epoch, "
+        "and some are left out; d3jax's are 20 epochs (DBD: 190), a learning rate that falls to 0, "
+        "λ_u 1 (DBD: 15) and `plain` statistics",
     )
 
     def __post_init__(self) -> None:
@@ -128,37 +159,48 @@ class DLPConfig:
             for name, wrong in (("descent", "none"), ("trusted", "all")):
                 if getattr(self.unlearn, name) == wrong:
                     raise ConfigError(
-                        f"trials: {self.trials} stands beside unlearn.{name}: {wrong}, but a trial needs trusted images of every class "
-                        "to say anything; trials: 0 does without"
+                        f"trials: {self.trials} does not work with unlearn.{name}: {wrong}, as a "
+                        "trial needs trusted images of every class; set trials: 0 for no trials"
                     )
         if "3" in self.stages:
             if self.least > self.kept:
                 raise ConfigError(
-                    f"least: {self.least:g} of every class cannot keep its labels where kept: {self.kept:g} of all do"
+                    f"least: {self.least:g} of every class cannot keep its labels if only "
+                    f"kept: {self.kept:g} of all images do"
                 )
             if self.kept + self.dropped >= 1:
                 raise ConfigError(
-                    f"kept: {self.kept:g} and dropped: {self.dropped:g} leave no images to learn from without their labels"
+                    f"kept: {self.kept:g} and dropped: {self.dropped:g} leave no images to learn "
+                    "from without their labels"
                 )
 
     def build(self, info: DataInfo) -> TrainingDefense:
-        """Return the defence for a data set."""
+        """Return DLP for the data set that `info` describes."""
         return make_dlp(self, info)
 
 
 def labelled_rows(
-    scores: np.ndarray, ties: np.ndarray, labels: np.ndarray, suspects: np.ndarray, count: int, least: float
-) -> np.ndarray:  # fmt: skip
-    """Sorted rows [count] that keep their labels: the lowest scores, among equal ones those with the lowest `ties`, but first of all
-    the lowest of every class, `least` of it or of the mean class, if that is smaller, and at least one (none at 0), and no suspect.
+    scores: np.ndarray,
+    ties: np.ndarray,
+    labels: np.ndarray,
+    suspects: np.ndarray,
+    count: int,
+    least: float,
+) -> np.ndarray:
+    """Return the sorted rows [count] of the images that keep their labels.
 
-    Fewer than `count` where there are not so many. A class all of whose images are suspects is empty then, and stays so.
+    These are the images with the lowest scores, and among equal scores with the lowest `ties`.
+    The lowest of every class are taken first: the share `least` of the class, or of the mean class
+    if that is smaller. They are at least one image, or none where `least` is 0.
+
+    Suspects never keep their labels, so a class whose images are all suspects has no row. There are
+    fewer than `count` rows if fewer images are not suspects.
     """
     allowed = np.ones(len(scores), bool)
     allowed[suspects] = False
     order = ranking(scores, ties)
     order = order[allowed[order]]
-    rank = np.full(len(scores), len(scores))  # of the images that come first, within their class
+    rank = np.full(len(scores), len(scores))  # ranks, within their class, of images taken first
     classes, sizes = np.unique(labels, return_counts=True)
     for label, size in zip(classes, np.minimum(sizes, sizes.mean()), strict=True):
         mine = order[labels[order] == label]
@@ -170,22 +212,29 @@ def labelled_rows(
 def guessed_rows(
     scores: np.ndarray, ties: np.ndarray, labelled: np.ndarray, suspects: np.ndarray, dropped: int
 ) -> np.ndarray:
-    """Sorted rows that are learned from without their labels: all but the `labelled` and `dropped` more. Suspects are dropped first,
-    then the highest scores, among equal ones those with the highest `ties`."""
+    """Return the sorted rows of the images that are trained on without their labels.
+
+    These are all rows except the `labelled` ones and a number of `dropped` ones. Suspects are
+    dropped first, then the highest scores, and among equal scores the highest `ties`.
+    """
     rows = np.setdiff1d(np.arange(len(scores)), labelled)
     order = rows[np.lexsort((ties[rows], scores[rows], np.isin(rows, suspects)))]
     return np.sort(order[: max(0, len(rows) - dropped)])
 
 
 def first_of(ranked: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Of every class k the first `counts[k]` of the rows `ranked`."""
+    """Return the first `counts[k]` of the rows `ranked` for every class k, class after class."""
     return np.concatenate(
         [ranked[labels[ranked] == label][:count] for label, count in enumerate(counts)]
     )
 
 
 class Unlearned(NamedTuple):
-    """What stage 2 leaves: the model, who was suspected, what `rescore` and entropy say of all images then, and what was logged."""
+    """The result of DLP's stage 2: the model, its suspects, new scores and log records.
+
+    `judged` holds the last suspects. `scores` are arrays [N] of all images after unlearning: the
+    score `rescore`, the entropy, and whether the model is `right`.
+    """
 
     variables: Variables
     judged: Judged
@@ -194,14 +243,25 @@ class Unlearned(NamedTuple):
 
 
 def unlearn(
-    config: DLPConfig, key: jax.Array, model: Model, data: Split, begun: Variables, judged: Judged, hooks: Hooks
-) -> Unlearned:  # fmt: skip
-    """Stage 2, from what stage 1 `begun`.
+    config: DLPConfig,
+    key: jax.Array,
+    model: Model,
+    data: Split,
+    begun: Variables,
+    judged: Judged,
+    hooks: Hooks,
+) -> Unlearned:
+    """Run stage 2 of DLP: find the suspects by trials and unlearn them.
 
-    The lowest scores of all may be those of an easy class. The first trial unlearns the same share of every class, its lowest, at least
-    one image, and descends on trusted images of every class: where the suspects are like the others of their class, those hold them, and
-    where they are poisoned they fall. The next suspects, as many as were `judged`, are again the lowest of their class, but of the classes
-    to which those images belong whose labels became unlikely most; then another trial may follow. All begin at stage 1.
+    The lowest scores of all images may be those of an easy class. The first trial therefore
+    unlearns the same share of every class: the images with the lowest scores, at least one. It
+    descends on trusted images of every class at the same time. If the suspects resemble their
+    class, the trusted images preserve their predictions. If they are poisoned, their labels become
+    unlikely.
+
+    The next suspects are as many as in `judged`. They are again the lowest scores of a class. Their
+    classes are those of the images whose labels became unlikely most. Another trial may follow.
+    All trials, and the final unlearning, start from `begun`, the variables after stage 1.
     """
     labels, suspects, lines = np.asarray(data.labels), judged.suspects, []
     count, names = (
@@ -221,8 +281,9 @@ def unlearn(
             scores_of(model, state.variables, data, ("right", config.rescore, "entropy"))
         )
         hooks.say(
-            f"{name}: moved in {int(state.carry.moves)} of {int(state.step)} steps; "
-            f"{after['right'][judged.suspects].mean():.1%} of the suspects are still taken for their labels"
+            f"{name}: {int(state.carry.moves)} of {int(state.step)} steps unlearned suspects; "
+            f"{after['right'][judged.suspects].mean():.1%} of the suspects are still predicted as "
+            "their labels"
         )
         risen = ranking(judged.scores[config.rescore] - after[config.rescore], after["entropy"])[
             :count
@@ -232,9 +293,11 @@ def unlearn(
 
 
 def make_dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
-    """DLP. Without stage 3 the model is what stage 1, or 2, leaves; without stage 2 nothing is unlearned.
+    """Return DLP, a training-time defence by filtering, unlearning and semi-supervised training.
 
-    Suspects never keep their labels. What loses its label and is not dropped is learned from under the label that the model guesses.
+    Without stage 3, the result is the model after stage 2 or stage 1. Without stage 2, nothing is
+    unlearned. Suspects never keep their labels. An image that loses its label and is not dropped is
+    trained on under a label that the model guesses.
     """
 
     def begin(key: jax.Array, model: Model, data: Split) -> TrainLoop:
@@ -264,10 +327,11 @@ def make_dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
                 ranked, ties, labels, judged.suspects, int(config.kept * size), config.least
             )
             if gone := sorted(set(labels.tolist()) - set(labels[labelled].tolist())):
-                hooks.say(f"no image of {gone} keeps its label")
+                hooks.say(f"no image of the classes {gone} keeps its label")
             if config.semi.method == "mixmatch" and not (info.crop or info.flip):
                 hooks.say(
-                    "the data allow neither crop nor flip: MixMatch guesses twice from the same images"
+                    "the data set allows neither crop nor flip: both guesses of MixMatch are from "
+                    "the same images"
                 )
             others = guessed_rows(
                 ranked, ties, labelled, judged.suspects, int(config.dropped * size)

@@ -1,4 +1,4 @@
-"""What training-time defences share: training on images that may be poisoned, and what they find out about them."""
+"""Functions that training-time defences share: training on suspect data, filtering, unlearning."""
 
 from __future__ import annotations
 
@@ -34,31 +34,39 @@ def training_loop(
     info: DataInfo,
     loss: Loss,
 ) -> TrainLoop:
-    """`split_loop` on `data` by a training recipe."""
+    """Return the train loop of a training recipe on `data`, starting from `variables`.
+
+    The short last batch of an epoch is dropped.
+    """
     per_epoch, batch_size = epoch_plan(len(data.labels), config.batch_size, drop_last=True)
     steps = config.steps or config.epochs * per_epoch
     return split_loop(
         key, variables, data,
         loss=loss, tx=make_optimizer(config.optimizer, steps=steps, steps_per_epoch=per_epoch),
-        steps=steps, steps_per_epoch=per_epoch, batch_size=batch_size, augment=make_augment(info, config.augment),
+        steps=steps, steps_per_epoch=per_epoch, batch_size=batch_size,
+        augment=make_augment(info, config.augment),
     )  # fmt: skip
 
 
 def first_stage_loop(
     key: jax.Array, model: Model, data: Split, config: TrainConfig, info: DataInfo, loss: Loss
 ) -> TrainLoop:
-    """The first stage: from scratch on all images."""
+    """Return the train loop of a defence's first stage: training from scratch on all images."""
     return training_loop(
         stream(key, "train"), model.init(stream(key, "init")), data, config, info, loss
     )
 
 
 def epoch_steps(count: int, batch_size: int) -> int:
-    """Steps in an epoch of `count` images, for what is watched once an epoch."""
+    """Return the number of steps in an epoch of `count` images, at least 1.
+
+    It is the period of measurements that are made once an epoch.
+    """
     return max(1, count // batch_size)
 
 
 ASCENT = OptimConfig(lr=5e-4, nesterov=True, weight_decay=1e-4, schedule="constant")
+"""The optimiser of ABL's unlearning."""
 
 
 Trusted = Literal["class", "all"]
@@ -66,38 +74,53 @@ Trusted = Literal["class", "all"]
 
 @dataclasses.dataclass(frozen=True)
 class UnlearnConfig:
-    """Unlearning of the suspects. Default: ABL's, ascent at 5e-4 for 16 steps, but stopped at chance."""
+    """Settings of the unlearning of suspects.
+
+    The defaults are ABL's, gradient ascent for 16 steps with learning rate 5e-4. Unlike ABL's, it
+    stops when accuracy on the suspects is below chance.
+    """
 
     kind: Kind = option(
-        "ascent", "ascent on their loss (ABL's); uniform: towards an even prediction (ours)"
+        "ascent",
+        "ascent: gradient ascent on the suspects' loss (ABL's); uniform: training towards a "
+        "uniform prediction (d3jax's)",
     )
     descent: Descent = option(
         "none",
-        "on the loss of trusted images: in turns with unlearning (with ascent D-BR's), or together with it, in one batch",
+        "training on trusted images: turns: in alternation with unlearning (with ascent, D-BR's); "
+        "together: in the same batch",
     )
     trusted: Trusted = option(
         "class",
-        "which half descent trusts: class: the least suspected of every class, as many of each; all: those of all images",
+        "half of the images that descent trusts: class: the least suspected of every class, in "
+        "equal numbers; all: the least suspected of all",
     )
     share: float = option(
         0.25,
-        "of the images of a batch that are suspects, where both are together in it (ours)",
+        "share of suspects in a batch, where descent is together (d3jax's)",
         above=0,
         high=0.9,
     )
     optimizer: OptimConfig = option(
-        lambda: ASCENT, "optimiser and schedule (ABL's; DLP's rate is ten times that)"
+        lambda: ASCENT, "optimiser and schedule (default: ABL's; DLP has ten times its lr)"
     )
-    steps: int = option(16, "steps (ABL's four epochs of 500 images; DLP: 100, ours)", low=1)
+    steps: int = option(
+        16, "number of steps (ABL: 16, four epochs of 500 images; DLP: 100, d3jax's)", low=1
+    )
     batch_size: int = option(
-        128, "images a step, of suspects at most as many as there are; in turns of each kind", low=1
+        128,
+        "images a step, with turns of each kind; of suspects at most as many as there are",
+        low=1,
     )
     batch_norm: Literal["train", "frozen"] = option(
-        "train", "statistics: the batch's, which are learned (ABL's), or the stored ones"
+        "train",
+        "BatchNorm statistics: the batch's, which update the running ones (train, ABL's), or the "
+        "stored ones (frozen)",
     )
     bounded: bool = option(
         True,
-        "rests once a batch of suspects is right less often than chance (ours; ABL has no end)",
+        "stop unlearning once accuracy on a batch of suspects is below chance; with descent it may "
+        "resume (d3jax's; ABL has no such rule)",
     )
 
     def __post_init__(self) -> None:
@@ -106,8 +129,12 @@ class UnlearnConfig:
 
 
 class Judged(NamedTuple):
-    """What a filter says of N images: every score [N] by its name, all rows `ranked` [N] from the most to the least suspected, and the sorted
-    rows of the `suspects` and of the half that is `trusted`."""
+    """The result of a filter on N images: their scores, the suspects and the trusted images.
+
+    `scores` maps the name of each score to its values [N]. `ranked` [N] are all rows, from the most
+    to the least suspected. `suspects` and `trusted` are sorted rows. Half of the images are
+    trusted.
+    """
 
     scores: dict[str, np.ndarray]
     ranked: np.ndarray
@@ -123,8 +150,11 @@ def judge(
     ratio: float,
     trusted: Trusted = "class",
 ) -> Judged:
-    """Suspects are the ⌊ratio·N⌋ images (at least one) that are lowest by `score`; by `mixture` fewer where it says of fewer that they
-    rather belong to the lower Gaussian. Several processes agree."""
+    """Score all images with the model and take those with the lowest `score` as suspects.
+
+    There are ⌊ratio·N⌋ suspects, at least one. With the score `mixture`, there are fewer if fewer
+    images belong more likely to the lower Gaussian. All processes get the same result.
+    """
     scores = same_arrays(scores_of(model, variables, data))
     count = suspected(len(data.labels), ratio)
     if score == "mixture":
@@ -134,10 +164,18 @@ def judge(
 
 
 def suspect(
-    scores: dict[str, np.ndarray], ranked: np.ndarray, labels: np.ndarray, suspects: np.ndarray, trusted: Trusted
-) -> Judged:  # fmt: skip
-    """What is trusted beside these `suspects`: half of all images, the least suspected by `ranked`, by `class` as many of every class, of
-    a class with too few all."""
+    scores: dict[str, np.ndarray],
+    ranked: np.ndarray,
+    labels: np.ndarray,
+    suspects: np.ndarray,
+    trusted: Trusted,
+) -> Judged:
+    """Return the result of a filter (`Judged`) for given suspects, with the images to trust.
+
+    Half of all images are trusted: those that `ranked` suspects least, without the suspects. With
+    `trusted` "class", equal numbers are taken from every class. A class with too few images gives
+    all of them.
+    """
     rest = ranked[~np.isin(ranked, suspects)][::-1]
     if trusted == "class":
         rest = rest[np.argsort(_places(labels[rest]), kind="stable")]
@@ -145,7 +183,7 @@ def suspect(
 
 
 def _places(labels: np.ndarray) -> np.ndarray:
-    """How many of the same label stand before each."""
+    """Return for each label [N] the number of equal labels before it."""
     places = np.zeros(len(labels), int)
     for label in np.unique(labels):
         mine = np.flatnonzero(labels == label)
@@ -154,47 +192,67 @@ def _places(labels: np.ndarray) -> np.ndarray:
 
 
 def suspected(size: int, ratio: float) -> int:
-    """How many of `size` images are suspects."""
+    """Return the number of suspects among `size` images: ⌊ratio · size⌋, at least 1."""
     return max(1, int(ratio * size))
 
 
 def check_ratio(ratio: float, size: int) -> None:
-    """Raises `ConfigError` where `ratio` of the images is none."""
+    """Raise `ConfigError` where the share `ratio` of the images is less than one image."""
     if int(ratio * size) < 1:
         raise ConfigError(f"ratio: {ratio:g} of the {size} images is less than one")
 
 
 def check_batch(part: str, batch_size: int, count: int, images: str) -> None:
-    """Raises `ConfigError` where `part` of a defence has no batch of its `images`, of which there are `count`."""
+    """Raise `ConfigError` where a batch is larger than the set of images that it is drawn from.
+
+    `count` is the number of these images. The message names the `part` of the defence and describes
+    the images by the words `images`.
+    """
     if batch_size > count:
         raise ConfigError(f"{part}.batch_size: {batch_size} is more than the {count} {images}")
 
 
 def check_unlearning(config: UnlearnConfig, size: int) -> None:
-    """Raises `ConfigError` where a step may want more trusted images than the half of `size`, or has none beside its suspects."""
-    _, trusted = parts_of(
-        config.batch_size, config.descent, config.share, suspects=1
-    )  # `mixture` may say of one alone
+    """Raise `ConfigError` where a step of unlearning needs more trusted images than there are.
+
+    Half of the `size` images are trusted. A batch of suspects and trusted images must have room for
+    both, or it raises too.
+    """
+    # With `mixture` there may be a single suspect, and a step then needs the most trusted images.
+    _, trusted = parts_of(config.batch_size, config.descent, config.share, suspects=1)
     if trusted > size // 2:
         raise ConfigError(
-            f"unlearn.batch_size: {config.batch_size} may want {trusted} trusted images a step, more than the {size // 2} there are"
+            f"unlearn.batch_size: {config.batch_size} may want {trusted} trusted images a step, "
+            f"more than the {size // 2} there are"
         )
 
 
 def unlearning_loop(
-    key: jax.Array, model: Model, variables: Variables, data: Split, judged: Judged, config: UnlearnConfig
-) -> TrainLoop:  # fmt: skip
-    """`unlearn_loop` by a config. A schedule that goes by epochs goes by steps."""
+    key: jax.Array,
+    model: Model,
+    variables: Variables,
+    data: Split,
+    judged: Judged,
+    config: UnlearnConfig,
+) -> TrainLoop:
+    """Return the train loop that unlearns the suspects by the settings `config`.
+
+    A learning-rate schedule that counts epochs counts steps here.
+    """
     return unlearn_loop(
         key, model, variables, data, judged.suspects, judged.trusted,
-        tx=make_optimizer(config.optimizer, steps=config.steps, steps_per_epoch=1), steps=config.steps,
-        batch_size=config.batch_size, kind=config.kind, descent=config.descent, share=config.share, batch_norm=config.batch_norm,
+        tx=make_optimizer(config.optimizer, steps=config.steps, steps_per_epoch=1),
+        steps=config.steps, batch_size=config.batch_size, kind=config.kind,
+        descent=config.descent, share=config.share, batch_norm=config.batch_norm,
         bounded=config.bounded,
     )  # fmt: skip
 
 
 def appended(lines: list[LogRecord], more: list[LogRecord]) -> list[LogRecord]:
-    """The lines of two loops, one after the other: the second's steps and seconds count on."""
+    """Return the log records of two consecutive train loops as one list.
+
+    The steps and seconds of the second loop continue those of the first.
+    """
     last = lines[-1] if lines else {"step": 0, "seconds": 0.0}
     return lines + [
         line | {name: line[name] + last[name] for name in ("step", "seconds")} for line in more
@@ -202,8 +260,13 @@ def appended(lines: list[LogRecord], more: list[LogRecord]) -> list[LogRecord]:
 
 
 def found_shapes(size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a training-time defence finds out about `size` images: the scores behind its first stage, which are `suspects`, the score
-    that the rest was ranked by afterwards (`rescored`, ties by `rescored_entropy`) and which kept their labels (`labelled`)."""
+    """Return the shapes of the arrays that a training-time defence reports on `size` images.
+
+    The arrays [size] are, by name: the scores after the first stage (float32), and `suspects`
+    (bool). `rescored` (float32) is the score by which a later stage ranks the images, and
+    `rescored_entropy` (float32) breaks its ties. `labelled` (bool) are the images that kept their
+    labels.
+    """
     names = dict.fromkeys((*NAMES, "rescored", "rescored_entropy"), jnp.float32) | dict.fromkeys(
         ("suspects", "labelled"), jnp.bool_
     )
@@ -211,7 +274,11 @@ def found_shapes(size: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def found_of(size: int, scores: dict[str, np.ndarray], **more: Any) -> dict[str, np.ndarray]:
-    """The arrays of `found_shapes`: `scores`, and `more`, of which masks are given as rows; 0 where nothing is said."""
+    """Return the arrays [size] that a training-time defence reports on its images, by name.
+
+    `found_shapes` lists their names and dtypes. They come from `more` and `scores`. A mask in
+    `more` is given as row numbers. An array that neither has is 0.
+    """
     found: dict[str, np.ndarray] = {}
     for name, shape in found_shapes(size).items():
         value = more.get(name, scores.get(name, np.zeros(size)))

@@ -1,10 +1,14 @@
-"""Convolutions as this package's models use them: same numbers as `flax.linen.Conv`, faster backward pass on CPU.
+"""Convolutions that equal those of `flax.linen.Conv`, with a faster backward pass on CPU.
 
-XLA:CPU computes the weight gradient of a convolution as a convolution with an image-sized kernel, at 3–60 GFLOP/s where the
-forward pass runs at 80–180 (150–265 with oneDNN, see `compiling`). Here it is a matrix product for a few images at a time, so that
-what it multiplies stays in cache. Measured at batch 128 on two cores (ms, native → here, jax 0.10.2): 32×32×8 13.5 → 4.6, 32×32×16
-29 → 9.6, 32×32×64 596 → 100, 16×16×128 229 → 67, 8×8×256 162 → 59, 4×4×512 68 → 55; 3×3 of stride 2 at 32×32×64 179 → 50, the 1×1
-shortcut there 77 → 7. With jax 0.11.2 and oneDNN 32×32×16 26 → 7.4, 32×32×64 80, 16×16×128 55.
+XLA:CPU computes the weight gradient of a convolution as a convolution with an image-sized kernel.
+That runs at 3–60 GFLOP/s, where the forward pass runs at 80–180, or 150–265 with oneDNN (see
+`runtime.compilation`). Here the weight gradient is a matrix product for a few images at a time, so
+that its operands stay in cache. Time in ms at batch 128 on two cores, native → here:
+
+- jax 0.10.2, 3×3 of stride 1: 32×32×8 13.5 → 4.6, 32×32×16 29 → 9.6, 32×32×64 596 → 100,
+  16×16×128 229 → 67, 8×8×256 162 → 59, 4×4×512 68 → 55.
+- jax 0.10.2, stride 2 at 32×32×64: 3×3 179 → 50, the 1×1 shortcut 77 → 7.
+- jax 0.11.2 with oneDNN: 32×32×16 26 → 7.4. Here alone: 32×32×64 80, 16×16×128 55.
 """
 
 from __future__ import annotations
@@ -24,13 +28,22 @@ from ...runtime.sharding import shares
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _PHASES = 16
-"""Pixels across from which `input_gradient_by_phases` is faster: 3.4 for 9.0 ms at 32×32×16, 3.1 for 3.4 at 16×16×32, 3.3 for 2.5 at 8×8×64."""
+"""Smallest image width in pixels for which `input_gradient_by_phases` is used.
+
+Time in ms, native → by phases: 9.0 → 3.4 at 32×32×16, 3.4 → 3.1 at 16×16×32, 2.5 → 3.3 at 8×8×64.
+"""
 _CHUNK = 3 << 20
-"""Bytes of a chunk's two operands: the second-level caches of two cores, measured as the best from 1 to 6 MiB."""
+"""Bytes that the two operands of a chunk should have.
+
+That is the size of two cores' second-level caches. It was measured as the best from 1 to 6 MiB.
+"""
 
 
 def torch_uniform(fan_in: int):
-    """U(±1/√fan_in): PyTorch's default initialiser of convolutions and linear layers, weights and biases alike."""
+    """Return PyTorch's default initialiser of weights and biases, U(−1/√fan_in, 1/√fan_in).
+
+    PyTorch uses it for convolutions and for linear layers.
+    """
     bound = fan_in**-0.5
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
         key, shape, dtype, -bound, bound
@@ -38,7 +51,10 @@ def torch_uniform(fan_in: int):
 
 
 class Conv(nn.Module):
-    """A square convolution: `channels` out, odd `size`, padding size // 2 on every side (PyTorch's geometry)."""
+    """A square convolution with `channels` outputs and PyTorch's geometry and initial weights.
+
+    `size` is odd, and the padding on every side is size // 2.
+    """
 
     channels: int
     size: int = 3
@@ -56,7 +72,10 @@ class Conv(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """x [B, H, W, C] ∗ kernel [k, k, C, D] → [B, ⌈H / stride⌉, ⌈W / stride⌉, D], k odd, padding k // 2."""
+    """Convolve x [B, H, W, C] with a kernel [k, k, C, D], with a fast backward pass on CPU.
+
+    The result is [B, ⌈H / stride⌉, ⌈W / stride⌉, D]. k is odd, and the padding is k // 2.
+    """
     return _native(x, kernel, stride)
 
 
@@ -95,23 +114,28 @@ convolve.defvjp(_forward, _backward)
 
 
 def input_gradient_by_phases(kernel: jax.Array, g: jax.Array) -> jax.Array:
-    """The input gradient [B, 2h, 2w, C] of a 3×3 convolution of stride 2 from kernel [3, 3, C, D] and g [B, h, w, D].
+    """Return the input gradient [B, 2h, 2w, C] of a 3×3 convolution of stride 2.
 
-    Pixels of even and odd rows and columns meet different taps: with a tap of zeros in front, the kernel is four kernels of 2×2, which
-    one convolution of stride 1 (oneDNN takes no other) applies to g. Their results are then put in between each other.
+    `kernel` is [3, 3, C, D], and `g` [B, h, w, D] is the gradient of the output. Pixels of even and
+    odd rows and columns meet different taps. With a tap of zeros in front, the kernel is therefore
+    four kernels of 2×2. One convolution of stride 1, the only stride that oneDNN takes, applies
+    them to `g`. Their results are interleaved.
     """
     b, h, w, d = g.shape
     c = kernel.shape[2]
-    taps = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(
-        2, 2, 2, 2, c, d
-    )  # [row / 2, row % 2, column / 2, …]
+    # taps: [row // 2, row % 2, column // 2, column % 2, C, D].
+    taps = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(2, 2, 2, 2, c, d)
     taps = taps[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4).reshape(2, 2, d, 4 * c)
     phases = lax.conv_general_dilated(g, taps, (1, 1), ((0, 1), (0, 1)), dimension_numbers=_LAYOUT)
     return phases.reshape(b, h, w, 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c)
 
 
 def weight_gradient(x: jax.Array, g: jax.Array, *, size: int, stride: int) -> jax.Array:
-    """The kernel gradient [size, size, C, D] from x [B, H, W, C] and g [B, H', W', D]: a sum over chunks of images."""
+    """Return the gradient [size, size, C, D] of a convolution's kernel.
+
+    `x` [B, H, W, C] is the input, and `g` [B, H', W', D] the gradient of the output. The gradient
+    is a sum over chunks of images.
+    """
     n, c, d = shares(len(x)), x.shape[3], g.shape[3]
     operands = (
         _shifted
@@ -120,7 +144,7 @@ def weight_gradient(x: jax.Array, g: jax.Array, *, size: int, stride: int) -> ja
     )
     if n == 1:
         total = _chunked_product(operands, x, g)
-    else:  # each device its own images: sliced in a loop, a split batch would be gathered whole on every one
+    else:  # Each device takes its own images: a loop over slices would gather a split batch on all.
 
         def share(array):
             return array.reshape(n, -1, *array.shape[1:])
@@ -132,7 +156,7 @@ def weight_gradient(x: jax.Array, g: jax.Array, *, size: int, stride: int) -> ja
 
 
 def _chunked_product(operands: Callable, x: jax.Array, g: jax.Array) -> jax.Array:
-    """Σ leftᵀ right over chunks of the images, with (left, right) = operands(x, g) of a chunk."""
+    """Return the sum of leftᵀ right over chunks of images, where (left, right) = operands(x, g)."""
     b, (left, right) = len(x), jax.eval_shape(operands, x[:1], g[:1])
     n = _images_a_chunk(
         b,
@@ -142,7 +166,7 @@ def _chunked_product(operands: Callable, x: jax.Array, g: jax.Array) -> jax.Arra
     )
 
     def add(i, total):
-        # Sliced here: handed to the loop in chunks, XLA would compute x once more to have it in that shape.
+        # Sliced here, because XLA would compute x a second time to hand it to the loop in chunks.
         left, right = operands(*(lax.dynamic_slice_in_dim(array, i * n, n) for array in (x, g)))
         return total + lax.dot_general(
             left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
@@ -152,9 +176,12 @@ def _chunked_product(operands: Callable, x: jax.Array, g: jax.Array) -> jax.Arra
 
 
 def _shifted(x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """For 3×3 of stride 1: the columns to the left, here and right of x, and the rows of g below, here and above, side by side.
+    """Return the two matrices whose product is the kernel's gradient, for 3×3 of stride 1.
 
-    Their product holds all nine taps and nothing else, at a third of the copying that nine shifted images would take.
+    The first holds, for each pixel of x, its left neighbour, itself and its right neighbour, side
+    by side. The second holds, for each pixel of g, its lower neighbour, itself and its upper
+    neighbour. Their product holds all nine taps and nothing else. It needs a third of the copying
+    of nine shifted images.
     """
     columns = jnp.concatenate(_neighbours(x, 2), -1)
     rows = jnp.concatenate(_neighbours(g, 1)[::-1], -1)
@@ -162,13 +189,15 @@ def _shifted(x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _neighbours(array: jax.Array, axis: int) -> list[jax.Array]:
-    """What stands before, at and after each place along `axis`, zeros beyond the ends."""
+    """Return the entries before, at and after each place along `axis`, zeros beyond the ends."""
 
     def pad(part, before, after):
         return jnp.pad(part, [(before, after) if i == axis else (0, 0) for i in range(array.ndim)])
 
     size = array.shape[axis]
-    if uses_onednn():  # that jaxlib copies and pads at once: 7.4 for 9.1 ms at 32×32×16; 0.10 does so at half the speed
+    # A jaxlib with oneDNN copies and pads at once: 7.4 ms in place of 9.1 ms at 32×32×16. jaxlib
+    # 0.10 does so at half the speed.
+    if uses_onednn():
         part = functools.partial(lax.slice_in_dim, array, axis=axis)
         return [pad(part(0, size - 1), 1, 0), array, pad(part(1, size), 0, 1)]
     padded = pad(array, 1, 1)
@@ -176,7 +205,10 @@ def _neighbours(array: jax.Array, axis: int) -> list[jax.Array]:
 
 
 def _patches(x: jax.Array, g: jax.Array, *, size: int, stride: int) -> tuple[jax.Array, jax.Array]:
-    """For any size and stride: the patch of x under each pixel of g, and g."""
+    """Return the two matrices whose product is the kernel's gradient, for any size and stride.
+
+    They are the patch of x under each pixel of g, and g.
+    """
     pad, (height, width) = size // 2, g.shape[1:3]
     x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
 
@@ -189,7 +221,10 @@ def _patches(x: jax.Array, g: jax.Array, *, size: int, stride: int) -> tuple[jax
 
 
 def _images_a_chunk(batch: int, bytes_an_image: int, rows_an_image: int, side: int) -> int:
-    """How many images: a divisor of the batch, near `_CHUNK` bytes; more where the sum itself, `side` wide, is what moves."""
+    """Return how many images a chunk has: a divisor of the batch, near `_CHUNK` bytes.
+
+    Chunks are larger where moving the sum itself, which is `side` wide, would cost more.
+    """
     wanted = max(_CHUNK / bytes_an_image, side / 3 / rows_an_image)
     divisors = [n for n in range(1, batch + 1) if batch % n == 0]
     return min(divisors, key=lambda n: abs(math.log(n / wanted)))

@@ -1,4 +1,4 @@
-"""What every Linen architecture here shares: normalisation of images, the classifier, and the bridge to `Model`."""
+"""Parts that all Linen architectures share: normalisation, linear layer and `Model` wrapper."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from .conv import torch_uniform
 
 
 def normalise(images: jax.Array, info: DataInfo) -> jax.Array:
-    """Images in [0, 1] to the channel means and spreads of the data set."""
+    """Normalise images in [0, 1] by the channel means and standard deviations of the data set."""
     return (images - jnp.asarray(info.mean, jnp.float32)) / jnp.asarray(info.std, jnp.float32)
 
 
 def resize(images: jax.Array, side: int) -> jax.Array:
-    """Images [B, H, W, C] as [B, side, side, C], bilinear between the centres of pixels; as they are where `side` is 0."""
+    """Resize images [B, H, W, C] bilinearly to [B, side, side, C]; `side` 0 leaves them.
+
+    Interpolation is between the centres of pixels.
+    """
     return (
         jax.image.resize(images, (len(images), side, side, images.shape[3]), "bilinear")
         if side
@@ -32,7 +35,7 @@ def resize(images: jax.Array, side: int) -> jax.Array:
 class Linear(nn.Module):
     """A linear layer with PyTorch's initial weights: `kernel` and `bias` from U(±1/√inputs).
 
-    The classifier of every model here is one in float32 called `head`.
+    The classifier of every model in this package is a float32 `Linear` called `head`.
     """
 
     channels: int
@@ -47,13 +50,13 @@ class Linear(nn.Module):
 
 
 Edit = Mapping[str, Callable[[jax.Array], jax.Array]]
-"""Functions of activations [B, ...], by the activations' names."""
+"""Functions that replace activations [B, ...], by the names of the activations."""
 
 
 class Activations:
-    """The named activations of one call of a net; `edit` changes those that it names.
+    """The named activations of one call of a network; `edit` changes those that it names.
 
-    A net calls it on every activation and goes on with what it returns.
+    A network calls it on every activation, and continues with the array that it returns.
     """
 
     def __init__(self, edit: Edit | None = None):
@@ -61,12 +64,12 @@ class Activations:
         self.features: dict[str, jax.Array] = {}
 
     def __call__(self, name: str, x: jax.Array) -> jax.Array:
-        """Return the activation, edited if it is asked for, and keep it as a feature."""
+        """Return the activation, edited where `edit` names it, and keep it as a feature."""
         self.features[name] = self._edit[name](x) if name in self._edit else x
         return self.features[name]
 
     def check(self) -> None:
-        """Raise `ValueError` where an edit names no activation of the net."""
+        """Raise `ValueError` where `edit` names an activation that the network does not have."""
         for name in set(self._edit) - set(self.features):
             known = names(self.features)
             hint = did_you_mean(name, self.features)
@@ -74,7 +77,7 @@ class Activations:
 
 
 def model_of(net: nn.Module, info: DataInfo, channels: tuple[NormLayer, ...] = ()) -> Model:
-    """Return the `Model` of a Linen module whose call is `(images, train, activations) -> logits`."""
+    """Wrap a Linen module as a `Model`; its call is `(images, train, activations) -> logits`."""
     example = jnp.zeros((1, *info.shape), jnp.float32)
 
     @jax.jit

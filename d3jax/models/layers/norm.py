@@ -1,8 +1,9 @@
-"""Batch normalisation as this package's models use it: same numbers as `flax.linen.BatchNorm`, fewer passes over memory.
+"""Batch normalisation that equals `flax.linen.BatchNorm`, with fewer passes over memory.
 
-XLA:CPU writes much of what is summed over pixels to memory first. With the gradient in closed form (Ioffe and Szegedy 2015, arXiv
-1502.03167, section 3) there is less of it than in what JAX derives from Linen's formula. Measured on two cores with the ReLU
-behind it, forward and backward, batch 128 (ms, `jax.grad` → here): 32×32×16 7.4 → 5.1, 16×16×32 2.5 → 1.5, 32×32×64 42 → 28.
+XLA:CPU first writes to memory much of the data that it sums over pixels. The gradient in closed
+form (Ioffe and Szegedy 2015, arXiv 1502.03167, section 3) needs less of this than the gradient that
+JAX derives from Linen's formula. Time in ms of forward and backward with the ReLU that follows, at
+batch 128 on two cores, `jax.grad` → here: 32×32×16 7.4 → 5.1, 16×16×32 2.5 → 1.5, 32×32×64 42 → 28.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import jax.numpy as jnp
 from jax import lax
 
 MOMENTUM, EPSILON = 0.9, 1e-5
-"""PyTorch's defaults; its momentum of 0.1 is written 0.9 here."""
+"""Momentum and ε of PyTorch's defaults; PyTorch writes this momentum as 0.1."""
 
 
 class BatchNorm(nn.Module):
-    """Normalises the last axis by the batch's own mean and variance (`train`) or by the running ones.
+    """A batch normalisation of the last axis, by batch statistics (`train`) or running statistics.
 
-    Parameters `scale`, `bias` [C]; state `mean`, `var` [C] in `batch_stats`. Statistics are float32 and the variance is the
-    biased one, also where it runs (PyTorch: unbiased there). Gives `dtype`.
+    Parameters are `scale` and `bias` [C]; the state is `mean` and `var` [C] in `batch_stats`.
+    Statistics are float32. The variance is the biased one, also the running variance (PyTorch's is
+    unbiased). The result has `dtype`.
     """
 
     train: bool
@@ -48,7 +50,10 @@ class BatchNorm(nn.Module):
 def normalise_batch(
     x: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """x [..., C] → (x̂ · scale + bias in x's dtype, mean [C], variance [C])."""
+    """Normalise x [..., C] by its own statistics, and return (y, mean [C], variance [C]).
+
+    y = x̂ · scale + bias has x's dtype. The gradient is in closed form.
+    """
     return _forward(x, scale, bias)[0]
 
 
@@ -76,7 +81,8 @@ def _backward(residuals, cotangents):
     )
     d_bias = g.sum(pixels)
     d_scale = inverse * ((g * wide).sum(pixels) - mean * d_bias)
-    # dx = scale/σ · (g − Σg/n − x̂ · Σ(g x̂)/n) + (d_mean + 2 (x − mean) · d_var) / n, written as g · a + x · b + c.
+    # dx = scale/σ · (g − Σg/n − x̂ · Σ(g x̂)/n) + (d_mean + 2 (x − mean) · d_var) / n,
+    # written as g · a + x · b + c.
     a = scale * inverse
     b = (2 * d_var - a * inverse * d_scale) / count
     dx = g * a + wide * b + ((d_mean - a * d_bias) / count - b * mean)

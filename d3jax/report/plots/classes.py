@@ -1,4 +1,4 @@
-"""Bars of ACC and ASR by true class, before and after every defence."""
+"""Bar charts of ACC and ASR by true class, before and after each defence."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,19 +8,19 @@ import numpy as np
 from .common import ABOVE, PALE, Mark, Palette, Panel, save_panels, short, style_of
 
 NAMED = 20
-"""So many classes still have room for their names under the bars."""
+"""The largest number of classes whose names fit under the bars."""
 
 PITCH = 1.4
-"""Height of a row, of which 1 is a rate of 100 %."""
+"""Height of a defence's row in units of the y axis, where a rate of 100 % has the height 1."""
 
 Rates = Mapping[str, Mapping[str, np.ndarray]]
-"""`rates[defense]["acc" or "asr"]`: a fraction for each class, nan where undefined (no bar)."""
+"""Fractions [K] of each class as `rates[defense]["acc" or "asr"]`; NaN (undefined) has no bar."""
 
 
 def save_classes(path: Path, classes: Sequence[str], rates: Rates, colours: Palette) -> Path | None:
-    """Draw a row for each defence, its narrow bars in front of the wide grey ones of "none".
+    """Draw a row of bars for each defence, in front of the wide grey bars of "none".
 
-    All rows of a kind are one pair of axes, in which each is `PITCH` high: axes take time.
+    All rows of a kind share one pair of axes, because creating axes is slow.
     """
     names = [name for name in rates if name != "none"][::-1] or list(rates)
     kinds = [kind for kind in ("acc", "asr") if any_rate(rates, kind)]
@@ -35,7 +35,7 @@ def save_classes(path: Path, classes: Sequence[str], rates: Rates, colours: Pale
 
 
 def any_rate(rates: Rates, kind: str) -> bool:
-    """Return whether some defence has a number of this kind for some class."""
+    """Return whether some defence has a finite rate of this kind for some class."""
     return any(np.isfinite(found.get(kind, np.nan)).any() for found in rates.values())
 
 
@@ -78,18 +78,21 @@ def _panel(
 
 
 def _bars(base: float, fractions: np.ndarray, width: float, colour: str) -> Mark:
-    """Return bars as a collection: `axis.bar` makes an object a bar, which takes seconds."""
+    """Return the bars as one collection.
+
+    `axis.bar` would create one object per bar, which takes seconds.
+    """
     from matplotlib.collections import PolyCollection
 
     at = np.flatnonzero(np.isfinite(fractions))
     left, right, low, top = at - width / 2, at + width / 2, base + 0 * at, base + fractions[at]
     corners = np.stack([left, low, left, top, right, top, right, low], axis=1)
-    bars = PolyCollection(corners.reshape(-1, 4, 2), facecolors=colour, linewidths=0)  # pyright: ignore[reportArgumentType]  # an array is one
+    bars = PolyCollection(corners.reshape(-1, 4, 2), facecolors=colour, linewidths=0)  # pyright: ignore[reportArgumentType]  # an array is accepted too
     return Mark((bars,), {}, "add_collection")
 
 
 def _ticks(classes: Sequence[str]) -> Mark:
-    """Return class names while they can be read, some of their numbers where there are too many."""
+    """Return the x ticks: class names for up to `NAMED` classes, else some class numbers."""
     slanted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     if len(classes) <= NAMED:
         return Mark(

@@ -1,8 +1,8 @@
-"""What all pictures share: colours, the style, and figures that are saved as PNG. No jax, no pyplot.
+"""Shared parts of all figures: colours, panels, legends and saving as PNG, without jax or pyplot.
 
-A picture is a list of panels, a panel a list of marks: `save_panels` draws most of them. Every
-`save_*` of this package returns the path of its picture, or None, with no file written, where
-there is nothing to draw. A defence has one colour in all of them (`palette`).
+A figure is a list of panels, and a panel is a list of marks. `save_panels` draws most figures.
+Every `save_*` of this package returns the path of its figure. If there is nothing to draw, it
+writes no file and returns None. A defence has the same colour in all figures (`palette`).
 """
 
 import contextlib
@@ -16,22 +16,28 @@ import numpy as np
 from ...runtime.files import make_folder, make_way
 
 STYLE = Path(__file__).parent.parent / "d3jax.mplstyle"
-# Okabe and Ito's colour-blind safe hues without black and yellow (unreadable as a line on white),
-# then darker ones of Tol.
+# Okabe and Ito's colour-blind safe hues, without black and without yellow (unreadable as a line on
+# white), followed by darker hues of Tol.
 HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#332288", "#882255",
         "#808000", "#7f4f24")  # fmt: skip
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.3)))
 BEFORE, PALE, INK, POISONED = "#6f7780", "#cfd4d9", "#2a3138", "#d55e00"
 WIDTH, DPI, RIGHT, ABOVE = 9.6, 160, 0.17, 0.32
-"""Inches (of margins: RIGHT, ABOVE); at DPI this is what the page shows at 960 css pixels, sharp on a doubled screen."""
+"""Width of a figure in inches, its resolution, and its margins RIGHT and ABOVE in inches.
+
+The page shows a figure at 960 CSS pixels, so that it is sharp on a high-density screen.
+"""
 
 Arrays = Mapping[str, np.ndarray]
 Palette = Mapping[str, tuple[str, Any]]
-"""Colour and dash of every defence."""
+"""Colour and dash pattern of every defence, by its label."""
 
 
 class Mark(NamedTuple):
-    """A line, or what another method of matplotlib's axes draws from `args` with a `style`."""
+    """A call of a method of matplotlib's axes, by default `plot`, which draws a line.
+
+    `args` are its positional arguments, and `style` its keyword arguments.
+    """
 
     args: tuple[Any, ...]
     style: dict[str, Any]
@@ -39,24 +45,24 @@ class Mark(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One pair of axes. `options` are properties of the axes, such as `ylim` or `yscale`."""
+    """One pair of axes with its marks; `options` are axes properties such as `ylim` or `yscale`."""
 
     marks: Sequence[Mark]
     options: dict[str, Any]
     whole: bool = False
-    """Put the ticks of the x axis at whole numbers."""
+    """Whether the x axis has its ticks at whole numbers."""
     bare: bool = False
-    """Leave the grid out, close the frame and have no ticks."""
+    """Whether to draw a closed frame without grid and ticks."""
     below: float = 0.5
-    """Inches below the axes, for ticks and label."""
+    """Space below the axes in inches, for ticks and label."""
     legend: str = ""
-    """Where a legend of its own stands."""
+    """Location of the panel's own legend; "" uses the legend of the figure."""
 
 
 def palette(defenses: Iterable[str]) -> dict[str, tuple[str, Any]]:
-    """Return colour and dash of every defence in the order given; "none" is grey.
+    """Return the colour and the dash pattern of every defence, in the order given.
 
-    After ten the hues repeat with other dashes.
+    "none" is grey. After ten defences the colours repeat with other dash patterns.
     """
     others = [name for name in dict.fromkeys(defenses) if name != "none"]
     styles = {
@@ -67,7 +73,10 @@ def palette(defenses: Iterable[str]) -> dict[str, tuple[str, Any]]:
 
 
 def style_of(name: str, colours: Palette) -> dict[str, Any]:
-    """Return a defence's style as options of a line; a part of one ("abl/isolate") shares it."""
+    """Return the line style of a defence as keyword arguments of `plot`.
+
+    A loop of a defence, such as "abl/isolate", has the style of the defence.
+    """
     colour, dash = colours.get(name) or colours.get(name.split("/")[0]) or (BEFORE, "-")
     return {"color": colour, "linestyle": dash}
 
@@ -75,9 +84,14 @@ def style_of(name: str, colours: Palette) -> dict[str, Any]:
 def save_panels(
     path: Path, panels: Sequence[Panel | None], columns: int, height: float, width: float = WIDTH
 ) -> Path | None:
-    """Draw panels in rows of `columns`, each `height` inches high; None leaves its place empty.
+    """Draw panels in a grid of `columns` columns and save the figure to `path`.
 
-    One legend above them names the marks of all panels that have none of their own.
+    A panel that is None leaves its place empty. A legend above the grid names the marks of all
+    panels without their own legend. Returns None, without a file, if there is no panel.
+
+    Args:
+        height: height of a row in inches.
+        width: width of the figure in inches.
     """
     shown = [panel for panel in panels if panel]
     if not shown:
@@ -86,12 +100,13 @@ def save_panels(
     names = {mark.style["label"]: mark.style for mark in marks if "label" in mark.style}
     rows, above = -(-len(panels) // columns), 0.22 * -(-len(names) // columns_of(list(names)))
     with drawing(path, (width, height * rows + above)) as figure:
-        # A layout that looks at what is drawn takes most of the time: these margins (inches) hold
-        # ticks and labels to the left, labels below and a title above.
+        # An automatic layout would take most of the drawing time. These margins (inches) leave
+        # room for ticks and labels on the left, labels below and a title above.
         left, below = 0.1 if shown[0].bare else 0.68, shown[0].below
         grid = figure.add_gridspec(
             rows, columns, left=left / width, right=1 - RIGHT / width,
-            bottom=below / (height * rows + above), top=1 - (above + ABOVE) / (height * rows + above),
+            bottom=below / (height * rows + above),
+            top=1 - (above + ABOVE) / (height * rows + above),
             wspace=left / ((width - columns * left - RIGHT) / columns),
             hspace=(below + ABOVE) / (height - below - ABOVE),
         )  # fmt: skip
@@ -109,10 +124,10 @@ def _draw(axis: Any, panel: Panel) -> None:
         getattr(axis, mark.method)(*mark.args, **mark.style)
     axis.set(**panel.options)
     for side in (axis.xaxis, axis.yaxis):
-        if side.get_scale() == "log":  # 0.01, not 10⁻², which comes as a formula
+        if side.get_scale() == "log":  # shows 0.01; the default 10⁻² needs math text
             side.set_major_formatter(lambda value, _: f"{value:g}")
             side.set_minor_formatter(lambda value, _: "")
-        elif isinstance(side.get_major_locator(), AutoLocator):  # every tick takes time
+        elif isinstance(side.get_major_locator(), AutoLocator):  # every tick costs time
             side.get_major_locator().set_params(nbins=5, integer=panel.whole and side is axis.xaxis)
     if panel.bare:
         axis.grid(False)
@@ -135,12 +150,12 @@ def _add_legend(figure: Any, names: Mapping[str, dict[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def drawing(path: Path, size: tuple[float, float], layout: Any = "none") -> Iterator[Any]:
-    """Yield a white figure of `size` inches that is saved to `path` at the end."""
+    """Yield a white figure of `size` inches, and save it to `path` at the end."""
     import matplotlib.style
     from matplotlib.figure import Figure
 
     with matplotlib.style.context(STYLE), warnings.catch_warnings():
-        # A class may be called 猫: a box in the picture, the name in the page's text.
+        # A class may be called 猫: the figure shows a box, and the page's text shows the name.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=size, dpi=DPI, layout=layout, facecolor="white")
         yield figure
@@ -150,11 +165,14 @@ def drawing(path: Path, size: tuple[float, float], layout: Any = "none") -> Iter
 
 
 def short(name: str, limit: int) -> str:
-    """Return at most `limit` characters: a name's beginning, and its end, in which sweeps differ."""
+    """Return a name shortened to `limit` characters.
+
+    The beginning and the end remain, because the names of a sweep differ at the end.
+    """
     cut = f"{name[: limit - 1 - limit // 2]}…{name[-(limit // 2) :]}"
     return name if len(name) <= limit else cut
 
 
 def columns_of(names: Sequence[str]) -> int:
-    """Return how many columns a legend over the whole width has for such names."""
+    """Return the number of columns of a full-width legend with these names."""
     return max(1, min(6, len(names), int(WIDTH * 15 / (max(map(len, names), default=1) + 7))))

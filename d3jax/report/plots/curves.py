@@ -1,4 +1,4 @@
-"""Curves of training and repair: a panel for each metric, a colour for each defence."""
+"""Training curves of models and repairs, with a panel per metric and a colour per defence."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,14 +10,14 @@ from ...core.records import LogRecord
 from .common import WIDTH, Mark, Palette, Panel, save_panels, style_of
 
 Runs = Mapping[tuple[str, int], Sequence[LogRecord]]
-"""The records of one attack by (what ran, seed), by rising step."""
+"""The log records of one attack by (name of the run, seed), in order of their steps."""
 
 Curve = tuple[str, np.ndarray]
-"""What ran, and [2, T] steps and values."""
+"""The name of a run, and its steps and values as an array [2, T]."""
 
 
 class Metric(NamedTuple):
-    """What a panel shows: of a record the first of `keys` that it has, times `scale`."""
+    """The metric of a panel: the first of `keys` that a log record has, times `scale`."""
 
     keys: tuple[str, ...]
     title: str
@@ -27,37 +27,39 @@ class Metric(NamedTuple):
 
 
 WATCHED = (
-    Metric(("watch_acc",), "ACC, watched", "ACC (%)", 100.0),
-    Metric(("watch_asr",), "ASR, watched", "ASR (%)", 100.0, (-3.0, 103.0)),
+    Metric(("watch_acc",), "ACC on test images", "ACC (%)", 100.0),
+    Metric(("watch_asr",), "ASR on test images", "ASR (%)", 100.0, (-3.0, 103.0)),
 )
 TRAINING = (
     Metric(("loss",), "Training loss", "loss (nats)"),
     Metric(("accuracy",), "Training accuracy", "accuracy (%)", 100.0),
     *WATCHED,
 )
-RATIO = Metric(("distance_ratio",), "Distance from the start", "‖W − W₀‖ / 2r", 1.0, (-0.03, 1.03))
-DISTANCE = Metric(("distance",), "Distance from the start", "‖W − W₀‖")
+RATIO = Metric(
+    ("distance_ratio",), "Distance from initial weights", "‖W − W₀‖ / 2r", 1.0, (-0.03, 1.03)
+)
+DISTANCE = Metric(("distance",), "Distance from initial weights", "‖W − W₀‖")
 REPAIR = (
     Metric(("clean_loss", "loss"), "Loss", "loss (nats)"),
     RATIO,
     DISTANCE,
-    Metric(("cosine",), "Angle to the start", "cos ∠(W, W₀)", 1.0, (-1.06, 1.06)),
+    Metric(("cosine",), "Angle to initial weights", "cos ∠(W, W₀)", 1.0, (-1.06, 1.06)),
     *WATCHED,
 )
 
 
 def save_curves(path: Path, runs: Runs, metrics: Sequence[Metric], colours: Palette) -> Path | None:
-    """Draw a panel for each metric that some run has numbers for; a thin line for each seed."""
+    """Draw a panel for each metric that some run has, with a thin line for each seed."""
     found = {metric: curves for metric in metrics if (curves := curves_of(runs, metric))}
     if RATIO in found:
-        found.pop(DISTANCE, None)  # the same curve, without its scale
+        found.pop(DISTANCE, None)  # it is the same curve without the scale
     columns = 2 if len(found) in (2, 4) else min(3, len(found))
     panels = [panel_of(metric, curves, colours) for metric, curves in found.items()]
     return save_panels(path, panels, columns, 2.45, WIDTH if columns > 1 else 5.0)
 
 
 def curves_of(runs: Runs, metric: Metric) -> list[Curve]:
-    """Return the curve of every run with at least one finite number for the metric."""
+    """Return the curves of the runs that have at least one finite value of the metric."""
     found = {run: [_point(one, metric.keys) for one in records] for run, records in runs.items()}
     curves = [(name, np.asarray(points, np.float64).T) for (name, _), points in found.items()]
     known = [(name, curve[:, ~np.isnan(curve[2])][[0, 1]]) for name, curve in curves if curve.size]
@@ -65,22 +67,26 @@ def curves_of(runs: Runs, metric: Metric) -> list[Curve]:
 
 
 def _point(record: LogRecord, keys: Sequence[str]) -> tuple[float, float, float]:
-    """Return step and value, and 0 where the record has one, else nan."""
+    """Return (step, value, 0) of a log record, or (step, NaN, NaN) if it has none of `keys`."""
     numbers = [record[key] for key in keys if isinstance(record.get(key), int | float)]
     value, there = (numbers[0], 0.0) if numbers else (np.nan, np.nan)
     return record["step"], value, there
 
 
 def panel_of(metric: Metric, curves: Sequence[Curve], colours: Palette) -> Panel:
-    """Return a metric's panel: a line for each defence."""
+    """Return the panel of a metric, with one line per defence."""
     ends = [steps[-1] for _, (steps, _) in curves]
-    # A repair of 100 steps beside one of 10 000 would be a vertical stroke: then each runs over
-    # its own length.
+    # Next to a repair of 10 000 steps, one of 100 steps would be a vertical line. In that case the
+    # x axis is the progress of each run.
     relative = min(ends) > 0 and max(ends) > 5 * min(ends)
     several = len({name for name, _ in curves}) < len(curves)
     marks = [
         _mark(
-            [steps / steps[-1] * 100 if relative else steps for each, (steps, _) in curves if each == name],
+            [
+                steps / steps[-1] * 100 if relative else steps
+                for each, (steps, _) in curves
+                if each == name
+            ],
             [metric.scale * values for each, (_, values) in curves if each == name],
             style_of(name, colours) | {"alpha": 0.85, "linewidth": 0.9 if several else 1.5}
             | ({} if name == "none" else {"label": name}),
@@ -100,7 +106,10 @@ def panel_of(metric: Metric, curves: Sequence[Curve], colours: Palette) -> Panel
 
 
 def _mark(steps: Sequence[np.ndarray], values: Sequence[np.ndarray], style: dict[str, Any]) -> Mark:
-    """Return the curves of all seeds as one line with gaps, which takes less time; dots end them."""
+    """Return the curves of all seeds as one line with gaps, and a dot at the end of each.
+
+    One line draws faster than several.
+    """
     parted = [[np.append(one, np.nan) for one in all_seeds] for all_seeds in (steps, values)]
     ends = np.cumsum([len(one) + 1 for one in steps]) - 2
     dots = {"marker": "o", "markevery": ends.tolist(), "markersize": 2.8}

@@ -1,4 +1,4 @@
-"""Evolving models: rates over the updates, learning rates, and what a linear model predicts."""
+"""Figures of evolution runs: rates over updates, learning rates, and predicted forgetting."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,20 +23,23 @@ from .common import (  # fmt: skip
 
 PANELS = {
     "acc": ("ACC", (0, 103)),
-    "stale_acc": ("Stale ACC: the model before the update", (0, 103)),
+    "stale_acc": ("Stale ACC: model before the update", (0, 103)),
     "asr": ("ASR", (-3, 103)),
-    "control": ("Control: target rate of the clean evolution run", (-3, 103)),
+    "control": ("Control: ASR on the clean evolution run", (-3, 103)),
 }
 BANDED = 6
-"""More evolution runs than these have no bands: they would hide each other."""
+"""The largest number of evolution runs with bands; more bands would hide each other."""
 CURVATURES = {
     "squared": ((0, (5, 2)), "squared loss"),
-    "softmax": ((0, (1, 1.3)), "softmax, at the start"),
+    "softmax": ((0, (1, 1.3)), "softmax at the start"),
 }
 
 
 def series(rows: Sequence[Row], evolution: str, name: str) -> tuple[np.ndarray, ...]:
-    """Return updates, mean and sample deviation over seeds (0 for one) of a column's numbers."""
+    """Return the updates, and the mean and deviation over seeds of a column of evolution.csv.
+
+    The deviation is the sample standard deviation, or 0 for a single seed.
+    """
     values: dict[int, list[float]] = {}
     for row in sorted(rows, key=lambda row: row["update"]):
         if row["evolution"] == evolution and row[name] is not None:
@@ -47,7 +50,7 @@ def series(rows: Sequence[Row], evolution: str, name: str) -> tuple[np.ndarray, 
 
 
 def save_rates(path: Path, rows: Sequence[Row], colours: Palette) -> Path | None:
-    """Draw the rates of evolution.csv over the updates, a colour for each evolution run."""
+    """Draw the rates of evolution.csv over the updates, with a colour per evolution run."""
     labels = list(dict.fromkeys(row["evolution"] for row in rows))
     banded = len(labels) <= BANDED
     panels = [
@@ -63,7 +66,7 @@ def save_rates(path: Path, rows: Sequence[Row], colours: Palette) -> Path | None
 
 
 def _curve(rows: Sequence[Row], evolution: str, name: str, colours: Palette) -> list[Mark]:
-    """Return the line of means and the band of deviations about it."""
+    """Return the line of means of one evolution run and the band of deviations around it."""
     at, mean, deviation = series(rows, evolution, name)
     line = style_of(evolution, colours) | {"linewidth": 1.5, "marker": "o", "markersize": 2.5}
     band = {"color": line["color"], "alpha": 0.15, "linewidth": 0}
@@ -76,12 +79,17 @@ def _curve(rows: Sequence[Row], evolution: str, name: str, colours: Palette) -> 
 def save_learning_rates(
     path: Path, evolutions: Sequence[EvolutionEntry], colours: Palette
 ) -> Path | None:
-    """Draw the learning rate of every step of an update, a panel for each evolution run."""
+    """Draw the learning rate at every step of an update, with a panel per evolution run."""
     columns = min(4, len(evolutions))
     top = 1.05 * max((max(one.rates) for one in evolutions), default=0) or 1.0
     panels = [
         Panel(
-            [Mark((range(1, len(one.rates) + 1), one.rates), {"color": style_of(one.label, colours)["color"]})],
+            [
+                Mark(
+                    (range(1, len(one.rates) + 1), one.rates),
+                    {"color": style_of(one.label, colours)["color"]},
+                )
+            ],
             {"title": short(one.label, 26), "xlabel": "step", "ylim": (0, top)}
             | ({} if i % columns else {"ylabel": "learning rate"}),
         )
@@ -91,18 +99,21 @@ def save_learning_rates(
 
 
 def save_energy(path: Path, predicted: Mapping[str, Arrays]) -> Path | None:
-    """Draw where the trigger's direction lies among the eigenspaces of the first run's features."""
+    """Draw the cumulative energy of the trigger's direction over the feature eigenspaces.
+
+    The figure shows the first run alone.
+    """
     return save_panels(path, [_energy(found) for found in predicted.values()][:1], 1, 2.4)
 
 
 def _energy(found: Arrays) -> Panel:
     values, at = found["eigenvalues"], np.maximum(found["eigenvalues"], 1e-9)
-    own = {"color": BEFORE, "label": "the features themselves"}
+    own = {"color": BEFORE, "label": "features of the fresh images"}
     direction = {"color": POISONED, "label": "the trigger's direction"}
     options = {
         "title": "Energy in the eigenspaces of update 1",
         "xlabel": "eigenvalue of the second moment, large to small",
-        "ylabel": "energy so far (%)",
+        "ylabel": "cumulative energy (%)",
         "xscale": "log",
         "xlim": (1.3 * at[0], at[-1] / 1.3),
         "ylim": (0, 103),
@@ -115,11 +126,11 @@ def _energy(found: Arrays) -> Panel:
 
 
 def save_forgetting(path: Path, predicted: Mapping[str, Arrays], colours: Palette) -> Path | None:
-    """Draw the measured score of every run beside the predicted."""
+    """Draw the measured and the predicted trigger score of each run over the updates."""
     columns = min(4, len(predicted))
     panels = [
         _prediction(found, style_of(name, colours)["color"], {"title": short(name, 26)}
-                    | ({} if i % columns else {"ylabel": "share of the logit"}))
+                    | ({} if i % columns else {"ylabel": "relative score"}))
         for i, (name, found) in enumerate(predicted.items())
     ]  # fmt: skip
     return save_panels(path, panels, columns, 2.1)
@@ -127,7 +138,7 @@ def save_forgetting(path: Path, predicted: Mapping[str, Arrays], colours: Palett
 
 def _prediction(found: Arrays, colour: str, options: dict[str, Any]) -> Panel:
     measured = found["scores"] / (found["scores"][0] or 1.0)
-    name = {"color": INK, "label": "measured (own colours)"}
+    name = {"color": INK, "label": "measured (coloured)"}
     predicted = {kind: np.append(1.0, found[f"left/{kind}"]) for kind in CURVATURES}
     marks = [
         Mark((measured,), {"color": colour}),

@@ -1,4 +1,4 @@
-"""Penultimate features of every model as points: PCA above, t-SNE below."""
+"""Scatter plots of each model's penultimate features, by PCA and by t-SNE."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +11,12 @@ METHODS = {"pca": "PCA", "tsne": "t-SNE"}
 
 
 def save_features(path: Path, features: Mapping[str, Arrays], classes: int) -> Path | None:
-    """Draw clean images in the colours of their classes and triggered ones in black.
+    """Draw the features of clean images in class colours and of triggered images in black.
 
     Args:
-        features: by model, points `pca` and `tsne` [N + M, 2], clean first, and `labels` [N].
-        classes: how many there are.
+        features: arrays by model: points `pca` and `tsne` [N + M, 2], clean images first, and
+            `labels` [N].
+        classes: the number of classes.
     """
     panels = [
         _panel(found[method], found["labels"], classes, f"{short(name, 22)} · {title}")

@@ -1,4 +1,4 @@
-"""Losses along lines and in planes between models, and how far every tensor moved."""
+"""Figures of the loss landscape: losses along lines and in planes, and changes of weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,18 +26,21 @@ DASHES = {"interpolated": "-", "estimated": (0, (4, 1.5))}
 KINDS = (("clean", CLEAN, "acc"), ("backdoor", POISONED, "asr"))
 T = "t: 0 backdoored, 1 repaired"
 MOST = 8
-"""Tensors in the picture of changes."""
+"""Number of tensors in the figure of changes."""
 LEVELS = [0.05, 0.1, 0.2, 0.5, 1, 2, 4, 8]
 
 
 def save_paths(path: Path, defenses: Sequence[str], arrays: Arrays) -> Path | None:
-    """Draw losses and rates along the line to each defence's model."""
+    """Draw losses, ACC and ASR along the line to each defence's repaired model."""
     panels = [panel for name in defenses for panel in _line(name, arrays)]
     return save_panels(path, panels, 2, 2.3)
 
 
 def _line(name: str, arrays: Arrays) -> list[Panel]:
-    """Return the panels of losses and of rates; a net without BatchNorm has one line in each."""
+    """Return the panel of losses and the panel of rates along one line.
+
+    A net without BatchNorm has only the interpolated curves.
+    """
     ts, at = arrays[f"{name}/ts"], {kind: f"{name}/{kind}" for kind in DASHES}
     there = [kind for kind in DASHES if f"{at[kind]}/acc" in arrays]
     losses = [
@@ -58,7 +61,7 @@ def _line(name: str, arrays: Arrays) -> list[Panel]:
 
 
 def save_plane(path: Path, names: Sequence[str], arrays: Arrays) -> Path:
-    """Draw clean and backdoor loss in the plane of three models."""
+    """Draw the clean and the backdoor loss in the plane of three models."""
     box = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1.5}
     label = {"xytext": (6, 6), "textcoords": "offset points", "fontsize": 8, "bbox": box}
     colours = {"levels": [0.02, *LEVELS, 20.1], "cmap": "viridis_r", "norm": "log"}
@@ -83,7 +86,7 @@ def save_plane(path: Path, names: Sequence[str], arrays: Arrays) -> Path:
 def save_taylor(
     path: Path, defenses: Sequence[str], arrays: Arrays, colours: Palette
 ) -> Path | None:
-    """Draw the backdoor loss along each line and its expansion to second order."""
+    """Draw the backdoor loss along each line, with its quadratic Taylor expansion."""
     panels = [_expansion(name, arrays, style_of(name, colours)["color"]) for name in defenses]
     return save_panels(path, panels, min(3, len(defenses)), 2.5)
 
@@ -110,7 +113,10 @@ def _expansion(name: str, arrays: Arrays, colour: str) -> Panel:
 def save_changes(
     path: Path, defenses: Sequence[str], tensors: Sequence[str], arrays: Arrays, colours: Palette
 ) -> Path | None:
-    """Draw histograms of the tensors that changed most for their length, the same for all."""
+    """Draw histograms of weight changes, for the tensors that changed most relative to their norm.
+
+    All defences show the same tensors.
+    """
     relative = np.stack([arrays[f"{name}/relative"] for name in defenses])
     most = np.max(np.where(np.isfinite(relative), relative, -1.0), axis=0)
     order = [row for row in np.argsort(-most, kind="stable") if most[row] >= 0][:MOST]

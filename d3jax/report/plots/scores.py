@@ -1,4 +1,4 @@
-"""Scores of detectors: histograms over samples, and bars of the classes of a model."""
+"""Figures of detector scores: histograms over samples, and bar charts over classes."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -9,13 +9,17 @@ from .common import BEFORE, POISONED, Arrays, Mark, Panel, save_panels, short
 
 BINS = 40
 MOST = 40
-"""Classes in a picture of class scores: those with the highest."""
+"""Number of classes in a figure of class scores: those with the highest scores."""
 
 
 def save_detector_scores(path: Path, found: Mapping[str, Arrays], kind: str) -> Path | None:
-    """Draw a panel for each detector; `kind` names the positive ones, such as "poisoned".
+    """Draw score histograms of clean and positive samples, with a panel per detector.
 
-    The outermost 0.5 % of the scores on each side fall into the first and the last bin.
+    The first and the last bin include the outermost 0.5 % of the scores on each side.
+
+    Args:
+        found: arrays by detector, with `scores` [N] and `positive` bool [N].
+        kind: the name of the positive samples, such as "poisoned".
     """
     panels = [_panel(name, arrays, kind) for name, arrays in found.items()]
     return save_panels(path, panels, min(3, len(found)), 2.3)
@@ -35,7 +39,11 @@ def _panel(name: str, arrays: Arrays, kind: str) -> Panel:
         for label, mask, colour in sorts
         if mask.any()
     ]
-    options = {"title": short(name, 30), "xlabel": "score (higher: suspicious)", "ylabel": "%"}
+    options = {
+        "title": short(name, 30),
+        "xlabel": "score (high is suspicious)",
+        "ylabel": "samples (%)",
+    }
     return Panel(marks, options)
 
 
@@ -46,7 +54,7 @@ def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 def save_class_scores(
     path: Path, title: str, found: Arrays, classes: Sequence[str], targets: Collection[int]
 ) -> Path | None:
-    """Draw a bar for the score of each class; `targets` are the attacker's classes."""
+    """Draw the score of each class as a bar; `targets` are the attacker's target classes."""
     order = np.sort((-found["scores"]).argsort(kind="stable")[:MOST])
     scores = np.nan_to_num(found["scores"][order], neginf=0.0, posinf=0.0)
     names = [classes[int(label)][:13] + " ★" * (label in targets) for label in order]
@@ -57,5 +65,5 @@ def save_class_scores(
         Mark((range(len(order)), names), turned, "set_xticks"),
         Mark((False,), {"axis": "x"}, "grid"),
     ]
-    options = {"title": f"Class scores · {title}", "ylabel": "score (higher: suspicious)"}
+    options = {"title": f"Class scores · {title}", "ylabel": "score (high is suspicious)"}
     return save_panels(path, [Panel(marks, options)], 1, 2.3)

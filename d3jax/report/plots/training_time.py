@@ -1,4 +1,4 @@
-"""Training-time defences: how clean and poisoned images are learned, and what scores tell apart."""
+"""Figures of training-time defences: learning curves, scores, and precision and recall."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,16 +17,16 @@ HUES = {
     "mixture": "#cc79a7",
 }
 LOWEST = 1e-4
-"""Scores below it are drawn as it."""
+"""Lower limit of the drawn scores; scores below it are drawn at it."""
 LEARNED = {
     "ce": ("Cross-entropy", "nats", 1),
     "entropy": ("Entropy of the prediction", "nats", 1),
-    "right": ("Taken for the given label", "images (%)", 100),
+    "right": ("Accuracy on labels", "images (%)", 100),
 }
 
 
 def save_learning(path: Path, records: Sequence[LogRecord]) -> Path | None:
-    """Draw what is measured of clean and poisoned images along a first stage."""
+    """Draw how a first stage learns clean and poisoned training images."""
     measured = [record for record in records if "clean_ce" in record]
     panels = [
         Panel(
@@ -52,14 +52,17 @@ def save_learning(path: Path, records: Sequence[LogRecord]) -> Path | None:
 
 
 def _dots(records: Sequence[LogRecord], name: str, factor: float, **style: Any) -> list[Mark]:
-    """Return the line of a metric, if any record has a number for it."""
+    """Return the line of a metric as a list; it is empty if no record has a finite value."""
     found = {record["step"]: factor * record.get(name, np.nan) for record in records}
     mark = Mark((list(found), list(found.values())), style | {"marker": "o", "markersize": 2.5})
     return [mark] if np.isfinite(mark.args[1]).any() else []
 
 
 def save_scores(path: Path, found: Arrays) -> Path | None:
-    """Draw histograms of the scores, and precision and recall of the lowest, if any is poisoned."""
+    """Draw histograms of the scores, and precision and recall of the lowest scores.
+
+    Without poisoned images there are only histograms.
+    """
     panels: list[Panel | None] = [
         _histogram(found[name], found["flags"], plain(name), legend="best")
         if f"precision/{name}" in found
@@ -78,7 +81,7 @@ def _ranking(kind: str, found: Arrays) -> Panel:
             (share, 100 * found[f"{kind}/{name}"]),
             {"color": hue, "linewidth": 4 - thin, "label": plain(name)},
         )
-        for thin, (name, hue) in enumerate(HUES.items())  # they often lie on one another
+        for thin, (name, hue) in enumerate(HUES.items())  # the lines often coincide
         if f"{kind}/{name}" in found
     ]
     options = {
@@ -94,7 +97,7 @@ def _ranking(kind: str, found: Arrays) -> Panel:
 
 
 def save_rescored(path: Path, found: Mapping[str, Arrays]) -> Path | None:
-    """Draw a histogram for each defence of the score by which it keeps labels."""
+    """Draw for each defence a histogram of the score by which it chooses the labels to keep."""
     panels = [
         _histogram(arrays["rescored"], arrays["flags"], short(name, 30))
         for name, arrays in found.items()
@@ -103,29 +106,31 @@ def save_rescored(path: Path, found: Mapping[str, Arrays]) -> Path | None:
 
 
 def kept_clean(poisoned: np.ndarray, flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return precision and recall [N] of clean images among the first k of a ranking.
+    """Return precision and recall [N] of clean images among the first k = 1 … N of a ranking.
 
-    `poisoned` [N] is the share that is poisoned among them; some of all are clean.
+    Args:
+        poisoned: the share [N] of poisoned images among the first k.
+        flags: bool [N], True for poisoned images; at least one image must be clean.
     """
     clean = (1 - poisoned) * np.arange(1, len(flags) + 1)
     return 1 - poisoned, clean / np.sum(~flags)
 
 
 def save_kept(path: Path, found: Mapping[str, Arrays], colours: Palette) -> Path | None:
-    """Draw precision and recall of clean images against the share that keeps its labels."""
+    """Draw precision and recall of clean images over the share of images that keep their labels."""
     kept = [_kept(name, arrays, style_of(name, colours)) for name, arrays in found.items()]
     precision, recall = ([mark for pair in kept for mark in pair[i]] for i in (0, 1))
     precision += [_level(1 - arrays["flags"].mean()) for arrays in list(found.values())[:1]]
     x = {"xlabel": "images that keep their labels (%)", "ylabel": "%", "xlim": (0, 100)}
     panels = [
-        Panel(precision, {"title": "Precision: clean of those kept", **x}),
-        Panel(recall, {"title": "Recall: kept of the clean", "ylim": (-3, 103), **x}),
+        Panel(precision, {"title": "Precision: share of kept that is clean", **x}),
+        Panel(recall, {"title": "Recall: share of clean that is kept", "ylim": (-3, 103), **x}),
     ]
     return save_panels(path, panels if kept else [], 2, 2.8)
 
 
 def _kept(name: str, arrays: Arrays, style: dict[str, Any]) -> list[list[Mark]]:
-    """Return for precision and for recall the curve, and a dot where the defence stands."""
+    """Return the curve and the dot of one defence, for precision and for recall."""
     clean, labelled = ~arrays["flags"], arrays["labelled"]
     share = 100 * np.arange(1, len(clean) + 1) / len(clean)
     dots = (clean[labelled].mean() if labelled.any() else np.nan, labelled[clean].mean())
@@ -143,7 +148,7 @@ def _level(share: float) -> Mark:
 
 
 def _histogram(scores: np.ndarray, flags: np.ndarray, title: str, legend: str = "") -> Panel:
-    """Return the scores of clean and of poisoned images, each adding up to 100 %."""
+    """Return a panel with histograms of clean and poisoned scores, each adding up to 100 %."""
     top = max(float(scores[np.isfinite(scores)].max(initial=0)), 10 * LOWEST)
     least = max(LOWEST, float(np.min(scores, initial=top)) / 2)
     edges = np.geomspace(least, top, 40)
@@ -165,5 +170,5 @@ def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def plain(name: str) -> str:
-    """Return a score's or a defence's name with hyphens."""
+    """Return a name with hyphens instead of underscores."""
     return name.replace("_", "-")

@@ -1,4 +1,4 @@
-"""Inverted triggers: their norms as bars, and the smallest beside the attacker's."""
+"""Figures of inverted triggers: their norms as bars, and the smallest one on images."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -9,9 +9,9 @@ from .common import BEFORE, INK, POISONED, Arrays, Mark, Panel, save_panels
 from .samples import difference, drawable, save_rows
 
 MOST = 16
-"""Classes in a picture of inverted triggers: those with the smallest."""
+"""Number of classes in a figure of inverted triggers: those with the smallest norms."""
 CELL = 8.75
-"""Inches that all bars share."""
+"""Total width of all bars in inches."""
 
 
 def save_norms(
@@ -22,10 +22,13 @@ def save_norms(
     classes: Sequence[str],
     targets: Collection[int],
 ) -> Path | None:
-    """Draw bars of the norms and below each its trigger.
+    """Draw the norm of each inverted trigger as a bar, with the trigger below it.
 
-    `found` are the arrays of a detection. `levels` are drawn across where they are positive, "median"
-    as a whole line and others dashed. `targets` are the attacker's classes.
+    Args:
+        found: the arrays of a model detection (see `results.artifacts.DetectionArrays`).
+        levels: horizontal lines by name, "median" solid and the others dashed. Levels that are not
+            positive are left out.
+        targets: the attacker's target classes.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -33,10 +36,10 @@ def save_norms(
     norms, images = found["norm"][order], drawable(found["triggers"][order])
     names = [classes[int(label)][:13] + " ★" * (label in targets) for label in order]
     hues = [POISONED if one else BEFORE for one in found["flagged"][order]]
-    side = min(CELL / len(order), 1.0)  # inches of an image
-    levels = {name: level for name, level in levels.items() if level > 0}  # nor is NaN
+    side = min(CELL / len(order), 1.0)  # width of an image in inches
+    levels = {name: level for name, level in levels.items() if level > 0}  # NaN is not drawn either
     top = 1.05 * max(np.nan_to_num(norms, posinf=0.0).max(), *levels.values(), 1e-9)
-    strip = side * images.shape[1] / images.shape[2] / 1.9 * top  # its height on the axis
+    strip = side * images.shape[1] / images.shape[2] / 1.9 * top  # image height in axis units
     marks = [
         Mark((range(len(order)), norms, 0.62), {"color": hues}, "bar"),
         Mark((range(len(order)), names), {"rotation": 0 if len(order) <= 10 else 30}, "set_xticks"),
@@ -49,7 +52,7 @@ def save_norms(
         Mark((), {"aspect": "auto"}, "set"),
     ]  # fmt: skip
     options = {
-        "title": f"Smallest triggers · {title}",
+        "title": f"Inverted triggers · {title}",
         "ylabel": "norm of the trigger",
         "xlim": (-0.5, len(order) - 0.5),
         "ylim": (-strip, top),
@@ -75,8 +78,8 @@ def _image(image: np.ndarray, place: int, half: float, strip: float) -> Mark:
 
 
 def save_smallest(path: Path, clean: np.ndarray, stamped: Arrays) -> Path:
-    """Draw clean images, the same images under each of some triggers, and what each changed."""
+    """Draw clean images, the same images with each trigger, and the change by each trigger."""
     rows = {"clean": drawable(clean)} | {name: drawable(one) for name, one in stamped.items()}
     for name, images in stamped.items():
-        rows[f"{name}: change"] = difference(images, clean).astype(np.uint8)
+        rows[f"{name}: difference"] = difference(images, clean).astype(np.uint8)
     return save_rows(path, rows, label_share=0.17)

@@ -1,1 +1,1 @@
-"""The sections of the page: each gathers what its template shows."""
+"""The sections of the report page; each module gathers the values that its template shows."""

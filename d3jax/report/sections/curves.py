@@ -1,4 +1,4 @@
-"""Curves of training, and of the defences at work."""
+"""The section with the training curves of the undefended model and of the defences."""
 
 from ...results.log_records import by_loop
 from ..plots.curves import REPAIR, TRAINING, Runs, save_curves
@@ -7,7 +7,7 @@ from ..view import View
 
 
 def show(view: View) -> Markup:
-    """Return the curves of the model that the rest begins with, and those of the defences."""
+    """Return the training curves of the undefended model and those of the defences."""
     training = runs_of(view, "victim", "external_model")
     defenses = runs_of(view, "repair", "training_time")
     logged = {name for records in defenses.values() for record in records for name in record}
@@ -23,7 +23,10 @@ def show(view: View) -> Markup:
 
 
 def runs_of(view: View, *kinds: str) -> Runs:
-    """Return the records of nodes by (label and loop, seed): "abl/isolate" is a loop of "abl"."""
+    """Return the log records of an attack's nodes by (name, seed).
+
+    The name is the node's label, with the loop after a slash: "abl/isolate" is a loop of "abl".
+    """
     return {
         ("/".join(filter(None, (node.label, loop))), node.seed): records
         for node in view.nodes(*kinds)

@@ -1,4 +1,4 @@
-"""Detectors of samples and of inputs: how well their scores and flags find what is triggered."""
+"""The sections on detectors of poisoned training samples and of triggered test inputs."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +12,11 @@ from ..view import View
 
 
 class Shown(NamedTuple):
-    """A kind of detection: its table, what it looks at, and what the positive ones are called."""
+    """The names by which a section describes one kind of detection.
+
+    `kind` is its kind of node, and `table` the stem of its CSV file. `what` names the items that it
+    scores, and `positive` the items that it should find.
+    """
 
     kind: str
     table: str
@@ -26,15 +30,15 @@ COLUMNS = {
     "auroc": ("AUROC", "", 1, 3),
     "tpr_1": ("TPR", "at 1 % FPR, %", 100, 1),
     "tpr_5": ("TPR", "at 5 % FPR, %", 100, 1),
-    "precision": ("Precision", "of the flagged, %", 100, 1),
-    "recall": ("Recall", "of the flagged, %", 100, 1),
-    "fpr": ("FPR", "of the flagged, %", 100, 1),
+    "precision": ("Precision", "at its threshold, %", 100, 1),
+    "recall": ("Recall", "at its threshold, %", 100, 1),
+    "fpr": ("FPR", "at its threshold, %", 100, 1),
 }
-"""Heading, small line, factor and decimals of a column."""
+"""Heading, small line, factor and decimals of each column of the table."""
 
 
 def show(shown: Shown, view: View) -> Markup:
-    """Return a table of all detectors of a kind, means over seeds, and their scores."""
+    """Return a table of all detectors of a kind, means over seeds, and their score histograms."""
     rows = view.tables.get(shown.table, ())
     found = {one.entry.label: one.arrays for one in view.finished(shown.kind) if one.arrays}
     heads = [(title, small) for title, small, *_ in COLUMNS.values()]

@@ -1,4 +1,4 @@
-"""Evolving models: rates over updates, learning rates, survivability."""
+"""The section on evolution runs: rates over updates, learning rates and survivability."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,21 @@ from ..plots.evolution import BANDED, save_energy, save_forgetting, save_learnin
 from ..rendering import Cell, Markup, Table, render
 from ..view import View
 
-COLUMNS = [("S", f"at ASR {tau:g}") for tau in TAUS] + [
-    ("ACC", "mean"), ("Validation ACC", "mean"), ("Stale ACC", "mean"), ("Rate", "mean"), ("Speed-up", "at ASR 0.5")
-]  # fmt: skip
+COLUMNS = [("S", f"ASR ≥ {tau:g}") for tau in TAUS] + [
+    ("ACC", "mean"),
+    ("Validation ACC", "mean"),
+    ("Stale ACC", "mean"),
+    ("Learning rate", "mean"),
+    ("Speed-up", "ASR ≥ 0.5"),
+]
 
 
 def show(view: View) -> Markup:
-    """Return what an attack's evolution runs did, and which of them did not end."""
+    """Return the results of an attack's evolution runs, and a list of those that did not finish."""
     rows, compared = view.tables.get("evolution", ()), view.tables.get("survival", ())
     labels = view.study.run.manifest.labels("evolution")
     ended = [row for row in view.tables.get("results", ()) if row["defense"] in labels]
-    # Learning rates are the same for all attacks: the first shows them.
+    # All attacks share the learning rates, so only the first attack shows them.
     first = rows and rows[0] is view.study.tables["evolution"][0]
     evolutions = view.study.run.manifest.evolutions if first else []
     predicted = {one.entry.label: one.arrays for one in view.finished("forgetting")}
@@ -39,7 +43,7 @@ def show(view: View) -> Markup:
 
 
 def _cells(row: Row) -> list[Cell]:
-    """Return survivability, accuracy, and what a schedule gains over the best constant rate."""
+    """Return the table cells of one evolution run, from its row of survival.csv."""
     gain: Cell = (ratio(row), "ACC too low") if row["counts"] is False else ratio(row)
     return [
         *(survived(row, tau) for tau in TAUS),
@@ -50,9 +54,13 @@ def _cells(row: Row) -> list[Cell]:
 
 
 def headlines(compared: Sequence[Row]) -> dict[str, str]:
-    """Return by attack one sentence from the rows of survival.csv.
+    """Return one or two sentences per attack on how many updates its backdoor survives.
 
-    It says how long its backdoor survives the chosen learning rate, and where least.
+    They give the survival under the chosen constant learning rate and under the rates with the
+    shortest survival.
+
+    Args:
+        compared: rows of survival.csv.
     """
     known = [row for row in compared if row["survived_0.5"] is not None]
     return {
@@ -65,9 +73,15 @@ def _headline(rows: Sequence[Row]) -> str:
     chosen = next((row for row in rows if row["baseline"] == row["evolution"]), rows[0])
     shortest = min(rows, key=lambda row: (row["survived_0.5"], row["counts"] is False))
     others = sum(row["survived_0.5"] == shortest["survived_0.5"] for row in rows) - 1
-    start = f"survives {survived(chosen, 0.5)} updates of {chosen['updates']} under {chosen['evolution']}"
+    start = (
+        f"The backdoor survives {survived(chosen, 0.5)} of {chosen['updates']} updates "
+        f"(ASR ≥ 50 %) with {chosen['evolution']}"
+    )
     if shortest["survived_0.5"] >= chosen["survived_0.5"]:
         return f"{start}."
     more = f" and {others} more" if others else ""
-    low = ", whose ACC is too low" if shortest["counts"] is False else ""
-    return f"{start}; least under {shortest['evolution']}{more}, {survived(shortest, 0.5)}{low}."
+    low = ", but the ACC is too low to count" if shortest["counts"] is False else ""
+    return (
+        f"{start}. It survives the fewest updates with {shortest['evolution']}{more}: "
+        f"{survived(shortest, 0.5)}{low}."
+    )

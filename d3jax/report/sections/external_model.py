@@ -1,4 +1,4 @@
-"""A model from elsewhere of which no trigger is known: what can be said of it, and what cannot."""
+"""The section on an external model with an unknown trigger: what the study can and cannot show."""
 
 from ...results.summary import points, summarise
 from ..rendering import Markup, render
@@ -7,14 +7,14 @@ from .inverted_triggers import tables_of
 
 
 def show(study: Study) -> Markup:
-    """Return the section on each attack whose trigger nobody knows."""
+    """Return the section on each attack of the study whose trigger is unknown."""
     return Markup("").join(_show(view) for view in views_of(study) if view.unknown)
 
 
 def _show(view: View) -> Markup:
     rows = summarise(view.tables.get("results", ()))
     acc = {row["defense"]: points(row["acc"]) for row in rows if row["acc"] is not None}
-    after = [f"{text} % under {name}" for name, text in acc.items() if name != "none"]
+    after = [f"{text} % with {name}" for name, text in acc.items() if name != "none"]
     return render(
         "external_model.html.j2",
         external=view.study.run.manifest.external,
@@ -27,12 +27,13 @@ def _show(view: View) -> Markup:
 
 
 def flagged(study: Study) -> dict[str, list[str]]:
-    """Return by unknown attack a sentence on every detection: which classes it flags."""
+    """Return sentences on what each detection flags, by the label of the unknown attack."""
     return {
         view.attack.label: [
-            f"{one['detection']} (seed {one['seed']}) flags {one['flagged_classes'] or 'no class'}; "
-            f"its statistic is {one['statistic']:.2f}, and more than {one['threshold']:.2f} is taken "
-            "for a backdoor."
+            f"{one['detection']} (seed {one['seed']}) "
+            f"flags {one['flagged_classes'] or 'no class'}. "
+            f"Its statistic is {one['statistic']:.2f}; a value above {one['threshold']:.2f} "
+            "indicates a backdoor."
             for one in view.tables.get("detections", ())
         ]
         for view in views_of(study)

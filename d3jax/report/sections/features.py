@@ -1,4 +1,4 @@
-"""Features of every model, and how far the triggered lie from where they belong."""
+"""The section on penultimate features of clean and triggered images, for each model."""
 
 import math
 
@@ -10,7 +10,7 @@ COLUMNS = {"twin_distance": "Distance to clean twin", "silhouette": "Silhouette"
 
 
 def show(view: View) -> Markup:
-    """Return PCA and t-SNE of every model's features with a table of distances."""
+    """Return PCA and t-SNE plots of each model's features with a table of distances."""
     found = {one.entry.label: one for one in view.finished("features")}
     points = {name: one.arrays for name, one in found.items()}
     facts = [one.record.facts for one in found.values()]

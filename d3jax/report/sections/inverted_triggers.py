@@ -1,4 +1,4 @@
-"""What the inverted trigger of every detection does to every model of an attack."""
+"""The section on the effect of each detection's inverted trigger on the models of an attack."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,16 @@ from ..view import View
 
 
 def show(view: View) -> Markup:
-    """Return a table for every detection; those of an unknown attack are in its own section."""
+    """Return a table of inverted-trigger ASR for each detection of an attack.
+
+    An unknown attack gets none here, because its tables are in the section on the external model.
+    """
     rows = [] if view.unknown else view.tables.get("triggers", ())
     return render("inverted_triggers.html.j2", triggers=tables_of(rows))
 
 
 def tables_of(rows: Sequence[Row]) -> dict[str, Table]:
-    """Return by detection a table of triggers.csv's rows: models down, seeds across."""
+    """Return a table per detection from rows of triggers.csv, with a row per model."""
     return {
         name: _table([row for row in rows if row["detection"] == name])
         for name in dict.fromkeys(row["detection"] for row in rows)
@@ -24,9 +27,9 @@ def tables_of(rows: Sequence[Row]) -> dict[str, Table]:
 
 def _table(rows: Sequence[Row]) -> Table:
     seeds = {row["seed"]: row for row in rows}
-    how = {True: "flagged", False: "highest, not flagged"}
+    how = {True: "flagged", False: "highest score, not flagged"}
     columns = [
-        (f"To {row['class']}", f"seed {seed}; {how[row['flagged']]}; score {row['score']:.2f}")
+        (f"Class {row['class']}", f"seed {seed}; {how[row['flagged']]}; score {row['score']:.2f}")
         for seed, row in seeds.items()
     ]
     shares = {(row["defense"], row["seed"]): points(row["turned"]) for row in rows}

@@ -1,4 +1,4 @@
-"""Lines and planes between models: why fine-tuning fails, as pictures."""
+"""The section on the loss landscape: lines and planes between backdoored and repaired models."""
 
 from collections.abc import Mapping
 
@@ -10,12 +10,19 @@ from ..plots.loss_landscape import save_changes, save_paths, save_plane, save_ta
 from ..rendering import Cell, Markup, Table, render
 from ..view import View
 
-COLUMNS = [("Loss", "clean, t = 1"), ("Loss", "backdoor, t = 1"), ("ASR", "t = 1"), ("ASR", "least for t > 1"),
-           ("ACC there", "change from t = 1"), ("gᵀΔ", ""), ("½ΔᵀHΔ", "")]  # fmt: skip
+COLUMNS = [
+    ("Loss", "clean, t = 1"),
+    ("Loss", "backdoor, t = 1"),
+    ("ASR", "t = 1"),
+    ("ASR", "lowest for t > 1"),
+    ("ACC there", "change from t = 1"),
+    ("gᵀΔ", "first order"),
+    ("½ΔᵀHΔ", "second order"),
+]
 
 
 def show(view: View) -> Markup:
-    """Return pictures and numbers of an attack's lines and plane."""
+    """Return the figures and the table of an attack's loss landscape."""
     return Markup("").join(_show(view, one) for one in view.finished("loss_landscape"))
 
 
@@ -35,7 +42,7 @@ def _show(view: View, one: Finished) -> Markup:
 
 
 def _cells(name: str, arrays: Mapping[str, np.ndarray]) -> list[Cell]:
-    """Return the numbers at the repaired model, and where the ASR is least past it."""
+    """Return the table cells of a line: at the repaired model, and at the lowest ASR beyond it."""
     ts, (_, slope, curvature) = arrays[f"{name}/ts"], arrays[f"{name}/taylor"]
     at, beyond = int(np.argmin(np.abs(ts - 1))), np.flatnonzero(ts > 1)
     clean, backdoor = (

@@ -1,4 +1,4 @@
-"""Model detections: a line for each, and of a first seed the triggers that were inverted."""
+"""The sections on detections: one line for each, and the evidence of model detectors."""
 
 from collections.abc import Mapping
 
@@ -17,17 +17,17 @@ NUMBERS = ("norm", "index", "success", "flagged")
 
 
 def show_table(study: Study) -> Markup:
-    """Return a line for every detection of the study."""
+    """Return a list with one line for each detection of the study."""
     rows = [row for name in TABLES for row in study.tables.get(name, ())]
     found = detections(rows)
     return render("detections.html.j2", lines=[one["text"] for one in found])
 
 
 def show(view: View) -> Markup:
-    """Return for every detection of the first seed its evidence.
+    """Return figures with the evidence of each model detection, for the first seed.
 
-    It is the norms with their triggers, and the smallest on images; of a detector without triggers
-    the score of every class.
+    A detector that inverts triggers shows their norms, and the smallest trigger on images. Other
+    detectors show the score of each class.
     """
     samples = [one.arrays for one in view.finished("report_samples") if "clean" in one.arrays]
     shown = []
@@ -40,7 +40,7 @@ def show(view: View) -> Markup:
 
 
 def _show_scores(view: View, one: Finished) -> Markup:
-    """Return the score of every class."""
+    """Return the figure of a detection's class scores."""
     name, arrays, classes = one.entry.label, one.arrays, view.study.run.manifest.classes
     targets = view.attack.targets * view.attack.attacked
     title = f"{name}, seed {one.entry.seed}"
@@ -58,7 +58,7 @@ def _show_scores(view: View, one: Finished) -> Markup:
 
 
 def _show_triggers(view: View, one: Finished, images: Mapping[str, np.ndarray]) -> Markup:
-    """Return the norms with their triggers, and the smallest on images."""
+    """Return the figures of the inverted triggers: norms of all, and the smallest on images."""
     name, arrays, classes = one.entry.label, one.arrays, view.study.run.manifest.classes
     title, targets = f"{name}, seed {one.entry.seed}", view.attack.targets * view.attack.attacked
     median, spread = one.record.facts["median"], one.record.facts["spread"]

@@ -1,4 +1,4 @@
-"""What came of every defence: sentences, ASR at a glance, the table, and how to read it."""
+"""The sections on all defences: main results, overview, results table and definitions."""
 
 from ...results.summary import COSTLY, GONE, KEEPS, NEAR, RATES, READ, group_of, headline, points
 from ..rendering import Markup, render
@@ -9,7 +9,7 @@ Key = tuple[str, str, str]
 
 
 def show_headlines(study: Study) -> Markup:
-    """Return a sentence or two on each attack."""
+    """Return the main results: a few sentences on each attack."""
     compared = study.tables.get("survival")
     survival = evolution.headlines(compared) if compared else {}
     flagged = external_model.flagged(study) if study.run.manifest.external else {}
@@ -23,7 +23,10 @@ def show_headlines(study: Study) -> Markup:
 
 
 def show_glance(study: Study) -> Markup:
-    """Return the ASR of every defence under every attack, where there are several of both."""
+    """Return an overview table with the ASR of each defence under each attack.
+
+    It is empty for a single attack, or for fewer than two defences.
+    """
     groups = [(label_of(key, study), rows) for key, rows in study.groups.items()]
     defenses = list(dict.fromkeys(row["defense"] for _, rows in groups for row in rows))
     values = {"groups": groups, "defenses": defenses, "palette": study.palette}
@@ -31,7 +34,7 @@ def show_glance(study: Study) -> Markup:
 
 
 def show_table(study: Study) -> Markup:
-    """Return the rates of every defence before and after, over seeds."""
+    """Return the table of all rates before and after each defence, over seeds."""
     groups = [
         (label_of(key, study), _about(key, study), rows) for key, rows in study.groups.items()
     ]
@@ -47,28 +50,28 @@ def show_table(study: Study) -> Markup:
 
 
 def show_glossary(study: Study) -> Markup:
-    """Return what the rates and outcomes mean, as far as the study has them."""
+    """Return the definitions of the rates and outcomes that the study has."""
     limits = {"gone": GONE, "keeps": KEEPS, "costly": COSTLY, "read": READ, "near": NEAR}
     return render("glossary.html.j2", groups=study.groups, rates=rates_of(study), **limits)
 
 
 def rates_of(study: Study) -> list[str]:
-    """Return the rates that some row has; without a trigger that is ACC alone."""
+    """Return the names of the rates that some row has; without a trigger only ACC."""
     rows = [row for group in study.groups.values() for row in group]
     return [rate for rate in RATES if any(row[rate] is not None for row in rows)] or ["acc"]
 
 
 def label_of(key: Key, study: Study) -> tuple[str, str]:
-    """Return the attack, and its dataset and model where the study has several."""
+    """Return the attack's name, and its data set and model where the study has several of them."""
     several = [i for i in (0, 1) if len({other[i] for other in study.groups}) > 1]
     return key[2], ", ".join(key[i] for i in several)
 
 
 def _about(key: Key, study: Study) -> str:
-    """Return the share of poisoned images and the number of seeds as text."""
+    """Return the poison rates and the number of seeds of a group as text."""
     rows = [row for row in study.rows if group_of(row) == key]
     rates = dict.fromkeys(row["poison_rate"] for row in rows)
     shown = ", ".join(f"{points(rate, digits=2)} %" for rate in rates if rate is not None)
     poison = f"poison rate {shown}" if shown else "trained elsewhere"
     seeds = len({row["seed"] for row in rows})
-    return f"{poison}{' together' * (len(rates) > 1)} · {seeds} seed{'s' * (seeds > 1)}"
+    return f"{poison}{' (pooled)' * (len(rates) > 1)} · {seeds} seed{'s' * (seeds > 1)}"

@@ -1,4 +1,4 @@
-"""A few test images of an attack and, below them, the class that every model sees in each."""
+"""The section with sample images of an attack and the class that each model predicts for them."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from ..view import View
 
 
 def show(view: View) -> Markup:
-    """Return the picture of the first images and the predictions of all models, column by column."""
+    """Return the figure of the sample images, with a table of all models' predictions below it."""
     models = view.finished("report_samples")
     victim = next((one for one in models if len(one.arrays.get("labels", ()))), None)
     if not victim:

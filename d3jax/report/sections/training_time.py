@@ -1,4 +1,4 @@
-"""Training-time defences: how images were learned, and how well scores told the poison apart."""
+"""The section on training-time defences: learning curves, and scores of the training images."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ CHOICES = {
     "suspects_poisoned": ("Poisoned", "of the suspects, %", 100, 1),
     "labelled_poisoned": ("Poisoned", "of the labelled, %", 100, 2),
 }
-"""Heading, small line, factor and decimals of a column."""
+"""Heading, small line, factor and decimals of each column of the table of choices."""
 
 
 def show(view: View) -> Markup:
-    """Return of each first stage how it learned and what its scores find, and what it led to.
+    """Return figures and tables on the training-time defences, grouped by their first stage.
 
-    Pictures are of the first seed, tables are means over seeds.
+    Figures show the first seed, and tables are means over seeds.
     """
     found = [one for one in view.finished("training_time") if "flags" in one.arrays]
     first = [one for one in found if one.entry.seed == found[0].entry.seed]
@@ -53,7 +53,7 @@ def _show(view: View, group: Sequence[Finished]) -> Markup:
 
 
 def _found(rows: Sequence[Row]) -> dict[str, tuple[str, str, int, int]]:
-    """Return the columns that say how well a score finds the poison."""
+    """Return the columns with AUROC and precision of a score, in the format of `CHOICES`."""
     shares = [name for name in (rows[0] if rows else ()) if name.startswith("precision_")]
     small = {name: 100 * float(name.removeprefix("precision_")) for name in shares}
     precision = {name: ("Precision", f"of the lowest {small[name]:g} %", 100, 1) for name in shares}
@@ -61,7 +61,7 @@ def _found(rows: Sequence[Row]) -> dict[str, tuple[str, str, int, int]]:
 
 
 def _means(rows: Sequence[Row], by: str, columns: Mapping[str, tuple[str, str, int, int]]) -> Table:
-    """Return a table with a row for each value of `by`: means over seeds of the columns."""
+    """Return a table of means over seeds, with one row for each value of the column `by`."""
 
     def cell(name: str, column: str, factor: int, digits: int) -> str:
         known = [row[column] for row in rows if row[by] == name and row[column] is not None]

@@ -1,1 +1,1 @@
-"""The kinds of nodes, one file per kind."""
+"""The kinds of nodes that a study computes, one file for each kind."""

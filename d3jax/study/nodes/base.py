@@ -1,8 +1,8 @@
-"""The contract of a node: what a study computes, in a folder named by all that makes it.
+"""The contract of a node: a computation of a study, kept in a folder that its recipe names.
 
-A kind of node is one class in one file of this folder. Planner and executor know the contract and
-no kind. A node whose result is arrays (a model, a trigger) keeps them as a checkpoint; an
-`AnalysisNode` computes rows and arrays for tables and page and keeps those.
+A kind of node is one class in one file of this folder. Planner and executor use the contract only
+and know no kind. A node whose result is arrays (a model, a trigger) saves them as a checkpoint. An
+`AnalysisNode` computes and saves rows and arrays for tables and page.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ from ..context import StudyContext
 
 @dataclasses.dataclass
 class Artifact:
-    """What a finished node left.
+    """The result of a finished node.
 
-    `counts` on the test set (None where it is no model); wall `seconds`, measurements included; the
-    `records` it logged; the `environment` it was computed in; `members`: how many nodes its program
-    computed together (their seconds are the same seconds). Its arrays, `tree`, are read by `load`
-    when they are asked for, and can be dropped from memory by `release`.
+    `counts` are those on the test set (None if the result is not a model). `seconds` is wall time,
+    including measurements. `records` are the log records, and `environment` says where the node was
+    computed. `members` is the number of nodes that its program computed together; they all have
+    the same seconds. The arrays, `tree`, are loaded by `load` at their first use, and `release`
+    drops them from memory.
     """
 
     load: Callable[[], Any]
@@ -52,12 +53,12 @@ class Artifact:
 
     @functools.cached_property
     def tree(self) -> Any:
-        """Its arrays."""
+        """Return the arrays of the result; load them if they are not in memory."""
         return self.load()
 
     @property
     def variables(self) -> Any:
-        """The variables of the model in its tree."""
+        """Return the variables of the model in the tree."""
         return getattr(self.tree, "variables", self.tree)
 
     def release(self) -> None:
@@ -66,14 +67,14 @@ class Artifact:
 
 
 class Failure(NamedTuple):
-    """A node that broke, in one line, or that is `unfinished`."""
+    """The reason, in one line, why a node has no result: it failed, or it is `unfinished`."""
 
     message: str
     unfinished: bool = False
 
     @property
     def status(self) -> str:
-        """The line for a table."""
+        """Return the text for the `status` column of a table."""
         return f"{'not finished' if self.unfinished else 'failed'}: {self.message}"
 
 
@@ -81,13 +82,13 @@ Result = Artifact | Failure
 
 
 class Inputs(SimpleNamespace):
-    """The artifacts of a node's needs, by their names; None for an optional one that is missing."""
+    """The artifacts of the nodes that a node needs, by name; None for a missing optional one."""
 
 
 class Findings(NamedTuple):
-    """What tables and page need of a node: rows by table, arrays and JSON facts.
+    """The rows by table, arrays and JSON facts that a node provides for tables and page.
 
-    `results.artifacts` says which arrays and facts each kind has.
+    `results.artifacts` documents the arrays and facts of each kind.
     """
 
     tables: Mapping[str, list[Row]] = {}
@@ -97,17 +98,25 @@ class Findings(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Node:
-    """A computation of a study. Subclasses say what; names are unique within a study.
+    """A computation of a study; a subclass defines what is computed.
 
-    Fields that are nodes are what it needs: `compute`, `loop` and `findings` know their artifacts
-    by the fields' names. `choice` is its entry in the config, if it has one.
+    Names are unique within a study. A field that is a node is needed by this node. The methods
+    `compute`, `loop` and `findings` receive its artifact under the field's name. `choice` is the
+    node's entry in the config, if it has one.
 
-    Of a kind: `kind` is its name in study.json, `title` in messages. `role` says
-    what stands in results.csv of it (`NodeEntry.role`). `shared` ones are kept in the cache. `optional` inputs may be missing; where
-    that named `outcome_of` failed, the node failed for the same reason; those of
-    `read_again` are read for the tables even when the node itself is finished. `is_loop`: it is one
-    train loop (`loop`) and not several (`compute`). Nodes of a kind with one `group` run as members
-    of one program (None: alone). `watch_every`: steps between measurements by `watch` (0: none).
+    A kind of node is described by class variables or properties:
+
+    - `kind`: its name in study.json.
+    - `title`: its name in messages.
+    - `role`: its rows in results.csv (`NodeEntry.role`).
+    - `analysis`: whether it is an `AnalysisNode`.
+    - `shared`: whether its result is kept in the cache, where other studies find it.
+    - `optional`: the names of inputs that may be missing.
+    - `outcome_of`: the name of an input; if that input failed, this node fails with its message.
+    - `read_again`: the names of inputs that the tables need even if this node is finished.
+    - `is_loop`: whether it is one train loop (`loop`), and not any other work (`compute`).
+    - `group`: nodes of a kind with the same group run as members of one program (None: alone).
+    - `watch_every`: the number of steps between two measurements by `watch` (0: none).
     """
 
     context: StudyContext
@@ -128,44 +137,44 @@ class Node:
 
     @property
     def chosen(self) -> Choice:
-        """Its entry in the config, of a kind that always has one."""
+        """Return the node's entry in the config; for kinds that always have one."""
         assert self.choice is not None
         return self.choice
 
     @property
     def label(self) -> str:
-        """The name of its model or detection in tables and pictures; "" for neither."""
+        """Return the name of its model or detection in tables and figures; "" without either."""
         return self.choice.label if self.choice else ""
 
     @property
     def what(self) -> str:
-        """The last part of its name."""
+        """Return the last part of the node's name."""
         return self.label
 
     @property
     def seed(self) -> int:
-        """The seed in its name and recipe."""
+        """Return the seed in the node's name and recipe."""
         return self.run.seed
 
     @property
     def name(self) -> str:
-        """The unique name `<attack>/seed<n>/<what>`."""
+        """Return the unique name `<attack>/seed<n>/<what>`."""
         return f"{self.run.label}/seed{self.seed}/{self.what}"
 
     @property
     def needs(self) -> dict[str, Node]:
-        """The nodes it begins with, by name."""
+        """Return the nodes that this node needs, by the names of the fields."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Node)}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes it besides attack run and choice, as plain data."""
+        """Return all that determines the result besides attack run and choice, as plain data."""
         return {}
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """All that makes it, as plain data."""
+        """Return all that determines the result, as plain data."""
         chosen = self.choice and {
             "name": self.choice.name,
             "config": to_mapping(self.choice.config),
@@ -175,12 +184,12 @@ class Node:
 
     @property
     def digest(self) -> str:
-        """The name of all that makes it."""
+        """Return the hash of the recipe."""
         return recipe_hash(self.recipe)
 
     @property
     def folder(self) -> Path:
-        """Where its result is kept."""
+        """Return the folder of the result: in the cache if `shared`, else in the run folder."""
         context, run = self.context, self.run
         root, first, what = context.workdir / "checkpoints", run.label, self.what
         if self.shared:
@@ -191,59 +200,65 @@ class Node:
 
     @property
     def rows(self) -> list[Row]:
-        """The columns that identify its rows in results.csv; one for each seed that shares it."""
+        """Return the identifying columns of its rows in results.csv, a row for each seed."""
         return [identity(self.context, self.run, self.label)]
 
     @property
     def entry(self) -> NodeEntry:
-        """Its line in study.json."""
+        """Return the node's entry in study.json."""
         where = (self.run.label, self.run.seed, self.label, self.role)
         return NodeEntry(self.name, self.kind, *where, self.rows, self.digest)
 
     @property
     def network(self) -> Model:
-        """The network that the variables in its tree belong to."""
+        """Return the network that the variables in the node's tree belong to."""
         return self.context.model
 
     def like(self) -> Any:
-        """Return the structure, shapes and dtypes of its tree: a model's variables."""
+        """Return the structure, shapes and dtypes of the node's tree.
+
+        By default these are the variables of the network.
+        """
         return jax.eval_shape(self.network.init, jax.random.key(0))
 
     def loop(self, inputs: Inputs) -> TrainLoop:
-        """Return its train loop."""
+        """Return the train loop of the node; for nodes with `is_loop`."""
         raise NotImplementedError
 
     def tree_of(self, loop: TrainLoop, state: TrainState) -> Any:
-        """Return the tree that its loop ended with."""
+        """Return the node's tree from the final state of its train loop."""
         return state.variables
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Any, list[LogRecord]]:
-        """Return its tree and the records logged on the way, where it is more than one loop."""
+        """Return the node's tree and its log records; for nodes without `is_loop`."""
         raise NotImplementedError
 
     def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
-        """Return what measures a state along the way, for plots."""
+        """Return a function that measures a state during the training, for plots."""
         return lambda state: {}
 
     def count(self, inputs: Inputs, tree: Any) -> Counts | None:
-        """Return its counts on the test set under the victim's trigger; None for no model."""
+        """Return the model's counts on the test set under the victim's trigger.
+
+        Kinds whose result is not a model return None.
+        """
         variables = getattr(tree, "variables", tree)
         given = (variables, inputs.victim.tree.trigger, self.context.dataset.test)
         if self.network is self.context.model:
-            return self.run.evaluate(*given)  # compiled once an attack
+            return self.run.evaluate(*given)  # compiled once per attack
         return evaluator(self.context, self.run.attack, self.network)(*given)
 
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
-        """Return what tables and page need of it."""
+        """Return the rows, arrays and facts of the node for tables and page."""
         return Findings(model_tables(self, artifact) if self.role else {})
 
 
 class AnalysisNode(Node):
     """A node that computes rows and arrays for tables and page from finished models.
 
-    It is kept in the run folder, is left to `--report` by a part of a study, and costs the page a
-    section where it fails. Its `choice` is no part of its recipe, but its needs are, and its
-    `version`: raise that when it computes other rows or arrays, and kept records count as old.
+    It is kept in the run folder. If it fails, the page lacks a section. Its recipe contains its
+    needs and its `version`, but not its `choice`. Raise the version when the analysis computes
+    other rows or arrays; records of another version are then computed again.
     """
 
     analysis = True
@@ -251,28 +266,28 @@ class AnalysisNode(Node):
 
     @property
     def digest(self) -> str:
-        """The name of its settings and of all that it needs."""
+        """Return the hash of kind, version and settings, and of the digests of all needs."""
         needs = {name: node.digest for name, node in self.needs.items()}
         own = {"kind": self.kind, "version": self.version, "settings": self.settings}
         return recipe_hash({**own, "needs": needs})
 
     @property
     def folder(self) -> Path:
-        """Its folder in the run folder."""
+        """Return the node's folder in the run folder."""
         return node_folder(self.context.workdir, self.name)
 
     def analyse(self, inputs: Inputs) -> Findings:
-        """Return what was found."""
+        """Compute and return the rows, arrays and facts of the analysis."""
         raise NotImplementedError
 
 
 def recipe_hash(recipe: Mapping[str, Any]) -> str:
-    """Return twelve hex digits that name a result by all that made it."""
+    """Return the hash of a recipe, twelve hex digits."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def identity(context: StudyContext, run: AttackRun, label: str, seed: int | None = None) -> Row:
-    """Return the columns that identify a row of results.csv."""
+    """Return the columns that identify a model's row in results.csv."""
     model = context.config.model
     return {
         "dataset": context.dataset.info.name,
@@ -307,7 +322,8 @@ def model_tables(
 ) -> dict[str, list[Row]]:
     """Return the rows of a model in results.csv and per_class.csv.
 
-    `before` are the counts of the model before the defence, `more` are columns of the kind's own.
+    `before` are the counts of the model before the defence; from them follows the DER. `more` are
+    additional columns that only some kinds of node have.
     """
     after = artifact.counts
     effect = der(before, after) if before and after else None
@@ -316,6 +332,6 @@ def model_tables(
 
 
 def watched_rates(counts: Counts) -> LogRecord:
-    """Return ACC and, where there is a trigger, ASR as metrics of a watch."""
+    """Return ACC, and ASR if there is a trigger, as metrics of a watch."""
     rates = {"watch_acc": counts.acc}
     return rates | {"watch_asr": counts.asr} if counts.triggered.sum() else rates

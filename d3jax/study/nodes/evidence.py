@@ -1,4 +1,4 @@
-"""The evidence of a model detector: what it found out about the victim, before any verdict."""
+"""The evidence node: the work of a model detector on the victim, before any verdict."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from .base import Inputs, Node, recipe_hash
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class EvidenceNode(Node):
-    """The work of `detector` on the victim; detections and repairs with equal settings share it."""
+    """The evidence that a model detector computes about the victim.
+
+    Detections and repairs with equal settings share it.
+    """
 
     victim: Node
     detector: ModelDetector
@@ -29,26 +32,26 @@ class EvidenceNode(Node):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The reserved images."""
+        """Return the settings of the reserved images."""
         return {"reserved": to_mapping(self.context.config.reserved)}
 
     @property
     def what(self) -> str:
-        """A name that no other settings have."""
+        """Return `evidence-<detector>-<hash of its settings>`, the last part of the name."""
         made = {"config": to_mapping(self.chosen.config), **self.settings}
         return f"evidence-{self.chosen.name}-{recipe_hash(made)}"
 
     def like(self) -> Any:
-        """Return the shapes of the evidence."""
+        """Return the shapes and dtypes of the evidence."""
         info = self.context.dataset.info
         return self.detector.like(info.num_classes, info.shape)
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Any, list[LogRecord]]:
-        """Return what the detector finds."""
+        """Return the detector's evidence and its log records."""
         context, seed = self.context, self.run.seed
         key = stream(jax.random.key(seed), "repair")
         given = (context.model, inputs.victim.variables, reserved_split(context, seed))
         return self.detector.detect(key, *given, hooks)
 
     def count(self, inputs: Inputs, tree: Any) -> None:
-        """Return None: it is no model."""
+        """Return None, because the evidence is not a model."""

@@ -1,4 +1,4 @@
-"""An evolution run: a model, backdoored or clean, updated again and again on fresh data."""
+"""The evolution node: a backdoored or clean model that is updated repeatedly on fresh data."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ from .base import Artifact, Findings, Inputs, Node, model_tables
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class EvolutionNode(Node):
-    """All updates of the victim; `defense` is called after some of them, if there is one.
+    """An evolution run: all updates of the victim on fresh data.
 
-    The control, a run without a backdoor, keeps every update's model in `folder`/updates.
+    If there is a `defense`, it is called after some of the updates. `prepared` is the preparation
+    of the attack, for runs that replay the training set. A control (a run of a clean model) saves
+    the model of every update in `folder`/updates.
     """
 
     victim: Node
@@ -42,12 +44,12 @@ class EvolutionNode(Node):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The fresh images, the order of the drifts, and the defence that is called."""
+        """Return the fresh images, the order of the drifts, and the defence that is called."""
         study, config = self.context.config, self.chosen.config
         found = {
             "fresh": [study.fresh, self.context.fresh_hash],
             "measured": study.measured,
-            # Their order counts, which a mapping's hash does not know.
+            # The order of drifts matters, but the hash of a mapping does not depend on it.
             "drift": list(config.drift.items()),
         }
         for called in study.defenses:
@@ -58,7 +60,10 @@ class EvolutionNode(Node):
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """All that makes it; poison without a trigger makes nothing."""
+        """Return all that determines the result, as plain data.
+
+        Without a trigger, the settings of poison are fixed: they have no effect.
+        """
         recipe = super().recipe
         if not self.run.attacked:
             recipe["choice"]["config"] |= {"persistent": 0.0, "trigger_first": False}
@@ -66,28 +71,31 @@ class EvolutionNode(Node):
 
     @property
     def is_loop(self) -> bool:
-        """Whether no defence is called in between."""
+        """Return whether the run is one train loop: no defence is called between updates."""
         return self.defense is None
 
     @property
     def group(self) -> Hashable:
-        """Runs of an attack whose updates are one program."""
+        """Return a key that is equal for runs of an attack whose updates are one program."""
         return (self.run.label, self.chosen.config.program) if self.is_loop else None
 
     @property
     def watch_every(self) -> int:
-        """Once an update."""
+        """Return the number of steps in an update."""
         return steps_of(self.chosen.config, len(fresh_split(self.context).labels))
 
     @functools.cached_property
     def sets(self) -> tuple[np.ndarray, np.ndarray]:
-        """The fresh rows that each update learns [T, n], and those that it keeps [T, m]."""
+        """Return the fresh rows of each update for training [T, n] and for validation [T, m]."""
         labels, classes = fresh_split(self.context).labels, self.context.dataset.info.num_classes
         return divide(evolution_key(self.run.seed), labels, self.chosen.config, classes)
 
     @property
     def measure(self) -> Measure:
-        """What counts on drifted test images."""
+        """Return the measurement of models on drifted test images.
+
+        It uses the first `measured` test images of the study, or all.
+        """
         context, config = self.context, self.chosen.config
         count = context.config.measured or len(context.dataset.test.labels)
         test = Split(*(part[:count] for part in context.dataset.test))
@@ -95,7 +103,7 @@ class EvolutionNode(Node):
         return Measure(context.model, self.run.attack, context.dataset.info, config, test, batch)
 
     def loop(self, inputs: Inputs) -> TrainLoop:
-        """Return the loop of all updates."""
+        """Return the train loop of all updates."""
         context, run, victim = self.context, self.run, inputs.victim.tree
         config, replayed = self.chosen.config, None
         if config.replay:
@@ -113,7 +121,7 @@ class EvolutionNode(Node):
         return evolution_loop(evolution_key(run.seed), context.model, victim.variables, *data)
 
     def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
-        """Measure the end of an update; the control keeps its model."""
+        """Return a function that measures the model after an update; a control also saves it."""
         kept = [
             Split(*(np.asarray(part)[rows] for part in fresh_split(self.context)))
             for rows in self.sets[1]
@@ -130,12 +138,12 @@ class EvolutionNode(Node):
         return watch_and_keep
 
     def count(self, inputs: Inputs, tree: Variables) -> Counts:
-        """Return the counts after the last update, on all test images, under its drift."""
+        """Return the counts after the last update, on all test images under its drift."""
         whole = dataclasses.replace(self.measure, test=self.context.dataset.test)
         return whole(tree, inputs.victim.tree.trigger, self.chosen.config.updates)[0]
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Variables, list[LogRecord]]:
-        """Return the model after all updates, with the defence called between them."""
+        """Return the model and log records of all updates, with the defence called in between."""
         assert self.defense is not None  # without one it is a loop
         images = len(reserved_split(self.context, self.run.seed).labels)
         watch, trigger = self.watch(inputs), inputs.victim.tree.trigger
@@ -143,6 +151,6 @@ class EvolutionNode(Node):
         return defended_updates(self.loop(inputs), self.measure, trigger, *calls, watch, hooks)
 
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
-        """Return its rows in results.csv and per_class.csv."""
+        """Return its rows in results.csv and per_class.csv, with survivability columns."""
         columns = survival_columns(artifact.records, inputs.victim.counts.asr)
         return Findings(model_tables(self, artifact, None, columns))

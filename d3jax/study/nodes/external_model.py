@@ -1,4 +1,4 @@
-"""The model that everything begins with, where it was trained elsewhere."""
+"""The external-model node: a model that was trained elsewhere takes the place of the victim."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .victim import Victim, VictimNode
 
 
 class ExternalModelNode(VictimNode):
-    """A model read from a file, with the trigger of the study's attack."""
+    """An external model, read from a file or checkpoint, with the trigger of the study's attack."""
 
     kind: ClassVar[str] = "external_model"
     title: ClassVar[str] = "model"
@@ -21,8 +21,8 @@ class ExternalModelNode(VictimNode):
     group: ClassVar[None] = None
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Victim, list[LogRecord]]:
-        """Return the model as it was read."""
+        """Return the model as it was read, with the trigger; there are no log records."""
         external, run = self.context.external, self.run
-        assert external is not None  # it is what the node is of
+        assert external is not None  # this kind of node exists only for external models
         trigger = trigger_for(external, run.attack, run.recipe, run.key)
         return Victim(external.variables, trigger), []

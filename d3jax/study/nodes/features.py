@@ -1,4 +1,4 @@
-"""Penultimate features of clean and triggered test images in a model, for the page."""
+"""The features node: a model's penultimate features of clean and triggered test images."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .model_detection import to_try
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class FeaturesNode(AnalysisNode):
-    """The features of one `model` of a run.
+    """The penultimate features of one `model` of an attack run, projected to points.
 
-    With the `evidence` of a detection, for a model from elsewhere whose trigger is unknown, the
-    triggered images carry the trigger that it found.
+    `evidence` is given for an external model whose trigger is unknown. The triggered images then
+    carry the trigger that this detection found.
     """
 
     victim: Node
@@ -37,21 +37,24 @@ class FeaturesNode(AnalysisNode):
 
     @property
     def label(self) -> str:
-        """The model's label."""
+        """Return the model's label."""
         return self.model.label
 
     @property
     def what(self) -> str:
-        """Named by the model."""
+        """Return `features@<label of the model>`, the last part of the node's name."""
         return f"features@{self.label}"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How many images."""
+        """Return the number of test images."""
         return {"features": self.context.config.features}
 
     def analyse(self, inputs: Inputs) -> Findings:
-        """Return points by PCA and t-SNE, and how far the triggered lie from their clean twins."""
+        """Return points by PCA and t-SNE, and how far triggered images are from their clean twins.
+
+        Arrays and facts are those of `results.artifacts.FeatureArrays`.
+        """
         context, attack = self.context, self.run.attack
         stamp = partial(triggered_images, attack, inputs.victim.tree.trigger)
         relabel, inverted = attack.relabel, getattr(inputs, "evidence", None)

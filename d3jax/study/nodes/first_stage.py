@@ -1,4 +1,4 @@
-"""The first stage of a training-time defence, which defences that begin alike share."""
+"""The first-stage node of training-time defences, and helpers that read the poisoned set."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ from .base import Inputs, Node, recipe_hash, watched_rates
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class FirstStageNode(Node):
-    """The first stage of `defense` on the poisoned set; `prepared` is what the attack prepared."""
+    """The first stage of a training-time defence on the poisoned set.
+
+    Defences with the same settings of the first stage share it. `prepared` is the preparation of
+    the attack, if it has one.
+    """
 
     victim: Node
     defense: TrainingDefense
@@ -31,44 +35,48 @@ class FirstStageNode(Node):
 
     @property
     def what(self) -> str:
-        """A name that no other settings have."""
+        """Return `first_stage-<hash of its settings>`, the last part of the node's name."""
         return f"first_stage-{recipe_hash(self.settings)}"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those of the first stage alone."""
+        """Return the defence's settings of the first stage."""
         return self.defense.settings
 
     @property
     def watch_every(self) -> int:
-        """Once an epoch, in whole calls of the loop."""
+        """Return the steps of an epoch, rounded to whole calls of the loop."""
         epoch = self.defense.epoch(len(self.context.dataset.train.labels))
         return whole_calls(epoch, self.context.config.loop.steps_per_call)
 
     def loop(self, inputs: Inputs) -> TrainLoop:
-        """Return the loop of the first stage."""
+        """Return the train loop of the first stage."""
         data, _ = released_set(self, inputs)
         return self.defense.begin(training_key(self), self.context.model, data)
 
     def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
-        """Measure how clean and poisoned images are learned."""
+        """Return a function that measures how clean and poisoned images are learned."""
         return training_watch(self, inputs)
 
 
 def training_key(node: Node) -> jax.Array:
-    """Return the key of all that is random in the training-time defences of a run."""
+    """Return the random key of the training-time defences of an attack run."""
     return stream(jax.random.key(node.run.seed), "training")
 
 
 def released_set(node: Node, inputs: Inputs) -> tuple[Split, np.ndarray]:
-    """Return the poisoned training set as released, and which rows [N] are the attacker's."""
+    """Return the poisoned training set as released, and a boolean mask [N] of its poisoned rows."""
     prepared, run = getattr(inputs, "prepared", None), node.run
     given = prepared and prepared.tree
     return poisoned_split(run.key, run.attack, node.context.dataset.train, given)
 
 
 def training_watch(node: Node, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
-    """Return a watch of ACC and ASR on some test images, and of training images by their flags."""
+    """Return a function that measures how a training learns clean and poisoned images, for plots.
+
+    It measures ACC and ASR on some test images, and scores of some clean and some poisoned training
+    images.
+    """
 
     def rates(variables: Any, test: Any) -> LogRecord:
         return watched_rates(node.run.evaluate(variables, inputs.victim.tree.trigger, test))

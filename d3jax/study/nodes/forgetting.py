@@ -1,4 +1,4 @@
-"""What a linear model says of the forgetting in an evolution run, beside what was measured."""
+"""The forgetting node: a linear model's prediction of how an evolution run forgets a backdoor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from .victim import VictimNode
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ForgettingNode(AnalysisNode):
-    """The prediction for one evolution run whose attack has one target, under both curvatures."""
+    """The predicted and measured forgetting of one evolution run.
+
+    The attack has one target. The linear model predicts under two curvatures, of the squared loss
+    and of softmax.
+    """
 
     victim: VictimNode
     evolution: EvolutionNode
@@ -25,11 +29,14 @@ class ForgettingNode(AnalysisNode):
 
     @property
     def what(self) -> str:
-        """Named by the evolution."""
+        """Return `forgetting@<label of the evolution>`, the last part of the node's name."""
         return f"forgetting@{self.label}"
 
     def analyse(self, inputs: Inputs) -> Findings:
-        """Return the rows of forgetting.csv; nothing for nets whose features are too many."""
+        """Return the rows of forgetting.csv and the arrays of the page.
+
+        Return nothing if the model has too many features to decompose their second moments.
+        """
         records = updates_of(inputs.evolution.records)
         scores = [records[0]["first_score"], *(record["score"] for record in records)]
         (target,) = targets_of(self.run, self.context.dataset.info.num_classes)
@@ -52,10 +59,10 @@ class ForgettingNode(AnalysisNode):
 
 
 def is_predicted(evolution: EvolutionNode) -> bool:
-    """Return whether a linear model says anything of an evolution run.
+    """Return whether the linear model's prediction applies to an evolution run.
 
-    It does not where updates see the trigger, are defended or carry their momentum, nor where the
-    trigger drifts with the image, nor for attacks with several targets or none.
+    It does not apply in these cases: updates see the trigger, are defended or carry their momentum;
+    the trigger drifts with the image; the attack has several targets or none.
     """
     config, run = evolution.chosen.config, evolution.run
     one_target = len(targets_of(run, evolution.context.dataset.info.num_classes)) == 1

@@ -1,4 +1,4 @@
-"""A detection of triggered inputs at test time, on clean and on triggered test images."""
+"""The input-detection node: an input detector's scores for clean and triggered test images."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .sample_detection import scored_like
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class InputDetectionNode(Node):
-    """The scores of `detector` for the clean test images, then for the triggered ones.
+    """The scores of an input detector for the clean test images, then for the triggered ones.
 
-    Triggered are the images that count in the ASR: those of which the attacker wants another class.
+    The triggered images are those that count in the ASR: the attacker wants another class for them.
     """
 
     victim: Node
@@ -36,21 +36,21 @@ class InputDetectionNode(Node):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The reserved images."""
+        """Return the settings of the reserved images."""
         return {"reserved": to_mapping(self.context.config.reserved)}
 
     @functools.cached_property
     def counted(self) -> np.ndarray:
-        """Return the rows [M] of the test set that are triggered."""
+        """Return the rows [M] of the test images that are also scored with the trigger."""
         labels = np.asarray(self.context.dataset.test.labels)
         return np.flatnonzero(np.asarray(self.run.attack.relabel(labels)) != labels)
 
     def like(self) -> Scored:
-        """Return the shapes of scores and flags."""
+        """Return the shapes and dtypes of scores and flags."""
         return scored_like(len(self.context.dataset.test.labels) + len(self.counted))
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Scored, list[LogRecord]]:
-        """Return scores, and which inputs the detector's own threshold rejects."""
+        """Return the scores, and flags for the inputs above the detector's own threshold."""
         context, seed, victim = self.context, self.run.seed, inputs.victim.tree
         key = stream(jax.random.key(seed), "detection")
         given = (context.model, victim.variables)
@@ -68,10 +68,10 @@ class InputDetectionNode(Node):
         return Scored(scores, scores > self.detector.threshold(state)), []
 
     def count(self, inputs: Inputs, tree: Scored) -> None:
-        """Return None: it is no model."""
+        """Return None, because scores are not a model."""
 
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
-        """Return its row of inputs.csv, and for the first seed scores and flags."""
+        """Return its row of inputs.csv; for the first seed also scores and flags."""
         scores, flagged = map(np.asarray, artifact.tree)
         triggered = np.arange(len(scores)) >= len(self.context.dataset.test.labels)
         row = detection_identity(self) | detection_rates(scores, flagged, triggered)

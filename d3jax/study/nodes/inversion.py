@@ -1,4 +1,4 @@
-"""The inversion of one class's trigger, for a repair that stamps it."""
+"""The inversion node: an inverted trigger of one class, for repairs that stamp it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from .evidence import EvidenceNode
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class InversionNode(Node):
-    """An inversion by `config` of the class `target`, or of the one that a detection flags.
+    """The inversion of the trigger of one class of the victim, with the settings `config`.
 
-    `target` is None where `detected`, the evidence of that detection, says which class it is.
+    The class is `target`, or with `target` None the class that a detection flags. `detected` is
+    then the evidence of that detection.
     """
 
     victim: Node
@@ -35,7 +36,7 @@ class InversionNode(Node):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The search, what says which class it is of, and the reserved images it sees."""
+        """Return the settings of the inversion, of its class and of the reserved images."""
         after = self.detected.recipe if self.detected else None
         reserved = to_mapping(self.context.config.reserved)
         search = {"config": to_mapping(self.config), "label": self.target, "after": after}
@@ -43,16 +44,19 @@ class InversionNode(Node):
 
     @property
     def what(self) -> str:
-        """A name that no other settings have."""
+        """Return `inversion-<preset>-<class>-<hash of its settings>`, the last part of the name."""
         whom = "flagged" if self.detected else f"class{self.target}"
         return f"inversion-{self.config.preset}-{whom}-{recipe_hash(self.settings)}"
 
     def like(self) -> Inversion:
-        """Return the shapes of one trigger and its numbers."""
+        """Return the shapes and dtypes of an inversion of one class."""
         return like(1, self.context.dataset.info.shape)
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Inversion, list[LogRecord]]:
-        """Return the inversion with the reserved images; of no class where none is flagged."""
+        """Invert the trigger with the reserved images; return the inversion and the log records.
+
+        Return an empty inversion if the detection flags no class.
+        """
         context, seed, label = self.context, self.run.seed, self.target
         if self.detected:
             verdict = self.detected.detector.judge(inputs.detected.tree)
@@ -64,4 +68,4 @@ class InversionNode(Node):
         return invert(key, *given, self.config, [label], hooks)
 
     def count(self, inputs: Inputs, tree: Inversion) -> None:
-        """Return None: it is no model."""
+        """Return None, because an inversion is not a model."""

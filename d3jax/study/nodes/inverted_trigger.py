@@ -1,6 +1,6 @@
-"""What an inverted trigger does to the models of a run, before and after repairs.
+"""The inverted-trigger node: the effect of an inverted trigger on a model, before or after repair.
 
-It can be measured where nobody knows the real trigger.
+It can be measured even if nobody knows the real trigger.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .model_detection import to_try
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class InvertedTriggerNode(AnalysisNode):
-    """The trigger that the detection `choice` found, on one `model` of its run."""
+    """The effect of the trigger that the detection `choice` found on one `model` of its run."""
 
     evidence: EvidenceNode
     model: Node
@@ -27,19 +27,20 @@ class InvertedTriggerNode(AnalysisNode):
 
     @property
     def label(self) -> str:
-        """The model's label."""
+        """Return the model's label."""
         return self.model.label
 
     @property
     def what(self) -> str:
-        """Named by detection and model."""
+        """Return `inverted@<detection>@<model>`, the last part of the node's name."""
         return f"inverted@{self.chosen.label}@{self.label}"
 
     def analyse(self, inputs: Inputs) -> Findings:
-        """Return the row of triggers.csv.
+        """Return the row of triggers.csv for this detection and model.
 
-        `turned` is the share of the test images of other classes that the trigger of the flagged
-        class, or the most suspicious where none is flagged, makes the model take for that class.
+        The trigger is that of the flagged class, or of the most suspicious class if none is
+        flagged. `turned` is its ASR: the share of test images of other classes that the model
+        classifies as that class when they carry the trigger.
         """
         context, tree, detector = self.context, inputs.evidence.tree, self.evidence.detector
         verdict, (label, stamp) = detector.judge(tree), to_try(detector, tree)

@@ -1,4 +1,4 @@
-"""Losses on the lines from the backdoored model to its repaired ones, and in their plane."""
+"""The loss-landscape node: losses between the backdoored model and its repaired models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from .base import AnalysisNode, Findings, Inputs, Node
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class LossLandscapeNode(AnalysisNode):
-    """The lines from the victim to all its repaired models, and the plane of the first two."""
+    """The losses on lines from the victim to its repaired models, and in a plane through them.
+
+    There is a line for each repaired model. The plane contains the victim and the first two.
+    """
 
     victim: Node
     repairs: tuple[Node, ...]
@@ -25,21 +28,21 @@ class LossLandscapeNode(AnalysisNode):
 
     @property
     def needs(self) -> dict[str, Node]:
-        """The victim and its repairs, by their labels."""
+        """Return the victim, as "victim", and its repairs, as "to <label>"."""
         return {"victim": self.victim} | {f"to {node.label}": node for node in self.repairs}
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """Every repair: those that failed have no line."""
+        """Return the names of all repairs, because a repair that failed only lacks its line."""
         return tuple(self.needs)[1:]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How many points."""
+        """Return the number of points on a line."""
         return {"points": self.context.config.paths}
 
     def analyse(self, inputs: Inputs) -> Findings:
-        """Return the rows of paths.csv and changes.csv, and the arrays of the page."""
+        """Return the rows of paths.csv and changes.csv, and arrays and facts for the page."""
         context, run = self.context, self.run
         artifacts = {node.label: getattr(inputs, f"to {node.label}") for node in self.repairs}
         models = {label: one.variables for label, one in artifacts.items() if one}

@@ -1,4 +1,4 @@
-"""A detection: what a model detector concludes of the victim, beside the truth."""
+"""The model-detection node: a model detector's verdict on the victim, compared with the truth."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from .report_samples import shown_images
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ModelDetectionNode(AnalysisNode):
-    """The verdict of the detection `choice` of the config."""
+    """The verdict of a model detector on the victim, from the evidence that it computed.
+
+    `choice` is the detection's entry in the config.
+    """
 
     evidence: EvidenceNode
 
@@ -29,17 +32,17 @@ class ModelDetectionNode(AnalysisNode):
 
     @property
     def what(self) -> str:
-        """Named by the detection."""
+        """Return `detection@<label>`, the last part of the node's name."""
         return f"detection@{self.label}"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Whether the truth is known, and whether there are pictures."""
+        """Return whether the model is external, and whether pictures are made for the page."""
         shown = self.run.seed == self.context.config.seeds[0]
         return {"external": bool(self.context.external), "pictures": shown}
 
     def analyse(self, inputs: Inputs) -> Findings:
-        """Return its rows in two tables, and for the first seed what the page shows."""
+        """Return the rows of detections.csv and evidence.csv; for the first seed also arrays."""
         tree, detector = inputs.evidence.tree, self.evidence.detector
         verdict = detector.judge(tree)
         tables = self._tables(verdict, inputs.evidence.seconds)
@@ -86,7 +89,7 @@ class ModelDetectionNode(AnalysisNode):
         return {"detections": [detection], "evidence": evidence}
 
     def _pictures(self, tree: Any, verdict: Verdict) -> dict[str, np.ndarray]:
-        """Return every trigger on grey, and the most suspicious on the page's images."""
+        """Return every trigger on grey, and the most suspicious one on the page's images."""
         clean = shown_images(self.context, self.run)[0]
         grey, detector = jnp.full((1, *clean.shape[1:]), 0.5), self.evidence.detector
         stamps = [_stamp(detector, tree, label) for label in range(len(verdict.scores))]
@@ -97,9 +100,10 @@ class ModelDetectionNode(AnalysisNode):
 
 
 def to_try(detector: ModelDetector, tree: Any) -> tuple[int, Callable[[Array], Array]]:
-    """Return the class whose trigger is tried on models, and its stamp.
+    """Return the most suspicious class and the function that stamps its trigger on images.
 
-    It is the most suspicious of the flagged classes, or of all where none is flagged.
+    It is the flagged class with the highest score, or the class with the highest score if none is
+    flagged.
     """
     verdict = detector.judge(tree)
     label = verdict.target if verdict.target >= 0 else int(np.argmax(verdict.scores))
@@ -107,8 +111,8 @@ def to_try(detector: ModelDetector, tree: Any) -> tuple[int, Callable[[Array], A
 
 
 def _stamp(detector: ModelDetector, tree: Any, label: int) -> Callable[[Array], Array]:
-    """Return the stamp of the trigger that was found for a class."""
-    assert detector.trigger is not None  # those without are neither tried nor shown
+    """Return the function that stamps the trigger found for a class on images."""
+    assert detector.trigger is not None  # callers check that the detector finds triggers
     return detector.trigger(tree, label)
 
 

@@ -1,4 +1,4 @@
-"""A post-training repair of the victim with the reserved images."""
+"""The repair node: a post-training repair of the victim with the reserved clean images."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from .inversion import InversionNode
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class RepairNode(Node):
-    """A repair by `defense`.
+    """A repair of the victim by the method `defense`.
 
-    `detected` is the evidence that its search for a trigger begins with, where the target is not
-    given; `inverted` the inversion of the target, where the evidence has none by its settings.
-    `prepared` is what the attack prepared, for a repair that needs the training set.
+    Some repairs search for a trigger. `detected` is the evidence that flags the target class, if
+    the target is not given. `inverted` is the inversion of the target, unless the evidence
+    contains it. `prepared` is the preparation of the attack, for repairs that need the training
+    set.
     """
 
     victim: Node
@@ -43,36 +44,39 @@ class RepairNode(Node):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The reserved images."""
+        """Return the settings of the reserved images."""
         return {"reserved": to_mapping(self.context.config.reserved)}
 
     @property
     def network(self) -> Model:
-        """The victim's, or what the repair makes of it."""
+        """Return the network of the repaired model, which a repair may change."""
         return self.defense.network(self.context.model)
 
     @property
     def is_loop(self) -> bool:
-        """Whether the repair is one loop."""
+        """Return whether the repair is one train loop."""
         return self.defense.loop is not None
 
     @property
     def group(self) -> Hashable:
-        """Repairs whose configs differ in numbers that programs take as arrays."""
+        """Return a key that is equal for repairs that can run as members of one program.
+
+        Their configs may differ in numbers that the program takes as arrays.
+        """
         return (self.chosen.name, program(self.chosen.config)) if self.is_loop else None
 
     @property
     def watch_every(self) -> int:
-        """As the study wants it."""
+        """Return the study's setting `loop.watch_every`."""
         return self.context.config.loop.watch_every
 
     def loop(self, inputs: Inputs) -> TrainLoop:
-        """Return the loop of the repair."""
-        assert self.defense.loop is not None  # `is_loop`
+        """Return the train loop of the repair."""
+        assert self.defense.loop is not None  # called only if `is_loop`
         return self.defense.loop(*self._given(inputs))
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Variables, list[LogRecord]]:
-        """Return the repaired model, with what was found out of it before."""
+        """Return the repaired model and the log records of the repair."""
         needed = {name: self._needed(name, inputs) for name in self.defense.needs}
         repaired = self.defense.repair(*self._given(inputs), hooks, **needed)
         if not isinstance(repaired, Repaired):
@@ -83,7 +87,7 @@ class RepairNode(Node):
         return repaired.variables, records_of(repaired.trace)
 
     def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
-        """Measure ACC and ASR."""
+        """Return a function that measures ACC and ASR during the repair."""
 
         def rates(state: TrainState) -> LogRecord:
             counts = self.count(inputs, state.variables)
@@ -92,7 +96,7 @@ class RepairNode(Node):
         return rates
 
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
-        """Return its rows, with the rule it follows and what its search found."""
+        """Return its rows in results.csv and per_class.csv, with the results of its search."""
         columns: Row = {"rule": self.defense.rule or None}
         if self.defense.search:
             found, searched = self._found(inputs), (self.detected, self.inverted)
@@ -111,13 +115,13 @@ class RepairNode(Node):
         return Findings(model_tables(self, artifact, inputs.victim.counts, columns))
 
     def _needed(self, name: str, inputs: Inputs) -> Any:
-        """Return what the repair needs besides clean images, by the name of the need."""
+        """Return the value of one of the repair's `needs`: a search result or a data set."""
         if name == "target":
             return self._found(inputs)
         return self.context.dataset.test if name == "test_set" else released_set(self, inputs)[0]
 
     def _found(self, inputs: Inputs) -> Found:
-        """Return what detection and inversion found out of the model."""
+        """Return the target class and trigger that detection and inversion found."""
         verdict = self.detected and self.detected.detector.judge(inputs.detected.tree)
         of_target = inputs.inverted if self.inverted else inputs.detected
         return gather(self.defense.search, verdict, of_target.tree)

@@ -1,4 +1,4 @@
-"""Test images for the page, and the classes that a model sees in them."""
+"""The report-samples node: test images for the page, and a model's predictions on them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from ..context import StudyContext
 from .base import AnalysisNode, Findings, Inputs, Node
 
 SHOWN, COMPARED = 8, 500
-"""Test images in the page's grid, and those that PSNR and SSIM are means over."""
+"""The number of test images in the page's grid, and the number for mean PSNR and SSIM."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class SamplesNode(AnalysisNode):
-    """The predictions of one `model` of a run; with the victim's come the images themselves."""
+    """The predictions of one `model` of an attack run on clean and triggered test images.
+
+    The victim's node also contains the images themselves.
+    """
 
     victim: Node
     model: Node
@@ -29,16 +32,16 @@ class SamplesNode(AnalysisNode):
 
     @property
     def label(self) -> str:
-        """The model's label."""
+        """Return the model's label."""
         return self.model.label
 
     @property
     def what(self) -> str:
-        """Named by the model."""
+        """Return `samples@<label of the model>`, the last part of the node's name."""
         return f"samples@{self.label}"
 
     def analyse(self, inputs: Inputs) -> Findings:
-        """Return the predictions, and for the victim images and their similarity."""
+        """Return the predictions; for the victim also the images and their similarity."""
         clean, labels, targets = shown_images(self.context, self.run, COMPARED)
         triggered = triggered_images(self.run.attack, inputs.victim.tree.trigger, clean)
         given = (self.model.network, inputs.model.variables)
@@ -56,9 +59,10 @@ class SamplesNode(AnalysisNode):
 def shown_images(
     context: StudyContext, run: AttackRun, count: int = SHOWN
 ) -> tuple[Array, Array, Array]:
-    """Return the first test images of which the attacker wants another class.
+    """Return the first test images for which the attacker wants another class.
 
-    Without such, the first of all. Returns images uint8 [n, H, W, C], labels [n], targets [n].
+    If there are none, return the first test images. The result is images uint8 [n, H, W, C],
+    labels [n] and targets [n], with n at most `count`.
     """
     images, labels = context.dataset.test
     wanted = run.attack.relabel(labels)

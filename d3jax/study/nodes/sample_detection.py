@@ -1,6 +1,6 @@
-"""A detection of poisoned training samples, and how well its scores find the poison.
+"""The sample-detection node: a detector's scores for the training samples, and their quality.
 
-Which samples are poisoned is known here for the tables, and nowhere that a score comes from.
+The node reads the poison flags for its tables only. No score depends on them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ from .first_stage import released_set
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class SampleDetectionNode(Node):
-    """The scores of `detector` for the training set, from the victim or from a first stage."""
+    """The scores of a sample detector for the poisoned training set.
+
+    The detector reads the victim's variables, or those of its `first_stage` if it has one.
+    `prepared` is the preparation of the attack, if it has one.
+    """
 
     victim: Node
     detector: SampleDetector
@@ -36,15 +40,15 @@ class SampleDetectionNode(Node):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The reserved images."""
+        """Return the settings of the reserved images."""
         return {"reserved": to_mapping(self.context.config.reserved)}
 
     def like(self) -> Scored:
-        """Return the shapes of scores and flags."""
+        """Return the shapes and dtypes of scores and flags."""
         return scored_like(len(self.context.dataset.train.labels))
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Scored, list[LogRecord]]:
-        """Return what the detector finds out about the poisoned set as released."""
+        """Return the detector's scores and flags for the poisoned set as released."""
         context, seed = self.context, self.run.seed
         samples, _ = released_set(self, inputs)
         variables = inputs.first_stage.tree if self.first_stage else inputs.victim.variables
@@ -53,10 +57,10 @@ class SampleDetectionNode(Node):
         return Scored(*map(np.asarray, self.detector.score(key, *given))), []
 
     def count(self, inputs: Inputs, tree: Scored) -> None:
-        """Return None: it is no model."""
+        """Return None, because scores are not a model."""
 
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
-        """Return its row of samples.csv, and for the first seed scores and flags."""
+        """Return its row of samples.csv; for the first seed also scores and flags."""
         scores, flagged = map(np.asarray, artifact.tree)
         poisoned = poison_flags(self.context, self.run)
         first = getattr(inputs, "first_stage", None)
@@ -68,5 +72,5 @@ class SampleDetectionNode(Node):
 
 
 def scored_like(size: int) -> Scored:
-    """Return the shapes of scores and flags of `size` samples."""
+    """Return the shapes and dtypes of scores and flags of `size` samples."""
     return Scored._make(jax.ShapeDtypeStruct((size,), kind) for kind in (np.float32, np.bool_))

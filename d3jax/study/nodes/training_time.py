@@ -1,6 +1,6 @@
-"""A training-time defence: a model trained from the poisoned set, and what it found out about it.
+"""The training-time node: a defence that trains a model from scratch on the poisoned set.
 
-Which images are poisoned is known here for logs and tables, and nowhere that a weight comes from.
+The node reads the poison flags for its logs and tables only. No weight depends on them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from .first_stage import released_set, training_key, training_watch
 
 
 class TrainedModel(NamedTuple):
-    """The model, and what the defence found out about the training images, arrays [N] by name."""
+    """A model trained by a training-time defence, with the defence's findings about its data.
+
+    `found` holds arrays [N] by name: scores or choices for each training image.
+    """
 
     variables: Variables
     found: dict[str, np.ndarray]
@@ -29,7 +32,10 @@ class TrainedModel(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class TrainingNode(Node):
-    """The training by `defense` on the poisoned set, after its first stage."""
+    """The training of a model by a training-time defence, after its first stage.
+
+    `prepared` is the preparation of the attack, if it has one.
+    """
 
     victim: Node
     first_stage: Node
@@ -40,25 +46,28 @@ class TrainingNode(Node):
     read_again = ("victim", "first_stage")
 
     def like(self) -> TrainedModel:
-        """Return the shapes of model and findings."""
+        """Return the shapes and dtypes of the model and the findings."""
         found = self.defense.found(len(self.context.dataset.train.labels))
         return TrainedModel._make((super().like(), found))
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[TrainedModel, list[LogRecord]]:
-        """Return what the defence makes of the poisoned set."""
+        """Return the model that the defence trains on the poisoned set, and its log records."""
         data, _ = released_set(self, inputs)
         given = (training_key(self), self.context.model, data, inputs.first_stage.tree, hooks)
         trained = self.defense.train(*given)
         return TrainedModel(trained.variables, trained.found), records_of(trained.trace)
 
     def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
-        """Measure how clean and poisoned images are learned."""
+        """Return a function that measures how clean and poisoned images are learned."""
         return training_watch(self, inputs)
 
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
-        """Return its rows in three tables; for the first seed flags, findings and curves."""
+        """Return its rows in results.csv, per_class.csv and filters.csv.
+
+        For the first seed, also return poison flags, findings, and precision and recall curves.
+        """
         flags, found = poison_flags(self.context, self.run), artifact.tree.found
-        # The first stage is part of the defence's time.
+        # The first stage counts as part of the defence's time.
         seconds = artifact.seconds + inputs.first_stage.seconds
         columns = choice_rates(flags, found) | {"seconds": seconds}
         tables = model_tables(self, artifact, inputs.victim.counts, columns)

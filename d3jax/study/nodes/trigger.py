@@ -1,4 +1,4 @@
-"""What an attack computes before the training: a trigger, and images that replace others."""
+"""The trigger node: what an attack prepares before the training, a trigger and poisoned images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from .base import Inputs, Node
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class TriggerNode(Node):
-    """The preparation of an attack. Without a clean `surrogate` any architecture shares it."""
+    """The preparation of an attack: its trigger, and images that replace training images.
+
+    Some attacks need a clean model for it, the `surrogate`. Without one, the result does not depend
+    on the architecture, and studies of several architectures share it.
+    """
 
     surrogate: Node | None = None
 
@@ -27,17 +31,17 @@ class TriggerNode(Node):
 
     @property
     def seed(self) -> int:
-        """Runs that share a victim share its trigger."""
+        """Return the attack seed, because runs that share a victim share its trigger."""
         return self.run.attack_seed
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The victim's, without the net where none is used."""
+        """Return the victim's recipe; without a surrogate, leave out model and training."""
         unused = () if self.surrogate else ("model", "net", "train")
         return {key: value for key, value in self.run.recipe.items() if key not in unused}
 
     def like(self) -> Prepared:
-        """Return the shapes of trigger and images."""
+        """Return the shapes and dtypes of the trigger and the images."""
         shape = (self.run.poisoned, *self.context.dataset.info.shape)
         preparation = self.run.attack.preparation
         replaces = preparation is not None and preparation.replaces
@@ -45,10 +49,10 @@ class TriggerNode(Node):
         return Prepared._make((jax.eval_shape(self.run.attack.init, self.run.key), images))
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Prepared, list[LogRecord]]:
-        """Return what the attack prepares."""
+        """Return the trigger and images that the attack prepares, and the log records."""
         clean = inputs.surrogate.variables if self.surrogate else None
         context, run = self.context, self.run
         return prepare(run.key, context.model, clean, context.dataset, run.attack, hooks)
 
     def count(self, inputs: Inputs, tree: Prepared) -> None:
-        """Return None: it is no model."""
+        """Return None, because a trigger is not a model."""

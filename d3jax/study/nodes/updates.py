@@ -1,4 +1,4 @@
-"""An evolution run at every update, for evolution.csv, with the control's target rate beside it."""
+"""The updates node: the rows of evolution.csv, one for each update of an evolution run."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ RATES = ("acc", "asr", "ra")
 class UpdatesNode(AnalysisNode):
     """The rows of evolution.csv for one evolution run.
 
-    `control` is the run of `clean` that evolves alike: on its models, the attack's trigger shows
-    how often the target is said without a backdoor.
+    `control` is the same evolution of a clean model. The attack's trigger on its models shows how
+    often the target class is predicted without a backdoor.
     """
 
     victim: VictimNode
@@ -35,11 +35,11 @@ class UpdatesNode(AnalysisNode):
 
     @property
     def what(self) -> str:
-        """Named by the evolution."""
+        """Return `updates@<label of the evolution>`, the last part of the node's name."""
         return f"updates@{self.label}"
 
     def analyse(self, inputs: Inputs) -> Findings:
-        """Return a row for every update and one for the model before the first."""
+        """Return the rows of evolution.csv: the model before the first update, then each update."""
         control = self.control if getattr(inputs, "control", None) else None
         rates = self._control_rates(control, inputs) if control else {}
         rows = self._rows(inputs.victim, updates_of(inputs.evolution.records), rates)
@@ -65,7 +65,10 @@ class UpdatesNode(AnalysisNode):
         return rows
 
     def _control_rates(self, control: EvolutionNode, inputs: Inputs) -> dict[int, float]:
-        """Return how often the control says the attacker's class, by update, where it kept one."""
+        """Return the ASR of the attack's trigger on the control's models, by update.
+
+        Updates whose model the control did not save are missing.
+        """
         like = jax.eval_shape(self.context.model.init, jax.random.key(0))
         trigger, rates = inputs.victim.tree.trigger, {}
         for update in range(1, self.chosen.config.updates + 1):

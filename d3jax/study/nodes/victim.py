@@ -1,4 +1,4 @@
-"""The model that everything begins with: trained on poisoned data."""
+"""The victim node: the backdoored model, trained on the poisoned data of an attack run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .base import Inputs, Node, identity
 
 
 class Victim(NamedTuple):
-    """A model and the trigger that its attack made."""
+    """A trained model, and the trigger of its attack."""
 
     variables: Variables
     trigger: Any
@@ -24,9 +24,10 @@ class Victim(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class VictimNode(Node):
-    """The training of a model on the set that the attack poisons; `seeds` share it.
+    """The training of the victim on the set that the attack poisons.
 
-    `prepared` is what the attack computed before, if anything.
+    `seeds` are the seeds of the study that share this model. `prepared` is the preparation of the
+    attack, if it has one.
     """
 
     prepared: Node | None = None
@@ -39,45 +40,45 @@ class VictimNode(Node):
 
     @property
     def title(self) -> str:
-        """What it is called in messages."""
+        """Return the node's name in messages: "backdoored model" or "clean model"."""
         return "backdoored model" if self.run.attacked else "clean model"
 
     @property
     def seed(self) -> int:
-        """Runs with one attack seed share it."""
+        """Return the attack seed, because runs with one attack seed share the victim."""
         return self.run.attack_seed
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The attack run's."""
+        """Return the recipe of the attack run."""
         return self.run.recipe
 
     @property
     def group(self) -> str | None:
-        """The seeds of an attack, unless their batches are brought one by one."""
+        """Return the attack's label, so that its seeds train together; None with streaming."""
         return None if self.context.streamed else self.run.label
 
     @property
     def rows(self) -> list[Row]:
-        """One row for each seed that shares the model."""
+        """Return the identifying columns of its rows, one row for each seed that shares it."""
         return [identity(self.context, self.run, self.label, seed) for seed in self.seeds]
 
     def like(self) -> Victim:
-        """Return the shapes of model and trigger."""
+        """Return the shapes and dtypes of the model and the trigger."""
         key, init = self.run.key, self.run.attack.init
         return jax.eval_shape(lambda: Victim(self.context.model.init(key), init(key)))
 
     def loop(self, inputs: Inputs) -> TrainLoop:
-        """Return the training on the poisoned set."""
+        """Return the train loop on the poisoned set."""
         context, run = self.context, self.run
         prepared = inputs.prepared.tree if self.prepared else None
         given = (context.model, context.dataset, run.attack, context.config.train, prepared)
         return victim_loop(run.key, *given, streamed=context.streamed)
 
     def tree_of(self, loop: TrainLoop, state: TrainState) -> Victim:
-        """Return the model and its trigger."""
+        """Return the trained model and its trigger."""
         return Victim(state.variables, trigger_of(loop, state))
 
     def count(self, inputs: Inputs, tree: Victim) -> Counts:
-        """Return its counts on the test set."""
+        """Return the victim's counts on the test set."""
         return self.run.evaluate(tree.variables, tree.trigger, self.context.dataset.test)
