@@ -34,6 +34,8 @@ def export(
     config, out = user_path(config, "--config"), user_path(out)
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out}: want a name that ends in .safetensors")
+    if out.exists():
+        raise ConfigError(f"{out}: exists already; remove it, or name another file")
     folder = user_path(workdir, "--workdir") if workdir else _run_folder(config)
     settings = load(config, registries=REGISTRIES)
     context = open_context(settings, folder, Progress(quiet=True))
@@ -81,7 +83,13 @@ def _export(argv: Sequence[str] | None) -> int:
     )
     parser.add_argument("model", metavar="MODEL", help="ATTACK/seedS/train or ATTACK/seedS/DEFENCE")
     parser.add_argument("out", metavar="OUT.safetensors")
-    options = parser.parse_args(argv)
+    options, more = parser.parse_known_args(argv)
+    if settings := [word for word in more if word.startswith("--")]:
+        raise ConfigError(
+            f"{settings[0]}: export takes no settings; give the config.yaml of the run folder"
+        )
+    if more:
+        raise ConfigError(f"{more[0]!r}: want one MODEL and one OUT.safetensors")
     count = export(options.config, options.model, options.out, options.workdir)
     print(f"{options.model}: {count} tensors in {options.out}")
     return 0

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from d3jax.config.loading import Registries, describe, dumps, load
 from d3jax.config.study import StudyConfig
-from d3jax.core.errors import ConfigError, names
+from d3jax.core.errors import ConfigError, did_you_mean, names
 from d3jax.core.paths import user_path
 from d3jax.runtime import huge_pages
 from d3jax.runtime.commands import Parser, exit_code, program
@@ -55,6 +55,9 @@ READ = (
     ("ignore", "[]", "globs of tensors in the file to leave out, such as [fc_aux.*]"),
 )
 """Keys of every model besides its settings, as rows (key, default, help text)."""
+
+OPTIONS = ("config", "workdir", "part", "report", "distributed", "profile", "list", "check", "help")
+"""The options of the command line, which are no settings of a study."""
 
 USAGE = "python -m d3jax.run --config FILE [--workdir DIR] [--section.key VALUE …]"
 
@@ -171,6 +174,8 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     if options.workdir == "":
         raise ConfigError("--workdir: want a folder, got ''")
     workdir = options.workdir or Path("runs") / user_path(options.config).stem
+    if options.report and not user_path(workdir, "--workdir").is_dir():
+        raise ConfigError(f"--report: {workdir} is no folder: nothing was computed there")
     if options.check:
         count = study.check_study(config, workdir, options.profile or "")
         print(f"{dumps(config)}# nothing wrong found; {count} models and detections")
@@ -195,6 +200,7 @@ def _list(registries: Registries, wanted: str) -> None:
     if wanted and wanted not in every:
         raise ConfigError(
             f"--list: no component is called {wanted!r}; the choices are {names(every)}"
+            f"{did_you_mean(wanted, every)}"
         )
     for registry, entries in registries.items():
         shown = {name: cls for name, cls in entries.items() if wanted in ("", name, registry)}
@@ -229,7 +235,14 @@ def _overrides(words: Sequence[str]) -> list[tuple[str, str]]:
             if not queue:
                 raise ConfigError(f"{word} has no value; usage: {USAGE}")
             value = queue.pop(0)
+        if key in dict(pairs):
+            raise ConfigError(f"--{key} is given twice")
         pairs.append((key, value))
+    known = {name.split(".")[0] for name, _, _ in describe(StudyConfig)}
+    for key, _ in pairs:
+        hint = "" if key.split(".")[0] in known else did_you_mean(key, OPTIONS)
+        if hint:
+            raise ConfigError(f"--{key} is no option and no setting{hint}")
     return pairs
 
 

@@ -228,8 +228,10 @@ def _swept(registry: str, known: Mapping[str, type], item: Any, path: str) -> li
     )
     refuse(
         not sweep or not lists,
-        f"{path}.sweep: want a mapping of settings to lists of values, got {sweep!r}",
+        f"{path}.sweep: want a mapping of settings to lists of at least one value, got {sweep!r}",
     )
+    odd = sorted({"name", "label"} & set(sweep))
+    refuse(bool(odd), f"{path}.sweep: {names(odd)} cannot be swept; write an entry for each")
     count = math.prod(map(len, sweep.values()))
     refuse(count > MOST_SWEPT, f"{path}.sweep: asks for {count} entries, want at most {MOST_SWEPT}")
     plain = {key: value for key, value in item.items() if key != "sweep"}

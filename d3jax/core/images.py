@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Int32, Integer
 
+from .errors import DataError
 from .types import Array
 
 
@@ -20,8 +21,14 @@ def as_float(levels: Integer[Array, "*shape"]) -> Float32[Array, "*shape"]:
     """Convert 8-bit levels to float32 in [0, 1].
 
     The levels are multiplied by 1/255, not divided by 255. Some compilers turn the division into
-    this product, and the results would differ by one ulp.
+    this product, and the results would differ by one ulp. Raises `DataError` for floats, which are
+    no levels.
     """
+    if jnp.issubdtype(levels.dtype, jnp.floating):
+        raise DataError(
+            f"images: want 8-bit levels from 0 to 255 as integers, got {levels.dtype}; "
+            "d3jax.as_levels(images).astype('uint8') makes them of images in [0, 1]"
+        )
     return levels.astype(jnp.float32) * np.float32(1 / 255)
 
 

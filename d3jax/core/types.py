@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Bool, Float, Float32, Int32, Shaped, UInt8
 
-from .errors import ConfigError, did_you_mean, refuse
+from .errors import did_you_mean, refuse
 from .records import LogRecord
 
 Array = np.ndarray | jax.Array
@@ -170,7 +170,9 @@ class DataInfo:
         if isinstance(target, str):
             known = self.classes.count(target) == 1
             several = f"is the name of several classes of {self.name}"
-            none = f"is no class of {self.name}{did_you_mean(target, self.classes)}"
+            known_names = ", ".join(self.classes[:8]) + (", …" if self.num_classes > 8 else "")
+            close = did_you_mean(target, self.classes) or f"; the classes are {known_names}"
+            none = f"is no class of {self.name}{close}"
             refuse(not known, f"target: {target!r} {several if target in self.classes else none}")
             return self.classes.index(target)
         top = self.num_classes - 1
@@ -430,16 +432,3 @@ class TrainState:
     opt_state: optax.OptState
     key: jax.Array
     carry: Any = ()
-
-
-def check_built(**values: Any) -> None:
-    """Raise `ConfigError` if the value of `model` or `attack` is not a `Model` or an `Attack`.
-
-    The usual cause is a config whose `build(info)` was not called.
-    """
-    for name, value in values.items():
-        kind = {"model": Model, "attack": Attack}[name]
-        if not isinstance(value, kind):
-            hint = "; call its build(info)" if hasattr(value, "build") else ""
-            given = type(value).__name__
-            raise ConfigError(f"{name}: want a d3jax.{kind.__name__}, got a {given}{hint}")

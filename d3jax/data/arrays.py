@@ -66,8 +66,9 @@ def from_arrays(
         for part, (images, given) in (("train", train), ("test", test))
     )
     # The labels count unnamed classes. A label above the number of images is a mistake.
+    named = classes is not None
     train = check_split(
-        source, "train", *train, len(classes) if classes is not None else np.size(train[1])
+        source, "train", *train, len(classes) if named else np.size(train[1]), named
     )
     if classes is None:
         classes = [str(label) for label in range(int(train.labels.max()) + 1)]
@@ -80,7 +81,7 @@ def from_arrays(
     check_classes(source, train.labels, classes)
     if len(classes) < 2:
         raise DataError(f"{source}: only {len(classes)} class, want at least 2")
-    test = check_split(source, "test", *test, len(classes))
+    test = check_split(source, "test", *test, len(classes), named)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(
             f"{source}: test images are {_shape(test.images[0])}, "
@@ -152,7 +153,9 @@ def check_classes(source: str, labels: Array, classes: Sequence[str]) -> None:
     )
 
 
-def check_split(source: str, part: str, images: Array, labels: Array, num_classes: int) -> Split:
+def check_split(
+    source: str, part: str, images: Array, labels: Array, num_classes: int, named: bool = False
+) -> Split:
     """Check images and labels, and return them as a `Split`.
 
     The split has images [N, H, W, C] uint8 and labels [N] int32 within 0..num_classes-1; N > 0.
@@ -180,7 +183,10 @@ def check_split(source: str, part: str, images: Array, labels: Array, num_classe
     if low == high:
         raise DataError(f"{where}images is {low} everywhere, want images that differ")
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
-        raise DataError(f"{where}labels is {labels.dtype} {_shape(labels)}, want integers [N]")
+        hint = ", such as labels.astype(int)" if labels.dtype.kind == "f" else ""
+        raise DataError(
+            f"{where}labels is {labels.dtype} {_shape(labels)}, want integers [N]{hint}"
+        )
     if len(images) != len(labels):
         raise DataError(
             f"{where}labels has {len(labels)} rows for {len(images)} images, want as many"
@@ -188,7 +194,12 @@ def check_split(source: str, part: str, images: Array, labels: Array, num_classe
     outside = (labels < 0) | (labels >= num_classes)
     if outside.any():
         row = int(outside.argmax())
-        raise DataError(f"{where}labels[{row}] is {labels[row]}, want 0..{num_classes - 1}")
+        wanted = f"want 0..{num_classes - 1}"
+        if not named and part == "train":
+            wanted = "which is no class number; the setting labels maps labels to classes"
+        elif named:
+            wanted += f" for the {num_classes} classes with names"
+        raise DataError(f"{where}labels[{row}] is {labels[row]}, {wanted}")
     return Split(images, labels.astype(np.int32))
 
 
@@ -220,7 +231,8 @@ def read_npz(
     Raises `DataError`, which names the file and what is wrong with it.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such file, want an .npz with {', '.join(keys)}")
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise DataError(f"{path}: {what}, want an .npz with {', '.join(keys)}")
     arrays, key = {}, "it"
     try:
         # np.load would try a file that is not a zip as .npy, and suggest unpickling it.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,7 +89,7 @@ def make_hf(config: HfConfig) -> Dataset:
     )
 
 
-def _open(config: HfConfig) -> Mapping[str, Any]:
+def _open(config: HfConfig) -> Any:
     """Return the splits by name. `datasets` raises whatever its readers and its network raise."""
     try:
         import datasets

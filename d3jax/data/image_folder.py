@@ -116,6 +116,10 @@ def _parts(root: Path) -> tuple[str, ...]:
 
     Raises `DataError` where only one of the two exists.
     """
+    if root.is_dir():
+        for name in sorted(entry.name for entry in root.iterdir()):
+            if name.lower() in ("train", "test", "val") and not name.islower():
+                raise DataError(f"{root / name}: want a name in lower case, {name.lower()}/")
     tests = [name for name in ("test", "val") if (root / name).is_dir()]
     if (root / "val" / ANNOTATIONS).is_file():  # Tiny-ImageNet's test/ has no labels
         tests = ["val"]
@@ -130,7 +134,8 @@ def _class_names(path: Path) -> list[str]:
     """Return the names of the class folders in `path`, sorted, as numbers where all are numbers."""
     if not path.is_dir():
         raise DataError(f"{path}: no such folder, want one with a folder of images per class")
-    found = [entry.name for entry in path.iterdir() if entry.is_dir() and entry.name[0] != "."]
+    folders = [entry.name for entry in path.iterdir() if entry.is_dir()]
+    found = [name for name in folders if name[0] != "." and name != "__MACOSX"]
     if not found:
         raise DataError(f"{path}: has no folders inside, want one per class")
     for name in found:
@@ -159,7 +164,11 @@ def _files_by_class(path: Path, classes: list[str]) -> list[tuple[Path, int]]:
         files = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
         left_out.update(map(_kind, set(entries) - set(files)))
         if not files:
-            raise DataError(f"{folder}: has no images, want files like {names(sorted(SUFFIXES))}")
+            inside = [entry.name for entry in entries if entry.is_dir()]
+            hint = f"; it holds folders ({few(inside)}): is it the path to give?" if inside else ""
+            raise DataError(
+                f"{folder}: has no images, want files like {names(sorted(SUFFIXES))}{hint}"
+            )
         pairs += [(file, classes.index(name)) for file in files]
     if left_out:
         counts = few(f"{count} {kind}" for kind, count in sorted(left_out.items()))

@@ -62,8 +62,8 @@ def read_published(name: str, files: Files, size: int = 0) -> dict[str, np.ndarr
         raise DataError(
             f"{', '.join(map(str, files.values()))}: not the published archive of {name}: {error}"
         ) from error
-    arrays = dict(zip(NPZ_KEYS, (*train, *test), strict=True))
-    return arrays | {"class_names": np.array(classes)}
+    arrays = map(np.asarray, (*train, *test))
+    return dict(zip(NPZ_KEYS, arrays, strict=True)) | {"class_names": np.array(classes)}
 
 
 def local_files(name: str, source: Path) -> dict[str, Path]:

@@ -38,6 +38,8 @@ class Report(NamedTuple):
         for what, found in (("missing", self.missing), ("not in the net", self.extra)):
             if found:
                 parts.append(f"{len(found)} {what}: {_some(found)}")
+        if self.extra and not self.missing:
+            parts.append("model.ignore leaves tensors out by globs")
         if self.misshapen:
             shapes = [
                 f"{name} {list(theirs)} for {list(ours)}" for name, theirs, ours in self.misshapen
@@ -121,11 +123,19 @@ def _guess(model: str, entries: list[Entry], given: Mapping[str, Any]) -> str:
     return words
 
 
+def _is_float(value: Any) -> bool:
+    return jax.numpy.issubdtype(np.asarray(value).dtype, jax.numpy.floating)
+
+
 def check_weights(tensors: Mapping[str, Any], origin: str) -> None:
-    """Raise `CheckpointError` where a weight is not finite or a running variance is negative.
+    """Raise `CheckpointError` where a weight is no float or not finite, or a variance is negative.
 
     Variances are recognised by d3jax's or PyTorch's name.
     """
+    if broken := [name for name, value in tensors.items() if not _is_float(value)]:
+        raise CheckpointError(
+            f"{origin} holds weights that are integers, as of a quantised model: {_some(broken)}"
+        )
     if broken := [
         name for name, value in tensors.items() if not np.isfinite(np.asarray(value)).all()
     ]:

@@ -106,6 +106,10 @@ def _read_pickle(path: Path) -> Any:
                 "which only running its code could read; it was not run. "
                 "Save the state dict alone, best as .safetensors"
             ) from error
+        if isinstance(error, pickle.UnpicklingError):
+            raise CheckpointError(
+                f"{path}: is a pickle, but not of tensors that PyTorch saved; it was not run"
+            ) from error
         raise CheckpointError(
             f"{path}: cannot be read as a PyTorch file ({_line(error)})"
         ) from error

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from ..core.checks import check_built, check_labelled
 from ..core.errors import ConfigError
 from ..core.images import as_float
 from ..core.records import LogRecord
@@ -64,6 +65,8 @@ def invert(
     Raises `ConfigError` where there are fewer images than a batch has, or where a label is not a
     class.
     """
+    check_built(model=model, variables=variables)
+    check_labelled("images", images)
     labels = (
         np.arange(model_classes(model, variables, images))
         if labels is None

@@ -11,8 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32, Integer, UInt8
 
+from ..core.checks import check_built, check_labelled
+from ..core.errors import ConfigError
 from ..core.images import as_float, as_levels
-from ..core.types import Array, Attack, Model, Split, Variables, check_built
+from ..core.types import (
+    Array,
+    Attack,
+    Model,
+    Split,
+    Variables,
+)
 from ..data.batched import batched_map, batched_sums
 from ..data.drift import Drift, keys_of
 from ..runtime.compilation import fast
@@ -87,7 +95,8 @@ def make_evaluate(
     """Build `evaluate(variables, trigger, test) -> Counts`, which measures ACC, ASR and RA.
 
     It is `make_measure` without the score, and takes the same arguments. The counts are exact for
-    any number of test images. Raises `ConfigError` where the model or the attack was not built.
+    any number of test images. Raises `ConfigError` where the model or the attack was not built, and
+    `evaluate` where the test images are not uint8 or `num_classes` is not the model's.
     """
     check_built(model=model, attack=attack)
     measure = make_measure(model, attack, num_classes, batch_size, drift, trigger_first)
@@ -122,6 +131,8 @@ def make_measure(
         def count(*batch: Any) -> tuple[Counts, jax.Array]:
             return counts_of(variables, trigger, *batch, strengths)
 
+        check_built(variables=variables)
+        check_labelled("test", test, num_classes)
         counts, raised = batched_sums(count, *test, batch_size=batch_size)
         total = int(counts.triggered.sum())
         return counts, float(raised) / total if total else float("nan")
@@ -191,6 +202,10 @@ def _counts_of(
             else attack.stamp(trigger, move(clean))
         )
         logits = [model.apply(variables, x, train=False).logits for x in (move(clean), stamped)]
+        if logits[0].shape[-1] != num_classes:
+            raise ConfigError(
+                f"num_classes: {num_classes}, but the model has {logits[0].shape[-1]} classes"
+            )
         wanted = attack.relabel(labels)
         predicted, triggered = (one.argmax(-1) for one in logits)
         counts = count(predicted, triggered, labels, wanted, valid, num_classes)

@@ -34,7 +34,8 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
     - `asr_worst`: the highest ASR.
     - `misread`: whether RA is below `READ` of ACC on a seed.
     - `seconds`: the mean time, including the time of a search for a trigger.
-    - `guesses`: whether ACC is near chance, for rows that have their number of `classes`.
+    - `guesses`, `guessed`: whether ACC is near chance, after the defence and before it, for rows
+      that have their number of `classes`.
     - `untouched`: the number of seeds on which a defence found nothing to repair.
     - `searched`: what a search for a trigger found, None for defences that do not search.
     - `published`: the published numbers of the rows, joined, None without any.
@@ -89,8 +90,10 @@ def _summary(key: tuple[str, ...], group: list[Row], before: Mapping[tuple[Any, 
         str(row["published"]) for row in group if row.get("published") not in (None, "none")
     )
     chance = 1 / group[0]["classes"] if group[0].get("classes") else -1
+    first = _finite(before.get(_run(row), {}).get("acc") for row in group)
     return summary | {
-        "guesses": summary["acc"] is not None and summary["acc"] <= chance + NEAR * (1 - chance),
+        "guesses": _near(summary["acc"], chance),
+        "guessed": _near(statistics.fmean(first) if first else None, chance),
         "n": len(_finite(row["acc"] for row in group)),
         "failed": len(failures),
         "status": failures[0] if failures else "ok",
@@ -103,6 +106,11 @@ def _summary(key: tuple[str, ...], group: list[Row], before: Mapping[tuple[Any, 
         "untouched": sum(row["target"] == -1 for row in searched),
         "searched": "; ".join(dict.fromkeys(_searched(row) for row in searched)) or None,
     }
+
+
+def _near(acc: float | None, chance: float) -> bool:
+    """Return whether an accuracy is near chance: no image is classified better than by guessing."""
+    return acc is not None and acc <= chance + NEAR * (1 - chance)
 
 
 def _searched(row: Row) -> str:
@@ -134,12 +142,14 @@ def verdict(row: Row) -> str:
     if not row["n"]:
         return row["status"] if row["failed"] else ""
     guesses = "ACC near chance" if row["guesses"] else ""
+    if row["guesses"] and (row["defense"] == "none" or row["guessed"]):
+        return ", ".join(filter(None, (guesses, failed)))
     if row["asr"] is None:
         return ", ".join(filter(None, (guesses, failed)))
     if row["untouched"] == row["n"]:
         return ", ".join(filter(None, ("not repaired: no class flagged", failed)))
     kept = "" if row["kept"] == row["n"] else f" on {row['kept']} of {row['n']} seeds"
-    if row["guesses"] and row["defense"] != "none":
+    if row["guesses"]:
         return ", ".join(filter(None, ("model lost", failed)))
     if row["defense"] == "none":
         words = f"backdoor works{kept}" if row["kept"] else "backdoor does not work"

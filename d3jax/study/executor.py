@@ -166,6 +166,8 @@ def _run_loops(
                 queue[:0] = [group[:half], group[half:]]
                 continue
             outcomes = [error]
+        except StoppedError:
+            raise
         except Exception as error:
             if jax.process_count() > 1:
                 raise

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
+from ..core.checks import check_built
 from ..core.errors import AttackError
 from ..core.images import as_float, as_levels
 from ..core.random import stream
-from ..core.types import Attack, Batch, Prepared, Split, check_built
+from ..core.types import Attack, Batch, Prepared, Split
 from ..data.batched import batched_map
 from .victim import poisoned_rows
 

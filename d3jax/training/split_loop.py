@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..core.checks import check_built, check_labelled
 from ..core.types import Params, Split, Variables
 from .loop import TrainLoop
 from .step import (
@@ -42,6 +43,8 @@ def split_loop(
     The parameters are projected by `project` after every step. `loss` and `project` read
     `reference_params` and `loss_inputs` from their argument `data`. Every epoch is a new shuffle.
     """
+    check_built(variables=variables)
+    check_labelled("images", split)
     size = len(split.labels)
     rows = make_rows(size=size, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
     step = make_train_step(

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 from ..config.recipes import TrainConfig
-from ..core.errors import AttackError
+from ..core.checks import check_built, check_labelled
+from ..core.errors import AttackError, ConfigError
 from ..core.random import stream
 from ..core.records import LogRecord
 from ..core.types import (
@@ -22,7 +23,6 @@ from ..core.types import (
     Split,
     TrainState,
     Variables,
-    check_built,
 )
 from ..data.augment import make_augment
 from ..data.batching import epoch_plan
@@ -65,10 +65,13 @@ def train_backdoored(
     `config` where the attack wants one. `hooks` apply only to the training on poisoned data. The
     result has the variables of the last step, as is usual in the field.
 
-    Raises `AttackError` where the data set has too few images for the attack, and `DivergedError`
-    where the loss is not finite.
+    Raises `DataError` where images are not uint8 or labels are not classes, `AttackError` where the
+    data set has too few images for the attack, and `DivergedError` where the loss is not finite.
     """
-    check_built(model=model, attack=attack)
+    check_built(model=model, attack=attack, dataset=dataset)
+    if not isinstance(config, TrainConfig):
+        raise ConfigError(f"config: want a d3jax.TrainConfig, got a {type(config).__name__}")
+    check_labelled("dataset.train", dataset.train, dataset.info.num_classes)
     prepared = None
     if attack.preparation:
         wanted = attack.preparation.surrogate

@@ -64,8 +64,10 @@ def test_an_empty_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
-        ("{3: [1]}", "want a mapping of settings to lists of values"),
+        ("{3: [1]}", "want a mapping of settings to lists of at least one value"),
         (f"{{lam: {list(range(200))}, eps: {list(range(200))}}}", "asks for 40000 entries"),
+        ("{lam: []}", "want a mapping of settings to lists of at least one value"),
+        ("{label: [a, b]}", "label cannot be swept; write an entry for each"),
     ],
 )
 def test_sweeps_that_are_too_large_or_lack_names_are_refused(sweep, message):

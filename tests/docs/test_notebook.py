@@ -1,4 +1,4 @@
-"""The notebook runs from the first cell to the last, and its numbers are those that its text speaks of."""
+"""The notebook runs from its first cell to its last, and gives the numbers in its text."""
 
 import json
 from pathlib import Path

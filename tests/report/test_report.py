@@ -349,14 +349,15 @@ def test_page_names_models_with_an_accuracy_near_chance(tmp_path):
     for label, acc, asr in (("none", 0.15, 0.9), ("ft", 0.6, 0.9), ("np", 0.19, 0.0)):
         run.model(label, acc=acc, asr=asr, more={"classes": 10}.items())
     text = report_of(run).text
-    assert "backdoor works, ACC near chance" in text and "model lost" in text
-    assert "kept 60.00" in text
+    assert "ACC near chance" in text and "backdoor works, ACC" not in text
+    assert "kept 60.00" in text and "ACC near chance 19.00" in text
     assert "The model has learned almost nothing (ACC 15.0 %)" in text
     assert "10 % of the way from chance" in text
     two = report.summarise(
         [row(acc=0.56, classes=2), row("ft", acc=0.54, classes=2), row("np", acc=0.01)]
     )
     assert [one["guesses"] for one in two] == [False, True, False]
+    assert [report.verdict(one) for one in two[:2]] == ["backdoor works", "model lost"]
 
 
 def external(path, detected=True):

@@ -152,7 +152,11 @@ from ..helpers.studies import TINY
             "a sweep belongs in an entry of attacks, detections, evolutions or defenses",
         ),
         (["--config", "{tiny}", "--loop.devices", "99"], 2, "99 asked for, there are 4"),
-        (["--config", "{tiny}", "--report"], 1, ""),
+        (["--config", "{tiny}", "--report"], 2, "nothing was computed there"),
+        (["--confg", "{tiny}"], 2, "--confg is no option and no setting; did you mean 'config'?"),
+        (["--config", "{tiny}", "--workdri", "x"], 2, "did you mean 'workdir'?"),
+        (["--config", "{tiny}", "--seeds", "[0]", "--seeds", "[1]"], 2, "--seeds is given twice"),
+        (["--list", "badnet"], 2, "did you mean 'badnets'?"),
     ],
 )
 def test_errors_print_one_line_and_set_the_exit_code(

@@ -9,6 +9,7 @@ import jax
 import optax
 
 from ...config.recipes import ScheduleConfig
+from ...core.checks import check_labelled
 from ...core.types import DataInfo, Model, Params, Repair, Repaired, Split, Variables
 from ...data.augment import make_augment
 from ...data.batching import epoch_plan
@@ -56,6 +57,7 @@ def repair_loop(
     `fixed` is a pytree of Python bools with the structure of the parameters. Parameters marked True
     stay unchanged, also under weight decay. `drop_last` is passed to `epoch_plan`.
     """
+    check_labelled("reserved", reserved)
     steps_per_epoch, batch_size = epoch_plan(
         len(reserved.labels), schedule.batch_size, drop_last=drop_last
     )
