@@ -57,7 +57,7 @@ FIRST = OptimConfig(lr=0.01, nesterov=True, weight_decay=1e-4, schedule="constan
 
 At ABL's learning rate of 0.1, PreActResNet18 at width 64 becomes NaN within 20 steps. This net has
 no norm before its classifier. BackdoorBench gives ABL 0.01 on it. Nets of width 8 and 16 can be
-trained at 0.1 (BUILD_NOTES).
+trained at 0.1 (see docs/departures.md).
 """
 UNLEARN = functools.partial(
     UnlearnConfig,
@@ -78,7 +78,7 @@ UNLEARN = functools.partial(
   in stage 3.
 
 These settings were chosen by the poison flags of the training images, which a defender does not
-have (BUILD_NOTES).
+have (see docs/results/dlp.md).
 """
 
 
@@ -92,7 +92,7 @@ class DLPConfig:
 
     The defaults spare every class. They therefore keep the backdoor if a whole class is poisoned,
     as by a clean-label attack at a high rate. To give up the suspects' class instead, poisoned or
-    not, set `trials=0`, `least=0` and an `unlearn` with `trusted="all"` (BUILD_NOTES).
+    not, set `trials=0`, `least=0` and an `unlearn` with `trusted="all"`.
     """
 
     stages: Literal["1", "12", "13", "123"] = option(
