@@ -1,6 +1,6 @@
-"""Draw docstrings of the package at random, to see whether a stranger understands their first lines.
+"""Draw docstrings of the package at random, to test whether a stranger understands them.
 
-A reader who has not seen the code says for each line what the object does; a second person
+A reader who has not seen the code says for each first line what the object does. A second person
 compares that with the code. What came of it: benchmarks/results/docstrings.md.
 
 Command: python benchmarks/docstrings.py --count 40 --seed 38 [--places]

@@ -44,10 +44,10 @@ def verdict(rows: list[dict[str, str]], now: bool) -> tuple[list[str], bool]:
 
 
 def main() -> None:
-    """Print the flagged classes of every model, and how often each rule is right."""
+    """Print a line a model, and for each search the shares of right verdicts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="+", type=Path)
-    counts: dict[tuple[bool, bool], list[bool]] = defaultdict(list)
+    counts: dict[tuple[str, bool, bool], list[bool]] = defaultdict(list)
     print("No published number stands beside these.\n")
     for path in parser.parse_args().rows:
         for name, rows in models_of(path).items():
@@ -55,19 +55,20 @@ def main() -> None:
             words = []
             for now in (False, True):
                 flagged, right = verdict(rows, now)
-                counts[attacked, now].append(right)
+                counts[name[-1], attacked, now].append(right)
                 words.append(f"{'now' if now else 'before'} {', '.join(flagged) or 'none'}")
             print(f"{' '.join(name)}: flagged {'; '.join(words)}")
-    print()
-    for attacked, what in ((True, "target flagged"), (False, "clean model not flagged")):
-        for now in (False, True):
-            right = counts[attacked, now]
-            low, high = binomtest(sum(right), len(right)).proportion_ci(method="wilson")
-            when = "now" if now else "before"
-            print(
-                f"{what}, {when}: {sum(right)} of {len(right)} "
-                f"({100 * low:.0f} to {100 * high:.0f} %)"
-            )
+    for search in dict.fromkeys(name for name, _, _ in counts):
+        print(f"\n{search}")
+        for attacked, what in ((True, "target flagged"), (False, "clean model not flagged")):
+            for now in (False, True):
+                right = counts[search, attacked, now]
+                if not right:
+                    continue
+                low, high = binomtest(sum(right), len(right)).proportion_ci(method="wilson")
+                when = "now" if now else "before"
+                share = f"{sum(right)} of {len(right)} ({100 * low:.0f} to {100 * high:.0f} %)"
+                print(f"{what}, {when}: {share}")
 
 
 if __name__ == "__main__":

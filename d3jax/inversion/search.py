@@ -200,6 +200,10 @@ def _metrics(progress: SearchState, found: Reported) -> Metrics:
     }
 
 
+HIGHEST = 1e6
+"""The highest cost: the size of a trigger has a million times the weight of the cross-entropy."""
+
+
 def adapt(
     progress: SearchState, before: Params, after: Params, config: InversionConfig
 ) -> tuple[Params, SearchState]:
@@ -209,6 +213,9 @@ def adapt(
     `patience` passes in a row at the threshold set the initial cost. From then on, each such row
     raises it, and each row below the threshold lowers it. A label is done when its cost has both
     risen and fallen and no smaller trigger was found in `stop` passes.
+
+    The cost rises to `HIGHEST` at most, which counts as a fall. Otherwise the cost of a trigger
+    that cannot shrink, such as one saturated pixel, doubles until it overflows.
 
     A trigger of pixel is kept only if both its size and its count of pixels are smaller. The search
     then continues from it, tidied.
@@ -248,13 +255,14 @@ def adapt(
         * jnp.where(rise, config.up, 1)
         / jnp.where(fall, config.down, 1)
     )
+    cost, highest = jnp.minimum(cost, HIGHEST), cost >= HIGHEST
     return after, kept._replace(
         cost=cost,
         begun=jnp.where(first, 0, begun),
         above=jnp.where(rise, 0, above),
         below=jnp.where(fall, 0, below),
         went_up=(progress.went_up & ~first) | rise,
-        went_down=(progress.went_down & ~first) | fall,
+        went_down=(progress.went_down & ~first) | fall | highest,
     )
 
 

@@ -22,7 +22,7 @@ from d3jax.inversion import (
     success_of,
 )
 from d3jax.inversion.parameters import count_of, size_of, tidy, trigger_of
-from d3jax.inversion.search import adapt, start
+from d3jax.inversion.search import HIGHEST, adapt, start
 from d3jax.training import Hooks
 
 CHECK = [50, 52, 49, 51, 5, 48, 50, 53, 47, 50]
@@ -136,6 +136,8 @@ def plain_schedule(rates, sizes, config):
             above, up, cost = 0, True, cost * config.up
         elif below >= config.patience:
             below, down, cost = 0, True, cost / config.down
+        if cost >= HIGHEST:  # a departure: it is unbounded in Neural Cleanse
+            cost, down = HIGHEST, True
         costs.append(cost)
         if over:
             break
@@ -173,6 +175,19 @@ def test_cost_schedule_matches_neural_cleanse_pass_by_pass(seed):
         ended += count < passes
     assert any(float(cost.max()) > config.cost for cost in costs)
     assert seed or ended  # with seed 0, some label stops early
+
+
+def test_a_trigger_that_cannot_shrink_ends_at_the_highest_cost():
+    config = InversionConfig()
+    step = jax.jit(lambda progress, raw: adapt(progress, raw, raw, config)[1])
+    progress = start(jax.random.key(0), jnp.arange(1), (2, 2, 1), config).carry
+    while progress.active.any() and progress.passes < config.passes:
+        progress = progress._replace(turned=jnp.ones(1), seen=jnp.ones(1), size=jnp.ones(1))
+        progress = step(progress, progress.raw)
+    assert progress.cost == HIGHEST
+    rises = np.ceil(np.log2(HIGHEST / config.cost)) + 1
+    assert config.patience * rises <= progress.passes < config.patience * (rises + 2)
+    assert progress.least == 1
 
 
 def test_triggers_and_penalised_sizes_match_the_published_formulas():
