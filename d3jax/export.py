@@ -56,7 +56,7 @@ def export(
 
 
 def _run_folder(config: Path) -> Path:
-    """Return the run folder that belongs to a config if none is given."""
+    """Return the run folder that a study's config file implies if none is given."""
     return config.parent if config.name == "config.yaml" else Path("runs") / config.stem
 
 

@@ -63,7 +63,7 @@ USAGE = "python -m d3jax.run --config FILE [--workdir DIR] [--section.key VALUE 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one study and return the exit code (see `runtime.commands`)."""
+    """Run one study from the command line `argv` and return the exit code."""
     options: list[argparse.Namespace] = []
 
     def work() -> int:
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _several(options: Sequence[argparse.Namespace]) -> bool:
-    """Return whether this process is one of several, as --distributed says."""
+    """Return whether --distributed was given, so that this is one of several processes."""
     return any(one.distributed is not None for one in options)
 
 
@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _leave(code: int) -> typing.NoReturn:
-    """End one of several processes at once, without waiting for the others.
+    """End this process of a multi-process study at once, without waiting for the others.
 
     A regular exit would wait for the other processes, which wait for this one.
     """
@@ -153,7 +153,7 @@ def _leave(code: int) -> typing.NoReturn:
 
 
 def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
-    """Do what the parsed command line asks for, and return the exit code."""
+    """Do what the parsed command line of `d3jax.run` asks for, and return the exit code."""
     if not options.config and options.list is None:
         raise ConfigError(f"no --config given; usage: {USAGE}")
     from d3jax.runtime.distributed import bring_up, check_place
@@ -192,7 +192,7 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
 
 
 def _list(registries: Registries, wanted: str) -> None:
-    """Print every component with its settings, or those of one name or registry.
+    """Print all attacks, defences, models, … with settings, or those of one name or registry.
 
     Raises `ConfigError` if no component or registry is called `wanted`.
     """
@@ -211,7 +211,10 @@ def _list(registries: Registries, wanted: str) -> None:
 
 
 def _part(text: str | None) -> tuple[int, int] | None:
-    """Return "3/8" as (3, 8), and None as None. Raises `ConfigError` for anything else."""
+    """Parse the option --part: return "3/8" as (3, 8), and None as None.
+
+    Raises `ConfigError` for anything else.
+    """
     if text is None:
         return None
     match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
@@ -221,7 +224,7 @@ def _part(text: str | None) -> tuple[int, int] | None:
 
 
 def _overrides(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Return overrides such as `--a.b value` and `--a.b=value` as pairs (key, value).
+    """Parse command-line overrides such as `--a.b value` and `--a.b=value` to pairs (key, value).
 
     Raises `ConfigError` for anything else.
     """
@@ -275,7 +278,7 @@ def _settings() -> str:
 
 
 def _table(rows: Sequence[tuple[str, str, str]], indent: str) -> str:
-    """Return rows (key, default, help text) as indented lines."""
+    """Return rows (key, default, help text) of settings as indented lines of text."""
     return (
         "\n".join(f"{indent}--{key} {default}\n{indent}      {doc}" for key, default, doc in rows)
         + "\n"
@@ -283,7 +286,7 @@ def _table(rows: Sequence[tuple[str, str, str]], indent: str) -> str:
 
 
 def command() -> typing.NoReturn:
-    """Run the command as the whole program: the entry of `d3jax` and `python -m d3jax.run`."""
+    """Run a study as the whole program: the entry of `d3jax` and `python -m d3jax.run`."""
     huge_pages.start_again()
     program(main)
 

@@ -68,11 +68,11 @@ class Fixture(NamedTuple):
 
     @property
     def before(self) -> Counts:
-        """Return the counts of the backdoored model on the test set."""
+        """Return the `Counts` of the fixture's backdoored model on the test set."""
         return self.evaluate(self.model, self.variables)
 
     def evaluate(self, model: Model, variables: Variables) -> Counts:
-        """Return the counts of a model on the test set, clean and with the fixture's trigger."""
+        """Return a model's `Counts` on the fixture's test images, clean and triggered."""
         classes = self.dataset.info.num_classes
         return make_evaluate(model, self.attack, classes)(
             variables, self.trigger, self.dataset.test
@@ -80,7 +80,10 @@ class Fixture(NamedTuple):
 
 
 def make_fixture(build: Callable[[DataInfo], Model], seed: int = 0) -> Fixture:
-    """Train and return a fixture of the architecture `build(info) -> Model`, in 250 steps."""
+    """Train a small backdoored model of the architecture `build(info)`; return it as a `Fixture`.
+
+    `build(info)` returns a `Model`. The training has 250 steps.
+    """
     settings = {"size": 12, "channels": 3, "classes": 4, "train": 400, "test": 130, "noise": 0.15}
     dataset = synthetic(**settings).build()
     model, attack = build(dataset.info), badnets(rate=0.1).build(dataset.info)
@@ -99,7 +102,7 @@ def make_fixture(build: Callable[[DataInfo], Model], seed: int = 0) -> Fixture:
 def check_attack(
     attack: Attack, info: DataInfo, *, tolerance: float = 1e-6, eager: bool = True
 ) -> None:
-    """Check the contract of an attack on random images of a data set.
+    """Check the contract of an `Attack` on random images of a data set's shape.
 
     - `init` gives equal triggers for equal keys.
     - `stamp` keeps shape, dtype and range. Its results under jit are equal to `tolerance`.
@@ -151,7 +154,7 @@ def check_attack(
 
 
 def check_model(model: Model, info: DataInfo) -> None:
-    """Check the contract of a model: shapes, finite logits and its use of running statistics.
+    """Check the contract of a `Model`: shapes, finite logits and its use of running statistics.
 
     `init` gives equal variables for equal keys. The logits have the right shape and are finite.
     Running statistics change in training only. `activations` gives the shapes of the features.
@@ -176,7 +179,7 @@ def check_model(model: Model, info: DataInfo) -> None:
 
 
 def check_dataset(dataset: Dataset) -> None:
-    """Check the contract of a data set: array types and shapes, and that every class occurs.
+    """Check the contract of a `Dataset`: array types and shapes, and that every class occurs.
 
     Images are uint8 of the shape in `info`, and labels int32. The training set and the test set
     contain every class. `mean` and `std` have one value per channel.
@@ -201,7 +204,7 @@ def check_repair(
     drop: float = 0.2,
     **given: Any,
 ) -> Repaired:
-    """Check the contract of a repair on a fixture and return its result.
+    """Check the contract of a `Repair` on a `Fixture` and return the `Repaired` result.
 
     - Its `check` accepts the fixture.
     - Equal keys give equal variables, of the structure that `network` declares.
@@ -237,7 +240,7 @@ def check_repair(
 def check_training_defense(
     defense: TrainingDefense, fixture: Fixture, *, asr: float = 1.0, acc: float = 0.5
 ) -> Trained:
-    """Check the contract of a training-time defence on a fixture's poisoned set; return its result.
+    """Check a training-time defence's contract on a `Fixture`; return the `Trained` result.
 
     - Equal keys give equal variables.
     - The given variables and images are not modified.
@@ -269,7 +272,7 @@ def check_training_defense(
 def check_sample_detector(
     detector: SampleDetector, fixture: Fixture, *, auroc: float = 0.0
 ) -> Scored:
-    """Check the contract of a detector of poisoned samples on a fixture and return its result.
+    """Check the contract of a poisoned-sample detector on a `Fixture`; return its `Scored`.
 
     Every row has a score and a flag. Equal keys give equal results. The AUROC of the scores on the
     fixture is at least `auroc`.
@@ -294,7 +297,7 @@ def check_sample_detector(
 def check_input_detector(
     detector: InputDetector, fixture: Fixture, *, auroc: float = 0.0
 ) -> Scored:
-    """Check the contract of a detector of triggered inputs on a fixture and return its result.
+    """Check the contract of a triggered-input detector on a `Fixture`; return its `Scored`.
 
     Every image has a score and a flag. A score does not depend on the other images of the batch.
     The AUROC is at least `auroc`. The result is for all clean test images, followed by the
@@ -326,7 +329,7 @@ def check_input_detector(
 def check_model_detector(
     detector: ModelDetector, fixture: Fixture, *, flags: bool | None = None
 ) -> Verdict:
-    """Check the contract of a model detector on a fixture and return its verdict.
+    """Check the contract of a `ModelDetector` on a `Fixture` and return its `Verdict`.
 
     The evidence has the shapes and dtypes that `like` declares. The scores and the other columns
     have one value per class. If `flags` is True, the verdict must name the attacker's class. If it
@@ -364,7 +367,7 @@ def check_refuses(check: Callable[..., None], *given: Any, words: str) -> None:
 
 
 def _check_scored(found: Scored, size: int) -> None:
-    """Check that `found` has `size` scores without NaN, and as many flags."""
+    """Check that a detector's result has `size` scores without NaN, and as many flags."""
     _require(isinstance(found, Scored), f"score: returned a {type(found).__name__}, want a Scored")
     scores, flagged = (np.asarray(part) for part in found)
     _require(scores.shape == (size,), f"scores: shape {scores.shape}, want ({size},)")
@@ -374,7 +377,7 @@ def _check_scored(found: Scored, size: int) -> None:
 
 
 def _require_kind(given: Any, kind: type) -> None:
-    """Raise `AssertionError` if `given` is not of the type `kind`."""
+    """Raise `AssertionError` if an argument of a contract check is not of the type `kind`."""
     hint = "; call its build(info)" if hasattr(given, "build") else ""
     name = type(given).__name__
     _require(isinstance(given, kind), f"want the type {kind.__name__}, got {name}{hint}")

@@ -92,6 +92,23 @@ def rates(
     return markdown(head, kept)
 
 
+def extra(
+    name: str, column: str, attacks: Mapping[str, str], defenses: Mapping[str, str]
+) -> str:
+    """Return a table of one column in percent: attacks down, defences across."""
+    rows = rows_of(name)
+    lines = [
+        [title]
+        + [
+            percent(row[column] for row in _models(own, label))
+            for own in [[row for row in rows if row["attack"] == attack]]
+            for label in defenses
+        ]
+        for attack, title in attacks.items()
+    ]
+    return markdown([f"`{column}`", *defenses.values()], lines)
+
+
 def _models(rows: Sequence[Row], label: str) -> list[Row]:
     """Return the rows of one defence; a backdoored model that several seeds share counts once."""
     own = [row for row in rows if row["defense"] == label]
@@ -214,7 +231,7 @@ def pages() -> dict[Path, str]:
     )
     environment.globals |= {
         "before_table": before_table, "columns": columns, "commits": commits,
-        "components": components, "first_table": first_table, "load": load, "outcomes": outcomes,
+        "components": components, "extra": extra, "first_table": first_table, "load": load, "outcomes": outcomes,
         "percent": percent, "printed": printed, "rates": rates,
         "rows_of": rows_of, "settings": settings, "source": source, "spread": spread,
         "study_settings": lambda: settings(describe(StudyConfig)),

@@ -1,4 +1,4 @@
-"""Analysis of models: their features, the loss landscape between them, and forgetting."""
+"""Analysis of backdoored and repaired models: features, loss landscape, and forgetting."""
 
 from .features import penultimate, project, separation
 

@@ -28,7 +28,7 @@ def penultimate(
     images: UInt8[Array, "N H W C"],
     batch_size: int = 500,
 ) -> Float32[np.ndarray, "N D"]:
-    """Return the penultimate features [N, D] float32 of uint8 images [N, H, W, C], in eval mode.
+    """Return a model's penultimate features [N, D] of uint8 images [N, H, W, C], in eval mode.
 
     They are the input of the classifier. Raises `ConfigError` where the model names no such
     features.
@@ -54,7 +54,7 @@ def separation(
     labels: Integer[np.ndarray, " N"],
     twins: Integer[np.ndarray, " M"],
 ) -> dict[str, float]:
-    """Return two measures of how far triggered features lie from those of their clean twins.
+    """Return a dict of two measures of how far features of triggered images are from clean ones.
 
     Args:
         clean: features [N, D] of clean images of the classes `labels` [N].
@@ -123,7 +123,7 @@ def compare_features(
     stamp: Callable[[Array], Array],
     relabel: Callable[[Array], Array],
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Return projections and the `separation` of features of images and of their triggered twins.
+    """Return 2-D projections and measures of separation of clean and triggered images' features.
 
     `images` are uint8 [N, H, W, C]. They are triggered where the attacker wants another class
     (`relabel`), which gives M of them. The projections by `pca` and `tsne` are points [N + M, 2],

@@ -19,11 +19,11 @@ import numpy as np
 
 
 def moment(features: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Return the second moment [D + 1, D + 1] float64 of features [N, D] and a constant 1.
+    """Return the second moment [D + 1, D + 1] of features [N, D] with a constant 1 appended.
 
-    The constant stands for the bias. `weights` [N] weigh the rows. The weights may be p (1 − p),
-    where p is the probability of the target. The moment is then the curvature of softmax
-    cross-entropy for the target's logit.
+    It is float64. The constant stands for the bias. `weights` [N] weigh the rows. The weights may
+    be p (1 − p), where p is the probability of the target. The moment is then the curvature of
+    softmax cross-entropy for the target's logit.
     """
     features = np.concatenate(
         [np.asarray(features, np.float64), np.ones((len(features), 1))], axis=1
@@ -33,7 +33,7 @@ def moment(features: np.ndarray, weights: np.ndarray | None = None) -> np.ndarra
 
 
 def spectrum(direction: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the eigenvalues of a `moment`, and the share of a direction along each eigenvector.
+    """Return a second moment's eigenvalues, and a trigger direction's share on each eigenvector.
 
     The eigenvalues [D + 1] are sorted, largest first. The shares [D + 1] are parts of |d|² of a
     direction d [D].
@@ -50,7 +50,7 @@ def retained(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
 ) -> np.ndarray:
-    """Return the share [T] of dᵀ(w − w*) that remains after each update.
+    """Return the share [T] of a backdoor, dᵀ(w − w*), that a linear model keeps after each update.
 
     Args:
         direction: d [D], not 0.

@@ -35,11 +35,11 @@ Models = Mapping[str, Variables]
 
 
 class Survey(NamedTuple):
-    """The losses on all lines and in the plane, and the changes of all tensors.
+    """The losses between a victim and repaired models, and the changes of all weight tensors.
 
-    `lines` has the losses at `ts` [T], by model and by treatment of BatchNorm's statistics.
-    `arrays` has all results by the names of `results.artifacts.LandscapeArrays`. `tensors` has the
-    names of the parameters.
+    The losses are those on all lines and in the plane. `lines` has the losses at `ts` [T], by model
+    and by treatment of BatchNorm's statistics. `arrays` has all results by the names of
+    `results.artifacts.LandscapeArrays`. `tensors` has the names of the parameters.
     """
 
     ts: np.ndarray
@@ -48,7 +48,7 @@ class Survey(NamedTuple):
     tensors: list[str]
 
     def path_rows(self) -> Iterator[dict[str, Any]]:
-        """Yield a table row for every model, treatment of the statistics and point of a line."""
+        """Yield a table row of losses per repaired model, BatchNorm treatment and line point."""
         for model, kinds in self.lines.items():
             for kind, losses in kinds.items():
                 for i, t in enumerate(self.ts):
@@ -56,7 +56,7 @@ class Survey(NamedTuple):
                     yield row | {name: float(part[i]) for name, part in losses._asdict().items()}
 
     def change_rows(self) -> Iterator[dict[str, Any]]:
-        """Yield a table row for every model and tensor, with how far the tensor moved."""
+        """Yield a table row per repaired model and weight tensor: how far the tensor moved."""
         for model in self.lines:
             for i, tensor in enumerate(self.tensors):
                 moved = {part: self.arrays[f"{model}/{part}"][i] for part in ("norm", "relative")}
@@ -73,10 +73,10 @@ def survey(
     reserved: Split,
     points: int,
 ) -> Survey:
-    """Return the losses between a `victim` (variables and trigger) and each of `models`, by name.
+    """Compute a `Survey` of clean and backdoor losses between a victim and its repaired models.
 
-    `reserved` images estimate BatchNorm's statistics. `points` is the number of points of a line
-    besides 0 and 1.
+    `victim` has variables and a trigger, and `models` maps names to variables. `reserved` images
+    estimate BatchNorm's statistics. `points` is the number of points of a line besides 0 and 1.
     """
     test = Split(*(jnp.asarray(part[:MEASURED]) for part in test))
     half = Split(*(part[: MEASURED // 2] for part in test))
@@ -100,7 +100,7 @@ def survey(
 def _second_order(
     model: Model, attack: Attack, victim: Any, models: Models, images: Split
 ) -> Arrays:
-    """Return the backdoor loss to second order on every line, and its Hessian's eigenvalues."""
+    """Return Taylor terms of the backdoor loss towards repaired models, and Hessian eigenvalues."""
     params = victim.variables.params
     rows = np.flatnonzero(np.asarray(attack.relabel(images.labels) != images.labels))
     pixels, labels = as_float(images.images[rows]), images.labels[rows]
@@ -115,7 +115,7 @@ def _second_order(
 
 
 def _plane(model: Model, attack: Attack, victim: Any, models: Models, images: Split) -> Arrays:
-    """Return the losses in the plane through the victim and the first two models.
+    """Return arrays of losses in the plane through a victim and the first two repaired models.
 
     Returns {} for fewer than two models, or where the three lie on a line.
     """
@@ -137,7 +137,7 @@ def _plane(model: Model, attack: Attack, victim: Any, models: Models, images: Sp
 
 
 def _changes(before: Variables, models: Models) -> tuple[Arrays, list[str]]:
-    """Return how every tensor changed from the victim to each model, and the tensors' names."""
+    """Return every weight tensor's change from a victim to repaired models, and tensor names."""
     after = [jax.device_get(variables.params) for variables in models.values()]
     found = dict(zip(models, changes(jax.device_get(before.params), after), strict=True))
     first = next(iter(found.values()))

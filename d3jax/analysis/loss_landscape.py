@@ -38,7 +38,7 @@ Numbers = Sequence[float] | Float[np.ndarray, " n"]
 
 
 class Losses(NamedTuple):
-    """Clean loss, backdoor loss, ACC and ASR at some points [...].
+    """Clean loss, backdoor loss, ACC and ASR of models at points of weight space, as arrays [...].
 
     `clean_loss` is the mean cross-entropy (nats) of clean images under their labels.
     `backdoor_loss` is that of triggered images under the class that the attacker wants. Images of
@@ -52,7 +52,7 @@ class Losses(NamedTuple):
 
 
 def mixed(models: Sequence[Variables], weights: Numbers) -> Variables:
-    """Return the weighted mixture of several models, whose weights sum to 1.
+    """Return the weighted mean of several models' variables, for weights that sum to 1.
 
     Beyond the models some weights are below 0. At a model the mixture is exactly that model.
     Statistics called `var` are mixed by their logarithms, because on a straight line they would be
@@ -86,7 +86,11 @@ def mixed(models: Sequence[Variables], weights: Numbers) -> Variables:
 
 @functools.lru_cache(maxsize=32)
 def _sums(model: Model, attack: Attack) -> Callable[..., jax.Array]:
-    """Build a function that returns the sums [P, 6] for `Losses`, of P models on one batch."""
+    """Build a function that sums losses, hits and image counts of P models on a batch, [P, 6].
+
+    The six are loss, hits and number of images, first clean, then triggered. `Losses` are computed
+    from them.
+    """
 
     def sums(
         variables: Variables,
@@ -137,11 +141,11 @@ def losses_at(
     batch_size: int = 500,
     together: int | None = None,
 ) -> Losses:
-    """Return the `Losses` [n] of n models, such as the points of a line or a plane.
+    """Return clean loss, backdoor loss, ACC and ASR of n models, such as points of a line.
 
-    One compiled program takes `together` points at a time. None means eight, and one on CPU, whose
-    convolutions with the weights of several nets at once are five times slower. The backdoor loss
-    and the ASR are NaN where no image is counted.
+    The result is `Losses` [n]. One compiled program takes `together` points at a time. None means
+    eight, and one on CPU, whose convolutions with the weights of several nets at once are five
+    times slower. The backdoor loss and the ASR are NaN where no image is counted.
     """
     found = []
     together = together or (1 if jax.default_backend() == "cpu" else 8)
@@ -170,11 +174,12 @@ def path_losses(
     statistics: Statistics = "interpolated",
     reserved: Split | None = None,
 ) -> Losses:
-    """Return the `Losses` [T] on the line through two models: `first` at t = 0, `second` at t = 1.
+    """Return clean and backdoor loss, ACC and ASR at points t of the line through two models.
 
-    BatchNorm's statistics are "interpolated" as the parameters are, or "estimated" again at every
-    point from the `reserved` images. Estimated ones are not a model's own at 0 and 1 either. Or
-    they are those of the "first" model, as in a Taylor expansion there.
+    The result is `Losses` [T]. The model `first` is at t = 0 and `second` at t = 1. BatchNorm's
+    statistics are "interpolated" as the parameters are, or "estimated" again at every point from
+    the `reserved` images. Estimated ones are not a model's own at 0 and 1 either. Or they are those
+    of the "first" model, as in a Taylor expansion there.
     """
 
     def points() -> Iterator[Variables]:
@@ -192,7 +197,7 @@ def path_losses(
 
 
 class Plane(NamedTuple):
-    """The plane through the parameters of three models.
+    """The plane through three models' parameters: directions `u` and `v`, and coordinates `places`.
 
     `u` and `v` are orthonormal directions of parameters. `places` [3, 2] are the models'
     coordinates in the plane, the first at (0, 0).
@@ -204,7 +209,7 @@ class Plane(NamedTuple):
 
 
 def plane_of(first: Params, second: Params, third: Params) -> Plane:
-    """Return the plane through three models' parameters.
+    """Return the `Plane` through the parameters of three models: two directions and coordinates.
 
     Raises `ValueError` where they lie on a line.
     """
@@ -231,9 +236,9 @@ def plane_losses(
     ys: Numbers,
     images: Split,
 ) -> Losses:
-    """Return the `Losses` [len(ys), len(xs)] on a grid of the plane through three models.
+    """Return clean and backdoor losses on a grid [len(ys), len(xs)] of the plane of three models.
 
-    BatchNorm's statistics are mixed as the parameters are.
+    The result is `Losses`. BatchNorm's statistics are mixed as the parameters are.
     """
     plane = plane_of(*(variables.params for variables in models))
     # Every point of the plane is one mixture of the three models with weights that sum to 1.
@@ -253,7 +258,7 @@ def plane_losses(
 def estimated(
     model: Model, variables: Variables, images: Split, batch_size: int = 250
 ) -> Variables:
-    """Return the variables with BatchNorm statistics that are estimated on `images`.
+    """Return a model's variables with BatchNorm statistics that are estimated again on `images`.
 
     They are the mean over batches of the statistics in train mode. A running statistic moves by m ·
     old + (1 − m) · batch. Two old values, 0 and 1, therefore give the batch's value without knowing
@@ -313,7 +318,7 @@ def hessian_product(
 
 
 class Taylor(NamedTuple):
-    """The Taylor expansion of a function along a direction Δ, to second order.
+    """A second-order Taylor expansion along a direction Δ: `value`, `slope` and `curvature`.
 
     `value` is the function at the point, `slope` is gᵀΔ, and `curvature` is ΔᵀHΔ.
     """
@@ -325,7 +330,7 @@ class Taylor(NamedTuple):
     def __call__(
         self, t: float | Float[np.ndarray, "*points"]
     ) -> float | Float[np.ndarray, "*points"]:
-        """Return the expansion at `t`: L + t gᵀΔ + ½ t² ΔᵀHΔ."""
+        """Return a loss's second-order Taylor expansion at `t`: L + t gᵀΔ + ½ t² ΔᵀHΔ."""
         return self.value + t * self.slope + 0.5 * t**2 * self.curvature
 
 
@@ -386,7 +391,7 @@ def top_eigenvalues(
 def changes(
     first: Params, others: Sequence[Params], bins: int = 61
 ) -> list[dict[str, dict[str, Any]]]:
-    """Return how much each tensor of `first` changed to become that of each of the `others`.
+    """Return norm and histogram of each weight tensor's change from one model to several others.
 
     The result has a dict for each of the others, by the tensor's name. It holds the `norm` of the
     change, also `relative` to the tensor's norm. A histogram of the changes has `counts` between

@@ -1,4 +1,4 @@
-"""Backdoor attacks, one file per attack.
+"""Backdoor attacks on image classifiers, one file per attack.
 
 `attacks.badnets(rate=0.1, target=0)` returns the settings of an attack. Their `build(info)` returns
 the attack for a data set. `ATTACKS` maps `name -> (config class, constructor(config, info))`.

@@ -24,7 +24,7 @@ GRID = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 1]])
 
 @dataclasses.dataclass(frozen=True)
 class BadNetsConfig:
-    """Settings of BadNets, which pastes a small patch onto the image.
+    """Settings of the BadNets attack, which pastes a small patch onto the image.
 
     By default the patch is white, has 3×3 pixels and lies in the bottom right corner. It is pasted
     onto 10 % of the training set.
@@ -58,12 +58,12 @@ class BadNetsConfig:
         )
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack with these settings for the data set that `info` describes."""
+        """Build the BadNets attack with these settings for the data set that `info` describes."""
         return make_badnets(self, info)
 
 
 def make_badnets(config: BadNetsConfig, info: DataInfo) -> Attack:
-    """Return the BadNets attack, which replaces the pixels under a patch.
+    """Return the BadNets `Attack`, which pastes a small patch over pixels of the image.
 
     The trigger is `{"mask": [H, W, 1], "pattern": [H, W, C]}`. Raises `AttackError` where the patch
     does not fit the images, or where `colour` has neither one value nor one for each channel.
@@ -100,7 +100,7 @@ def make_badnets(config: BadNetsConfig, info: DataInfo) -> Attack:
 
 
 def corner(size: int, position: Corner, margin: int, info: DataInfo) -> tuple[slice, slice]:
-    """Return the rows and columns of a square patch as two slices.
+    """Return where a square patch lies in an image: the slices of its rows and of its columns.
 
     Raises `AttackError` where the patch does not fit the images.
     """

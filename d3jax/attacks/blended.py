@@ -20,7 +20,7 @@ from .poisoning import Mode, dirty_label, mode_option, rate_option, target_optio
 
 @dataclasses.dataclass(frozen=True)
 class BlendedConfig:
-    """Settings of Blended, which mixes a pattern into the whole image.
+    """Settings of the Blended attack, which mixes a pattern into the whole image.
 
     By default the pattern is seeded uniform noise with a share of 0.2. It is mixed into 10 % of the
     training set.
@@ -38,12 +38,12 @@ class BlendedConfig:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack with these settings for the data set that `info` describes."""
+        """Build the Blended attack with these settings for the data set that `info` describes."""
         return make_blended(self, info)
 
 
 def make_blended(config: BlendedConfig, info: DataInfo) -> Attack:
-    """Return the Blended attack, which mixes a pattern into the whole image.
+    """Return the Blended `Attack`, which mixes a pattern into the whole image.
 
     The stamped image is ⌊(1−α)·x + α·pattern⌋ on 8-bit values. The trigger is
     `{"pattern": [H, W, C] uint8}`.

@@ -24,7 +24,7 @@ from .poisoning import (
 
 @dataclasses.dataclass(frozen=True)
 class BPPConfig:
-    """Settings of BPP, which reduces the number of colours of the image.
+    """Settings of the BPP attack, which reduces the number of colours of the image.
 
     By default a channel has 8 levels, without dithering. Of every batch 10 % are poisoned, and as
     many become negative copies (see `make_bpp`).
@@ -44,12 +44,12 @@ class BPPConfig:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack with these settings for the data set that `info` describes."""
+        """Build the BPP attack with these settings for the data set that `info` describes."""
         return make_bpp(self, info)
 
 
 def make_bpp(config: BPPConfig, info: DataInfo) -> Attack:
-    """Return the BPP attack, which quantises the colours of the image.
+    """Return the BPP `Attack`, which quantises the colours of the image.
 
     The stamped image is ⌊round(x / 255 · (levels − 1)) / (levels − 1) · 255⌋ on 8-bit values. The
     trigger has no parameters: it is `{}`.
@@ -75,13 +75,13 @@ def make_bpp(config: BPPConfig, info: DataInfo) -> Attack:
 
 
 def _dithered(levels: jax.Array, steps: int) -> jax.Array:
-    """Return the colour numbers 0…steps of levels [B, H, W, C], by Floyd–Steinberg dithering.
+    """Quantise 8-bit images [B, H, W, C] to colour numbers 0…steps by Floyd–Steinberg dithering.
 
     Each pixel's rounding error is passed on to the pixels to its right and below it.
     """
 
     def pixel(carried, at):
-        """Quantise one pixel of every image.
+        """Quantise one pixel of every image, and return its rounding error to pass on.
 
         `right` is the error from its left neighbour, and `above` the error from the row before.
         """

@@ -51,7 +51,7 @@ TINY = 1e-7
 
 @dataclasses.dataclass(frozen=True)
 class InputAwareConfig:
-    """Settings of Input-aware, in which a network makes a separate trigger for every image.
+    """Settings of the Input-aware attack, in which a network makes a trigger for every image.
 
     The defaults are the paper's losses and nets. The mask net's 25 epochs are added before the
     training and do not shorten it.
@@ -90,12 +90,12 @@ class InputAwareConfig:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack with these settings for the data set that `info` describes."""
+        """Build the Input-aware attack with these settings for the data set of `info`."""
         return make_input_aware(self, info)
 
 
 def make_input_aware(config: InputAwareConfig, info: DataInfo) -> Attack:
-    """Return the Input-aware attack, in which a network makes a separate trigger for every image.
+    """Return the Input-aware `Attack`, in which a network makes a trigger for every image.
 
     The stamped image is x + (G(x) − x) · M(x). The trigger is
     `{"generator": Variables, "mask": Variables}`.
@@ -209,7 +209,7 @@ def mask_loop(
 
 
 def _mask_plan(config: InputAwareConfig, count: int) -> tuple[int, int]:
-    """Return the steps per epoch and the images per step of the mask net's training.
+    """Return (steps per epoch, images per step) for the training of Input-aware's mask net.
 
     Raises `ConfigError` where the training set has fewer images than a batch.
     """
@@ -227,15 +227,15 @@ def _ratio(
     other_made: jax.Array,
     std: jax.Array,
 ) -> jax.Array:
-    """Return the mean of ‖x − x′‖ / ‖t − t′‖ over pairs of images x and their masks or patterns t.
+    """Return Input-aware's diversity loss: the mean of ‖x − x′‖ / ‖t − t′‖ over pairs of images.
 
-    The norms are root mean squares. Images are divided by `std`, as the model sees them, and so are
-    patterns with as many channels.
+    x and x′ are the images, t and t′ their masks or patterns. The norms are root mean squares.
+    Images are divided by `std`, as the model sees them, and so are patterns with as many channels.
     """
     scale = std if made.shape[3] == images.shape[3] else 1.0
     return (_rms((images - other_images) / std) / (_rms((made - other_made) / scale) + TINY)).mean()
 
 
 def _rms(x: Array) -> jax.Array:
-    """Return the root mean square [B] of each row, with a finite gradient at 0."""
+    """Return the root mean square [B] of each image of a batch, with a finite gradient at 0."""
     return jnp.sqrt((x * x).mean((1, 2, 3)) + TINY**2)

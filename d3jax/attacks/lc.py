@@ -31,7 +31,7 @@ CHUNK = 100
 
 @dataclasses.dataclass(frozen=True)
 class LCConfig:
-    """Settings of LC, which perturbs target-class images and adds a patch to their corners.
+    """Settings of the LC attack, which perturbs target-class images and patches their corners.
 
     By default PGD makes 100 steps within 8 levels. Then 3×3 checkers of full contrast are added to
     all four corners.
@@ -56,12 +56,12 @@ class LCConfig:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack with these settings for the data set that `info` describes."""
+        """Build the LC attack with these settings for the data set that `info` describes."""
         return make_lc(self, info)
 
 
 def make_lc(config: LCConfig, info: DataInfo) -> Attack:
-    """Return the LC attack, which adds a checker patch to the corners of target-class images.
+    """Return the LC `Attack`, which adds a checker patch to the corners of target-class images.
 
     The patch adds ±amplitude on 3×3 checkers in the corners, and the result is clipped. The trigger
     is `{"patch": [H, W, 1] int32}`. The patch grows with the image (6×6 at 64 pixels).
@@ -110,7 +110,7 @@ def make_lc(config: LCConfig, info: DataInfo) -> Attack:
 
 
 class Originals(NamedTuple):
-    """The starting point of PGD: the images, their labels and the clean model.
+    """The starting point of the LC attack's PGD: the images, their labels and the clean model.
 
     `images` [n, H, W, C] are float32, `labels` [n] are the true ones, and `clean` holds the model's
     variables.
@@ -124,7 +124,7 @@ class Originals(NamedTuple):
 def perturbation_loop(
     key, model, clean: Variables, images: jax.Array, labels: jax.Array, config: LCConfig
 ) -> TrainLoop:
-    """Return the train loop that perturbs images [n, H, W, C] by PGD, one chunk after another.
+    """Return the LC attack's train loop, which perturbs images [n, H, W, C] by PGD in chunks.
 
     Each chunk of the images gets `config.steps` steps. The loop's parameters are all images, and a
     step moves only those of one chunk. All images stay within ε of the originals.

@@ -22,7 +22,7 @@ from .poisoning import Mode, dirty_label, labeller, mode_option, rate_option, ta
 
 @dataclasses.dataclass(frozen=True)
 class LFConfig:
-    """Settings of LF, which adds a smooth pattern to the image.
+    """Settings of the LF attack, which adds a smooth (low-frequency) pattern to the image.
 
     By default the pattern has up to 51 of 255 levels. Its low-pass has a standard deviation of six
     pixels in 32. The search has 500 steps.
@@ -45,12 +45,12 @@ class LFConfig:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack with these settings for the data set that `info` describes."""
+        """Build the LF attack with these settings for the data set that `info` describes."""
         return make_lf(self, info)
 
 
 def make_lf(config: LFConfig, info: DataInfo) -> Attack:
-    """Return the LF attack, which adds a smooth (low-frequency) pattern to the image.
+    """Return the LF `Attack`, which adds a smooth (low-frequency) pattern to the image.
 
     The stamped image is x + pattern, clipped, in 8-bit levels. The trigger is
     `{"pattern": [H, W, C] uint8}`.
@@ -64,7 +64,7 @@ def make_lf(config: LFConfig, info: DataInfo) -> Attack:
     low_pass = [jnp.asarray(_gaussian(side, config.sigma * side / 32)) for side in info.shape[:2]]
 
     def smooth(raw: jax.Array) -> jax.Array:
-        """Return any numbers [H, W, C] low-passed and stretched to [0, amplitude / 255]."""
+        """Low-pass an array [H, W, C] and stretch it to a pattern in [0, amplitude / 255]."""
         soft = jnp.einsum("ih,jw,hwc->ijc", *low_pass, raw, precision="highest")
         spread = soft.max() - soft.min()
         return config.amplitude / 255 * (soft - soft.min()) / jnp.where(spread > 0, spread, 1.0)
@@ -119,7 +119,7 @@ def make_lf(config: LFConfig, info: DataInfo) -> Attack:
 
 
 def _gaussian(side: int, sigma: float) -> np.ndarray:
-    """Return the matrix [side, side] of a Gaussian filter along a line; each row sums to 1."""
+    """Return the matrix [side, side] that low-passes a line of pixels; each row sums to 1."""
     apart = np.subtract.outer(np.arange(side), np.arange(side)) / sigma
     weights = np.exp(-apart * apart / 2)
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The parts that all attacks share: which rows are poisoned, and which labels they get."""
+"""Functions that attacks share: which training rows are poisoned, and which labels they get."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ of the batch.
 
 
 def rate_option(default: float = 0.1) -> Any:
-    """Declare the `rate` field of an attack's config."""
+    """Declare the config field `rate` of an attack: the share of the training set to poison."""
     return option(default, "share of the training set to poison", low=0, high=1)
 
 
 def target_option() -> Any:
-    """Declare the `target` field of an attack's config."""
+    """Declare the config field `target` of an attack: the class that it aims at."""
     return option(
         0, "target class: what triggered images are to be classified as, by number or name", low=0
     )
 
 
 def mode_option() -> Any:
-    """Declare the `mode` field of a dirty-label attack's config."""
+    """Declare the config field `mode` of a dirty-label attack: all_to_one or all_to_all."""
     return option(
         "all_to_one",
         "all_to_one: labels become the target; all_to_all: label + 1 modulo the number of classes",
@@ -47,7 +47,7 @@ def mode_option() -> Any:
 
 
 def rows_option() -> Any:
-    """Declare the `rows` field of an attack that controls the training."""
+    """Declare the config field `rows` of an attack: poison a fixed set, or rows of each batch."""
     return option(
         "batch",
         "batch: the first ⌊rate·B⌋ rows of every shuffled batch, so other images each epoch, as in "
@@ -57,14 +57,14 @@ def rows_option() -> Any:
 
 
 def cross_option(default: float) -> Any:
-    """Declare the `cross_ratio` field of an attack with cross copies."""
+    """Declare an attack's config field `cross_ratio`: cross copies per poisoned image."""
     return option(
         default, "cross copies, which keep their labels, for each poisoned image (0: none)", low=0
     )
 
 
 def labeller(config: Any, info: DataInfo) -> Callable[[Array], Array]:
-    """Return `relabel(labels)`, which maps true labels to the labels that the attacker wants.
+    """Return `relabel(labels)`, which maps true labels to the target class or to label + 1.
 
     It is `Attack.relabel` of a dirty-label attack, by `config.mode` and `config.target`.
     """
@@ -90,7 +90,7 @@ def dirty_label(
     optimizer: optax.GradientTransformation | None = None,
     per_batch_rate: float | None = None,
 ) -> Attack:
-    """Return a dirty-label attack, which stamps its rows and changes their labels.
+    """Return a dirty-label `Attack`, which stamps training images and relabels them by the mode.
 
     `select` draws round(rate·N) rows over all classes, including the target's. With a
     `per_batch_rate` it draws none, because `poison` takes its rows in each batch. `config` has
@@ -120,9 +120,10 @@ def crossed(
     stamp: Callable[[Any, Array], Array],
     cross: Cross,
 ) -> Attack:
-    """Return a dirty-label attack that also adds cross copies to the training batches.
+    """Return a dirty-label `Attack` that also puts cross copies into the training batches.
 
-    `config` also has `rows` and `cross_ratio`. `cross` makes the copies, see `Cross`.
+    Cross copies are changed images that keep their labels. `config` also has `rows` and
+    `cross_ratio`. `cross` makes the copies, see `Cross`.
     """
     by_position = config.rows == "batch"
     make = _poison_first if by_position else _poison_and_cross
@@ -145,7 +146,7 @@ def clean_label(
     stamp: Callable[[Any, Array], Array],
     preparation: Preparation | None = None,
 ) -> Attack:
-    """Return a clean-label attack, which stamps images of the target class and keeps their labels.
+    """Return a clean-label `Attack`, which stamps target-class images and keeps their labels.
 
     `config` has `rate`, `rate_of` and `target`. `rate_of` "set" means a share of the whole training
     set, as is usual in the field; "class" means a share of the target class.
@@ -183,7 +184,7 @@ def clean_label(
 
 
 def poisoned_share(attack: Attack, selected: Array, batch_size: int) -> float:
-    """Return the share of the training images that the attacker poisons.
+    """Return the share of the training images that an `Attack` poisons.
 
     It is the share of the rows `selected` [N], or that of each batch for an attack with a
     `per_batch_rate`.
@@ -213,7 +214,7 @@ def poison_rows(stamp: Callable, relabel: Callable) -> Callable[[Any, jax.Array,
 def heads(
     batch: Batch, rate: float, cross_ratio: float, key: jax.Array
 ) -> tuple[int, int, jax.Array]:
-    """Return the counts n and m of rows to poison and to cross in a batch, and a mask [n] bool.
+    """Return how many rows of a batch to poison (n) and to cross-copy (m), and a mask [n] bool.
 
     The first n of the B rows are poisoned where the mask is true. The m rows after them are
     crossed. n is ⌊rate·B⌋. Where rate·B < 1, n is one row, which is poisoned with that probability.
@@ -229,7 +230,7 @@ def heads(
 def put_first(
     batch: Batch, own: jax.Array, stamped: Array, crosses: Array, relabel: Callable
 ) -> Batch:
-    """Return the batch with stamped images in its first rows and cross copies in the next rows.
+    """Return a `Batch` with stamped images in its first rows and cross copies in the next rows.
 
     The `stamped` images [n, …] replace the first rows where `own` [n] is true, and these rows are
     relabelled. The `crosses` replace the rows after them, which keep their labels.
@@ -245,14 +246,14 @@ def put_first(
 
 
 def others(images: Array, first: int, count: int) -> jax.Array:
-    """Return `count` images of the batch from row `first` on, continuing at row 0 after its end."""
+    """Return `count` images of a batch from row `first` on, continuing at row 0 after the end."""
     return jnp.take(images, jnp.arange(first, first + count) % len(images), axis=0)
 
 
 def _poison_first(
     config: Any, stamp: Callable, relabel: Callable, cross: Cross
 ) -> Callable[[Any, jax.Array, Batch], Batch]:
-    """Return an `Attack.poison` that poisons the first rows of a batch and crosses the next."""
+    """Return an `Attack.poison` that poisons a batch's first rows and cross-copies the next."""
 
     def poison(trigger: Any, key: jax.Array, batch: Batch) -> Batch:
         coin, noise = jax.random.split(key)
@@ -267,7 +268,7 @@ def _poison_first(
 def _poison_and_cross(
     config: Any, stamp: Callable, relabel: Callable, cross: Cross
 ) -> Callable[[Any, jax.Array, Batch], Batch]:
-    """Return an `Attack.poison` that poisons the attacker's rows and crosses some of the others.
+    """Return an `Attack.poison` that poisons the selected rows and cross-copies some others.
 
     Each other row is crossed with a chance that gives on average `cross_ratio` copies for each
     poisoned row.
@@ -288,7 +289,7 @@ def _poison_and_cross(
 
 
 def check_count(count: int, rate: float, among: int, what: str) -> None:
-    """Raise `AttackError` where a poisoning rate amounts to no image.
+    """Raise `AttackError` if a poisoning rate amounts to no image.
 
     `count` is the number of images to poison, `rate` its share of the `among` images that `what`
     names.
@@ -302,6 +303,6 @@ def check_count(count: int, rate: float, among: int, what: str) -> None:
 
 
 def _draw(key: jax.Array, candidates: np.ndarray, count: int) -> jax.Array:
-    """Return a mask [N] of `count` rows drawn without replacement from the `candidates` [N]."""
+    """Draw `count` random rows among the `candidates` [N], as a mask [N] bool."""
     rows = jax.random.permutation(key, np.flatnonzero(candidates))[:count]
     return jnp.zeros(len(candidates), bool).at[rows].set(True)

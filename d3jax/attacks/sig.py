@@ -16,7 +16,7 @@ from .poisoning import RateOf, clean_label, rate_option, target_option
 
 @dataclasses.dataclass(frozen=True)
 class SIGConfig:
-    """Settings of SIG, which adds a sinusoidal signal to target-class images.
+    """Settings of the SIG attack, which adds a sinusoidal signal to target-class images.
 
     By default the amplitude is 40 of 255 levels, with six periods across the image. The poisoned
     images make up 10 % of the training set.
@@ -36,12 +36,12 @@ class SIGConfig:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack with these settings for the data set that `info` describes."""
+        """Build the SIG attack with these settings for the data set that `info` describes."""
         return make_sig(self, info)
 
 
 def make_sig(config: SIGConfig, info: DataInfo) -> Attack:
-    """Return the SIG attack, which adds a sinusoidal signal to target-class images.
+    """Return the SIG `Attack`, which adds a sinusoidal signal to target-class images.
 
     The stamped image is ⌊x + Δ·sin(2π j f / W)⌋ at column j, clipped to 8 bits. It is the same for
     all rows and channels. The trigger is `{"offset": [W] int32}`.

@@ -32,7 +32,7 @@ CHUNK = 500
 
 @dataclasses.dataclass(frozen=True)
 class SSBAConfig:
-    """Settings of SSBA, in which an encoder network hides a secret in the image.
+    """Settings of the SSBA attack, in which an encoder network hides a secret in the image.
 
     By default all images share one random secret of 20 bits, as in the authors' toolbox at 32
     pixels.
@@ -66,12 +66,12 @@ class SSBAConfig:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack with these settings for the data set that `info` describes."""
+        """Build the SSBA attack with these settings for the data set that `info` describes."""
         return make_ssba(self, info)
 
 
 def make_ssba(config: SSBAConfig, info: DataInfo) -> Attack:
-    """Return the SSBA attack, in which an encoder network hides a secret in the image.
+    """Return the SSBA `Attack`, in which an encoder network hides a secret in the image.
 
     The stamped image is x + encoder(x, secret), clipped, in 8-bit levels. The trigger is
     `{"encoder": params, "secret": [bits] float32}`.
@@ -162,7 +162,7 @@ def make_ssba(config: SSBAConfig, info: DataInfo) -> Attack:
 
 
 def stamped_levels(stamp: Callable, trigger: Any, images: jax.Array) -> jax.Array:
-    """Return images [n, H, W, C] uint8 with the trigger, stamped `CHUNK` at a time."""
+    """Stamp an attack's trigger on images [n, H, W, C] uint8, `CHUNK` images at a time."""
     compiled = jax.jit(stamp)
 
     def stamped(levels: jax.Array) -> jax.Array:

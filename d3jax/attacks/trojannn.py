@@ -25,7 +25,7 @@ from .poisoning import Mode, dirty_label, mode_option, rate_option, target_optio
 
 @dataclasses.dataclass(frozen=True)
 class TrojanNNConfig:
-    """Settings of TrojanNN, which pastes a patch that excites chosen neurons.
+    """Settings of the TrojanNN attack, which pastes a patch that excites chosen neurons.
 
     By default the patch is a square of 8 pixels, 3 pixels from the lower right corner. In a
     32-pixel image it is as large as the paper's in a 224-pixel image. It drives two neurons towards
@@ -51,12 +51,12 @@ class TrojanNNConfig:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack with these settings for the data set that `info` describes."""
+        """Build the TrojanNN attack with these settings for the data set that `info` describes."""
         return make_trojannn(self, info)
 
 
 def make_trojannn(config: TrojanNNConfig, info: DataInfo) -> Attack:
-    """Return the TrojanNN attack, which pastes a patch that excites chosen neurons.
+    """Return the TrojanNN `Attack`, which pastes a patch that excites chosen neurons.
 
     The pixels under the patch are replaced. The trigger is
     `{"mask": [H, W, 1], "pattern": [H, W, C]}`.
@@ -118,7 +118,7 @@ def make_trojannn(config: TrojanNNConfig, info: DataInfo) -> Attack:
 
 
 def strongest(params, count: int) -> jax.Array:
-    """Return the indices [count] of the penultimate neurons with the largest Σ |w|.
+    """Return the indices [count] of the penultimate neurons with the largest classifier weights.
 
     The sum is over the weights of the neuron in the classifier. Raises `AttackError` where the
     classifier is not at `head/kernel` or has fewer neurons.

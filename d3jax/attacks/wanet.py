@@ -24,7 +24,7 @@ from .poisoning import (
 
 @dataclasses.dataclass(frozen=True)
 class WaNetConfig:
-    """Settings of WaNet, which warps the image imperceptibly.
+    """Settings of the WaNet attack, which warps the image imperceptibly.
 
     By default the strength is 0.5 and the field has 4×4 control points. Of every batch 10 % are
     warped. Twice as many are warped with noise, as in the published recipe.
@@ -42,12 +42,12 @@ class WaNetConfig:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Attack:
-        """Return the attack with these settings for the data set that `info` describes."""
+        """Build the WaNet attack with these settings for the data set that `info` describes."""
         return make_wanet(self, info)
 
 
 def make_wanet(config: WaNetConfig, info: DataInfo) -> Attack:
-    """Return the WaNet attack, which warps the image by a smooth random field.
+    """Return the WaNet `Attack`, which warps the image by a smooth random field.
 
     The stamped image is x sampled bilinearly at clip(identity + s·field / size, −1, 1). The trigger
     is `{"grid": [H, W, 2] float32}`, the points at which it is sampled.

@@ -1,1 +1,1 @@
-"""Configuration: frozen dataclasses, and loading them from YAML. Does not import jax."""
+"""The configuration of studies: frozen dataclasses and the YAML reader. Does not import jax."""

@@ -62,7 +62,7 @@ def option(
 
 
 def section(registry: str, default: Any, doc: str) -> Any:
-    """Declare a config field that holds a `Choice`, or several, from a registry.
+    """Declare a field of a study's config that holds a `Choice`, or several, from a registry.
 
     `default` is the value, as plain YAML data, for a file without this field.
     """
@@ -70,13 +70,13 @@ def section(registry: str, default: Any, doc: str) -> Any:
 
 
 def default_of(field: dataclasses.Field) -> Any:
-    """Return the declared default of a field, or `dataclasses.MISSING` if it has none."""
+    """Return the declared default of a dataclass field, or `dataclasses.MISSING` if it has none."""
     make = field.default_factory
     return field.default if make is dataclasses.MISSING else make()
 
 
 def check_fields(config: Any) -> None:
-    """Check every field of `config`, and convert it to the declared type in place.
+    """Check every field of a config dataclass, and convert it to the declared type in place.
 
     A list becomes a tuple, and an int becomes a float where a float is declared. Config classes use
     this function as their `__post_init__`, or call it there. Raises a `ConfigError` that begins
@@ -95,7 +95,7 @@ ANY = (-math.inf, -math.inf, math.inf)
 
 
 def checked(name: str, value: Any, hint: Any, limits: Limits = ANY, words: tuple = ()) -> Any:
-    """Check `value` and return it converted to the type `hint`.
+    """Return a setting's value converted to the type `hint`; raise `ConfigError` if it is wrong.
 
     Every number must be inside `limits`. A value that is one of `words` is returned as it is.
     Raises a `ConfigError` that begins with `name`. For an item of a list or mapping it begins with
@@ -126,7 +126,7 @@ def checked(name: str, value: Any, hint: Any, limits: Limits = ANY, words: tuple
 
 
 def _wanted(kind: Any, value: Any) -> str:
-    """Return how a message describes the values of the type `kind`.
+    """Return the words for the type `kind` in an error message, such as "a whole number" for int.
 
     For a config class and a dict, the text shows the call of the class. Dicts are only converted
     when they come from a file.
@@ -137,7 +137,7 @@ def _wanted(kind: Any, value: Any) -> str:
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    """Return whether `value` is accepted for the type `kind`.
+    """Return whether the value of a setting is accepted for the declared type `kind`.
 
     A bool is accepted for bool only, although it is an int in Python.
     """
@@ -146,7 +146,7 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 
 def _chosen(name: str, value: Any, choices: tuple) -> Any:
-    """Return the choice that is equal to `value` as text.
+    """Return the allowed choice that equals `value` as text; raise `ConfigError` if none does.
 
     The text is compared because YAML reads the choice "12" as a number.
     """
@@ -158,7 +158,7 @@ def _chosen(name: str, value: Any, choices: tuple) -> Any:
 
 
 def _in_range(name: str, number: float, limits: Limits) -> float:
-    """Return `number` if it is finite and inside `limits`; else raise `ConfigError`."""
+    """Return a setting's number if it is finite and within `limits`; else raise `ConfigError`."""
     above, low, high = limits
     signs = zip((">", "≥", "≤"), limits, strict=True)
     wanted = " and ".join(f"{sign} {limit:g}" for sign, limit in signs if math.isfinite(limit))
@@ -170,7 +170,7 @@ def _in_range(name: str, number: float, limits: Limits) -> float:
 
 
 def check_foreign(config: Any, by: str, owners: Mapping[str, Collection[str]]) -> None:
-    """Raise `ConfigError` for a changed setting that does not apply to the choice in `by`.
+    """Raise `ConfigError` for a changed setting that the choice in the field `by` does not have.
 
     `by` is the name of the field with the choice. `owners` maps each setting to the choices that
     have it. A setting is changed if it differs from its default. The message begins with the name
@@ -185,7 +185,7 @@ def check_foreign(config: Any, by: str, owners: Mapping[str, Collection[str]]) -
 
 
 def presets(by: str, *instances: Any) -> dict[str, Any]:
-    """Register `instances` of one config class as its presets; return them by preset name.
+    """Register instances of a config class as the class's presets; return {preset name: instance}.
 
     The field `by` of an instance is its preset name. Afterwards `cls(by=name, **given)` takes the
     values that are not `given` from the preset `name`, in Python and in a config file. One instance
@@ -204,16 +204,17 @@ def presets(by: str, *instances: Any) -> dict[str, Any]:
 
 
 def take_by_name(classes: Iterable[type]) -> None:
-    """Make config classes reject positional arguments, with an error that shows the new call.
+    """Replace the `__init__` of config classes by one that takes only known keyword arguments.
 
-    Older code passed a config and a data set to a constructor of the same name.
+    A positional call raises a `ConfigError` that shows the new call. Older code passed a config and
+    a data set to a constructor of the same name.
     """
     for cls in classes:
         cls.__init__ = _named_only(cls.__name__, cls.__init__)
 
 
 def _named_only(name: str, plain: Callable[..., None]) -> Callable[..., None]:
-    """Return `plain`, the `__init__` of a config class, restricted to known keyword arguments."""
+    """Return an `__init__` for a config class that takes only known keyword arguments."""
 
     @functools.wraps(plain)
     def init(self: Any, *positional: Any, **given: Any) -> None:
@@ -231,7 +232,7 @@ def _named_only(name: str, plain: Callable[..., None]) -> Callable[..., None]:
 
 
 def start_of(cls: type, given: Mapping[str, Any], base: Any = None) -> dict[str, Any]:
-    """Return the values of all fields of `cls` before the settings in `given` are applied.
+    """Return the values that the fields of a config class have before given settings are applied.
 
     They are the values of `base`, or else the declared defaults. For a class with presets, they are
     the values of the preset that `given` names, except that values of `base` which differ from its
@@ -255,12 +256,12 @@ def start_of(cls: type, given: Mapping[str, Any], base: Any = None) -> dict[str,
 
 
 def _differences(config: Any, other: Any) -> dict[str, Any]:
-    """Return the fields of `config` whose values differ from those of `other`."""
+    """Return {field: value} of a config for the fields that differ from the config `other`."""
     return {name: value for name, value in vars(config).items() if value != vars(other)[name]}
 
 
 def program(config: Any) -> Any:
-    """Return the part of a config that the compiled program depends on, as a hashable value.
+    """Return the settings of a config that decide the compiled JAX program, as a hashable value.
 
     It is equal for configs that can run as members of one program. Of a `member` number it only
     keeps whether the number is 0.
@@ -275,7 +276,7 @@ def program(config: Any) -> Any:
 
 @functools.cache
 def hints_of(cls: type) -> dict[str, Any]:
-    """Return the type of every field of a config class, by name."""
+    """Return the declared types of the fields of a config class, as {field name: type}."""
     return get_type_hints(cls)
 
 

@@ -47,7 +47,7 @@ ELSEWHERE = {
 def load(
     path: str | Path, overrides: Sequence[tuple[str, str]] = (), *, registries: Registries
 ) -> StudyConfig:
-    """Read the study in the YAML file at `path`, apply the overrides, and check everything.
+    """Read a `StudyConfig` from a YAML file, apply command-line overrides, and check everything.
 
     An override is a pair (dotted key, value as YAML text). Raises `ConfigError` with the path of
     the offending key, its value, its origin and the choices.
@@ -70,7 +70,7 @@ def loads(
     registries: Registries,
     origin: str = "config",
 ) -> StudyConfig:
-    """Read a study from YAML text as `load` does from a file; `origin` names the text in errors."""
+    """Read a `StudyConfig` from YAML text and overrides; `origin` names the text in errors."""
     tree = parse_yaml(text, origin)
     return _loaded({} if tree is None else tree, overrides, registries, origin)
 
@@ -78,7 +78,7 @@ def loads(
 def _loaded(
     tree: Any, overrides: Sequence[tuple[str, str]], registries: Registries, origin: str
 ) -> StudyConfig:
-    """Return the study that the plain data `tree` describe, after applying the overrides."""
+    """Return the `StudyConfig` that the data of a YAML file describe, after applying overrides."""
     kind = type(tree).__name__
     refuse(kind != "dict", f"{origin}: want a mapping of sections, got {kind}")
     tree = {key: value for key, value in tree.items() if not str(key).startswith(ASIDE)}
@@ -90,7 +90,7 @@ def _loaded(
 
 
 def build(cls: type, given: Mapping[str, Any], prefix: str = "", base: Any = None) -> Any:
-    """Return an instance of the config class `cls` with the plain data `given` as its settings.
+    """Return an instance of the config class `cls`, with the plain data `given` as its settings.
 
     Settings that are not given have the values of `start_of`. A null keeps that value too, for a
     section and in a class with presets. `prefix` is put before the keys in errors.
@@ -114,7 +114,7 @@ def build(cls: type, given: Mapping[str, Any], prefix: str = "", base: Any = Non
 
 
 def changed(tree: Any, key: str, value: Any, where: str) -> Any:
-    """Return a copy of the nested data `tree` with `value` at the dotted `key`.
+    """Return a copy of nested YAML data (dicts and lists) with `value` at the dotted `key`.
 
     `where` is the whole path that ends in `key`, and begins the errors.
     """
@@ -135,12 +135,12 @@ def changed(tree: Any, key: str, value: Any, where: str) -> Any:
 
 
 def to_mapping(config: Any) -> Any:
-    """Return `config` as plain data; loading them as YAML gives an equal config."""
+    """Return a config as plain dicts and lists, from which YAML loading makes an equal config."""
     return dataclasses.asdict(config, dict_factory=_plain)
 
 
 def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the fields of a config as a mapping.
+    """Return the (field name, value) pairs of a config as a dict of plain YAML data.
 
     The settings of a `Choice` are put into the same mapping as its name and label.
     """
@@ -155,7 +155,7 @@ def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def dumps(config: Any) -> str:
-    """Return `config` as YAML text."""
+    """Return a config dataclass, such as a `StudyConfig`, as YAML text."""
     return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -178,14 +178,14 @@ def describe(config: Any, prefix: str = "") -> list[tuple[str, str, str]]:
 
 
 def _in_yaml(default: Any) -> str:
-    """Return a default value as YAML on one line, or "required" if there is none."""
+    """Return a setting's default value as YAML on one line, or "required" if there is none."""
     plain = "required" if default is dataclasses.MISSING else default
     text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _study(tree: dict, changes: Mapping[str, Any], registries: Registries) -> StudyConfig:
-    """Return the study that `tree` describes, after setting the `changes` at their dotted keys."""
+    """Return the `StudyConfig` that a mapping describes, after setting `changes` at dotted keys."""
     fields = [field for field in dataclasses.fields(StudyConfig) if "registry" in field.metadata]
     tree = {field.name: field.metadata["default"] for field in fields} | tree
     for key, value in changes.items():
@@ -200,7 +200,7 @@ def _study(tree: dict, changes: Mapping[str, Any], registries: Registries) -> St
 
 
 def _located(error: str, origin: str, changes: Mapping[str, Any]) -> str:
-    """Return an error message that begins with the origin of the value: an override or the file."""
+    """Return a config error that begins with the origin of the value: an override or the file."""
     path, _, message = error.partition(": ")
     given = [f"--{error}" for key in changes if f"{path}.".startswith(f"{key}.")]
     if message.startswith("unknown key"):
@@ -209,14 +209,14 @@ def _located(error: str, origin: str, changes: Mapping[str, Any]) -> str:
 
 
 def _choices(registry: str, known: Mapping[str, type], value: Any, path: str) -> tuple[Choice, ...]:
-    """Return the `Choice`s that a list of entries describes, with sweeps expanded."""
+    """Return the `Choice`s of a list of attacks, defences or the like, with sweeps expanded."""
     refuse(not isinstance(value, (list, tuple)), f"{path}: want a list, got {value!r}")
     entries = ((item, f"{path}.{i}") for i, item in enumerate(value))
     return tuple(choice for entry in entries for choice in _swept(registry, known, *entry))
 
 
 def _swept(registry: str, known: Mapping[str, type], item: Any, path: str) -> list[Choice]:
-    """Return the `Choice` of an entry, or one `Choice` per combination of its sweep.
+    """Return the `Choice` of a config entry, or one `Choice` per combination of the entry's sweep.
 
     A sweep is a mapping {setting: [values]}.
     """
@@ -247,7 +247,7 @@ def _swept(registry: str, known: Mapping[str, type], item: Any, path: str) -> li
 def _combined(
     registry: str, known: Mapping[str, type], entry: dict, path: str, setting: Mapping[str, Any]
 ) -> Choice:
-    """Return the `Choice` of an entry for one combination of its sweep.
+    """Return the `Choice` of a config entry for one combination of the swept values.
 
     `setting` maps dotted keys to values. The label of the choice ends in these values.
     """
@@ -260,14 +260,14 @@ def _combined(
 
 
 def _usual(known: Mapping[str, type]) -> list[str]:
-    """Return common names with an argument, such as tfds:cifar10, as candidates for hints."""
+    """Return common component names with an argument, such as tfds:cifar10, for hints."""
     return [f"{name}:{one}" for name, cls in known.items() for one in getattr(cls, "usual", ())]
 
 
 def _choice(
     registry: str, known: Mapping[str, type], value: Any, path: str, ends: str = ""
 ) -> Choice:
-    """Return the `Choice` of an entry, which is a name, or a mapping with `name` and settings.
+    """Return the `Choice` of a config entry: a name, or a mapping with `name` and settings.
 
     `ends` is appended to its label.
     """

@@ -16,7 +16,7 @@ KEPT = ("none", "train", "read", "trigger")
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The choice of one entry of a registry, with its settings.
+    """The choice of one attack, defence, model or other component by `name`, with its settings.
 
     `name` is the name in the registry, `label` the name in the results, and `config` holds the
     settings. The other fields are for an external model. `checkpoint` is its file or folder.
@@ -94,7 +94,7 @@ class StudyConfig:
 
 
 def check_labels(study: StudyConfig) -> None:
-    """Check that a study has attacks and seeds, and that the labels of its rows are unique."""
+    """Raise `ConfigError` if a study lacks attacks or seeds, or if its labels are not unique."""
     refuse(not study.attacks, "attacks: is empty, a study needs at least one")
     refuse(not study.seeds, "seeds: is empty, a study needs at least one")
     refuse(_repeated(study.seeds), f"seeds: {list(study.seeds)} names a seed twice")
@@ -110,7 +110,7 @@ def check_labels(study: StudyConfig) -> None:
 
 
 def check_rows(study: StudyConfig) -> None:
-    """Check the defences and images of evolutions, and that published numbers belong to rows.
+    """Raise `ConfigError` if a study's evolutions or published numbers name what is not there.
 
     An evolution may only name a defence of the study, and needs fresh images. Published numbers
     of a study without defences or evolutions are not checked. Such a study may be the first half

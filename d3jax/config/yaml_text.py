@@ -1,4 +1,4 @@
-"""A strict reader of users' YAML text.
+"""A strict reader of the YAML text of configs and command-line overrides.
 
 It makes plain data only, and describes every mistake in one line.
 """
@@ -19,7 +19,7 @@ LARGEST = 2**63
 
 
 class _Loader(yaml.SafeLoader):
-    """A `SafeLoader` that reads 1e-3 as a number and rejects duplicate keys and huge numbers."""
+    """A YAML loader that reads 1e-3 as a number and rejects duplicate keys and huge numbers."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         merge = "tag:yaml.org,2002:merge"
@@ -77,7 +77,7 @@ def parse_yaml(text: str, origin: str) -> Any:
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return the number of values that a node makes.
+    """Return the number of values that a YAML node makes, counting repeats by aliases.
 
     Raises `MarkedYAMLError` if an alias inside the node refers to the node itself.
     """

@@ -1,4 +1,4 @@
-"""Checks of what callers of library functions pass in."""
+"""Checks of the arguments that callers pass to functions of the library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .types import Attack, Dataset, Model, Split, Variables
 
 
 def check_built(**values: Any) -> None:
-    """Raise `ConfigError` if a value is not of the type that its name says, such as `model`.
+    """Raise `ConfigError` if a given `model`, `attack`, `dataset` or `variables` has a wrong type.
 
     The usual cause is a config whose `build(info)` was not called.
     """

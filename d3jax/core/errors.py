@@ -1,4 +1,4 @@
-"""Exceptions for mistakes that the user can fix, and helpers that word their messages.
+"""The exceptions of d3jax for mistakes that a user can fix, and helpers that word messages.
 
 A message is one line. It names the wrong value, where the value came from, and what is allowed.
 """
@@ -14,7 +14,7 @@ LONGEST = 1500
 
 
 class D3JaxError(Exception):
-    """Base class of the errors that end a command with a message instead of a traceback.
+    """Base class of d3jax's errors, which end a command with a message instead of a traceback.
 
     The command exits with `exit_code`. A message longer than `LONGEST` is cut in its middle.
     """
@@ -29,7 +29,7 @@ class D3JaxError(Exception):
 
 
 class ConfigError(D3JaxError, ValueError):
-    """Raised when a configuration cannot be used."""
+    """Raised when a setting of a config, or an argument of a function or command, is invalid."""
 
     exit_code = 2
 
@@ -41,13 +41,13 @@ class DataError(D3JaxError):
 
 
 class AttackError(D3JaxError):
-    """Raised when an attack is not possible on the given data set."""
+    """Raised when an attack with its settings is not possible on the given data set or model."""
 
     exit_code = 2
 
 
 class CheckpointError(D3JaxError):
-    """Raised when a checkpoint is missing, is damaged or belongs to another model."""
+    """Raised when a checkpoint or model file is missing, damaged or of another model."""
 
     exit_code = 2
 
@@ -57,25 +57,25 @@ class DamagedError(CheckpointError):
 
 
 class DivergedError(D3JaxError):
-    """Raised when a loss becomes NaN or infinite.
+    """Raised when the loss of a train loop becomes NaN or infinite.
 
     The last checkpoint before the divergence is kept.
     """
 
 
 class OutOfMemoryError(D3JaxError):
-    """Raised when a program does not fit the memory of the device."""
+    """Raised when a train loop or a compiled program does not fit the memory of the device."""
 
 
 class StorageError(D3JaxError):
-    """Raised when a disk is full, read-only or out of reach.
+    """Raised when a file cannot be written because the disk is full or read-only.
 
     Finished results stay on the disk, and a rerun continues from them.
     """
 
 
 class StoppedError(D3JaxError):
-    """Raised when a signal asked the study to stop.
+    """Raised when a signal, such as SIGTERM, asked the study to stop.
 
     The study saves its state first, so that a rerun continues from there.
     """
@@ -90,24 +90,25 @@ def refuse(when: Any, message: str) -> None:
 
 
 def install(extra: str) -> str:
-    """Return the pip command that installs the optional dependencies called `extra`."""
+    """Return the text of a pip command that installs d3jax's optional dependencies `extra`."""
     return f"pip install -e '.[{extra}]' in the checkout of d3jax"
 
 
 def names(items: Iterable[Any]) -> str:
-    """Return the items as one string, separated by commas."""
+    """Join items into one string, separated by commas, for a message."""
     return ", ".join(map(str, items))
 
 
 def shown(value: Any) -> str:
-    """Return the value of a setting as text, in the form that messages and labels use."""
+    """Return the value of a setting as text, as messages and labels show it."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def did_you_mean(name: Any, known: Iterable[Any]) -> str:
-    """Return a hint at the known name closest to `name`, or "" if none is close.
+    """Return the hint "; did you mean …?" for a mistyped name, or "" if no known name is close.
 
-    The hint is ready to be appended to a message: "; did you mean 'badnets'?".
+    The hint names the entry of `known` that is closest to `name`. The hint is ready to be appended
+    to a message: "; did you mean 'badnets'?".
     """
     by_lower = {str(one).lower(): str(one) for one in known}
     close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)

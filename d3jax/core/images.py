@@ -1,4 +1,4 @@
-"""Conversion between 8-bit levels and floats in [0, 1]."""
+"""Conversion of images between 8-bit levels, 0 to 255, and floats in [0, 1]."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def as_float(levels: Integer[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*sha
 @overload
 def as_float(levels: Integer[jax.Array, "*shape"]) -> Float32[jax.Array, "*shape"]: ...
 def as_float(levels: Integer[Array, "*shape"]) -> Float32[Array, "*shape"]:
-    """Convert 8-bit levels to float32 in [0, 1].
+    """Convert images of 8-bit levels (integers from 0 to 255) to float32 in [0, 1].
 
     The levels are multiplied by 1/255, not divided by 255. Some compilers turn the division into
     this product, and the results would differ by one ulp. Raises `DataError` for floats, which are
@@ -33,7 +33,7 @@ def as_float(levels: Integer[Array, "*shape"]) -> Float32[Array, "*shape"]:
 
 
 def as_levels(images: Float[Array, "*shape"]) -> Int32[jax.Array, "*shape"]:
-    """Convert images in [0, 1] to the nearest 8-bit levels, as int32.
+    """Convert float images in [0, 1] to the nearest 8-bit levels (0 to 255), as int32.
 
     Triggers that published code computes on 8-bit values stay exact this way.
     """

@@ -1,4 +1,4 @@
-"""Losses and accuracies of a batch."""
+"""The cross-entropy and the accuracy of a batch of logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The function that turns a path given by the user into a `Path`; all modules use it."""
+"""The function `user_path`, which turns a path given by the user into a `Path`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST = 255
 
 
 def user_path(text: str | os.PathLike[str], name: str = "path") -> Path:
-    """Return `text` as a path, with ~ or ~user and environment variables replaced.
+    """Return a path given as text as a `Path`, with ~, ~user and environment variables replaced.
 
     ~ is replaced at the start only, $NAME and ${NAME} everywhere. Raises a `ConfigError` that
     begins with `name` if there is no such user or variable, or if no file system allows such a

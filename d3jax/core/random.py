@@ -1,4 +1,4 @@
-"""Random keys derived from a key and a name."""
+"""The function `stream`, which derives named random keys from one random key of JAX."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 
 
 def stream(key: jax.Array, name: str) -> jax.Array:
-    """Derive the random key of the stream called `name` from `key`.
+    """Derive from a random key of JAX another random key, which belongs to the text `name`.
 
     The key depends on `key` and `name` alone, so a new stream never changes the other streams.
     """

@@ -1,4 +1,4 @@
-"""Types of the plain data that computations write to tables and logs. Does not import jax."""
+"""The types of a table row and of a log record, which are plain dicts. Does not import jax."""
 
 from typing import Any
 

@@ -35,7 +35,7 @@ Metrics = dict[str, jax.Array]
 
 
 class Variables(NamedTuple):
-    """The variables of a model: trainable `params` and running `batch_stats`.
+    """The variables of a model: the trained `params` and the running statistics `batch_stats`.
 
     `batch_stats` is an empty dict for a model without running statistics.
     """
@@ -45,7 +45,7 @@ class Variables(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """The outputs of a model for `B` images: `logits` [B, K], `features` and `batch_stats`.
+    """The outputs of a model for `B` images: logits [B, K], activations by name, `batch_stats`.
 
     `features` holds every named activation, after its edit if it has one. "penultimate" is the
     input of the classifier. The architecture names the others, such as "block1" or
@@ -63,7 +63,7 @@ Path = tuple[str, ...]
 
 
 class NormLayer(NamedTuple):
-    """A BatchNorm layer at `path`, with the layers that feed it and that read it.
+    """The place of a BatchNorm layer in a network: `path`, and the layers before and after it.
 
     `producers` are the convolutions whose outputs are summed and then normalised. With `identity`
     the input of the residual block is part of that sum. `previous` is the convolution before the
@@ -83,7 +83,7 @@ class NormLayer(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A neural network as pure functions.
+    """A neural network as pure functions `init` and `apply`, with facts about its activations.
 
     A network of any framework can be used by writing the first two:
 
@@ -122,7 +122,7 @@ class Batch(NamedTuple):
 
 
 class Joint(NamedTuple):
-    """The results of poisoning a batch with a trigger that is trained with the model.
+    """The result of poisoning a batch with a trigger trained with the model: `penalty`, `trigger`.
 
     `penalty` (float32 []) is added to the loss of the model. `trigger` is the trigger with its
     running statistics updated.
@@ -141,7 +141,7 @@ class Split(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DataInfo:
-    """The facts about a data set that code needs besides its pixels.
+    """The facts about a data set: name, image shape, class names, channel statistics, augmentation.
 
     `mean` and `std` are per channel, for pixels in [0, 1]. `crop` is the padding, in pixels, of the
     random crop that suits the images (0: no crop). `flip` says whether a mirrored image keeps its
@@ -158,11 +158,11 @@ class DataInfo:
 
     @property
     def num_classes(self) -> int:
-        """Return the number of classes."""
+        """Return the number of classes of the data set."""
         return len(self.classes)
 
     def class_of(self, target: int | str) -> int:
-        """Return the index of the class `target`, which is an index or the name of a class.
+        """Return the index of a class of the data set, which is given by index or by name.
 
         Raises `ConfigError` if there is no such class, if several classes have that name, or if an
         index is also the name of another class.
@@ -190,7 +190,7 @@ class DataInfo:
 
 
 class Dataset(NamedTuple):
-    """A training set and a test set, with the `DataInfo` of both."""
+    """A data set: the training `Split`, the test `Split` and the `DataInfo` of both."""
 
     train: Split
     test: Split
@@ -198,7 +198,7 @@ class Dataset(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """The results of an attack's preparation: its `trigger` and replaced training images.
+    """The result of an attack's `Preparation` before training: the trigger and poisoned images.
 
     `images` [n, H, W, C] uint8 replace the n poisoned training images. With None those images stay.
     """
@@ -208,7 +208,7 @@ class Prepared(NamedTuple):
 
 
 class Preparation(NamedTuple):
-    """The computation that an attack does before the model is trained.
+    """The computation of an attack before the model is trained, such as a search for the trigger.
 
     `run(key, model, clean, dataset, poisoned, hooks) -> (Prepared, log records)` does it. The mask
     `poisoned` [N] marks the rows to poison. If `surrogate` is true, `clean` are the variables of a
@@ -223,7 +223,7 @@ class Preparation(NamedTuple):
 
 
 class Attack(NamedTuple):
-    """A backdoor attack as a tuple of pure functions.
+    """A backdoor attack as pure functions that make the trigger, stamp images and poison batches.
 
     - `init(key) -> trigger` makes the trigger, a pytree.
     - `stamp(trigger, images) -> images` adds the trigger to a batch at test time and stays in
@@ -255,7 +255,7 @@ class Attack(NamedTuple):
 
 
 class Repaired(NamedTuple):
-    """The result of a repair: the new `variables`, and a `trace` of arrays over logged steps.
+    """The result of a repair: the model's new `variables` and a `trace` of arrays over steps.
 
     The trace is for plots. `model` is the network of the variables if the repair changed it, by
     adding a plug, caps or a purifier. It is the network that `Repair.network` returns.
@@ -302,7 +302,7 @@ class Repair(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """The result of a training-time defence: `variables`, per-image findings and a `trace`.
+    """The result of a training-time defence: model `variables`, findings per image and a `trace`.
 
     `found` holds what the defence found out about the training images, as arrays [N] by name.
     `trace` holds arrays over logged steps.
@@ -334,7 +334,7 @@ class TrainingDefense(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The result of a detector for N samples: `scores` [N] float32 and `flagged` [N] bool.
+    """The result of a sample or input detector: `scores` [N] float32 and `flagged` [N] bool.
 
     A higher score is more suspicious. `flagged` follows the method's own rule, which reads only
     data that a defender has.
@@ -345,7 +345,7 @@ class Scored(NamedTuple):
 
 
 class SampleDetector(NamedTuple):
-    """A detector of poisoned training samples.
+    """A detector of poisoned training samples: scores and flags every image of a training set.
 
     `score(key, model, variables, samples, reserved, hooks=Hooks()) -> Scored` scores the training
     set `samples`, a `Split`, with the help of a clean `Split` `reserved`. `variables` are those of
@@ -360,7 +360,7 @@ class SampleDetector(NamedTuple):
 
 
 class InputDetector(NamedTuple):
-    """A detector of triggered inputs at test time.
+    """A detector of triggered inputs at test time: scores images, rejects those above a threshold.
 
     `prepare(key, model, variables, reserved, hooks=Hooks()) -> state` runs once, on clean images.
     `state` is a pytree. `score(model, variables, state, images) -> [B]` gives float32 scores of
@@ -377,7 +377,7 @@ class InputDetector(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The conclusion of a model detector about a model with K classes.
+    """The conclusion of a model detector on a model: a score and a flag for each of K classes.
 
     `scores` [K] float are the evidence that each class is a target; higher is more suspicious.
     `flagged` [K] bool marks the classes that the method takes for targets. `statistic` is the
@@ -419,7 +419,7 @@ class ModelDetector(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """The state of a train loop: everything that changes from step to step.
+    """The state of a train loop: step, model variables, optimiser state, random key and `carry`.
 
     `step` (int32 []) counts the steps; batches depend on (key, step) alone. `carry` is a pytree of
     what changes besides the model and its optimiser, and () if there is nothing. Examples are a

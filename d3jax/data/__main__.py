@@ -1,4 +1,4 @@
-"""Make an .npz of a published data set: `python -m d3jax.data cifar10 --out cifar10.npz`."""
+"""The command that makes an .npz of a data set: `python -m d3jax.data cifar10 --out cifar.npz`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from d3jax.runtime.files import check_writable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code (see `runtime.commands`)."""
+    """Run the command `python -m d3jax.data` with the arguments `argv`; return the exit code."""
     return exit_code(lambda: _make(argv))
 
 

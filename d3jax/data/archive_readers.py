@@ -1,4 +1,4 @@
-"""Read the archives of published data sets, without unpacking them and without unpickling."""
+"""Readers of the archives of published data sets, which neither unpack to disk nor unpickle."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ Splits = tuple[Arrays, Arrays, list[str]]
 def _cifar(
     files: Files, folder: str, parts: Sequence[str], test: str, label_bytes: int, names: str
 ) -> Splits:
-    """Read CIFAR's binary version: rows of `label_bytes` labels (the last is used) and an image."""
+    """Read the binary archive of CIFAR-10 or CIFAR-100 as train and test arrays and class names.
+
+    A row of its files is `label_bytes` labels, of which the last is used, and an image.
+    """
 
     def split(members: Sequence[str]) -> Arrays:
         content = b"".join(_member(archive, f"{folder}/{member}") for member in members)
@@ -48,18 +51,21 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
 
 
 def cifar10(files: Files, _size: int) -> Splits:
-    """Read CIFAR-10's binary version."""
+    """Read the binary archive of CIFAR-10 as train and test arrays and class names."""
     parts = [f"data_batch_{number}.bin" for number in range(1, 6)]
     return _cifar(files, "cifar-10-batches-bin", parts, "test_batch.bin", 1, "batches.meta.txt")
 
 
 def cifar100(files: Files, _size: int) -> Splits:
-    """Read CIFAR-100's binary version with its fine labels."""
+    """Read the binary archive of CIFAR-100, with fine labels, as arrays and class names."""
     return _cifar(files, "cifar-100-binary", ["train.bin"], "test.bin", 2, "fine_label_names.txt")
 
 
 def svhn(files: Files, _size: int) -> Splits:
-    """Read SVHN's cropped digits. Label 10 means the digit 0."""
+    """Read the MATLAB files of SVHN's cropped digits as train and test arrays and class names.
+
+    Label 10 means the digit 0.
+    """
     import scipy.io
 
     splits = []
@@ -84,7 +90,7 @@ def _idx(path: Path, dimensions: int) -> np.ndarray:
 
 
 def idx_reader(classes: Sequence[str]) -> Callable[[Files, int], Splits]:
-    """Return a reader of the four IDX files of MNIST, or of a set in its format."""
+    """Return a function that reads the four IDX files of MNIST, or of a set in MNIST's format."""
 
     def read(files: Files, _size: int) -> Splits:
         train, test = (
@@ -98,7 +104,10 @@ def idx_reader(classes: Sequence[str]) -> Callable[[Files, int], Splits]:
 
 
 def gtsrb(files: Files, size: int) -> Splits:
-    """Read GTSRB: whole pictures, resized to `size` pixels, not cut to the signs' boxes."""
+    """Read the archives of GTSRB as arrays, with whole pictures resized to `size` pixels a side.
+
+    The pictures are not cut to the signs' boxes.
+    """
     training, pictures, truth = files.values()
     with zipfile.ZipFile(training) as archive:
         members = sorted(name for name in archive.namelist() if name.endswith(".ppm"))
@@ -114,7 +123,7 @@ def gtsrb(files: Files, size: int) -> Splits:
 
 
 def tiny_imagenet(files: Files, size: int) -> Splits:
-    """Read Tiny-ImageNet; the labelled validation images are the test images."""
+    """Read the archive of Tiny-ImageNet as arrays, with its validation images as the test set."""
     (path,) = files.values()
     top = "tiny-imagenet-200"
     with zipfile.ZipFile(path) as archive:
@@ -136,7 +145,10 @@ def tiny_imagenet(files: Files, size: int) -> Splits:
 
 
 def _readable(classes: Sequence[str], lines: Sequence[str]) -> list[str]:
-    """Return the first word for each WordNet id; ids stay with words that two classes share."""
+    """Return a readable class name for each WordNet id of Tiny-ImageNet.
+
+    It is the first word of the id; the id stays with a word that two classes share.
+    """
     words = dict(line.split("\t", 1) for line in lines if "\t" in line)
     first = [words.get(name, name).split(",")[0] for name in classes]
     counts = Counter(first)
@@ -144,7 +156,7 @@ def _readable(classes: Sequence[str], lines: Sequence[str]) -> list[str]:
 
 
 def _pictures(archive: zipfile.ZipFile, members: Sequence[str], size: int) -> np.ndarray:
-    """Return the pictures [N, size, size, 3] uint8 of an archive."""
+    """Decode the pictures `members` of a zip archive as an array [N, size, size, 3] uint8."""
     if not members:
         raise ValueError(f"it holds no pictures; it holds {few(archive.namelist())}")
     images = np.empty((len(members), size, size, 3), np.uint8)

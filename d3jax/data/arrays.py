@@ -52,7 +52,7 @@ def from_arrays(
     flip: bool = False,
     labels: Labels = "from_zero",
 ) -> Dataset:
-    """Return a checked `Dataset` of `(images [N, H, W, C] uint8, labels [N] integer)` pairs.
+    """Return a checked `Dataset` of two pairs (images [N, H, W, C] uint8, labels [N] integer).
 
     `labels` says which class a label means. Without `classes`, they are called "0", "1", … up to
     the largest training label. `mean` and `std` are per channel, in [0, 1] units; without them the
@@ -112,7 +112,7 @@ def from_arrays(
 
 
 def as_classes(source: str, part: str, labels: Array, rule: Labels) -> np.ndarray:
-    """Convert `labels` [N] to classes [N] by a rule of `Labels`.
+    """Convert the labels [N] of a data set to class numbers [N] by the user's rule, `Labels`.
 
     Labels that are not integers are returned as they are: `check_split` refuses them. Raises
     `DataError` where a mapping lacks one of the labels, or "from_one" meets a label below 1.
@@ -137,7 +137,7 @@ def as_classes(source: str, part: str, labels: Array, rule: Labels) -> np.ndarra
 
 
 def check_classes(source: str, labels: Array, classes: Sequence[str]) -> None:
-    """Raise `DataError` where a class has no training image."""
+    """Raise `DataError` if a class of a data set has no training image."""
     counts = np.bincount(np.asarray(labels), minlength=len(classes))
     empty = np.flatnonzero(counts == 0).tolist()
     if not empty:
@@ -156,7 +156,7 @@ def check_classes(source: str, labels: Array, classes: Sequence[str]) -> None:
 def check_split(
     source: str, part: str, images: Array, labels: Array, num_classes: int, named: bool = False
 ) -> Split:
-    """Check images and labels, and return them as a `Split`.
+    """Return images and labels as a `Split`; raise `DataError` if they are not valid data.
 
     The split has images [N, H, W, C] uint8 and labels [N] int32 within 0..num_classes-1; N > 0.
     Raises `DataError` otherwise. Its message is one line that names the `source`, the offending
@@ -226,9 +226,10 @@ def measure(images: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def read_npz(
     path: Path, keys: Sequence[str] = NPZ_KEYS, optional: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
-    """Read the arrays `keys` of an .npz file, and those of `optional` it has; never unpickle.
+    """Read the arrays `keys` of an .npz file, without unpickling, as {key: array}.
 
-    Raises `DataError`, which names the file and what is wrong with it.
+    The arrays of `optional` are read if the file has them. Raises `DataError`, which names the file
+    and what is wrong with it.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
@@ -259,7 +260,7 @@ def read_npz(
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Return a hash of a data set as 16 hex digits.
+    """Return a hash of a data set's images, labels and `info` as 16 hex digits.
 
     It changes with any pixel, label, shape, dtype or field of `info`.
     """
@@ -272,7 +273,7 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def few(items: Iterable[Any]) -> str:
-    """Return a string of the first `SHOWN` items that also counts the other items."""
+    """Join the first items for a message and count the others: "a, b and 3 more"."""
     items = list(items)
     rest = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
     return names(items[:SHOWN]) + rest
@@ -283,7 +284,7 @@ def _shape(array: Array) -> str:
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write the .npz file whole or not at all."""
+    """Write arrays to an .npz file, as a whole or not at all."""
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         np.savez(Path(scratch, path.name), **arrays)  # pyright: ignore[reportArgumentType]  # not `allow_pickle`
         os.replace(Path(scratch, path.name), path)

@@ -60,7 +60,7 @@ ABL's parameter is 3, and its code takes half of that, rounded down, in both dir
 
 
 def cutout(key: jax.Array, images: Array, side: int) -> jax.Array:
-    """Make a random square of `side` pixels black in each image.
+    """Make a random square with a side of `side` pixels black in each image of a batch.
 
     The centre of the square, or with an even side the pixel after it, lies anywhere in the image.
     The square is therefore cut off at the edges (DeVries & Taylor, arXiv 1708.04552).

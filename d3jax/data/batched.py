@@ -1,4 +1,4 @@
-"""Functions that apply another function to a whole set, one batch at a time.
+"""Functions that apply another function to whole arrays, one batch at a time.
 
 Only this module cuts arrays into batches and joins the results on the host. `batched_map` is for
 results of every row (features, scores, predictions), `batched_sums` for sums over rows (counts,
@@ -85,7 +85,7 @@ def consecutive(
 
 
 def padded(*arrays: Any, batch_size: int) -> Iterator[tuple[Any, ...]]:
-    """Yield consecutive batches of one shape, as tuples `(*arrays [B, …], rows [B], valid [B])`.
+    """Yield batches of one shape, the last one padded: `(*arrays [B, …], rows [B], valid [B])`.
 
     The last batch is filled up with the last row. `rows` are the row numbers in the set, and
     `valid` is False for the rows that fill up. Raises `ValueError` for arrays without rows.
@@ -101,7 +101,7 @@ def padded(*arrays: Any, batch_size: int) -> Iterator[tuple[Any, ...]]:
 
 
 def _fetched(results: Iterable[Any]) -> list[Any]:
-    """Return the results on the host, each fetched after the next one is dispatched."""
+    """Fetch batch results from the device to the host, each after the next one is dispatched."""
     fetched, pending = [], []
     for result in results:
         pending.append(result)

@@ -1,4 +1,4 @@
-"""The rows of each training batch, computed from (key, step) alone.
+"""Functions that compute which rows of a set form a training batch, from (key, step) alone.
 
 Any step can therefore be computed without the steps before it.
 """
@@ -30,7 +30,7 @@ def epoch_plan(size: int, batch_size: int, *, drop_last: bool) -> tuple[int, int
 def batch_rows(
     key: jax.Array, step: jax.Array, *, size: int, steps_per_epoch: int, batch_size: int
 ) -> jax.Array:
-    """Return the row numbers [batch_size] int32 of the batch at `step`.
+    """Return the row numbers [batch_size] int32, in the training set, of the batch at `step`.
 
     Every epoch is a new shuffle of the `size` rows, without replacement.
     """

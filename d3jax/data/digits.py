@@ -33,12 +33,12 @@ class DigitsConfig:
             raise ConfigError(f"size: {self.size} is not a multiple of 8")
 
     def build(self) -> Dataset:
-        """Build the data set that these settings describe."""
+        """Build the data set of scikit-learn's digits with these settings."""
         return make_digits(self)
 
 
 def make_digits(config: DigitsConfig) -> Dataset:
-    """Return the digits as grey images [size, size, 1], in a training and a test set.
+    """Return scikit-learn's handwritten digits as a data set of grey images [size, size, 1].
 
     The split is fixed: a constant seed draws 20 % of each class for the test set. Raises
     `ConfigError` where images of that size do not fit in main memory.

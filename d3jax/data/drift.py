@@ -25,7 +25,7 @@ Drift = Callable[[jax.Array, Array, jax.Array], Array]
 
 
 def _unless_zero(drift: Drift) -> Drift:
-    """Wrap a drift so that it returns the very same images at strength 0.
+    """Wrap a data drift so that it returns exactly the given images at strength 0.
 
     The drift's own arithmetic would return them only up to rounding.
     """
@@ -74,13 +74,13 @@ def hue(keys: jax.Array, images: Array, strength: jax.Array) -> Array:
 
 @_unless_zero
 def brightness(keys: jax.Array, images: Array, strength: jax.Array) -> jax.Array:
-    """Multiply every value by 1 + `strength`, and clip to [0, 1]."""
+    """Multiply every pixel value of images by 1 + `strength`, and clip to [0, 1]."""
     return jnp.clip(images * (1 + strength), 0, 1)
 
 
 @_unless_zero
 def contrast(keys: jax.Array, images: Array, strength: jax.Array) -> jax.Array:
-    """Multiply the distance of every value to its image's mean by 1 + `strength`.
+    """Multiply the distance of every pixel value to its image's mean by 1 + `strength`.
 
     The result is clipped to [0, 1]. At strength −1 every image is uniform.
     """
@@ -90,7 +90,7 @@ def contrast(keys: jax.Array, images: Array, strength: jax.Array) -> jax.Array:
 
 @_unless_zero
 def noise(keys: jax.Array, images: Array, strength: jax.Array) -> jax.Array:
-    """Add Gaussian noise of standard deviation `strength` to every value, and clip to [0, 1]."""
+    """Add Gaussian noise of deviation `strength` to every pixel value, and clip to [0, 1]."""
     return jnp.clip(
         images + strength * jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys),
         0,
@@ -109,7 +109,7 @@ def blur(keys: jax.Array, images: Array, strength: jax.Array) -> jax.Array:
 
 
 def _means(side: int, deviation: jax.Array) -> jax.Array:
-    """Return the matrix [side, side] of a Gaussian mean along a line; each row sums to 1."""
+    """Return the matrix [side, side] that blurs a line of pixels by a Gaussian; rows sum to 1."""
     apart = (jnp.arange(side)[:, None] - jnp.arange(side)[None, :]) / jnp.maximum(
         jnp.abs(deviation), 1e-3
     )
@@ -128,7 +128,7 @@ DRIFTS: dict[str, Drift] = {
 
 
 def check_kinds(names: Iterable[str]) -> None:
-    """Raise `ConfigError` for a name that is not in `DRIFTS`."""
+    """Raise `ConfigError` for a name that is not the name of a data drift, such as "hue"."""
     for name in names:
         if name not in DRIFTS:
             raise ConfigError(
@@ -137,7 +137,7 @@ def check_kinds(names: Iterable[str]) -> None:
 
 
 def compose(names: Sequence[str], channels: int) -> Drift:
-    """Return one drift that applies the drifts of `names` in order.
+    """Return one drift function that applies the data drifts called `names` one after another.
 
     It is a function `f(keys, images, strengths [len(names)]) -> images`. Each drift draws its own
     noise. Raises `ConfigError` for an unknown name, and for hue on images that have no colour.
@@ -155,19 +155,19 @@ def compose(names: Sequence[str], channels: int) -> Drift:
 
 
 def _within(keys: jax.Array, i: int) -> jax.Array:
-    """Derive from each image's key [B] its key for the i-th drift."""
+    """Derive from the random key of each image [B] the key that the i-th drift uses."""
     return jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
 
 
 def keys_of(key: jax.Array, rows: Array) -> jax.Array:
-    """Derive the keys [B] of the row numbers `rows` [B] of a set from one key."""
+    """Derive from one random key a key for the drift of each image, by row numbers [B]."""
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
 def label_shift(
     key: jax.Array, labels: jax.Array, strength: float | jax.Array, num_classes: int
 ) -> jax.Array:
-    """Return row numbers [N] of a set, resampled so that its class frequencies shift.
+    """Resample a labelled set so that its class frequencies shift, and return row numbers [N].
 
     The row of a label k among `labels` [N] has the weight exp(`strength` · (k / (K − 1) − ½)).
     Systematic resampling draws N row numbers, each row about as often as its weight says. At

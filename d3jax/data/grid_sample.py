@@ -13,7 +13,7 @@ SHARPNESS = -0.75
 
 
 def enlarge(field: jax.Array, height: int, width: int) -> jax.Array:
-    """Enlarge a field [h, w, C] to [height, width, C] by bicubic interpolation.
+    """Enlarge an image or a field [h, w, C] to [height, width, C] by bicubic interpolation.
 
     Corners stay corners (`align_corners=True`), and the border repeats outside.
     """
@@ -25,7 +25,7 @@ def enlarge(field: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def _cubic_weights(before: int, after: int) -> np.ndarray:
-    """Return the matrix [after, before] float32 that enlarges a line by cubic interpolation."""
+    """Return the matrix [after, before] that enlarges a line of pixels by cubic interpolation."""
     places = np.arange(after) * ((before - 1) / max(after - 1, 1))
     first, weights = np.floor(places).astype(int), np.zeros((after, before))
     for offset in range(-1, 3):
@@ -38,14 +38,14 @@ def _cubic_weights(before: int, after: int) -> np.ndarray:
 
 
 def _kernel(distance: np.ndarray) -> np.ndarray:
-    """Return the values of the cubic kernel at non-negative distances."""
+    """Return the values of Keys' cubic interpolation kernel at non-negative distances."""
     near = (SHARPNESS + 2) * distance**3 - (SHARPNESS + 3) * distance**2 + 1
     far = SHARPNESS * (distance**3 - 5 * distance**2 + 8 * distance - 4)
     return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
 
 
 def identity_grid(height: int, width: int) -> jax.Array:
-    """Return the grid [height, width, 2] that samples every pixel at its own place.
+    """Return the sampling grid [height, width, 2] that leaves an image as it is.
 
     It holds (x, y) in [−1, 1], with the centres of the corner pixels at ±1.
     """
@@ -54,7 +54,7 @@ def identity_grid(height: int, width: int) -> jax.Array:
 
 
 def sample(images: Array, grid: jax.Array) -> Array:
-    """Sample images [B, H, W, C] bilinearly at the places of a grid, giving [B, h, w, C].
+    """Sample images [B, H, W, C] bilinearly at the points of a grid, giving [B, h, w, C].
 
     `grid` holds (x, y) and is [h, w, 2], shared by all images, or [B, h, w, 2]. The centres of the
     corner pixels are at ±1 (`align_corners=True`). Values outside the image are zero
@@ -76,7 +76,7 @@ def sample(images: Array, grid: jax.Array) -> Array:
 
 
 def _pixels(images: Array, rows: jax.Array, columns: jax.Array) -> Array:
-    """Return the pixels [B, h, w, C] at indices [h, w], or at indices [B, h, w] of each image."""
+    """Return the pixels [B, h, w, C] of images at indices [h, w], or [B, h, w] for each image."""
     if rows.ndim == 2:
         return images[:, rows, columns]
     return jax.vmap(lambda image, row, column: image[row, column])(images, rows, columns)

@@ -22,7 +22,7 @@ from .usual import USUAL
 
 @dataclasses.dataclass(frozen=True)
 class HfConfig:
-    """An image classification set of Hugging Face `datasets`."""
+    """Settings of an image classification set of Hugging Face `datasets`."""
 
     path: str = option(
         dataclasses.MISSING,
@@ -53,19 +53,20 @@ class HfConfig:
 
     @classmethod
     def from_argument(cls, argument: str) -> dict[str, Any]:
-        """Return the settings that `hf:<argument>` means in a config."""
+        """Return the settings that the data set name `hf:<argument>` of a config stands for."""
         return {"path": argument}
 
     def build(self) -> Dataset:
-        """Return the data set, read from disk or downloaded."""
+        """Build the Hugging Face data set of these settings, from disk or by a download."""
         return make_hf(self)
 
 
 def make_hf(config: HfConfig) -> Dataset:
-    """Return the images of two splits, decoded like all other pictures (see `pictures`).
+    """Return two splits of a Hugging Face data set, with all pictures decoded, as a `Dataset`.
 
-    Needs the extra `hf`. `datasets` keeps what it downloads in its own cache. Raises `DataError`
-    where the set cannot be read, has no image or label column, or varies in size without `size`.
+    Pictures are decoded by the rules of `pictures`. Needs the extra `hf`. `datasets` keeps what it
+    downloads in its own cache. Raises `DataError` where the set cannot be read, has no image or
+    label column, or varies in size without `size`.
     """
     splits = _open(config)
     source = f"hf:{config.path}"
@@ -90,7 +91,10 @@ def make_hf(config: HfConfig) -> Dataset:
 
 
 def _open(config: HfConfig) -> Any:
-    """Return the splits by name. `datasets` raises whatever its readers and its network raise."""
+    """Open the Hugging Face data set that `config` names, and return its splits by name.
+
+    Whatever the readers and the network of `datasets` raise becomes a `DataError`.
+    """
     try:
         import datasets
     except ImportError as error:
@@ -110,7 +114,7 @@ def _open(config: HfConfig) -> Any:
 
 
 def _column(source: str, setting: str, given: str, features: Any, kind: str) -> str:
-    """Return the column that a setting names, or else the only one of its kind."""
+    """Return the name of the image or label column: the given one, or the only one of that type."""
     if given and given not in features:
         raise DataError(f"{source}: {setting}: no column {given!r}; it has {names(features)}")
     found = [name for name, feature in features.items() if type(feature).__name__ == kind]
@@ -125,7 +129,7 @@ def _column(source: str, setting: str, given: str, features: Any, kind: str) -> 
 
 
 def _arrays(source: str, split: Any, image: str, label: str, config: HfConfig) -> Arrays:
-    """Return the images [N, H, W, C] uint8 and labels [N] of one split."""
+    """Return images [N, H, W, C] uint8 and labels [N] of one split of a Hugging Face set."""
     import datasets
 
     if type(split.features[image]).__name__ != "Image":
@@ -145,7 +149,7 @@ def _arrays(source: str, split: Any, image: str, label: str, config: HfConfig) -
 
 
 def _size(source: str, encoded: Any, image: str) -> tuple[int, int]:
-    """Return height and width of the first image, which all others must have."""
+    """Return the height and width of a split's first image, which all other images must have."""
     from PIL import Image
 
     if not len(encoded):
@@ -159,7 +163,7 @@ def _size(source: str, encoded: Any, image: str) -> tuple[int, int]:
 
 
 def _content(name: str, value: Any) -> io.BytesIO | Path:
-    """Return what an encoded image is read from."""
+    """Return the bytes or the path of one encoded image of a Hugging Face data set."""
     if value and value.get("bytes"):
         return io.BytesIO(value["bytes"])
     if value and value.get("path"):

@@ -1,4 +1,4 @@
-"""Data sets of image files in one folder per class."""
+"""The reader of data sets of image files in one folder per class."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class FolderConfig:
         check_fields(self)
 
     def build(self) -> Dataset:
-        """Build the data set that these settings describe."""
+        """Read the data set from the folder of pictures that these settings name."""
         return make_folder(self)
 
 
 def make_folder(config: FolderConfig) -> Dataset:
-    """Read the image files under a folder into a data set of images [size, size, channels].
+    """Read the image files under a folder into a `Dataset` of images [size, size, channels].
 
     Classes are the names of the folders, sorted alphabetically, or numerically where all are
     numbers. Files with other endings than `SUFFIXES` are left out, and a warning counts them.
@@ -112,7 +112,7 @@ Each of its lines has a file's name, its class and more, separated by tabs.
 
 
 def _parts(root: Path) -> tuple[str, ...]:
-    """Return the folders of the training and the test images, or "." alone where all are in one.
+    """Return the names of the train and test folders in `root`, or (".",) if it has none.
 
     Raises `DataError` where only one of the two exists.
     """
@@ -179,14 +179,14 @@ def _files_by_class(path: Path, classes: list[str]) -> list[tuple[Path, int]]:
 
 
 def _kind(entry: Path) -> str:
-    """Return what an entry that is no picture is, after its number in a warning."""
+    """Return how a warning describes a file or folder that is no picture, such as "with .txt"."""
     if entry.is_dir():
         return "folders inside of class folders"
     return f"with {entry.suffix.lower()}" if entry.suffix else "with no ending"
 
 
 def _annotated(path: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    """List the pictures in path/images with their labels from the file `ANNOTATIONS`."""
+    """List Tiny-ImageNet's validation pictures with the labels of its annotation file."""
     source, pairs = path / ANNOTATIONS, []
     try:
         lines = source.read_text(encoding="utf8").splitlines()
@@ -208,7 +208,7 @@ def _annotated(path: Path, classes: list[str]) -> list[tuple[Path, int]]:
 def _read_files(
     pairs: list[tuple[Path, int]], config: FolderConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read pictures into images [N, size, size, channels] uint8 and labels [N]."""
+    """Read picture files with labels into images [N, size, size, channels] uint8 and labels [N]."""
     side = config.size
     check_fits(
         2 * len(pairs) * side**2 * config.channels,

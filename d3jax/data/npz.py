@@ -1,4 +1,4 @@
-"""Data sets in NumPy .npz files."""
+"""The reader of data sets in NumPy .npz files."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class NpzConfig:
         check_fields(self)
 
     def build(self) -> Dataset:
-        """Build the data set that these settings describe."""
+        """Read the data set from the .npz file that these settings name."""
         return make_npz(self)
 
 
 def make_npz(config: NpzConfig) -> Dataset:
-    """Read a data set from an .npz file.
+    """Read a `Dataset` from an .npz file, check it, and cut it to the limits in `config`.
 
     The whole set is checked and measured before the limits cut it. Raises `DataError` when the file
     cannot be read (pickled arrays never are) or is not a valid data set.
@@ -91,7 +91,7 @@ def make_npz(config: NpzConfig) -> Dataset:
 
 
 def _names_in(path: Path, found: np.ndarray | None) -> list[str] | None:
-    """Return the class names that the file has, if any."""
+    """Return the class names in the array `class_names` of an .npz file, or None without one."""
     if found is None:
         return None
     if found.dtype.kind != "U" or found.ndim != 1:

@@ -1,4 +1,4 @@
-"""The reader of picture files, with the same rules for everything that takes pictures."""
+"""The reader of picture files (PNG, JPEG and others) that all data sets and attacks use."""
 
 from __future__ import annotations
 

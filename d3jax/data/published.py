@@ -24,7 +24,7 @@ from .usual import USUAL
 
 
 class Archive(NamedTuple):
-    """A published file: its name, its address and its published MD5 checksum."""
+    """A file of a published data set: its name, its address and its published MD5 checksum."""
 
     name: str
     url: str
@@ -32,7 +32,7 @@ class Archive(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A published data set.
+    """A data set as its authors publish it: the archives, their reader and the image size.
 
     `read(files, size)` returns its training and test arrays and its class names. `size` is the side
     in pixels of its images where they vary in size (0: it is fixed).
@@ -44,7 +44,7 @@ class Published(NamedTuple):
 
 
 def read_published(name: str, files: Files, size: int = 0) -> dict[str, np.ndarray]:
-    """Return the arrays of a data set of `PUBLISHED`, as an .npz of `d3jax` holds them.
+    """Read the archives of a published data set into the arrays of an .npz, as {key: array}.
 
     Args:
         name: the data set.
@@ -67,7 +67,7 @@ def read_published(name: str, files: Files, size: int = 0) -> dict[str, np.ndarr
 
 
 def local_files(name: str, source: Path) -> dict[str, Path]:
-    """Return the archives of a data set that lie in the folder `source`.
+    """Return the paths of a published data set's archives in a local folder, by archive name.
 
     `source` may be the archive itself where there is only one. Raises `DataError` where a file is
     missing, and says where it is published.
@@ -83,12 +83,12 @@ def local_files(name: str, source: Path) -> dict[str, Path]:
 
 
 def altered(name: str, files: Files) -> list[str]:
-    """Return the archives whose checksum is not the published one."""
+    """Return the names of a data set's archives whose MD5 checksum is not the published one."""
     return [one.name for one in PUBLISHED[name].archives if _md5(files[one.name]) != one.md5]
 
 
 def download(name: str, folder: Path, say: Callable[[str], None]) -> dict[str, Path]:
-    """Return the archives of a data set in `folder`; those that are not there are downloaded.
+    """Download the archives of a data set that `folder` lacks; return the paths of all, by name.
 
     `say` gets a line for each download. An archive is kept only if its checksum is the published
     one. Raises `DataError` where an address cannot be read or sends something else.

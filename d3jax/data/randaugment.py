@@ -16,13 +16,13 @@ from .drift import DRIFTS
 
 
 def _posterise(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
-    """Keep only the highest 4 to 8 bits of every value: fewer at a larger strength."""
+    """Keep only the highest 4 to 8 bits of every pixel value: fewer at a larger strength."""
     levels = 2.0 ** jnp.round(8 - 4 * jnp.abs(strength))
     return jnp.floor(images * 255 / 256 * levels) / levels * 256 / 255
 
 
 def _solarise(keys: jax.Array, images: jax.Array, strength: jax.Array) -> jax.Array:
-    """Invert the values above the threshold 1 − |strength|."""
+    """Invert the pixel values of images above the threshold 1 − |strength|."""
     return jnp.where(images > 1 - jnp.abs(strength), 1 - images, images)
 
 
@@ -58,9 +58,10 @@ The strength is drawn evenly between that and its negative.
 
 
 def strong_augment(key: jax.Array, images: Array) -> Array:
-    """Apply two random `OPERATIONS` and a grey cutout to each of images [B, H, W, C] in [0, 1].
+    """Augment each of images [B, H, W, C] by two random operations and a grey square.
 
-    The side of the square that becomes grey is up to half the image's shorter side.
+    The images are in [0, 1], and the operations are `OPERATIONS`. The side of the square that
+    becomes grey is up to half the image's shorter side.
     """
     keys = jax.random.split(key, 3)
     for one in keys[:2]:
@@ -69,7 +70,7 @@ def strong_augment(key: jax.Array, images: Array) -> Array:
 
 
 def _one(key: jax.Array, image: Array) -> jax.Array:
-    """Apply one random operation to one image.
+    """Apply one random operation of RandAugment, such as a rotation, to one image.
 
     Under vmap every operation is computed, which costs little next to a network.
     """

@@ -32,15 +32,15 @@ class SyntheticConfig:
         check_fields(self)
 
     def build(self) -> Dataset:
-        """Build the data set that these settings describe."""
+        """Generate the synthetic images of a data set with these settings."""
         return make_synthetic(self)
 
 
 def make_synthetic(config: SyntheticConfig) -> Dataset:
-    """Generate images [size, size, channels], with classes balanced to within one image.
+    """Generate a `Dataset` of synthetic images [size, size, channels] with balanced classes.
 
-    60,000 images of 32×32×3 take a few seconds. Raises `ConfigError` where the images do not fit in
-    main memory.
+    The classes are balanced to within one image. 60,000 images of 32×32×3 take a few seconds.
+    Raises `ConfigError` where the images do not fit in main memory.
     """
     pixels = config.size**2 * config.channels
     check_fits(

@@ -64,16 +64,16 @@ class TfdsConfig:
 
     @classmethod
     def from_argument(cls, argument: str) -> dict[str, Any]:
-        """Return the settings that `tfds:<argument>` stands for in a config."""
+        """Return the settings that the data set name `tfds:<argument>` of a config stands for."""
         return {"dataset": argument}
 
     def build(self) -> Dataset:
-        """Build the data set that these settings describe."""
+        """Build the TensorFlow data set of these settings, from its cache or by a download."""
         return make_tfds(self)
 
 
 def make_tfds(config: TfdsConfig) -> Dataset:
-    """Return the data set from its cache, after downloading and preparing it the first time.
+    """Return a TensorFlow data set from an .npz cache, which a download makes the first time.
 
     The preparation needs the extra `tfds`. Raises `DataError` when the set cannot be prepared or
     has images of varying size, or when its cache cannot be read or written.
@@ -106,7 +106,7 @@ def make_tfds(config: TfdsConfig) -> Dataset:
 
 
 def _prepare(config: TfdsConfig) -> dict[str, np.ndarray]:
-    """Download and prepare the set with tensorflow_datasets, and return the arrays to cache.
+    """Download a set with tensorflow_datasets, and return its arrays for the .npz cache.
 
     A builder raises whatever its download and its parser raise; all of it becomes a `DataError`.
     """
@@ -146,7 +146,10 @@ def _prepare(config: TfdsConfig) -> dict[str, np.ndarray]:
 
 
 def _builder(config: TfdsConfig) -> Any:
-    """Return the TFDS builder, typed `Any` because decorators hide its methods' arguments."""
+    """Return the builder object of tensorflow_datasets for the data set that `config` names.
+
+    It is typed `Any` because decorators hide the arguments of its methods.
+    """
     import tensorflow_datasets
 
     return tensorflow_datasets.builder(
@@ -156,7 +159,10 @@ def _builder(config: TfdsConfig) -> Any:
 
 
 def _check_features(source: str, features: Any) -> None:
-    """Raise `DataError` for features that cannot become one array, before any download."""
+    """Raise `DataError` if a TensorFlow data set lacks images or labels, or varies in image size.
+
+    This is checked before any download.
+    """
     missing = [key for key in ("image", "label") if key not in features]
     if missing:
         raise DataError(
@@ -172,9 +178,10 @@ def _check_features(source: str, features: Any) -> None:
 
 
 def _check_splits(source: str, config: TfdsConfig, there: Any) -> None:
-    """Raise `DataError` for a configured split that is not among the splits `there`.
+    """Raise `DataError` if the training or test split of `config` is not one of the set's splits.
 
-    Nothing is checked where `there` is empty: some sets know their splits only once prepared.
+    The splits of the TensorFlow data set are `there`. Nothing is checked where `there` is empty:
+    some sets know their splits only once prepared.
     """
     for setting in ("train_split", "test_split"):
         split = getattr(config, setting)
@@ -185,7 +192,7 @@ def _check_splits(source: str, config: TfdsConfig, there: Any) -> None:
 
 
 def _read(source: Any) -> Arrays:
-    """Read all examples of a TFDS source as images [N, H, W, C] and labels [N]."""
+    """Read all examples of a TensorFlow data source as images [N, H, W, C] and labels [N]."""
     images, labels = zip(*((example["image"], example["label"]) for example in source), strict=True)
     return np.stack(images), np.array(labels)
 

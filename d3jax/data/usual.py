@@ -1,4 +1,4 @@
-"""Normalisation and augmentation that the field uses for well-known data sets."""
+"""Normalisation and augmentation settings that the field uses for well-known data sets."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class EvolutionConfig:
 
     @property
     def program(self) -> tuple[Any, ...]:
-        """Return the settings that are part of the compiled program.
+        """Return the tuple of those settings that are compiled into an evolution run's program.
 
         Evolution runs that agree in them can run as members of one program.
         """

@@ -31,13 +31,13 @@ def defended_updates(
     watch: Callable[[TrainState], LogRecord],
     hooks: Hooks,
 ) -> tuple[Variables, list[LogRecord]]:
-    """Run all updates of `loop` with a repair called between them; return model and log records.
+    """Run an evolution run's updates with a repair called between them; return model and records.
 
-    At most `images` clean images of an update go to the repair. They are among the `learned` images
-    of the update, drifted in the same way. Poisoned ones are left out, as by a defender who
-    inspects the images. The repaired model is the start of the next update, which begins with
-    momentum 0 even where `optimizer_state` is "carried". `trained_acc` and `trained_asr` are
-    measured before the repair, and all other columns after it.
+    `loop` is the train loop of all updates. At most `images` clean images of an update go to the
+    repair. They are among the `learned` images of the update, drifted in the same way. Poisoned
+    ones are left out, as by a defender who inspects the images. The repaired model is the start of
+    the next update, which begins with momentum 0 even where `optimizer_state` is "carried".
+    `trained_acc` and `trained_asr` are measured before the repair, and all other columns after it.
     """
     config, state, records, seconds = measure.config, loop.state, [], 0.0
     steps = loop.steps // config.updates
@@ -62,15 +62,15 @@ def defended_updates(
 
 
 def _is_due(config: EvolutionConfig, update: int) -> bool:
-    """Return whether the repair is called after this update."""
+    """Return whether an evolution run calls the repair after the update numbered `update`."""
     call, left = divmod(update, config.every)
     return not left and (not config.calls or call <= config.calls)
 
 
 def _inspected(loop: TrainLoop, measure: Measure, update: int, images: int, learned: int) -> Split:
-    """Return at most `images` clean images of an update, drifted as at that update.
+    """Return at most `images` clean images of an evolution update, drifted, for the repair to use.
 
-    They are the images on which the defence may repair the model.
+    They are drifted as at that update.
     """
     config, order = measure.config, loop.data.loss_inputs["order"]
     first = len(order) - learned * (config.updates - update + 1)

@@ -20,7 +20,7 @@ from .lr_schedules import rates
 
 
 def check_evolution(config: EvolutionConfig, count: int, info: DataInfo) -> int:
-    """Return how many of `count` fresh images an update learns, after checking the settings.
+    """Check an evolution run's settings; return how many of `count` fresh images an update learns.
 
     Raises `ConfigError` where these do not fill a batch, or where another setting does not suit the
     images or the number of updates.
@@ -47,7 +47,7 @@ def check_evolution(config: EvolutionConfig, count: int, info: DataInfo) -> int:
 
 
 def update_rates(config: EvolutionConfig, steps: int) -> np.ndarray:
-    """Return the learning rate [steps] of every step of an update.
+    """Return the learning rates [steps] of the train steps of one update of an evolution run.
 
     The rates are 0 where only BatchNorm's statistics change.
     """
@@ -55,7 +55,9 @@ def update_rates(config: EvolutionConfig, steps: int) -> np.ndarray:
 
 
 def steps_of(config: EvolutionConfig, count: int) -> int:
-    """Return the number of steps of an update, which gets its share of `count` fresh images.
+    """Return the number of train steps of one update of an evolution run on `count` fresh images.
+
+    An update gets its share of these.
 
     Raises `ConfigError` where its share is less than a batch.
     """
@@ -69,7 +71,7 @@ def steps_of(config: EvolutionConfig, count: int) -> int:
 
 
 def _sizes(config: EvolutionConfig, count: int) -> tuple[int, int]:
-    """Return how many fresh images an update learns, and how many are held out for validation."""
+    """Return the numbers of fresh images that an evolution update learns and that it holds out."""
     size = count // config.updates
     kept = round(config.validation * size)
     return size - kept, kept
@@ -78,11 +80,12 @@ def _sizes(config: EvolutionConfig, count: int) -> tuple[int, int]:
 def divide(
     key: jax.Array, labels: Any, config: EvolutionConfig, num_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Divide the fresh images into sets to learn [updates, n] and sets to hold out [updates, m].
+    """Divide fresh images among an evolution run's updates: rows to learn and rows to hold out.
 
-    The sets are rows of the fresh images. `labels` are those of the fresh images. The sets of
-    different updates are disjoint. Their labels are shifted by resampling, so a shifted set holds
-    some images twice. `key` is that of `evolution_key`.
+    Returns rows to learn [updates, n] and rows to hold out [updates, m]. The sets are rows of the
+    fresh images. `labels` are those of the fresh images. The sets of different updates are
+    disjoint. Their labels are shifted by resampling, so a shifted set holds some images twice.
+    `key` is that of `evolution_key`.
     """
     key, labels = stream(key, "fresh"), np.asarray(labels)
     learned, kept = _sizes(config, len(labels))
@@ -108,7 +111,7 @@ def divide(
 
 
 def evolution_key(seed: int) -> jax.Array:
-    """Return the key of all randomness in the evolution runs of a seed."""
+    """Return the random key from which the evolution runs of an integer seed draw everything."""
     return stream(jax.random.key(seed), "lineage")  # another name would change every result
 
 
@@ -126,7 +129,7 @@ def check_poison(
 def persistent_rows(
     key: jax.Array, labels: np.ndarray, size: int, attack: Attack, config: EvolutionConfig
 ) -> np.ndarray:
-    """Return which of the arranged fresh images the attacker poisons, as a boolean mask [N].
+    """Return which fresh images of an evolution run the attacker poisons, as a boolean mask [N].
 
     `labels` [N] are arranged set after set, with `size` images in each. For one-shot poisoning no
     row is poisoned. Otherwise in every set the same number is drawn from the images that the attack

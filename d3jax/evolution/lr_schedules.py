@@ -33,7 +33,7 @@ OWNERS |= {
 
 @dataclasses.dataclass(frozen=True)
 class LRScheduleConfig:
-    """Settings of one learning-rate schedule within an update.
+    """Settings of a learning-rate schedule within one update of an evolving model.
 
     `lr` is its highest rate. `mean` rescales the schedule to this mean over an update, for
     comparisons at equal Σ lr.
@@ -71,7 +71,9 @@ class LRScheduleConfig:
 
 
 def rates(config: LRScheduleConfig, steps: int) -> Float32[np.ndarray, " steps"]:
-    """Return the learning rate [steps] float32 of every step of one update.
+    """Return the learning rates [steps] of one update of an evolving model, by `LRScheduleConfig`.
+
+    They are float32.
 
     Raises `ConfigError` where a cycle or a triangle has too few steps to reach its highest rate.
     """
@@ -122,6 +124,6 @@ def _schedule(config: LRScheduleConfig, steps: int) -> optax.Schedule:
 
 
 def _triangles(at: np.ndarray, half: float, low: float, high: float) -> np.ndarray:
-    """Return rates that rise from `low` to `high` in `half` steps and fall again, repeatedly."""
+    """Return learning rates that rise from `low` to `high` in `half` steps and fall, repeatedly."""
     place = np.mod(at / half, 2)
     return low + (high - low) * (1 - np.abs(place - 1))

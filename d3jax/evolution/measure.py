@@ -25,7 +25,7 @@ from .fresh_sets import update_rates
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measure:
-    """A measurement of models on the test images as they are at an update.
+    """A measurement of an evolving model on test images that have drifted as far as at an update.
 
     The test images are drifted, and their labels are shifted by resampling.
     """
@@ -38,25 +38,31 @@ class Measure:
     batch_size: int
 
     def __call__(self, variables: Variables, trigger: Any, update: int) -> tuple[Counts, float]:
-        """Return the counts of a model at an update, and the score of the trigger.
+        """Return a model's `Counts` on test images drifted as at an update, and a trigger's score.
 
         The score is by how much the trigger raises the logit of its class.
         """
         return self._call(make_measure, variables, trigger, update)
 
     def asr(self, variables: Variables, trigger: Any, update: int) -> float:
-        """Return the ASR of a model at an update, at half the cost of all counts."""
+        """Return a model's ASR alone on test images drifted as at an update of an evolution run.
+
+        It has half the cost of all counts.
+        """
         return self._call(make_asr, variables, trigger, update)
 
     def rates(self, variables: Variables, trigger: Any, update: int) -> LogRecord:
-        """Return `acc` at an update and, where there is a trigger, `asr`, `ra` and `score`."""
+        """Return a dict of a model's ACC, ASR, RA and trigger score under an update's drift.
+
+        Without triggered images it has `acc` alone.
+        """
         counts, score = self(variables, trigger, update)
         if not counts.triggered.sum():
             return {"acc": counts.acc}
         return {"acc": counts.acc, "asr": counts.asr, "ra": counts.ra, "score": score}
 
     def accuracy(self, variables: Variables, images: Split, update: int) -> float:
-        """Return the ACC of a model on other images, drifted as at an update."""
+        """Return a model's ACC on any images, drifted as at an update of an evolution run."""
         drift = (tuple(self.config.drift), self.info.shape[2])
         predict = functools.partial(_classes, self.model, *drift, variables)
         amounts = strengths(self.config, update)
@@ -80,18 +86,18 @@ class Measure:
 
 @functools.lru_cache(maxsize=64)
 def _built(make: Callable[..., Any], *given: Any) -> Any:
-    """Return what `make` builds, cached for all runs with the same drift."""
+    """Return the measuring function built by `make`, cached for evolution runs of equal drift."""
     model, attack, classes, channels, drift, trigger_first, batch = given
     return make(model, attack, classes, batch, compose(drift, channels), trigger_first)
 
 
 def strengths(config: EvolutionConfig, update: int) -> jax.Array:
-    """Return the strengths [kinds of drift] float32 of the drift at an update."""
+    """Return the strength of every kind of drift at an update of an evolution run, as float32."""
     return jnp.asarray([update * value for value in config.drift.values()], jnp.float32)
 
 
 def shifted(test: Split, config: EvolutionConfig, update: int, num_classes: int) -> Split:
-    """Return the test images resampled to the shifted labels of an update's fresh images.
+    """Resample test images to the shifted class frequencies at an update of an evolution run.
 
     Without `label_shift`, these are the test images themselves.
     """
@@ -105,7 +111,7 @@ def shifted(test: Split, config: EvolutionConfig, update: int, num_classes: int)
 def update_watch(
     measure: Measure, victim: Any, kept: Sequence[Split], steps: int
 ) -> Callable[[TrainState], LogRecord]:
-    """Return the function that measures the model after every update of `steps` steps.
+    """Build `watch(state)`, which measures an evolving model after every update of `steps` steps.
 
     The model is measured on the drifted test images, as `watch_acc`, `watch_asr`, `watch_ra` and
     `score`. On those of the next update, the columns are `next_…`. After the first update, the
@@ -155,6 +161,6 @@ def _classes(
 
 @jax.jit
 def _distance(a: Any, b: Any) -> jax.Array:
-    """Return the norm of the difference of two trees, over all leaves."""
+    """Return the norm of the difference of two parameter trees, over all leaves."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return jnp.sqrt(sum(((x - y) ** 2).sum() for x, y in pairs))

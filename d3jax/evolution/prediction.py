@@ -1,4 +1,4 @@
-"""The prediction of a linear model for the forgetting in an evolution run."""
+"""The prediction, by a linear model, of how fast an evolution run forgets a backdoor."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def predict_forgetting(
     *,
     memo: Callable[[Hashable, Callable[[], Any]], Any] = _no_memo,
 ) -> Predicted | None:
-    """Return the predicted forgetting of one evolution run, or None above `WIDEST` features.
+    """Predict by a linear model how fast an evolution run forgets a backdoor, as a `Predicted`.
 
-    The prediction is made under two curvatures, of squared loss and of softmax. `learned` [T, n]
-    are the rows of `fresh` that each update learns. `scores` [T + 1] are the measured scores of the
-    trigger, from before the first update on. `memo(key, make)` may cache what several runs of a
-    victim have in common.
+    Returns None above `WIDEST` features. The prediction is made under two curvatures, of squared
+    loss and of softmax. `learned` [T, n] are the rows of `fresh` that each update learns. `scores`
+    [T + 1] are the measured scores of the trigger, from before the first update on. `memo(key,
+    make)` may cache what several runs of a victim have in common.
     """
     config, attack, model = measure.config, measure.attack, measure.model
 
@@ -78,7 +78,7 @@ def predict_forgetting(
 def _moments(
     measure: Measure, victim: Any, target: int, fresh: Split, learned: np.ndarray
 ) -> Moments:
-    """Return the second moments of every update's drifted images, for both curvatures."""
+    """Return second moments of the features of each update's drifted images, for two curvatures."""
     config, model = measure.config, measure.model
     drift, found = (
         compose(tuple(config.drift), measure.info.shape[2]),
@@ -96,7 +96,7 @@ def _moments(
 
 
 def _odds(model: Any, variables: Any, images: jax.Array, target: int) -> np.ndarray:
-    """Return the probability [N] that the model gives to the target class."""
+    """Return the probability [N] that a model gives to the target class for each of N images."""
 
     def odds(levels: jax.Array) -> jax.Array:
         logits = model.apply(variables, as_float(levels), train=False).logits

@@ -1,4 +1,4 @@
-"""Survivability: how many updates a backdoor survives."""
+"""Survivability: how many updates of an evolving model a backdoor survives."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def survivability(asr: Any, tau: float = 0.5) -> tuple[int, bool]:
 
 
 def updates_of(records: Sequence[LogRecord]) -> list[LogRecord]:
-    """Return the log records that end an update."""
+    """Return those log records of an evolution run that were written at the end of an update."""
     return [record for record in records if "update" in record]
 
 
 def survival_columns(records: Sequence[LogRecord], before: float) -> dict[str, Any]:
-    """Return S_τ as columns of results.csv, and whether each is censored; {} without a trigger.
+    """Return columns of results.csv: how many updates a backdoor survives, by ASR threshold τ.
 
-    Both are None where the ASR `before` the first update is below τ, as there is no backdoor to
-    survive.
+    They are S_τ for each of `TAUS`, and whether it is censored; {} without a trigger. Both are None
+    where the ASR `before` the first update is below τ, as there is no backdoor to survive.
     """
     asr = [record["watch_asr"] for record in updates_of(records) if "watch_asr" in record]
     columns: dict[str, Any] = {}

@@ -63,7 +63,7 @@ def evolution_loop(
     config: EvolutionConfig,
     info: DataInfo,
 ) -> TrainLoop:
-    """Return the train loop that updates a model on all fresh sets, one after another.
+    """Build the `TrainLoop` of an evolution run: updates of a model on fresh sets, in turn.
 
     `fresh` is cut into `config.updates` equal sets (`divide`). `data.loss_inputs["order"]` lists
     the rows that they learn, set after set. With replay, these come after the rows of the
@@ -107,7 +107,7 @@ def evolution_loop(
 
 
 def drift_keys(key: jax.Array, places: Array) -> jax.Array:
-    """Return the keys of the drift of images, by the `places` of the images in the order of a loop.
+    """Return the random keys of the drift of images, by their `places` in an evolution run's order.
 
     An image thus drifts in the same way whenever it is learned. `key` is that of the train state.
     """
@@ -124,7 +124,7 @@ def evolution_step(
     past: int,
     per_epoch: int,
 ) -> Step:
-    """Build the train step of an update on one of the fresh sets.
+    """Build the train step of an evolution run, which updates a model on drifted fresh images.
 
     `size` is the number of images of a set. `past` is the number of replayed images, which come
     first in `data.loss_inputs["order"]`. An update has `config.epochs` passes of `per_epoch` steps.
@@ -157,7 +157,7 @@ def evolution_batches(
     past: int,
     per_epoch: int,
 ) -> Batches:
-    """Build the function that draws the batches of `evolution_step`.
+    """Build the function that draws, drifts, poisons and augments an evolution run's batches.
 
     It draws rows from an update's set and from the replayed one, then drifts, poisons and augments
     them. With `config.trigger_first` it poisons before the drift.
@@ -204,9 +204,9 @@ def evolution_batches(
 
 
 def start_of_update(per_update: int) -> Begin:
-    """Build the function that stores the parameters at the start of every update in the carry.
+    """Build the function that keeps the parameters at the start of each evolution update.
 
-    They are the carry's `start_params`. An update has `per_update` steps.
+    They are `start_params` in the carry of the train state. An update has `per_update` steps.
     """
 
     def begin(state: TrainState, data: TrainData) -> dict[str, Params]:
@@ -220,10 +220,10 @@ def start_of_update(per_update: int) -> Begin:
 
 
 def update_optimizer(config: EvolutionConfig, per_update: int) -> optax.GradientTransformation:
-    """Build SGD with coupled L2 weight decay and the learning rates `data.loss_inputs["rates"]`.
+    """Build the SGD optimiser of an evolution run, whose learning rates come from the train data.
 
-    Its momentum restarts at each update of `per_update` steps where `config.optimizer_state` is
-    "reset".
+    It has coupled L2 weight decay, and its rates are `data.loss_inputs["rates"]`. Its momentum
+    restarts at each update of `per_update` steps where `config.optimizer_state` is "reset".
     """
     momentum = optax.trace(config.momentum)
     if config.optimizer_state == "reset":
@@ -233,7 +233,7 @@ def update_optimizer(config: EvolutionConfig, per_update: int) -> optax.Gradient
 
 
 def _rate_of(per_update: int) -> Callable[[jax.Array, TrainData], jax.Array]:
-    """Build `rate(step, data)`, the learning rate of a step by its place in the update."""
+    """Build `rate(step, data)`: an evolution run's learning rate at a step's place in an update."""
 
     def rate(step: jax.Array, data: TrainData) -> jax.Array:
         return data.loss_inputs["rates"][step % per_update]
@@ -242,6 +242,6 @@ def _rate_of(per_update: int) -> Callable[[jax.Array, TrainData], jax.Array]:
 
 
 def restarted(state: TrainState, variables: Variables) -> TrainState:
-    """Return the train state with other variables and momentum 0."""
+    """Return a train state with other model variables and with the optimiser's momentum at 0."""
     opt_state = jax.tree.map(jnp.zeros_like, state.opt_state)
     return dataclasses.replace(state, variables=variables, opt_state=opt_state)

@@ -36,7 +36,7 @@ MOST_HEADER = 100 * 2**20
 
 
 def kind_of(path: Path) -> Kind:
-    """Return the kind of a model file by its first bytes.
+    """Return "safetensors", "zip" or "pickle": the kind of a model file by its first bytes.
 
     Raises `CheckpointError` where the file is of no kind that holds a model, or cannot be read.
     """
@@ -72,7 +72,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def check_archive(path: Path) -> None:
-    """Raise `CheckpointError` where PyTorch's archive is damaged or expands beyond its size.
+    """Raise `CheckpointError` if a PyTorch zip archive is damaged or expands beyond its size.
 
     PyTorch writes checksums but does not read them. It never compresses, so an archive that expands
     to more than its size is not PyTorch's.

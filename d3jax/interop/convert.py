@@ -19,7 +19,7 @@ SHOWN = 6
 
 
 class Report(NamedTuple):
-    """How the tensors of a file match an architecture.
+    """The match of a file's tensors with an architecture: matched, missing, extra, misshapen.
 
     `matched` lists (PyTorch's name, d3jax's names, shape). `missing` lists what the net needs and
     the file lacks, and `extra` what the file has and the net does not. `misshapen` lists tensors of
@@ -33,7 +33,7 @@ class Report(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Return one line: how many tensors match, and the first names of those that do not."""
+        """Return one line: how many tensors of a file match, and which do not."""
         parts = [f"{len(self.matched)} tensors match"]
         for what, found in (("missing", self.missing), ("not in the net", self.extra)):
             if found:
@@ -53,7 +53,7 @@ def _some(found: list[str]) -> str:
 
 
 def entries_of(model: str, config: Any, like: Variables) -> list[Entry]:
-    """Return the entries of the tensors that `model` with this config has in PyTorch.
+    """Return the `Entry` of each tensor that an architecture with this config has in PyTorch.
 
     `like` holds the variables of the net, or their shapes. Raises `CheckpointError` for an
     architecture whose PyTorch names d3jax does not know.
@@ -69,7 +69,7 @@ def entries_of(model: str, config: Any, like: Variables) -> list[Entry]:
 def from_torch(
     tensors: Mapping[str, np.ndarray], model: str, config: Any, net: Model, origin: str
 ) -> tuple[Variables, Report]:
-    """Return the variables of `net` from tensors with PyTorch's names, and a report of the match.
+    """Convert tensors with PyTorch's names to d3jax's `Variables`; also return a `Report`.
 
     `net` is the architecture `model` with `config`. Raises `CheckpointError`, which begins with
     `origin`, where a tensor is missing, superfluous, of another shape or not finite, or where a
@@ -104,7 +104,7 @@ def from_torch(
 
 
 def _guess(model: str, entries: list[Entry], given: Mapping[str, Any]) -> str:
-    """Return the end of an error message: the architecture that the names in a file suggest.
+    """Return the end of an error message: the architecture that a file's tensor names suggest.
 
     Where no name is a wanted one, it also shows the first names found and expected.
     """
@@ -148,7 +148,7 @@ def check_weights(tensors: Mapping[str, Any], origin: str) -> None:
 
 
 def to_torch(variables: Variables, model: str, config: Any) -> dict[str, np.ndarray]:
-    """Return d3jax's variables under PyTorch's names and in its layout."""
+    """Convert d3jax's variables of a model to arrays with PyTorch's names and layout."""
     flat = {name: np.asarray(value) for name, value in flatten(variables).items()}
     return {
         entry.theirs: np.array(entry.join(*(flat[name] for name in entry.ours)), order="C")
@@ -157,7 +157,7 @@ def to_torch(variables: Variables, model: str, config: Any) -> dict[str, np.ndar
 
 
 def _renamed(tensors: Mapping[str, np.ndarray], model: str) -> dict[str, np.ndarray]:
-    """Return the tensors that hold weights, under the names that an architecture has in `NAMES`.
+    """Return a file's weight tensors under the PyTorch names that `NAMES` has for an architecture.
 
     Prefixes of wrappers are removed, and other known names are replaced.
     """

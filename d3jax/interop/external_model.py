@@ -35,12 +35,13 @@ class ExternalModel(NamedTuple):
 
 
 def read_external_model(choice: Choice, net: Model) -> ExternalModel:
-    """Read the model at `choice.checkpoint`, of the architecture `net`.
+    """Read the model trained elsewhere that `choice.checkpoint` names, as an `ExternalModel`.
 
-    A folder may be an Orbax checkpoint of d3jax, or may hold one as `model`. This is a backdoored
-    model with its trigger, or a repaired model. It may also be a Hugging Face folder, with
-    `model.safetensors` or `pytorch_model.bin`. Raises `CheckpointError` where the model is missing,
-    damaged, of another architecture, or has weights that are not finite.
+    Its architecture is `net`. A folder may be an Orbax checkpoint of d3jax, or may hold one as
+    `model`. This is a backdoored model with its trigger, or a repaired model. It may also be a
+    Hugging Face folder, with `model.safetensors` or `pytorch_model.bin`. Raises `CheckpointError`
+    where the model is missing, damaged, of another architecture, or has weights that are not
+    finite.
     """
     path = user_path(choice.checkpoint, "model.checkpoint")
     if not path.exists():
@@ -83,7 +84,7 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 def without(
     tensors: dict[str, np.ndarray], globs: Sequence[str], origin: str
 ) -> dict[str, np.ndarray]:
-    """Return the tensors whose names match none of the `globs`.
+    """Return the tensors of a model file whose names match none of the `globs`.
 
     Raises `CheckpointError` for a glob that matches no tensor.
     """
@@ -99,7 +100,7 @@ def without(
 
 
 def _within(prefix: str, flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries under a prefix, without that prefix; all entries where none has it."""
+    """Return the tensors whose names begin with a prefix, which is cut off; all if no name does."""
     inside = {
         name.removeprefix(prefix): value for name, value in flat.items() if name.startswith(prefix)
     }
@@ -109,7 +110,7 @@ def _within(prefix: str, flat: Mapping[str, Any]) -> dict[str, Any]:
 def trigger_for(
     external: ExternalModel, attack: Attack, recipe: Mapping[str, Any], key: jax.Array
 ) -> Any:
-    """Return the trigger with which `attack` is run on an external model.
+    """Return the trigger with which an attack is run on an external model.
 
     It is the trigger that was stored with the model, if the attack and settings of the attack run's
     `recipe` made it. Otherwise it is the trigger that `key` gives. Raises `AttackError` where the

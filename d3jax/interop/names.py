@@ -19,7 +19,7 @@ Arrays = tuple[np.ndarray, ...]
 
 
 class Entry(NamedTuple):
-    """A tensor in PyTorch and the d3jax tensors that it holds.
+    """A tensor of PyTorch and the d3jax tensors that it holds: the names and the conversions.
 
     `theirs` is its name in PyTorch. `ours` are the dotted names of one or more d3jax tensors.
     `split` turns PyTorch's tensor into d3jax's, and `join` turns them back.
@@ -32,30 +32,30 @@ class Entry(NamedTuple):
 
 
 def _same(theirs: str, ours: str) -> Entry:
-    """Return the entry of a tensor that has the same layout in both."""
+    """Return the `Entry` of a tensor that has the same layout in PyTorch and d3jax."""
     return Entry(theirs, (ours,), lambda x: (x,), lambda x: x)
 
 
 def _conv(theirs: str, ours: str) -> Entry:
-    """Return the entry of a convolution: [out, in, h, w] in PyTorch, [h, w, in, out] in d3jax."""
+    """Return the `Entry` of a convolution: [out, in, h, w] in PyTorch, [h, w, in, out] in d3jax."""
     return Entry(
         theirs, (ours,), lambda x: (x.transpose(2, 3, 1, 0),), lambda x: x.transpose(3, 2, 0, 1)
     )
 
 
 def _matrix(theirs: str, ours: str) -> Entry:
-    """Return the entry of a matrix that d3jax holds transposed."""
+    """Return the `Entry` of a matrix that d3jax holds transposed."""
     return Entry(theirs, (ours,), lambda x: (x.T,), lambda x: x.T)
 
 
 def _linear(theirs: str, ours: str) -> Iterator[Entry]:
-    """Yield the entries of a linear layer."""
+    """Yield the `Entry` of the weight and of the bias of a linear layer."""
     yield _matrix(f"{theirs}.weight", f"params.{ours}.kernel")
     yield _same(f"{theirs}.bias", f"params.{ours}.bias")
 
 
 def _norm(theirs: str, ours: str, running: bool = True) -> Iterator[Entry]:
-    """Yield the entries of a norm layer, with its `running` statistics where it has them."""
+    """Yield the `Entry` of each tensor of a norm layer, with `running` also the statistics."""
     yield _same(f"{theirs}.weight", f"params.{ours}.scale")
     yield _same(f"{theirs}.bias", f"params.{ours}.bias")
     if running:
@@ -64,9 +64,10 @@ def _norm(theirs: str, ours: str, running: bool = True) -> Iterator[Entry]:
 
 
 def _block(theirs: str, ours: str, shortcut: str) -> Iterator[Entry]:
-    """Yield the entries of a residual block: two convolutions, each after its norm, and a shortcut.
+    """Yield the `Entry` of each tensor of a pre-activation residual block.
 
-    Not every block has a shortcut; `entries_of` leaves out what the net does not have.
+    These are two convolutions, each after its norm, and a shortcut. Not every block has a shortcut;
+    `entries_of` leaves out what the net does not have.
     """
     for i in (0, 1):
         yield from _norm(f"{theirs}.bn{i + 1}", f"{ours}.BatchNorm_{i}")

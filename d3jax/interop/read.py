@@ -26,7 +26,7 @@ SAFE = (2, 6)
 
 
 def read_tensors(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
-    """Read the tensors of a `.safetensors` or of a PyTorch file, as arrays by name.
+    """Read the tensors of a `.safetensors` or PyTorch file, as NumPy arrays by name.
 
     A PyTorch file may hold a state dict at any depth; `key` is the dotted key of the one to read.
     The kind of the file follows from its content, not from its name.
@@ -50,7 +50,7 @@ def read_tensors(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write tensors to a `.safetensors` file, and create its folder."""
+    """Write arrays by name to a `.safetensors` file, and create the folder of the file."""
     try:
         from safetensors import SafetensorError
         from safetensors.numpy import save_file

@@ -1,4 +1,4 @@
-"""The search for the state dict in the contents of a PyTorch file."""
+"""The search for the weights (state dict) in the contents of a PyTorch file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ DEPTH = 4
 
 
 def tensors_in(found: Any, path: Path, key: str = "") -> dict[str, np.ndarray]:
-    """Return the tensors of the state dict in `found`, or of the one at the dotted `key`.
+    """Return the tensors of the state dict in a PyTorch file's contents, as arrays by name.
 
-    A state dict is a mapping that has tensors and no other such mapping inside. Raises
-    `CheckpointError` where there is none, or where there are several and no `key` chooses one.
+    With `key`, it is the state dict at that dotted key. A state dict is a mapping that has tensors
+    and no other such mapping inside. Raises `CheckpointError` where there is none, or where there
+    are several and no `key` chooses one.
     """
     candidates = dict(_candidates(found))
     there = names(map(repr, candidates)) or "none"
@@ -40,10 +41,10 @@ def tensors_in(found: Any, path: Path, key: str = "") -> dict[str, np.ndarray]:
 
 
 def _candidates(found: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping]]:
-    """Yield the state dicts in `found`, with their dotted keys; "" is the key of the whole.
+    """Yield (dotted key, state dict) for each state dict in the contents of a PyTorch file.
 
-    Values under keys that are numbers are skipped, because they belong to an optimiser. Mappings
-    with only scalars are skipped, because they belong to a metric.
+    "" is the key of the whole. Values under keys that are numbers are skipped, because they belong
+    to an optimiser. Mappings with only scalars are skipped, because they belong to a metric.
     """
     if not isinstance(found, Mapping) or depth > DEPTH:
         return
@@ -66,7 +67,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _plain(found: Mapping, path: Path) -> dict[str, np.ndarray]:
-    """Return tensors as float32 arrays by name.
+    """Convert the PyTorch tensors of a state dict to float32 NumPy arrays by name.
 
     Raises `CheckpointError` for a tensor that is not plain: sparse, without data, complex,
     quantised, or larger than its storage.

@@ -1,4 +1,4 @@
-"""Trigger inversion: small triggers of every class, and outliers among their norms."""
+"""Trigger inversion: a search for a small trigger of every class, and an outlier test of norms."""
 
 from .config import InversionConfig
 from .invert import (

@@ -10,9 +10,10 @@ from ..config.fields import check_fields, option, presets
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InversionConfig:
-    """Settings of trigger inversion: a preset, and what departs from it.
+    """Settings of trigger inversion, which searches for the smallest trigger of each class.
 
-    The cost is the weight of the trigger's size in the loss. It is adapted after every pass.
+    They are a preset, and the values that differ from it. The cost is the weight of the trigger's
+    size in the loss. It is adapted after every pass.
 
     - `nc`: Neural Cleanse's mask and pattern through tanh, with its official schedule (Wang et al.,
       2019).

@@ -31,7 +31,7 @@ from .search import inversion_step, kept_of, logits_of, only, stamp_all, start
 
 
 class Inversion(NamedTuple):
-    """The inverted triggers of L labels, with their norms and success rates.
+    """The result of trigger inversion: triggers of L labels, with their norms and success rates.
 
     `labels` are int32, −1 for the trigger of no label. `norms` are ‖mask‖₁, or for pixel the number
     of pixels that change. `success` is the share of the images of other classes that the model
@@ -55,12 +55,13 @@ def invert(
     labels: Any = None,
     hooks: Hooks = Hooks(),
 ) -> tuple[Inversion, list[LogRecord]]:
-    """Search for the smallest triggers of `labels` [L] (None: all classes of the model).
+    """Search for a model's smallest trigger to each of `labels`; return an `Inversion` and records.
 
-    Returns the inversion and the log records of the search. All labels are searched in one program.
-    When half of them are done, the others continue in a smaller one. A label gets the numbers that
-    it would get alone: batches follow from (key, step), and its start from (key, label). Where no
-    trigger reached the threshold, the one after the last step is returned.
+    `labels` are [L] (None: all classes of the model). Returns the inversion and the log records of
+    the search. All labels are searched in one program. When half of them are done, the others
+    continue in a smaller one. A label gets the numbers that it would get alone: batches follow from
+    (key, step), and its start from (key, label). Where no trigger reached the threshold, the one
+    after the last step is returned.
 
     Raises `ConfigError` where there are fewer images than a batch has, or where a label is not a
     class.
@@ -104,7 +105,7 @@ def invert(
 
 @jax.jit(static_argnums=1)
 def _measured(raw: Params, preset: str) -> tuple[Trigger, jax.Array]:
-    """Return the final triggers [L] and their norms [L]."""
+    """Convert raw parameters of trigger inversion to the final triggers [L] and their norms [L]."""
     raw = tidy(raw, preset)
     trigger = trigger_of(raw, preset)
     return trigger, count_of(raw) if preset == "pixel" else trigger.mask.sum((1, 2, 3))
@@ -118,7 +119,7 @@ def inversion_loop(
     config: InversionConfig,
     labels: np.ndarray,
 ) -> TrainLoop:
-    """Return the train loop that searches the triggers of `labels` [L].
+    """Build the `TrainLoop` that searches for a model's smallest trigger to each of L labels.
 
     The loop ends when half of the labels are done. Raises as `invert`.
     """
@@ -150,7 +151,7 @@ def _half_done(state: TrainState) -> bool:
 
 
 def nothing(shape: tuple[int, int, int]) -> Inversion:
-    """Return a placeholder inversion of no label, whose trigger changes no image of `shape`."""
+    """Return a placeholder `Inversion` of no label, whose trigger changes no image of `shape`."""
     height, width, channels = shape
     trigger = Trigger(jnp.zeros((1, height, width, 1)), jnp.zeros((1, height, width, channels)))
     return Inversion(
@@ -159,19 +160,19 @@ def nothing(shape: tuple[int, int, int]) -> Inversion:
 
 
 def trigger_at(inversion: Inversion, row: int) -> Trigger:
-    """Return the trigger of an inversion that has the index `row`."""
+    """Return the `Trigger` at index `row` of an `Inversion` of several labels."""
     return jax.tree.map(lambda part: part[row], inversion.trigger)
 
 
 def like(count: int, shape: tuple[int, int, int]) -> Inversion:
-    """Return the shapes and dtypes of an inversion of `count` labels on images of `shape`."""
+    """Return an `Inversion` of shapes and dtypes only, for `count` labels and images of `shape`."""
     return jax.eval_shape(
         lambda: jax.tree.map(lambda leaf: jnp.repeat(leaf, count, 0), nothing(shape))
     )
 
 
 def model_classes(model: Model, variables: Variables, images: Split) -> int:
-    """Return the number of classes of the model."""
+    """Return the number of classes of a model, from the shape of its logits."""
     example = jax.ShapeDtypeStruct((1, *images.images.shape[1:]), jnp.float32)
     return jax.eval_shape(
         lambda v, x: model.apply(v, x, train=False).logits, variables, example
@@ -186,9 +187,9 @@ def success_of(
     images: Split,
     batch_size: int = 32,
 ) -> jax.Array:
-    """Return the success rate [L] of triggers [L] on the images of other classes.
+    """Return the share [L] of images of other classes that each of L triggers sends to its label.
 
-    It is the share of these images that the model assigns to the trigger's label in `labels` [L].
+    This success rate is the share that the model assigns to the trigger's label in `labels` [L].
     `batch_size` · L images are classified at once.
     """
     compute = functools.partial(_turned, model, variables, trigger, jnp.asarray(labels))
@@ -203,6 +204,6 @@ def success_of(
 def _turned(
     model: Model, variables: Variables, trigger: Trigger, labels: jax.Array, images: jax.Array
 ) -> jax.Array:
-    """Return whether the model predicts label l for image b with trigger l: [B, L] bool."""
+    """Return whether a model predicts label l for image b with trigger l, as [B, L] bool."""
     logits = logits_of(model, variables, stamp_all(trigger, as_float(images)))
     return logits.argmax(-1) == labels

@@ -1,4 +1,4 @@
-"""The outlier test on the norms of inverted triggers."""
+"""Neural Cleanse's outlier test on the norms of inverted triggers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ An outlier is therefore at least a fifth below the median.
 
 
 class Detection(NamedTuple):
-    """The result of Neural Cleanse's outlier test on `norms` [L].
+    """The result of Neural Cleanse's outlier test on the `norms` [L] of inverted triggers.
 
     `worked` [L] marks the norms that count. `index` [L] is |norm − median| / spread, NaN where a
     norm does not count. The spread is 1.4826 · MAD, but at least a share of the median. `flagged`
@@ -37,7 +37,7 @@ class Detection(NamedTuple):
 def detect(
     norms: Any, success: Any = None, median: str = "lower", floor: float = FLOOR
 ) -> Detection:
-    """Return which of the `norms` [L] are outliers on the small side.
+    """Return a `Detection`: which norms [L] of inverted triggers are unusually small.
 
     A norm counts where it is finite and its trigger has a success rate of at least `WORKS`, by
     `success` [L] (None: all count). With fewer than three such norms nothing is flagged, and the

@@ -15,7 +15,7 @@ LEVEL = 1 / 255
 
 
 class Trigger(NamedTuple):
-    """A trigger as a mask and an additive pattern.
+    """An inverted trigger: a `mask` of the share of a pixel to remove, and a `pattern` to add.
 
     An image x becomes clip((1 − `mask`) · x + `pattern`, 0, 1). `mask` [..., H, W, 1] in [0, 1] is
     the share of each pixel that is removed. `pattern` [..., H, W, C] is added. For Neural Cleanse
@@ -27,12 +27,12 @@ class Trigger(NamedTuple):
 
 
 def stamp(trigger: Trigger, images: Float32[Array, "B H W C"]) -> Float32[jax.Array, "B H W C"]:
-    """Return `images` [B, H, W, C] in [0, 1] with one trigger stamped on them."""
+    """Return images [B, H, W, C] in [0, 1] with one inverted trigger stamped on all of them."""
     return jnp.clip((1 - trigger.mask[None]) * images + trigger.pattern[None], 0, 1)
 
 
 def random_parameters(key: jax.Array, shape: tuple[int, int, int], preset: str) -> Params:
-    """Return randomly drawn raw parameters of one trigger for images of `shape`."""
+    """Return random initial parameters of one trigger of an inversion, for images of `shape`."""
     height, width, _ = shape
     first, second = jax.random.split(key)
     if preset == "pixel":
@@ -47,7 +47,7 @@ def random_parameters(key: jax.Array, shape: tuple[int, int, int], preset: str) 
 
 
 def trigger_of(raw: Params, preset: str) -> Trigger:
-    """Return the triggers [L] that the raw parameters [L, ...] of a preset describe."""
+    """Convert raw parameters [L, ...] of trigger inversion to the triggers that they describe."""
     if preset == "pixel":
         change = jnp.clip(raw["more"], 0, 1) - jnp.clip(raw["less"], 0, 1)
         return Trigger(jnp.zeros_like(change[..., :1]), change)
@@ -60,7 +60,7 @@ def trigger_of(raw: Params, preset: str) -> Trigger:
 
 
 def tidy(raw: Params, preset: str) -> Params:
-    """Return the raw parameters in the form in which they are kept.
+    """Return raw trigger parameters as an inversion keeps them: clipped, for the preset pixel.
 
     For pixel, both patterns are clipped to [0, 1], and values under one 8-bit level become 0.
     Otherwise nothing changes.
@@ -71,7 +71,7 @@ def tidy(raw: Params, preset: str) -> Params:
 
 
 def size_of(raw: Params, preset: str) -> jax.Array:
-    """Return the size [L] of each trigger, which the search keeps small.
+    """Return the size [L] of each trigger, the term of the inversion's loss that keeps it small.
 
     It is ‖mask‖₁, or for pixel the smooth count Σ max_c(tanh(p / 10) / 2 + 1/2) of both patterns.
     """
@@ -83,7 +83,7 @@ def size_of(raw: Params, preset: str) -> jax.Array:
 
 
 def count_of(raw: Params) -> jax.Array:
-    """Return how many pixels [L] each additive trigger changes, from tidied raw parameters."""
+    """Return how many pixels [L] each of L additive triggers changes, from tidied parameters."""
     return (trigger_of(raw, "pixel").pattern != 0).any(-1).sum((-2, -1)).astype(jnp.float32)
 
 

@@ -1,4 +1,4 @@
-"""The search for small triggers of many classes in one program: its step and its cost schedule."""
+"""The search for small triggers of many classes in one program: train step and cost schedule."""
 
 from __future__ import annotations
 
@@ -35,13 +35,16 @@ The batch is the first axis, as a mesh splits it.
 
 
 def logits_of(model: Model, variables: Variables, stamped: jax.Array) -> jax.Array:
-    """Return the model's logits [B, L, K] of images [B, L, H, W, C], in eval mode."""
+    """Return a model's logits [B, L, K] of B images with each of L triggers, in eval mode.
+
+    `stamped` are the images [B, L, H, W, C].
+    """
     logits = model.apply(variables, stamped.reshape(-1, *stamped.shape[2:]), train=False).logits
     return logits.reshape(*stamped.shape[:2], -1)
 
 
 class SearchState(NamedTuple):
-    """The progress of the search for every label [L].
+    """The progress of trigger inversion for each of L labels: costs, triggers to keep, and counts.
 
     - The schedule of the `cost`: `begun`, passes in a row at the threshold while the cost is 0;
       `above` and `below`, passes in a row at the threshold and below it; whether the cost `went_up`
@@ -74,9 +77,9 @@ class SearchState(NamedTuple):
 def start(
     key: jax.Array, labels: jax.Array, shape: tuple[int, int, int], config: InversionConfig
 ) -> TrainState:
-    """Return the state before the first step of the search, with a `SearchState` as its carry.
+    """Return the `TrainState` at the start of trigger inversion, with random triggers of L labels.
 
-    `labels` are [L], and `shape` is that of an image.
+    Its carry is a `SearchState`. `labels` are [L], and `shape` is that of an image.
     """
 
     def place(label: jax.Array) -> Params:
@@ -111,7 +114,7 @@ def _adam(config: InversionConfig) -> optax.GradientTransformation:
 
 
 def inversion_step(model: Model, config: InversionConfig, batches: Batches, per_pass: int) -> Step:
-    """Build the train step that searches the triggers of all labels at once.
+    """Build the train step of trigger inversion, which updates the triggers of all labels at once.
 
     It is a step of Adam for every label on CE(f(stamped), label) + cost · size. After every
     `per_pass` steps, `adapt` ends the pass. The model's variables are `data.reference_params`, the
@@ -128,17 +131,17 @@ def inversion_step(model: Model, config: InversionConfig, batches: Batches, per_
 
 
 def _with_cost(data: TrainData, progress: SearchState) -> TrainData:
-    """Return the data with the cost [L] of each label among the loss inputs."""
+    """Return the data of trigger inversion with the current cost of each label as a loss input."""
     return data._replace(loss_inputs=data.loss_inputs | {"cost": progress.cost})
 
 
 def _clipped(raw: Params, data: TrainData) -> Params:
-    """Return the raw parameters clipped to [0, 1]."""
+    """Return the raw parameters of inverted triggers clipped to [0, 1]."""
     return jax.tree.map(lambda x: jnp.clip(x, 0, 1), raw)
 
 
 def inversion_loss(model: Model, config: InversionConfig) -> Loss:
-    """Build the loss of the search: the sum over labels [L] of CE(f(stamped), label) + cost · size.
+    """Build trigger inversion's loss: the sum over labels of CE(f(stamped), label) + cost · size.
 
     For every label it reports the cross-entropy `ce`, the `size`, how many images were `seen`, and
     how many of them `turned` to the label. For pixel, images of the label's own class do not count.
@@ -163,9 +166,10 @@ def inversion_loss(model: Model, config: InversionConfig) -> Loss:
 
 
 def _end_of_pass(config: InversionConfig, per_pass: int) -> Advance:
-    """Build the function that adds a step to the sums of its pass, and ends the pass by `adapt`.
+    """Build the function that completes a step of trigger inversion, and adapts costs after a pass.
 
-    It is an `Advance` of `make_train_step`.
+    It adds the step to the sums of the pass, and ends the pass by `adapt`. It is an `Advance` of
+    `make_train_step`.
     """
 
     def advance(before: TrainState, after: TrainState, found: Reported, data: TrainData):
@@ -182,7 +186,7 @@ def _end_of_pass(config: InversionConfig, per_pass: int) -> Advance:
 
 
 def _added(progress: SearchState, found: Reported, per_pass: int) -> SearchState:
-    """Return the progress with a step's images and sizes added to the sums of its pass."""
+    """Add a trigger inversion step's image counts and sizes to the sums of the current pass."""
     return progress._replace(
         turned=progress.turned + found["turned"],
         seen=progress.seen + found["seen"],
@@ -191,7 +195,7 @@ def _added(progress: SearchState, found: Reported, per_pass: int) -> SearchState
 
 
 def _metrics(progress: SearchState, found: Reported) -> Metrics:
-    """Return a step's metrics: means over the labels, and the number of active labels."""
+    """Return a trigger inversion step's metrics: means over labels, number of active labels."""
     return {
         "loss": (found["ce"] + progress.cost * found["size"]).mean(),
         "success": (found["turned"] / jnp.maximum(found["seen"], 1)).mean(),
@@ -207,12 +211,13 @@ HIGHEST = 1e6
 def adapt(
     progress: SearchState, before: Params, after: Params, config: InversionConfig
 ) -> tuple[Params, SearchState]:
-    """Return the raw parameters to continue with and the search state after the end of a pass.
+    """End a pass of trigger inversion: adapt costs, keep smaller triggers, stop finished labels.
 
-    `before` and `after` are the raw parameters around the pass's last step. At cost 0 (`wait`),
-    `patience` passes in a row at the threshold set the initial cost. From then on, each such row
-    raises it, and each row below the threshold lowers it. A label is done when its cost has both
-    risen and fallen and no smaller trigger was found in `stop` passes.
+    Returns the raw parameters to continue with and the new search state. `before` and `after` are
+    the raw parameters around the pass's last step. At cost 0 (`wait`), `patience` passes in a row
+    at the threshold set the initial cost. From then on, each such row raises it, and each row below
+    the threshold lowers it. A label is done when its cost has both risen and fallen and no smaller
+    trigger was found in `stop` passes.
 
     The cost rises to `HIGHEST` at most, which counts as a fall. Otherwise the cost of a trigger
     that cannot shrink, such as one saturated pixel, doubles until it overflows.
@@ -267,7 +272,7 @@ def adapt(
 
 
 def _choose(which: jax.Array, yes: Params, no: Params) -> Params:
-    """Return the arrays [L, ...] of `yes` for labels where `which` [L] is true, else of `no`."""
+    """Return for each of L labels the arrays of `yes` if `which` [L] is true, else of `no`."""
     return jax.tree.map(
         lambda a, b: jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b), yes, no
     )
@@ -282,18 +287,19 @@ def _best(state: TrainState) -> tuple[Params, jax.Array]:
 
 
 def kept_of(state: TrainState) -> tuple[Params, np.ndarray]:
-    """Return the raw parameters [L, ...] to keep and the passes [L] of a search, on the host.
+    """Return an inversion's parameters to keep and number of passes of each label, on the host.
 
-    Where no trigger was kept, they are the parameters after the last step.
+    The raw parameters are arrays [L, ...]. Where no trigger was kept, they are those after the last
+    step. A pass is a fixed number of steps.
     """
     return jax.device_get(_best(state))
 
 
 def only(state: TrainState, rows: np.ndarray) -> TrainState:
-    """Return the state of the search restricted to the labels in `rows`."""
+    """Return the train state of trigger inversion, restricted to the labels at indices `rows`."""
 
     def take(leaf: np.ndarray) -> Any:
-        """Return the rows of an array, whose first axis is the labels'."""
+        """Return the chosen labels' part of an array, or a scalar as it is."""
         return jnp.asarray(leaf[rows]) if leaf.ndim else leaf
 
     parts = {name: getattr(state, name) for name in ("variables", "opt_state", "carry")}

@@ -27,11 +27,11 @@ from ..runtime.compilation import fast
 
 
 class Counts(NamedTuple):
-    """Counts of test images and of predictions for each true class, int32 [K].
+    """Counts of test images, and of their correct and attacker-wanted predictions, per true class.
 
-    `clean` counts the test images, and `correct` those classified correctly. `triggered` counts the
-    triggered images, `reached` those classified as the attacker's class, and `recovered` those
-    classified as their true class.
+    All are int32 [K]. `clean` counts the test images, and `correct` those classified correctly.
+    `triggered` counts the triggered images, `reached` those classified as the attacker's class, and
+    `recovered` those classified as their true class.
     """
 
     clean: Integer[Array, " K"]
@@ -47,9 +47,9 @@ class Counts(NamedTuple):
 
     @property
     def acc_non_target(self) -> float:
-        """Return the ACC without the images of the target class, as some authors measure it.
+        """Return the clean accuracy (ACC) on the test images of all classes but the target class.
 
-        NaN without triggered images.
+        Some authors report this ACC. NaN without triggered images.
         """
         others = self.triggered > 0
         return _share(self.correct[others], self.clean[others])
@@ -111,12 +111,12 @@ def make_measure(
     drift: Drift | None = None,
     trigger_first: bool = False,
 ) -> Callable[..., tuple[Counts, float]]:
-    """Build `measure(variables, trigger, test) -> (Counts, score)`, with ACC, ASR, RA and a score.
+    """Build `measure(variables, trigger, test)`, which returns ACC, ASR, RA and a logit increase.
 
-    The counts are exact for any number of test images. A triggered image counts if the attacker
-    wants another class for it than its own. All-to-one thus leaves out the target's images, and
-    all-to-all leaves out none. The score is how much the trigger raises the logit of the wanted
-    class, averaged over these images (NaN without any).
+    It returns (Counts, score). The counts are exact for any number of test images. A triggered
+    image counts if the attacker wants another class for it than its own. All-to-one thus leaves out
+    the target's images, and all-to-all leaves out none. The score is how much the trigger raises
+    the logit of the wanted class, averaged over these images (NaN without any).
 
     With a `drift` it is `measure(variables, trigger, test, strengths)`. Clean and triggered images
     are then drifted. The trigger is stamped after the drift, or before it with `trigger_first`. The
@@ -173,7 +173,7 @@ def make_asr(
 def _counts_of(
     model: Model, attack: Attack, num_classes: int, drift: Drift | None, trigger_first: bool
 ) -> Callable[..., tuple[Counts, jax.Array]]:
-    """Build the function that counts the predictions on one padded batch.
+    """Build the function that counts a model's clean and triggered predictions on one padded batch.
 
     It returns the `Counts`, and the sum of the logit increases of the wanted class by the trigger.
     """
@@ -223,7 +223,7 @@ def count(
     valid: Array,
     num_classes: int,
 ) -> Counts:
-    """Count, per true class, the predictions of a batch that are correct or reach the target.
+    """Return the `Counts` per true class of a batch's predictions: correct ones and target hits.
 
     `predicted` [B] are the classes predicted for clean images, `triggered` [B] those for triggered
     images, and `wanted` [B] the attacker's labels. Rows that are not `valid` [B] do not count. A
@@ -250,10 +250,11 @@ def evaluate(
     num_classes: int,
     batch_size: int = 500,
 ) -> Counts:
-    """Return the `Counts` of any `predict` function, such as a model with an input detector.
+    """Return the test `Counts`, which give ACC, ASR and RA, of any function `predict(images)`.
 
-    `predict(images) -> labels [B]` takes float images [B, H, W, C] in [0, 1], and returns −1 for an
-    input that it rejects. For a plain model use `make_evaluate`, which compiles.
+    The function may be a model with an input detector. `predict(images) -> labels [B]` takes float
+    images [B, H, W, C] in [0, 1], and returns −1 for an input that it rejects. For a plain model
+    use `make_evaluate`, which compiles.
     """
 
     def counts(images: Any, labels: Any, rows: Any, valid: Any) -> Counts:
@@ -268,7 +269,7 @@ def evaluate(
 def predict(
     model: Model, variables: Variables, images: UInt8[Array, "B H W C"]
 ) -> Int32[jax.Array, " B"]:
-    """Return the predicted class [B] of each uint8 image."""
+    """Return the class [B] that a model predicts for each of B uint8 images."""
     return model.apply(variables, as_float(images), train=False).logits.argmax(-1)
 
 
@@ -279,7 +280,10 @@ def _share(part: Array, whole: Array) -> float:
 def triggered_images(
     attack: Attack, trigger: Any, images: UInt8[Array, "B H W C"]
 ) -> UInt8[jax.Array, "B H W C"]:
-    """Stamp the trigger on uint8 images and return them as uint8, as a file would hold them."""
+    """Return uint8 images with an attack's trigger stamped on them, as uint8.
+
+    A file would hold them in this form.
+    """
     return as_levels(attack.stamp(trigger, as_float(images))).astype(jnp.uint8)
 
 
@@ -291,7 +295,7 @@ def target_share(
     stamp: Callable[[jax.Array], jax.Array],
     batch_size: int = 500,
 ) -> float:
-    """Return the share of images of other classes that are classified as `label` when stamped.
+    """Return the share of test images of other classes that a model predicts as `label` if stamped.
 
     `stamp` takes float images in [0, 1] and returns uint8 images.
     """

@@ -16,7 +16,7 @@ def detection_rates(
     flagged: Bool[np.ndarray, " N"],
     positive: Bool[np.ndarray, " N"],
 ) -> Row:
-    """Return the AUROC and other rates of a detector, from its scores and its flags.
+    """Return a dict of a detector's AUROC, precision, recall and more, from scores and flags.
 
     Args:
         scores: float [N], higher is more suspicious. +inf ranks highest, −inf and NaN lowest.
@@ -50,6 +50,6 @@ def detection_rates(
 
 
 def _ranks(scores: Float[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
-    """Return the rank [N] of every score among the distinct scores, with NaN ranked as −inf."""
+    """Return the rank [N] of N scores among the distinct scores, with NaN ranked as −inf."""
     known = np.where(np.isnan(scores), -np.inf, scores)
     return np.unique(known, return_inverse=True)[1]

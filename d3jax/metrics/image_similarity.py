@@ -60,7 +60,7 @@ def largest(
 def likeness(
     images: Float32[Array, "B H W C"], others: Float32[Array, "B H W C"]
 ) -> dict[str, float]:
-    """Return `psnr`, `ssim` and `largest` of two sets of images, averaged over the images.
+    """Return a dict of PSNR, SSIM and largest difference of paired images, averaged over the pairs.
 
     `psnr` in dB is that of the mean squared error over all images, so that it stays finite where
     some images are unchanged. `largest` is in 8-bit levels.
@@ -78,7 +78,7 @@ def _likeness(images: jax.Array, others: jax.Array) -> dict[str, jax.Array]:
 
 
 def _windows(side: int) -> Float32[np.ndarray, "windows side"]:
-    """Return the matrix that averages a line of `side` pixels over each whole Gaussian window.
+    """Return SSIM's matrix that averages a line of `side` pixels over each whole Gaussian window.
 
     Its shape is [side − window + 1, side].
     """

@@ -24,7 +24,7 @@ def learning_watch(
     test: Split,
     data: Callable[[], tuple[Split, np.ndarray]],
 ) -> Callable[[TrainState], LogRecord]:
-    """Build a `Hooks.watch` function that measures test, clean and poisoned images.
+    """Build a train loop's `watch(state)`, which measures test, clean and poisoned images.
 
     `rates(variables, test)` returns the metrics of some test images. `data()` returns the training
     set and the mask [N] of its poisoned rows. Some clean and some poisoned training images are
@@ -47,7 +47,7 @@ def learning_watch(
 
 
 def _by_flag(split: Split, flags: np.ndarray) -> dict[str, Split]:
-    """Return some clean and some poisoned images of a split, by the names `clean` and `poisoned`.
+    """Return some of a training set's images as a dict with the keys `clean` and `poisoned`.
 
     A kind that has no images is left out.
     """
@@ -56,7 +56,7 @@ def _by_flag(split: Split, flags: np.ndarray) -> dict[str, Split]:
 
 
 def _some(split: Split, rows: np.ndarray) -> Split:
-    """Return at most `WATCHED` of the images `rows`, spread evenly over them.
+    """Return a `Split` of at most 1000 (`WATCHED`) of the images `rows`, evenly spread.
 
     They are not the first ones, because a set may be sorted by class.
     """

@@ -1,4 +1,4 @@
-"""Scores by which defenders search for poisoned training images, and rates of how well they do.
+"""Scores by which defenders search for poisoned training images, and rates of their success.
 
 A low score is suspicious. Backdoors are learned faster than the task. Early in a training, poisoned
 images therefore have a low loss under their given label (ABL, Li et al., arXiv 2110.11571). They
@@ -38,7 +38,7 @@ It is α CE + β RCE, with log 0 replaced by log ε.
 
 
 def entropy(logits: Float[jax.Array, "B K"]) -> Float32[jax.Array, " B"]:
-    """Return the entropy [B] of each row's predicted distribution, in nats.
+    """Return the entropy [B], in nats, of the class distribution of each row of logits [B, K].
 
     It does not depend on the given label.
     """
@@ -49,7 +49,7 @@ def entropy(logits: Float[jax.Array, "B K"]) -> Float32[jax.Array, " B"]:
 def symmetric_cross_entropy(
     logits: Float[jax.Array, "B K"], labels: Int32[jax.Array, " B"]
 ) -> Float32[jax.Array, " B"]:
-    """Return the symmetric cross-entropy α CE + β RCE of each row [B], in nats.
+    """Return the symmetric cross-entropy α CE + β RCE [B], in nats, of logits under labels.
 
     Wang et al., ICCV 2019. RCE = −Σ p log q, where q is 1 for the given label. For the other
     classes log 0 is replaced by log 1e-4.
@@ -86,11 +86,11 @@ def scores_of(
     names: Sequence[str] = NAMES,
     batch_size: int = 500,
 ) -> dict[str, Float32[np.ndarray, " N"]]:
-    """Return the scores `names` of every image of a split, each float32 [N].
+    """Return suspicion scores of N training images under a model, as a dict from name to [N].
 
-    The model runs in eval mode on images without augmentation. Besides `NAMES` there is the score
-    `right`, which is 1 where the model predicts the given label, else 0. Images whose logits are
-    not all finite score +inf, and 0 for `right`.
+    `names` are the scores to compute, each float32. The model runs in eval mode on images without
+    augmentation. Besides `NAMES` there is the score `right`, which is 1 where the model predicts
+    the given label, else 0. Images whose logits are not all finite score +inf, and 0 for `right`.
     """
     compute = functools.partial(_scores, model, variables)
     found = batched_map(compute, *split, batch_size=batch_size)
@@ -124,7 +124,7 @@ def mixture(values: Float[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:
 def ranking(
     scores: Float[np.ndarray, " N"], ties: Float[np.ndarray, " N"] | None = None
 ) -> Int[np.ndarray, " N"]:
-    """Return the row numbers [N], sorted from the lowest score to the highest.
+    """Return the row numbers of N images, sorted from the lowest score to the highest.
 
     Of rows with equal scores the one with the lower `ties` [N] comes first, then the earlier one.
     """
@@ -141,7 +141,7 @@ TIES = {
 
 
 def ties_of(name: str, scores: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return the scores [N] that break ties between images with an equal score `name`.
+    """Return the scores [N] that break ties between training images with an equal score `name`.
 
     Ties are common: many cross-entropies round to 0. Entropy breaks ties, except that
     cross-entropy breaks those of `entropy` and `mixture`. `rescored` and `rescored_entropy` break
@@ -155,7 +155,7 @@ def precision_recall(
     flags: Bool[np.ndarray, " N"],
     ties: Float[np.ndarray, " N"] | None = None,
 ) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
-    """Return precision and recall [N] of the k images with the lowest scores, for k = 1 … N.
+    """Return precision and recall [N] if the k lowest-scored images are called poisoned, k = 1 … N.
 
     The images are ordered by `ranking`, and `flags` [N] bool marks the poisoned ones. For logs and
     reports only, because a defender does not have the flags.
@@ -184,7 +184,7 @@ SHARES = (0.01, 0.05, 0.1)
 def curves_of(
     flags: np.ndarray, found: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return the precision and recall curves [N] of every score in `found`, by its name.
+    """Return a dict from score name to precision and recall curves [N] of finding poisoned images.
 
     `flags` [N] bool marks the poisoned rows. Boolean arrays and all-zero scores are left out.
     """
@@ -201,7 +201,7 @@ def filter_rates(
     found: Mapping[str, np.ndarray],
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
 ) -> list[dict[str, Any]]:
-    """Return a table row for each score, with its AUROC, precision and recall on poisoned images.
+    """Return a table row (dict) per score: AUROC, precision and recall of finding poisoned images.
 
     `found` has the scores [N], and `curves` their `curves_of`. Precision and recall are those of
     the lowest `SHARES`. All rates are None in a clean set.
@@ -219,7 +219,7 @@ def filter_rates(
 
 
 def choice_rates(flags: np.ndarray, found: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return the number of suspects, and the poisoned shares of suspects and labelled images.
+    """Count a defence's suspects; measure the poisoned share of these and of labelled images.
 
     `found` has the masks `suspects` and `labelled` [N] bool: the latter are the images that kept
     their labels. A share is None where its mask is empty.

@@ -1,4 +1,4 @@
-"""ConvNeXt (Liu et al. 2022, arXiv 2201.03545)."""
+"""The network ConvNeXt (Liu et al. 2022, arXiv 2201.03545)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEPTHS = (3, 3, 9, 3)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvNeXtConfig:
-    """Settings of a ConvNeXt.
+    """Settings of the convolutional network ConvNeXt: patch size, width and image enlargement.
 
     `tiny` is ConvNeXt-T at 224 pixels (27,827,818 parameters at 10 classes), which the field starts
     from pretrained weights. `small_images` is half as wide and cuts images of 28 or 32 pixels into
@@ -40,7 +40,7 @@ class ConvNeXtConfig:
         check_fields(self)
 
     def build(self, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-        """Build the model for images of the data set that `info` describes."""
+        """Build a ConvNeXt with these settings for the data set that `info` describes."""
         return make_convnext(self, info, dtype)
 
 
@@ -102,11 +102,11 @@ class _ConvNeXt(nn.Module):
 
 
 def make_convnext(config: ConvNeXtConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-    """Return a ConvNeXt with the layers of ConvNeXt-T for images of `info.shape`.
+    """Return a ConvNeXt as a `Model` for images of the shape `info.shape`.
 
-    Its features include `block1`…`block4` [B, h, w, c] and `penultimate` [B, 8·width]. Deviation:
-    there is no stochastic depth. Raises `ConfigError` for images that are too small to be halved
-    three times after the stem.
+    It has the layers of ConvNeXt-T. Its features include `block1`…`block4` [B, h, w, c] and
+    `penultimate` [B, 8·width]. Deviation: there is no stochastic depth. Raises `ConfigError` for
+    images that are too small to be halved three times after the stem.
     """
     side = config.resize or min(info.shape[:2])
     if side // config.patch < 8:

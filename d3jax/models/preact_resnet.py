@@ -1,4 +1,4 @@
-"""PreActResNet18 (He et al. 2016, arXiv 1603.05027), in the variant of BackdoorBench."""
+"""The network PreActResNet18 (He et al. 2016, arXiv 1603.05027), in BackdoorBench's variant."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .layers.norm import BatchNorm
 
 @dataclasses.dataclass(frozen=True)
 class PreActResNet18Config:
-    """Settings of PreActResNet18.
+    """Settings of the network PreActResNet18: the number of channels of its first stage.
 
     `width` 64 is the published network, with 11,171,146 parameters at 10 classes and 3 channels.
     Results of a narrower one must be labelled as such.
@@ -32,7 +32,7 @@ class PreActResNet18Config:
         check_fields(self)
 
     def build(self, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-        """Build the model for images of the data set that `info` describes."""
+        """Build PreActResNet18 with these settings for the data set that `info` describes."""
         return make_preact_resnet18(self, info, dtype)
 
 
@@ -80,7 +80,7 @@ class _PreActResNet(nn.Module):
 def make_preact_resnet18(
     config: PreActResNet18Config, info: DataInfo, dtype: jnp.dtype = jnp.float32
 ) -> Model:
-    """Return PreActResNet18 for images of `info.shape`.
+    """Return PreActResNet18 as a `Model` for images of the shape `info.shape`.
 
     Its features include `block1`…`block4` [B, h, w, c] and `penultimate` [B, 8·width]. The field's
     variant deviates from He et al.: the last block has no norm or ReLU after it, and the 1×1
@@ -91,7 +91,7 @@ def make_preact_resnet18(
 
 
 def block_norms(stages: Sequence[Sequence[bool]]) -> tuple[NormLayer, ...]:
-    """Return the BatchNorm layers of pre-activation blocks, in order.
+    """Return a `NormLayer` for each BatchNorm in the blocks of a pre-activation residual network.
 
     `stages` holds, for every block of every stage, whether its shortcut is a convolution.
     """

@@ -1,4 +1,4 @@
-"""ResNet-18, -34 and -50 (He et al. 2016, arXiv 1512.03385), as in torchvision.
+"""The networks ResNet-18, -34 and -50 (He et al. 2016, arXiv 1512.03385), as in torchvision.
 
 A second stem, a single 3×3 convolution, is for small images.
 """
@@ -28,7 +28,7 @@ EXPANSION = 4
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
-    """Settings of ResNet-18, -34 or -50.
+    """Settings of the network ResNet-18, -34 or -50: its depth, stem and width.
 
     The default is ResNet-18 for images of 32 pixels. `width` 64 is the published network.
     Results of a narrower one must be labelled as such.
@@ -48,7 +48,7 @@ class ResNetConfig:
         check_fields(self)
 
     def build(self, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-        """Build the model for images of the data set that `info` describes."""
+        """Build a ResNet with these settings for the data set that `info` describes."""
         return make_resnet(self, info, dtype)
 
 
@@ -110,7 +110,7 @@ class _ResNet(nn.Module):
 
 
 def make_resnet(config: ResNetConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-    """Return a ResNet for images of `info.shape`.
+    """Return a ResNet as a `Model` for images of the shape `info.shape`.
 
     Its features include `block1`…`block4` [B, h, w, c] and `penultimate`, which is [B, 8·width], or
     [B, 32·width] for ResNet-50. In a bottleneck block, the 3×3 convolution has the stride, as in
@@ -121,13 +121,13 @@ def make_resnet(config: ResNetConfig, info: DataInfo, dtype: jnp.dtype = jnp.flo
 
 
 def channels_of(config: ResNetConfig, stage: int) -> tuple[int, ...]:
-    """Return the output channels of each convolution in a block of a stage from 1 to 4."""
+    """Return the output channels of each convolution in a ResNet block of a stage from 1 to 4."""
     wide = config.width << (stage - 1)
     return (wide, wide, EXPANSION * wide) if config.depth == 50 else (wide, wide)
 
 
 def has_shortcut(config: ResNetConfig, stage: int, block: int) -> bool:
-    """Return whether a block's shortcut is a convolution, as it is where the shape changes."""
+    """Return whether a ResNet block's shortcut is a convolution, as where the shape changes."""
     return block == 1 and (stage > 1 or config.depth == 50)
 
 
@@ -136,12 +136,15 @@ def _strided(kernels: tuple[int, ...]) -> int:
 
 
 def _norms(config: ResNetConfig) -> Iterator[NormLayer]:
-    """Yield the BatchNorm layers in torchvision's order: a shortcut's after those of its block."""
+    """Yield a `NormLayer` for each BatchNorm of a ResNet, in torchvision's order.
+
+    That of a shortcut comes after those of its block.
+    """
     counts, last = BLOCKS[config.depth], len(KERNELS[config.depth])
     places = [(stage, i) for stage, count in enumerate(counts, 1) for i in range(1, count + 1)]
 
     def readers(place: tuple[int, int] | None) -> tuple[Path, ...]:
-        """Return the layers that read the input of the block at `place`; None means the head."""
+        """Return the paths of the layers that read a block's input; for None, of the head."""
         if place is None:
             return (("head",),)
         name = f"block{place[0]}_{place[1]}"

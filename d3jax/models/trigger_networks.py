@@ -123,6 +123,6 @@ class _Decoder(nn.Module):
 
 
 def _double(x: jax.Array) -> jax.Array:
-    """Enlarge x [B, h, w, C] to [B, 2h, 2w, C] bilinearly."""
+    """Enlarge feature maps [B, h, w, C] to [B, 2h, 2w, C] by bilinear interpolation."""
     b, h, w, c = x.shape
     return jax.image.resize(x, (b, 2 * h, 2 * w, c), "bilinear")

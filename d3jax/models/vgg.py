@@ -1,4 +1,4 @@
-"""VGG19 with batch normalisation.
+"""The network VGG19 with batch normalisation.
 
 VGG: Simonyan and Zisserman 2015, arXiv 1409.1556. Batch normalisation: Ioffe and Szegedy 2015,
 arXiv 1502.03167.
@@ -30,7 +30,7 @@ POOLED = 7
 
 @dataclasses.dataclass(frozen=True)
 class VGG19BNConfig:
-    """Settings of VGG19 with batch normalisation.
+    """Settings of the network VGG19 with batch normalisation: its width and its classifier.
 
     `width` 64 with the `torchvision` classifier is the published network, with 139,622,218
     parameters at 10 classes.
@@ -49,7 +49,7 @@ class VGG19BNConfig:
         check_fields(self)
 
     def build(self, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-        """Build the model for images of the data set that `info` describes."""
+        """Build VGG19-BN with these settings for the data set that `info` describes."""
         return make_vgg19_bn(self, info, dtype)
 
 
@@ -80,7 +80,7 @@ class _VGG(nn.Module):
 
 
 def adaptive_mean(x, side: int):
-    """Average x [B, H, W, C] over cells to [B, side, side, C], as PyTorch's adaptive pooling does.
+    """Average feature maps [B, H, W, C] to [B, side, side, C], as PyTorch's adaptive pooling does.
 
     Output i of an axis is the mean over pixels ⌊iH/side⌋ to ⌈(i+1)H/side⌉ − 1. Maps smaller than
     `side` are repeated.
@@ -93,7 +93,7 @@ def adaptive_mean(x, side: int):
 
 
 def make_vgg19_bn(config: VGG19BNConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-    """Return VGG19-BN for images of `info.shape`.
+    """Return VGG19 with batch normalisation as a `Model` for images of the shape `info.shape`.
 
     Its features include `block1`…`block5` [B, h, w, c] and `penultimate`, which is [B, 64·width],
     or [B, 8·width] with the linear classifier. Deviation: there is no dropout of 0.5 between the

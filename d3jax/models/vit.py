@@ -16,7 +16,7 @@ from .layers.linen import Linear, model_of, normalise, resize
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """Settings of a vision transformer.
+    """Settings of a vision transformer: patch size, width, depth, heads and pooling.
 
     `b16` is ViT-B/16 at 224 pixels (85,806,346 parameters at 10 classes), which the field starts
     from pretrained weights. `small` learns images of 28 or 32 pixels from random weights.
@@ -40,7 +40,7 @@ class ViTConfig:
             raise ConfigError(f"heads: {self.heads} do not divide the width of {self.width}")
 
     def build(self, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-        """Build the model for images of the data set that `info` describes."""
+        """Build a vision transformer with these settings for the data set that `info` describes."""
         return make_vit(self, info, dtype)
 
 
@@ -109,14 +109,14 @@ class _ViT(nn.Module):
 
 
 def _cut(x, height: int, width: int):
-    """Cut x [B, H, W, C] into patches [B, H/height · W/width, height · width · C]."""
+    """Cut images [B, H, W, C] into patches [B, H/height · W/width, height · width · C]."""
     b, rows, columns, c = x.shape
     x = x.reshape(b, rows // height, height, columns // width, width, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, -1, height * width * c)
 
 
 def make_vit(config: ViTConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-    """Return a vision transformer for images of `info.shape`.
+    """Return a vision transformer as a `Model` for images of the shape `info.shape`.
 
     Its features include `block1`… [B, tokens, width] and `penultimate` [B, width]. It has no
     dropout, which is also torchvision's default. Raises `ConfigError` where patches do not tile the

@@ -18,7 +18,7 @@ from .preact_resnet import Block, block_norms
 
 @dataclasses.dataclass(frozen=True)
 class WideResNetConfig:
-    """Settings of a wide residual network WRN-d-k.
+    """Settings of a wide residual network WRN-d-k: its depth d and its widening factor k.
 
     The default is WRN-16-1, the network of NAD's, ABL's and DLP's experiments.
     """
@@ -39,7 +39,7 @@ class WideResNetConfig:
             )
 
     def build(self, info: DataInfo, dtype: jnp.dtype = jnp.float32) -> Model:
-        """Build the model for images of the data set that `info` describes."""
+        """Build a wide residual network with these settings for the data set of `info`."""
         return make_wide_resnet(self, info, dtype)
 
 
@@ -66,7 +66,7 @@ class _WideResNet(nn.Module):
 def make_wide_resnet(
     config: WideResNetConfig, info: DataInfo, dtype: jnp.dtype = jnp.float32
 ) -> Model:
-    """Return the wide residual network WRN-d-k for images of `info.shape`.
+    """Return the wide residual network WRN-d-k as a `Model` for images of `info.shape`.
 
     Its features include `block1`…`block3` [B, h, w, c] and `penultimate` [B, 64k]. Deviations:
     there is no dropout, which is the paper's own default; the 1×1 shortcuts act on the activated

@@ -10,7 +10,7 @@ from d3jax.runtime.commands import Parser, exit_code, program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the report command and return its exit code (see `runtime.commands`)."""
+    """Run `python -m d3jax.report` with the arguments `argv`, and return the exit code."""
     return exit_code(lambda: _report(argv))
 
 

@@ -17,7 +17,7 @@ OTHERS = ("evolution", "detection")
 
 
 def leaderboard_html(boards: Sequence[Board], runs: Sequence[str]) -> str:
-    """Return the leaderboard as an HTML page that needs no other file.
+    """Return the leaderboard of several runs as an HTML page that needs no other file.
 
     A click on the header of a column sorts its table.
     """
@@ -36,7 +36,7 @@ def leaderboard_html(boards: Sequence[Board], runs: Sequence[str]) -> str:
 
 
 def leaderboard_markdown(boards: Sequence[Board], runs: Sequence[str]) -> str:
-    """Return the leaderboard as Markdown, with a heading and two tables per board."""
+    """Return the leaderboard of several runs as Markdown: a heading and two tables per board."""
     parts = ["# Leaderboard", _counts(boards, runs), f"Runs: {', '.join(map(_escaped, runs))}."]
     for board in boards:
         parts += [f"## {_escaped(board.label)}", *_ranking_markdown(board.ranking)]
@@ -50,12 +50,12 @@ def leaderboard_markdown(boards: Sequence[Board], runs: Sequence[str]) -> str:
 
 
 def place_text(place: Place) -> str:
-    """Return the rank of a place as text, with "=" after a tied rank."""
+    """Return a defence's rank in a leaderboard as text, with "=" after a tied rank."""
     return f"{place.rank}{'=' if place.tied else ''}"
 
 
 def ranking_note(ranking: Ranking) -> str:
-    """Return a sentence that names the attacks of a ranking and what it leaves out."""
+    """Return sentences on the attacks that a leaderboard ranks over, and what it leaves out."""
     if not ranking.places:
         start = "There is no ranking, because no attack has a DER for every defence."
     else:
@@ -91,7 +91,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _glance(board: Board) -> Mapping[str, Mapping[str, Row]]:
-    """Return a board's rows by defence and case.
+    """Return the rows of a leaderboard as {defence: {attack case: row}}, ordered by rank.
 
     "none" comes first, then the ranked defences by rank, then the other defences.
     """

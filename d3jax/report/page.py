@@ -91,14 +91,14 @@ def write_page(run: RunFolder, tables: Tables) -> Path:
 
 
 def _written(figures: Path) -> set[tuple[str, int]]:
-    """Return the name of each figure with the time when it was written."""
+    """Return the name and time of writing of each PNG figure in the folder `figures`."""
     return {(picture.name, picture.stat().st_mtime_ns) for picture in figures.glob("*.png")}
 
 
 def _sections(
     sections: Sequence[tuple[str, Callable[[Any], Markup]]], shown: Any, kinds: Container[str]
 ) -> list[Markup]:
-    """Return the HTML of each section whose kind of node is in `kinds`.
+    """Return the HTML of each section of the report page whose kind of node is in `kinds`.
 
     `shown` is what the sections show: a `Study` or a `View`.
     """

@@ -1,4 +1,4 @@
-"""Rendering of Jinja2 templates to HTML.
+"""Functions that render Jinja2 templates to the HTML of report page and leaderboard.
 
 All values are escaped. Pictures and the script are embedded in the page.
 """
@@ -35,7 +35,7 @@ Cell = str | tuple[str, str]
 
 
 class Table(NamedTuple):
-    """A table of numbers for the page.
+    """A table of numbers for the report page: headings in `columns`, names and cells in `rows`.
 
     `columns` has a (heading, small line) pair per column, `rows` a (name, cells) pair per row.
     """
@@ -71,7 +71,7 @@ def render(template: str, **values: Any) -> Markup:
 
 
 def drawn(section: Callable[[], Markup]) -> Markup:
-    """Return the HTML of a section, or an error line if the section raises.
+    """Return the HTML that the function of a page section makes, or an error line if it raises.
 
     One broken section therefore leaves the rest of the page intact.
     """
@@ -82,16 +82,16 @@ def drawn(section: Callable[[], Markup]) -> Markup:
 
 
 def picture(path: Path) -> str:
-    """Return the contents of a PNG file as a data URL."""
+    """Return the contents of a PNG file as a data URL, to embed it in HTML."""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def seconds(value: float | None) -> str:
-    """Return seconds as text with thin spaces between thousands; "–" for None."""
+    """Return a number of seconds as text, with thin spaces between thousands; "–" for None."""
     digits = 0 if value is not None and value >= 10 else 1
     return "–" if value is None else f"{value:,.{digits}f}".replace(",", "\u202f")
 
 
 def sign_of(words: str) -> tuple[str, str]:
-    """Return the CSS class and the sign of a verdict; `words` is its text."""
+    """Return the CSS class and the sign, such as ✓, of a defence's outcome text `words`."""
     return SIGNS.get(re.split("[ ,:]", words)[0], ("bad", "!"))

@@ -21,7 +21,7 @@ NUMBERS = ("ACC", "change", "ASR", "change", "RA", "change", "DER", "seeds")
 
 
 def terminal_table(rows: Sequence[Row]) -> str:
-    """Return the results table as plain text: one line per (attack, defense), rates in percent.
+    """Return rows of results.csv as a text table: a line per (attack, defense), rates in percent.
 
     The table is 100 columns wide, or wider if its contents need it.
     """
@@ -33,9 +33,9 @@ def terminal_table(rows: Sequence[Row]) -> str:
 
 
 def print_table(rows: Sequence[Row], file: Any = None) -> None:
-    """Print the results table, in colour on a terminal and as `terminal_table` elsewhere.
+    """Print a study's results table, in colour on a terminal and as plain text elsewhere.
 
-    Without rows it prints nothing.
+    The plain text is that of `terminal_table`. Without rows it prints nothing.
     """
     if not rows:  # this part of a study has no models
         return

@@ -1,4 +1,4 @@
-"""The inputs of the page's sections: `Study`, the whole study, and `View`, one attack of it."""
+"""The inputs of the report page's sections: `Study`, a whole study, and `View`, one attack."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ Tables = Mapping[str, Sequence[Row]]
 
 
 class Study(NamedTuple):
-    """A run folder with its tables, as the sections on the whole study need it.
+    """A run folder with its tables, as the report page's sections on a whole study need it.
 
     `rows` are the rows of results.csv without those of evolution runs. `groups` holds the summaries
     of `rows` over seeds, by data set, net and attack.
@@ -29,7 +29,7 @@ class Study(NamedTuple):
 
 
 class View(NamedTuple):
-    """One attack of a study: its entry, its rows of every table, and the stem of its figures."""
+    """One attack of a study for the report page: its entry, rows of all tables, and figure stem."""
 
     study: Study
     attack: AttackEntry
@@ -38,31 +38,31 @@ class View(NamedTuple):
 
     @property
     def unknown(self) -> bool:
-        """Return whether the attack is the unknown one of an external model."""
+        """Return whether an attack stands for the unknown trigger of an external model."""
         return bool(self.study.run.manifest.external) and not self.attack.attacked
 
     @property
     def kinds(self) -> set[str]:
-        """Return the kinds of this attack's nodes, finished or not."""
+        """Return the kinds of nodes (such as "repair") that an attack has, finished or not."""
         nodes = self.study.run.manifest.nodes
         return {one.kind for one in nodes if one.attack == self.attack.label}
 
     def path(self, what: str) -> Path:
-        """Return the path of this attack's figure with the name `what`."""
+        """Return the path of an attack's PNG figure with the name `what`."""
         return Path(f"{self.stem}-{what}.png")
 
     def finished(self, kind: str) -> list[Finished]:
-        """Return this attack's finished nodes of one kind, in the study's order."""
+        """Return the finished nodes of one kind that an attack has, in the study's order."""
         return list(self.study.run.finished(kind, self.attack.label))
 
     def nodes(self, *kinds: str) -> list[NodeEntry]:
-        """Return this attack's nodes of the given kinds, finished or not."""
+        """Return study.json's entries of an attack's nodes of the given kinds, finished or not."""
         nodes = self.study.run.manifest.nodes
         return [one for one in nodes if one.attack == self.attack.label and one.kind in kinds]
 
 
 def study_of(run: RunFolder, tables: Tables) -> Study:
-    """Return the `Study` of a run folder and its tables."""
+    """Return the `Study` that the report page shows, made from a run folder and its tables."""
     nodes, every = run.manifest.nodes, tables.get("results", ())
     evolved = run.manifest.labels("evolution")
     rows = [row for row in every if row["defense"] not in evolved]
@@ -74,7 +74,7 @@ def study_of(run: RunFolder, tables: Tables) -> Study:
 
 
 def views_of(study: Study) -> Iterator[View]:
-    """Yield a `View` for each attack of a study.
+    """Yield a `View`, the input of the page's sections on one attack, for each attack of a study.
 
     Attacks whose labels give the same file name get a number, except the first of them.
     """

@@ -36,7 +36,7 @@ FORMAT = 2
 
 
 class AttackEntry(NamedTuple):
-    """An attack of a study: its label, whether it has a trigger, and its target classes."""
+    """An entry of study.json: an attack's label, whether it has a trigger, and target classes."""
 
     label: str
     attacked: bool
@@ -44,7 +44,7 @@ class AttackEntry(NamedTuple):
 
 
 class NodeEntry(NamedTuple):
-    """A planned node of a study, finished or not.
+    """An entry of study.json: one planned node of a study, finished or not.
 
     `kind` is the class of node, and `attack` and `seed` are the attack run it belongs to. `label`
     is the name of its model ("none" for the victim) or detection in tables and figures, or "".
@@ -65,7 +65,7 @@ class NodeEntry(NamedTuple):
 
 
 class EvolutionEntry(NamedTuple):
-    """An entry of `evolutions` in the config, with its learning rates.
+    """An entry of study.json: one evolution of the config, with its learning rates.
 
     `rates` are the learning rates of every step of an update. `group` is equal for evolutions that
     differ in their rates only. `constant` says whether the rates are constant, and `scaled` whether
@@ -95,7 +95,7 @@ class Manifest(NamedTuple):
     nodes: list[NodeEntry]
 
     def labels(self, role: str) -> set[str]:
-        """Return the labels of the nodes with a role, such as "evolution"."""
+        """Return the labels of the study's nodes that have a role, such as "evolution"."""
         return {node.label for node in self.nodes if node.role == role}
 
 
@@ -131,7 +131,7 @@ class SampleArrays(TypedDict, total=False):
 
 
 class FeatureArrays(TypedDict):
-    """The arrays of a `features` node: a model's features of N clean and M triggered images.
+    """The arrays of a `features` node: PCA and t-SNE points of N clean and M triggered images.
 
     There is a node for each model of the first seed. `pca` and `tsne` are points [N + M, 2], clean
     images first. `labels` [N] are the classes of the clean images. Facts are `twin_distance`,
@@ -161,7 +161,7 @@ class DetectionArrays(TypedDict):
 
 
 class ScoreArrays(TypedDict):
-    """The arrays of a `sample_detection` or `input_detection` node: N scores and flags.
+    """The arrays of a `sample_detection` or `input_detection` node: scores and flags of N images.
 
     Only nodes of the first seed have arrays: `scores` float [N], `flagged` bool [N] by the
     detector's own rule, and `positive` bool [N], the poisoned samples or triggered inputs. Inputs
@@ -188,7 +188,7 @@ class TrainingArrays(TypedDict, total=False):
 
 
 class LandscapeArrays(TypedDict, total=False):
-    """The arrays of a `loss_landscape` node: losses on lines from the victim to repaired models.
+    """The arrays of a `loss_landscape` node: losses on lines and a plane, and weight changes.
 
     There is a node for each attack of the first seed. The fact `defenses` lists its lines. Each
     line has these arrays:
@@ -236,7 +236,7 @@ ARRAYS = {
 
 
 class Finished(NamedTuple):
-    """A finished node: its entry, its record, and its arrays for the page."""
+    """A finished node read from a run folder: its `entry`, `record`, and `arrays` for the page."""
 
     entry: NodeEntry
     record: NodeRecord
@@ -244,7 +244,10 @@ class Finished(NamedTuple):
 
 
 class RunFolder:
-    """A reader of a run folder. Raises `DataError` if `path` is not one, or has another layout."""
+    """A reader of a run folder: its manifest, and the records, arrays and logs of its nodes.
+
+    Raises `DataError` if `path` is not a run folder, or has another layout.
+    """
 
     def __init__(self, path: str | Path):
         self.path = user_path(path)
@@ -252,12 +255,12 @@ class RunFolder:
         self._recipes = {entry.name: entry.recipe for entry in self.manifest.nodes}
 
     def record(self, name: str) -> NodeRecord | None:
-        """Return a node's record; None if it is missing, outdated or damaged."""
+        """Return the record of a node in a run folder; None if missing, outdated or damaged."""
         record = read_record(self.path, name)
         return record if record and record.recipe == self._recipes.get(name) else None
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """Return a node's arrays for the page; {} if it has none."""
+        """Return the arrays that a node saved for the report page, by name; {} if it has none."""
         path = self._of(name) / "arrays.npz"
         if not path.exists():
             return {}
@@ -265,7 +268,7 @@ class RunFolder:
             return dict(archive)
 
     def metrics(self, name: str) -> list[LogRecord]:
-        """Return a node's log records, in order; skip damaged lines with a warning."""
+        """Return a node's log records from metrics.jsonl; skip damaged lines with a warning."""
         path = self._of(name) / "metrics.jsonl"
         records, damaged = parse_log(read_text(path))
         if damaged:
@@ -274,7 +277,7 @@ class RunFolder:
         return records
 
     def finished(self, kind: str, attack: str | None = None) -> Iterator[Finished]:
-        """Yield the finished nodes of a kind, in the study's order."""
+        """Yield the finished nodes of one kind in a run folder, in the study's order."""
         for entry in self.manifest.nodes:
             if entry.kind == kind and attack in (None, entry.attack):
                 record = self.record(entry.name)
@@ -282,11 +285,11 @@ class RunFolder:
                     yield Finished(entry, record, self.arrays(entry.name))
 
     def text(self, name: str) -> str:
-        """Return the text of a file in the folder, such as config.yaml; "" if it is missing."""
+        """Return the text of a file of the run folder, such as config.yaml; "" if missing."""
         return read_text(self.path / name)
 
     def environment(self) -> dict[str, Any]:
-        """Return the contents of environment.json; {} if it is missing or damaged."""
+        """Return the contents of a run folder's environment.json; {} if missing or damaged."""
         found = read_json(self.path / "environment.json")
         return found if isinstance(found, dict) else {}
 
@@ -295,7 +298,7 @@ class RunFolder:
 
 
 def node_folder(run: Path, name: str) -> Path:
-    """Return the folder in a run folder that holds the files of a node."""
+    """Return the folder in a run folder that holds the files of a node: `nodes/<name>`."""
     return run / "nodes" / name
 
 
@@ -304,7 +307,7 @@ ENTRIES = {"attacks": AttackEntry, "evolutions": EvolutionEntry, "nodes": NodeEn
 
 
 def read_manifest(run: Path) -> Manifest:
-    """Return the manifest in a run folder's study.json.
+    """Read the `Manifest` of a study from study.json in its run folder.
 
     Raises `DataError` if `run` is not a run folder, has another layout, or its study.json is
     damaged.
@@ -339,7 +342,7 @@ def write_manifest(run: Path, manifest: Manifest) -> None:
 
 
 def read_record(run: Path, name: str) -> NodeRecord | None:
-    """Return the record in a node's folder; None if it is missing or damaged.
+    """Read the `NodeRecord` of a node from a run folder; None if it is missing or damaged.
 
     A record is damaged if its file or its arrays were changed after writing. A warning says so.
     """
@@ -355,7 +358,7 @@ def read_record(run: Path, name: str) -> NodeRecord | None:
 def write_record(
     run: Path, record: NodeRecord, arrays: Mapping[str, np.ndarray] | None = None
 ) -> None:
-    """Write a node's record and its arrays; delete the arrays of an earlier record.
+    """Write a node's record and arrays to a run folder; delete the arrays of an earlier record.
 
     The arrays are written first, because the record contains their checksum.
     """

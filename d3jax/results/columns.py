@@ -1,4 +1,4 @@
-"""What every column of every CSV file of a run folder means. No jax.
+"""The meanings, as text, of all columns of all CSV files of a run folder. No jax.
 
 `docs/reference/run-folder.md` is made from it, and a test fails when a study writes a column that
 is missing here.

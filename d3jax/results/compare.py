@@ -1,4 +1,4 @@
-"""Leaderboards over several run folders. No jax.
+"""Leaderboards, which compare defences over several run folders. No jax.
 
 A **board** is one net on one data set, and its **cases** are attacks at a poison rate. Each case
 has a row for the backdoored model and for every defence, over the seeds of all runs. These rules
@@ -49,7 +49,7 @@ COLUMNS = (
 
 
 class Board(NamedTuple):
-    """The leaderboard of one net on one data set.
+    """The leaderboard of one net on one data set: its `label`, `rows` and `ranking` of defences.
 
     Its rows have `COLUMNS` and the columns of `summarise`.
     """
@@ -60,7 +60,7 @@ class Board(NamedTuple):
 
 
 def leaderboard(runs: Sequence[Run]) -> list[Board]:
-    """Return the leaderboards of several runs, one for each net and data set.
+    """Return the leaderboards (`Board`) of several runs, one for each net and data set.
 
     Boards are in order of first appearance. Boards whose labels are equal, but whose settings
     differ, have the names of their runs in the label.
@@ -91,7 +91,7 @@ def net_name(model: str, net: str) -> str:
 
 
 def case_name(row: Row) -> str:
-    """Return a row's attack with its poison rate, such as "badnets (10 %)"."""
+    """Return the attack of a row with its poison rate as text, such as "badnets (10 %)"."""
     rate = row["poison_rate"]
     return row["attack"] if rate is None else f"{row['attack']} ({100 * rate:.3g}\u00a0%)"
 
@@ -125,9 +125,10 @@ def _by(rows: Iterable[Row], *names: str) -> dict[Hashable, list[Row]]:
 
 
 def _named_cases(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of a board with a new column `case`, grouped by attack and poison rate.
+    """Add the column `case` (attack and poison rate as text) to the rows of a leaderboard.
 
-    The case contains the names of the runs if runs trained different models for it.
+    The rows are returned grouped by attack and poison rate. The case contains the names of the runs
+    if runs trained different models for it.
     """
     several = len({row["_train"] for row in rows}) > 1
     found = []
@@ -140,9 +141,9 @@ def _named_cases(rows: Sequence[Row]) -> list[Row]:
 
 
 def _named_defenses(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of a board, with the run added to a `defense` label of several meanings.
+    """Add the run's name to each `defense` label that means different settings in two runs.
 
-    Rows are sorted by case, with the backdoored model first.
+    The rows of a board are returned sorted by case, with the backdoored model first.
     """
     found = []
     for label, same in _by(rows, "defense").items():
@@ -155,7 +156,7 @@ def _named_defenses(rows: Sequence[Row]) -> list[Row]:
 
 
 def _case_rows(rows: Sequence[Row]) -> list[Row]:
-    """Return the leaderboard's rows of one case, the backdoored model first."""
+    """Return the leaderboard's summary rows of one attack case, the backdoored model first."""
     once = {key: _once(same) for key, same in _by(rows, "defense").items()}
     found = []
     for summary in summarise([row for same in once.values() for row in same]):
@@ -183,10 +184,10 @@ def _leader_row(summary: Row, rows: Sequence[Row], dropped: int) -> Row:
 
 
 def _apart(rows: Sequence[Row], settings: str, victims_only: bool = False) -> list[list[Row]]:
-    """Return the rows grouped by the column `settings`, and also by run if numbers differ.
+    """Group leaderboard rows by their settings, and also by run if numbers of one seed differ.
 
-    Numbers differ if rows of one seed contradict each other. With `victims_only` only rows of
-    victims are compared.
+    The settings are the text in the column `settings`. With `victims_only` only rows of victims are
+    compared.
     """
     found: list[list[Row]] = []
     for group in _by(rows, settings).values():
@@ -198,7 +199,7 @@ def _apart(rows: Sequence[Row], settings: str, victims_only: bool = False) -> li
 
 
 def _contradict(rows: Sequence[Row]) -> bool:
-    """Return whether two rows of one case and seed have different numbers.
+    """Return whether two rows of one attack case and seed have different numbers (ACC, ASR …).
 
     All rows are of one defence.
     """
@@ -211,7 +212,10 @@ def _contradict(rows: Sequence[Row]) -> bool:
 
 
 def _once(rows: Sequence[Row]) -> list[Row]:
-    """Return one row per seed: the first row that has numbers, or the first row."""
+    """Drop duplicate leaderboard rows: keep for each seed the first row that has numbers.
+
+    If no row of a seed has numbers, keep its first row.
+    """
     kept: dict[Hashable, Row] = {}
     for row in sorted(rows, key=lambda row: row["acc"] is None):
         kept.setdefault(_seeds(row), row)

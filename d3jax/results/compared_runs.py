@@ -1,4 +1,4 @@
-"""Functions that read the rows of several runs, with the settings that made each row. No jax."""
+"""Functions that read several runs' rows of results.csv, with the settings of each. No jax."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LISTS = {"attacks", "defenses", "evolutions"}
 
 
 class Run(NamedTuple):
-    """A run to compare: its name, the rows of its results.csv, and its config.yaml as `settings`.
+    """A run to compare in a leaderboard: name, rows of results.csv, and config.yaml as `settings`.
 
     `kinds` maps the labels of evolutions and detections to "evolution" or "detection"; other labels
     are defences. `settings` is None if config.yaml cannot be read. Such a run shares no row with
@@ -36,7 +36,7 @@ class Run(NamedTuple):
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Return the runs in several run folders; a folder that is given twice is read once.
+    """Read the runs to compare from several run folders; a folder given twice is read once.
 
     Raises `DataError` if a folder is not a run folder.
     """
@@ -47,7 +47,7 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def known_rows(run: Run) -> list[Row]:
-    """Return the rows of a run with added columns for the run and the settings of each row.
+    """Return a run's rows of results.csv with added columns for the run and each row's settings.
 
     `_run` is the name of the run, and `_kind` is victim, defense, evolution or detection. The other
     columns are texts that are equal if the settings are equal:
@@ -61,7 +61,7 @@ def known_rows(run: Run) -> list[Row]:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Return short names of folders: the fewest last parts of the paths that differ."""
+    """Return short, distinct names of folders: as few last parts of the paths as possible."""
     for count in range(1, 1 + max((len(folder.parts) for folder in folders), default=0)):
         names = ["/".join(folder.parts[-count:]) for folder in folders]
         if len(set(names)) == len(names):
@@ -124,7 +124,7 @@ def _defense_settings(run: Run, row: Row) -> dict[str, Any]:
 
 
 def _entry(run: Run, lists: Iterable[str], label: str) -> Any:
-    """Return the entry of the config with a label, found in one of `lists`; None without one.
+    """Return the entry with a label from `lists` (such as `defenses`) of a run's config, or None.
 
     An entry without a label has its name as label.
     """

@@ -11,7 +11,7 @@ from ..core.records import LogRecord
 
 
 class LogText(NamedTuple):
-    """The log records of a metrics.jsonl, and the number of its damaged lines."""
+    """The contents of a metrics.jsonl: the log `records`, and the number of `damaged` lines."""
 
     records: list[LogRecord]
     damaged: int
@@ -29,7 +29,7 @@ def parse_log(text: str) -> LogText:
 
 
 def _log_record(line: str) -> LogRecord | None:
-    """Return the log record in a line, or None if the line is not one.
+    """Return the log record in a line of metrics.jsonl, or None if the line is not one.
 
     A log record is a JSON object whose values are numbers, text or null. It has a finite `step`.
     Its `seconds`, if given, are finite, and its `loop`, if given, is text.
@@ -48,7 +48,7 @@ def _log_record(line: str) -> LogRecord | None:
 
 
 def by_loop(records: Sequence[LogRecord]) -> dict[str, list[LogRecord]]:
-    """Return the log records grouped by loop and sorted by step; of a step the last one is kept."""
+    """Group a node's log records by train loop, sorted by step; of each step keep the last one."""
     loops: dict[str, dict[float, LogRecord]] = {}
     for record in records:
         loops.setdefault(str(record.get("loop", "")), {})[record["step"]] = record

@@ -27,25 +27,25 @@ class Sink(Protocol):
     started: bool
 
     def holds(self, records: Sequence[LogRecord], changed: bool) -> bool:
-        """Return whether the sink has all these records already.
+        """Return whether the sink already has all of a node's log records `records`.
 
         `changed` says whether metrics.jsonl held other records before.
         """
         ...
 
     def start(self, records: Sequence[LogRecord]) -> None:
-        """Open the sink and give it `records`, all records that metrics.jsonl holds.
+        """Open the sink and write `records` to it, all log records that metrics.jsonl holds.
 
         Some of them may be from an earlier process.
         """
         ...
 
     def write(self, record: LogRecord) -> None:
-        """Write one more record to the sink."""
+        """Write one more log record to the sink."""
         ...
 
     def close(self) -> None:
-        """Write everything to disk and close the sink."""
+        """Write all log records of the sink to disk and close the sink."""
         ...
 
 
@@ -65,12 +65,12 @@ class TensorBoard:
         self._count = 0
 
     def holds(self, records: Sequence[LogRecord], changed: bool) -> bool:
-        """Return whether a closed writer has written these records."""
+        """Return whether the TensorBoard files of an earlier writer already hold `records`."""
         left = self._closed.read_text() if self._closed.exists() else "0"
         return not changed and not self.started and left == str(len(records))
 
     def start(self, records: Sequence[LogRecord]) -> None:
-        """Replace all events by the events of `records`."""
+        """Replace all TensorBoard events of a node by the events of the log records `records`."""
         self.close()
         for path in (self._closed, *self.folder.glob("events.out.tfevents.*")):
             path.unlink(missing_ok=True)
@@ -80,13 +80,13 @@ class TensorBoard:
             self.write(record)
 
     def write(self, record: LogRecord) -> None:
-        """Write the metrics of one record to the event file."""
+        """Write the metrics of one log record to the TensorBoard event file."""
         for tag, value in _scalars(record).items():
             self._writer.add_scalar(tag, value, int(record["step"]))
         self._count += 1
 
     def close(self) -> None:
-        """Close the event file."""
+        """Close the TensorBoard event file."""
         if self.started:
             self._writer.close()
             self._closed.write_text(str(self._count))
@@ -113,11 +113,11 @@ class WandB:
         self._loops: set[str] = set()
 
     def holds(self, records: Sequence[LogRecord], changed: bool) -> bool:
-        """Return whether all records were sent."""
+        """Return whether all of the log records `records` were sent to Weights & Biases before."""
         return all(_mark(record) in self._marks for record in records)
 
     def start(self, records: Sequence[LogRecord]) -> None:
-        """Open the run and send the records that were not sent."""
+        """Open the Weights & Biases run and send the log records that it does not have yet."""
         if not self.started:
             self._run, self.started = self._open(), True
             self._loops.clear()
@@ -125,7 +125,7 @@ class WandB:
             self.write(record)
 
     def write(self, record: LogRecord) -> None:
-        """Send one record, unless it was sent before."""
+        """Send one log record to Weights & Biases, unless it was sent before."""
         mark = _mark(record)
         if mark in self._marks:
             return
@@ -168,7 +168,7 @@ SINKS = {
 
 
 def check_sinks(names: Sequence[str]) -> dict[str, ModuleType]:
-    """Import the packages of the named sinks and return them by sink name.
+    """Import the packages that log sinks such as "wandb" need; return the modules by sink name.
 
     Raises `ConfigError` if a sink is unknown or its package is not installed.
     """
@@ -203,7 +203,7 @@ def _prefix(record: LogRecord) -> str:
 
 
 def _scalars(record: LogRecord) -> dict[str, float]:
-    """Return the numeric metrics of a record by tag, `<loop>/<metric>`."""
+    """Return the numeric metrics of a log record by tag, `<loop>/<metric>`."""
     found = {}
     for name, value in record.items():
         plain = value.item() if hasattr(value, "item") else value

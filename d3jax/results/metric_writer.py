@@ -18,7 +18,7 @@ from .metric_sinks import SINKS, Sink, check_sinks, plain_value
 
 
 class MetricWriter:
-    """A writer of the log records of one node: to metrics.jsonl in its folder, and to sinks.
+    """A writer of one node's log records: to metrics.jsonl, and to sinks such as TensorBoard.
 
     The folder is `artifacts.node_folder(run, run_name)`. `sinks` are names in SINKS, and `run_name`
     is the node's name, which sinks need. A writer that is not `active` does nothing; processes that
@@ -44,7 +44,10 @@ class MetricWriter:
         self.sinks = [SINKS[name][2](package, run, run_name) for name, package in opened.items()]
 
     def write(self, loop: str, record: LogRecord) -> None:
-        """Append one log record of a loop; "" is the node's first loop."""
+        """Append one log record of a train loop to metrics.jsonl and to all sinks.
+
+        The loop "" is the node's first loop.
+        """
         if not self.active:
             return
         if not self._ready:
@@ -56,11 +59,11 @@ class MetricWriter:
             sink.write(line)
 
     def reset(self, loop: str, records: Sequence[LogRecord]) -> None:
-        """Replace all records of a loop, and of the loops within it ("loop/…"), by `records`.
+        """Replace the log records of a train loop, and of loops within it, by `records`.
 
-        A resumed loop removes in this way what it wrote after its checkpoint. The loop "" contains
-        all others, so that only `records` remain; a record may name its own `loop`. Damaged lines
-        are dropped.
+        Loops within it have names that begin with "loop/". A resumed loop removes in this way what
+        it wrote after its checkpoint. The loop "" contains all others, so that only `records`
+        remain; a record may name its own `loop`. Damaged lines are dropped.
         """
         if not self.active:
             return
@@ -77,7 +80,7 @@ class MetricWriter:
         self._start([sink for sink in self.sinks if not sink.holds(lines, changed)], after)
 
     def close(self) -> None:
-        """Close the sinks; a later `write` opens them again."""
+        """Close all sinks of log records; a later `write` opens them again."""
         for sink in self.sinks:
             sink.close()
         self._ready = False
@@ -92,7 +95,7 @@ class MetricWriter:
         return read_text(self.path)
 
     def _prepare(self) -> None:
-        """Prepare for the first record: drop an incomplete last line and start idle sinks."""
+        """Prepare for the first log record: drop an incomplete last line and start idle sinks."""
         make_folder(self.path.parent)
         make_way(self.path)
         text = self._text()

@@ -10,7 +10,7 @@ from ..core.records import Row
 
 
 class Place(NamedTuple):
-    """The place of one defence in a ranking, with its means over the compared attacks.
+    """The place of one defence in the ranking of a leaderboard, with its means over attacks.
 
     Fractions are in [0, 1]. `rank` is 1 for the best; ties share the better rank and are `tied`.
     `spread` is the sample standard deviation of DER over attacks (None for one attack). `removed`
@@ -31,7 +31,7 @@ class Place(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """The ranking of the defences of a leaderboard.
+    """The ranking of a leaderboard's defences: `places`, compared `cases`, and those left out.
 
     `places` are sorted from the best on. `cases` are the compared attacks; all ranked defences have
     a DER under each of them. `without` maps each case or defence that was left out to the reason.
@@ -43,7 +43,7 @@ class Ranking(NamedTuple):
 
 
 def rank(rows: Sequence[Row]) -> Ranking:
-    """Return the ranking of the defences in the rows of one board, by mean DER.
+    """Rank the defences in the rows of a leaderboard by their mean DER over attacks.
 
     Only defences that have a DER under at least half of the attacks are compared. Their means are
     over the attacks under which all of them have a DER. Evolutions are not ranked. DERs that are
@@ -90,7 +90,7 @@ def _place(defense: str, cells: Sequence[Row], rows: Sequence[Row]) -> Place:
 
 
 def _ranked(places: Sequence[Place]) -> list[Place]:
-    """Return the places sorted from the best on, with their ranks and ties."""
+    """Sort the places of defences by DER, best first, and set their ranks and ties."""
     shown = {one.defense: round(one.der, 4) for one in places}
     values: Mapping[float, int] = {
         value: sum(other > value for other in shown.values()) for value in shown.values()

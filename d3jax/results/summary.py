@@ -1,4 +1,4 @@
-"""Summaries of a study's rows: means over seeds, outcomes as text, detections as text. No jax."""
+"""Summaries of a study's result rows: means over seeds, outcomes and detections as text. No jax."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEAR = 0.1  # ACC is near chance up to this share of the way from chance to 100 
 
 
 def summarise(rows: Sequence[Row]) -> list[Row]:
-    """Return a summary row over the seeds of each (dataset, model, attack, defense).
+    """Summarise rows of results.csv over seeds: one row per (dataset, model, attack, defense).
 
     Rows are in order of first appearance. They have those four columns and:
 
@@ -50,7 +50,7 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
 
 
 def _distinct(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows without repetitions of a backdoored model that several seeds share."""
+    """Drop repeated rows of results.csv for a backdoored model that several seeds share."""
     models = {
         (*_run(row)[:4], row.get("attack_seed", row["seed"])): row
         for row in reversed(rows)
@@ -114,7 +114,7 @@ def _near(acc: float | None, chance: float) -> bool:
 
 
 def _searched(row: Row) -> str:
-    """Return a text on the class and trigger that a defence's search found."""
+    """Return as text a search's target class, how it was chosen, and its inverted trigger's ASR."""
     if row["target"] == -1:
         return row["chosen"]
     turns = (
@@ -130,10 +130,10 @@ def _finite(values: Any) -> list[float]:
 
 
 def verdict(row: Row) -> str:
-    """Return the outcome of a row of `summarise` as text, such as "removed, large ACC loss".
+    """Return the outcome of a defence as text, such as "removed, large ACC loss".
 
-    If no seed has numbers, it is the `status` of a failure, or "". Without an ASR it covers only an
-    ACC near chance and failed seeds.
+    `row` is a row of `summarise`. If no seed has numbers, it is the `status` of a failure, or "".
+    Without an ASR it covers only an ACC near chance and failed seeds.
     """
     what = "not finished" if row["status"].startswith("not finished") else "failed"
     failed = (
@@ -172,7 +172,7 @@ def verdict(row: Row) -> str:
 
 
 def headline(group: Sequence[Row]) -> str:
-    """Return sentences on an attack: the results of the best and of the worst defence.
+    """Return sentences on one attack: the results of the best and of the worst defence.
 
     `group` are the rows of `summarise` for this attack.
     """
@@ -223,7 +223,7 @@ def headline(group: Sequence[Row]) -> str:
 
 
 def _ranked(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows sorted by DER, best first.
+    """Sort summary rows of defences by DER, best first.
 
     If a row has no DER, all are sorted by ACC − ASR, which weighs a point of either as DER does.
     """
@@ -260,14 +260,14 @@ def points(value: float | None, sign: bool = False, digits: int = 2) -> str:
 
 
 def spread(row: Row, rate: str, digits: int = 2) -> str:
-    """Return a rate of a row as text in percent, ± its standard deviation if it has one."""
+    """Return a rate of a summary row as text in percent, ± its standard deviation over seeds."""
     deviation = row[f"{rate}_std"]
     beside = "" if deviation is None else f" ± {points(deviation, digits=digits)}"
     return points(row[rate], digits=digits) + beside
 
 
 def detections(rows: Sequence[Row]) -> list[Row]:
-    """Return rows of detections.csv, samples.csv or inputs.csv with their outcome as `text`."""
+    """Return rows of detections.csv, samples.csv or inputs.csv with the outcome as added `text`."""
     return [row | {"text": _detection_text(row)} for row in rows]
 
 
@@ -281,7 +281,7 @@ def _detection_text(row: Row) -> str:
 
 
 def _scores_text(row: Row) -> str:
-    """Return the outcome of a row of samples.csv or inputs.csv as text."""
+    """Return a row of samples.csv or inputs.csv as text: AUROC, flags, precision and recall."""
     where = f"{row['attack']}, seed {row['seed']}: {row['detection']}"
     if row["auroc"] is None:
         return f"{where} flags {row['flagged']} samples. No sample is poisoned or triggered."
@@ -308,7 +308,7 @@ def _detection_verdict(row: Row) -> str:
 
 
 def mean_spread(values: Sequence[float | None], factor: float = 1, digits: int = 2) -> str:
-    """Return the mean of the known values as text, ± their standard deviation; – for none.
+    """Return the mean of numbers as text, ± their standard deviation; None is left out, – for none.
 
     It is the sample standard deviation. `factor` multiplies all values.
     """
@@ -320,5 +320,5 @@ def mean_spread(values: Sequence[float | None], factor: float = 1, digits: int =
 
 
 def group_of(row: Row) -> tuple[str, str, str]:
-    """Return the data set, model and attack of a row, which all rows of one table share."""
+    """Return the data set, model and attack of a results row, which all rows of a table share."""
     return row["dataset"], row["model"], row["attack"]

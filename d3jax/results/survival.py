@@ -105,7 +105,7 @@ def compare(
 def _one(
     attack: str, label: str, evolved: Sequence[Row], rows: Sequence[Row], entry: EvolutionEntry
 ) -> Row:
-    """Return the mean columns of one evolution under one attack, over its seeds and updates."""
+    """Return survival.csv's mean columns of one evolution under one attack, over its seeds."""
     updates = [row for row in evolved if row["evolution"] == label and row["update"]]
     ended = [row for row in rows if row["attack"] == attack and row["defense"] == label]
     last = max((row["update"] for row in updates), default=0)
@@ -141,13 +141,16 @@ def _mean(name: str, column: str, rows: Sequence[Row]) -> Row:
 
 
 def _candidates(label: str, known: Mapping[str, EvolutionEntry]) -> list[str]:
-    """Return the labels of the constant rates in an evolution's group; none for a group of one."""
+    """Return the labels of an evolution's possible baselines: constant rates of its group.
+
+    There is none in a group of one.
+    """
     group = [name for name, other in known.items() if other.group == known[label].group]
     return [name for name in group if known[name].constant] if len(group) > 1 else []
 
 
 def _equal_mean(label: str, known: Mapping[str, EvolutionEntry]) -> str | None:
-    """Return the label of the constant rate that equals an evolution's scaled mean rate.
+    """Return the label of the constant learning rate that equals an evolution's scaled mean rate.
 
     Return None if the rates were not scaled, or if there is no such constant rate.
     """
@@ -161,9 +164,10 @@ def _equal_mean(label: str, known: Mapping[str, EvolutionEntry]) -> str | None:
 def _baseline(
     label: str, attack: str, evolved: Sequence[Row], known: Mapping[str, EvolutionEntry]
 ) -> str | None:
-    """Return the label of the constant rate with the best validation ACC in an evolution's group.
+    """Return the label of an evolution's baseline: the constant rate of best validation ACC.
 
-    Clean models decide if there are any, else the models of this attack.
+    It is one of the evolution's group; None without one. Clean models decide if there are any, else
+    the models of this attack.
     """
     candidates = _candidates(label, known)
     triggered = {row["attack"] for row in evolved if row["asr"] is not None}
@@ -175,7 +179,7 @@ def _baseline(
 def _valid_acc(
     evolved: Sequence[Row], candidates: Sequence[str], counted: Callable[[str], bool]
 ) -> dict[str, float]:
-    """Return each candidate's mean `valid_acc` over the models that all candidates have.
+    """Return the mean validation ACC of candidate baselines, over models that all of them have.
 
     A model is one seed of an attack for which `counted` is true. Return {} if a candidate has no
     numbers.
@@ -204,8 +208,9 @@ def _speedup(baseline: Row, row: Row) -> Row:
 
 
 def survived(row: Row, tau: float) -> str:
-    """Return S_τ of a row of `compare` as text, with ≥ if a seed is censored.
+    """Return for how many updates a backdoor survives (S_τ) as text, with ≥ if censored.
 
+    `row` is a row of `compare`; it is censored if the backdoor of a seed survives all updates.
     Return – if there is no S_τ, as without a working trigger.
     """
     mean = row[f"survived_{tau:g}"]
@@ -216,7 +221,10 @@ def survived(row: Row, tau: float) -> str:
 
 
 def ratio(row: Row) -> str:
-    """Return the speed-up of a row of `compare` as text, with its bound; – without a speed-up."""
+    """Return as text how much faster an evolution removes a backdoor than its baseline does.
+
+    It is the speed-up of a row of `compare`, with its bound; – without a speed-up.
+    """
     value = row["speedup"]
     if value is None:
         return "–"

@@ -53,7 +53,7 @@ TEXT = {
 
 
 def write_csv(path: str | Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
-    """Write rows to a CSV file, with `columns` first.
+    """Write table rows (dicts) to a CSV file, with the columns `columns` first.
 
     The file is written whole or not at all. Floats are exact, and None is an empty cell. Raises
     `ValueError` if a row lacks one of `columns`.
@@ -127,7 +127,7 @@ def number_or_none(value: Any) -> Any:
 
 
 def make_tables(run: RunFolder) -> dict[str, list[Row]]:
-    """Return all tables of a run folder by name, with rows in the order of the study's nodes.
+    """Return all tables of a run folder as rows by name, in the order of the study's nodes.
 
     In `results`, a node with a role and no finished record has rows without numbers, whose `status`
     says why. `survival` compares the evolution runs.
@@ -147,7 +147,7 @@ def make_tables(run: RunFolder) -> dict[str, list[Row]]:
 
 
 def write_tables(run_path: str | Path, tables: Mapping[str, Sequence[Row]]) -> None:
-    """Write the tables of a run folder as CSV files.
+    """Write the tables of a run folder, given as rows by name, as CSV files.
 
     results.csv and per_class.csv are always written, other tables only if they have rows. The file
     of a table that now has no rows is deleted, because it is from an earlier study.
@@ -203,7 +203,7 @@ def _frame(rows: Sequence[Row], columns: Iterable[str]) -> pd.DataFrame:
 
 
 def _series(name: str, values: Sequence[Any]) -> pd.Series:
-    """Return a column with the type of its values; object if they have several types."""
+    """Return a table column as a pandas Series with the type of its values, or object if mixed."""
     found = pd.api.types.infer_dtype(values, skipna=True)
     if found == "empty":
         found = "floating" if name in NUMBERS else "string" if name in TEXT else ""

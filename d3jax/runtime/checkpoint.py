@@ -41,7 +41,7 @@ They tell checkpoints of the same shapes apart.
 
 
 def save(path: Path, tree: Any, metadata: dict | None = None) -> None:
-    """Save the arrays of `tree` and the `metadata` as a checkpoint in the folder `path`.
+    """Save the arrays of a pytree and a dict of metadata as a checkpoint in the folder `path`.
 
     The tree may contain random keys. The metadata must be JSON data. A checkpoint at `path` is
     replaced. Raises `StorageError` if the disk is full or read-only, and then leaves it as it was.
@@ -64,7 +64,7 @@ def save(path: Path, tree: Any, metadata: dict | None = None) -> None:
 
 
 def load(path: Path, like: Tree, of: Binding | None = None) -> tuple[Tree, dict]:
-    """Return the tree saved at `path`, in the structure of `like`, and the metadata.
+    """Load a checkpoint: return the pytree saved at `path`, shaped as `like`, and the metadata.
 
     `like` has the expected shapes and dtypes. Its leaves are arrays, or shapes except for random
     keys. Raises `CheckpointError` if there is no checkpoint at `path`, or if its tensors are not
@@ -82,17 +82,17 @@ def load(path: Path, like: Tree, of: Binding | None = None) -> tuple[Tree, dict]
 
 
 def shapes(path: Path) -> dict[str, Any]:
-    """Return the shapes and dtypes of the tensors saved at `path`, by the names of `flatten`.
+    """Return the shapes and dtypes of a checkpoint's tensors by dotted name, without loading them.
 
-    Raises the errors of `load`.
+    The names are those of `flatten`. Raises the errors of `load`.
     """
     return _note(Path(path).absolute()).metadata
 
 
 def read(path: Path) -> tuple[dict[str, jax.Array], dict]:
-    """Return all tensors saved at `path`, by the names of `flatten`, and the metadata.
+    """Return all tensors of a checkpoint by dotted name, and the checkpoint's metadata.
 
-    Raises the errors of `load`.
+    The names are those of `flatten`. Raises the errors of `load`.
     """
     path = Path(path).absolute()
     note = _note(path)
@@ -121,7 +121,7 @@ def _note(path: Path) -> Any:
 
 
 def _contents(path: Path, note: Any) -> dict[str, jax.Array]:
-    """Return the tensors of a checkpoint after comparing them with their checksum."""
+    """Return the tensors of a checkpoint by name, after comparing them with their checksum."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     want = {
         name: jax.ShapeDtypeStruct(tuple(leaf.shape), jnp.dtype(leaf.dtype), sharding=here)
@@ -134,7 +134,7 @@ def _contents(path: Path, note: Any) -> dict[str, jax.Array]:
 
 
 def flatten(tree: Any) -> dict[str, jax.Array]:
-    """Return the leaves of `tree` as {"dotted.name": array}, with random keys as their data."""
+    """Return the leaves of a pytree as {"dotted.name": array}, with random keys as integers."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         _name(path): jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
@@ -143,7 +143,7 @@ def flatten(tree: Any) -> dict[str, jax.Array]:
 
 
 def unflatten(flat: dict[str, jax.Array], like: Tree) -> Tree:
-    """Return the tree with the structure of `like` from the flat dict that `flatten` made of it."""
+    """Rebuild a pytree with the structure of `like` from a flat dict {"dotted.name": array}."""
 
     def leaf(path, example):
         value = flat[_name(path)]
@@ -164,7 +164,7 @@ def exists(path: Path) -> bool:
 def load_or_set_aside(
     path: Path, like: Tree, otherwise: str, of: Binding | None = None
 ) -> tuple[Tree, dict] | None:
-    """Return what `load` returns, or None after setting a damaged checkpoint aside.
+    """Load a checkpoint as (tree, metadata), or rename it and return None if it is damaged.
 
     The damaged checkpoint is renamed to `<name>.damaged`, and replaces an earlier one of that name.
     A warning describes the damage and ends in `otherwise`, the text of what happens instead. Raises
@@ -188,18 +188,18 @@ def load_or_set_aside(
 
 
 def digest(tree: Any) -> str:
-    """Return 16 hexadecimal digits that identify the contents of `tree`."""
+    """Return a hash of the arrays of a pytree, as 16 hexadecimal digits."""
     return _checksum(flatten(tree), None)[:16]
 
 
 class Rolling:
-    """The newest `keep` checkpoints of a running train loop, in folders named by their step."""
+    """A folder with the newest `keep` checkpoints of a running train loop, named by their step."""
 
     def __init__(self, folder: Path, keep: int = 2, of: Binding | None = None):
         self.folder, self.keep, self.of = Path(folder), keep, of or {}
 
     def steps(self) -> list[int]:
-        """Return the steps that have a checkpoint, oldest first."""
+        """Return the steps of the train loop that have a checkpoint, oldest first."""
         return broadcast_from_host0(
             sorted(
                 int(path.name) for path in self.folder.glob("*") if re.fullmatch(r"\d+", path.name)
@@ -207,7 +207,7 @@ class Rolling:
         )
 
     def save(self, step: int, tree: Any, metadata: dict) -> None:
-        """Save a checkpoint of `step`, then delete outdated ones.
+        """Save a checkpoint of the train loop at `step`, then delete outdated checkpoints.
 
         These are all but the newest `keep`, and those of later steps that an earlier run left.
         """
@@ -220,7 +220,7 @@ class Rolling:
                 shutil.rmtree(self.folder / str(other))
 
     def load(self, step: int, like: Tree) -> tuple[Tree, dict] | None:
-        """Return the tree and metadata of the checkpoint of `step`, or None if it is damaged.
+        """Return the train loop's tree and metadata saved at `step`, or None if they are damaged.
 
         A damaged checkpoint is set aside with a warning. Raises `CheckpointError` if the checkpoint
         holds another model.
@@ -231,7 +231,7 @@ class Rolling:
         )
 
     def clear(self) -> None:
-        """Delete all checkpoints; call it once the result of the loop is saved elsewhere."""
+        """Delete all checkpoints of the train loop, once its result is saved elsewhere."""
         if is_primary() and self.folder.is_dir():
             shutil.rmtree(self.folder, ignore_errors=True)
         elif is_primary():
@@ -242,7 +242,7 @@ _MISPLACED = FileNotFoundError, NotADirectoryError, IsADirectoryError
 
 
 def _read(path: Path, reader: Any) -> Any:
-    """Return `reader(path)`; raise `DamagedError` for any error that the file itself causes."""
+    """Call `reader(path)` on a checkpoint; raise `DamagedError` if the files are damaged."""
     try:
         with _one_voice():
             return reader(path)
@@ -275,12 +275,12 @@ def _one_voice() -> Iterator[None]:
 
 
 def describe(tree: Any) -> dict[str, Any]:
-    """Return the shapes and dtypes of the arrays that `flatten` would return, by name."""
+    """Return the shapes and dtypes of the leaves of a pytree, as {"dotted.name": shape}."""
     return jax.eval_shape(flatten, tree)
 
 
 def check_same(path: Path, like: Any, found: dict[str, Any]) -> None:
-    """Raise `CheckpointError` if `found` and `like` differ in a name, shape or dtype.
+    """Raise `CheckpointError` if a checkpoint's tensors differ from `like` in name, shape or dtype.
 
     `found` are the tensors of the checkpoint at `path`, or their shapes and dtypes.
     """
@@ -312,7 +312,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _checksum(flat: dict[str, jax.Array], metadata: Any) -> str:
-    """Return the SHA-256 of the metadata and of every array's name, dtype, shape and bytes."""
+    """Return the SHA-256 of a checkpoint's metadata and arrays (name, dtype, shape, bytes)."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(flat):
         array = np.asarray(flat[name])

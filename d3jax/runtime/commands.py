@@ -1,4 +1,4 @@
-"""Error messages and exit codes, as all commands of d3jax share them.
+"""The error messages and exit codes that all commands of d3jax share.
 
 An error that a user can cause is printed as one line. Does not import jax. The exit codes are:
 
@@ -23,15 +23,15 @@ from .output import accept_any_text, drop_output
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises `ConfigError` for a wrong command line."""
+    """An argument parser of commands that raises `ConfigError` for a wrong command line."""
 
     def error(self, message: str) -> typing.NoReturn:
-        """Raise `ConfigError` instead of printing the usage and exiting."""
+        """Raise `ConfigError` for a wrong command line, where argparse would print and exit."""
         raise ConfigError(message)
 
 
 def exit_code(work: Callable[[], int]) -> int:
-    """Call `work`, print its error as one line if it has one, and return the exit code.
+    """Run the function `work` of a command, print its error as one line, and return the exit code.
 
     Errors that a user cannot cause are raised instead.
     """
@@ -55,12 +55,12 @@ def exit_code(work: Callable[[], int]) -> int:
 
 
 def program(main: Callable[[], int]) -> typing.NoReturn:
-    """Run a command as the whole program and exit, with every warning printed as one line."""
+    """Run a command's `main` and exit the process, with every warning printed as one line."""
     warnings.showwarning = lambda message, *_, **__: _say(message, 0)
     sys.exit(main())
 
 
 def _say(text: object, code: int) -> int:
-    """Print one line to standard error and return `code`."""
+    """Print a line that begins with "d3jax:" to standard error, and return the exit code `code`."""
     print(f"d3jax: {text}", file=sys.stderr, flush=True)
     return code

@@ -36,7 +36,7 @@ ONEDNN = {
 
 
 def uses_onednn() -> bool:
-    """Return whether steps are compiled with oneDNN on this machine.
+    """Return whether training steps are compiled with the CPU library oneDNN on this machine.
 
     `D3JAX_ONEDNN=0` in the environment turns it off.
     """
@@ -60,7 +60,7 @@ _programs: collections.OrderedDict[Any, jax.stages.Compiled] = collections.Order
 
 
 def compiled(lowered: jax.stages.Lowered, devices: Iterable[Device] = ()) -> jax.stages.Compiled:
-    """Return the compiled program of `lowered`, compiled once for equal programs and devices.
+    """Compile a lowered JAX program, or return the program compiled earlier for an equal one.
 
     On CPU it is compiled with oneDNN where `uses_onednn` says so.
     """
@@ -76,7 +76,7 @@ def compiled(lowered: jax.stages.Lowered, devices: Iterable[Device] = ()) -> jax
 
 
 def fast(function: Callable[..., Any], static: int = 0) -> Callable[..., Any]:
-    """Compile `function` as `jax.jit` does, with oneDNN where training steps use it.
+    """Compile a function as `jax.jit` does, but with oneDNN on CPU where training steps use oneDNN.
 
     It is meant for functions that mostly consist of convolutions. The first `static` arguments are
     static. The result must not be called inside another compiled program. Without oneDNN, and

@@ -36,7 +36,7 @@ def check_place(where: str) -> re.Match[str] | None:
 
 
 def bring_up(where: str) -> None:
-    """Connect this process to the other processes of the study.
+    """Connect this process to the other processes that run the same study, by `jax.distributed`.
 
     `where` is "auto" (a TPU pod, SLURM, Open MPI) or "HOST:PORT,COUNT,INDEX". Call it before any
     device is used. Raises `ConfigError` for any other value, and for "auto" if the environment does
@@ -74,7 +74,7 @@ def bring_up(where: str) -> None:
 
 
 def _give_up(where: str) -> None:
-    """Print that processes are missing, and end this process with exit code 1."""
+    """Print that not all processes of a study have started, and end this one with exit code 1."""
     print(
         f"d3jax: --distributed {where}: not all processes have come within {PATIENCE} s",
         file=sys.stderr,
@@ -84,7 +84,7 @@ def _give_up(where: str) -> None:
 
 
 def same_everywhere(text: str, what: str) -> None:
-    """Raise `ConfigError` on every process if `text` is not the same on all of them.
+    """Raise `ConfigError` on every process if `text` differs between the processes of a study.
 
     `what` names the text in the message, as a plural. Call it on all processes.
     """
@@ -102,7 +102,7 @@ def same_everywhere(text: str, what: str) -> None:
 
 
 def is_primary() -> bool:
-    """Return whether this is the first process, which is the one that writes."""
+    """Return whether this is the first process of a study, which is the one that writes files."""
     return jax.process_index() == 0
 
 
@@ -122,7 +122,7 @@ def broadcast_from_host0(numbers: Sequence[int]) -> list[int]:
 
 
 def any_process(here: bool) -> bool:
-    """Return whether `here` is true on any of the processes.
+    """Return whether the flag `here` is true on at least one of a study's processes.
 
     Call it on all processes or on none.
     """

@@ -32,7 +32,7 @@ def backend() -> str:
 
 
 def environment() -> dict[str, str | int]:
-    """Return the versions of d3jax and its libraries, the git commit and the devices, by name.
+    """Return the versions of d3jax and its libraries, the git commit and the devices, as a dict.
 
     The commit is "unknown" if the package is not in a git checkout.
     """
@@ -58,7 +58,7 @@ def _version(name: str) -> str:
 
 
 def _commit() -> str:
-    """Return the git commit of the package, with "+changes" if tracked files were changed."""
+    """Return the git commit of d3jax's checkout, with "+changes" if tracked files were changed."""
 
     def git(*words: str) -> str:
         return subprocess.run(

@@ -24,7 +24,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 def storage_error(error: BaseException, path: object = None) -> StorageError | None:
-    """Return a `StorageError` for an error after which nothing more can be written, else None.
+    """Return a `StorageError` for the error of a full or read-only disk, and None for others.
 
     `path` names the file in the message if the error does not.
     """
@@ -59,7 +59,7 @@ def set_aside(path: Path) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents, after setting aside any file that is in the way."""
+    """Make a folder and its parents, after renaming any file that is in the way."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -75,7 +75,7 @@ def check_writable(folder: Path) -> None:
 
 
 def make_way(path: Path) -> None:
-    """Set aside a folder at `path`, so that a file can be written there."""
+    """Rename a folder at `path` to `<name>.damaged`, so that a file can be written there."""
     if path.is_dir():
         _clear(path, "a file")
 
@@ -92,7 +92,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return the contents of a JSON file, or None if it is missing or damaged."""
+    """Return the data in a JSON file, or None if the file is missing or damaged."""
     try:
         return json.loads(read_text(path))
     except (ValueError, RecursionError):
@@ -100,7 +100,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
-    """Return the contents of a file of `write_sealed`, or None if it is missing or was changed."""
+    """Return the contents of a JSON file with a checksum, or None if it is missing or changed."""
     found = read_json(path)
     if not isinstance(found, dict):
         return None
@@ -108,7 +108,7 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
 
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file with a checksum, with which `read_sealed` detects changes."""
+    """Write a dict to a JSON file with a checksum, by which `read_sealed` detects changes."""
     plain = json.loads(json.dumps(content))
     write_text(path, json.dumps({**plain, "checksum": _checksum(plain)}, indent=1))
 
@@ -118,18 +118,18 @@ def _checksum(content: dict[str, Any]) -> str:
 
 
 def remove(path: Path) -> None:
-    """Delete a file if it exists, and set aside a folder of the same name."""
+    """Delete a file if it exists, or rename a folder of that name to `<name>.damaged`."""
     make_way(path)
     path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file as a whole or not at all."""
+    """Write text to a file atomically: the file is written as a whole or not at all."""
     write_bytes(path, lambda file: file.write(text.encode("utf8", errors="replace")))
 
 
 def write_bytes(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file as a whole or not at all.
+    """Write a binary file atomically, with the bytes that the function `write(file)` writes.
 
     `write(file)` fills a temporary file, which then replaces the file at `path`.
     """
@@ -148,6 +148,6 @@ def write_bytes(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def _clear(path: Path, wanted: str) -> None:
-    """Set aside what is at `path`, with a warning that it is not `wanted`."""
+    """Rename the file or folder at `path` to `<name>.damaged`, and warn that it was in the way."""
     aside = set_aside(path)
     warnings.warn(f"{path} is not {wanted}: it was renamed to {aside.name}", stacklevel=4)

@@ -13,7 +13,7 @@ import sys
 
 
 def start_again() -> None:
-    """Restart this program with huge pages on Linux, unless GLIBC_TUNABLES is set already.
+    """Restart this program with huge memory pages on Linux, unless GLIBC_TUNABLES is already set.
 
     Call it only at the entry of a program. It does nothing under a debugger or profiler, because
     that would lose the restarted process.

@@ -53,7 +53,7 @@ def locked_by_all(path: Path, say: Say) -> Iterator[None]:
 
 
 def _take(lock: filelock.BaseFileLock) -> bool:
-    """Try to take the lock in the primary process, and return whether it is held now.
+    """Try to take a folder's file lock in the primary process, and return whether it is held now.
 
     The other processes return True.
     """

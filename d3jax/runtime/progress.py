@@ -11,13 +11,13 @@ from .output import drop_output
 
 
 class Progress:
-    """A progress display: a bar for the running stage on a terminal, else one line per stage."""
+    """The display of a study's progress: a bar for the running stage on a terminal, else lines."""
 
     def __init__(self, quiet: bool = False):
         self.quiet, self.bar, self.task = quiet or not is_primary(), None, None
 
     def say(self, text: str) -> None:
-        """Print one line; after the reader has closed standard output, print nothing."""
+        """Print one line to standard output, unless quiet or after its reader has closed it."""
         if self.quiet:
             return
         try:
@@ -27,13 +27,13 @@ class Progress:
             drop_output()
 
     def warn(self, text: str) -> None:
-        """Print one line to standard error, even when quiet."""
+        """Print one line to standard error from the first process, even in quiet mode."""
         if is_primary():
             print(f"d3jax: {text}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Return a context manager that shows the stage `name` while its block runs."""
+        """Return a context manager that shows the study's stage `name` while its block runs."""
         self.say(f"{name} …")
         if self.quiet or not sys.stdout.isatty():
             yield
@@ -50,7 +50,7 @@ class Progress:
                 self.bar = None
 
     def update(self, line: dict[str, float], steps: int) -> None:
-        """Move the bar to the log record `line` of a stage of `steps` steps."""
+        """Move the progress bar to the step, loss and speed in a log record of a train loop."""
         if self.bar is not None and self.task is not None:
             rate = line["step"] / max(line["seconds"], 1e-9)
             # rich's own estimate only uses the last 30 s.

@@ -29,7 +29,7 @@ COPIES = P()
 
 
 def make_mesh(members: int, devices: Sequence[Device]) -> Mesh | None:
-    """Return a ("member", "data") mesh over `devices`, or None for fewer than two devices.
+    """Return a ("member", "data") mesh over JAX devices, or None for fewer than two devices.
 
     The size of the member axis is the greatest common divisor of the number of members and the
     number of devices.
@@ -46,7 +46,7 @@ def make_mesh(members: int, devices: Sequence[Device]) -> Mesh | None:
 
 
 def shard_batch(tree: Any) -> Any:
-    """Split the leading axis of every array in `tree` over the data axis of the mesh.
+    """Split the leading axis of every array of a pytree over the data axis of the device mesh.
 
     For use inside a compiled program. An array that `shares` does not split stays as it is.
     """
@@ -70,7 +70,7 @@ def shares(rows: int) -> int:
 
 
 def device_put_global(tree: Any, mesh: Mesh, spec: P) -> Any:
-    """Put every array of `tree` on the mesh in the layout `spec`, from all processes together.
+    """Put every array of a pytree on a device mesh in the layout `spec`, from all processes.
 
     Each process must hold the same values.
     """
@@ -89,7 +89,7 @@ def _put_on_every_process(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def local(tree: Any) -> Any:
-    """Return this process's own copy of arrays of which every device has a whole copy."""
+    """Return the copies that this process holds of the replicated global arrays of a pytree."""
 
     def one(leaf: jax.Array) -> jax.Array:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -102,7 +102,7 @@ def local(tree: Any) -> Any:
 
 
 def copies(tree: Any) -> Any:
-    """Return arrays that all processes hold alike as global arrays, copied to every device.
+    """Copy the arrays of a pytree that all processes hold alike to every device, as global arrays.
 
     Several processes need this form to save a checkpoint together. With one process the tree is
     returned as it is.

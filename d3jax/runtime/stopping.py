@@ -25,7 +25,7 @@ _received: list[str] = []
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Return a context manager in which the first stop signal is only recorded.
+    """Return a context manager in which the first SIGINT, SIGTERM or SIGUSR1 is only recorded.
 
     A second one ends the process. Outside the main thread the context manager has no effect,
     because Python handles signals in the main thread only.
@@ -53,7 +53,7 @@ def stoppable() -> Iterator[None]:
 
 
 def is_stopping() -> bool:
-    """Return whether this process has received a stop signal."""
+    """Return whether this process has received a signal that asks the study to stop."""
     return bool(_received)
 
 
@@ -64,12 +64,12 @@ def stopped() -> StoppedError:
 
 
 def check_stopped() -> None:
-    """Raise `StoppedError` if this process has received a stop signal."""
+    """Raise `StoppedError` if this process has received a signal that asks it to stop."""
     if is_stopping():
         raise stopped()
 
 
 def _restore(before: dict[int, signal._HANDLER]) -> None:
-    """Restore the earlier signal handlers."""
+    """Set the process's signal handlers back to those in `before`, given by signal number."""
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Attack runs: one attack under one seed, and the recipe of its victim."""
+"""Attack runs of a study: an attack under one seed, with the recipe of the victim to train."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FORMAT = 2
 
 
 class AttackRun(NamedTuple):
-    """One attack under one seed, with the recipe of its victim.
+    """One attack of a study under one seed, with the recipe of the backdoored model (the victim).
 
     `attack_seed` determines the victim, and `seed` the defences. `recipe` is everything that
     determines the victim, as plain data. `poison_rate` is the share of training images that are
@@ -48,7 +48,7 @@ class AttackRun(NamedTuple):
 
     @property
     def key(self) -> jax.Array:
-        """Return the key that determines everything random in the victim."""
+        """Return the jax random key of the attack seed, for poisoning and training the victim."""
         return jax.random.key(self.attack_seed)
 
 
@@ -59,7 +59,7 @@ def make_run(
     evaluate: Callable[..., Counts],
     seed: int,
 ) -> AttackRun:
-    """Return the attack run of an attack under one seed.
+    """Return the `AttackRun` of an attack under one seed, with the recipe of the victim.
 
     The recipe includes a digest of the trigger, because its pattern may come from a file.
     """
@@ -94,10 +94,11 @@ def make_run(
 
 
 def make_clean_run(context: StudyContext, seed: int) -> AttackRun:
-    """Return the attack run of the control `clean`, on whose model attacks find their triggers.
+    """Return the `AttackRun` of the control `clean`, whose model is trained without poison.
 
-    If the study also lists `clean` among its attacks, both share one clean model. Raises
-    `ConfigError` if another attack has the label "clean".
+    Attacks that need a clean model find their triggers on it. If the study also lists `clean` among
+    its attacks, both share one clean model. Raises `ConfigError` if another attack has the label
+    "clean".
     """
     attacks = context.config.attacks
     if any(choice.label == "clean" and choice.name != "clean" for choice in attacks):
@@ -115,7 +116,7 @@ def make_clean_run(context: StudyContext, seed: int) -> AttackRun:
 def evaluator(
     context: StudyContext, attack: Attack, model: Model | None = None
 ) -> Callable[..., Counts]:
-    """Return a function `evaluate(variables, trigger, test) -> Counts` for an attack on a model.
+    """Build a function `evaluate(variables, trigger, test) -> Counts` for an attack on a model.
 
     `model` defaults to the model of the study.
     """
@@ -124,12 +125,12 @@ def evaluator(
 
 
 def targets_of(run: AttackRun, num_classes: int) -> list[int]:
-    """Return the target classes of an attack, sorted; an empty list without a trigger."""
+    """Return the target classes of an attack run as sorted numbers; [] if it has no trigger."""
     labels = np.arange(num_classes)
     wanted = np.asarray(run.attack.relabel(jnp.asarray(labels)))
     return sorted(set(wanted[wanted != labels].tolist())) if run.attacked else []
 
 
 def poison_flags(context: StudyContext, run: AttackRun) -> np.ndarray:
-    """Return the poisoned training images as a boolean mask [N]."""
+    """Return a boolean mask [N] that marks the training images that an attack run poisons."""
     return np.asarray(poisoned_rows(run.key, run.attack, context.dataset.train.labels))

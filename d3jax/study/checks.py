@@ -1,4 +1,4 @@
-"""Checks that find the errors of a study before any work starts."""
+"""Checks that find the errors of a study's config before any model is trained."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ AnyDetector = SampleDetector | InputDetector | ModelDetector
 
 
 class Methods(NamedTuple):
-    """The defences, detectors and evolutions of a config, constructed from its entries.
+    """The methods of a study, built from its config: `defenses`, `detections` and `evolutions`.
 
     An evolution comes with the defence that it calls between updates, or None.
     """
@@ -45,7 +45,7 @@ class Methods(NamedTuple):
 
 
 def make_methods(context: StudyContext) -> Methods:
-    """Return the defences, detectors and evolutions of a config, checked against data and model.
+    """Build the defences, detectors and evolutions of a study; check them against data and model.
 
     Raises `ConfigError` if one of them does not suit the study.
     """
@@ -74,7 +74,7 @@ def make_methods(context: StudyContext) -> Methods:
 
 
 def _make_defense(context: StudyContext, choice: Choice, shapes: Any, size: int) -> AnyDefense:
-    """Return a defence, checked against the model's parameters and the number of images."""
+    """Build one defence from an entry of the config, and check that it suits model and data."""
     with named(f"defenses: {choice.label}"):
         defense = DEFENSES[choice.name][1](choice.config, context.dataset.info)
         if not isinstance(defense, TrainingDefense):
@@ -91,7 +91,7 @@ def _make_defense(context: StudyContext, choice: Choice, shapes: Any, size: int)
 
 
 def _check_needs(context: StudyContext, repair: Repair) -> None:
-    """Raise `ConfigError` if the study does not have what a repair needs."""
+    """Raise `ConfigError` if a study lacks the training set or detector that a repair needs."""
     if "training_set" in repair.needs and context.external:
         raise ConfigError(
             "needs the images that the model was trained on, which are not available for an "
@@ -113,7 +113,7 @@ def _check_needs(context: StudyContext, repair: Repair) -> None:
 
 
 def _make_detector(context: StudyContext, choice: Choice, shapes: Any, size: int) -> AnyDetector:
-    """Return a detector, checked against the model and the number of images."""
+    """Build one detector from an entry of the config, and check that it suits model and data."""
     with named(f"detections: {choice.label}"):
         detector = DETECTIONS[choice.name][1](choice.config, context.dataset.info)
         if not isinstance(detector, SampleDetector):
@@ -131,7 +131,7 @@ def _make_detector(context: StudyContext, choice: Choice, shapes: Any, size: int
 def _check_evolution(
     context: StudyContext, choice: Choice, shapes: Any, size: int, known: dict[str, AnyDefense]
 ) -> Repair | None:
-    """Return the defence that an evolution calls, or None, after checking the evolution.
+    """Check one entry of `evolutions`; return the repair that it calls between updates, or None.
 
     Raises `ConfigError` if the evolution or its defence does not suit the data or the model.
     """
@@ -171,7 +171,7 @@ def _check_placement(context: StudyContext, methods: Methods) -> None:
 
 
 def check_attack(context: StudyContext, choice: Choice, attack: Attack, methods: Methods) -> None:
-    """Raise `D3JaxError` if an attack cannot run in this study."""
+    """Raise `D3JaxError` if an attack does not suit the data set or the methods of a study."""
     labels = context.dataset.test.labels
     if attack.preparation and not context.external:
         attack.preparation.check(len(context.dataset.train.labels))
@@ -201,7 +201,7 @@ def check_attack(context: StudyContext, choice: Choice, attack: Attack, methods:
 
 
 def _check_poison(context: StudyContext, attack: Attack, config: EvolutionConfig) -> None:
-    """Raise `D3JaxError` if an attack cannot run in an evolution run."""
+    """Raise `D3JaxError` if an attack cannot poison, or be replayed in, an evolution run."""
     if config.replay and context.external:
         raise ConfigError(
             "replay: the training set of an external model (model.checkpoint) is not available"
@@ -214,7 +214,10 @@ def _check_poison(context: StudyContext, attack: Attack, config: EvolutionConfig
 
 
 def check_paths(context: StudyContext, attacked: Sequence[bool]) -> None:
-    """Raise `ConfigError` if the config asks for backdoor losses and no attack has a trigger."""
+    """Raise `ConfigError` if the setting `paths` is used although no attack has a trigger.
+
+    It asks for backdoor losses between models, which need a trigger.
+    """
     paths, attacks = context.config.paths, context.config.attacks
     if paths and not any(attacked):
         labels = ", ".join(choice.label for choice in attacks)
@@ -226,7 +229,7 @@ def check_paths(context: StudyContext, attacked: Sequence[bool]) -> None:
 
 @contextlib.contextmanager
 def named(component: str) -> Iterator[None]:
-    """Prefix the message of any `D3JaxError` with the entry of the config that it concerns."""
+    """Return a context that puts the name of a config entry before a `D3JaxError`'s message."""
     try:
         yield
     except D3JaxError as error:

@@ -26,13 +26,13 @@ from .registries import DATASETS, MODELS
 
 
 class Memo:
-    """A cache of values that several nodes share; it keeps the newest `size` values."""
+    """A cache of computed values that a study's nodes share; it keeps the newest `size` values."""
 
     def __init__(self, size: int = 8):
         self._size, self._values = size, {}
 
     def __call__(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Return the value of a key; call `make` if the key has no value."""
+        """Return the cached value of a key; without one, call `make()` and cache the result."""
         if key not in self._values:
             self._values[key] = make()
             if len(self._values) > self._size:
@@ -70,7 +70,7 @@ class StudyContext(NamedTuple):
 def open_context(
     config: StudyConfig, workdir: Path, progress: Progress, profile: str = ""
 ) -> StudyContext:
-    """Return the context of a study: load its data and build its model.
+    """Load the data set of a study, build its model, and return both in a `StudyContext`.
 
     No file is written.
     """
@@ -129,7 +129,7 @@ def _described(dataset: Dataset) -> str:
 
 
 def _devices(loop: LoopConfig, on_cpu: bool) -> tuple[Device, ...]:
-    """Return the devices that share the work.
+    """Return the jax devices that a study computes on, from the setting `loop.devices`.
 
     Raises `ConfigError` if the setting `loop.devices` exceeds the number of devices, or if it is
     set although several processes run.
@@ -142,7 +142,11 @@ def _devices(loop: LoopConfig, on_cpu: bool) -> tuple[Device, ...]:
 
 
 def _divide(dataset: Dataset, share: float) -> tuple[Dataset, Split | None]:
-    """Return the data set without a `share` of its training images, and the images taken out."""
+    """Take a random `share` of the training images out of a data set; return both parts.
+
+    The first part is the data set without these images. The second is their `Split`, or None if
+    `share` is 0.
+    """
     if not share:
         return dataset, None
     order = np.random.default_rng(0).permutation(len(dataset.train.labels))
@@ -155,7 +159,7 @@ def _divide(dataset: Dataset, share: float) -> tuple[Dataset, Split | None]:
 
 
 def _is_streamed(loop: LoopConfig, dataset: Dataset, progress: Progress) -> bool:
-    """Return whether training images stay on the host.
+    """Return whether a study keeps training images on the host and streams them to the device.
 
     With the placement "auto" they do if they take more than half of the free device memory. That
     decision is printed.
@@ -176,7 +180,7 @@ def _is_streamed(loop: LoopConfig, dataset: Dataset, progress: Progress) -> bool
 
 
 def fresh_split(context: StudyContext) -> Split:
-    """Return the training images that are reserved for evolutions.
+    """Return the training images that a study reserves for evolution runs, as a `Split`.
 
     The study must have evolutions, so that some are reserved.
     """
@@ -185,7 +189,7 @@ def fresh_split(context: StudyContext) -> Split:
 
 
 def reserved_split(context: StudyContext, seed: int) -> Split:
-    """Return the defender's reserved clean images for one seed."""
+    """Return the reserved clean images that a defender has under one seed, as a `Split`."""
     train, _, info = context.dataset
     rows = reserve(train, context.config.reserved, seed, info.num_classes)
     return Split(train.images[rows], train.labels[rows])

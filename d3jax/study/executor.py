@@ -1,4 +1,4 @@
-"""The executor of nodes: it reuses finished nodes, and computes or resumes the others.
+"""The executor of a study's nodes: it reuses finished nodes, and computes or resumes the others.
 
 A node's folder holds `model/` once the node is finished. Until then it holds `steps/`, the rolling
 checkpoints of its loop, and after an error `failed.json`. If another process works in the folder,
@@ -36,7 +36,7 @@ Computed = tuple[Any, list[LogRecord], int]
 
 
 def run_together(nodes: Sequence[Node], inputs: Mapping[str, Inputs]) -> list[Result]:
-    """Return the results of a group of nodes; compute those that are not finished.
+    """Return an `Artifact` or a `Failure` for each of some nodes; compute the unfinished ones.
 
     `inputs` maps a node's name to its inputs. If several nodes share a folder, only one of them is
     computed. An error becomes a `Failure`, which is also written to failed.json.
@@ -56,7 +56,10 @@ def run_together(nodes: Sequence[Node], inputs: Mapping[str, Inputs]) -> list[Re
 
 
 def with_metrics(node: Node, result: Result) -> Result:
-    """Replace the contents of a node's metrics.jsonl by the result's records; return the result."""
+    """Write the log records of a node's result to its metrics.jsonl; return the result unchanged.
+
+    The earlier contents of the file are replaced.
+    """
     if isinstance(result, Artifact):
         with _writer(node) as writer:
             writer.reset("", result.records)
@@ -64,7 +67,7 @@ def with_metrics(node: Node, result: Result) -> Result:
 
 
 def contained(node: Node, work: Callable[..., Any], *given: Any) -> Any:
-    """Call `work` and return its result, or a `Failure` if it raises an error.
+    """Call `work(*given)` for a node; return what it returns, or a `Failure` if it raises an error.
 
     This way an error in one node does not stop the others. Some errors still stop the study:
 
@@ -86,7 +89,7 @@ def contained(node: Node, work: Callable[..., Any], *given: Any) -> Any:
 
 
 def _failed(node: Node, error: Exception) -> Failure:
-    """Return a `Failure` for an error, after writing it to failed.json and printing a warning."""
+    """Write a node's error to failed.json, print a warning, and return a `Failure`."""
     known = isinstance(error, D3JaxError)
     message = str(error) if known else f"{type(error).__name__}: {error}"
     message = message.strip().splitlines()[0][:500]
@@ -100,7 +103,7 @@ def _failed(node: Node, error: Exception) -> Failure:
 
 
 def _compute(nodes: Sequence[Node], inputs: Mapping[str, Inputs]) -> list[Result]:
-    """Compute unfinished nodes and return their results; train loops run as one program."""
+    """Compute unfinished nodes of a study, train loops as one program; return a result for each."""
     if not nodes:
         return []
     for node in nodes if is_primary() else ():
@@ -131,7 +134,7 @@ Writers = Mapping[str, MetricWriter]
 def _run_each(
     nodes: Sequence[Node], inputs: Mapping[str, Inputs], writers: Writers
 ) -> list[Computed | Failure]:
-    """Compute nodes one after another; return what each computed."""
+    """Compute nodes without a train loop one by one; return arrays and log records of each."""
 
     def work(node: Node) -> Computed:
         given = _given(node, inputs)
@@ -143,7 +146,7 @@ def _run_each(
 def _run_loops(
     nodes: Sequence[Node], inputs: Mapping[str, Inputs], writers: Writers
 ) -> list[Computed | Failure]:
-    """Run the nodes' train loops as one program; return what each computed.
+    """Run the train loops of several nodes as one program; return arrays and log records of each.
 
     If the program does not fit in memory, each half of its loops is tried on its own.
     """
@@ -178,10 +181,10 @@ def _run_loops(
 
 
 def _given(node: Node, inputs: Mapping[str, Inputs]) -> Inputs:
-    """Return the inputs of a node that is about to be computed.
+    """Return the `Inputs` of a node; raise `CheckpointError` if a needed result was not read.
 
-    Raises `CheckpointError` if one of them was not read. This happens to a node that seemed
-    finished when the study was planned, but whose checkpoint is damaged.
+    This happens to a node that seemed finished when the study was planned, but whose checkpoint is
+    damaged.
     """
     given = inputs[node.name]
     for name, needed in node.needs.items():
@@ -211,7 +214,7 @@ def _hooks(
     part: str = "",
     watch_every: int = 0,
 ) -> Hooks:
-    """Return the hooks of a node's train loop, or of one `part` of a node with several loops."""
+    """Return the `Hooks` that log and save a node's train loop, or one `part` of several loops."""
     context, loop = node.context, node.context.config.loop
     rolling = checkpoint.Rolling(node.folder / "steps" / part, of=binding(node))
     name = f"{node.name}/{part}" if part else node.name

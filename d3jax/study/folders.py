@@ -32,7 +32,7 @@ WRITTEN = (
 
 
 def make_folders(context: StudyContext, nodes: Sequence[Node]) -> None:
-    """Create the folders that the settings name.
+    """Create the run folder, cache and profile folder of a study, and check the free disk space.
 
     Raises `ConfigError` if a folder cannot be made or written, or if the disk has too little space.
     """
@@ -49,7 +49,10 @@ def make_folders(context: StudyContext, nodes: Sequence[Node]) -> None:
 
 
 def check_folders(context: StudyContext) -> None:
-    """Raise `ConfigError` if a folder cannot be made or written; create no folder."""
+    """Check that a study's folders can be made and written, without creating any of them.
+
+    Raises `ConfigError` if one cannot.
+    """
     check_own(context.workdir)
     for setting, path in _folders(context):
         path = path.absolute()
@@ -61,7 +64,7 @@ def check_folders(context: StudyContext) -> None:
 
 
 def check_own(workdir: Path) -> None:
-    """Raise `ConfigError` if a folder holds files of somebody else that a study would replace."""
+    """Raise `ConfigError` if a folder holds files that a study would replace but did not write."""
     marks = [workdir / name for name in ("study.json", "nodes")]
     found = [name for name in WRITTEN if os.path.lexists(workdir / name)]
     if found and not any(map(os.path.lexists, marks)):
@@ -72,7 +75,7 @@ def check_own(workdir: Path) -> None:
 
 
 def _folders(context: StudyContext) -> Iterator[tuple[str, Path]]:
-    """Yield (setting, folder) for each folder that the settings name."""
+    """Yield (setting, path) for the run folder, cache and profile folder of a study."""
     yield "--workdir", context.workdir
     for setting, folder in (("--cache", context.config.cache), ("--profile", context.profile)):
         if folder:
@@ -80,7 +83,7 @@ def _folders(context: StudyContext) -> Iterator[tuple[str, Path]]:
 
 
 def _check_space(context: StudyContext, nodes: Sequence[Node]) -> None:
-    """Raise `ConfigError` if the models that are still to be computed do not fit on the disk."""
+    """Raise `ConfigError` if the models that a study has yet to compute do not fit on the disk."""
     shapes = jax.eval_shape(context.model.init, jax.random.key(0))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     models = [node for node in nodes if not node.analysis]

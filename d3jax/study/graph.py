@@ -1,4 +1,4 @@
-"""The graph of a study: its nodes, and the nodes that each of them needs."""
+"""The graph of a study: all nodes to compute, and the nodes that each of them needs."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ AnyNode = TypeVar("AnyNode", bound=Node)
 
 
 class Members(NamedTuple):
-    """The nodes of an attack run that analyses need.
+    """The nodes of one attack run: `victim`, `detections`, `evolutions` and all `models`.
 
-    `models` are the victim and the models of all defences.
+    Analyses of the run read them. `models` are the victim and the models of all defences.
     """
 
     run: AttackRun
@@ -50,7 +50,9 @@ class Members(NamedTuple):
 
 
 def make_nodes(context: StudyContext) -> list[Node]:
-    """Return the nodes that the config asks for, then the nodes that analyse them, in table order.
+    """Build all nodes of a study from its config: models and detections, then their analyses.
+
+    They are in the order of the tables.
 
     Raises `D3JaxError` for errors that would occur later. Examples are an attack that does not suit
     the data set, and a defence that does not suit the model.
@@ -71,7 +73,7 @@ def make_nodes(context: StudyContext) -> list[Node]:
 
 
 class _Graph:
-    """The nodes of a study by name; several attack runs may share a node.
+    """A builder of a study's nodes; it keeps them by name, so that attack runs can share nodes.
 
     `known` holds all nodes, and `asked` those that the config asks for.
     """
@@ -82,7 +84,7 @@ class _Graph:
         self.asked: dict[str, Node] = {}
 
     def one(self, node: AnyNode) -> AnyNode:
-        """Return the known node with the name of `node`; add `node` if there is none.
+        """Return the study's node with the same name as `node`; add `node` if there is none.
 
         Raises `ConfigError` if the known node is another computation.
         """
@@ -96,13 +98,16 @@ class _Graph:
         return known
 
     def ask(self, *nodes: Node) -> list[Any]:
-        """Add nodes that the config asks for; return the known node for each of them."""
+        """Add nodes that the config asks for; return the study's node with the name of each."""
         found = [self.one(node) for node in nodes]
         self.asked |= {node.name: node for node in found}
         return found
 
     def add(self, run: AttackRun) -> Members:
-        """Add the victim, detections, evolutions and defences of an attack run; return them."""
+        """Add the models and detections of an attack run to the study; return them as `Members`.
+
+        They are the victim, detections, evolutions and defences.
+        """
         (victim,) = self.ask(self._victim(run))
         start = {"context": self.context, "run": run, "victim": victim}
         detections, evolutions, models = [], [], [victim]
@@ -119,9 +124,10 @@ class _Graph:
     def _detection(
         self, start: dict[str, Any], choice: Choice, detector: AnyDetector
     ) -> list[ModelDetectionNode]:
-        """Add the nodes of a detection; return its verdict nodes, which are not yet added.
+        """Add the nodes of one detection; return the verdict node of a model detector in a list.
 
-        Only model detectors have a verdict node.
+        The verdict node is not added yet. Other detectors have no verdict node, and the list is
+        empty.
         """
         given = {**start, "choice": choice, "detector": detector}
         if isinstance(detector, ModelDetector):
@@ -158,7 +164,7 @@ class _Graph:
         return VictimNode(**given, prepared=prepared)
 
     def _defended(self, given: dict[str, Any], choice: Choice) -> Node:
-        """Return the node of a defence; add the first stage or the inversions that it needs."""
+        """Return the node of a defence; add the first-stage or trigger-search nodes it needs."""
         defense, start = given["defense"], {key: given[key] for key in ("context", "run", "victim")}
         if isinstance(defense, TrainingDefense):
             given = {**given, "prepared": given["victim"].prepared}
@@ -170,7 +176,7 @@ class _Graph:
         return RepairNode(**given, choice=choice, **found)
 
     def _searched(self, start: dict[str, Any], search: Search) -> dict[str, Any]:
-        """Return the nodes that a trigger search needs, as the fields of a `RepairNode`.
+        """Return the nodes of a repair's trigger search, as a dict of fields of a `RepairNode`.
 
         They are `detected`, the evidence that flags the target, and `inverted`, the inversion of
         the target. Either may be missing.
@@ -191,7 +197,7 @@ class _Graph:
 
 
 def _analyses(context: StudyContext, members: Members, runs: Sequence[Members]) -> Iterator[Node]:
-    """Yield the analysis nodes of an attack run, for tables and page."""
+    """Yield the nodes that analyse the models of an attack run, for tables and report page."""
     run, config = members.run, context.config
     given, shown = {"context": context, "run": run}, run.seed == config.seeds[0]
     of_run = {**given, "victim": members.victim}
@@ -218,7 +224,7 @@ def _analyses(context: StudyContext, members: Members, runs: Sequence[Members]) 
 
 
 def _control(evolution: EvolutionNode, runs: Sequence[Members]) -> EvolutionNode | None:
-    """Return the same evolution of a clean model, as a control; None without one."""
+    """Return the node that runs the same evolution on a clean model, as a control, or None."""
     if evolution.context.external or not evolution.run.attacked:
         return None  # an external model without a known trigger need not be clean
     clean = (one for members in runs if not members.run.attacked for one in members.evolutions)

@@ -36,7 +36,7 @@ class Ledger:
         )
 
     def run(self, group: Sequence[Node], compute: bool) -> None:
-        """Run the nodes of a group and record their results.
+        """Run a group of a study's nodes (one program), and record the result of each node.
 
         With `compute` false only analyses are computed; other nodes are read from earlier runs.
         Raises `StoppedError` if a signal asked to stop, and `StorageError` if the disk is full.
@@ -60,7 +60,7 @@ class Ledger:
         self._release(group)
 
     def inputs(self, node: Node) -> Inputs | Failure:
-        """Return the artifacts that a node needs, or a `Failure` if it cannot start.
+        """Return the results that a node needs, as `Inputs`, or a `Failure` if one is missing.
 
         An optional input is None if its node failed. If the node that `outcome_of` names failed,
         its own `Failure` is returned.
@@ -77,11 +77,11 @@ class Ledger:
         return found
 
     def _read(self, node: Node) -> Result:
-        """Return the result that an earlier run left of a node."""
+        """Read the result of a node that an earlier run of the study has left on disk."""
         return contained(node, with_metrics, node, read_finished(node))
 
     def _add(self, node: Node, result: Result, inputs: Inputs) -> None:
-        """Store a node's result and write its record; compute the findings for the record.
+        """Store a node's result, compute its rows and arrays for tables, and write its record.
 
         If the findings cannot be computed, the result becomes a `Failure`.
         """
@@ -110,7 +110,7 @@ class Ledger:
         self.records[node.name] = record
 
     def _analyse(self, node: AnalysisNode, inputs: Inputs) -> None:
-        """Run an analysis, unless a record of it with the same inputs exists."""
+        """Run an analysis node, unless the run folder has a record of it with the same inputs."""
         workdir = self.context.workdir
         given = [name for name in node.needs if getattr(inputs, name)]
         say = self.context.progress.say
@@ -132,7 +132,10 @@ class Ledger:
                 remove(node.folder / "failed.json")
 
     def _release(self, group: Sequence[Node]) -> None:
-        """Release the arrays that no node needs any more; wide models would fill the device."""
+        """Free the arrays of results that no later node of the study needs.
+
+        Otherwise wide models would fill the device.
+        """
         for node in group:
             if not node.analysis:
                 self._users.subtract(needed.name for needed in node.needs.values())
@@ -142,7 +145,7 @@ class Ledger:
 
 
 def _plain(value: Any) -> Any:
-    """Return a nested value with NumPy scalars replaced by Python scalars, for JSON."""
+    """Return nested dicts and lists with NumPy scalars replaced by Python scalars, for JSON."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

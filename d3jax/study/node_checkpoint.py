@@ -1,4 +1,4 @@
-"""Checkpoints of finished nodes: functions that reuse, read and save them."""
+"""Functions that reuse, read and save the checkpoints of a study's finished nodes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .nodes.base import Artifact, Failure, Inputs, Node, Result
 
 
 def take_finished(node: Node) -> Artifact | None:
-    """Return the artifact that a node's folder already holds; None if it is missing or damaged.
+    """Return the `Artifact` saved in a finished node's folder; None if it is missing or damaged.
 
     A damaged checkpoint is renamed. If the artifact is found, the rolling checkpoints and
     failed.json of earlier runs are deleted.
@@ -35,7 +35,7 @@ def take_finished(node: Node) -> Artifact | None:
 
 
 def read_finished(node: Node) -> Result:
-    """Return a node's artifact, or a `Failure` if it is unfinished, failed or unreadable.
+    """Read a node's `Artifact` from disk, or return a `Failure` if the node is not finished.
 
     No file is changed.
     """
@@ -53,7 +53,7 @@ def read_finished(node: Node) -> Result:
 
 
 def binding(node: Node) -> Binding:
-    """Return the metadata by which a checkpoint names its node.
+    """Return the metadata (a dict) that binds a checkpoint to the folder name of a node.
 
     A checkpoint that names another node is refused when it is loaded.
     """
@@ -63,7 +63,7 @@ def binding(node: Node) -> Binding:
 def save_finished(
     node: Node, inputs: Inputs, tree: Any, records: list[LogRecord], members: int, elapsed: float
 ) -> Artifact:
-    """Evaluate what a node computed, save it in the node's folder, and return the artifact."""
+    """Save what a node computed, with its test counts, as a checkpoint; return the `Artifact`."""
     counts = node.count(inputs, tree)
     note = {
         "counts": counts and {key: values.tolist() for key, values in counts._asdict().items()},

@@ -1,4 +1,4 @@
-"""The planner: it decides which nodes run, in which order, and which run as one program."""
+"""The planner of a study: decides which nodes run, in which order, and which as one program."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from .nodes.base import Node
 
 
 def part_of(nodes: Sequence[Node], part: int, parts: int) -> list[Node]:
-    """Return one part of a study's nodes; `part` counts from 1 to `parts`.
+    """Return the nodes of one part of a study that is divided into `parts` parts.
 
-    The nodes that are not analyses are divided. An analysis is included if the node that its
-    `outcome_of` names is in the part. The nodes of a part are neighbours, so that few parts need
-    the same victim.
+    `part` counts from 1 to `parts`. The nodes that are not analyses are divided. An analysis is
+    included if the node that its `outcome_of` names is in the part. The nodes of a part are
+    neighbours, so that few parts need the same victim.
     """
     models = [node for node in nodes if not node.analysis]
     own = models[(part - 1) * len(models) // parts : part * len(models) // parts]
@@ -21,7 +21,7 @@ def part_of(nodes: Sequence[Node], part: int, parts: int) -> list[Node]:
 
 
 def plan(nodes: Iterable[Node], *, together: bool, compute: bool = True) -> list[list[Node]]:
-    """Return groups of nodes that run as one program, each after the groups that it needs.
+    """Sort a study's nodes into groups that run as one program, each after the groups it needs.
 
     Nodes that unfinished `nodes` need are added. With `together`, nodes of a kind with the same
     `group` form a group; without it, each node is a group. Without `compute` only analyses are
@@ -36,7 +36,7 @@ def plan(nodes: Iterable[Node], *, together: bool, compute: bool = True) -> list
 
 
 def _wanted(nodes: Iterable[Node], compute: bool) -> dict[str, Node]:
-    """Return the nodes and the nodes they need to run, by name, each after its needs."""
+    """Return `nodes` and all nodes that they need to run, by name, with needed nodes first."""
     wanted: dict[str, Node] = {}
 
     def want(node: Node) -> None:
@@ -54,7 +54,7 @@ def _wanted(nodes: Iterable[Node], compute: bool) -> dict[str, Node]:
 
 
 def _sorted(groups: list[list[Node]]) -> list[list[Node]]:
-    """Return the groups in an order in which each comes after the groups that it needs."""
+    """Sort groups of nodes so that each group comes after the groups that it needs."""
     planned = {node.name for group in groups for node in group}
     done: set[str] = set()
     ordered = []

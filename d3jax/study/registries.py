@@ -1,4 +1,4 @@
-"""The registries of a study: d3jax's entries by name, and those of installed plug-ins.
+"""The registries of attacks, defences, detectors, models and data sets, with installed plug-ins.
 
 A plug-in is a Python distribution with an entry point in one of the groups `d3jax.attacks`,
 `d3jax.defenses`, `d3jax.detections`, `d3jax.models` and `d3jax.datasets`. The entry point's name is
@@ -24,7 +24,7 @@ Entry = tuple[type, Callable[..., Any]]
 
 
 def with_plugins(group: str, own: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Return a registry with the entries of installed plug-ins added.
+    """Return a registry (a dict from name to entry) with the entries of installed plug-ins added.
 
     Raises `ConfigError` if a plug-in cannot be loaded, is not an entry, or has a name that is
     already taken.

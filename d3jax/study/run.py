@@ -130,7 +130,7 @@ def _show(
     ledger: Ledger,
     part: tuple[int, int] | None,
 ) -> None:
-    """Print the results; write all tables and the page, unless this is a part of the study."""
+    """Print a study's results; write tables and report page, unless only a part of it was run."""
     others = [node for node in nodes if node.name in ledger.records and node not in asked]
     print_table(result_rows([node.entry for node in others], ledger.records) + rows)
     for name in ("detections", "samples", "inputs"):
@@ -147,7 +147,7 @@ def _show(
 
 
 def _prepare_folder(context: StudyContext, nodes: Sequence[Node], compute: bool) -> None:
-    """Create the folders and write config.yaml, environment.json and study.json."""
+    """Create a study's folders, and write config.yaml, environment.json and study.json."""
     config, workdir = context.config, context.workdir
     make_folders(context, nodes)
     if not compute:
@@ -164,7 +164,7 @@ def _prepare_folder(context: StudyContext, nodes: Sequence[Node], compute: bool)
 
 
 def make_manifest(context: StudyContext, nodes: Sequence[Node]) -> Manifest:
-    """Return the manifest of a study: its data, attacks, evolutions and planned nodes."""
+    """Return the `Manifest` of a study, for study.json: data, attacks, evolutions and nodes."""
     info, config = context.dataset.info, context.config
     runs = {node.run.label: node.run for node in nodes}
     attacks = [
@@ -193,7 +193,7 @@ def _evolution_entry(context: StudyContext, choice: Choice) -> EvolutionEntry:
 
 
 def _with_needs(nodes: Sequence[Node]) -> list[Node]:
-    """Return the nodes, followed by the nodes that they need.
+    """Return the given nodes, followed by all other nodes of the study that they need.
 
     The page finds the curves of first stages by the latter.
     """
@@ -211,7 +211,7 @@ def _with_needs(nodes: Sequence[Node]) -> list[Node]:
 
 
 def _how_read(context: StudyContext) -> str:
-    """Return a text that says how the external model was read; "" without one."""
+    """Return a text that says how a study's external model was read; "" without such a model."""
     if context.external is None:
         return ""
     info = context.dataset.info
@@ -224,7 +224,10 @@ def _how_read(context: StudyContext) -> str:
 
 
 def _check_same_study(context: StudyContext) -> None:
-    """Raise `ConfigError` if the run folder holds another study, whose tables would be lost."""
+    """Raise `ConfigError` if the config.yaml in the run folder is that of another study.
+
+    The tables of that study would be lost.
+    """
     path = context.workdir / "config.yaml"
     if not path.exists():
         return
@@ -246,7 +249,7 @@ def _check_same_study(context: StudyContext) -> None:
 
 
 def _settings(mapping: dict[str, Any]) -> dict[str, Any]:
-    """Return a study's settings by dotted keys, without those that affect no result."""
+    """Return the settings of a study by dotted keys, without those that affect no result."""
     neutral = ("loop", "published", "cache", "features", "paths")
     kept = {key: value for key, value in mapping.items() if key not in neutral}
     leaves = jax.tree_util.tree_leaves_with_path(kept, is_leaf=lambda leaf: leaf is None)

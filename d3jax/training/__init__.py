@@ -1,4 +1,4 @@
-"""Training of models: the train step, the train loop, optimisers, and the backdoored model."""
+"""Training of image classifiers: train step, train loop, optimisers, and the backdoored model."""
 
 from ..core.losses import cross_entropy
 from .loop import Hooks, TrainLoop, fit, fit_ensemble, trace_of

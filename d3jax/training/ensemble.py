@@ -19,7 +19,7 @@ from .step import Step
 
 
 class Ensemble:
-    """Train loops that share one `step` and run as the members of one program.
+    """Train loops that share one train step and run as the members of one vmapped program.
 
     `state` and `data` are those of the loops, stacked on a leading axis where there are several
     loops. They are split over `devices` (none: the default device). `repeat` is the `ScannedStep`
@@ -68,7 +68,7 @@ class Ensemble:
         self._finite = jax.jit(check, out_shardings=everywhere)
 
     def fed(self, batches: list[Batch]) -> Any:
-        """Return the data for one call, with one of the `batches` for each of its steps.
+        """Return an ensemble's train data with host `batches` put in, one for each step of a call.
 
         On a mesh each device gets only its share of every batch, or all of it where the mesh does
         not divide the batch evenly.
@@ -80,21 +80,21 @@ class Ensemble:
         return self.data._replace(batch=device_put_global(stacked, self.mesh, share))
 
     def state_of(self, state: TrainState, i: int) -> TrainState:
-        """Return the state of member `i`, on one device of this process."""
+        """Return the `TrainState` of member `i` of an ensemble, on one device of this process."""
         picked = self._pick(state, i) if self.several else state
         return local(picked) if self.mesh else picked
 
     def metrics_of(self, stacked: dict[str, np.ndarray], i: int) -> dict[str, np.ndarray]:
-        """Return the metrics that member `i` reported at each step."""
+        """Return the metrics of member `i` of an ensemble, as arrays over the steps, by name."""
         return {name: values[:, i] for name, values in stacked.items()} if self.several else stacked
 
     def finite(self, state: TrainState) -> np.ndarray:
-        """Return for each member whether all its variables are finite, as a boolean array."""
+        """Return which members of an ensemble have only finite variables, as a boolean array."""
         return np.atleast_1d(jax.device_get(self._finite(state.variables)))
 
 
 def _stack_data(datas: Sequence[Any]) -> tuple[Any, Any]:
-    """Stack the members' data into one tree, and return it with the member axis of each array.
+    """Stack the data of several train loops into one tree; return it and each array's vmap axis.
 
     An array that all members share is kept once, and its axis is None. Every other axis is 0.
     """

@@ -1,4 +1,4 @@
-"""The train loop: repeats a step, logs, saves checkpoints, and stops on a loss that is not finite.
+"""The train loop: repeats a train step, logs, saves checkpoints, stops when a loss is not finite.
 
 A `TrainLoop` describes such a loop as data. Loops that differ only in their arrays can run
 together, as the members of one program (`fit_ensemble`).
@@ -26,7 +26,7 @@ from .streaming import Feed
 
 
 class TrainLoop(NamedTuple):
-    """A train loop ready to run: a step, its initial state, its data and the number of steps.
+    """A train loop ready to run: a train step, its initial state, its data and the number of steps.
 
     `step(state, data)` is called until `state.step` is `steps`. Where `feed` is given, it brings
     `data.batch` for each step. `finished(state)` may end the loop earlier: the host asks it before
@@ -42,9 +42,9 @@ class TrainLoop(NamedTuple):
 
 
 class Hooks(NamedTuple):
-    """Callbacks and settings of a train loop, none of which changes its numbers.
+    """Callbacks of a train loop for logs, checkpoints and measurements, and when to call them.
 
-    The default logs and saves nothing. The callbacks are:
+    None of them changes the loop's numbers. The default logs and saves nothing. The callbacks are:
 
     - `start(step, records)` is called once, with the loop's first step and its earlier records.
     - `log(record, steps)` is called every `log_every` steps, at every save and watch, and at the
@@ -85,10 +85,11 @@ class Hooks(NamedTuple):
     profile: str = ""
 
     def within(self, name: str, watch_every: int = 0) -> Hooks:
-        """Return the hooks of one of several loops, so that none restores another's checkpoint.
+        """Return the `Hooks` of one train loop of several, with checkpoints and records of its own.
 
-        Without `part` the hooks returned neither save nor restore. The state of such a loop need
-        not be a model, so it is watched only every `watch_every` steps (0: never).
+        So none of the loops restores another's checkpoint. Without `part` the hooks returned
+        neither save nor restore. The state of such a loop need not be a model, so it is watched
+        only every `watch_every` steps (0: never).
         """
         nothing = Hooks()
         if self.part:
@@ -119,7 +120,7 @@ def fit(loop: TrainLoop, hooks: Hooks = Hooks()) -> tuple[TrainState, list[LogRe
 
 
 def fit_ensemble(loops: Sequence[TrainLoop], hooks: Sequence[Hooks]) -> list[Outcome]:
-    """Run train loops together as one vmapped program and return the outcome of each.
+    """Run train loops together as one vmapped program; return each one's last state and records.
 
     Each loop gets the numbers that it would get alone, up to rounding. The loops must have a
     common `step` function; that of the first loop is used. Their states and data must have the same
@@ -142,7 +143,7 @@ def fit_ensemble(loops: Sequence[TrainLoop], hooks: Sequence[Hooks]) -> list[Out
 
 
 class _Run:
-    """The run of one program's train loops, from their last common checkpoint to their end."""
+    """A run of train loops as one program, from their last common checkpoint to their end."""
 
     def __init__(self, loops: Sequence[TrainLoop], hooks: Sequence[Hooks]):
         self.loop, self.hooks, self.periods = loops[0], hooks, hooks[0]
@@ -158,7 +159,7 @@ class _Run:
         self.broken: dict[int, DivergedError] = {}
 
     def outcomes(self) -> list[Outcome]:
-        """Run all loops to their end and return the outcome of each."""
+        """Run all train loops to their end; return each one's last state and records or error."""
         over = self._is_finished()
         for until in () if over else _boundaries(self.done, self.loop.steps, self.periods):
             first = self.done
@@ -179,7 +180,7 @@ class _Run:
         return [self.broken.get(i, end) for i, end in enumerate(ends)]
 
     def _advance(self, until: int) -> dict[str, np.ndarray]:
-        """Run up to step `until`, or until a signal asks to stop; return the metrics of every step.
+        """Run train loops up to step `until` or a stop signal; return the metrics of every step.
 
         The host is at most one call ahead of the devices, so that it notices a signal in time.
         """
@@ -205,14 +206,20 @@ class _Run:
             return _fetch(pending)
 
     def _is_finished(self) -> bool:
-        """Return whether `finished` ends the loop now. All processes return the same."""
+        """Return whether a train loop's own test `finished(state)` ends it now.
+
+        All processes return the same.
+        """
         ends = self.loop.finished
         if ends is None:
             return False
         return bool(broadcast_from_host0([bool(ends(self.members.state_of(self.state, 0)))])[0])
 
     def _is_saved(self, over: bool, now: float) -> bool:
-        """Return whether the state must be saved now. All processes return the same."""
+        """Return whether the train state must be saved as a checkpoint now.
+
+        All processes return the same.
+        """
         if over:
             return self.periods.save_last
         elapsed = now - self.saved >= self.periods.save_seconds
@@ -229,7 +236,7 @@ class _Run:
         saving: bool,
         finite: np.ndarray | None,
     ) -> None:
-        """Check, log and save loop `i`, or store the error that ended it."""
+        """Check, log and save train loop `i` at its current step, or store its `DivergedError`."""
         values, hooks = self.members.metrics_of(metrics, i), self.hooks[i]
         try:
             _check_loss(values["loss"], first)
@@ -250,7 +257,7 @@ class _Run:
 
 
 def _groups(hooks: Sequence[Hooks]) -> list[list[int]]:
-    """Return the groups of loops that run together, as lists of indices.
+    """Group train loops that can run as one program, by their checkpoints; return lists of indices.
 
     All loops are one group if all have a checkpoint of a common step, or if none has a checkpoint.
     Otherwise loops with the same newest checkpoint form a group.
@@ -267,7 +274,7 @@ def _groups(hooks: Sequence[Hooks]) -> list[list[int]]:
 def _resume(
     loops: Sequence[TrainLoop], hooks: Sequence[Hooks]
 ) -> tuple[list[TrainState], list[list[LogRecord]]]:
-    """Restore the loops and return the states and the log records from which they continue.
+    """Restore train loops from a common checkpoint; return states and records to continue from.
 
     They come from the newest step of which every loop has a readable checkpoint. Without such a
     step the loops begin with their own states and no records.
@@ -286,13 +293,16 @@ def _resume(
 
 
 def trace_of(records: list[LogRecord]) -> dict[str, np.ndarray]:
-    """Return log records as one array per metric, with NaN where a record lacks the metric."""
+    """Convert log records to a trace: a dict from metric to an array with one value per record.
+
+    The value is NaN where a record lacks the metric.
+    """
     names = dict.fromkeys(name for record in records for name in record)
     return {name: np.array([one.get(name, np.nan) for one in records]) for name in names}
 
 
 def records_of(trace: dict[str, np.ndarray]) -> list[LogRecord]:
-    """Return the log records of a trace: the inverse of `trace_of`."""
+    """Convert a trace, a dict from metric to array, to a list of log records: undoes `trace_of`."""
     count = len(next(iter(trace.values()), ()))
     return [
         {name: values[i].item() for name, values in trace.items() if not np.isnan(values[i])}
@@ -301,7 +311,7 @@ def records_of(trace: dict[str, np.ndarray]) -> list[LogRecord]:
 
 
 def _boundaries(done: int, steps: int, hooks: Hooks) -> Iterator[int]:
-    """Yield the steps at which the host logs, saves or watches.
+    """Yield the steps at which a train loop stops on the host to log, save a checkpoint or measure.
 
     They depend only on the absolute step, so that a resumed run makes the same calls.
     """

@@ -1,4 +1,4 @@
-"""Checks of device memory, before a program runs and after it ran out.
+"""Checks of device memory, before a compiled program runs and after the memory ran out.
 
 Their errors name the settings to lower.
 """
@@ -23,7 +23,7 @@ LOWER = (
 
 @contextlib.contextmanager
 def out_of_memory_named() -> Iterator[None]:
-    """Raise `OutOfMemoryError` in place of the backend's error for a device out of memory."""
+    """A context manager that raises `OutOfMemoryError` in place of JAX's out-of-memory error."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -35,7 +35,7 @@ def out_of_memory_named() -> Iterator[None]:
 
 
 def memory_needed(program: jax.stages.Compiled) -> int | None:
-    """Return the bytes that `program` needs on each device, or None where they are unknown.
+    """Return the bytes of memory that a compiled program needs on each device, or None if unknown.
 
     They are the arguments, the results that reuse no argument's memory, and the temporary arrays.
     They are unknown where the backend has no memory analysis.
@@ -52,7 +52,7 @@ def memory_needed(program: jax.stages.Compiled) -> int | None:
 
 
 def memory_there() -> int | None:
-    """Return the bytes that this process's device can give to programs, or None if unknown."""
+    """Return the total memory of this process's device in bytes, or None if unknown."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":  # several processes may share it, and none knows its share
         return main_memory() if jax.process_count() == 1 else None
@@ -60,15 +60,16 @@ def memory_there() -> int | None:
 
 
 def memory_free() -> int | None:
-    """Return the bytes of this process's device that are not in use, or None if unknown."""
+    """Return the free memory of this process's device in bytes, or None if unknown."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
 
 
 def check_memory(program: jax.stages.Compiled, steps: int, say: Callable[[str], None]) -> None:
-    """Report the memory that a program of `steps` steps needs, and check that the device has it.
+    """Report by `say` the memory that a compiled train program needs; raise if the device has less.
 
-    Raises `OutOfMemoryError` where the device has less. All processes raise or none does.
+    The program runs `steps` steps. Raises `OutOfMemoryError` where the device has less. All
+    processes raise or none does.
     """
     needed = memory_needed(program)
     if needed is None:

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, built from their configs."""
+"""Builders of optax optimisers and learning-rate schedules from their settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..config.recipes import OptimConfig
 def make_optimizer(
     config: OptimConfig, *, steps: int, steps_per_epoch: int
 ) -> optax.GradientTransformation:
-    """Build the optimiser of `config`, with its learning-rate schedule over `steps` steps.
+    """Build the optax optimiser that an `OptimConfig` describes, scheduled over `steps` steps.
 
     The weight decay of sgd and adam is coupled L2: it is added to the gradient before momentum.
     Learning rate, momentum and weight decay are arrays of the optimiser's state, not constants of
@@ -44,7 +44,7 @@ def make_optimizer(
 
 
 def make_schedule(name: str, *, steps: int, steps_per_epoch: int) -> optax.Schedule:
-    """Build the learning-rate schedule `name`: the factor of the learning rate at each step.
+    """Build the schedule `name`, such as `cosine`: a function from step to learning-rate factor.
 
     - `constant` stays 1.
     - `cosine` falls to 0 over `steps` steps.
@@ -74,7 +74,7 @@ def make_schedule(name: str, *, steps: int, steps_per_epoch: int) -> optax.Sched
 def scale_by_step_rate(
     rate: Callable[[jax.Array, Any], jax.Array],
 ) -> optax.GradientTransformationExtraArgs:
-    """Build the optimiser transformation that multiplies updates by −`rate(step, data)`.
+    """Build the optax transformation that multiplies updates by minus the rate `rate(step, data)`.
 
     The learning rate comes from the data of a step, so that loops with different rates can run as
     members of one program. `make_train_step` passes `step` and `data`.
@@ -90,7 +90,7 @@ def scale_by_step_rate(
 def restart_every(
     tx: optax.GradientTransformation, period: int
 ) -> optax.GradientTransformationExtraArgs:
-    """Build an optimiser like `tx` that resets its state at every `period`-th step.
+    """Wrap an optax optimiser so that its state is reset at every `period`-th train step.
 
     Step 0 and the multiples of `period` reset it, before the update. `make_train_step` passes
     `step`.

@@ -1,4 +1,4 @@
-"""The poisoned training set that an attacker releases: images and labels.
+"""The poisoned training set, images and labels, that an attacker releases to defenders.
 
 A defender gets the set without the mask of poisoned rows.
 """
@@ -24,7 +24,7 @@ CHUNK = 1000
 def poisoned_split(
     key: jax.Array, attack: Attack, split: Split, prepared: Prepared | None = None
 ) -> tuple[Split, Bool[np.ndarray, " N"]]:
-    """Return `split` poisoned by `attack`, and the mask [N] bool of its poisoned rows.
+    """Poison a training set by an attack; return the new set and the mask [N] of poisoned images.
 
     The poisoned rows are those that `train_backdoored` poisons under the same `key`. A triggered
     image is rounded to 8-bit levels, as a file would hold it. The set has no cross copies (WaNet's
@@ -56,7 +56,7 @@ def poisoned_split(
 
 
 def check_released(attack: Attack) -> None:
-    """Raise `AttackError` where an attack has no poisoned set that could be released."""
+    """Raise `AttackError` where an attack, as it controls training, can release no poisoned set."""
     if attack.per_batch_rate is not None or attack.optimizer is not None:
         raise AttackError(
             "has no poisoned set that could be released: it controls the training "

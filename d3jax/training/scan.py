@@ -26,7 +26,7 @@ They are enough to hide the host's overhead, and few enough that one program ser
 
 
 def steps_a_call(steps_per_call: int = 0) -> int:
-    """Return the number of steps in one call.
+    """Return the number of train steps that one call of a compiled train program runs.
 
     It is `steps_per_call`, or where that is 0, 1 on CPU and `SCAN` on accelerators.
     """
@@ -34,7 +34,7 @@ def steps_a_call(steps_per_call: int = 0) -> int:
 
 
 def whole_calls(period: int, steps_per_call: int = 0) -> int:
-    """Return `period` rounded to a multiple of the number of steps in one call.
+    """Round a period in train steps to a multiple of the steps that one program call runs.
 
     Steps that do not fill a call would need a second compiled program. A period that is not longer
     than one call is returned as it is.
@@ -78,15 +78,15 @@ class ScannedStep:
         )
 
     def __call__(self, state: TrainState, data: Any, n: int) -> tuple[TrainState, Metrics]:
-        """Run `n` steps and return the last state and the metrics, stacked over the steps."""
+        """Run a train step `n` times; return the last state and the metrics of all steps."""
         return self.program(state, data, n)(state, data)
 
     def has(self, n: int) -> bool:
-        """Return whether the program of `n` steps is compiled."""
+        """Return whether the program that runs `n` train steps per call is compiled already."""
         return n in self._programs
 
     def program(self, state: TrainState, data: Any, n: int) -> jax.stages.Compiled:
-        """Return the program of `n` steps, compiled for arrays like `state` and `data`."""
+        """Return the compiled program of `n` train steps, for arrays like `state` and `data`."""
         if n not in self._programs:
             steps = jax.jit(
                 functools.partial(self._steps, n), donate_argnums=0, out_shardings=self._out

@@ -34,7 +34,7 @@ OWNERS = {"threshold": ("fixmatch",), "temperature": ("mixmatch",), "alpha": ("m
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SemiConfig:
-    """Settings of semi-supervised training with MixMatch or FixMatch.
+    """Settings of MixMatch or FixMatch, which train on labelled and unlabelled images.
 
     A setting that is left out has the value of the method in `PRESETS`.
     """
@@ -108,7 +108,7 @@ here. Its authors also take seven times as many unlabelled images as labelled on
 
 
 class Semi(NamedTuple):
-    """The images of a data set, and the row numbers of the labelled and the unlabelled ones.
+    """The data of semi-supervised training: images, and row numbers `labelled` and `unlabelled`.
 
     `labelled` [n] and `unlabelled` [m] are row numbers of `split`. The labels of unlabelled rows
     are never read.
@@ -120,7 +120,7 @@ class Semi(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A batch of labelled images with labels, and of unlabelled images in two augmentations.
+    """A batch of MixMatch or FixMatch: labelled images, and unlabelled ones in two augmentations.
 
     `first` and `second` are the same unlabelled images, each with its own augmentation. `share`
     float32 [] in [0, 1] is the fraction of λ_u that applies at this step.
@@ -143,7 +143,7 @@ def semi_supervised_loop(
     config: SemiConfig,
     info: DataInfo,
 ) -> TrainLoop:
-    """Build the train loop of MixMatch or FixMatch, as `config` says, starting from `variables`.
+    """Build the `TrainLoop` that trains a model by MixMatch or FixMatch, starting from `variables`.
 
     `labelled` [n] and `unlabelled` [m] are row numbers of `split`. Raises `ConfigError` where
     either set is smaller than a batch.
@@ -169,10 +169,11 @@ def make_draw(
     ramp: float,
     info: DataInfo,
 ) -> Batches:
-    """Build `draw(key, step, data) -> Drawn`, which draws and augments a batch from a `Semi`.
+    """Build the function that draws and augments a train step's labelled and unlabelled images.
 
-    `sizes` and `plans` (steps per epoch, images per step) are given for `labelled` and `unlabelled`
-    rows. λ_u rises linearly over the first `ramp` steps (0: it is constant).
+    It is `draw(key, step, data) -> Drawn`, with a `Semi` as data. `sizes` and `plans` (steps per
+    epoch, images per step) are given for `labelled` and `unlabelled` rows. λ_u rises linearly over
+    the first `ramp` steps (0: it is constant).
     """
     weak = make_augment(info)
     strong = strong_augment if config.method == "fixmatch" else _as_they_are
@@ -201,12 +202,12 @@ def make_draw(
 
 
 def _as_they_are(key: jax.Array, images: Array) -> Array:
-    """Return the images unchanged, because MixMatch has no strong augmentation."""
+    """Return images unchanged, in place of FixMatch's strong augmentation, which MixMatch lacks."""
     return images
 
 
 def mixmatch(config: SemiConfig, model: Model) -> Loss:
-    """Build MixMatch's loss of a batch, from guessed labels and mixed images.
+    """Build MixMatch's loss function, which guesses labels of unlabelled images and mixes images.
 
     It is the cross-entropy of the labelled images plus λ_u times the squared error of the
     unlabelled ones. As in the authors' release, the guesses come from the model in train mode. The
@@ -248,7 +249,7 @@ def mixmatch(config: SemiConfig, model: Model) -> Loss:
 
 
 def _plain(run: Callable[[Array], Any], batch: Drawn) -> Params:
-    """Return the running statistics after one more pass, over weakly augmented images.
+    """Return BatchNorm's running statistics after a forward pass over weakly augmented images.
 
     They are half of the labelled and half of the unlabelled images of the batch.
     """
@@ -257,7 +258,7 @@ def _plain(run: Callable[[Array], Any], batch: Drawn) -> Params:
 
 
 def sharpen(probabilities: jax.Array, temperature: float) -> jax.Array:
-    """Return probabilities [B, K] sharpened by a temperature T: p^(1/T), normalised.
+    """Return class probabilities [B, K] sharpened by a temperature T: p^(1/T), normalised.
 
     With T → 0 the most probable class has all the probability.
     """
@@ -268,7 +269,7 @@ def sharpen(probabilities: jax.Array, temperature: float) -> jax.Array:
 def mix(
     key: jax.Array, images: jax.Array, targets: jax.Array, others: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Mix every image and its target with the image and the target of another row (mixup).
+    """Mix every image and class distribution of a batch with those of another image (mixup).
 
     `targets` are [B, K] probabilities and `others` [B] the rows to mix with. A row's own weight is
     λ' = max(λ, 1 − λ) with λ ~ Beta(α, α), drawn for each row.
@@ -283,7 +284,7 @@ def mix(
 
 
 def deal(rows: jax.Array, hands: int) -> jax.Array:
-    """Deal rows [B, …] in turn to `hands` groups, and return the groups [hands, B / hands, …].
+    """Split a batch [B, …] into groups [hands, B / hands, …] by dealing its rows in turn.
 
     Row i is in group i mod `hands`, so all groups have nearly the same number of labelled images.
     """
@@ -291,14 +292,14 @@ def deal(rows: jax.Array, hands: int) -> jax.Array:
 
 
 def gather_dealt(hands: jax.Array) -> jax.Array:
-    """Return the rows [B, …] of groups made by `deal`, in their original order."""
+    """Return a batch [B, …] joined again from the groups made by `deal`, in original order."""
     return jnp.moveaxis(hands, 0, 1).reshape(-1, *hands.shape[2:])
 
 
 def mixmatch_terms(
     logits: jax.Array, targets: jax.Array, unlabelled: jax.Array, guessed: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the two terms of MixMatch's loss: of the labelled and of the unlabelled rows.
+    """Return MixMatch's cross-entropy of labelled images and squared error of unlabelled ones.
 
     The first is the mean cross-entropy of `logits` [B, K] with soft `targets`. The second is the
     squared error between the softmax of `unlabelled` [U, K] and `guessed`, the mean over rows and
@@ -309,7 +310,7 @@ def mixmatch_terms(
 
 
 def fixmatch(config: SemiConfig, model: Model) -> Loss:
-    """Build FixMatch's loss of a batch, from pseudo-labels of the unlabelled images.
+    """Build FixMatch's loss function, which trains unlabelled images under their pseudo-labels.
 
     It is the cross-entropy of the labelled images plus λ_u times that of the strongly augmented
     unlabelled images. The latter have the labels predicted for their weakly augmented copies.
@@ -334,7 +335,7 @@ def fixmatch(config: SemiConfig, model: Model) -> Loss:
 def fixmatch_term(
     weak: jax.Array, strong: jax.Array, threshold: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Return FixMatch's loss of the unlabelled rows, and the share of rows that count in it.
+    """Return FixMatch's loss of unlabelled images, and the share that has a confident pseudo-label.
 
     The loss is the cross-entropy of `strong` [B, K] logits with the classes predicted by `weak`
     [B, K]. It is 0 for rows whose class is less probable than `threshold`. The mean is over all

@@ -38,7 +38,7 @@ def split_loop(
     reference_params: Params | None = None,
     loss_inputs: Any = (),
 ) -> TrainLoop:
-    """Build the train loop that minimises `loss` on the images of `split`, from `variables` on.
+    """Build the `TrainLoop` that minimises `loss` on the images of `split`, from `variables` on.
 
     The parameters are projected by `project` after every step. `loss` and `project` read
     `reference_params` and `loss_inputs` from their argument `data`. Every epoch is a new shuffle.

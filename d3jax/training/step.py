@@ -73,7 +73,7 @@ Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 class Learned(NamedTuple):
-    """A part of the carry that is trained with the model: its value and its optimiser's state.
+    """The value and optimiser state of a carry entry trained with the model, such as a trigger.
 
     `value` is a pytree of floats.
     """
@@ -83,7 +83,7 @@ class Learned(NamedTuple):
 
 
 class TrainData(NamedTuple):
-    """The data that a train step needs, kept on the device.
+    """The device data that a train step reads: images, poison mask, trigger and inputs of the loss.
 
     `split` are the training images, `poisoned [N]` bool is the mask of the attacker's rows, and
     `trigger` is the attack's. `reference_params` are the parameters with which a repair compares
@@ -101,7 +101,7 @@ class TrainData(NamedTuple):
     batch: Batch | None = None
 
     def resident(self) -> tuple[Array, Array, Array]:
-        """Return the images, the labels and the poison mask of the data set on the device.
+        """Return a train loop's images, labels and poison mask, if the device holds the data set.
 
         Raises `ValueError` where the set is not on the device.
         """
@@ -116,19 +116,19 @@ def keep_params(params: Params, data: Any) -> Params:
 
 
 def keep_carry(state: TrainState, data: Any) -> Any:
-    """Return the carry of the state unchanged: the default `begin` of `make_train_step`."""
+    """Return the carry of a train state unchanged: the default `begin` of `make_train_step`."""
     return state.carry
 
 
 def keep_data(data: Any, carry: Any) -> Any:
-    """Return the data unchanged: the default `view` of `make_train_step`."""
+    """Return the data of a train step unchanged: the default `view` of `make_train_step`."""
     return data
 
 
 def keep_update(
     before: TrainState, after: TrainState, reported: Reported, data: Any
 ) -> tuple[TrainState, Metrics]:
-    """Return the updated state, and what the loss reported as metrics.
+    """Return the updated train state and, as metrics, all values that the loss reported.
 
     It is the default `advance` of `make_train_step`.
     """
@@ -142,7 +142,7 @@ def init_state(
     carry: Any = (),
     trained: Mapping[str, optax.GradientTransformation] | None = None,
 ) -> TrainState:
-    """Return the train state at step 0, with the initial state of the optimiser `tx`.
+    """Return a model's `TrainState` at step 0, with the initial state of the optimiser `tx`.
 
     The parts of `carry` that `trained` names, each with its own optimiser, become `Learned`.
     """
@@ -164,7 +164,7 @@ def make_train_step(
     trained: Mapping[str, optax.GradientTransformation] | None = None,
     advance: Advance = keep_update,
 ) -> Step:
-    """Build the train step `step(state, data) -> (state, metrics)` from its parts.
+    """Build `step(state, data) -> (state, metrics)`, which draws a batch and takes a gradient step.
 
     The step is not jitted: the caller jits, vmaps, scans, shards or donates it. One step does, in
     this order:
@@ -238,7 +238,7 @@ def make_train_step(
 
 
 def _with_values(carry: Any, values: dict[str, Any]) -> Any:
-    """Return the carry with `values` as the values of its trained parts."""
+    """Return a train state's carry with new `values` of the entries trained by gradient."""
     if not values:
         return carry
     return carry | {name: carry[name]._replace(value=value) for name, value in values.items()}
@@ -251,7 +251,7 @@ def _updated(
     moved: Any,
     extra: dict[str, Any],
 ) -> Learned:
-    """Return a trained part after the update that `tx` makes from its gradient.
+    """Return a value and optimiser state (`Learned`) after one update by `tx` from a gradient.
 
     The update is applied to `moved`, which is the part's value with updated running statistics.
     """
@@ -260,7 +260,7 @@ def _updated(
 
 
 def accept_if(accepted: jax.Array, before: TrainState, after: TrainState) -> TrainState:
-    """Return the state `after` an update if it is `accepted`, else with the update undone.
+    """Return the train state `after` an update, with the update undone unless it is `accepted`.
 
     `accepted` is bool []. Undone means the variables and the optimiser's state of `before`. Step
     and carry are those of `after` in both cases, so the caller decides about the carry of a
@@ -273,7 +273,7 @@ def accept_if(accepted: jax.Array, before: TrainState, after: TrainState) -> Tra
 
 
 def chain_steps(*steps: Step) -> Step:
-    """Build a step that makes the updates of several steps in turn, each with its own optimiser.
+    """Build one train step that runs several train steps in turn, each with its own optimiser.
 
     `state.opt_state` is a tuple with the state of each optimiser. All steps share the carry and see
     the same (key, step), so their batches must come from different random streams. The step counter
@@ -312,12 +312,15 @@ def joint_loss(loss: Loss) -> Loss:
 
 
 def view_trigger(data: TrainData, carry: dict[str, Learned]) -> TrainData:
-    """Return `data` with its trigger replaced by the trained one of `carry`: a `view`."""
+    """Return the data of a train step with the trigger replaced by the trained one in the carry.
+
+    It is a `view` of `make_train_step`.
+    """
     return data._replace(trigger=carry["trigger"].value)
 
 
 def make_batches(*, rows: Rows, augment: Callable, attack: Attack | None = None) -> Batches:
-    """Build a function that draws a batch from `TrainData`, poisons it, then augments it.
+    """Build a function that draws a train step's batch, poisons it by an attack, then augments it.
 
     The augmentation moves the trigger with the image. Where `data.batch` is given, that batch is
     used instead of a drawn one.
@@ -342,7 +345,7 @@ def make_batches(*, rows: Rows, augment: Callable, attack: Attack | None = None)
 
 
 def make_rows(*, size: int, steps_per_epoch: int, batch_size: int) -> Rows:
-    """Build `rows(key, step) -> [batch_size]`, which returns the row numbers that a step sees.
+    """Build `rows(key, step)`, which returns the row numbers [batch_size] of a train step's images.
 
     Every epoch is a new shuffle of all `size` rows.
     """
@@ -360,7 +363,7 @@ def make_rows(*, size: int, steps_per_epoch: int, batch_size: int) -> Rows:
 
 
 def classification_loss(model: Model, *, train: bool = True) -> Loss:
-    """Build the mean cross-entropy loss of a batch, which also reports the batch's `accuracy`.
+    """Build the loss function of plain training: a batch's mean cross-entropy; reports `accuracy`.
 
     With `train` the model runs in train mode. Without it, the model normalises by its running
     statistics and does not update them.

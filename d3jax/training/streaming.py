@@ -1,4 +1,4 @@
-"""Batches brought to the device one by one, for image sets that do not fit on it.
+"""Training batches brought to the device one by one, for image sets too large for its memory.
 
 They have the same rows, and give the same numbers, as a set that is on the device.
 """
@@ -27,7 +27,7 @@ THREADS = 4
 
 
 def check_streaming() -> None:
-    """Raise `ConfigError` where the package grain or JAX's CPU backend is missing."""
+    """Raise `ConfigError` where streaming lacks the package grain or JAX's CPU backend."""
     if importlib.util.find_spec("grain") is None:
         raise ConfigError(f"loop.placement: streaming needs the package grain: {install('stream')}")
     try:
@@ -39,10 +39,11 @@ def check_streaming() -> None:
 
 
 def make_feed(split: Split, poisoned: np.ndarray, rows: Rows, key: jax.Array, steps: int) -> Feed:
-    """Build the feed of a train loop of `steps` steps over the images of `split`.
+    """Build a `Feed`: a function that yields a train loop's batches, read ahead from host memory.
 
-    `rows(key, step)` returns the row numbers that a step sees, and `poisoned` [N] is the mask of
-    the attacker's rows. The package grain reads ahead in threads. `split` may be memory-mapped.
+    The loop runs `steps` steps over the images of `split`. `rows(key, step)` returns the row
+    numbers that a step sees, and `poisoned` [N] is the mask of the attacker's rows. The package
+    grain reads ahead in threads. `split` may be memory-mapped.
     Raises `ConfigError` as `check_streaming` does.
     """
     check_streaming()

@@ -1,4 +1,4 @@
-"""Unlearning of suspect images, by gradient ascent on their loss or towards an even prediction.
+"""Unlearning of suspect images, by gradient ascent on their loss or towards a uniform prediction.
 
 ABL (Li et al., arXiv 2110.11571) ascends on the images that it isolated. D-BR (Chen, Wu & Wang,
 NeurIPS 2022) alternates ascent with descent on trusted images. Cross-entropy has no upper bound, so
@@ -41,7 +41,7 @@ Descent = Literal["none", "turns", "together"]
 
 
 class Two(NamedTuple):
-    """The images of a data set, and the row numbers of the suspect and the trusted ones.
+    """The data of unlearning: all images, and the row numbers of `suspects` and `trusted` images.
 
     `suspects` [k] and `trusted` [m] are row numbers of `split`.
     """
@@ -52,7 +52,7 @@ class Two(NamedTuple):
 
 
 class Rest(NamedTuple):
-    """The carry of the unlearning: whether it is paused, and how many steps have unlearned.
+    """The carry of an unlearning loop: whether it is paused, and how many steps have unlearned.
 
     `resting` is bool [] and `moves` is int32 [].
     """
@@ -62,9 +62,9 @@ class Rest(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A batch of images and labels, with suspects before trusted images where it has both.
+    """The images and labels of a batch for unlearning: suspects, trusted images, or both.
 
-    `images [B, H, W, C]` are float32 and `labels [B]` int32.
+    Suspects come before trusted images. `images [B, H, W, C]` are float32 and `labels [B]` int32.
     """
 
     images: Array
@@ -88,9 +88,9 @@ def unlearn_loop(
     batch_norm: Literal["train", "frozen"] = "train",
     bounded: bool = True,
 ) -> TrainLoop:
-    """Build the train loop that unlearns the rows `suspects` of `split` under their given labels.
+    """Build the `TrainLoop` by which a model unlearns the suspect images of `split`.
 
-    Its carry is `Rest`.
+    The suspects are unlearned under their given labels. Its carry is `Rest`.
 
     Args:
         suspects: row numbers [k] of the images to unlearn.
@@ -129,13 +129,13 @@ def unlearn_loop(
 
 
 def _rests(state: TrainState) -> jax.Array:
-    """Return whether the unlearning is paused."""
+    """Return whether the unlearning of suspects is paused, as a train state's carry says."""
     return state.carry.resting
 
 
 @dataclasses.dataclass(frozen=True)
 class _Unlearn:
-    """The builder of `unlearn_loop`'s train step, with the arguments of that function.
+    """A builder of the train step that unlearns suspects, with the arguments of `unlearn_loop`.
 
     `plans` has (steps per epoch, images per step) of `suspects` and of `trusted` images.
     """
@@ -149,7 +149,7 @@ class _Unlearn:
     plans: Mapping[str, tuple[int, int]]
 
     def step(self) -> Step:
-        """Build the train step for the chosen `descent`.
+        """Build the train step that unlearns suspects and, by `descent`, learns trusted images.
 
         It is a step on suspects, on suspects and then on trusted images, or on both in one batch.
         """
@@ -161,7 +161,7 @@ class _Unlearn:
         return suspects
 
     def one(self, name: str, loss: Loss, advance: Advance) -> Step:
-        """Build the step that minimises `loss` on one kind of images, or on both.
+        """Build the train step that minimises `loss` on suspects, on trusted images, or on both.
 
         `name` is `suspects`, `trusted` or `both`.
         """
@@ -179,7 +179,7 @@ class _Unlearn:
     def rest(
         self, before: TrainState, after: TrainState, reported: Reported, data: Two
     ) -> tuple[TrainState, Metrics]:
-        """Undo the update of a step in which the unlearning is paused.
+        """Complete a train step on suspects: undo its update if unlearning is paused, or count it.
 
         Without `descent`, it stays paused from the first such step on. With `descent` in turns, it
         is paused only in steps where the accuracy on suspects is below chance.
@@ -190,29 +190,33 @@ class _Unlearn:
     def count(
         self, before: TrainState, after: TrainState, reported: Reported, data: Two
     ) -> tuple[TrainState, Metrics]:
-        """Count the step as one that unlearned, unless its loss left out the suspects."""
+        """Complete a train step on suspects and trusted images: count it if it unlearned suspects.
+
+        Its loss leaves the suspects out where the accuracy on them is below chance.
+        """
         return _counted(after, reported["rarer"] & self.bounded, reported)
 
     def unlearned(
         self, params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Two
     ) -> tuple[jax.Array, tuple[Params, Reported]]:
-        """Return the loss whose minimisation unlearns a batch of suspects."""
+        """Return the unlearning loss of a batch of suspects, in the form of a `Loss`."""
         logits, stats = self.forward(params, batch_stats, batch.images)
         return _away(self.kind, logits, batch.labels), (stats, _seen(logits, batch.labels))
 
     def learned(
         self, params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Two
     ) -> tuple[jax.Array, tuple[Params, Reported]]:
-        """Return the mean cross-entropy of a batch of trusted images."""
+        """Return the mean cross-entropy of a batch of trusted images, in the form of a `Loss`."""
         logits, stats = self.forward(params, batch_stats, batch.images)
         return cross_entropy(logits, batch.labels).mean(), (stats, {})
 
     def both(
         self, params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Two
     ) -> tuple[jax.Array, tuple[Params, Reported]]:
-        """Return the loss of a batch of suspects and trusted images: the sum of both losses.
+        """Return a mixed batch's loss: unlearning of suspects plus cross-entropy of trusted images.
 
-        With `bounded`, the suspects' loss is left out where the accuracy on them is below chance.
+        It is in the form of a `Loss`. With `bounded`, the suspects' loss is left out where the
+        accuracy on them is below chance.
         """
         logits, stats = self.forward(params, batch_stats, batch.images)
         _, count = self.plans["suspects"]
@@ -225,7 +229,7 @@ class _Unlearn:
     def forward(
         self, params: Params, batch_stats: Params, images: Array
     ) -> tuple[jax.Array, Params]:
-        """Return the logits, and the running statistics after the forward pass.
+        """Return the logits of a batch of images, and BatchNorm's statistics after this pass.
 
         The running statistics stay unchanged where `training` is false.
         """
@@ -233,7 +237,7 @@ class _Unlearn:
         return outputs.logits, outputs.batch_stats if self.training else batch_stats
 
     def draw(self, name: str, key: jax.Array, step: jax.Array, data: Two) -> Drawn:
-        """Draw a step's suspects or trusted images, and return them with their labels.
+        """Draw a train step's suspects or trusted images; return images and labels as `Drawn`.
 
         `name` is `suspects` or `trusted`.
         """
@@ -252,7 +256,11 @@ class _Unlearn:
 def _counted(
     state: TrainState, resting: jax.Array, reported: Reported
 ) -> tuple[TrainState, Metrics]:
-    """Return the state with an updated `Rest` as carry, and the metrics of a step on suspects."""
+    """Update pause flag and step count in an unlearning state; return it and the step's metrics.
+
+    It completes a step on suspects. The metrics are the `reported` ones without `rarer`, and
+    `resting`.
+    """
     carry = Rest(resting, state.carry.moves + ~resting)
     metrics = {name: value for name, value in reported.items() if name != "rarer"}
     metrics["resting"] = resting.astype(jnp.float32)
@@ -260,7 +268,7 @@ def _counted(
 
 
 def parts_of(batch_size: int, descent: Descent, share: float, suspects: int) -> tuple[int, int]:
-    """Return how many suspects and how many trusted images are in a step.
+    """Return the numbers of suspects and of trusted images in one train step of unlearning.
 
     `suspects` is the number of all suspects. With `together`, both add up to `batch_size`.
     Otherwise each is `batch_size`, or 0 trusted images without `descent`.
@@ -278,10 +286,10 @@ def parts_of(batch_size: int, descent: Descent, share: float, suspects: int) -> 
 
 
 def _away(kind: Kind, logits: jax.Array, labels: Array) -> jax.Array:
-    """Return the loss whose minimisation unlearns suspects with the given `logits`.
+    """Return the unlearning loss of suspects from their logits [B, K] and labels [B].
 
-    It is the negative cross-entropy (`ascent`), or the KL divergence of an even prediction from
-    the model's.
+    Minimising it unlearns the suspects. It is the negative cross-entropy (`ascent`), or the KL
+    divergence of an even prediction from the model's.
     """
     if kind == "ascent":
         return -cross_entropy(logits, labels).mean()
@@ -289,9 +297,10 @@ def _away(kind: Kind, logits: jax.Array, labels: Array) -> jax.Array:
 
 
 def _seen(logits: jax.Array, labels: Array) -> Reported:
-    """Return what a step reports of its suspects: `loss`, `suspects_accuracy` and `rarer`.
+    """Return a dict of a batch of suspects: loss, accuracy, and whether this is below chance.
 
-    They are the mean cross-entropy, the accuracy, and whether the accuracy is below chance.
+    `loss` is the mean cross-entropy, `suspects_accuracy` the accuracy, and `rarer` whether the
+    accuracy is below chance.
     """
     right = accuracy(logits, labels)
     return {

@@ -44,7 +44,7 @@ from .streaming import make_feed
 
 
 class Backdoored(NamedTuple):
-    """A model trained on poisoned data, with the attack's `trigger` and the training's `trace`."""
+    """A trained backdoored model: `variables`, the attack's `trigger`, and the metrics' `trace`."""
 
     variables: Variables
     trigger: Any
@@ -90,7 +90,7 @@ def prepare(
     attack: Attack,
     hooks: Hooks = Hooks(),
 ) -> tuple[Prepared, list[LogRecord]]:
-    """Run the attack's preparation before the training, and return its result and log records.
+    """Run an attack's preparation before the victim's training; return its result and log records.
 
     `victim_loop` must then get the same key. `clean` are variables of `model` trained on the clean
     set, where the attack wants them (`Preparation.surrogate`). Raises `AttackError` for an attack
@@ -112,11 +112,11 @@ def victim_loop(
     *,
     streamed: bool = False,
 ) -> TrainLoop:
-    """Build the train loop of `train_backdoored`, or without an attack of clean training.
+    """Build the `TrainLoop` that trains a model from scratch, on poisoned images or on clean ones.
 
-    `prepared` is the result of `prepare`. Loops that differ only in the key can run with one step.
-    `streamed` leaves the images on the host and brings each step its batch, with the same rows and
-    the same numbers.
+    It is that of `train_backdoored`, or without an attack of clean training. `prepared` is the
+    result of `prepare`. Loops that differ only in the key can run with one step. `streamed` leaves
+    the images on the host and brings each step its batch, with the same rows and the same numbers.
 
     Raises `AttackError` where an attack has a preparation and nothing is `prepared`.
     """
@@ -154,9 +154,9 @@ def victim_loop(
 
 
 def _trained_by(attack: Attack | None) -> dict[str, optax.GradientTransformation]:
-    """Return the optimiser of a trigger that is trained with the model, by its name in the carry.
+    """Return {"trigger": optimiser} for an attack whose trigger is trained with the model, else {}.
 
-    The dict is empty for a trigger that is not trained.
+    The key is the name of the trigger in the carry of the train state.
     """
     return {"trigger": attack.optimizer} if attack and attack.optimizer else {}
 
@@ -167,7 +167,7 @@ def _victim_step(
     batches: Batches,
     trained: dict[str, optax.GradientTransformation],
 ) -> Step:
-    """Build the train step on poisoned batches, which also updates a `trained` trigger."""
+    """Build the victim's train step on poisoned batches; it also updates a `trained` trigger."""
     loss = classification_loss(model)
     if not trained:
         return make_train_step(tx, loss=loss, batches=batches)
@@ -177,7 +177,7 @@ def _victim_step(
 
 
 def _replaced(images: Any, rows: np.ndarray, others: Any) -> Any:
-    """Return a copy of `images` in which the images of `rows` are replaced by `others`.
+    """Return a copy of an image array in which the images at row numbers `rows` are `others`.
 
     It is on the device or on the host, as `images` are.
     """
@@ -189,7 +189,7 @@ def _replaced(images: Any, rows: np.ndarray, others: Any) -> Any:
 
 
 def trigger_of(loop: TrainLoop, state: TrainState) -> Any:
-    """Return the trigger at the end of a training.
+    """Return an attack's trigger at the end of the victim's training.
 
     It is the trained trigger of the state's carry, or else the trigger that the loop began with.
     """
@@ -197,5 +197,5 @@ def trigger_of(loop: TrainLoop, state: TrainState) -> Any:
 
 
 def poisoned_rows(key: jax.Array, attack: Attack, labels: Array) -> Array:
-    """Return the rows that `train_backdoored` poisons under `key`, as a boolean mask [N]."""
+    """Return the mask [N] of the training images that `train_backdoored` poisons under `key`."""
     return attack.select(stream(key, "select"), labels)

@@ -151,3 +151,16 @@ def test_the_readmes_example_repairs_the_model(capsys):
         map(float, re.search(r"ACC (\S+)  ASR (\S+)", line).groups()) for line in printed
     ]
     assert acc > 0.9 and asr > 0.9 and asr_after < 0.1 and acc_after > acc - 0.05
+
+
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
+def test_every_experiment_says_how_to_get_its_data_and_what_is_published(path):
+    lines = path.read_text(encoding="utf8").splitlines()
+    header = "\n".join(line for line in lines if line.startswith("#"))
+    assert "Command:" in header and "python -m d3jax.run" in header
+    assert re.search("[Pp]ublished|Paper:", header)
+    if any(line.strip().startswith(("path: cifar10", "path: fashion")) for line in lines):
+        assert "python -m d3jax.data" in header

@@ -27,7 +27,7 @@ from ...training.loop import Hooks
 
 @dataclasses.dataclass(frozen=True)
 class STRIPConfig:
-    """Settings of STRIP.
+    """Settings of STRIP, which rejects inputs whose predictions stay sure with images added.
 
     The defaults are BackdoorBench's.
     """
@@ -41,7 +41,7 @@ class STRIPConfig:
     __post_init__ = check_fields
 
     def build(self, info: DataInfo) -> InputDetector:
-        """Return the STRIP detector for the data set that `info` describes."""
+        """Build STRIP, a detector of triggered inputs, for the data set that `info` describes."""
         return make_strip(self, info)
 
 
@@ -50,7 +50,7 @@ MIXED = 2000
 
 
 class State(NamedTuple):
-    """The state of STRIP: the clean images to add, and the threshold of rejection.
+    """The state of STRIP: clean images to add to inputs, and the score at which to reject an input.
 
     `overlays` are uint8 images [n, H, W, C]. `threshold` float32 [] is the score above which an
     input is rejected.
@@ -69,7 +69,7 @@ def _entropies(
     overlays: Array,
     images: Array,
 ) -> jax.Array:
-    """Return the mean entropy [B] of each image's predictions over all overlays, in nats.
+    """Return the mean entropy [B] of predictions for each image with clean images added, in nats.
 
     Images are added in the normalised space of the data set. In pixels that is
     x + α · (x_j − mean).
@@ -83,7 +83,7 @@ def _entropies(
 
 
 def make_strip(config: STRIPConfig, info: DataInfo) -> InputDetector:
-    """Return STRIP, a detector that rejects inputs whose predictions have a low entropy.
+    """Return STRIP, an `InputDetector` that rejects inputs whose predictions have a low entropy.
 
     The threshold is minus the `fpr` quantile of the entropies of the reserved images. An entropy is
     between 0 and ln K.

@@ -22,7 +22,7 @@ THRESHOLD = 2.0
 
 
 def make_inversion(config: InversionConfig, info: DataInfo) -> ModelDetector:
-    """Return the detector that inverts a trigger for every class and flags unusually small ones.
+    """Return the `ModelDetector` that inverts every class's trigger and flags unusually small ones.
 
     The evidence is an `Inversion`. Raises `ConfigError` for fewer than three classes.
     """
@@ -45,7 +45,7 @@ def make_inversion(config: InversionConfig, info: DataInfo) -> ModelDetector:
 
 
 def judge_norms(found: Inversion) -> Verdict:
-    """Return the verdict on a model from the norms of its inverted triggers.
+    """Return the `Verdict` whether a model is backdoored, from the norms of inverted triggers.
 
     A class is flagged if its norm is an outlier on the small side. The score of a class is the
     number of deviations by which its norm lies below the median. The statistic is the distance of
@@ -76,7 +76,7 @@ def trigger_of(found: Inversion, label: int) -> Callable[[Array], Array]:
 
 
 def check_classes(info: DataInfo) -> None:
-    """Raise `ConfigError` where the data set has fewer than three classes.
+    """Raise `ConfigError` for fewer than three classes, too few to find an outlier among triggers.
 
     No norm can be an outlier among fewer.
     """
@@ -88,7 +88,7 @@ def check_classes(info: DataInfo) -> None:
 
 
 def check_size(config: InversionConfig, size: int, prefix: str = "") -> None:
-    """Raise `ConfigError` where a batch of the inversion has more than `size` images.
+    """Raise `ConfigError` where trigger inversion has batches of more than `size` images.
 
     `size` is the number of reserved images. The message puts `prefix` before the setting's name.
     """

@@ -36,7 +36,7 @@ from ...training.step import Loss, Reported, TrainData, init_state, make_train_s
 
 @dataclasses.dataclass(frozen=True)
 class MMBDConfig:
-    """Settings of MM-BD.
+    """Settings of MM-BD, which detects a backdoored model by the largest logit margin per class.
 
     The defaults are the authors'.
     """
@@ -52,12 +52,12 @@ class MMBDConfig:
     __post_init__ = check_fields
 
     def build(self, info: DataInfo) -> ModelDetector:
-        """Return the MM-BD detector for the data set that `info` describes."""
+        """Build MM-BD, a detector of backdoored models, for the data set that `info` describes."""
         return make_mmbd(self, info)
 
 
 class Margins(NamedTuple):
-    """The evidence of MM-BD: the largest margin of each of K classes.
+    """The evidence of MM-BD: the largest logit margin of each of K classes.
 
     `margins` [K] float32 are the largest margins over a class's images. `steps` [K] int32 are the
     numbers of steps of the searches.
@@ -68,7 +68,7 @@ class Margins(NamedTuple):
 
 
 class Searched(NamedTuple):
-    """The progress of the search for every class, as the carry of the train loop.
+    """The progress of MM-BD's margin search for each of K classes, as a train loop's carry.
 
     `active` [K] bool says whether the search of a class continues. `last` [K] are its summed
     margins, and `steps` [K] its number of steps so far.
@@ -90,7 +90,7 @@ def margins_of(logits: jax.Array, wanted: jax.Array) -> jax.Array:
 
 
 def margin_loss(model: Model) -> Loss:
-    """Build the loss of the margin search: minus the sum of the margins of all images.
+    """Build the loss of MM-BD's margin search: minus the sum of the margins of all images.
 
     The trained parameters are the images [K, n, H, W, C]. The frozen model's variables come in
     `data.reference_params`. The loss reports the `margins` [K, n].
@@ -109,7 +109,7 @@ def margin_loss(model: Model) -> Loss:
 def margin_loop(
     key: jax.Array, model: Model, variables: Variables, config: MMBDConfig, info: DataInfo
 ) -> TrainLoop:
-    """Return the train loop that maximises the margins of all classes at once.
+    """Build the `TrainLoop` of MM-BD, which changes images to maximise the margins of all classes.
 
     Images are clipped to [0, 1] after every step. The loop ends early when every class has stopped.
     """
@@ -147,7 +147,7 @@ def margin_loop(
 
 
 def judge_margins(found: Margins, alpha: float) -> Verdict:
-    """Return the verdict on a model from the p-value of its largest margin.
+    """Return MM-BD's `Verdict` whether a model is backdoored, by the largest margin's p-value.
 
     The p-value is p = 1 − F(r_max)^K, where F is the Gamma distribution fitted to all other
     margins, by shape, location and scale. The score of a class is its margin. If a margin is not
@@ -168,7 +168,7 @@ def judge_margins(found: Margins, alpha: float) -> Verdict:
 
 
 def make_mmbd(config: MMBDConfig, info: DataInfo) -> ModelDetector:
-    """Return MM-BD, a detector that flags a model whose largest margin is an outlier.
+    """Return MM-BD, a `ModelDetector` that flags a model whose largest margin is an outlier.
 
     The statistic is 1 − p and the threshold is 1 − `alpha`. Raises `ConfigError` for fewer than
     four classes.

@@ -24,7 +24,7 @@ from .pruning import check_channels, layer_at, silence
 
 @dataclasses.dataclass(frozen=True)
 class CLPConfig:
-    """Settings of CLP.
+    """Settings of CLP, which prunes channels with an unusually high Lipschitz bound.
 
     The defaults are the authors' threshold, and a pairing of each norm with the convolutions that
     feed it. The pairing `module_order` is that of the authors' release. It takes the convolution
@@ -45,7 +45,7 @@ class CLPConfig:
     __post_init__ = check_fields
 
     def build(self, info: DataInfo) -> Repair:
-        """Return CLP as a repair for the data set that `info` describes."""
+        """Build the repair CLP with these settings for the data set that `info` describes."""
         return make_clp(self, info)
 
 
@@ -64,7 +64,7 @@ def lipschitz(variables: Variables, norm: NormLayer, pairing: str) -> np.ndarray
 
 
 def singular_values(kernel: np.ndarray) -> np.ndarray:
-    """Return the largest singular value [out] of each output channel's kernel.
+    """Return the largest singular value [out] of each output channel of a convolution's kernel.
 
     `kernel` [h, w, in, out] gives one matrix [in, h·w] for each output channel.
     """
@@ -74,7 +74,7 @@ def singular_values(kernel: np.ndarray) -> np.ndarray:
 
 
 def outlying(bounds: np.ndarray, u: float) -> np.ndarray:
-    """Return a mask [C] of the channels to prune, whose bounds lie far above the layer's mean.
+    """Return a mask [C] of the channels that CLP prunes, with bounds far above a layer's mean.
 
     That is more than `u` standard deviations, computed without bias.
     """

@@ -1,4 +1,4 @@
-"""The train loop that the post-training repairs share, on the reserved images."""
+"""The train loop on the reserved clean images that post-training repairs share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def one_loop(
     loop: Callable[..., TrainLoop],
     check: Callable[[Model, Variables, int], None] = lambda model, shapes, size: None,
 ) -> Repair:
-    """Return the repair that runs a single train loop and returns its last state.
+    """Build a `Repair` that runs the train loop that `loop` builds, and returns the trained model.
 
     `loop(key, model, variables, reserved) -> TrainLoop`. `check` is that of `Repair`.
     """
@@ -51,7 +51,7 @@ def repair_loop(
     fixed: Any = None,
     drop_last: bool = False,
 ) -> TrainLoop:
-    """Return the train loop that minimises `loss` on the reserved images by a `schedule`.
+    """Build a repair's `TrainLoop`, which minimises `loss` on the reserved images by a `schedule`.
 
     The loop is a `split_loop` with the augmentation that the schedule and the data set allow.
     `fixed` is a pytree of Python bools with the structure of the parameters. Parameters marked True

@@ -34,11 +34,12 @@ from .common import one_loop, repair_loop
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class D3Config:
-    """Settings of D3: a preset, and the values that differ from it.
+    """Settings of D3, which moves weights far from their initial values at a low clean loss.
 
-    The preset `paper` has λ 10, a hinge on the mean loss, and a bound on the norm. What the paper
-    does not state is as in `code`. The preset `code` (the first author's release) has λ 0.5, a
-    hinge per sample, and an exact sphere. It divides the loss by λ + 1 when λ > 1.
+    They are a preset, and the values that differ from it. The preset `paper` has λ 10, a hinge on
+    the mean loss, and a bound on the norm. What the paper does not state is as in `code`. The
+    preset `code` (the first author's release) has λ 0.5, a hinge per sample, and an exact sphere.
+    It divides the loss by λ + 1 when λ > 1.
 
     Both presets start from random directions and train for 100 epochs of batches of 256, with a
     cosine schedule. SGD has learning rate 0.01, momentum 0.9 and no weight decay.
@@ -84,7 +85,7 @@ class D3Config:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Repair:
-        """Return D3 as a repair for the data set that `info` describes."""
+        """Build the repair D3 with these settings for the data set that `info` describes."""
         return make_d3(self, info)
 
 
@@ -100,7 +101,7 @@ Selection = Any
 
 
 def select(params: Params, tensors: str = "head/kernel", setting: str = "tensors") -> Selection:
-    """Return which parameters match the glob `tensors`, as a pytree of bools.
+    """Return which of a model's parameters match the glob `tensors`, as a pytree of bools.
 
     The glob is matched with the path of each leaf, such as "head/kernel". With "linear", all 2-D
     kernels match. Raises `ConfigError` if nothing matches. The message names the `setting` and
@@ -127,7 +128,7 @@ def select(params: Params, tensors: str = "head/kernel", setting: str = "tensors
 
 
 def norm(x: jax.Array, p: float = 2.0) -> jax.Array:
-    """Return the p-norm ‖x‖_p of the flattened array, with gradient 0 (not NaN) at x = 0.
+    """Return the p-norm ‖x‖_p of a flattened array, with gradient 0 (not NaN) at x = 0.
 
     The array is scaled by max|x|, so that no power over- or underflows.
     """
@@ -141,7 +142,7 @@ def norm(x: jax.Array, p: float = 2.0) -> jax.Array:
 def distance(
     params: Params, reference_params: Params, selection: Selection, p: float = 2.0
 ) -> jax.Array | float:
-    """Return the sum over the selected tensors of ‖θ − θ_init‖_p."""
+    """Return D3's distance: the sum over the selected weight tensors of ‖θ − θ_init‖_p."""
     parts = jax.tree.map(
         lambda w, w0, chosen: norm(w - w0, p) if chosen else 0.0,
         params,
@@ -154,7 +155,7 @@ def distance(
 def project(
     params: Params, reference_params: Params, selection: Selection, constraint: str = "sphere"
 ) -> Params:
-    """Return the parameters with each selected tensor rescaled to the norm of its reference.
+    """Return D3's parameters with each selected tensor rescaled to its norm in `reference_params`.
 
     "sphere" sets the Frobenius norm to that of the tensor in `reference_params`. "ball" does so
     only where the norm is larger, and "none" never. A tensor of zeros stays zero.
@@ -171,7 +172,7 @@ def project(
 
 
 def penalty(ce: jax.Array, eps: jax.Array | float, hinge: str) -> jax.Array:
-    """Return the hinge penalty on the clean cross-entropies `ce` [B], in nats.
+    """Return D3's hinge penalty on the cross-entropies [B] of clean images above ε, in nats.
 
     It is max(0, mean(ce) − ε) for hinge "mean", and mean(max(0, ce − ε)) for "sample".
     """
@@ -179,7 +180,7 @@ def penalty(ce: jax.Array, eps: jax.Array | float, hinge: str) -> jax.Array:
 
 
 def start(key: jax.Array, reference_params: Params, selection: Selection, kind: str) -> Params:
-    """Return the parameters with the selected tensors at their starting point.
+    """Return a model's parameters with the selected tensors at D3's starting point.
 
     `kind` is one of the choices of `D3Config.start`. All other tensors are those of
     `reference_params`.
@@ -201,7 +202,7 @@ def start(key: jax.Array, reference_params: Params, selection: Selection, kind: 
 
 
 def geometry(params: Params, reference_params: Params, selection: Selection) -> Metrics:
-    """Return the distance and the angle of θ_s from its initial value, as metrics.
+    """Return the distance and cosine of D3's selected weights to their initial values, as metrics.
 
     `distance` is ‖θ_s − θ_init,s‖. `distance_ratio` is the distance over 2‖θ_init,s‖, its largest
     value on the sphere. `cosine` is that of the angle between θ_s and θ_init,s. All are computed
@@ -220,7 +221,7 @@ def geometry(params: Params, reference_params: Params, selection: Selection) -> 
 
 
 def d3_loss(config: D3Config, model: Model, selection: Selection) -> Loss:
-    """Build D3's loss: λ · penalty − distance, divided by λ + 1 if it is scaled.
+    """Build D3's loss: λ · clean penalty − distance of weights, divided by λ + 1 if it is scaled.
 
     θ_init comes in `data.reference_params`, and the numbers of `loss_inputs(config)` come in
     `data.loss_inputs`. The loss reports `clean_loss`, `accuracy` and the metrics of `geometry`.

@@ -16,7 +16,7 @@ from .common import one_loop, repair_loop
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
-    """Settings of vanilla fine-tuning.
+    """Settings of vanilla fine-tuning, which trains all parameters on the reserved clean images.
 
     The defaults are the recipe of the published FT columns: 100 epochs of batches of 256 with a
     cosine schedule. SGD has learning rate 0.01, momentum 0.9 and weight decay 5e-4.
@@ -30,7 +30,7 @@ class FinetuneConfig:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Repair:
-        """Return fine-tuning as a repair for the data set that `info` describes."""
+        """Build fine-tuning, a repair, by these settings for the data set that `info` describes."""
         return make_finetune(self, info)
 
 

@@ -32,7 +32,7 @@ HEAD = "head/kernel"
 
 @dataclasses.dataclass(frozen=True)
 class FPConfig:
-    """Settings of fine-pruning.
+    """Settings of fine-pruning, which prunes the least active features and then fine-tunes.
 
     The defaults are BackdoorBench's, except for a stopping rule that a defender can use. The
     published rule, `oracle`, reads the accuracy on clean *test* images. The rule `defender` reads
@@ -62,14 +62,14 @@ class FPConfig:
     __post_init__ = check_fields
 
     def build(self, info: DataInfo) -> Repair:
-        """Return fine-pruning as a repair for the data set that `info` describes."""
+        """Build the repair fine-pruning by these settings for the data set `info` describes."""
         return make_fp(self, info)
 
 
 def count_to_prune(
     order: np.ndarray, features: np.ndarray, labels: np.ndarray, head: Any, config: FPConfig
 ) -> int:
-    """Return the number of features to prune, by the fall of accuracy that `config` allows.
+    """Return how many features fine-pruning prunes until accuracy falls by the allowed share.
 
     `order` [D] are the features from the least to the most active; the first ones are pruned.
     `features` [M, D] and `labels` [M] are those of the images whose accuracy decides. `head` has
@@ -149,11 +149,11 @@ def make_fp(config: FPConfig, info: DataInfo) -> Repair:
 
 
 def _masked(params: Params, kept: jax.Array) -> Params:
-    """Return the parameters with the classifier's kernel multiplied by the mask `kept` [D, 1]."""
+    """Return a model's parameters with the classifier's kernel times the mask `kept` [D, 1]."""
     head = params["head"]
     return params | {"head": head | {"kernel": head["kernel"] * kept}}
 
 
 def _hold(params: Params, data: TrainData) -> Params:
-    """Return the parameters with the classifier's weights of the pruned features set to 0."""
+    """Return a model's parameters with the classifier's weights of pruned features set to 0."""
     return _masked(params, data.loss_inputs["kept"])

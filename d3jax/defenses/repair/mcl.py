@@ -44,12 +44,12 @@ AUTHORS = ScheduleConfig(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MCLConfig:
-    """Settings of MCL: a preset, and the values that differ from it.
+    """Settings of MCL, which pulls features of triggered images to those of clean images.
 
-    The preset `code` (the authors' release of 2023) has no cross-entropy, and its BatchNorm sees
-    stamped images only. It trains for 20 epochs of batches of 64, without augmentation. SGD has
-    momentum 0.9 and weight decay 1e-4. The learning rate is 0.1, a tenth of it from epoch 1, and a
-    hundredth from epoch 10.
+    They are a preset, and the values that differ from it. The preset `code` (the authors' release
+    of 2023) has no cross-entropy, and its BatchNorm sees stamped images only. It trains for 20
+    epochs of batches of 64, without augmentation. SGD has momentum 0.9 and weight decay 1e-4. The
+    learning rate is 0.1, a tenth of it from epoch 1, and a hundredth from epoch 10.
 
     The preset `ours` is d3jax's. It adds cross-entropy on the clean images, which share a batch
     with the stamped ones. Everything else is fine-tuning's recipe.
@@ -90,7 +90,7 @@ class MCLConfig:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Repair:
-        """Return MCL as a repair for the data set that `info` describes."""
+        """Build the repair MCL with these settings for the data set that `info` describes."""
         return make_mcl(self, info)
 
 
@@ -113,10 +113,11 @@ def contrast(
     negative: Float[jax.Array, "B D"],
     tau: jax.Array | float = 0.5,
 ) -> Float[jax.Array, " B"]:
-    """Return the model-contrastive loss [B] of each row of the features `z` [B, D], in nats.
+    """Return MCL's contrastive loss [B] of features against positive and negative ones, in nats.
 
-    It is softplus((cos(z, z⁻) − cos(z, z⁺)) / τ). With cosines in [0, 1], its minimum is
-    log(1 + exp(−1/τ)), which is 0.1269 at τ = 0.5. A feature of length 0 has cosine 0.
+    `z`, `positive` and `negative` are [B, D]. It is softplus((cos(z, z⁻) − cos(z, z⁺)) / τ). With
+    cosines in [0, 1], its minimum is log(1 + exp(−1/τ)), which is 0.1269 at τ = 0.5. A feature of
+    length 0 has cosine 0.
     """
     return jax.nn.softplus((cosine(z, negative) - cosine(z, positive)) / tau)
 
@@ -189,7 +190,7 @@ def mcl_loss(config: MCLConfig, model: Model) -> Loss:
 
 
 def features_of(model: Model, variables: Variables, images: Array) -> jax.Array:
-    """Return the penultimate features [B, D] of images, in eval mode."""
+    """Return a model's penultimate features [B, D] of images, in eval mode."""
     return model.apply(variables, images, train=False).features["penultimate"]
 
 

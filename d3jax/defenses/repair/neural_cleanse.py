@@ -24,7 +24,7 @@ from .target import Search, Target, detector_option, searching, target_option
 
 @dataclasses.dataclass(frozen=True)
 class NCConfig:
-    """Settings of Neural Cleanse's repair.
+    """Settings of Neural Cleanse's repair, which fine-tunes on images with the inverted trigger.
 
     The defaults are the paper's: one epoch, with the inverted trigger on a fifth of the reserved
     images. BackdoorBench trains for 100 epochs.
@@ -48,12 +48,12 @@ class NCConfig:
         check_fields(self)
 
     def build(self, info: DataInfo) -> Repair:
-        """Return Neural Cleanse's repair for the data set that `info` describes."""
+        """Build Neural Cleanse's repair by these settings for the data set `info` describes."""
         return make_nc(self, info)
 
 
 def unlearning_loss(model: Model) -> Loss:
-    """Build the loss: mean cross-entropy, with the inverted trigger on some of the images.
+    """Build Neural Cleanse's loss: mean cross-entropy, with the inverted trigger on some images.
 
     The rows marked in `data.loss_inputs["stamped"]` [N] bool carry `data.loss_inputs["trigger"]`.
     The model runs in train mode.

@@ -14,7 +14,7 @@ from ...core.types import Model, Params, Path
 
 
 def check_channels(model: Model) -> None:
-    """Raise `ConfigError` where a model does not describe its BatchNorm channels."""
+    """Raise `ConfigError` where a model does not describe the BatchNorm channels to prune."""
     if not model.channels:
         raise ConfigError(
             "the repair prunes channels of BatchNorm layers, and this model names none "
@@ -23,7 +23,7 @@ def check_channels(model: Model) -> None:
 
 
 def layer_at(tree: Params, path: Path) -> Any:
-    """Return the subtree of a parameter tree at a path of keys."""
+    """Return the subtree of a nested dict of model parameters at a path of keys."""
     for key in path:
         tree = tree[key]
     return tree
@@ -32,7 +32,7 @@ def layer_at(tree: Params, path: Path) -> Any:
 def silence(
     params: Params, pruned: Mapping[Path, np.ndarray], names: tuple[str, ...] = ("scale", "bias")
 ) -> Params:
-    """Return the parameters with the scale and bias of pruned BatchNorm channels set to 0.
+    """Return a model's parameters with scale and bias of pruned BatchNorm channels set to 0.
 
     `pruned` maps the path of a BatchNorm layer to a mask [C] of its pruned channels. `names` are
     the BatchNorm parameters to set to 0.

@@ -56,7 +56,7 @@ class Search(NamedTuple):
 
     @property
     def reuses(self) -> bool:
-        """Return whether the detection's own inversion also gives the trigger.
+        """Return whether the inversion that detects the target class also gives the trigger.
 
         That is so where its settings are those of `inversion`.
         """
@@ -64,7 +64,7 @@ class Search(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The result of a search: a backdoor's target class and its inverted trigger.
+    """The result of a repair's search: a backdoor's target class and the inverted trigger.
 
     `how` says how the class `target` was chosen. `success` is the share of the images of other
     classes that are predicted as the target when they carry `trigger`. If no class was flagged,
@@ -80,7 +80,7 @@ class Found(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Return a sentence that describes the result of the search."""
+        """Return a sentence on the target class of a repair and its trigger's success rate."""
         if self.target < 0:
             return f"not repaired: {self.how}"
         turned = f"{100 * self.success:.0f} %"
@@ -96,7 +96,7 @@ def searching(
     info: DataInfo,
     check: Callable[[Model, Variables, int], None] = lambda model, shapes, size: None,
 ) -> Repair:
-    """Return the repair that searches for the target and its trigger, then runs a train loop.
+    """Build a `Repair` that searches for target class and trigger, and trains the model with both.
 
     `loop(key, model, variables, reserved, trigger) -> TrainLoop`. With the keyword `target`, the
     repair takes a result (`Found`) and does not search. If no class is flagged, it returns the
@@ -133,7 +133,7 @@ def searching(
 
 
 def check_search(search: Search, size: int) -> None:
-    """Raise `ConfigError` where a batch of an inversion has more than `size` images.
+    """Raise `ConfigError` where a repair's inversions have batches of more than `size` images.
 
     `size` is the number of reserved images.
     """
@@ -143,7 +143,7 @@ def check_search(search: Search, size: int) -> None:
 
 
 def choose(verdict: Verdict) -> tuple[int, str]:
-    """Return the most suspicious flagged class, −1 for none, and a text with the reason."""
+    """Return the most suspicious class that a `Verdict` flags (−1: none), and a text on why."""
     if verdict.target < 0:
         return -1, f"none flagged, the statistic is {verdict.statistic:.2f}"
     count = int(verdict.flagged.sum())
@@ -152,7 +152,7 @@ def choose(verdict: Verdict) -> tuple[int, str]:
 
 
 def gather(search: Search, verdict: Verdict | None, inversion: Inversion) -> Found:
-    """Return the result of a search from a detection's verdict and an inversion.
+    """Return target class and trigger (`Found`) from a model detector's verdict and an inversion.
 
     `verdict` is None if the class was given. The trigger is the row of `inversion` whose label is
     the target.
@@ -174,7 +174,9 @@ def find(
     search: Search,
     hooks: Hooks = Hooks(),
 ) -> Found:
-    """Search for the target class and its trigger, with at most two inversions.
+    """Search a model for a backdoor's target class and trigger, and return a `Found`.
+
+    It takes at most two inversions.
 
     Raises `ConfigError` if the search names a study's detection, which cannot be run here, or if
     the target is the name of a class.

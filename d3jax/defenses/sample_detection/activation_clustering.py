@@ -23,7 +23,7 @@ from .common import score_by_class
 
 @dataclasses.dataclass(frozen=True)
 class ActivationClusteringConfig:
-    """Settings of activation clustering.
+    """Settings of activation clustering, which flags a class's small cluster of features.
 
     The defaults are those of the paper and of BackdoorBench: ten independent components, and a
     share of about a third.
@@ -37,16 +37,17 @@ class ActivationClusteringConfig:
     __post_init__ = check_fields
 
     def build(self, info: DataInfo) -> SampleDetector:
-        """Return the activation clustering detector for the data set that `info` describes."""
+        """Build the activation clustering detector for the data set that `info` describes."""
         return make_activation_clustering(self, info)
 
 
 def clusters(
     features: Float[np.ndarray, "n D"], components: int, seed: int
 ) -> tuple[Bool[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Return the smaller of two clusters [n] bool, and each row's nearness to it [n] in [0, 1].
+    """Split a class's features [n, D] into two clusters; return mask and nearness of the smaller.
 
-    The nearness is d_other / (d_own + d_other), where d_own is the distance from the centre of the
+    The mask is [n] bool, and the nearness [n] of each row to that cluster is in [0, 1]. The
+    nearness is d_other / (d_own + d_other), where d_own is the distance from the centre of the
     smaller cluster. Half way between the two centres it is 1/2.
     """
     from sklearn.cluster import KMeans
@@ -70,7 +71,7 @@ def clusters(
 def make_activation_clustering(
     config: ActivationClusteringConfig, info: DataInfo
 ) -> SampleDetector:
-    """Return activation clustering, a detector that flags the small cluster of each class.
+    """Return activation clustering, a `SampleDetector` that flags a class's small cluster.
 
     The published method gives flags but no scores. The score (1 − 2 · share) · nearness is d3jax's.
     Here `share` is the share of the class in its smaller cluster, and the nearness is that of

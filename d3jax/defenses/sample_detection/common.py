@@ -13,7 +13,7 @@ from ...core.types import Model, Scored, Split, Variables
 def features_by_class(
     model: Model, variables: Variables, samples: Split
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the rows [n] of each label and their penultimate features [n, D], as float64."""
+    """Yield for each label the row numbers [n] and penultimate features [n, D] of samples."""
     features = penultimate(model, variables, samples.images).astype(np.float64)
     labels = np.asarray(samples.labels)
     for label in np.unique(labels):
@@ -27,7 +27,7 @@ def score_by_class(
     samples: Split,
     judge: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
 ) -> Scored:
-    """Return the scores and flags of all samples, computed class by class.
+    """Return scores and flags of training samples (`Scored`), judged class by class by features.
 
     `judge(features [n, D]) -> (scores [n], flagged [n] bool)` computes them from the penultimate
     features of one class.

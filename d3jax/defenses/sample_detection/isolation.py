@@ -36,7 +36,7 @@ def make_dlp_filter(config: DLPConfig, info: DataInfo) -> SampleDetector:
 
 
 def isolation(defense: TrainingDefense, score: Score, ratio: float) -> SampleDetector:
-    """Return a detector that ranks samples by a score after the first stage of a defence.
+    """Build a `SampleDetector` that ranks samples by a score after the first stage of a defence.
 
     `defense` is the training-time defence whose first stage trains the model. The detector's own
     score is the place in the ranking divided by the number of samples, 1 for the most suspicious.

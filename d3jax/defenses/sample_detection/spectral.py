@@ -22,7 +22,7 @@ from .common import score_by_class
 
 @dataclasses.dataclass(frozen=True)
 class SpectralConfig:
-    """Settings of spectral signatures.
+    """Settings of spectral signatures, which flags samples with outlying features in a class.
 
     The defaults are the paper's projection and BackdoorBench's percentile, applied to every class.
     The rule flags a fixed share of every class, so by default also 15 % of a clean class.
@@ -39,7 +39,7 @@ class SpectralConfig:
     __post_init__ = check_fields
 
     def build(self, info: DataInfo) -> SampleDetector:
-        """Return the spectral signatures detector for the data set that `info` describes."""
+        """Build the spectral signatures detector for the data set that `info` describes."""
         return make_spectral(self, info)
 
 
@@ -57,7 +57,7 @@ def signature(
 
 
 def make_spectral(config: SpectralConfig, info: DataInfo) -> SampleDetector:
-    """Return spectral signatures, a detector that flags the highest scores of each class.
+    """Return spectral signatures, a `SampleDetector` of samples with outlying features in a class.
 
     The scores are those of `signature` for the penultimate features. A sample is flagged if its
     score is above the `percentile` of its class.

@@ -64,13 +64,14 @@ def _train(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ABLConfig:
-    """Settings of ABL: a preset, and the values that differ from it.
+    """Settings of ABL, which isolates the images that are learned fastest, to unlearn them.
 
-    The preset `authors` has 10 epochs of isolation (the paper: 20). It fine-tunes for 60 epochs,
-    with a tenth of the learning rate from epoch 40. Unlearning takes 16 steps, which are 4 epochs
-    of 500 isolated images. On a smaller set, 16 steps are more epochs and cost accuracy, so give
-    fewer `steps` there. The preset is for the authors' WRN-16-1. At its learning rate,
-    PreActResNet18 at width 64 becomes NaN within 20 steps.
+    They are a preset, and the values that differ from it. The preset `authors` has 10 epochs of
+    isolation (the paper: 20). It fine-tunes for 60 epochs, with a tenth of the learning rate from
+    epoch 40. Unlearning takes 16 steps, which are 4 epochs of 500 isolated images. On a smaller
+    set, 16 steps are more epochs and cost accuracy, so give fewer `steps` there. The preset is for
+    the authors' WRN-16-1. At its learning rate, PreActResNet18 at width 64 becomes NaN within 20
+    steps.
 
     The preset `backdoorbench` has 20 epochs of isolation, batches of 256 and no cutout. Unlearning
     takes 40 steps (20 epochs of 500 images). The learning rate is 0.01, and 1e-4 in unlearning.
@@ -105,7 +106,7 @@ class ABLConfig:
         check_fields(self)
 
     def build(self, info: DataInfo) -> TrainingDefense:
-        """Return ABL for the data set that `info` describes."""
+        """Build the training-time defence ABL for the data set that `info` describes."""
         return make_abl(self, info)
 
 
@@ -122,7 +123,7 @@ PRESETS = presets(
 
 
 def bounded_loss(value: jax.Array, kind: str, gamma: float) -> jax.Array:
-    """Return the isolation loss of a batch from its mean cross-entropy L.
+    """Return ABL's isolation loss of a batch from the mean cross-entropy L and the bound γ.
 
     The kind "flooding" is |L − γ| + γ. The kind "lga", local gradient ascent, is sign(L − γ) · L.
     """

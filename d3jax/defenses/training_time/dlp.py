@@ -84,10 +84,10 @@ have (see docs/results/dlp.md).
 
 @dataclasses.dataclass(frozen=True)
 class DLPConfig:
-    """Settings of DLP, for all three stages.
+    """Settings of DLP, a training-time defence by filter, unlearning and semi-supervision.
 
-    A part in a config file takes the values that it leaves out from DLP's defaults. A part made in
-    Python has the defaults of its own class, so start with
+    They are those of all three stages. A part in a config file takes the values that it leaves out
+    from DLP's defaults. A part made in Python has the defaults of its own class, so start with
     `dataclasses.replace(DLPConfig().unlearn, …)`.
 
     The defaults spare every class. They therefore keep the backdoor if a whole class is poisoned,
@@ -175,7 +175,7 @@ class DLPConfig:
                 )
 
     def build(self, info: DataInfo) -> TrainingDefense:
-        """Return DLP for the data set that `info` describes."""
+        """Build the training-time defence DLP for the data set that `info` describes."""
         return make_dlp(self, info)
 
 
@@ -187,7 +187,7 @@ def labelled_rows(
     count: int,
     least: float,
 ) -> np.ndarray:
-    """Return the sorted rows [count] of the images that keep their labels.
+    """Return the sorted row numbers [count] of the images that keep their labels in DLP's stage 3.
 
     These are the images with the lowest scores, and among equal scores with the lowest `ties`.
     The lowest of every class are taken first: the share `least` of the class, or of the mean class
@@ -212,7 +212,7 @@ def labelled_rows(
 def guessed_rows(
     scores: np.ndarray, ties: np.ndarray, labelled: np.ndarray, suspects: np.ndarray, dropped: int
 ) -> np.ndarray:
-    """Return the sorted rows of the images that are trained on without their labels.
+    """Return the sorted row numbers of the images that DLP's stage 3 trains on without labels.
 
     These are all rows except the `labelled` ones and a number of `dropped` ones. Suspects are
     dropped first, then the highest scores, and among equal scores the highest `ties`.
@@ -223,7 +223,7 @@ def guessed_rows(
 
 
 def first_of(ranked: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the first `counts[k]` of the rows `ranked` for every class k, class after class."""
+    """Return for every class k the first `counts[k]` of the `ranked` row numbers with label k."""
     return np.concatenate(
         [ranked[labels[ranked] == label][:count] for label, count in enumerate(counts)]
     )
@@ -251,7 +251,7 @@ def unlearn(
     judged: Judged,
     hooks: Hooks,
 ) -> Unlearned:
-    """Run stage 2 of DLP: find the suspects by trials and unlearn them.
+    """Run stage 2 of DLP: find suspects by trial unlearnings, and unlearn them from a model.
 
     The lowest scores of all images may be those of an easy class. The first trial therefore
     unlearns the same share of every class: the images with the lowest scores, at least one. It

@@ -34,7 +34,7 @@ def training_loop(
     info: DataInfo,
     loss: Loss,
 ) -> TrainLoop:
-    """Return the train loop of a training recipe on `data`, starting from `variables`.
+    """Build the `TrainLoop` of a training recipe on `data`, starting from the model `variables`.
 
     The short last batch of an epoch is dropped.
     """
@@ -51,14 +51,14 @@ def training_loop(
 def first_stage_loop(
     key: jax.Array, model: Model, data: Split, config: TrainConfig, info: DataInfo, loss: Loss
 ) -> TrainLoop:
-    """Return the train loop of a defence's first stage: training from scratch on all images."""
+    """Build the `TrainLoop` of a defence's first stage: training from scratch on all images."""
     return training_loop(
         stream(key, "train"), model.init(stream(key, "init")), data, config, info, loss
     )
 
 
 def epoch_steps(count: int, batch_size: int) -> int:
-    """Return the number of steps in an epoch of `count` images, at least 1.
+    """Return the number of train steps in an epoch of `count` images, at least 1.
 
     It is the period of measurements that are made once an epoch.
     """
@@ -74,7 +74,7 @@ Trusted = Literal["class", "all"]
 
 @dataclasses.dataclass(frozen=True)
 class UnlearnConfig:
-    """Settings of the unlearning of suspects.
+    """Settings of unlearning, by which ABL and DLP make a model forget suspect images.
 
     The defaults are ABL's, gradient ascent for 16 steps with learning rate 5e-4. Unlike ABL's, it
     stops when accuracy on the suspects is below chance.
@@ -129,7 +129,7 @@ class UnlearnConfig:
 
 
 class Judged(NamedTuple):
-    """The result of a filter on N images: their scores, the suspects and the trusted images.
+    """The result of a defence's filter on N images: `scores`, ranking, `suspects` and `trusted`.
 
     `scores` maps the name of each score to its values [N]. `ranked` [N] are all rows, from the most
     to the least suspected. `suspects` and `trusted` are sorted rows. Half of the images are
@@ -150,7 +150,7 @@ def judge(
     ratio: float,
     trusted: Trusted = "class",
 ) -> Judged:
-    """Score all images with the model and take those with the lowest `score` as suspects.
+    """Score training images with a model; return as suspects those with the lowest `score`.
 
     There are ⌊ratio·N⌋ suspects, at least one. With the score `mixture`, there are fewer if fewer
     images belong more likely to the lower Gaussian. All processes get the same result.
@@ -170,7 +170,7 @@ def suspect(
     suspects: np.ndarray,
     trusted: Trusted,
 ) -> Judged:
-    """Return the result of a filter (`Judged`) for given suspects, with the images to trust.
+    """Choose the images that a defence trusts, for given suspects, and return both as `Judged`.
 
     Half of all images are trusted: those that `ranked` suspects least, without the suspects. With
     `trusted` "class", equal numbers are taken from every class. A class with too few images gives
@@ -192,12 +192,12 @@ def _places(labels: np.ndarray) -> np.ndarray:
 
 
 def suspected(size: int, ratio: float) -> int:
-    """Return the number of suspects among `size` images: ⌊ratio · size⌋, at least 1."""
+    """Return the number of suspects among `size` training images: ⌊ratio · size⌋, at least 1."""
     return max(1, int(ratio * size))
 
 
 def check_ratio(ratio: float, size: int) -> None:
-    """Raise `ConfigError` where the share `ratio` of the images is less than one image."""
+    """Raise `ConfigError` where a defence's suspects, a share `ratio`, are less than one image."""
     if int(ratio * size) < 1:
         raise ConfigError(f"ratio: {ratio:g} of the {size} images is less than one")
 
@@ -213,7 +213,7 @@ def check_batch(part: str, batch_size: int, count: int, images: str) -> None:
 
 
 def check_unlearning(config: UnlearnConfig, size: int) -> None:
-    """Raise `ConfigError` where a step of unlearning needs more trusted images than there are.
+    """Raise `ConfigError` where an unlearning step needs more trusted images than there are.
 
     Half of the `size` images are trusted. A batch of suspects and trusted images must have room for
     both, or it raises too.
@@ -235,7 +235,7 @@ def unlearning_loop(
     judged: Judged,
     config: UnlearnConfig,
 ) -> TrainLoop:
-    """Return the train loop that unlearns the suspects by the settings `config`.
+    """Build the `TrainLoop` by which a model unlearns suspect images by an `UnlearnConfig`.
 
     A learning-rate schedule that counts epochs counts steps here.
     """
@@ -249,7 +249,7 @@ def unlearning_loop(
 
 
 def appended(lines: list[LogRecord], more: list[LogRecord]) -> list[LogRecord]:
-    """Return the log records of two consecutive train loops as one list.
+    """Join the log records of two consecutive train loops into one list of records.
 
     The steps and seconds of the second loop continue those of the first.
     """

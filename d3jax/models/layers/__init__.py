@@ -1,1 +1,1 @@
-"""Layers that the architectures share."""
+"""Layers of neural networks that d3jax's architectures share."""

@@ -51,7 +51,7 @@ def torch_uniform(fan_in: int):
 
 
 class Conv(nn.Module):
-    """A square convolution with `channels` outputs and PyTorch's geometry and initial weights.
+    """A square convolution layer with PyTorch's geometry and initial weights.
 
     `size` is odd, and the padding on every side is size // 2.
     """
@@ -72,7 +72,7 @@ class Conv(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """Convolve x [B, H, W, C] with a kernel [k, k, C, D], with a fast backward pass on CPU.
+    """Convolve images x [B, H, W, C] with a kernel [k, k, C, D], with a fast backward pass on CPU.
 
     The result is [B, ⌈H / stride⌉, ⌈W / stride⌉, D]. k is odd, and the padding is k // 2.
     """
@@ -114,7 +114,7 @@ convolve.defvjp(_forward, _backward)
 
 
 def input_gradient_by_phases(kernel: jax.Array, g: jax.Array) -> jax.Array:
-    """Return the input gradient [B, 2h, 2w, C] of a 3×3 convolution of stride 2.
+    """Return the gradient [B, 2h, 2w, C] by the input of a 3×3 convolution of stride 2.
 
     `kernel` is [3, 3, C, D], and `g` [B, h, w, D] is the gradient of the output. Pixels of even and
     odd rows and columns meet different taps. With a tap of zeros in front, the kernel is therefore
@@ -131,7 +131,7 @@ def input_gradient_by_phases(kernel: jax.Array, g: jax.Array) -> jax.Array:
 
 
 def weight_gradient(x: jax.Array, g: jax.Array, *, size: int, stride: int) -> jax.Array:
-    """Return the gradient [size, size, C, D] of a convolution's kernel.
+    """Return the kernel gradient [size, size, C, D] of a convolution, as matrix products.
 
     `x` [B, H, W, C] is the input, and `g` [B, H', W', D] the gradient of the output. The gradient
     is a sum over chunks of images.
@@ -156,7 +156,7 @@ def weight_gradient(x: jax.Array, g: jax.Array, *, size: int, stride: int) -> ja
 
 
 def _chunked_product(operands: Callable, x: jax.Array, g: jax.Array) -> jax.Array:
-    """Return the sum of leftᵀ right over chunks of images, where (left, right) = operands(x, g)."""
+    """Sum the matrix products leftᵀ right of (left, right) = operands(x, g) over image chunks."""
     b, (left, right) = len(x), jax.eval_shape(operands, x[:1], g[:1])
     n = _images_a_chunk(
         b,
@@ -176,7 +176,7 @@ def _chunked_product(operands: Callable, x: jax.Array, g: jax.Array) -> jax.Arra
 
 
 def _shifted(x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the two matrices whose product is the kernel's gradient, for 3×3 of stride 1.
+    """Return two matrices whose product is the kernel gradient of a 3×3 convolution of stride 1.
 
     The first holds, for each pixel of x, its left neighbour, itself and its right neighbour, side
     by side. The second holds, for each pixel of g, its lower neighbour, itself and its upper
@@ -189,7 +189,7 @@ def _shifted(x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _neighbours(array: jax.Array, axis: int) -> list[jax.Array]:
-    """Return the entries before, at and after each place along `axis`, zeros beyond the ends."""
+    """Return three arrays: the entries before, at and after each place along `axis`; 0 outside."""
 
     def pad(part, before, after):
         return jnp.pad(part, [(before, after) if i == axis else (0, 0) for i in range(array.ndim)])
@@ -205,7 +205,7 @@ def _neighbours(array: jax.Array, axis: int) -> list[jax.Array]:
 
 
 def _patches(x: jax.Array, g: jax.Array, *, size: int, stride: int) -> tuple[jax.Array, jax.Array]:
-    """Return the two matrices whose product is the kernel's gradient, for any size and stride.
+    """Return two matrices whose product is a convolution's kernel gradient, at any size and stride.
 
     They are the patch of x under each pixel of g, and g.
     """
@@ -221,9 +221,10 @@ def _patches(x: jax.Array, g: jax.Array, *, size: int, stride: int) -> tuple[jax
 
 
 def _images_a_chunk(batch: int, bytes_an_image: int, rows_an_image: int, side: int) -> int:
-    """Return how many images a chunk has: a divisor of the batch, near `_CHUNK` bytes.
+    """Return how many images of a batch one chunk of the kernel gradient takes.
 
-    Chunks are larger where moving the sum itself, which is `side` wide, would cost more.
+    It is a divisor of the batch size, near `_CHUNK` bytes. Chunks are larger where moving the sum
+    itself, which is `side` wide, would cost more.
     """
     wanted = max(_CHUNK / bytes_an_image, side / 3 / rows_an_image)
     divisors = [n for n in range(1, batch + 1) if batch % n == 0]

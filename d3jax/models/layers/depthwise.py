@@ -18,7 +18,7 @@ from ...runtime.sharding import shares
 
 
 class Depthwise(nn.Module):
-    """A square convolution of every channel with its own kernel, plus a bias.
+    """A depthwise convolution layer: every channel has its own square kernel, plus a bias.
 
     `size` is odd, the stride is 1 and the padding size // 2.
     """
@@ -38,7 +38,7 @@ class Depthwise(nn.Module):
 
 @jax.custom_vjp
 def convolve_depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolve every channel of x [B, H, W, C] with its own kernel, from `kernel` [k, k, 1, C].
+    """Convolve every channel of images [B, H, W, C] with its own kernel, of `kernel` [k, k, 1, C].
 
     The result is [B, H, W, C]. k is odd, and the padding is k // 2.
     """
@@ -72,7 +72,7 @@ convolve_depthwise.defvjp(_forward, _backward)
 
 
 def _by_taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolve every channel with its own kernel, in a loop over the rows of the kernel.
+    """Convolve every channel of images with its own kernel, in a loop over the kernel's rows.
 
     A program with all taps written out would not read memory less often, and would take seven times
     as long to compile.
@@ -88,7 +88,7 @@ def _by_taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _kernel_gradient(x: jax.Array, g: jax.Array, *, size: int) -> jax.Array:
-    """Return the gradient [size, size, 1, C] of the kernel, tap by tap."""
+    """Return the kernel gradient [size, size, 1, C] of a depthwise convolution, tap by tap."""
     # Each device sums its own images: sums over a split batch would cross devices in every tap.
     n = shares(len(x))
 

@@ -1,4 +1,4 @@
-"""Parts that all Linen architectures share: normalisation, linear layer and `Model` wrapper."""
+"""Parts that all Flax Linen architectures share: normalisation, linear layer, `Model` wrapper."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def normalise(images: jax.Array, info: DataInfo) -> jax.Array:
 
 
 def resize(images: jax.Array, side: int) -> jax.Array:
-    """Resize images [B, H, W, C] bilinearly to [B, side, side, C]; `side` 0 leaves them.
+    """Resize images [B, H, W, C] bilinearly to [B, side, side, C], or leave them if `side` is 0.
 
     Interpolation is between the centres of pixels.
     """
@@ -54,7 +54,7 @@ Edit = Mapping[str, Callable[[jax.Array], jax.Array]]
 
 
 class Activations:
-    """The named activations of one call of a network; `edit` changes those that it names.
+    """A recorder of the named activations of one network call, which can also edit some of them.
 
     A network calls it on every activation, and continues with the array that it returns.
     """
@@ -64,12 +64,12 @@ class Activations:
         self.features: dict[str, jax.Array] = {}
 
     def __call__(self, name: str, x: jax.Array) -> jax.Array:
-        """Return the activation, edited where `edit` names it, and keep it as a feature."""
+        """Record the activation `name` of a network and return it, edited if an edit names it."""
         self.features[name] = self._edit[name](x) if name in self._edit else x
         return self.features[name]
 
     def check(self) -> None:
-        """Raise `ValueError` where `edit` names an activation that the network does not have."""
+        """Raise `ValueError` if an edit names an activation that the network does not have."""
         for name in set(self._edit) - set(self.features):
             known = names(self.features)
             hint = did_you_mean(name, self.features)
@@ -77,7 +77,10 @@ class Activations:
 
 
 def model_of(net: nn.Module, info: DataInfo, channels: tuple[NormLayer, ...] = ()) -> Model:
-    """Wrap a Linen module as a `Model`; its call is `(images, train, activations) -> logits`."""
+    """Wrap a Flax Linen module as a `Model` of pure functions.
+
+    The call of the module is `(images, train, activations) -> logits`.
+    """
     example = jnp.zeros((1, *info.shape), jnp.float32)
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""Bar charts of ACC and ASR by true class, before and after each defence."""
+"""Bar charts of ACC and ASR by true class, before and after each defence, for the report page."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,9 +18,10 @@ Rates = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def save_classes(path: Path, classes: Sequence[str], rates: Rates, colours: Palette) -> Path | None:
-    """Draw a row of bars for each defence, in front of the wide grey bars of "none".
+    """Draw ACC and ASR by true class as bars, a row for each defence, and save the figure.
 
-    All rows of a kind share one pair of axes, because creating axes is slow.
+    Each row is in front of the wide grey bars of "none", the backdoored model. All rows of a kind
+    share one pair of axes, because creating axes is slow.
     """
     names = [name for name in rates if name != "none"][::-1] or list(rates)
     kinds = [kind for kind in ("acc", "asr") if any_rate(rates, kind)]
@@ -35,7 +36,7 @@ def save_classes(path: Path, classes: Sequence[str], rates: Rates, colours: Pale
 
 
 def any_rate(rates: Rates, kind: str) -> bool:
-    """Return whether some defence has a finite rate of this kind for some class."""
+    """Return whether some defence has a finite rate for some class; `kind` is "acc" or "asr"."""
     return any(np.isfinite(found.get(kind, np.nan)).any() for found in rates.values())
 
 
@@ -78,9 +79,9 @@ def _panel(
 
 
 def _bars(base: float, fractions: np.ndarray, width: float, colour: str) -> Mark:
-    """Return the bars as one collection.
+    """Return a `Mark` of one bar for each class, whose heights are the rates `fractions`.
 
-    `axis.bar` would create one object per bar, which takes seconds.
+    All bars are one collection. `axis.bar` would create one object per bar, which takes seconds.
     """
     from matplotlib.collections import PolyCollection
 
@@ -92,7 +93,7 @@ def _bars(base: float, fractions: np.ndarray, width: float, colour: str) -> Mark
 
 
 def _ticks(classes: Sequence[str]) -> Mark:
-    """Return the x ticks: class names for up to `NAMED` classes, else some class numbers."""
+    """Return a `Mark` of x ticks: names of up to `NAMED` classes, else some class numbers."""
     slanted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     if len(classes) <= NAMED:
         return Mark(

@@ -1,8 +1,9 @@
-"""Shared parts of all figures: colours, panels, legends and saving as PNG, without jax or pyplot.
+"""Shared parts of the report's figures: colours, panels, legends and saving as PNG.
 
-A figure is a list of panels, and a panel is a list of marks. `save_panels` draws most figures.
-Every `save_*` of this package returns the path of its figure. If there is nothing to draw, it
-writes no file and returns None. A defence has the same colour in all figures (`palette`).
+They need neither jax nor pyplot. A figure is a list of panels, and a panel is a list of marks.
+`save_panels` draws most figures. Every `save_*` of this package returns the path of its figure. If
+there is nothing to draw, it writes no file and returns None. A defence has the same colour in all
+figures (`palette`).
 """
 
 import contextlib
@@ -45,7 +46,7 @@ class Mark(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One pair of axes with its marks; `options` are axes properties such as `ylim` or `yscale`."""
+    """One pair of axes of a figure: its `marks`, and `options` such as `ylim` or `yscale`."""
 
     marks: Sequence[Mark]
     options: dict[str, Any]
@@ -60,9 +61,10 @@ class Panel(NamedTuple):
 
 
 def palette(defenses: Iterable[str]) -> dict[str, tuple[str, Any]]:
-    """Return the colour and the dash pattern of every defence, in the order given.
+    """Return the colour and dash pattern of each defence's lines, as a dict by label.
 
-    "none" is grey. After ten defences the colours repeat with other dash patterns.
+    The label "none" is always added first, in grey. After ten defences the colours repeat with
+    other dash patterns.
     """
     others = [name for name in dict.fromkeys(defenses) if name != "none"]
     styles = {
@@ -73,7 +75,7 @@ def palette(defenses: Iterable[str]) -> dict[str, tuple[str, Any]]:
 
 
 def style_of(name: str, colours: Palette) -> dict[str, Any]:
-    """Return the line style of a defence as keyword arguments of `plot`.
+    """Return the line style of a defence as keyword arguments of matplotlib's `plot`.
 
     A loop of a defence, such as "abl/isolate", has the style of the defence.
     """
@@ -84,7 +86,7 @@ def style_of(name: str, colours: Palette) -> dict[str, Any]:
 def save_panels(
     path: Path, panels: Sequence[Panel | None], columns: int, height: float, width: float = WIDTH
 ) -> Path | None:
-    """Draw panels in a grid of `columns` columns and save the figure to `path`.
+    """Draw plot panels (`Panel`) in a grid of `columns` columns and save the figure to `path`.
 
     A panel that is None leaves its place empty. A legend above the grid names the marks of all
     panels without their own legend. Returns None, without a file, if there is no panel.
@@ -150,7 +152,7 @@ def _add_legend(figure: Any, names: Mapping[str, dict[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def drawing(path: Path, size: tuple[float, float], layout: Any = "none") -> Iterator[Any]:
-    """Yield a white figure of `size` inches, and save it to `path` at the end."""
+    """Yield a white matplotlib figure of `size` inches, and save it to `path` at the end."""
     import matplotlib.style
     from matplotlib.figure import Figure
 
@@ -165,7 +167,7 @@ def drawing(path: Path, size: tuple[float, float], layout: Any = "none") -> Iter
 
 
 def short(name: str, limit: int) -> str:
-    """Return a name shortened to `limit` characters.
+    """Return a name shortened to `limit` characters, with "…" in place of the middle.
 
     The beginning and the end remain, because the names of a sweep differ at the end.
     """
@@ -174,5 +176,5 @@ def short(name: str, limit: int) -> str:
 
 
 def columns_of(names: Sequence[str]) -> int:
-    """Return the number of columns of a full-width legend with these names."""
+    """Return the number of columns of a legend with these names, as wide as a figure."""
     return max(1, min(6, len(names), int(WIDTH * 15 / (max(map(len, names), default=1) + 7))))

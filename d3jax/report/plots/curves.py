@@ -17,7 +17,7 @@ Curve = tuple[str, np.ndarray]
 
 
 class Metric(NamedTuple):
-    """The metric of a panel: the first of `keys` that a log record has, times `scale`."""
+    """A metric to plot: the first of `keys` that a log record has, times `scale`."""
 
     keys: tuple[str, ...]
     title: str
@@ -49,7 +49,7 @@ REPAIR = (
 
 
 def save_curves(path: Path, runs: Runs, metrics: Sequence[Metric], colours: Palette) -> Path | None:
-    """Draw a panel for each metric that some run has, with a thin line for each seed."""
+    """Draw training curves: a panel for each metric that some run has, and a line for each seed."""
     found = {metric: curves for metric in metrics if (curves := curves_of(runs, metric))}
     if RATIO in found:
         found.pop(DISTANCE, None)  # it is the same curve without the scale
@@ -59,7 +59,7 @@ def save_curves(path: Path, runs: Runs, metrics: Sequence[Metric], colours: Pale
 
 
 def curves_of(runs: Runs, metric: Metric) -> list[Curve]:
-    """Return the curves of the runs that have at least one finite value of the metric."""
+    """Return (name, [steps, values]) of each run whose log has a finite value of a metric."""
     found = {run: [_point(one, metric.keys) for one in records] for run, records in runs.items()}
     curves = [(name, np.asarray(points, np.float64).T) for (name, _), points in found.items()]
     known = [(name, curve[:, ~np.isnan(curve[2])][[0, 1]]) for name, curve in curves if curve.size]
@@ -74,7 +74,7 @@ def _point(record: LogRecord, keys: Sequence[str]) -> tuple[float, float, float]
 
 
 def panel_of(metric: Metric, curves: Sequence[Curve], colours: Palette) -> Panel:
-    """Return the panel of a metric, with one line per defence."""
+    """Return a `Panel` with the training curves of one metric, with one line per defence."""
     ends = [steps[-1] for _, (steps, _) in curves]
     # Next to a repair of 10 000 steps, one of 100 steps would be a vertical line. In that case the
     # x axis is the progress of each run.
@@ -106,7 +106,7 @@ def panel_of(metric: Metric, curves: Sequence[Curve], colours: Palette) -> Panel
 
 
 def _mark(steps: Sequence[np.ndarray], values: Sequence[np.ndarray], style: dict[str, Any]) -> Mark:
-    """Return the curves of all seeds as one line with gaps, and a dot at the end of each.
+    """Return one `Mark` with the curves of all seeds: a line with gaps, and a dot at each end.
 
     One line draws faster than several.
     """

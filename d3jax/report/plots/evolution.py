@@ -36,7 +36,7 @@ CURVATURES = {
 
 
 def series(rows: Sequence[Row], evolution: str, name: str) -> tuple[np.ndarray, ...]:
-    """Return the updates, and the mean and deviation over seeds of a column of evolution.csv.
+    """Return a column of evolution.csv for one evolution: updates, mean and deviation over seeds.
 
     The deviation is the sample standard deviation, or 0 for a single seed.
     """
@@ -50,7 +50,7 @@ def series(rows: Sequence[Row], evolution: str, name: str) -> tuple[np.ndarray, 
 
 
 def save_rates(path: Path, rows: Sequence[Row], colours: Palette) -> Path | None:
-    """Draw the rates of evolution.csv over the updates, with a colour per evolution run."""
+    """Draw ACC, ASR and other rates of evolution.csv over the updates, a colour per evolution."""
     labels = list(dict.fromkeys(row["evolution"] for row in rows))
     banded = len(labels) <= BANDED
     panels = [
@@ -66,7 +66,7 @@ def save_rates(path: Path, rows: Sequence[Row], colours: Palette) -> Path | None
 
 
 def _curve(rows: Sequence[Row], evolution: str, name: str, colours: Palette) -> list[Mark]:
-    """Return the line of means of one evolution run and the band of deviations around it."""
+    """Return two marks for a column of evolution.csv: a line of means and a band of deviations."""
     at, mean, deviation = series(rows, evolution, name)
     line = style_of(evolution, colours) | {"linewidth": 1.5, "marker": "o", "markersize": 2.5}
     band = {"color": line["color"], "alpha": 0.15, "linewidth": 0}
@@ -99,7 +99,7 @@ def save_learning_rates(
 
 
 def save_energy(path: Path, predicted: Mapping[str, Arrays]) -> Path | None:
-    """Draw the cumulative energy of the trigger's direction over the feature eigenspaces.
+    """Draw the cumulative energy of the trigger's direction over the eigenspaces of features.
 
     The figure shows the first run alone.
     """
@@ -126,7 +126,7 @@ def _energy(found: Arrays) -> Panel:
 
 
 def save_forgetting(path: Path, predicted: Mapping[str, Arrays], colours: Palette) -> Path | None:
-    """Draw the measured and the predicted trigger score of each run over the updates."""
+    """Draw the measured and predicted trigger score of each evolution run over the updates."""
     columns = min(4, len(predicted))
     panels = [
         _prediction(found, style_of(name, colours)["color"], {"title": short(name, 26)}

@@ -1,4 +1,4 @@
-"""Scatter plots of each model's penultimate features, by PCA and by t-SNE."""
+"""Scatter plots of each model's penultimate features by PCA and t-SNE, for the report page."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ METHODS = {"pca": "PCA", "tsne": "t-SNE"}
 
 
 def save_features(path: Path, features: Mapping[str, Arrays], classes: int) -> Path | None:
-    """Draw the features of clean images in class colours and of triggered images in black.
+    """Draw scatter plots of features: clean images in class colours, triggered images in black.
 
     Args:
         features: arrays by model: points `pca` and `tsne` [N + M, 2], clean images first, and

@@ -31,13 +31,13 @@ LEVELS = [0.05, 0.1, 0.2, 0.5, 1, 2, 4, 8]
 
 
 def save_paths(path: Path, defenses: Sequence[str], arrays: Arrays) -> Path | None:
-    """Draw losses, ACC and ASR along the line to each defence's repaired model."""
+    """Draw losses, ACC and ASR along the line from the victim to each defence's repaired model."""
     panels = [panel for name in defenses for panel in _line(name, arrays)]
     return save_panels(path, panels, 2, 2.3)
 
 
 def _line(name: str, arrays: Arrays) -> list[Panel]:
-    """Return the panel of losses and the panel of rates along one line.
+    """Return two panels for the line to one repaired model: losses, and rates (ACC and ASR).
 
     A net without BatchNorm has only the interpolated curves.
     """
@@ -61,7 +61,7 @@ def _line(name: str, arrays: Arrays) -> list[Panel]:
 
 
 def save_plane(path: Path, names: Sequence[str], arrays: Arrays) -> Path:
-    """Draw the clean and the backdoor loss in the plane of three models."""
+    """Draw contours of the clean and the backdoor loss in the plane through three models."""
     box = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1.5}
     label = {"xytext": (6, 6), "textcoords": "offset points", "fontsize": 8, "bbox": box}
     colours = {"levels": [0.02, *LEVELS, 20.1], "cmap": "viridis_r", "norm": "log"}
@@ -86,7 +86,7 @@ def save_plane(path: Path, names: Sequence[str], arrays: Arrays) -> Path:
 def save_taylor(
     path: Path, defenses: Sequence[str], arrays: Arrays, colours: Palette
 ) -> Path | None:
-    """Draw the backdoor loss along each line, with its quadratic Taylor expansion."""
+    """Draw the backdoor loss along the line to each repaired model, and its quadratic expansion."""
     panels = [_expansion(name, arrays, style_of(name, colours)["color"]) for name in defenses]
     return save_panels(path, panels, min(3, len(defenses)), 2.5)
 
@@ -113,9 +113,10 @@ def _expansion(name: str, arrays: Arrays, colour: str) -> Panel:
 def save_changes(
     path: Path, defenses: Sequence[str], tensors: Sequence[str], arrays: Arrays, colours: Palette
 ) -> Path | None:
-    """Draw histograms of weight changes, for the tensors that changed most relative to their norm.
+    """Draw histograms of the weight changes by each defence, for the most changed tensors.
 
-    All defences show the same tensors.
+    These are the tensors that changed most relative to their norm. All defences show the same
+    tensors.
     """
     relative = np.stack([arrays[f"{name}/relative"] for name in defenses])
     most = np.max(np.where(np.isfinite(relative), relative, -1.0), axis=0)

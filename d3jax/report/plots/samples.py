@@ -26,7 +26,10 @@ def save_samples(
 
 
 def difference(images: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """Return the absolute difference of two sets of images as int16, after `drawable`."""
+    """Return the absolute difference of the pixels of two sets of images, as int16.
+
+    Images with other than 1 or 3 channels are compared after `drawable`.
+    """
     return np.abs(drawable(images).astype(np.int16) - drawable(clean).astype(np.int16))
 
 

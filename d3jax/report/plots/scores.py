@@ -1,4 +1,4 @@
-"""Figures of detector scores: histograms over samples, and bar charts over classes."""
+"""Figures of detector scores on the report page: histograms over samples, bars over classes."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ MOST = 40
 
 
 def save_detector_scores(path: Path, found: Mapping[str, Arrays], kind: str) -> Path | None:
-    """Draw score histograms of clean and positive samples, with a panel per detector.
+    """Draw histograms of detectors' scores for clean and positive samples, a panel per detector.
 
     The first and the last bin include the outermost 0.5 % of the scores on each side.
 
@@ -54,7 +54,10 @@ def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 def save_class_scores(
     path: Path, title: str, found: Arrays, classes: Sequence[str], targets: Collection[int]
 ) -> Path | None:
-    """Draw the score of each class as a bar; `targets` are the attacker's target classes."""
+    """Draw the score that a model detector gives each class as a bar, with targets starred.
+
+    `targets` are the attacker's target classes.
+    """
     order = np.sort((-found["scores"]).argsort(kind="stable")[:MOST])
     scores = np.nan_to_num(found["scores"][order], neginf=0.0, posinf=0.0)
     names = [classes[int(label)][:13] + " ★" * (label in targets) for label in order]

@@ -26,7 +26,7 @@ LEARNED = {
 
 
 def save_learning(path: Path, records: Sequence[LogRecord]) -> Path | None:
-    """Draw how a first stage learns clean and poisoned training images."""
+    """Draw how a training-time defence's first stage learns clean and poisoned images."""
     measured = [record for record in records if "clean_ce" in record]
     panels = [
         Panel(
@@ -52,14 +52,14 @@ def save_learning(path: Path, records: Sequence[LogRecord]) -> Path | None:
 
 
 def _dots(records: Sequence[LogRecord], name: str, factor: float, **style: Any) -> list[Mark]:
-    """Return the line of a metric as a list; it is empty if no record has a finite value."""
+    """Return a list with the line of one metric over log records; [] if no value is finite."""
     found = {record["step"]: factor * record.get(name, np.nan) for record in records}
     mark = Mark((list(found), list(found.values())), style | {"marker": "o", "markersize": 2.5})
     return [mark] if np.isfinite(mark.args[1]).any() else []
 
 
 def save_scores(path: Path, found: Arrays) -> Path | None:
-    """Draw histograms of the scores, and precision and recall of the lowest scores.
+    """Draw histograms of a defence's image scores, and precision and recall of the lowest.
 
     Without poisoned images there are only histograms.
     """
@@ -97,7 +97,7 @@ def _ranking(kind: str, found: Arrays) -> Panel:
 
 
 def save_rescored(path: Path, found: Mapping[str, Arrays]) -> Path | None:
-    """Draw for each defence a histogram of the score by which it chooses the labels to keep."""
+    """Draw for each training-time defence a histogram of the score that chooses labels to keep."""
     panels = [
         _histogram(arrays["rescored"], arrays["flags"], short(name, 30))
         for name, arrays in found.items()
@@ -106,7 +106,7 @@ def save_rescored(path: Path, found: Mapping[str, Arrays]) -> Path | None:
 
 
 def kept_clean(poisoned: np.ndarray, flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return precision and recall [N] of clean images among the first k = 1 … N of a ranking.
+    """Return precision and recall [N] of clean images among the first k = 1 … N ranked images.
 
     Args:
         poisoned: the share [N] of poisoned images among the first k.
@@ -130,7 +130,7 @@ def save_kept(path: Path, found: Mapping[str, Arrays], colours: Palette) -> Path
 
 
 def _kept(name: str, arrays: Arrays, style: dict[str, Any]) -> list[list[Mark]]:
-    """Return the curve and the dot of one defence, for precision and for recall."""
+    """Return the curve and the dot of one defence for two panels: precision and recall."""
     clean, labelled = ~arrays["flags"], arrays["labelled"]
     share = 100 * np.arange(1, len(clean) + 1) / len(clean)
     dots = (clean[labelled].mean() if labelled.any() else np.nan, labelled[clean].mean())
@@ -148,7 +148,7 @@ def _level(share: float) -> Mark:
 
 
 def _histogram(scores: np.ndarray, flags: np.ndarray, title: str, legend: str = "") -> Panel:
-    """Return a panel with histograms of clean and poisoned scores, each adding up to 100 %."""
+    """Return a panel with histograms of clean and poisoned images' scores, each adding to 100 %."""
     top = max(float(scores[np.isfinite(scores)].max(initial=0)), 10 * LOWEST)
     least = max(LOWEST, float(np.min(scores, initial=top)) / 2)
     edges = np.geomspace(least, top, 40)

@@ -1,4 +1,4 @@
-"""Figures of inverted triggers: their norms as bars, and the smallest one on images."""
+"""Figures of inverted triggers: their norms as bars, and the most suspicious one on images."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ def save_norms(
     classes: Sequence[str],
     targets: Collection[int],
 ) -> Path | None:
-    """Draw the norm of each inverted trigger as a bar, with the trigger below it.
+    """Draw the norm of each class's inverted trigger as a bar, with the trigger below it.
 
     Args:
         found: the arrays of a model detection (see `results.artifacts.DetectionArrays`).

@@ -1,4 +1,4 @@
-"""The section with ACC and ASR by true class, before and after each defence."""
+"""The report page's section with ACC and ASR by true class, before and after each defence."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ COUNTS = {"acc": ("correct", "clean"), "asr": ("reached", "triggered")}
 
 
 def show(view: View) -> Markup:
-    """Return the bar charts of ACC and ASR by true class, means over seeds."""
+    """Return the HTML section with bar charts of ACC and ASR by true class, means over seeds."""
     evolved = view.study.run.manifest.labels("evolution")
     rows = [row for row in view.tables.get("per_class", ()) if row["defense"] not in evolved]
     rates, classes = class_rates(rows), view.study.run.manifest.classes
@@ -27,7 +27,7 @@ def show(view: View) -> Markup:
 
 
 def class_rates(rows: Sequence[Row]) -> dict[str, dict[str, np.ndarray]]:
-    """Return ACC and ASR [K] of each class, by defence and kind ("acc" or "asr").
+    """Return ACC and ASR [K] of each true class, by defence and kind ("acc" or "asr").
 
     A rate is a mean over the seeds where it is defined, and NaN if there are none.
 

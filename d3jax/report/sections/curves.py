@@ -1,4 +1,4 @@
-"""The section with the training curves of the undefended model and of the defences."""
+"""The report page's section with training curves of the undefended model and of the defences."""
 
 from ...results.log_records import by_loop
 from ..plots.curves import REPAIR, TRAINING, Runs, save_curves
@@ -7,7 +7,7 @@ from ..view import View
 
 
 def show(view: View) -> Markup:
-    """Return the training curves of the undefended model and those of the defences."""
+    """Return the HTML section with training curves of the undefended model and of the defences."""
     training = runs_of(view, "victim", "external_model")
     defenses = runs_of(view, "repair", "training_time")
     logged = {name for records in defenses.values() for record in records for name in record}
@@ -23,7 +23,7 @@ def show(view: View) -> Markup:
 
 
 def runs_of(view: View, *kinds: str) -> Runs:
-    """Return the log records of an attack's nodes by (name, seed).
+    """Return the log records of an attack's nodes by (name of node and train loop, seed).
 
     The name is the node's label, with the loop after a slash: "abl/isolate" is a loop of "abl".
     """

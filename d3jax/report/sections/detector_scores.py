@@ -1,4 +1,4 @@
-"""The sections on detectors of poisoned training samples and of triggered test inputs."""
+"""The report page's sections on detectors of poisoned training samples and triggered inputs."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +12,7 @@ from ..view import View
 
 
 class Shown(NamedTuple):
-    """The names by which a section describes one kind of detection.
+    """The words by which a page section describes sample detectors, or input detectors.
 
     `kind` is its kind of node, and `table` the stem of its CSV file. `what` names the items that it
     scores, and `positive` the items that it should find.
@@ -38,7 +38,10 @@ COLUMNS = {
 
 
 def show(shown: Shown, view: View) -> Markup:
-    """Return a table of all detectors of a kind, means over seeds, and their score histograms."""
+    """Return the HTML section on sample or input detectors: a table of rates, and histograms.
+
+    Rates are means over seeds. The histograms show the detectors' scores.
+    """
     rows = view.tables.get(shown.table, ())
     found = {one.entry.label: one.arrays for one in view.finished(shown.kind) if one.arrays}
     heads = [(title, small) for title, small, *_ in COLUMNS.values()]

@@ -1,4 +1,4 @@
-"""The section on evolution runs: rates over updates, learning rates and survivability."""
+"""The report page's section on evolution runs: rates, learning rates and survivability."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ COLUMNS = [("S", f"ASR ≥ {tau:g}") for tau in TAUS] + [
 
 
 def show(view: View) -> Markup:
-    """Return the results of an attack's evolution runs, and a list of those that did not finish."""
+    """Return the HTML section on an attack's evolution runs: figures, table and failed runs."""
     rows, compared = view.tables.get("evolution", ()), view.tables.get("survival", ())
     labels = view.study.run.manifest.labels("evolution")
     ended = [row for row in view.tables.get("results", ()) if row["defense"] in labels]
@@ -43,7 +43,7 @@ def show(view: View) -> Markup:
 
 
 def _cells(row: Row) -> list[Cell]:
-    """Return the table cells of one evolution run, from its row of survival.csv."""
+    """Return the cells of the page's table for one evolution, from its row of survival.csv."""
     gain: Cell = (ratio(row), "ACC too low") if row["counts"] is False else ratio(row)
     return [
         *(survived(row, tau) for tau in TAUS),
@@ -54,7 +54,7 @@ def _cells(row: Row) -> list[Cell]:
 
 
 def headlines(compared: Sequence[Row]) -> dict[str, str]:
-    """Return one or two sentences per attack on how many updates its backdoor survives.
+    """Return by attack one or two sentences on how many updates its backdoor survives.
 
     They give the survival under the chosen constant learning rate and under the rates with the
     shortest survival.

@@ -1,4 +1,4 @@
-"""The section on an external model with an unknown trigger: what the study can and cannot show."""
+"""The report page's section on an external model with an unknown trigger: what a study can show."""
 
 from ...results.summary import points, summarise
 from ..rendering import Markup, render
@@ -7,7 +7,7 @@ from .inverted_triggers import tables_of
 
 
 def show(study: Study) -> Markup:
-    """Return the section on each attack of the study whose trigger is unknown."""
+    """Return the HTML section on an external model, for each attack whose trigger is unknown."""
     return Markup("").join(_show(view) for view in views_of(study) if view.unknown)
 
 
@@ -27,7 +27,7 @@ def _show(view: View) -> Markup:
 
 
 def flagged(study: Study) -> dict[str, list[str]]:
-    """Return sentences on what each detection flags, by the label of the unknown attack."""
+    """Return {attack: sentences on what each detection flags} for attacks of unknown trigger."""
     return {
         view.attack.label: [
             f"{one['detection']} (seed {one['seed']}) "

@@ -1,4 +1,4 @@
-"""The section on penultimate features of clean and triggered images, for each model."""
+"""The report page's section on models' penultimate features of clean and triggered images."""
 
 import math
 
@@ -10,7 +10,7 @@ COLUMNS = {"twin_distance": "Distance to clean twin", "silhouette": "Silhouette"
 
 
 def show(view: View) -> Markup:
-    """Return PCA and t-SNE plots of each model's features with a table of distances."""
+    """Return the HTML section with PCA and t-SNE plots of features, and a table of distances."""
     found = {one.entry.label: one for one in view.finished("features")}
     points = {name: one.arrays for name, one in found.items()}
     facts = [one.record.facts for one in found.values()]

@@ -1,4 +1,4 @@
-"""The section on the effect of each detection's inverted trigger on the models of an attack."""
+"""The report page's section on the ASR of each detection's inverted trigger on each model."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from ..view import View
 
 
 def show(view: View) -> Markup:
-    """Return a table of inverted-trigger ASR for each detection of an attack.
+    """Return the HTML section with tables of inverted-trigger ASR, one for each detection.
 
     An unknown attack gets none here, because its tables are in the section on the external model.
     """
@@ -18,7 +18,7 @@ def show(view: View) -> Markup:
 
 
 def tables_of(rows: Sequence[Row]) -> dict[str, Table]:
-    """Return a table per detection from rows of triggers.csv, with a row per model."""
+    """Return a page table for each detection from rows of triggers.csv, with a row per model."""
     return {
         name: _table([row for row in rows if row["detection"] == name])
         for name in dict.fromkeys(row["detection"] for row in rows)

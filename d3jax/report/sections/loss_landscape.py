@@ -1,4 +1,4 @@
-"""The section on the loss landscape: lines and planes between backdoored and repaired models."""
+"""The report page's section on losses between backdoored and repaired models (loss landscape)."""
 
 from collections.abc import Mapping
 
@@ -22,7 +22,7 @@ COLUMNS = [
 
 
 def show(view: View) -> Markup:
-    """Return the figures and the table of an attack's loss landscape."""
+    """Return the HTML section with the figures and the table of an attack's loss landscape."""
     return Markup("").join(_show(view, one) for one in view.finished("loss_landscape"))
 
 
@@ -42,7 +42,7 @@ def _show(view: View, one: Finished) -> Markup:
 
 
 def _cells(name: str, arrays: Mapping[str, np.ndarray]) -> list[Cell]:
-    """Return the table cells of a line: at the repaired model, and at the lowest ASR beyond it."""
+    """Return the table cells of one line: at the repaired model, and at the lowest ASR after it."""
     ts, (_, slope, curvature) = arrays[f"{name}/ts"], arrays[f"{name}/taylor"]
     at, beyond = int(np.argmin(np.abs(ts - 1))), np.flatnonzero(ts > 1)
     clean, backdoor = (

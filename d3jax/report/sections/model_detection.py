@@ -1,4 +1,4 @@
-"""The sections on detections: one line for each, and the evidence of model detectors."""
+"""The report page's sections on detections: a line for each, and model detectors' evidence."""
 
 from collections.abc import Mapping
 
@@ -17,14 +17,14 @@ NUMBERS = ("norm", "index", "success", "flagged")
 
 
 def show_table(study: Study) -> Markup:
-    """Return a list with one line for each detection of the study."""
+    """Return the HTML list with one line of text for each detection of the study."""
     rows = [row for name in TABLES for row in study.tables.get(name, ())]
     found = detections(rows)
     return render("detections.html.j2", lines=[one["text"] for one in found])
 
 
 def show(view: View) -> Markup:
-    """Return figures with the evidence of each model detection, for the first seed.
+    """Return the HTML figures of the evidence of each model detector, for the first seed.
 
     A detector that inverts triggers shows their norms, and the smallest trigger on images. Other
     detectors show the score of each class.
@@ -40,7 +40,7 @@ def show(view: View) -> Markup:
 
 
 def _show_scores(view: View, one: Finished) -> Markup:
-    """Return the figure of a detection's class scores."""
+    """Return the HTML figure of the scores that one model detector gives the classes."""
     name, arrays, classes = one.entry.label, one.arrays, view.study.run.manifest.classes
     targets = view.attack.targets * view.attack.attacked
     title = f"{name}, seed {one.entry.seed}"
@@ -58,7 +58,7 @@ def _show_scores(view: View, one: Finished) -> Markup:
 
 
 def _show_triggers(view: View, one: Finished, images: Mapping[str, np.ndarray]) -> Markup:
-    """Return the figures of the inverted triggers: norms of all, and the smallest on images."""
+    """Return the HTML figures of a detection's inverted triggers: norms, and one on images."""
     name, arrays, classes = one.entry.label, one.arrays, view.study.run.manifest.classes
     title, targets = f"{name}, seed {one.entry.seed}", view.attack.targets * view.attack.attacked
     median, spread = one.record.facts["median"], one.record.facts["spread"]

@@ -1,4 +1,4 @@
-"""The sections on all defences: main results, overview, results table and definitions."""
+"""The report page's sections on all defences: main results, overview, results and glossary."""
 
 from ...results.summary import COSTLY, GONE, KEEPS, NEAR, RATES, READ, group_of, headline, points
 from ..rendering import Markup, render
@@ -9,7 +9,7 @@ Key = tuple[str, str, str]
 
 
 def show_headlines(study: Study) -> Markup:
-    """Return the main results: a few sentences on each attack."""
+    """Return the HTML of a study's main results: a few sentences on each attack."""
     compared = study.tables.get("survival")
     survival = evolution.headlines(compared) if compared else {}
     flagged = external_model.flagged(study) if study.run.manifest.external else {}
@@ -23,7 +23,7 @@ def show_headlines(study: Study) -> Markup:
 
 
 def show_glance(study: Study) -> Markup:
-    """Return an overview table with the ASR of each defence under each attack.
+    """Return the HTML overview table with the ASR of each defence under each attack.
 
     It is empty for a single attack, or for fewer than two defences.
     """
@@ -34,7 +34,7 @@ def show_glance(study: Study) -> Markup:
 
 
 def show_table(study: Study) -> Markup:
-    """Return the table of all rates before and after each defence, over seeds."""
+    """Return the HTML table of all rates before and after each defence, over seeds."""
     groups = [
         (label_of(key, study), _about(key, study), rows) for key, rows in study.groups.items()
     ]
@@ -50,25 +50,25 @@ def show_table(study: Study) -> Markup:
 
 
 def show_glossary(study: Study) -> Markup:
-    """Return the definitions of the rates and outcomes that the study has."""
+    """Return the HTML definitions of the rates and outcomes that appear in the study."""
     limits = {"gone": GONE, "keeps": KEEPS, "costly": COSTLY, "read": READ, "near": NEAR}
     return render("glossary.html.j2", groups=study.groups, rates=rates_of(study), **limits)
 
 
 def rates_of(study: Study) -> list[str]:
-    """Return the names of the rates that some row has; without a trigger only ACC."""
+    """Return the names of the rates (ACC, ASR …) that a study has; without a trigger only ACC."""
     rows = [row for group in study.groups.values() for row in group]
     return [rate for rate in RATES if any(row[rate] is not None for row in rows)] or ["acc"]
 
 
 def label_of(key: Key, study: Study) -> tuple[str, str]:
-    """Return the attack's name, and its data set and model where the study has several of them."""
+    """Return an attack's name, with data set and model where the study has several of these."""
     several = [i for i in (0, 1) if len({other[i] for other in study.groups}) > 1]
     return key[2], ", ".join(key[i] for i in several)
 
 
 def _about(key: Key, study: Study) -> str:
-    """Return the poison rates and the number of seeds of a group as text."""
+    """Return poison rates and number of seeds of one attack, net and data set as text."""
     rows = [row for row in study.rows if group_of(row) == key]
     rates = dict.fromkeys(row["poison_rate"] for row in rows)
     shown = ", ".join(f"{points(rate, digits=2)} %" for rate in rates if rate is not None)

@@ -1,4 +1,4 @@
-"""The section with sample images of an attack and the class that each model predicts for them."""
+"""The report page's section with an attack's sample images and each model's predicted classes."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from ..view import View
 
 
 def show(view: View) -> Markup:
-    """Return the figure of the sample images, with a table of all models' predictions below it."""
+    """Return the HTML section with sample images of an attack, and all models' predictions."""
     models = view.finished("report_samples")
     victim = next((one for one in models if len(one.arrays.get("labels", ()))), None)
     if not victim:

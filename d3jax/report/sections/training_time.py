@@ -1,4 +1,4 @@
-"""The section on training-time defences: learning curves, and scores of the training images."""
+"""The report page's section on training-time defences: learning curves and image scores."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ CHOICES = {
 
 
 def show(view: View) -> Markup:
-    """Return figures and tables on the training-time defences, grouped by their first stage.
+    """Return the HTML section on an attack's training-time defences, grouped by first stage.
 
     Figures show the first seed, and tables are means over seeds.
     """
@@ -53,7 +53,7 @@ def _show(view: View, group: Sequence[Finished]) -> Markup:
 
 
 def _found(rows: Sequence[Row]) -> dict[str, tuple[str, str, int, int]]:
-    """Return the columns with AUROC and precision of a score, in the format of `CHOICES`."""
+    """Return the table headings for a score's AUROC and precisions, in the format of `CHOICES`."""
     shares = [name for name in (rows[0] if rows else ()) if name.startswith("precision_")]
     small = {name: 100 * float(name.removeprefix("precision_")) for name in shares}
     precision = {name: ("Precision", f"of the lowest {small[name]:g} %", 100, 1) for name in shares}
@@ -61,7 +61,7 @@ def _found(rows: Sequence[Row]) -> dict[str, tuple[str, str, int, int]]:
 
 
 def _means(rows: Sequence[Row], by: str, columns: Mapping[str, tuple[str, str, int, int]]) -> Table:
-    """Return a table of means over seeds, with one row for each value of the column `by`."""
+    """Return a page table of means over seeds, with one row for each value of the column `by`."""
 
     def cell(name: str, column: str, factor: int, digits: int) -> str:
         known = [row[column] for row in rows if row[by] == name and row[column] is not None]

@@ -1,1 +1,1 @@
-"""The kinds of nodes that a study computes, one file for each kind."""
+"""The kinds of nodes (computations of a study), one file for each kind."""

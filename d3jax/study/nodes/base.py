@@ -1,8 +1,9 @@
-"""The contract of a node: a computation of a study, kept in a folder that its recipe names.
+"""The base class `Node`, a computation of a study, and the types and helpers of its kinds.
 
-A kind of node is one class in one file of this folder. Planner and executor use the contract only
-and know no kind. A node whose result is arrays (a model, a trigger) saves them as a checkpoint. An
-`AnalysisNode` computes and saves rows and arrays for tables and page.
+A node is kept in a folder that its recipe names. A kind of node is one class in one file of this
+folder. Planner and executor use the contract of `Node` only and know no kind. A node whose result
+is arrays (a model, a trigger) saves them as a checkpoint. An `AnalysisNode` computes and saves rows
+and arrays for tables and page.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from ..context import StudyContext
 
 @dataclasses.dataclass
 class Artifact:
-    """The result of a finished node.
+    """The result of a finished node of a study: its arrays, test counts, time and log records.
 
     `counts` are those on the test set (None if the result is not a model). `seconds` is wall time,
     including measurements. `records` are the log records, and `environment` says where the node was
@@ -53,16 +54,16 @@ class Artifact:
 
     @functools.cached_property
     def tree(self) -> Any:
-        """Return the arrays of the result; load them if they are not in memory."""
+        """Return the arrays of a node's result; load them from the checkpoint if necessary."""
         return self.load()
 
     @property
     def variables(self) -> Any:
-        """Return the variables of the model in the tree."""
+        """Return the model's variables in a node's result, which may hold other arrays too."""
         return getattr(self.tree, "variables", self.tree)
 
     def release(self) -> None:
-        """Drop the arrays from memory."""
+        """Drop the arrays of a node's result from memory; they can be loaded again."""
         self.__dict__.pop("tree", None)
 
 
@@ -74,7 +75,7 @@ class Failure(NamedTuple):
 
     @property
     def status(self) -> str:
-        """Return the text for the `status` column of a table."""
+        """Return the reason of a node's failure as text for the column `status` of results.csv."""
         return f"{'not finished' if self.unfinished else 'failed'}: {self.message}"
 
 
@@ -82,11 +83,11 @@ Result = Artifact | Failure
 
 
 class Inputs(SimpleNamespace):
-    """The artifacts of the nodes that a node needs, by name; None for a missing optional one."""
+    """The results (artifacts) that a node reads, by field name; None for a missing optional one."""
 
 
 class Findings(NamedTuple):
-    """The rows by table, arrays and JSON facts that a node provides for tables and page.
+    """The output of a node for the tables and the report page: rows, arrays and JSON facts.
 
     `results.artifacts` documents the arrays and facts of each kind.
     """
@@ -98,7 +99,7 @@ class Findings(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Node:
-    """A computation of a study; a subclass defines what is computed.
+    """A node: one computation of a study with a saved result; subclasses define the computation.
 
     Names are unique within a study. A field that is a node is needed by this node. The methods
     `compute`, `loop` and `findings` receive its artifact under the field's name. `choice` is the
@@ -137,44 +138,44 @@ class Node:
 
     @property
     def chosen(self) -> Choice:
-        """Return the node's entry in the config; for kinds that always have one."""
+        """Return the entry of the config (a `Choice`) of a node that always has one."""
         assert self.choice is not None
         return self.choice
 
     @property
     def label(self) -> str:
-        """Return the name of its model or detection in tables and figures; "" without either."""
+        """Return the name of a node's model or detection in tables and figures; "" without one."""
         return self.choice.label if self.choice else ""
 
     @property
     def what(self) -> str:
-        """Return the last part of the node's name."""
+        """Return the last part of a node's name `<attack>/seed<n>/<what>`; usually its label."""
         return self.label
 
     @property
     def seed(self) -> int:
-        """Return the seed in the node's name and recipe."""
+        """Return the seed in a node's name and recipe; by default the seed of the attack run."""
         return self.run.seed
 
     @property
     def name(self) -> str:
-        """Return the unique name `<attack>/seed<n>/<what>`."""
+        """Return the name of a node, which is unique in a study: `<attack>/seed<n>/<what>`."""
         return f"{self.run.label}/seed{self.seed}/{self.what}"
 
     @property
     def needs(self) -> dict[str, Node]:
-        """Return the nodes that this node needs, by the names of the fields."""
+        """Return the nodes that a node needs, by the names of the fields that hold them."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Node)}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return all that determines the result besides attack run and choice, as plain data."""
+        """Return what determines a node's result besides attack run and config entry."""
         return {}
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """Return all that determines the result, as plain data."""
+        """Return everything that determines a node's result, as plain data to be hashed."""
         chosen = self.choice and {
             "name": self.choice.name,
             "config": to_mapping(self.choice.config),
@@ -184,12 +185,12 @@ class Node:
 
     @property
     def digest(self) -> str:
-        """Return the hash of the recipe."""
+        """Return the hash of a node's recipe, which also names the folder of the result."""
         return recipe_hash(self.recipe)
 
     @property
     def folder(self) -> Path:
-        """Return the folder of the result: in the cache if `shared`, else in the run folder."""
+        """Return the folder of a node's result: in the cache if `shared`, else the run folder."""
         context, run = self.context, self.run
         root, first, what = context.workdir / "checkpoints", run.label, self.what
         if self.shared:
@@ -200,45 +201,45 @@ class Node:
 
     @property
     def rows(self) -> list[Row]:
-        """Return the identifying columns of its rows in results.csv, a row for each seed."""
+        """Return the identifying columns of a node's rows in results.csv, one row for each seed."""
         return [identity(self.context, self.run, self.label)]
 
     @property
     def entry(self) -> NodeEntry:
-        """Return the node's entry in study.json."""
+        """Return the entry of a node in study.json, as a `NodeEntry`."""
         where = (self.run.label, self.run.seed, self.label, self.role)
         return NodeEntry(self.name, self.kind, *where, self.rows, self.digest)
 
     @property
     def network(self) -> Model:
-        """Return the network that the variables in the node's tree belong to."""
+        """Return the `Model` (pure functions) of a node's variables; by default the study's."""
         return self.context.model
 
     def like(self) -> Any:
-        """Return the structure, shapes and dtypes of the node's tree.
+        """Return the structure, shapes and dtypes of a node's arrays, to load a checkpoint.
 
-        By default these are the variables of the network.
+        By default they are those of the network's variables.
         """
         return jax.eval_shape(self.network.init, jax.random.key(0))
 
     def loop(self, inputs: Inputs) -> TrainLoop:
-        """Return the train loop of the node; for nodes with `is_loop`."""
+        """Return the `TrainLoop` that computes a node; only for kinds of nodes with `is_loop`."""
         raise NotImplementedError
 
     def tree_of(self, loop: TrainLoop, state: TrainState) -> Any:
-        """Return the node's tree from the final state of its train loop."""
+        """Return the arrays of a node's result, taken from the final state of its train loop."""
         return state.variables
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Any, list[LogRecord]]:
-        """Return the node's tree and its log records; for nodes without `is_loop`."""
+        """Compute a node without a train loop; return the arrays of its result and log records."""
         raise NotImplementedError
 
     def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
-        """Return a function that measures a state during the training, for plots."""
+        """Return a function that measures the model during a node's training, for plots."""
         return lambda state: {}
 
     def count(self, inputs: Inputs, tree: Any) -> Counts | None:
-        """Return the model's counts on the test set under the victim's trigger.
+        """Return the `Counts` of a node's model on the test set with the victim's trigger.
 
         Kinds whose result is not a model return None.
         """
@@ -249,12 +250,12 @@ class Node:
         return evaluator(self.context, self.run.attack, self.network)(*given)
 
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
-        """Return the rows, arrays and facts of the node for tables and page."""
+        """Return the rows, arrays and facts of a finished node for tables and report page."""
         return Findings(model_tables(self, artifact) if self.role else {})
 
 
 class AnalysisNode(Node):
-    """A node that computes rows and arrays for tables and page from finished models.
+    """A node that computes rows and arrays for tables and report page from finished models.
 
     It is kept in the run folder. If it fails, the page lacks a section. Its recipe contains its
     needs and its `version`, but not its `choice`. Raise the version when the analysis computes
@@ -266,28 +267,28 @@ class AnalysisNode(Node):
 
     @property
     def digest(self) -> str:
-        """Return the hash of kind, version and settings, and of the digests of all needs."""
+        """Return the hash of an analysis node: of kind, version, settings and needed nodes."""
         needs = {name: node.digest for name, node in self.needs.items()}
         own = {"kind": self.kind, "version": self.version, "settings": self.settings}
         return recipe_hash({**own, "needs": needs})
 
     @property
     def folder(self) -> Path:
-        """Return the node's folder in the run folder."""
+        """Return the folder of an analysis node in the run folder: `nodes/<name>`."""
         return node_folder(self.context.workdir, self.name)
 
     def analyse(self, inputs: Inputs) -> Findings:
-        """Compute and return the rows, arrays and facts of the analysis."""
+        """Compute the rows, arrays and facts of an analysis from the results that it needs."""
         raise NotImplementedError
 
 
 def recipe_hash(recipe: Mapping[str, Any]) -> str:
-    """Return the hash of a recipe, twelve hex digits."""
+    """Return the hash of a recipe (plain data), as twelve hex digits."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def identity(context: StudyContext, run: AttackRun, label: str, seed: int | None = None) -> Row:
-    """Return the columns that identify a model's row in results.csv."""
+    """Return the columns that identify a model's row in results.csv, such as attack and seed."""
     model = context.config.model
     return {
         "dataset": context.dataset.info.name,
@@ -304,7 +305,7 @@ def identity(context: StudyContext, run: AttackRun, label: str, seed: int | None
 
 
 def detection_identity(node: Node) -> Row:
-    """Return the columns that identify a detection's row in samples.csv and inputs.csv."""
+    """Return the columns that identify a detector's row in samples.csv and inputs.csv."""
     row = identity(node.context, node.run, node.label)
     return {
         "dataset": row["dataset"],
@@ -320,7 +321,7 @@ def detection_identity(node: Node) -> Row:
 def model_tables(
     node: Node, artifact: Artifact, before: Counts | None = None, more: Mapping[str, Any] = {}
 ) -> dict[str, list[Row]]:
-    """Return the rows of a model in results.csv and per_class.csv.
+    """Return the rows of a node's model in results.csv and per_class.csv, by table.
 
     `before` are the counts of the model before the defence; from them follows the DER. `more` are
     additional columns that only some kinds of node have.
@@ -332,6 +333,6 @@ def model_tables(
 
 
 def watched_rates(counts: Counts) -> LogRecord:
-    """Return ACC, and ASR if there is a trigger, as metrics of a watch."""
+    """Return a log record of `watch_acc`, and `watch_asr` if there is a trigger, from `Counts`."""
     rates = {"watch_acc": counts.acc}
     return rates | {"watch_asr": counts.asr} if counts.triggered.sum() else rates

@@ -1,4 +1,4 @@
-"""The evidence node: the work of a model detector on the victim, before any verdict."""
+"""The evidence node: runs a model detector on the victim and saves its evidence for a verdict."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .base import Inputs, Node, recipe_hash
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class EvidenceNode(Node):
-    """The evidence that a model detector computes about the victim.
+    """A node that computes the evidence of a model detector about the victim, without a verdict.
 
     Detections and repairs with equal settings share it.
     """
@@ -32,26 +32,26 @@ class EvidenceNode(Node):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the settings of the reserved images."""
+        """Return the settings of the study's reserved clean images, as data for the recipe."""
         return {"reserved": to_mapping(self.context.config.reserved)}
 
     @property
     def what(self) -> str:
-        """Return `evidence-<detector>-<hash of its settings>`, the last part of the name."""
+        """Return `evidence-<detector>-<hash>`, the last part of an evidence node's name."""
         made = {"config": to_mapping(self.chosen.config), **self.settings}
         return f"evidence-{self.chosen.name}-{recipe_hash(made)}"
 
     def like(self) -> Any:
-        """Return the shapes and dtypes of the evidence."""
+        """Return the shapes and dtypes of a model detector's evidence, to load a checkpoint."""
         info = self.context.dataset.info
         return self.detector.like(info.num_classes, info.shape)
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Any, list[LogRecord]]:
-        """Return the detector's evidence and its log records."""
+        """Run a model detector on the victim; return its evidence and the log records."""
         context, seed = self.context, self.run.seed
         key = stream(jax.random.key(seed), "repair")
         given = (context.model, inputs.victim.variables, reserved_split(context, seed))
         return self.detector.detect(key, *given, hooks)
 
     def count(self, inputs: Inputs, tree: Any) -> None:
-        """Return None, because the evidence is not a model."""
+        """Return None: a detector's evidence is not a model, so there are no test counts."""

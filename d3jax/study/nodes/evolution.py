@@ -1,4 +1,4 @@
-"""The evolution node: a backdoored or clean model that is updated repeatedly on fresh data."""
+"""The evolution node: updates a backdoored or clean model again and again on fresh data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .base import Artifact, Findings, Inputs, Node, model_tables
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class EvolutionNode(Node):
-    """An evolution run: all updates of the victim on fresh data.
+    """A node that runs one evolution: updates the victim again and again on fresh data.
 
     If there is a `defense`, it is called after some of the updates. `prepared` is the preparation
     of the attack, for runs that replay the training set. A control (a run of a clean model) saves
@@ -44,7 +44,7 @@ class EvolutionNode(Node):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the fresh images, the order of the drifts, and the defence that is called."""
+        """Return an evolution's fresh images, drift order and called defence, for the recipe."""
         study, config = self.context.config, self.chosen.config
         found = {
             "fresh": [study.fresh, self.context.fresh_hash],
@@ -60,7 +60,7 @@ class EvolutionNode(Node):
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """Return all that determines the result, as plain data.
+        """Return everything that determines an evolution run, as plain data to be hashed.
 
         Without a trigger, the settings of poison are fixed: they have no effect.
         """
@@ -71,28 +71,28 @@ class EvolutionNode(Node):
 
     @property
     def is_loop(self) -> bool:
-        """Return whether the run is one train loop: no defence is called between updates."""
+        """Return whether an evolution is one train loop: no defence is called between updates."""
         return self.defense is None
 
     @property
     def group(self) -> Hashable:
-        """Return a key that is equal for runs of an attack whose updates are one program."""
+        """Return a key that is equal for evolution runs that can be computed as one program."""
         return (self.run.label, self.chosen.config.program) if self.is_loop else None
 
     @property
     def watch_every(self) -> int:
-        """Return the number of steps in an update."""
+        """Return the number of train steps in one update of an evolution run."""
         return steps_of(self.chosen.config, len(fresh_split(self.context).labels))
 
     @functools.cached_property
     def sets(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the fresh rows of each update for training [T, n] and for validation [T, m]."""
+        """Return the fresh image rows of each update, to train [T, n] and to validate [T, m]."""
         labels, classes = fresh_split(self.context).labels, self.context.dataset.info.num_classes
         return divide(evolution_key(self.run.seed), labels, self.chosen.config, classes)
 
     @property
     def measure(self) -> Measure:
-        """Return the measurement of models on drifted test images.
+        """Return the `Measure` of an evolution's models on test images that drift.
 
         It uses the first `measured` test images of the study, or all.
         """
@@ -103,7 +103,7 @@ class EvolutionNode(Node):
         return Measure(context.model, self.run.attack, context.dataset.info, config, test, batch)
 
     def loop(self, inputs: Inputs) -> TrainLoop:
-        """Return the train loop of all updates."""
+        """Return the train loop that runs all updates of an evolution."""
         context, run, victim = self.context, self.run, inputs.victim.tree
         config, replayed = self.chosen.config, None
         if config.replay:
@@ -121,7 +121,10 @@ class EvolutionNode(Node):
         return evolution_loop(evolution_key(run.seed), context.model, victim.variables, *data)
 
     def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
-        """Return a function that measures the model after an update; a control also saves it."""
+        """Return a function that measures an evolution's model after each update.
+
+        For a control run, which has no trigger, it also saves the model.
+        """
         kept = [
             Split(*(np.asarray(part)[rows] for part in fresh_split(self.context)))
             for rows in self.sets[1]
@@ -138,12 +141,12 @@ class EvolutionNode(Node):
         return watch_and_keep
 
     def count(self, inputs: Inputs, tree: Variables) -> Counts:
-        """Return the counts after the last update, on all test images under its drift."""
+        """Return the `Counts` of an evolution's last model on all test images, drifted as then."""
         whole = dataclasses.replace(self.measure, test=self.context.dataset.test)
         return whole(tree, inputs.victim.tree.trigger, self.chosen.config.updates)[0]
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Variables, list[LogRecord]]:
-        """Return the model and log records of all updates, with the defence called in between."""
+        """Run an evolution with a defence between updates; return the model and log records."""
         assert self.defense is not None  # without one it is a loop
         images = len(reserved_split(self.context, self.run.seed).labels)
         watch, trigger = self.watch(inputs), inputs.victim.tree.trigger
@@ -151,6 +154,6 @@ class EvolutionNode(Node):
         return defended_updates(self.loop(inputs), self.measure, trigger, *calls, watch, hooks)
 
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
-        """Return its rows in results.csv and per_class.csv, with survivability columns."""
+        """Return an evolution's rows of results.csv (with survivability) and per_class.csv."""
         columns = survival_columns(artifact.records, inputs.victim.counts.asr)
         return Findings(model_tables(self, artifact, None, columns))

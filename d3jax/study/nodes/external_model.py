@@ -1,4 +1,4 @@
-"""The external-model node: a model that was trained elsewhere takes the place of the victim."""
+"""The external-model node: reads a model that was trained elsewhere, in place of the victim."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from .victim import Victim, VictimNode
 
 
 class ExternalModelNode(VictimNode):
-    """An external model, read from a file or checkpoint, with the trigger of the study's attack."""
+    """A node that reads an external model from a file or checkpoint, in place of the victim.
+
+    It holds the trigger of the study's attack too.
+    """
 
     kind: ClassVar[str] = "external_model"
     title: ClassVar[str] = "model"
@@ -21,7 +24,7 @@ class ExternalModelNode(VictimNode):
     group: ClassVar[None] = None
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Victim, list[LogRecord]]:
-        """Return the model as it was read, with the trigger; there are no log records."""
+        """Return the external model and the attack's trigger as a `Victim`, with no log records."""
         external, run = self.context.external, self.run
         assert external is not None  # this kind of node exists only for external models
         trigger = trigger_for(external, run.attack, run.recipe, run.key)

@@ -1,4 +1,4 @@
-"""The features node: a model's penultimate features of clean and triggered test images."""
+"""The features node: compares a model's penultimate features of clean and triggered images."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from .model_detection import to_try
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class FeaturesNode(AnalysisNode):
-    """The penultimate features of one `model` of an attack run, projected to points.
+    """A node that projects the penultimate features of one model to points by PCA and t-SNE.
 
-    `evidence` is given for an external model whose trigger is unknown. The triggered images then
-    carry the trigger that this detection found.
+    The features are those of clean and triggered test images. `evidence` is given for an external
+    model whose trigger is unknown. The triggered images then carry the trigger that this detection
+    found.
     """
 
     victim: Node
@@ -37,23 +38,24 @@ class FeaturesNode(AnalysisNode):
 
     @property
     def label(self) -> str:
-        """Return the model's label."""
+        """Return the label of the model whose features are projected."""
         return self.model.label
 
     @property
     def what(self) -> str:
-        """Return `features@<label of the model>`, the last part of the node's name."""
+        """Return `features@<label of the model>`, the last part of a features node's name."""
         return f"features@{self.label}"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the number of test images."""
+        """Return the number of test images whose features are projected, for the recipe."""
         return {"features": self.context.config.features}
 
     def analyse(self, inputs: Inputs) -> Findings:
-        """Return points by PCA and t-SNE, and how far triggered images are from their clean twins.
+        """Return a model's features as PCA and t-SNE points, and how far the trigger moves them.
 
-        Arrays and facts are those of `results.artifacts.FeatureArrays`.
+        The distances are those of triggered images from their clean twins. Arrays and facts are
+        those of `results.artifacts.FeatureArrays`.
         """
         context, attack = self.context, self.run.attack
         stamp = partial(triggered_images, attack, inputs.victim.tree.trigger)

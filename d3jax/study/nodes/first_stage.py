@@ -21,7 +21,7 @@ from .base import Inputs, Node, recipe_hash, watched_rates
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class FirstStageNode(Node):
-    """The first stage of a training-time defence on the poisoned set.
+    """A node that runs the first stage of a training-time defence on the poisoned training set.
 
     Defences with the same settings of the first stage share it. `prepared` is the preparation of
     the attack, if it has one.
@@ -35,44 +35,47 @@ class FirstStageNode(Node):
 
     @property
     def what(self) -> str:
-        """Return `first_stage-<hash of its settings>`, the last part of the node's name."""
+        """Return `first_stage-<hash of settings>`, the last part of a first-stage node's name."""
         return f"first_stage-{recipe_hash(self.settings)}"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the defence's settings of the first stage."""
+        """Return the settings of a training-time defence that determine its first stage."""
         return self.defense.settings
 
     @property
     def watch_every(self) -> int:
-        """Return the steps of an epoch, rounded to whole calls of the loop."""
+        """Return the number of steps between two measurements of a first stage: one epoch.
+
+        It is rounded to whole calls of the loop.
+        """
         epoch = self.defense.epoch(len(self.context.dataset.train.labels))
         return whole_calls(epoch, self.context.config.loop.steps_per_call)
 
     def loop(self, inputs: Inputs) -> TrainLoop:
-        """Return the train loop of the first stage."""
+        """Return the train loop of a training-time defence's first stage."""
         data, _ = released_set(self, inputs)
         return self.defense.begin(training_key(self), self.context.model, data)
 
     def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
-        """Return a function that measures how clean and poisoned images are learned."""
+        """Return a function that measures how a first stage learns clean and poisoned images."""
         return training_watch(self, inputs)
 
 
 def training_key(node: Node) -> jax.Array:
-    """Return the random key of the training-time defences of an attack run."""
+    """Return the jax random key that all training-time defences of an attack run share."""
     return stream(jax.random.key(node.run.seed), "training")
 
 
 def released_set(node: Node, inputs: Inputs) -> tuple[Split, np.ndarray]:
-    """Return the poisoned training set as released, and a boolean mask [N] of its poisoned rows."""
+    """Return an attack run's poisoned training set, and a boolean mask [N] of the poisoned rows."""
     prepared, run = getattr(inputs, "prepared", None), node.run
     given = prepared and prepared.tree
     return poisoned_split(run.key, run.attack, node.context.dataset.train, given)
 
 
 def training_watch(node: Node, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
-    """Return a function that measures how a training learns clean and poisoned images, for plots.
+    """Return a function that measures how a defence's training learns clean and poisoned images.
 
     It measures ACC and ASR on some test images, and scores of some clean and some poisoned training
     images.

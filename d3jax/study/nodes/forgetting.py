@@ -16,10 +16,10 @@ from .victim import VictimNode
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ForgettingNode(AnalysisNode):
-    """The predicted and measured forgetting of one evolution run.
+    """A node that predicts by a linear model how one evolution run forgets the backdoor.
 
-    The attack has one target. The linear model predicts under two curvatures, of the squared loss
-    and of softmax.
+    The prediction is compared with the measured forgetting. The attack has one target. The linear
+    model predicts under two curvatures, of the squared loss and of softmax.
     """
 
     victim: VictimNode
@@ -29,11 +29,11 @@ class ForgettingNode(AnalysisNode):
 
     @property
     def what(self) -> str:
-        """Return `forgetting@<label of the evolution>`, the last part of the node's name."""
+        """Return `forgetting@<evolution's label>`, the last part of a forgetting node's name."""
         return f"forgetting@{self.label}"
 
     def analyse(self, inputs: Inputs) -> Findings:
-        """Return the rows of forgetting.csv and the arrays of the page.
+        """Predict how a backdoor is forgotten; return rows of forgetting.csv and arrays to plot.
 
         Return nothing if the model has too many features to decompose their second moments.
         """
@@ -59,7 +59,7 @@ class ForgettingNode(AnalysisNode):
 
 
 def is_predicted(evolution: EvolutionNode) -> bool:
-    """Return whether the linear model's prediction applies to an evolution run.
+    """Return whether the linear model of forgetting can predict an evolution run.
 
     It does not apply in these cases: updates see the trigger, are defended or carry their momentum;
     the trigger drifts with the image; the attack has several targets or none.

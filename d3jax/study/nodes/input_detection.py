@@ -24,7 +24,7 @@ from .sample_detection import scored_like
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class InputDetectionNode(Node):
-    """The scores of an input detector for the clean test images, then for the triggered ones.
+    """A node that scores the clean, then the triggered test images by an input detector.
 
     The triggered images are those that count in the ASR: the attacker wants another class for them.
     """
@@ -36,7 +36,7 @@ class InputDetectionNode(Node):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the settings of the reserved images."""
+        """Return the settings of the study's reserved clean images, as data for the recipe."""
         return {"reserved": to_mapping(self.context.config.reserved)}
 
     @functools.cached_property
@@ -46,11 +46,11 @@ class InputDetectionNode(Node):
         return np.flatnonzero(np.asarray(self.run.attack.relabel(labels)) != labels)
 
     def like(self) -> Scored:
-        """Return the shapes and dtypes of scores and flags."""
+        """Return the shapes and dtypes of the input detector's scores and flags (`Scored`)."""
         return scored_like(len(self.context.dataset.test.labels) + len(self.counted))
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Scored, list[LogRecord]]:
-        """Return the scores, and flags for the inputs above the detector's own threshold."""
+        """Score all test images by an input detector, and flag those above its threshold."""
         context, seed, victim = self.context, self.run.seed, inputs.victim.tree
         key = stream(jax.random.key(seed), "detection")
         given = (context.model, victim.variables)
@@ -68,10 +68,10 @@ class InputDetectionNode(Node):
         return Scored(scores, scores > self.detector.threshold(state)), []
 
     def count(self, inputs: Inputs, tree: Scored) -> None:
-        """Return None, because scores are not a model."""
+        """Return None: a detector's scores are not a model, so there are no test counts."""
 
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
-        """Return its row of inputs.csv; for the first seed also scores and flags."""
+        """Return the detector's row of inputs.csv; for the first seed also scores and flags."""
         scores, flagged = map(np.asarray, artifact.tree)
         triggered = np.arange(len(scores)) >= len(self.context.dataset.test.labels)
         row = detection_identity(self) | detection_rates(scores, flagged, triggered)

@@ -1,4 +1,4 @@
-"""The inversion node: an inverted trigger of one class, for repairs that stamp it."""
+"""The inversion node: inverts the trigger of one class of the victim, for repairs that stamp it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .evidence import EvidenceNode
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class InversionNode(Node):
-    """The inversion of the trigger of one class of the victim, with the settings `config`.
+    """A node that inverts the trigger of one class of the victim by the settings `config`.
 
     The class is `target`, or with `target` None the class that a detection flags. `detected` is
     then the evidence of that detection.
@@ -36,7 +36,10 @@ class InversionNode(Node):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the settings of the inversion, of its class and of the reserved images."""
+        """Return the settings that determine an inverted trigger, as plain data for the recipe.
+
+        They are those of the inversion, of its class and of the reserved images.
+        """
         after = self.detected.recipe if self.detected else None
         reserved = to_mapping(self.context.config.reserved)
         search = {"config": to_mapping(self.config), "label": self.target, "after": after}
@@ -44,16 +47,16 @@ class InversionNode(Node):
 
     @property
     def what(self) -> str:
-        """Return `inversion-<preset>-<class>-<hash of its settings>`, the last part of the name."""
+        """Return `inversion-<preset>-<class>-<hash>`, the last part of an inversion node's name."""
         whom = "flagged" if self.detected else f"class{self.target}"
         return f"inversion-{self.config.preset}-{whom}-{recipe_hash(self.settings)}"
 
     def like(self) -> Inversion:
-        """Return the shapes and dtypes of an inversion of one class."""
+        """Return the shapes and dtypes of an `Inversion` of one class, to load a checkpoint."""
         return like(1, self.context.dataset.info.shape)
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Inversion, list[LogRecord]]:
-        """Invert the trigger with the reserved images; return the inversion and the log records.
+        """Invert the trigger of one class on the reserved images; return it and log records.
 
         Return an empty inversion if the detection flags no class.
         """
@@ -68,4 +71,4 @@ class InversionNode(Node):
         return invert(key, *given, self.config, [label], hooks)
 
     def count(self, inputs: Inputs, tree: Inversion) -> None:
-        """Return None, because an inversion is not a model."""
+        """Return None: an inverted trigger is not a model, so there are no test counts."""

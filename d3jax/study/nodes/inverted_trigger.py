@@ -1,6 +1,6 @@
-"""The inverted-trigger node: the effect of an inverted trigger on a model, before or after repair.
+"""The inverted-trigger node: measures a detector's inverted trigger on a model, repaired or not.
 
-It can be measured even if nobody knows the real trigger.
+Its effect can be measured even if nobody knows the real trigger.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from .model_detection import to_try
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class InvertedTriggerNode(AnalysisNode):
-    """The effect of the trigger that the detection `choice` found on one `model` of its run."""
+    """A node that measures the ASR of a detection's inverted trigger on one model of a study.
+
+    `choice` is the detection that found the trigger. `model` is the victim or a defended model of
+    the same attack run.
+    """
 
     evidence: EvidenceNode
     model: Node
@@ -27,16 +31,16 @@ class InvertedTriggerNode(AnalysisNode):
 
     @property
     def label(self) -> str:
-        """Return the model's label."""
+        """Return the label of the model on which the inverted trigger is measured."""
         return self.model.label
 
     @property
     def what(self) -> str:
-        """Return `inverted@<detection>@<model>`, the last part of the node's name."""
+        """Return `inverted@<detection>@<model>`, the end of an inverted-trigger node's name."""
         return f"inverted@{self.chosen.label}@{self.label}"
 
     def analyse(self, inputs: Inputs) -> Findings:
-        """Return the row of triggers.csv for this detection and model.
+        """Measure an inverted trigger's ASR on one model; return the row of triggers.csv.
 
         The trigger is that of the flagged class, or of the most suspicious class if none is
         flagged. `turned` is its ASR: the share of test images of other classes that the model

@@ -1,4 +1,4 @@
-"""The loss-landscape node: losses between the backdoored model and its repaired models."""
+"""The loss-landscape node: losses on lines between the backdoored and the repaired models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .base import AnalysisNode, Findings, Inputs, Node
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class LossLandscapeNode(AnalysisNode):
-    """The losses on lines from the victim to its repaired models, and in a plane through them.
+    """A node that measures losses on lines from the victim to its repairs, and in a plane.
 
     There is a line for each repaired model. The plane contains the victim and the first two.
     """
@@ -28,21 +28,21 @@ class LossLandscapeNode(AnalysisNode):
 
     @property
     def needs(self) -> dict[str, Node]:
-        """Return the victim, as "victim", and its repairs, as "to <label>"."""
+        """Return the nodes of a loss landscape: "victim", and each repair as "to <label>"."""
         return {"victim": self.victim} | {f"to {node.label}": node for node in self.repairs}
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """Return the names of all repairs, because a repair that failed only lacks its line."""
+        """Return the names of inputs that may be missing: a failed repair only lacks a line."""
         return tuple(self.needs)[1:]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the number of points on a line."""
+        """Return the number of points on a line of the loss landscape, for the recipe."""
         return {"points": self.context.config.paths}
 
     def analyse(self, inputs: Inputs) -> Findings:
-        """Return the rows of paths.csv and changes.csv, and arrays and facts for the page."""
+        """Measure a loss landscape; return rows of paths.csv and changes.csv, and arrays."""
         context, run = self.context, self.run
         artifacts = {node.label: getattr(inputs, f"to {node.label}") for node in self.repairs}
         models = {label: one.variables for label, one in artifacts.items() if one}

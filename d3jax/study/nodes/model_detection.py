@@ -20,7 +20,7 @@ from .report_samples import shown_images
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ModelDetectionNode(AnalysisNode):
-    """The verdict of a model detector on the victim, from the evidence that it computed.
+    """A node that judges by a model detector's evidence whether the victim is backdoored.
 
     `choice` is the detection's entry in the config.
     """
@@ -32,17 +32,20 @@ class ModelDetectionNode(AnalysisNode):
 
     @property
     def what(self) -> str:
-        """Return `detection@<label>`, the last part of the node's name."""
+        """Return `detection@<label>`, the last part of a model-detection node's name."""
         return f"detection@{self.label}"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return whether the model is external, and whether pictures are made for the page."""
+        """Return the flags `external` (external model) and `pictures` (draw them for the page)."""
         shown = self.run.seed == self.context.config.seeds[0]
         return {"external": bool(self.context.external), "pictures": shown}
 
     def analyse(self, inputs: Inputs) -> Findings:
-        """Return the rows of detections.csv and evidence.csv; for the first seed also arrays."""
+        """Judge a detector's evidence; return rows of detections.csv and evidence.csv.
+
+        For the first seed, also return arrays for the page.
+        """
         tree, detector = inputs.evidence.tree, self.evidence.detector
         verdict = detector.judge(tree)
         tables = self._tables(verdict, inputs.evidence.seconds)
@@ -89,7 +92,7 @@ class ModelDetectionNode(AnalysisNode):
         return {"detections": [detection], "evidence": evidence}
 
     def _pictures(self, tree: Any, verdict: Verdict) -> dict[str, np.ndarray]:
-        """Return every trigger on grey, and the most suspicious one on the page's images."""
+        """Draw each class's inverted trigger on grey, and the most suspicious on test images."""
         clean = shown_images(self.context, self.run)[0]
         grey, detector = jnp.full((1, *clean.shape[1:]), 0.5), self.evidence.detector
         stamps = [_stamp(detector, tree, label) for label in range(len(verdict.scores))]
@@ -100,7 +103,7 @@ class ModelDetectionNode(AnalysisNode):
 
 
 def to_try(detector: ModelDetector, tree: Any) -> tuple[int, Callable[[Array], Array]]:
-    """Return the most suspicious class and the function that stamps its trigger on images.
+    """Return a detector's most suspicious class, and a function that stamps its trigger on images.
 
     It is the flagged class with the highest score, or the class with the highest score if none is
     flagged.
@@ -111,7 +114,7 @@ def to_try(detector: ModelDetector, tree: Any) -> tuple[int, Callable[[Array], A
 
 
 def _stamp(detector: ModelDetector, tree: Any, label: int) -> Callable[[Array], Array]:
-    """Return the function that stamps the trigger found for a class on images."""
+    """Return a function that stamps the trigger that a detector found for a class on images."""
     assert detector.trigger is not None  # callers check that the detector finds triggers
     return detector.trigger(tree, label)
 

@@ -1,4 +1,4 @@
-"""The repair node: a post-training repair of the victim with the reserved clean images."""
+"""The repair node: repairs the trained victim with the reserved clean images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .inversion import InversionNode
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class RepairNode(Node):
-    """A repair of the victim by the method `defense`.
+    """A node that repairs the victim by the method `defense`, with the reserved clean images.
 
     Some repairs search for a trigger. `detected` is the evidence that flags the target class, if
     the target is not given. `inverted` is the inversion of the target, unless the evidence
@@ -44,22 +44,22 @@ class RepairNode(Node):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the settings of the reserved images."""
+        """Return the settings of the study's reserved clean images, as data for the recipe."""
         return {"reserved": to_mapping(self.context.config.reserved)}
 
     @property
     def network(self) -> Model:
-        """Return the network of the repaired model, which a repair may change."""
+        """Return the `Model` of a repaired model, whose architecture a repair may change."""
         return self.defense.network(self.context.model)
 
     @property
     def is_loop(self) -> bool:
-        """Return whether the repair is one train loop."""
+        """Return whether a repair is one train loop, and not another computation."""
         return self.defense.loop is not None
 
     @property
     def group(self) -> Hashable:
-        """Return a key that is equal for repairs that can run as members of one program.
+        """Return a key that is equal for repairs whose train loops can run as one program.
 
         Their configs may differ in numbers that the program takes as arrays.
         """
@@ -67,16 +67,16 @@ class RepairNode(Node):
 
     @property
     def watch_every(self) -> int:
-        """Return the study's setting `loop.watch_every`."""
+        """Return the steps between two measurements of a repair: `loop.watch_every`."""
         return self.context.config.loop.watch_every
 
     def loop(self, inputs: Inputs) -> TrainLoop:
-        """Return the train loop of the repair."""
+        """Return the train loop of a repair of the victim."""
         assert self.defense.loop is not None  # called only if `is_loop`
         return self.defense.loop(*self._given(inputs))
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Variables, list[LogRecord]]:
-        """Return the repaired model and the log records of the repair."""
+        """Repair the victim; return the repaired model's variables and the log records."""
         needed = {name: self._needed(name, inputs) for name in self.defense.needs}
         repaired = self.defense.repair(*self._given(inputs), hooks, **needed)
         if not isinstance(repaired, Repaired):
@@ -87,7 +87,7 @@ class RepairNode(Node):
         return repaired.variables, records_of(repaired.trace)
 
     def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
-        """Return a function that measures ACC and ASR during the repair."""
+        """Return a function that measures ACC and ASR of a model during its repair."""
 
         def rates(state: TrainState) -> LogRecord:
             counts = self.count(inputs, state.variables)
@@ -96,7 +96,7 @@ class RepairNode(Node):
         return rates
 
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
-        """Return its rows in results.csv and per_class.csv, with the results of its search."""
+        """Return the repair's rows of results.csv (with its search results) and per_class.csv."""
         columns: Row = {"rule": self.defense.rule or None}
         if self.defense.search:
             found, searched = self._found(inputs), (self.detected, self.inverted)
@@ -115,13 +115,13 @@ class RepairNode(Node):
         return Findings(model_tables(self, artifact, inputs.victim.counts, columns))
 
     def _needed(self, name: str, inputs: Inputs) -> Any:
-        """Return the value of one of the repair's `needs`: a search result or a data set."""
+        """Return one extra input that a repair needs: a search result or a data set."""
         if name == "target":
             return self._found(inputs)
         return self.context.dataset.test if name == "test_set" else released_set(self, inputs)[0]
 
     def _found(self, inputs: Inputs) -> Found:
-        """Return the target class and trigger that detection and inversion found."""
+        """Return the target class and inverted trigger of a repair's search, as a `Found`."""
         verdict = self.detected and self.detected.detector.judge(inputs.detected.tree)
         of_target = inputs.inverted if self.inverted else inputs.detected
         return gather(self.defense.search, verdict, of_target.tree)

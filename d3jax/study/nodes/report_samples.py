@@ -20,7 +20,7 @@ SHOWN, COMPARED = 8, 500
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class SamplesNode(AnalysisNode):
-    """The predictions of one `model` of an attack run on clean and triggered test images.
+    """A node that predicts the classes of some clean and triggered test images by one model.
 
     The victim's node also contains the images themselves.
     """
@@ -32,16 +32,19 @@ class SamplesNode(AnalysisNode):
 
     @property
     def label(self) -> str:
-        """Return the model's label."""
+        """Return the label of the model whose predictions of sample images are shown."""
         return self.model.label
 
     @property
     def what(self) -> str:
-        """Return `samples@<label of the model>`, the last part of the node's name."""
+        """Return `samples@<label of the model>`, the last part of a samples node's name."""
         return f"samples@{self.label}"
 
     def analyse(self, inputs: Inputs) -> Findings:
-        """Return the predictions; for the victim also the images and their similarity."""
+        """Return one model's predictions of the sample images, as arrays for the page.
+
+        The victim's node also returns the images, and how similar clean and triggered ones are.
+        """
         clean, labels, targets = shown_images(self.context, self.run, COMPARED)
         triggered = triggered_images(self.run.attack, inputs.victim.tree.trigger, clean)
         given = (self.model.network, inputs.model.variables)
@@ -59,7 +62,7 @@ class SamplesNode(AnalysisNode):
 def shown_images(
     context: StudyContext, run: AttackRun, count: int = SHOWN
 ) -> tuple[Array, Array, Array]:
-    """Return the first test images for which the attacker wants another class.
+    """Return the first test images that the attacker wants misclassified, with labels and targets.
 
     If there are none, return the first test images. The result is images uint8 [n, H, W, C],
     labels [n] and targets [n], with n at most `count`.

@@ -25,7 +25,7 @@ from .first_stage import released_set
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class SampleDetectionNode(Node):
-    """The scores of a sample detector for the poisoned training set.
+    """A node that scores the images of the poisoned training set by a sample detector.
 
     The detector reads the victim's variables, or those of its `first_stage` if it has one.
     `prepared` is the preparation of the attack, if it has one.
@@ -40,15 +40,15 @@ class SampleDetectionNode(Node):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the settings of the reserved images."""
+        """Return the settings of the study's reserved clean images, as data for the recipe."""
         return {"reserved": to_mapping(self.context.config.reserved)}
 
     def like(self) -> Scored:
-        """Return the shapes and dtypes of scores and flags."""
+        """Return the shapes and dtypes of the sample detector's scores and flags (`Scored`)."""
         return scored_like(len(self.context.dataset.train.labels))
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Scored, list[LogRecord]]:
-        """Return the detector's scores and flags for the poisoned set as released."""
+        """Score and flag the images of the poisoned training set by a sample detector."""
         context, seed = self.context, self.run.seed
         samples, _ = released_set(self, inputs)
         variables = inputs.first_stage.tree if self.first_stage else inputs.victim.variables
@@ -57,10 +57,10 @@ class SampleDetectionNode(Node):
         return Scored(*map(np.asarray, self.detector.score(key, *given))), []
 
     def count(self, inputs: Inputs, tree: Scored) -> None:
-        """Return None, because scores are not a model."""
+        """Return None: a detector's scores are not a model, so there are no test counts."""
 
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
-        """Return its row of samples.csv; for the first seed also scores and flags."""
+        """Return the detector's row of samples.csv; for the first seed also scores and flags."""
         scores, flagged = map(np.asarray, artifact.tree)
         poisoned = poison_flags(self.context, self.run)
         first = getattr(inputs, "first_stage", None)
@@ -72,5 +72,5 @@ class SampleDetectionNode(Node):
 
 
 def scored_like(size: int) -> Scored:
-    """Return the shapes and dtypes of scores and flags of `size` samples."""
+    """Return the shapes and dtypes of scores and flags (`Scored`) of `size` samples."""
     return Scored._make(jax.ShapeDtypeStruct((size,), kind) for kind in (np.float32, np.bool_))

@@ -21,7 +21,7 @@ from .first_stage import released_set, training_key, training_watch
 
 
 class TrainedModel(NamedTuple):
-    """A model trained by a training-time defence, with the defence's findings about its data.
+    """The result of a training-time defence: `variables`, and arrays `found` on training images.
 
     `found` holds arrays [N] by name: scores or choices for each training image.
     """
@@ -32,7 +32,7 @@ class TrainedModel(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class TrainingNode(Node):
-    """The training of a model by a training-time defence, after its first stage.
+    """A node that trains a model on poisoned data by a training-time defence, after a first stage.
 
     `prepared` is the preparation of the attack, if it has one.
     """
@@ -46,23 +46,23 @@ class TrainingNode(Node):
     read_again = ("victim", "first_stage")
 
     def like(self) -> TrainedModel:
-        """Return the shapes and dtypes of the model and the findings."""
+        """Return the shapes and dtypes of a `TrainedModel`, to load a checkpoint."""
         found = self.defense.found(len(self.context.dataset.train.labels))
         return TrainedModel._make((super().like(), found))
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[TrainedModel, list[LogRecord]]:
-        """Return the model that the defence trains on the poisoned set, and its log records."""
+        """Train a model on the poisoned set by a defence; return it and the log records."""
         data, _ = released_set(self, inputs)
         given = (training_key(self), self.context.model, data, inputs.first_stage.tree, hooks)
         trained = self.defense.train(*given)
         return TrainedModel(trained.variables, trained.found), records_of(trained.trace)
 
     def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
-        """Return a function that measures how clean and poisoned images are learned."""
+        """Return a function that measures how a defence learns clean and poisoned images."""
         return training_watch(self, inputs)
 
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
-        """Return its rows in results.csv, per_class.csv and filters.csv.
+        """Return a training-time defence's rows of results.csv, per_class.csv and filters.csv.
 
         For the first seed, also return poison flags, findings, and precision and recall curves.
         """

@@ -1,4 +1,4 @@
-"""The trigger node: what an attack prepares before the training, a trigger and poisoned images."""
+"""The trigger node: prepares an attack's trigger and poisoned images before the training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .base import Inputs, Node
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class TriggerNode(Node):
-    """The preparation of an attack: its trigger, and images that replace training images.
+    """A node that prepares an attack before training: a trigger, and replaced training images.
 
     Some attacks need a clean model for it, the `surrogate`. Without one, the result does not depend
     on the architecture, and studies of several architectures share it.
@@ -31,17 +31,20 @@ class TriggerNode(Node):
 
     @property
     def seed(self) -> int:
-        """Return the attack seed, because runs that share a victim share its trigger."""
+        """Return the attack seed: attack runs that share a victim also share its trigger."""
         return self.run.attack_seed
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """Return the victim's recipe; without a surrogate, leave out model and training."""
+        """Return the victim's recipe, without those parts that do not affect the trigger.
+
+        Without a surrogate, they are the model and its training.
+        """
         unused = () if self.surrogate else ("model", "net", "train")
         return {key: value for key, value in self.run.recipe.items() if key not in unused}
 
     def like(self) -> Prepared:
-        """Return the shapes and dtypes of the trigger and the images."""
+        """Return the shapes and dtypes of the prepared trigger and images (`Prepared`)."""
         shape = (self.run.poisoned, *self.context.dataset.info.shape)
         preparation = self.run.attack.preparation
         replaces = preparation is not None and preparation.replaces
@@ -49,10 +52,10 @@ class TriggerNode(Node):
         return Prepared._make((jax.eval_shape(self.run.attack.init, self.run.key), images))
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Prepared, list[LogRecord]]:
-        """Return the trigger and images that the attack prepares, and the log records."""
+        """Prepare an attack's trigger and poisoned images; return them and the log records."""
         clean = inputs.surrogate.variables if self.surrogate else None
         context, run = self.context, self.run
         return prepare(run.key, context.model, clean, context.dataset, run.attack, hooks)
 
     def count(self, inputs: Inputs, tree: Prepared) -> None:
-        """Return None, because a trigger is not a model."""
+        """Return None: a prepared trigger is not a model, so there are no test counts."""

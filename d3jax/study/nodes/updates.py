@@ -21,7 +21,7 @@ RATES = ("acc", "asr", "ra")
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class UpdatesNode(AnalysisNode):
-    """The rows of evolution.csv for one evolution run.
+    """A node that makes the rows of evolution.csv for one evolution run.
 
     `control` is the same evolution of a clean model. The attack's trigger on its models shows how
     often the target class is predicted without a backdoor.
@@ -35,11 +35,11 @@ class UpdatesNode(AnalysisNode):
 
     @property
     def what(self) -> str:
-        """Return `updates@<label of the evolution>`, the last part of the node's name."""
+        """Return `updates@<label of the evolution>`, the last part of an updates node's name."""
         return f"updates@{self.label}"
 
     def analyse(self, inputs: Inputs) -> Findings:
-        """Return the rows of evolution.csv: the model before the first update, then each update."""
+        """Return the rows of evolution.csv of one run: before the first update, then after each."""
         control = self.control if getattr(inputs, "control", None) else None
         rates = self._control_rates(control, inputs) if control else {}
         rows = self._rows(inputs.victim, updates_of(inputs.evolution.records), rates)
@@ -65,7 +65,7 @@ class UpdatesNode(AnalysisNode):
         return rows
 
     def _control_rates(self, control: EvolutionNode, inputs: Inputs) -> dict[int, float]:
-        """Return the ASR of the attack's trigger on the control's models, by update.
+        """Return {update: ASR of the attack's trigger on the clean control run's model}.
 
         Updates whose model the control did not save are missing.
         """

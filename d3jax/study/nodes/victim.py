@@ -1,4 +1,4 @@
-"""The victim node: the backdoored model, trained on the poisoned data of an attack run."""
+"""The victim node: trains the backdoored model on the poisoned data of an attack run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .base import Inputs, Node, identity
 
 
 class Victim(NamedTuple):
-    """A trained model, and the trigger of its attack."""
+    """A trained model (`variables`), and the `trigger` of the attack that poisoned its data."""
 
     variables: Variables
     trigger: Any
@@ -24,7 +24,7 @@ class Victim(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class VictimNode(Node):
-    """The training of the victim on the set that the attack poisons.
+    """A node that trains the victim, a model on the training set that the attack poisons.
 
     `seeds` are the seeds of the study that share this model. `prepared` is the preparation of the
     attack, if it has one.
@@ -40,45 +40,48 @@ class VictimNode(Node):
 
     @property
     def title(self) -> str:
-        """Return the node's name in messages: "backdoored model" or "clean model"."""
+        """Return a victim node's name in messages: "backdoored model" or "clean model"."""
         return "backdoored model" if self.run.attacked else "clean model"
 
     @property
     def seed(self) -> int:
-        """Return the attack seed, because runs with one attack seed share the victim."""
+        """Return the attack seed: attack runs with the same attack seed share the victim."""
         return self.run.attack_seed
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """Return the recipe of the attack run."""
+        """Return the recipe of the attack run, which determines the victim."""
         return self.run.recipe
 
     @property
     def group(self) -> str | None:
-        """Return the attack's label, so that its seeds train together; None with streaming."""
+        """Return the attack's label, so that the victims of all seeds train as one program.
+
+        Return None if training images are streamed.
+        """
         return None if self.context.streamed else self.run.label
 
     @property
     def rows(self) -> list[Row]:
-        """Return the identifying columns of its rows, one row for each seed that shares it."""
+        """Return the identifying columns of the victim's rows in results.csv, one for each seed."""
         return [identity(self.context, self.run, self.label, seed) for seed in self.seeds]
 
     def like(self) -> Victim:
-        """Return the shapes and dtypes of the model and the trigger."""
+        """Return the shapes and dtypes of a `Victim`, to load a checkpoint."""
         key, init = self.run.key, self.run.attack.init
         return jax.eval_shape(lambda: Victim(self.context.model.init(key), init(key)))
 
     def loop(self, inputs: Inputs) -> TrainLoop:
-        """Return the train loop on the poisoned set."""
+        """Return the train loop that trains the victim on the poisoned training set."""
         context, run = self.context, self.run
         prepared = inputs.prepared.tree if self.prepared else None
         given = (context.model, context.dataset, run.attack, context.config.train, prepared)
         return victim_loop(run.key, *given, streamed=context.streamed)
 
     def tree_of(self, loop: TrainLoop, state: TrainState) -> Victim:
-        """Return the trained model and its trigger."""
+        """Return the trained model and its trigger, from the last state, as a `Victim`."""
         return Victim(state.variables, trigger_of(loop, state))
 
     def count(self, inputs: Inputs, tree: Victim) -> Counts:
-        """Return the victim's counts on the test set."""
+        """Return the `Counts` of the victim on clean and triggered test images."""
         return self.run.evaluate(tree.variables, tree.trigger, self.context.dataset.test)
