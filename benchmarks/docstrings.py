@@ -1,7 +1,7 @@
 """Draw docstrings of the package at random, to test whether a stranger understands them.
 
 A reader who has not seen the code says for each first line what the object does. A second person
-compares that with the code. What came of it: benchmarks/results/docstrings.md.
+compares that with the code. What came of it: benchmarks/results/docstrings.txt.
 
 Command: python benchmarks/docstrings.py --count 40 --seed 38 [--places]
     --places also prints the file and the name of each, for the comparison

@@ -60,7 +60,7 @@ def trigger_of(raw: Params, preset: str) -> Trigger:
 
 
 def tidy(raw: Params, preset: str) -> Params:
-    """Return raw trigger parameters as an inversion keeps them: clipped, for the preset pixel.
+    """Return raw trigger parameters; if the preset is pixel, clipped to [0, 1] and tiny values 0.
 
     For pixel, both patterns are clipped to [0, 1], and values under one 8-bit level become 0.
     Otherwise nothing changes.

@@ -1,4 +1,4 @@
-"""The train step, and the losses, batch sources and carry functions that it is built from.
+"""The train step, and functions it is built from: losses, batch sources, updates of its carry.
 
 `make_train_step` is the only function of d3jax that takes a gradient and applies an optimiser's
 update. Whatever else a method changes from step to step is in `TrainState.carry`. The functions

@@ -206,7 +206,7 @@ class _Unlearn:
     def learned(
         self, params: Params, batch_stats: Params, batch: Drawn, key: jax.Array, data: Two
     ) -> tuple[jax.Array, tuple[Params, Reported]]:
-        """Return the mean cross-entropy of a batch of trusted images, in the form of a `Loss`."""
+        """Return the mean cross-entropy of the least suspect images, in the form of a `Loss`."""
         logits, stats = self.forward(params, batch_stats, batch.images)
         return cross_entropy(logits, batch.labels).mean(), (stats, {})
 

@@ -105,6 +105,7 @@ def test_every_flag_exists(path):
     known |= set(re.findall(r'"--([\w-]+)"', sources)) | {"help"}
     lines = commands(path)
     named = {flag for line in lines for flag in re.findall(r"(?<![\w-])--([a-z_][\w.]*)", line)}
+    known |= {"dataset.path"}  # of the data set, not of every study
     assert {name.split(".0.")[0] for name in named} <= known
 
 

@@ -130,7 +130,7 @@ def save_kept(path: Path, found: Mapping[str, Arrays], colours: Palette) -> Path
 
 
 def _kept(name: str, arrays: Arrays, style: dict[str, Any]) -> list[list[Mark]]:
-    """Return the curve and the dot of one defence for two panels: precision and recall."""
+    """Return a defence's precision and recall curves of clean images that keep their labels."""
     clean, labelled = ~arrays["flags"], arrays["labelled"]
     share = 100 * np.arange(1, len(clean) + 1) / len(clean)
     dots = (clean[labelled].mean() if labelled.any() else np.nan, labelled[clean].mean())
