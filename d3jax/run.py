@@ -178,7 +178,7 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
         raise ConfigError(f"--report: {workdir} is no folder: nothing was computed there")
     if options.check:
         count = study.check_study(config, workdir, options.profile or "")
-        print(f"{dumps(config)}# nothing wrong found; {count} models and detections")
+        print(f"{dumps(config)}# nothing wrong found; models and detections to compute: {count}")
         return 0
     _cache_compilations()
     rows = study.run_study(
@@ -205,9 +205,9 @@ def _list(registries: Registries, wanted: str) -> None:
     for registry, entries in registries.items():
         shown = {name: cls for name, cls in entries.items() if wanted in ("", name, registry)}
         if shown and (also := {"datasets": (), "models": READ}.get(registry, ENTRY)):
-            print(f"{registry}: each also takes\n{_table(also, '    ')}")
+            print(f"{registry}: each also takes\n{_table(also, '    ', '')}")
         for name, cls in shown.items():
-            print(f"{registry}: {name}\n" + _table(describe(cls), "    "))
+            print(f"{registry}: {name}\n" + _table(describe(cls), "    ", ""))
 
 
 def _part(text: str | None) -> tuple[int, int] | None:
@@ -277,12 +277,10 @@ def _settings() -> str:
     )
 
 
-def _table(rows: Sequence[tuple[str, str, str]], indent: str) -> str:
-    """Return rows (key, default, help text) of settings as indented lines of text."""
-    return (
-        "\n".join(f"{indent}--{key} {default}\n{indent}      {doc}" for key, default, doc in rows)
-        + "\n"
-    )
+def _table(rows: Sequence[tuple[str, str, str]], indent: str, flag: str = "--") -> str:
+    """Return rows (key, default, help text) of settings as indented lines, as flags or plain."""
+    lines = (f"{indent}{flag}{key} {default}\n{indent}      {doc}" for key, default, doc in rows)
+    return "\n".join(lines) + "\n"
 
 
 def command() -> typing.NoReturn:

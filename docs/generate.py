@@ -92,9 +92,7 @@ def rates(
     return markdown(head, kept)
 
 
-def extra(
-    name: str, column: str, attacks: Mapping[str, str], defenses: Mapping[str, str]
-) -> str:
+def extra(name: str, column: str, attacks: Mapping[str, str], defenses: Mapping[str, str]) -> str:
     """Return a table of one column in percent: attacks down, defences across."""
     rows = rows_of(name)
     lines = [
@@ -231,7 +229,8 @@ def pages() -> dict[Path, str]:
     )
     environment.globals |= {
         "before_table": before_table, "columns": columns, "commits": commits,
-        "components": components, "extra": extra, "first_table": first_table, "load": load, "outcomes": outcomes,
+        "components": components, "extra": extra, "first_table": first_table, "load": load,
+        "outcomes": outcomes,
         "percent": percent, "printed": printed, "rates": rates,
         "rows_of": rows_of, "settings": settings, "source": source, "spread": spread,
         "study_settings": lambda: settings(describe(StudyConfig)),

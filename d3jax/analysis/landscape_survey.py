@@ -137,7 +137,7 @@ def _plane(model: Model, attack: Attack, victim: Any, models: Models, images: Sp
 
 
 def _changes(before: Variables, models: Models) -> tuple[Arrays, list[str]]:
-    """Return norms and histograms of each weight tensor's change by each repair, with their names."""
+    """Return norms and histograms of each weight's change by each repair, and weight names."""
     after = [jax.device_get(variables.params) for variables in models.values()]
     found = dict(zip(models, changes(jax.device_get(before.params), after), strict=True))
     first = next(iter(found.values()))

@@ -12,10 +12,11 @@ import numpy as np
 import optax
 
 from ..config.fields import option
-from ..core.errors import AttackError
+from ..core.errors import AttackError, names, refuse
 from ..core.types import Array, Attack, Batch, DataInfo, Preparation
 
 Mode = Literal["all_to_one", "all_to_all"]
+MODES = ("all_to_one", "all_to_all")
 RateOf = Literal["set", "class"]
 Rows = Literal["fixed", "batch"]
 Cross = Callable[[Any, jax.Array, Array, Array], Array]
@@ -66,9 +67,10 @@ def cross_option(default: float) -> Any:
 def labeller(config: Any, info: DataInfo) -> Callable[[Array], Array]:
     """Return `relabel(labels)`, which maps true labels to the target class or to label + 1.
 
-    It is `Attack.relabel` of a dirty-label attack, by `config.mode` and `config.target`.
+    It is `Attack.relabel` of a dirty-label attack, by `config.mode` and `config.target`. Raises
+    `ConfigError` for another mode than all_to_one and all_to_all.
     """
-
+    refuse(config.mode not in MODES, f"mode: {config.mode!r} is not one of {names(MODES)}")
     target = info.class_of(config.target)
 
     def relabel(labels: Array) -> Array:

@@ -46,7 +46,7 @@ COLUMNS_OF: dict[str, dict[str, str]] = {
         "attack_seed": "seed of the backdoored model",
         "classes": "number of classes",
         "net": "settings of the architecture",
-        "published": "the published number that the config gives for this row, or none",
+        "published": "the published number that the config gives for this row, or the word none",
         "acc_non_target": "clean accuracy without the images of the target class",
         "members": "number of models that were trained together in one program",
         "cosine": "cosine between the final and the initial classifier weights (D3)",
@@ -55,7 +55,7 @@ COLUMNS_OF: dict[str, dict[str, str]] = {
         "commit": "commit of d3jax that made the row",
         "device": "device that made the row",
         "status": "ok, or why the row has no numbers",
-        "rule": "oracle if the method reads test data, defender if it does not",
+        "rule": "for a method that chooses by data: oracle if it reads test data, else defender",
         "target": "the class that the defence took for the target; −1 if nothing was flagged",
         "chosen": "how that class was chosen: given, or flagged by a detection",
         "trigger_success": "share of reserved images of other classes that the inverted trigger "

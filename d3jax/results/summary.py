@@ -196,14 +196,14 @@ def headline(group: Sequence[Row]) -> str:
         best, lost = ranked[0], all(row["kept"] for row in ranked)
         lead = "No defence removes the backdoor. " if lost and len(ranked) > 1 else ""
         name = (
-            f"{best['defense']} is the best defence: "
+            f"{best['defense']} is the {'better' if len(ranked) == 2 else 'best'} defence: "
             if len(ranked) > 1
             else f"With {best['defense']}, "
         )
         asr = _percent(best["asr"])
         change = f"ASR changes from {start} to {asr}" if start else f"ASR is {asr}"
         words = verdict(best)
-        outcome = "" if words == "removed" else f" (outcome: {words})"
+        outcome = "" if words == "removed" else f" (outcome “{words}”)"
         parts.append(f"{lead}{name}{change} and {_cost(best)}{outcome}.")
     elif before and start:
         what = "No defence gave a result." if tried else "No defence was run."
@@ -211,9 +211,9 @@ def headline(group: Sequence[Row]) -> str:
     if len(ranked) > 1:
         worst = ranked[-1]
         parts.append(
-            f"{worst['defense']} is the worst of {len(ranked)} defences: "
+            f"{worst['defense']} is the {'worse' if len(ranked) == 2 else 'worst'} one: "
             f"ASR is {_percent(worst['asr'])} "
-            f"and {_cost(worst)} (outcome: {verdict(worst)})."
+            f"and {_cost(worst)} (outcome “{verdict(worst)}”)."
         )
     if dead := [
         f"{row['defense']} ({row['status']})" for row in group if row["failed"] and not row["n"]

@@ -123,7 +123,9 @@ def open_context(
 def _described(dataset: Dataset) -> str:
     """Return a line that describes a data set: numbers and size of images, names of classes."""
     (train, test, info), size = dataset, "×".join(map(str, dataset.info.shape))
-    classes = few(f"{label} {name}" for label, name in enumerate(info.classes))
+    named = any(name != str(label) for label, name in enumerate(info.classes))
+    shown = (f"{label} {name}" for label, name in enumerate(info.classes))
+    classes = few(shown if named else info.classes)
     counts = f"{len(train.labels)} training and {len(test.labels)} test images of {size}"
     return f"{info.name}: {counts} in {info.num_classes} classes: {classes}"
 

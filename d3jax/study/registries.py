@@ -35,12 +35,13 @@ def with_plugins(group: str, own: Mapping[str, Entry]) -> dict[str, Entry]:
         if point.name in found:
             raise ConfigError(f"{where}: the name {point.name!r} is taken")
         try:
-            config, construct = point.load()
+            entry = point.load()
         except Exception as error:
             raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
-        if not isinstance(config, type) or not callable(construct):
+        pair = isinstance(entry, tuple) and len(entry) == 2
+        if not pair or not isinstance(entry[0], type) or not callable(entry[1]):
             raise ConfigError(f"{where}: want a pair (config class, constructor)")
-        found[point.name] = (config, construct)
+        found[point.name] = entry
     return found
 
 

@@ -317,7 +317,8 @@ def test_flags_are_those_of_the_committed_inversions(monkeypatch, capsys):
     import flags
 
     rows = [
-        str(FOLDER / "results" / f"detection_{name}.csv") for name in ("cifar10", "fashion_mnist")
+        str(FOLDER / "results" / f"detection_{name}.csv")
+        for name in ("cifar10", "fashion_mnist", "search_fashion_mnist")
     ]
     monkeypatch.setattr(sys, "argv", ["flags", *rows])
     flags.main()

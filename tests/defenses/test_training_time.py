@@ -399,7 +399,7 @@ def test_trials_find_the_poisoned_class_where_another_has_the_lowest_scores(
     assert len(begins) == 6 and all(given[2] is begun for given in begins)
     sizes = np.bincount(labels)
     assert np.bincount(labels[begins[1][4].suspects]).tolist() == (sizes * 20 // 400).tolist()
-    assert [line.split(":")[0] for line in said if "moved" in line] == [
+    assert [line.split(":")[0] for line in said if "steps unlearned" in line] == [
         "unlearn",
         "trial-1",
         "unlearn",

@@ -201,7 +201,7 @@ def test_headline_gives_asr_acc_loss_and_outcome_of_the_best_defence(tmp_path):
     run.model("ft", acc=0.8, asr=0.0)
     best = (
         "With ft, ASR changes from 100.0 % to 0.0 % and ACC falls by 10.0 points "
-        "(outcome: removed, large ACC loss)."
+        "(outcome “removed, large ACC loss”)."
     )
     assert f"badnets : {best}" in report_of(run).text
 

@@ -115,10 +115,10 @@ def test_headline_names_the_best_the_worst_and_failed_defences():
         row("nc", acc=None, asr=None, status="failed: no label stands out"),
     ]
     assert report.headline(report.summarise(rows)) == (
-        "d3-code is the best defence: ASR changes from 99.4 % to 0.0 % and ACC falls by "
+        "d3-code is the better defence: ASR changes from 99.4 % to 0.0 % and ACC falls by "
         "0.8 points. "
-        "ft is the worst of 2 defences: ASR is 87.0 % and ACC falls by 0.2 points "
-        "(outcome: kept). "
+        "ft is the worse one: ASR is 87.0 % and ACC falls by 0.2 points "
+        "(outcome “kept”). "
         "nc (failed: no label stands out) gave no result."
     )
 
@@ -126,9 +126,9 @@ def test_headline_names_the_best_the_worst_and_failed_defences():
 def test_headline_names_failures_and_works_without_trigger_defence_or_victim():
     lost = report.headline(report.summarise([row(), row("ft", asr=0.9), row("d3", asr=0.6)]))
     assert lost.startswith(
-        "No defence removes the backdoor. d3 is the best defence: ASR changes from 100.0 %"
+        "No defence removes the backdoor. d3 is the better defence: ASR changes from 100.0 %"
     )
-    assert "(outcome: kept)" in lost and "ft is the worst of 2 defences" in lost
+    assert "(outcome “kept”)" in lost and "ft is the worse one" in lost
     weak = report.headline(report.summarise([row(asr=0.08), row("ft", asr=0.0)]))
     assert "does not work even without a defence (ASR 8.0 %)" in weak
     assert (

@@ -166,7 +166,11 @@ def test_invalid_checkpoints_are_named_before_any_work(trained, tmp_path):
     check(victim, "defenses: abl-authors: trains from scratch", ConfigError, ("defenses", "[abl]"))
     replay = ("evolutions", "[{name: evolution, updates: 1, batch_size: 8, replay: 0.5}]")
     check(
-        victim, "replay: the set that a model from elsewhere", ConfigError, ("fresh", "0.5"), replay
+        victim,
+        "replay: the training set of an external model",
+        ConfigError,
+        ("fresh", "0.5"),
+        replay,
     )
     with pytest.raises(ConfigError, match="the label read is kept"):
         read(("defenses", "[{name: finetune, label: read}]"))

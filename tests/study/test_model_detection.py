@@ -142,7 +142,7 @@ def test_the_page_shows_triggers_and_features(finished):
     for text in (
         "the bars show the norm of the inverted trigger of each class",
         "Flagged (coloured): 1 (norm",
-        "★ marks the attacker&#39;s target: 1",
+        "★ marks the attacker's target: 1",
         "Distance to clean twin",
     ):
         assert text in page
@@ -161,7 +161,7 @@ def test_a_report_reads_detections_without_searching_again(finished, tmp_path, c
     )
     again = run_study(read(), folder, Progress(), compute=False)
     assert [row["asr"] for row in again] == [row["asr"] for row in rows]
-    assert "badnets, seed 0, inversion-nc: flags 1 (statistic" in capsys.readouterr().out
+    assert "badnets, seed 0: inversion-nc flags 1 (statistic" in capsys.readouterr().out
 
 
 def test_a_missing_inversion_is_named_in_every_row_that_needs_it(finished, tmp_path):

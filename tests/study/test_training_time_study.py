@@ -116,6 +116,7 @@ def test_a_rerun_logs_the_same_records_and_deletes_old_figures(finished, tmp_pat
     assert {"badnets/seed0/dlp", "badnets/seed0/abl-authors"} <= set(logged)
     assert all(name.count("/") == 2 for name in logged)
     (folder / "figures" / "of-an-earlier-study.png").touch()
+    (folder / "figures" / "made.json").write_text('["of-an-earlier-study.png"]')
     studies.run(read(), folder)
     assert studies.logged_loops(folder) == logged
     assert not (folder / "figures" / "of-an-earlier-study.png").exists()
@@ -123,6 +124,7 @@ def test_a_rerun_logs_the_same_records_and_deletes_old_figures(finished, tmp_pat
 
 def test_another_study_in_the_same_folder_is_reported(finished, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("seeds: [5]")
+    (tmp_path / "study.json").write_text("{}")
     run_study(read(("defenses", "[]")), tmp_path, Progress())
     assert f"{tmp_path} holds a study with other settings" in capsys.readouterr().out
 

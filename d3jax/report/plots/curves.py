@@ -36,14 +36,18 @@ TRAINING = (
     *WATCHED,
 )
 RATIO = Metric(
-    ("distance_ratio",), "Distance from initial weights", "‖W − W₀‖ / 2r", 1.0, (-0.03, 1.03)
+    ("distance_ratio",),
+    "Distance of classifier from start",
+    "‖W − W₀‖ / 2r",
+    1.0,
+    (-0.03, 1.03),
 )
-DISTANCE = Metric(("distance",), "Distance from initial weights", "‖W − W₀‖")
+DISTANCE = Metric(("distance",), "Distance of classifier from start", "‖W − W₀‖")
 REPAIR = (
     Metric(("clean_loss", "loss"), "Loss", "loss (nats)"),
     RATIO,
     DISTANCE,
-    Metric(("cosine",), "Angle to initial weights", "cos ∠(W, W₀)", 1.0, (-1.06, 1.06)),
+    Metric(("cosine",), "Cosine of classifier to start", "cos ∠(W, W₀)", 1.0, (-1.06, 1.06)),
     *WATCHED,
 )
 

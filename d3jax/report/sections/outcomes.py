@@ -68,10 +68,14 @@ def label_of(key: Key, study: Study) -> tuple[str, str]:
 
 
 def _about(key: Key, study: Study) -> str:
-    """Return poison rates and number of seeds of one attack, net and data set as text."""
+    """Return poison rates, targets and number of seeds of one attack and net as text."""
     rows = [row for row in study.rows if group_of(row) == key]
     rates = dict.fromkeys(row["poison_rate"] for row in rows)
     shown = ", ".join(f"{points(rate, digits=2)} %" for rate in rates if rate is not None)
     poison = f"poison rate {shown}" if shown else "trained elsewhere"
     seeds = len({row["seed"] for row in rows})
+    attack = next((one for one in study.run.manifest.attacks if one.label == key[2]), None)
+    if attack and attack.attacked and 0 < len(attack.targets) < 4:
+        classes = study.run.manifest.classes
+        poison += " · target " + ", ".join(classes[label] for label in sorted(attack.targets))
     return f"{poison}{' (pooled)' * (len(rates) > 1)} · {seeds} seed{'s' * (seeds > 1)}"
