@@ -5,7 +5,8 @@ trigger changes the prediction of at least half of the images. Its spread is at 
 the median (`d3jax.inversion.outliers`). The intervals are Wilson's, at 95 %.
 
 Command, whose output is benchmarks/results/flags.txt:
-    python benchmarks/flags.py benchmarks/results/detection_{cifar10,fashion_mnist,search_fashion_mnist}.csv
+    cd benchmarks/results
+    python ../flags.py detection_{cifar10,fashion_mnist,search_fashion_mnist}.csv
 """
 
 from __future__ import annotations
