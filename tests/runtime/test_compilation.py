@@ -3,6 +3,9 @@
 oneDNN is used where jaxlib has it, and gives the numbers of XLA's own kernels.
 """
 
+import importlib.metadata
+import platform
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +15,30 @@ from d3jax.models.layers.conv import convolve
 from d3jax.runtime import compilation as compiling
 
 
-@pytest.mark.parametrize("release", ["0.10.2", "0.11.0", "0.11.2", "0.12.0"])
-def test_onednn_is_used_only_with_releases_it_was_tried_on(release, monkeypatch):
-    monkeypatch.setattr(compiling.importlib.metadata, "version", lambda name: release)
-    monkeypatch.setattr(compiling.platform, "machine", lambda: "x86_64")
-    assert compiling.uses_onednn() == release.startswith("0.11.")
+@pytest.fixture
+def probe():
+    """Forget what was found out about oneDNN, before and after a test."""
+    compiling.has_onednn.cache_clear()
+    yield
+    compiling.has_onednn.cache_clear()
+
+
+def test_onednn_is_found_by_compiling_a_convolution(probe, monkeypatch):
+    release = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
+    intel = platform.machine() in ("x86_64", "AMD64")
+    assert compiling.uses_onednn() == (release >= (0, 11) and intel)
     monkeypatch.setenv("D3JAX_ONEDNN", "0")
+    assert not compiling.uses_onednn() and compiling.without_onednn() == ""
+
+
+def test_a_release_that_lacks_the_options_is_used_without_onednn_and_says_so(probe, monkeypatch):
+    monkeypatch.setattr(compiling, "ONEDNN", {"xla_cpu_no_such_option": True})
+    monkeypatch.setattr(compiling.importlib.metadata, "version", lambda name: "0.99.0")
+    monkeypatch.setattr(compiling.platform, "machine", lambda: "x86_64")
     assert not compiling.uses_onednn()
+    assert "jaxlib 0.99.0 has no oneDNN, so training takes" in compiling.without_onednn()
+    monkeypatch.setattr(compiling.platform, "machine", lambda: "aarch64")
+    assert compiling.without_onednn() == ""
 
 
 @pytest.mark.parametrize("stride", [1, 2])
