@@ -81,7 +81,11 @@ def _export(argv: Sequence[str] | None) -> int:
         metavar="DIR",
         help="the run folder of the study (default: that of config.yaml, or runs/<name>)",
     )
-    parser.add_argument("model", metavar="MODEL", help="ATTACK/seedS/train or ATTACK/seedS/DEFENCE")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="ATTACK/seedS/train (of an external model: read) or ATTACK/seedS/DEFENCE",
+    )
     parser.add_argument("out", metavar="OUT.safetensors")
     options, more = parser.parse_known_args(argv)
     if settings := [word for word in more if word.startswith("--")]:

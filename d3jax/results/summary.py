@@ -144,8 +144,11 @@ def verdict(row: Row) -> str:
     guesses = "ACC near chance" if row["guesses"] else ""
     if row["guesses"] and (row["defense"] == "none" or row["guessed"]):
         return ", ".join(filter(None, (guesses, failed)))
+    change = row["acc_change"]
+    # Rounded, because in floats 0.8 − 0.9 is slightly above −0.1.
+    costly = "large ACC loss" if change is not None and round(change, 6) <= -COSTLY else ""
     if row["asr"] is None:
-        return ", ".join(filter(None, (guesses, failed)))
+        return ", ".join(filter(None, (guesses or costly, failed)))
     if row["untouched"] == row["n"]:
         return ", ".join(filter(None, ("not repaired: no class flagged", failed)))
     kept = "" if row["kept"] == row["n"] else f" on {row['kept']} of {row['n']} seeds"
@@ -165,10 +168,7 @@ def verdict(row: Row) -> str:
             if row["asr_change"] is not None and row["asr_change"] >= 0
             else "weakened"
         )
-    # Rounded, because in floats 0.8 − 0.9 is slightly above −0.1.
-    if row["acc_change"] is not None and round(row["acc_change"], 6) <= -COSTLY:
-        words += ", large ACC loss"
-    return ", ".join(filter(None, (words, guesses, failed)))
+    return ", ".join(filter(None, (words, costly, guesses, failed)))
 
 
 def headline(group: Sequence[Row]) -> str:

@@ -56,7 +56,7 @@ def has_onednn() -> bool:
             program = _compile_with_onednn(jax.jit(convolve).lower(images, kernel))
     except (jax.errors.JaxRuntimeError, ValueError):  # an option that this jaxlib does not know
         return False
-    return "__onednn" in program.as_text()
+    return "__onednn" in (program.as_text() or "")
 
 
 def without_onednn() -> str:

@@ -123,12 +123,17 @@ def open_context(
     )
 
 
+LISTED = 20
+"""The largest number of classes of which the first line of a run prints every name."""
+
+
 def _described(dataset: Dataset) -> str:
     """Return a line that describes a data set: numbers and size of images, names of classes."""
     (train, test, info), size = dataset, "×".join(map(str, dataset.info.shape))
     named = any(name != str(label) for label, name in enumerate(info.classes))
     shown = (f"{label} {name}" for label, name in enumerate(info.classes))
-    classes = few(shown if named else info.classes)
+    names_of = list(shown if named else info.classes)
+    classes = ", ".join(names_of) if len(names_of) <= LISTED else few(names_of)
     counts = f"{len(train.labels)} training and {len(test.labels)} test images of {size}"
     return f"{info.name}: {counts} in {info.num_classes} classes: {classes}"
 

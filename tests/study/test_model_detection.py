@@ -146,6 +146,8 @@ def test_the_page_shows_triggers_and_features(finished):
         "Distance to clean twin",
     ):
         assert text in page
+    successes = [row["success"] for row in read_csv(folder / "evidence.csv")]
+    assert ("A search failed if" in page) == (min(successes) < 0.5)
     pictures = {path.name for path in (folder / "figures").iterdir()}
     assert {
         "badnets-inversion-nc.png",
