@@ -248,9 +248,11 @@ def test_safetensors_export_and_import_keep_the_rates(tmp_path, capsys):
     assert "39 tensors" in capsys.readouterr().out and out.stat().st_mode & 0o777 == 0o644
     again = studies.run(read(("model.checkpoint", str(out)), text=DIGITS), tmp_path / "again")
     assert again[0]["acc"] == rows[0]["acc"] and again[0]["asr"] == rows[0]["asr"]
+    unused = tmp_path / "unused.safetensors"
     for words, message in (
+        (["badnets/seed0/train", str(out)], "model.safetensors: exists already; remove it"),
         (
-            ["badnets/seed0/d3", str(out)],
+            ["badnets/seed0/d3", str(unused)],
             "'badnets/seed0/d3' is no model of .*, which has badnets/seed0/train",
         ),
         (["badnets/seed0/train", "x.pt"], "x.pt: want a name that ends in .safetensors"),
@@ -258,13 +260,13 @@ def test_safetensors_export_and_import_keep_the_rates(tmp_path, capsys):
         assert export.main(["--config", str(config), *words]) == 2
         assert re.search(message, capsys.readouterr().err)
     with pytest.raises(CheckpointError, match="badnets/seed0/train is not finished"):
-        export.export(config, "badnets/seed0/train", out, tmp_path / "elsewhere")
+        export.export(config, "badnets/seed0/train", unused, tmp_path / "elsewhere")
     other = tmp_path / "other.yaml"
     other.write_text(config.read_text().replace("rate: 0.1", "rate: 0.2"))
     with pytest.raises(
         CheckpointError, match="if it ran with other settings, give --config .*run/config.yaml"
     ):
-        export.export(other, "badnets/seed0/train", out, tmp_path / "run")
+        export.export(other, "badnets/seed0/train", unused, tmp_path / "run")
     assert jnp.isfinite(rows[0]["acc"])
 
 
