@@ -25,10 +25,10 @@ They hold two states, each with weights, momenta and averages.
 
 
 WRITTEN = (
-    *("config.yaml", "environment.json", "report.html", "figures", "checkpoints"),
+    *("config.yaml", "environment.json", "report.html", "figures"),
     *(f"{table}.csv" for table in (*ALWAYS, *OTHERS)),
 )
-"""What a study writes into its run folder besides study.json and nodes/, which mark it as one."""
+"""What a study replaces in its run folder. study.json and nodes/ mark a folder as one."""
 
 
 def make_folders(context: StudyContext, nodes: Sequence[Node]) -> None:
