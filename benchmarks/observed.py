@@ -63,19 +63,27 @@ def observe(
             stdin=subprocess.DEVNULL,
         )
         meanwhile(process)
-        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
-        while not ended and time.monotonic() - started < limit:
+        peak = 0.0
+        while not has_ended(process) and time.monotonic() - started < limit:
+            peak = max(peak, _peak(process))
             time.sleep(0.01)
-            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if not ended:
+        if not has_ended(process):
             kill(process)
-            _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        process.wait()
         seconds = time.monotonic() - started
         output.seek(0)
         text = output.read().decode("utf8", errors="replace")
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    return Observed(process.returncode, seconds, usage.ru_maxrss / 1024, plain)
+    return Observed(process.returncode, seconds, peak, plain)
+
+
+def _peak(process: subprocess.Popen) -> float:
+    """Return the largest memory of a process so far, in MiB; 0 once it has ended.
+
+    `ru_maxrss` does not serve, because it counts the memory of the process that started this one.
+    """
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def has_ended(process: subprocess.Popen) -> bool:

@@ -163,7 +163,7 @@ def test_input_aware_masks_are_thin_and_only_its_generator_trains_with_the_model
 @pytest.mark.slow
 def test_resume_is_bit_exact_while_a_trigger_is_trained(model, dataset):
     attack = build("input_aware", dataset)
-    with pytest.raises(AttackError, match="is not there"):
+    with pytest.raises(AttackError, match="preparation is missing"):
         victim_loop(KEY, model, dataset, attack, TRAIN)
     loop = victim_loop(
         KEY, model, dataset, attack, dataclasses.replace(TRAIN, steps=8), Prepared(attack.init(KEY))

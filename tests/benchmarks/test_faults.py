@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -69,6 +70,18 @@ def test_a_process_is_observed_and_killed(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
     assert harness.has_ended(ended) and ended.wait() == 0
+
+
+def test_the_peak_is_the_memory_of_the_command_alone():
+    import observed as harness
+
+    here = np.ones(50_000_000)  # 400 MiB
+    large = "import time; x = b'1' * 2**28; time.sleep(0.2)"
+    peaks = [
+        harness.observe([sys.executable, "-c", program]).peak
+        for program in ("import time; time.sleep(0.2)", large)
+    ]
+    assert peaks[0] < 100 and 256 < peaks[1] < 356 and here.nbytes / 2**20 > 356
 
 
 def test_locks_that_are_held_are_found(tmp_path):
