@@ -33,7 +33,7 @@ def prepare(settings: dict[str, Any]) -> tuple[Callable[[], float], dict[str, An
     data = make_synthetic(SyntheticConfig(size=32, channels=3, train=settings["images"], test=100))
     info = dataclasses.replace(data.info, crop=4, flip=True)
     model = make_preact_resnet18(
-        PreActResNet18Config(settings["width"]), info, jnp.dtype(settings["name"])
+        PreActResNet18Config(width=settings["width"]), info, jnp.dtype(settings["name"])
     )
     config = TrainConfig(steps=10**6, batch_size=settings["batch"], optimizer=OptimConfig())
     loop = victim_loop(

@@ -86,7 +86,7 @@ def prepare(attack: Attack, data, options: argparse.Namespace) -> Callable[[], f
     It returns the seconds of a step. The step is compiled already.
     """
     model, key = (
-        make_preact_resnet18(PreActResNet18Config(options.width), data.info),
+        make_preact_resnet18(PreActResNet18Config(width=options.width), data.info),
         jax.random.key(0),
     )
     prepared = Prepared(attack.init(key)) if attack.preparation else None
