@@ -17,11 +17,32 @@ from worker import serve
 from d3jax.attacks import BadNetsConfig, make_badnets
 from d3jax.config.recipes import OptimConfig, TrainConfig
 from d3jax.data import SyntheticConfig, make_synthetic
-from d3jax.models import PreActResNet18Config, count_parameters, make_preact_resnet18
+from d3jax.models import PreActResNet18Config, WideResNetConfig, count_parameters
 from d3jax.runtime.environment import environment
-from d3jax.training import victim_loop
+from d3jax.training import TrainLoop, victim_loop
 from d3jax.training.memory import memory_needed
 from d3jax.training.scan import ScannedStep
+
+
+def training(settings: dict[str, Any]) -> TrainLoop:
+    """Return the training of a net on generated images with the BadNets trigger.
+
+    The settings are the `net` with its `width`, `name` (the precision), `images` and `batch`.
+    """
+    data = make_synthetic(SyntheticConfig(size=32, channels=3, train=settings["images"], test=100))
+    info = dataclasses.replace(data.info, crop=4, flip=True)
+    net = (
+        WideResNetConfig(depth=16, width=1)
+        if settings.get("net") == "wide_resnet"
+        else PreActResNet18Config(width=settings["width"])
+    )
+    return victim_loop(
+        jax.random.key(0),
+        net.build(info, jnp.dtype(settings["name"])),
+        data._replace(info=info),
+        make_badnets(BadNetsConfig(), info),
+        TrainConfig(steps=10**6, batch_size=settings["batch"], optimizer=OptimConfig()),
+    )
 
 
 def prepare(settings: dict[str, Any]) -> tuple[Callable[[], float], dict[str, Any]]:
@@ -30,19 +51,7 @@ def prepare(settings: dict[str, Any]) -> tuple[Callable[[], float], dict[str, An
     A round is about `steps` steps of `batch` images each: a whole number of calls of the compiled
     program.
     """
-    data = make_synthetic(SyntheticConfig(size=32, channels=3, train=settings["images"], test=100))
-    info = dataclasses.replace(data.info, crop=4, flip=True)
-    model = make_preact_resnet18(
-        PreActResNet18Config(width=settings["width"]), info, jnp.dtype(settings["name"])
-    )
-    config = TrainConfig(steps=10**6, batch_size=settings["batch"], optimizer=OptimConfig())
-    loop = victim_loop(
-        jax.random.key(0),
-        model,
-        data._replace(info=info),
-        make_badnets(BadNetsConfig(), info),
-        config,
-    )
+    loop = training(settings)
     repeat = ScannedStep(loop.step)
     n = repeat.steps_per_call
     calls = max(1, settings["steps"] // n)

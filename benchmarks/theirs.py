@@ -2,8 +2,8 @@
 
 This is the only file that imports torch. Images rest on the device as uint8. A step draws rows,
 stamps the trigger, crops, flips and normalises on the device. Cross-entropy, the backward pass and
-a fused SGD with momentum and coupled weight decay follow. PreActResNet18 is written from its
-description.
+a fused SGD with momentum and coupled weight decay follow. The nets are written from their
+descriptions.
 """
 
 from __future__ import annotations
@@ -74,22 +74,36 @@ class PreActResNet18(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
+class WideResNet16(nn.Module):
+    """WideResNet-16-1 as in `d3jax.wide_resnet`: three stages of two blocks, 16 to 64 channels."""
+
+    def __init__(self, classes: int = 10):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        sizes = [(16, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)]
+        self.blocks = nn.Sequential(*(Block(*size) for size in sizes))
+        self.norm, self.head = nn.BatchNorm2d(64), nn.Linear(64, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images [B, 3, 32, 32] to logits [B, classes]."""
+        return self.head(F.relu(self.norm(self.blocks(self.stem(x)))).mean((2, 3)))
+
+
+def _net(settings: dict[str, Any]) -> nn.Module:
+    return WideResNet16() if settings["net"] == "wide_resnet" else PreActResNet18(settings["width"])
+
+
 def prepare(settings: dict[str, Any]) -> tuple[Callable[[], float], dict[str, Any]]:
     """Return a function that times a round of the variant `name`, and facts about it.
 
     A round is `steps` steps of `batch` images each.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.backends.cudnn.benchmark = True
-    torch.manual_seed(0)
-    count, steps = settings["images"], settings["steps"]
-    images = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, device=device)
-    labels = torch.randint(0, 10, (count,), device=device)
-    poisoned = torch.rand(count, device=device) < 0.1
+    steps = settings["steps"]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
-    step, parameters = _step(VARIANTS[settings["name"]], settings, images, labels, poisoned, device)
+    step, parameters = _training(VARIANTS[settings["name"]], settings, device)
     for _ in range(5 if device.type == "cuda" else 1):
         step()
     _wait(device)
@@ -108,10 +122,48 @@ def prepare(settings: dict[str, Any]) -> tuple[Callable[[], float], dict[str, An
     return run, about
 
 
+def profile(settings: dict[str, Any], kinds: dict[str, str], rest: str) -> dict[str, float]:
+    """Return milliseconds of a step on CPU by kind of operation.
+
+    `kinds` has the kind of PyTorch's operations, and the others are `rest`.
+    """
+    steps = settings["steps"]
+    variant = VARIANTS["bfloat16" if settings["precision"] == "bfloat16" else "eager"]
+    step, _ = _training(variant, settings, torch.device("cpu"))
+
+    def run() -> None:
+        for _ in range(steps):
+            step()
+
+    run()
+    began = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - began
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        run()
+    spent: dict[str, float] = {}
+    for event in found.key_averages():
+        kind = kinds.get(event.key, rest)
+        spent[kind] = spent.get(kind, 0) + event.self_cpu_time_total / 1e3 / steps
+    return {**spent, "sum": sum(spent.values()), "step without the profiler": 1e3 * seconds / steps}
+
+
+def _training(
+    variant: dict[str, Any], settings: dict[str, Any], device: torch.device
+) -> tuple[Callable[[], None], int]:
+    torch.backends.cudnn.benchmark = True
+    torch.manual_seed(0)
+    count = settings["images"]
+    images = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, device=device)
+    labels = torch.randint(0, 10, (count,), device=device)
+    poisoned = torch.rand(count, device=device) < 0.1
+    return _step(variant, settings, images, labels, poisoned, device)
+
+
 def _step(
     variant: dict[str, Any], settings: dict[str, Any], images, labels, poisoned, device
 ) -> tuple[Callable[[], None], int]:
-    net = PreActResNet18(settings["width"]).to(device)
+    net = _net(settings).to(device)
     if variant.get("channels_last"):
         net = net.to(memory_format=torch.channels_last)
     fused = device.type == "cuda"

@@ -6,8 +6,8 @@ generated and rest on the device. Drawing, poisoning, crop, flip and the optimis
 step.
 
 Command:
-    python benchmarks/train_step.py --width 16 --batch 128 [--torch PYTHON_WITH_TORCH]
-        [--rounds 7] [--out benchmarks/results]
+    python benchmarks/train_step.py --width 16 --batch 128 [--net wide_resnet]
+        [--torch PYTHON_WITH_TORCH] [--rounds 7] [--out benchmarks/results]
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from worker import Worker
 HERE = Path(__file__).parent
 OURS = ("float32", "bfloat16")
 THEIRS = ("eager", "channels_last", "bfloat16")
+NETS = ("preact_resnet18", "wide_resnet")
 COMPILED = ("compile", "compile_bfloat16", "compile_graphs_bfloat16")
 
 
@@ -43,12 +44,27 @@ def macs(width: int, size: int = 32, classes: int = 10) -> int:
     return total + inside * classes
 
 
+WIDE_RESNET_MACS = sum(
+    (size * size) * (9 * inside * out + 9 * out * out + (inside * out if inside != out else 0))
+    for size, inside, out in (
+        (32, 16, 16),
+        (32, 16, 16),
+        (16, 16, 32),
+        (16, 32, 32),
+        (8, 32, 64),
+        (8, 64, 64),
+    )
+) + (32 * 32 * 27 * 16 + 64 * 10)
+"""Multiplications of one forward pass of WideResNet-16-1: 32×32×3 values, 10 classes."""
+
+
 def main() -> None:
     """Measure, print the ratios and write the result to one JSON file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--net", choices=NETS, default=NETS[0])
+    parser.add_argument("--width", type=int, default=16, help="of preact_resnet18")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument(
         "--steps", type=int, default=0, help="steps in a round (0: 4 on CPU, 50 elsewhere)"
@@ -70,7 +86,8 @@ def main() -> None:
     )
     device = next(iter(result["ours"].values()))["environment"]["device"].replace(" ", "_").lower()
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"train_step_{device}_w{options.width}_b{options.batch}.json"
+    net = f"w{options.width}" if options.net == NETS[0] else "wrn-16-1"
+    path = options.out / f"train_step_{device}_{net}_b{options.batch}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
     print(path)
 
@@ -84,6 +101,7 @@ def measure(
     torch: str,
     ours: list[str] | None,
     theirs: list[str] | None,
+    net: str = NETS[0],
 ) -> dict[str, Any]:
     """Prepare both sides, run `rounds` rounds and return times, rates and ratios.
 
@@ -101,6 +119,7 @@ def measure(
     )
     cpu = not Path("/dev/nvidiactl").exists() and not os.environ.get("TPU_NAME")
     settings = {
+        "net": net,
         "width": width,
         "batch": batch,
         "images": images,
@@ -125,7 +144,7 @@ def measure(
         "failed": {},
     }
     # A forward and two backward products, with a multiplication and an addition each.
-    result["flops_an_image"] = 6 * macs(width)
+    result["flops_an_image"] = 6 * (macs(width) if net == NETS[0] else WIDE_RESNET_MACS)
     times: dict[str, list[float]] = {}
     for side, worker in workers.items():
         result[side] = {}

@@ -17,25 +17,31 @@ import numpy as np
 import pytest
 
 from d3jax.core.types import DataInfo
-from d3jax.models import PreActResNet18Config, make_preact_resnet18
+from d3jax.models import PreActResNet18Config, WideResNetConfig
 from d3jax.results.tables import write_csv
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.mark.parametrize("width", [4, 64])
-def test_counted_multiplications_are_those_of_the_traced_network(width):
+@pytest.mark.parametrize(
+    "net",
+    [
+        PreActResNet18Config(width=4),
+        PreActResNet18Config(width=64),
+        WideResNetConfig(depth=16, width=1),
+    ],
+)
+def test_counted_multiplications_are_those_of_the_traced_network(net):
     import train_step
 
-    model = make_preact_resnet18(
-        PreActResNet18Config(width=width),
-        DataInfo("x", (32, 32, 3), tuple("0123456789"), (0.5,) * 3, (0.5,) * 3),
-    )
+    model = net.build(DataInfo("x", (32, 32, 3), tuple("0123456789"), (0.5,) * 3, (0.5,) * 3))
     variables = jax.eval_shape(model.init, jax.random.key(0))
     traced = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False).logits)(
         variables, jnp.zeros((1, 32, 32, 3))
     )
-    assert count(traced.jaxpr) == train_step.macs(width)
+    wide = isinstance(net, WideResNetConfig)
+    counted = train_step.WIDE_RESNET_MACS if wide else train_step.macs(net.width)
+    assert count(traced.jaxpr) == counted
 
 
 def count(jaxpr) -> int:

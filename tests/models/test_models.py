@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import re
 
 import chex
 import flax.linen as nn
@@ -18,7 +19,7 @@ from d3jax.core.types import DataInfo
 from d3jax.data import DigitsConfig, make_digits
 from d3jax.metrics.attack_success import make_evaluate
 from d3jax.models import MODELS, PreActResNet18Config, count_parameters, make_preact_resnet18
-from d3jax.models.layers import conv
+from d3jax.models.layers import choice, conv
 from d3jax.models.layers.conv import Conv, convolve
 from d3jax.models.layers.depthwise import Depthwise
 from d3jax.models.layers.norm import EPSILON, MOMENTUM, BatchNorm, normalise_batch
@@ -343,15 +344,63 @@ def test_weight_gradient_is_summed_over_chunks(monkeypatch):
     x, g = (jax.random.normal(jax.random.key(i), (12, 6, 6, 4)) for i in range(2))
     found = []
     for chunk in (1, 1 << 14, 1 << 30):
-        monkeypatch.setattr(conv, "_CHUNK", chunk)
+        monkeypatch.setattr(choice, "CHUNK", chunk)
         found.append(conv.weight_gradient(x, g, size=3, stride=1))
     np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found[0], found[2], rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(conv, "_CHUNK", 1000)
-    assert [conv._images_a_chunk(12, size, 36, 12) for size in (1, 250, 2000)] == [12, 4, 1]
+    monkeypatch.setattr(choice, "CHUNK", 1000)
+    monkeypatch.setattr(choice, "uses_onednn", lambda: True)
+    assert [choice.chunks_at_once(chunks, 1 << 20) for chunks in (12, 6, 3)] == [4, 2, 1]
+    assert [choice.chunks_at_once(12, size << 20) for size in (2, 3, 9)] == [2, 1, 1]
+    monkeypatch.setattr(choice, "uses_onednn", lambda: False)
+    assert choice.chunks_at_once(12, 1) == 1
+    assert [choice.images_a_chunk(12, size, 36, 12) for size in (1, 250, 2000)] == [12, 4, 1]
     assert (
-        conv._images_a_chunk(127, 100, 36, 12) == 1 and conv._images_a_chunk(12, 2000, 1, 18) == 6
+        choice.images_a_chunk(127, 100, 36, 12) == 1 and choice.images_a_chunk(12, 2000, 1, 18) == 6
     )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("onednn", [False, True])
+def test_gradients_in_bfloat16_equal_plain_ones_in_float32(stride, onednn, monkeypatch):
+    """The error is at most a hundredth of the largest entry, in every form that a rule chooses."""
+    monkeypatch.setattr(choice, "uses_onednn", lambda: onednn)
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (16, 16, 16, 8))
+    kernel = jax.random.normal(keys[1], (3, 3, 8, 12)) / 9
+    g = jax.random.normal(keys[2], (16, 16 // stride, 16 // stride, 12))
+
+    def gradients(dtype, convolution):
+        cast = [array.astype(dtype) for array in (x, kernel, g)]
+        return jax.vjp(lambda x, k: convolution(x, k, stride), *cast[:2])[1](cast[2])
+
+    ours = gradients(jnp.bfloat16, convolve)
+    for mine, plain in zip(ours, gradients(jnp.float32, conv._native), strict=True):
+        scale = float(jnp.abs(plain).max())
+        assert mine.dtype == jnp.bfloat16
+        np.testing.assert_allclose(
+            mine.astype(jnp.float32) / scale, plain / scale, atol=1e-2, rtol=0
+        )
+
+
+def test_no_rule_for_cpu_changes_a_program_for_another_backend(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x, kernel = jnp.ones((32, 32, 32, 16)), jnp.ones((3, 3, 16, 16))
+
+    def program(convolution, stride):
+        def loss(x, kernel):
+            return (convolution(x, kernel, stride) ** 2).sum()
+
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(x, kernel)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        return sorted(
+            re.findall(r"stablehlo\.(convolution|dot_general|while|pad|concatenate)", text)
+        )
+
+    for stride in (1, 2):
+        assert program(convolve, stride) == program(conv._native, stride) == ["convolution"] * 3
+    monkeypatch.undo()
+    assert "while" in jax.jit(jax.grad(lambda k: convolve(x, k).sum())).lower(kernel).as_text()
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -3,7 +3,7 @@
 XLA:CPU computes the weight gradient of a convolution as a convolution with an image-sized kernel.
 That runs at 3–60 GFLOP/s, where the forward pass runs at 80–180, or 150–265 with oneDNN (see
 `runtime.compilation`). Here the weight gradient is a matrix product for a few images at a time, so
-that its operands stay in cache. Time in ms at batch 128 on two cores, native → here:
+that its operands stay in cache (see `choice`). Time in ms at batch 128 on two cores, native → here:
 
 - jax 0.10.2, 3×3 of stride 1: 32×32×8 13.5 → 4.6, 32×32×16 29 → 9.6, 32×32×64 596 → 100,
   16×16×128 229 → 67, 8×8×256 162 → 59, 4×4×512 68 → 55.
@@ -23,20 +23,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ...runtime.compilation import uses_onednn
 from ...runtime.sharding import shares
+from . import choice
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-_PHASES = 16
-"""Smallest image width in pixels for which `input_gradient_by_phases` is used.
-
-Time in ms, native → by phases: 9.0 → 3.4 at 32×32×16, 3.4 → 3.1 at 16×16×32, 2.5 → 3.3 at 8×8×64.
-"""
-_CHUNK = 3 << 20
-"""Bytes that the two operands of a chunk should have.
-
-That is the size of two cores' second-level caches. It was measured as the best from 1 to 6 MiB.
-"""
 
 
 def torch_uniform(fan_in: int):
@@ -98,12 +88,7 @@ def _backward(stride, residuals, g):
         return jax.linear_transpose(lambda k: _native(x, k, stride), kernel)(g)[0]
 
     ours = functools.partial(weight_gradient, size=size, stride=stride)
-    if (
-        (size, stride) == (3, 2)
-        and height % 2 == width % 2 == 0
-        and width >= _PHASES
-        and uses_onednn()
-    ):
+    if choice.takes_phases(size, stride, height, width):
         dx = input_gradient_by_phases(kernel, g)
     else:
         (dx,) = jax.linear_transpose(lambda x: _native(x, kernel, stride), x)(g)
@@ -157,22 +142,21 @@ def weight_gradient(x: jax.Array, g: jax.Array, *, size: int, stride: int) -> ja
 
 def _chunked_product(operands: Callable, x: jax.Array, g: jax.Array) -> jax.Array:
     """Sum the matrix products leftᵀ right of (left, right) = operands(x, g) over image chunks."""
-    b, (left, right) = len(x), jax.eval_shape(operands, x[:1], g[:1])
-    n = _images_a_chunk(
-        b,
-        x.dtype.itemsize * (left.size + right.size),
-        len(left),
-        max(left.shape[1], right.shape[1]),
-    )
+    left, right = jax.eval_shape(operands, x[:1], g[:1])
+    rows, sides = len(left), (left.shape[1], right.shape[1])
+    n = choice.images_a_chunk(len(x), x.dtype.itemsize * (left.size + right.size), rows, max(sides))
+    k = choice.chunks_at_once(len(x) // n, 4 * math.prod(sides))
 
     def add(i, total):
         # Sliced here, because XLA would compute x a second time to hand it to the loop in chunks.
-        left, right = operands(*(lax.dynamic_slice_in_dim(array, i * n, n) for array in (x, g)))
+        parts = (lax.dynamic_slice_in_dim(array, i * k * n, k * n) for array in (x, g))
+        left, right = (part.reshape(k, n * rows, -1) for part in operands(*parts))
         return total + lax.dot_general(
-            left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+            left, right, (((1,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32
         )
 
-    return lax.fori_loop(0, b // n, add, jnp.zeros((left.shape[1], right.shape[1]), jnp.float32))
+    start = jnp.zeros((k, *sides), jnp.float32)
+    return lax.fori_loop(0, len(x) // (k * n), add, start).sum(0)
 
 
 def _shifted(x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -195,9 +179,7 @@ def _neighbours(array: jax.Array, axis: int) -> list[jax.Array]:
         return jnp.pad(part, [(before, after) if i == axis else (0, 0) for i in range(array.ndim)])
 
     size = array.shape[axis]
-    # A jaxlib with oneDNN copies and pads at once: 7.4 ms in place of 9.1 ms at 32×32×16. jaxlib
-    # 0.10 does so at half the speed.
-    if uses_onednn():
+    if choice.pads_each_neighbour():
         part = functools.partial(lax.slice_in_dim, array, axis=axis)
         return [pad(part(0, size - 1), 1, 0), array, pad(part(1, size), 0, 1)]
     padded = pad(array, 1, 1)
@@ -218,14 +200,3 @@ def _patches(x: jax.Array, g: jax.Array, *, size: int, stride: int) -> tuple[jax
     taps = [x[:, reach(i, height), reach(j, width)] for i in range(size) for j in range(size)]
     patches = jnp.concatenate(taps, -1)
     return patches.reshape(-1, patches.shape[3]), g.reshape(-1, g.shape[3])
-
-
-def _images_a_chunk(batch: int, bytes_an_image: int, rows_an_image: int, side: int) -> int:
-    """Return how many images of a batch one chunk of the kernel gradient takes.
-
-    It is a divisor of the batch size, near `_CHUNK` bytes. Chunks are larger where moving the sum
-    itself, which is `side` wide, would cost more.
-    """
-    wanted = max(_CHUNK / bytes_an_image, side / 3 / rows_an_image)
-    divisors = [n for n in range(1, batch + 1) if batch % n == 0]
-    return min(divisors, key=lambda n: abs(math.log(n / wanted)))
