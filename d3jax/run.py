@@ -177,8 +177,11 @@ def _run(options: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
     if options.report and not user_path(workdir, "--workdir").is_dir():
         raise ConfigError(f"--report: {workdir} is no folder: nothing was computed there")
     if options.check:
-        count = study.check_study(config, workdir, options.profile or "")
-        print(f"{dumps(config)}# nothing wrong found; models and detections to compute: {count}")
+        count, done = study.check_study(config, workdir, options.profile or "")
+        print(
+            f"{dumps(config)}# nothing wrong found; {done} of {count} models and detections are "
+            "finished"
+        )
         return 0
     _cache_compilations()
     rows = study.run_study(

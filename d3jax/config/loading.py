@@ -127,9 +127,12 @@ def changed(tree: Any, key: str, value: Any, where: str) -> Any:
         return tree | {name: changed(tree.get(name, {}), rest, value, where)}
     refuse(not isinstance(tree, list), f"{where}: {parent} is {tree!r}, which has nothing inside")
     refuse(
-        name not in map(str, range(len(tree))),
-        f"{where}: {parent} is a list, want an index from 0 to {len(tree) - 1}, got {name!r}",
+        name not in map(str, range(len(tree) + 1)),
+        f"{where}: {parent} is a list of {len(tree)}, want an index from 0 to {len(tree)} (which "
+        f"adds an entry), or all of it as --{parent} '[…]'; got {name!r}",
     )
+    if name == str(len(tree)):
+        return [*tree, changed({}, rest, value, where)]
     pairs = enumerate(tree)
     return [changed(item, rest, value, where) if str(i) == name else item for i, item in pairs]
 

@@ -27,11 +27,13 @@ from ..runtime.compilation import fast
 
 
 class Counts(NamedTuple):
-    """Counts of test images, and of their correct and attacker-wanted predictions, per true class.
+    """Counts of test images, and of their correct and attacker-wanted predictions, per class.
 
-    All are int32 [K]. `clean` counts the test images, and `correct` those classified correctly.
-    `triggered` counts the triggered images, `reached` those classified as the attacker's class, and
-    `recovered` those classified as their true class.
+    All are int32 [K]. By true class, `clean` counts the test images, and `correct` those classified
+    correctly. `triggered` counts the triggered images, `reached` those classified as the attacker's
+    class, and `recovered` those classified as their true class. By predicted class, `mistaken`
+    counts the triggered images that are wrongly classified as it (None in records of releases that
+    did not count them).
     """
 
     clean: Integer[Array, " K"]
@@ -39,6 +41,7 @@ class Counts(NamedTuple):
     triggered: Integer[Array, " K"]
     reached: Integer[Array, " K"]
     recovered: Integer[Array, " K"]
+    mistaken: Integer[Array, " K"] | None = None
 
     @property
     def acc(self) -> float:
@@ -69,6 +72,22 @@ class Counts(NamedTuple):
         The images are those of `asr`. NaN without triggered images.
         """
         return _share(self.recovered, self.triggered)
+
+    @property
+    def moved(self) -> tuple[int, float]:
+        """Return the class other than the target that attracts triggered images most, and how much.
+
+        The number is the share of the triggered images of the remaining classes that are classified
+        as this class. It would be the ASR if this class were the target. For all-to-all attacks it
+        is over all classes. (−1, NaN) without triggered images or without `mistaken`.
+        """
+        total = self.triggered.sum()
+        if not total or self.mistaken is None:
+            return -1, float("nan")
+        # An all-to-one attack leaves out its target's images, so the target has none.
+        others = np.where(self.triggered > 0, total - self.triggered, 0)
+        shares = np.where(others > 0, self.mistaken / np.maximum(others, 1), 0.0)
+        return int(shares.argmax()), float(shares.max())
 
 
 def der(before: Counts, after: Counts) -> float:
@@ -223,7 +242,7 @@ def count(
     valid: Array,
     num_classes: int,
 ) -> Counts:
-    """Return the `Counts` per true class of a batch's predictions: correct ones and target hits.
+    """Return the `Counts` of a batch's predictions: correct ones, target hits and other mistakes.
 
     `predicted` [B] are the classes predicted for clean images, `triggered` [B] those for triggered
     images, and `wanted` [B] the attacker's labels. Rows that are not `valid` [B] do not count. A
@@ -239,7 +258,9 @@ def count(
         counted & (triggered == wanted),
         counted & (triggered == labels),
     )
-    return Counts(*(mask.astype(jnp.int32) @ by_class for mask in masks))
+    wrong = counted & (triggered != labels)
+    mistaken = wrong.astype(jnp.int32) @ jax.nn.one_hot(triggered, num_classes, dtype=jnp.int32)
+    return Counts(*(mask.astype(jnp.int32) @ by_class for mask in masks), mistaken)
 
 
 def evaluate(

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from ..results.summary import points, spread, verdict
+from ..results.outcomes import verdict
+from ..results.summary import points, spread
 
 FOLDER = Path(__file__).parent
-SIGNS = dict.fromkeys(("kept", "not", "makes", "model"), ("bad", "✗")) | {
+SIGNS = dict.fromkeys(("kept", "not", "makes", "model", "moved"), ("bad", "✗")) | {
     "removed": ("good", "✓"),
     "disabled": ("fair", "◐"),
     "weakened": ("fair", "◐"),

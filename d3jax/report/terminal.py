@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.records import Row
-from ..results.summary import RATES, detections, group_of, points, spread, summarise, verdict
+from ..results.outcomes import verdict
+from ..results.summary import RATES, detections, group_of, points, spread, summarise
 
 STYLES = dict.fromkeys(("kept", "not", "makes", "model"), "bold red") | {"removed": "green"}
 """Colour of a verdict by its first word."""

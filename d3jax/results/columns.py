@@ -19,6 +19,11 @@ _RATES = {
     "classified as the target",
     "ra": "robust accuracy: share of the same images that are classified as their true class",
 }
+_MOVED = {
+    "moved_asr": "the largest share of triggered images, of the remaining classes, that are "
+    "classified as one class other than the target",
+    "moved_to": "name of that class",
+}
 _DETECTION = _WHERE | {
     "detection": "label of the detection",
     "published": "the published number that the config gives for this row, or none",
@@ -38,11 +43,12 @@ COLUMNS_OF: dict[str, dict[str, str]] = {
     "results": _WHERE
     | {"defense": "label of the defence; none for the backdoored model"}
     | _RATES
+    | _MOVED
     | {
         "der": "defence effectiveness rating, [max(0, ΔASR) − max(0, ΔACC) + 1] / 2",
         "n_clean": "number of clean test images",
         "n_triggered": "number of triggered test images: those of other classes than the target",
-        "seconds": "wall time of this step of the study in seconds",
+        "seconds": "wall time of this step of the study in seconds, with pauses while it was stopped left out",
         "attack_seed": "seed of the backdoored model",
         "classes": "number of classes",
         "net": "settings of the architecture",
@@ -54,13 +60,14 @@ COLUMNS_OF: dict[str, dict[str, str]] = {
         "norm bound allows (D3)",
         "commit": "commit of d3jax that made the row",
         "device": "device that made the row",
-        "status": "ok, or why the row has no numbers",
+        "status": "ok, or why the row has no numbers: an error, or “not finished: no model yet”",
         "rule": "for a method that chooses by data: oracle if it reads test data, else defender",
         "target": "the class that the defence took for the target; −1 if nothing was flagged",
         "chosen": "how that class was chosen: given, or flagged by a detection",
         "trigger_success": "share of reserved images of other classes that the inverted trigger "
         "changes to the target",
-        "anomaly_index": "statistic of the detection that chose the class",
+        "anomaly_index": "statistic of the detection that chose the class: the anomaly index of trigger "
+        "inversion, or 1 − p of MM-BD's test",
         "search_seconds": "wall time of the trigger inversions in seconds",
         "suspects": "number of training images that a training-time defence suspects",
         "suspects_poisoned": "share of the suspects that are poisoned",
@@ -82,6 +89,7 @@ COLUMNS_OF: dict[str, dict[str, str]] = {
         "triggered": "number of triggered test images of the class",
         "reached": "number of those that are classified as the target",
         "recovered": "number of those that are classified as their true class",
+        "mistaken": "number of triggered test images of other classes that are classified as it",
     },
     "detections": {name: _WHERE[name] for name in ("dataset", "model", "attack", "seed")}
     | {
@@ -93,7 +101,8 @@ COLUMNS_OF: dict[str, dict[str, str]] = {
         "n_targets": "number of true target classes",
         "n_found": "number of true target classes that are flagged",
         "right": "whether the flagged classes are exactly the true targets",
-        "statistic": "the detector's statistic for the model",
+        "statistic": "the detector's statistic for the model: the anomaly index of trigger inversion, or "
+        "1 − p of MM-BD's test",
         "threshold": "the model is flagged where the statistic is above it",
         "highest": "name of the class with the highest score",
         "seconds": "wall time of the detector in seconds",
@@ -104,10 +113,11 @@ COLUMNS_OF: dict[str, dict[str, str]] = {
         "class": "name of the class",
         "is_target": "whether the class is a true target; empty where nobody knows it",
         "flagged": "whether the detector flags the class",
-        "score": "the class's score: higher is more suspicious",
+        "score": "the class's score: higher is more suspicious. Trigger inversion: the index with its "
+        "sign, positive below the median. MM-BD: the largest margin of the class's logit",
         "norm": "L1 norm of the class's inverted mask (trigger inversion)",
-        "index": "distance of the norm from the median in median absolute deviations, without "
-        "sign (trigger inversion)",
+        "index": "distance of the norm from the median, in deviations of 1.4826 × MAD, without sign; a "
+        "deviation is at least a tenth of the median (trigger inversion)",
         "success": "share of images of other classes that the inverted trigger changes to the "
         "class (trigger inversion)",
         "passes": "number of passes of the search (trigger inversion)",

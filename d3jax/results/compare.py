@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 
 from ..core.records import Row
 from .compared_runs import Run, known_rows
+from .outcomes import verdict
 from .ranking import Ranking, rank
-from .summary import RATES, summarise, verdict
+from .summary import RATES, summarise
 
 COUNTED = (*RATES, "n_clean", "n_triggered")
 """Columns in which duplicates have equal values."""

@@ -8,13 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core.records import Row
+from .outcomes import KEEPS, NEAR, READ, verdict
 
 RATES = ("acc", "asr", "ra", "der")
-KEEPS = 0.5  # the backdoor works if the ASR is at least this
-GONE = 0.1  # the backdoor is removed if the ASR is below this, the chance rate of ten classes
-READ = 0.8  # triggered images are recognised again if RA is at least this share of ACC
-COSTLY = 0.1  # an ACC loss of at least this is a large loss
-NEAR = 0.1  # ACC is near chance up to this share of the way from chance to 100 %
 
 
 def summarise(rows: Sequence[Row]) -> list[Row]:
@@ -33,6 +29,8 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
       such model is known.
     - `asr_worst`: the highest ASR.
     - `misread`: whether RA is below `READ` of ACC on a seed.
+    - `moved`: the number of seeds on which the trigger leads to one other class as it led to the
+      target, with a `moved_asr` of 50 % or more; `moved_to`: the names of these classes.
     - `seconds`: the mean time, including the time of a search for a trigger.
     - `guesses`, `guessed`: whether ACC is near chance, after the defence and before it, for rows
       that have their number of `classes`.
@@ -84,6 +82,7 @@ def _summary(key: tuple[str, ...], group: list[Row], before: Mapping[tuple[Any, 
         for first in _finite([row["seconds"]])
     ]
     reads = [(row["ra"], row["acc"]) for row in group]
+    moved = [row["moved_to"] for row in group if (row.get("moved_asr") or 0) >= KEEPS]
     earlier = _finite(before.get(_run(row), {}).get("asr") for row in group)
     searched = [row for row in group if row.get("chosen")]
     beside = dict.fromkeys(
@@ -101,6 +100,8 @@ def _summary(key: tuple[str, ...], group: list[Row], before: Mapping[tuple[Any, 
         "worked": sum(value >= KEEPS for value in earlier) if earlier else None,
         "asr_worst": max(rates, default=None),
         "misread": any(ra < READ * acc - 1e-9 for ra, acc in reads if len(_finite((ra, acc))) == 2),
+        "moved": len(moved),
+        "moved_to": ", ".join(dict.fromkeys(moved)),
         "seconds": statistics.fmean(seconds) if seconds else None,
         "published": " / ".join(beside) or None,
         "untouched": sum(row["target"] == -1 for row in searched),
@@ -127,48 +128,6 @@ def _searched(row: Row) -> str:
 
 def _finite(values: Any) -> list[float]:
     return [float(value) for value in values if value is not None and math.isfinite(value)]
-
-
-def verdict(row: Row) -> str:
-    """Return the outcome of a defence as text, such as "removed, large ACC loss".
-
-    `row` is a row of `summarise`. If no seed has numbers, it is the `status` of a failure, or "".
-    Without an ASR it covers only an ACC near chance and failed seeds.
-    """
-    what = "not finished" if row["status"].startswith("not finished") else "failed"
-    failed = (
-        f"{what} on {row['failed']} of {row['failed'] + row['n']} seeds" if row["failed"] else ""
-    )
-    if not row["n"]:
-        return row["status"] if row["failed"] else ""
-    guesses = "ACC near chance" if row["guesses"] else ""
-    if row["guesses"] and (row["defense"] == "none" or row["guessed"]):
-        return ", ".join(filter(None, (guesses, failed)))
-    change = row["acc_change"]
-    # Rounded, because in floats 0.8 − 0.9 is slightly above −0.1.
-    costly = "large ACC loss" if change is not None and round(change, 6) <= -COSTLY else ""
-    if row["asr"] is None:
-        return ", ".join(filter(None, (guesses or costly, failed)))
-    if row["untouched"] == row["n"]:
-        return ", ".join(filter(None, ("not repaired: no class flagged", failed)))
-    kept = "" if row["kept"] == row["n"] else f" on {row['kept']} of {row['n']} seeds"
-    if row["guesses"]:
-        return ", ".join(filter(None, ("model lost", failed)))
-    if row["defense"] == "none":
-        words = f"backdoor works{kept}" if row["kept"] else "backdoor does not work"
-    elif row["worked"] == 0:
-        words = f"makes the backdoor work{kept}" if row["kept"] else "no backdoor to remove"
-    elif row["kept"]:
-        words = f"kept{kept}"
-    elif row["asr_worst"] < GONE:
-        words = "disabled: still misclassified" if row["misread"] else "removed"
-    else:
-        words = (
-            "not weakened"
-            if row["asr_change"] is not None and row["asr_change"] >= 0
-            else "weakened"
-        )
-    return ", ".join(filter(None, (words, costly, guesses, failed)))
 
 
 def headline(group: Sequence[Row]) -> str:

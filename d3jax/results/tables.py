@@ -93,10 +93,13 @@ def rows_of_model(
         more: columns that only some kinds of node have, and `der`.
     """
     counts, last = artifact.counts, artifact.records[-1] if artifact.records else {}
+    other, share = counts.moved
     numbers = {
         "acc": counts.acc,
         "asr": counts.asr,
         "ra": counts.ra,
+        "moved_asr": share,
+        "moved_to": classes[other] if share > 0 else None,
         "n_clean": int(counts.clean.sum()),
         "n_triggered": int(counts.triggered.sum()),
         "seconds": artifact.seconds,
@@ -110,7 +113,8 @@ def rows_of_model(
     numbers = {name: number_or_none(value) for name, value in (numbers | more).items()}
     first = dict.fromkeys(COLUMNS)
     results = [first | row | numbers | {"status": "ok"} for row in identities]
-    columns = {name: values.tolist() for name, values in counts._asdict().items()}
+    counted = {name: values for name, values in counts._asdict().items() if values is not None}
+    columns = {name: values.tolist() for name, values in counted.items()}
     per_class = [
         {name: row[name] for name in ("attack", "defense", "seed")}
         | {"class": name}

@@ -1,8 +1,8 @@
 """Handling of signals that ask a study to stop: it saves a checkpoint, then ends.
 
 The checkpoint is saved at the next step that the host sees. The first SIGINT, SIGTERM or SIGUSR1 is
-only recorded. (SLURM sends SIGUSR1 before a time limit.) A second signal has its usual effect. Does
-not import jax.
+only recorded. (SLURM sends SIGUSR1 before a time limit.) A second signal ends the process. Does not
+import jax.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -27,29 +28,47 @@ _received: list[str] = []
 def stoppable() -> Iterator[None]:
     """Return a context manager in which the first SIGINT, SIGTERM or SIGUSR1 is only recorded.
 
-    A second one ends the process. Outside the main thread the context manager has no effect,
-    because Python handles signals in the main thread only.
+    A second one ends the process at once, also while a program is compiled. Outside the main thread
+    the context manager has no effect, because Python handles signals in the main thread only.
     """
     _received.clear()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        _received.append(name)
-        _restore(before)
-        line = f"\nd3jax: {name}: saving at the next step; a second signal ends the study at once\n"
-        os.write(2, line.encode())  # print is not safe here: the signal may interrupt a print
-
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(ours,), daemon=True).start()
     for number in SIGNALS:
-        signal.signal(number, note)
+        signal.signal(number, _note)
     try:
         yield
     finally:
-        _restore(before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        theirs.close()  # ends the thread
         _received.clear()
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    """Record a signal. Python calls this in the main thread, when no compiled code runs there."""
+    _received.append(signal.Signals(number).name)
+
+
+def _watch(wakeup: socket.socket) -> None:
+    """Answer signals as they arrive: the first with a line, the second by ending the process."""
+    known = False
+    with wakeup:
+        while numbers := wakeup.recv(1):
+            if numbers[0] not in SIGNALS:
+                continue
+            if known:
+                os._exit(128 + numbers[0])  # as a shell reports the end by this signal
+            known, name = True, signal.Signals(numbers[0]).name
+            text = "saving at the next step; a second signal ends the study at once"
+            os.write(2, f"\nd3jax: {name}: {text}\n".encode())
 
 
 def is_stopping() -> bool:
@@ -67,9 +86,3 @@ def check_stopped() -> None:
     """Raise `StoppedError` if this process has received a signal that asks it to stop."""
     if is_stopping():
         raise stopped()
-
-
-def _restore(before: dict[int, signal._HANDLER]) -> None:
-    """Set the process's signal handlers back to those in `before`, given by signal number."""
-    for number, handler in before.items():
-        signal.signal(number, handler)

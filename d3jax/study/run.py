@@ -34,6 +34,7 @@ from ..results.artifacts import (
 )
 from ..results.metric_sinks import check_sinks
 from ..results.tables import make_tables, result_rows, write_tables
+from ..runtime.checkpoint import exists
 from ..runtime.distributed import is_primary, same_everywhere
 from ..runtime.files import read_text, write_text
 from ..runtime.progress import Progress
@@ -91,14 +92,16 @@ def run_study(
         return _run(context, nodes, part, compute)
 
 
-def check_study(config: StudyConfig, workdir: str | Path, profile: str = "") -> int:
-    """Check a study without running it; return the number of its models and detections.
+def check_study(config: StudyConfig, workdir: str | Path, profile: str = "") -> tuple[int, int]:
+    """Check a study without running it; return the numbers of its models and detections.
 
+    The first counts all of them, the second those that an earlier run has finished.
     Nothing is computed or written. Raises whatever `run_study` would raise before any work.
     """
     context = open_context(config, user_path(workdir, "workdir"), Progress(quiet=True), profile)
     check_folders(context)
-    return sum(not node.analysis for node in make_nodes(context))
+    nodes = [node for node in make_nodes(context) if not node.analysis]
+    return len(nodes), sum(exists(node.folder / "model") for node in nodes)
 
 
 def _run(

@@ -13,12 +13,19 @@ from d3jax import compare, export, run
 from d3jax.config.loading import describe, loads
 from d3jax.config.study import StudyConfig
 from d3jax.data.__main__ import main as data_main
+from d3jax.results.outcomes import ADDED, OUTCOMES
 from d3jax.study.registries import REGISTRIES
 
 from .pages import PAGES, ROOT, WRITTEN, blocks, commands, name_of
 
 COMMANDS = [(name_of(path), line) for path in WRITTEN for line in commands(path)]
 SETTINGS = [(name_of(path), text) for path in WRITTEN for text in blocks(path, "yaml")]
+
+
+def test_the_concepts_page_explains_every_outcome():
+    text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf8")
+    assert all(f"| {outcome} | {meaning} |\n" in text for outcome, meaning in OUTCOMES.items())
+    assert ADDED in text
 
 
 def test_the_pages_have_commands_and_settings():

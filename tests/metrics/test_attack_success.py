@@ -62,6 +62,16 @@ def test_the_target_class_is_never_counted_in_asr():
     assert counts.triggered.tolist() == [3, 5, 0] and counts.asr == 0
 
 
+def test_the_class_that_a_trigger_leads_to_instead_of_the_target_is_found():
+    """Of class 1, the trigger sends all five images to class 0, and class 0 keeps its own three."""
+    model = model_that_says([[0, 0], [1, 0], [2, 0]])
+    attack = make_badnets(BadNetsConfig(size=1, target=2), INFO)
+    counts = make_evaluate(model, attack, 3)(NOTHING, attack.init(jax.random.key(0)), TEST)
+    assert counts.mistaken.tolist() == [5, 0, 0]
+    assert counts.asr == 0 and counts.moved == (0, 1.0)
+    assert counts._replace(mistaken=None).moved[0] == -1
+
+
 def test_all_to_all_counts_every_image():
     model = model_that_says([[0, 1], [1, 2], [2, 1]])
     attack = make_badnets(BadNetsConfig(size=1, mode="all_to_all"), INFO)

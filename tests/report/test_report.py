@@ -19,6 +19,7 @@ from d3jax.report.plots import common
 from d3jax.report.sections.curves import runs_of
 from d3jax.results import summary as report
 from d3jax.results.artifacts import RunFolder
+from d3jax.results.outcomes import verdict
 
 from ..helpers.report_runs import CLASSES, HOSTILE, Run, curve, row
 
@@ -357,7 +358,7 @@ def test_page_names_models_with_an_accuracy_near_chance(tmp_path):
         [row(acc=0.56, classes=2), row("ft", acc=0.54, classes=2), row("np", acc=0.01)]
     )
     assert [one["guesses"] for one in two] == [False, True, False]
-    assert [report.verdict(one) for one in two[:2]] == ["backdoor works", "model lost"]
+    assert [verdict(one) for one in two[:2]] == ["backdoor works", "model lost"]
 
 
 def external(path, detected=True):

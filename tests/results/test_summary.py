@@ -7,6 +7,7 @@ import math
 import pytest
 
 from d3jax.results import summary as report
+from d3jax.results.outcomes import verdict
 
 from ..helpers.report_runs import row
 
@@ -63,7 +64,7 @@ def test_verdict_depends_on_the_asr_of_every_seed_and_on_the_acc_loss(asrs, acc,
         for seed, asr in enumerate(asrs)
         for line in (row(seed=seed), row("ft", seed, acc=acc, asr=asr))
     ]
-    assert report.verdict(report.summarise(rows)[1]) == words
+    assert verdict(report.summarise(rows)[1]) == words
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,24 @@ def test_verdict_depends_on_the_asr_of_every_seed_and_on_the_acc_loss(asrs, acc,
 def test_verdict_is_disabled_at_low_ra_and_model_lost_at_chance_accuracy(acc, asr, ra, words):
     rows = [row(), row("ft", acc=acc, asr=asr, ra=ra)]
     rows = [one | {"classes": 10} for one in rows]
-    assert report.verdict(report.summarise(rows)[1]) == words
+    assert verdict(report.summarise(rows)[1]) == words
+
+
+@pytest.mark.parametrize(
+    ("asr", "moved", "words"),
+    [
+        (0.0, [0.5, 0.9], "moved to class cat, dog"),
+        (0.0, [0.5, 0.4], "moved to class cat on 1 of 2 seeds"),
+        (0.3, [0.9, 0.9], "moved to class cat, dog"),
+        (0.6, [0.9, 0.9], "kept"),
+        (0.0, [0.4, None], "disabled: still misclassified"),
+    ],
+)
+def test_verdict_is_moved_if_the_trigger_leads_to_one_other_class(asr, moved, words):
+    rows = [row(seed=seed) for seed in range(2)]
+    for seed, (share, name) in enumerate(zip(moved, ("cat", "dog"), strict=True)):
+        rows.append(row("ft", seed, asr=asr, ra=0.1) | {"moved_asr": share, "moved_to": name})
+    assert verdict(report.summarise(rows)[1]) == words
 
 
 @pytest.mark.parametrize(
@@ -94,7 +112,7 @@ def test_verdict_is_disabled_at_low_ra_and_model_lost_at_chance_accuracy(acc, as
     ],
 )
 def test_verdict_depends_on_the_asr_before_the_defence(before, after, words):
-    assert report.verdict(report.summarise([row(asr=before), row("ft", asr=after)])[1]) == words
+    assert verdict(report.summarise([row(asr=before), row("ft", asr=after)])[1]) == words
 
 
 def test_verdict_is_not_weakened_if_the_mean_asr_rises():
@@ -104,7 +122,7 @@ def test_verdict_is_not_weakened_if_the_mean_asr_rises():
         row("ft", 0, asr=0.45),
         row("ft", 1, asr=0.35),
     ]
-    assert report.verdict(report.summarise(rows)[1]) == "not weakened"
+    assert verdict(report.summarise(rows)[1]) == "not weakened"
 
 
 def test_headline_names_the_best_the_worst_and_failed_defences():
@@ -198,7 +216,4 @@ def test_summary_describes_a_trigger_search_and_includes_its_time():
         "search_seconds": 30.0,
     }
     mine = report.summarise([row(), row("mcl", asr=1.0) | nothing])[1]
-    assert (
-        report.verdict(mine) == "not repaired: no class flagged"
-        and mine["searched"] == "none flagged"
-    )
+    assert verdict(mine) == "not repaired: no class flagged" and mine["searched"] == "none flagged"

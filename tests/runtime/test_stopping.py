@@ -5,6 +5,8 @@ A study that was stopped and is run again has the numbers of one that was not st
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -17,14 +19,39 @@ from ..helpers.studies import TINY, Breaking, read, run
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_signal_requests_a_stop_and_restores_the_handler(number, capfd):
+def test_the_first_signal_requests_a_stop_and_handlers_are_restored(number, capfd):
     before = signal.getsignal(number)
     with stoppable():
         os.kill(os.getpid(), number)
-        assert is_stopping() and signal.getsignal(number) == before
+        assert is_stopping()
         with pytest.raises(StoppedError, match=f"stopped by {signal.Signals(number).name}"):
             check_stopped()
-    assert not is_stopping() and "saving at the next step" in capfd.readouterr().err
+        text = ""
+        while "saving at the next step" not in text:  # another thread writes it
+            text += capfd.readouterr().err
+    assert not is_stopping() and signal.getsignal(number) == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+BUSY = """
+import hashlib
+from d3jax.runtime.stopping import stoppable
+with stoppable():
+    print("busy", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # compiled code, which takes minutes
+"""
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_the_process_while_compiled_code_runs(second):
+    words = [sys.executable, "-c", BUSY]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"busy\n"
+        process.send_signal(signal.SIGINT)
+        process.stderr.readline()
+        assert b"SIGINT: saving at the next step" in process.stderr.readline()
+        process.send_signal(second)
+        assert process.wait(10) == 128 + second and process.stderr.read() == b""
 
 
 class Signalled(Breaking):

@@ -6,7 +6,7 @@ own settings, or a detector of the study that the repair names.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -78,14 +78,13 @@ class Found(NamedTuple):
     success: float
     verdict: Verdict | None = None
 
-    @property
-    def text(self) -> str:
+    def text(self, classes: Sequence[str]) -> str:
         """Return a sentence on the target class of a repair and its trigger's success rate."""
         if self.target < 0:
             return f"not repaired: {self.how}"
         turned = f"{100 * self.success:.0f} %"
         return (
-            f"class {self.target}, {self.how}; "
+            f"class {classes[self.target]}, {self.how}; "
             f"its trigger changes the prediction to this class on {turned} of the images"
         )
 
@@ -119,7 +118,7 @@ def searching(
         target: Found | None = None,
     ) -> Repaired:
         found = target or find(key, model, variables, reserved, search, hooks)
-        hooks.say(found.text)
+        hooks.say(found.text(info.classes))
         if found.target < 0:
             return Repaired(variables, {})
         state, records = fit(loop(key, model, variables, reserved, found.trigger), hooks)

@@ -1,6 +1,7 @@
 """The report page's sections on all defences: main results, overview, results and glossary."""
 
-from ...results.summary import COSTLY, GONE, KEEPS, NEAR, RATES, READ, group_of, headline, points
+from ...results.outcomes import ADDED, OUTCOMES
+from ...results.summary import RATES, group_of, headline, points
 from ..rendering import Markup, render
 from ..view import Study
 from . import evolution, external_model
@@ -51,8 +52,8 @@ def show_table(study: Study) -> Markup:
 
 def show_glossary(study: Study) -> Markup:
     """Return the HTML definitions of the rates and outcomes that appear in the study."""
-    limits = {"gone": GONE, "keeps": KEEPS, "costly": COSTLY, "read": READ, "near": NEAR}
-    return render("glossary.html.j2", groups=study.groups, rates=rates_of(study), **limits)
+    values = {"outcomes": OUTCOMES, "added": ADDED, "rates": rates_of(study)}
+    return render("glossary.html.j2", groups=study.groups, **values)
 
 
 def rates_of(study: Study) -> list[str]:
