@@ -260,7 +260,8 @@ def count(
     )
     wrong = counted & (triggered != labels)
     mistaken = wrong.astype(jnp.int32) @ jax.nn.one_hot(triggered, num_classes, dtype=jnp.int32)
-    return Counts(*(mask.astype(jnp.int32) @ by_class for mask in masks), mistaken)
+    by_true_class = Counts(*(mask.astype(jnp.int32) @ by_class for mask in masks))
+    return by_true_class._replace(mistaken=mistaken)
 
 
 def evaluate(

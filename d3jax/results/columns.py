@@ -48,7 +48,8 @@ COLUMNS_OF: dict[str, dict[str, str]] = {
         "der": "defence effectiveness rating, [max(0, ΔASR) − max(0, ΔACC) + 1] / 2",
         "n_clean": "number of clean test images",
         "n_triggered": "number of triggered test images: those of other classes than the target",
-        "seconds": "wall time of this step of the study in seconds, with pauses while it was stopped left out",
+        "seconds": "wall time of this step of the study in seconds, without the time between the "
+        "runs of an interrupted study",
         "attack_seed": "seed of the backdoored model",
         "classes": "number of classes",
         "net": "settings of the architecture",
@@ -66,8 +67,8 @@ COLUMNS_OF: dict[str, dict[str, str]] = {
         "chosen": "how that class was chosen: given, or flagged by a detection",
         "trigger_success": "share of reserved images of other classes that the inverted trigger "
         "changes to the target",
-        "anomaly_index": "statistic of the detection that chose the class: the anomaly index of trigger "
-        "inversion, or 1 − p of MM-BD's test",
+        "anomaly_index": "statistic of the detection that chose the class: the anomaly index of "
+        "trigger inversion, or 1 − p of MM-BD's test",
         "search_seconds": "wall time of the trigger inversions in seconds",
         "suspects": "number of training images that a training-time defence suspects",
         "suspects_poisoned": "share of the suspects that are poisoned",
@@ -101,8 +102,8 @@ COLUMNS_OF: dict[str, dict[str, str]] = {
         "n_targets": "number of true target classes",
         "n_found": "number of true target classes that are flagged",
         "right": "whether the flagged classes are exactly the true targets",
-        "statistic": "the detector's statistic for the model: the anomaly index of trigger inversion, or "
-        "1 − p of MM-BD's test",
+        "statistic": "the detector's statistic for the model: the anomaly index of trigger "
+        "inversion, or 1 − p of MM-BD's test",
         "threshold": "the model is flagged where the statistic is above it",
         "highest": "name of the class with the highest score",
         "seconds": "wall time of the detector in seconds",
@@ -113,11 +114,11 @@ COLUMNS_OF: dict[str, dict[str, str]] = {
         "class": "name of the class",
         "is_target": "whether the class is a true target; empty where nobody knows it",
         "flagged": "whether the detector flags the class",
-        "score": "the class's score: higher is more suspicious. Trigger inversion: the index with its "
-        "sign, positive below the median. MM-BD: the largest margin of the class's logit",
+        "score": "the class's score: higher is more suspicious. Trigger inversion: the index with "
+        "its sign, positive below the median. MM-BD: the largest margin of the class's logit",
         "norm": "L1 norm of the class's inverted mask (trigger inversion)",
-        "index": "distance of the norm from the median, in deviations of 1.4826 × MAD, without sign; a "
-        "deviation is at least a tenth of the median (trigger inversion)",
+        "index": "distance of the norm from the median, in deviations of 1.4826 × MAD, without "
+        "sign; a deviation is at least a tenth of the median (trigger inversion)",
         "success": "share of images of other classes that the inverted trigger changes to the "
         "class (trigger inversion)",
         "passes": "number of passes of the search (trigger inversion)",
