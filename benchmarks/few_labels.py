@@ -78,8 +78,8 @@ def main() -> None:
 
 def compare(seed: int, options: Any) -> dict[str, float]:
     """Return the test accuracy by method, for one draw of labels and weights."""
-    data = make_npz(NpzConfig(str(options.data), crop=options.crop, flip=True))
-    model = make_preact_resnet18(PreActResNet18Config(options.width), data.info)
+    data = make_npz(NpzConfig(path=str(options.data), crop=options.crop, flip=True))
+    model = make_preact_resnet18(PreActResNet18Config(width=options.width), data.info)
     key, labels = jax.random.key(seed), np.asarray(data.train.labels)
     each = options.labels // data.info.num_classes
     order = np.random.default_rng(seed).permutation(len(labels))

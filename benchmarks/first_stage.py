@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
     data = make_npz(NpzConfig(path=options.data, limit_train=4000, limit_test=100))
-    model = make_preact_resnet18(PreActResNet18Config(options.width), data.info)
+    model = make_preact_resnet18(PreActResNet18Config(width=options.width), data.info)
     config = DLPConfig().supervised
     config = dataclasses.replace(
         config, optimizer=dataclasses.replace(config.optimizer, lr=options.lr), steps=options.steps

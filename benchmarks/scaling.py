@@ -131,7 +131,7 @@ def run_case(options: argparse.Namespace) -> None:
     from d3jax.training.ensemble import Ensemble
 
     data = make_synthetic(SyntheticConfig(size=32, channels=3, train=2000, test=100))
-    model = make_preact_resnet18(PreActResNet18Config(options.width), data.info)
+    model = make_preact_resnet18(PreActResNet18Config(width=options.width), data.info)
     config = TrainConfig(steps=options.steps, batch_size=options.batch)
     loop = victim_loop(
         jax.random.key(0), model, data, make_badnets(BadNetsConfig(), data.info), config

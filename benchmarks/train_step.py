@@ -13,10 +13,12 @@ Command:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,81 +109,152 @@ def measure(
 
     A variant that cannot be prepared is named under `failed`.
     """
-    # Both sides get the huge pages that `python -m d3jax.run` sets, and neither may take all of a
-    # GPU's memory.
-    environment = {
+    wanted = {"ours": ours, "torch": theirs}
+    names = {side: defaults(side) if some is None else some for side, some in wanted.items()}
+    sides = [side for side in names if names[side]]
+    comparison = Comparison(width, batch, steps, images, torch, sides, net)
+    with contextlib.closing(comparison):
+        variants = [
+            f"{side}/{name}"
+            for side, some in names.items()
+            for name in some
+            if comparison.prepare(side, name)
+        ]
+        times = comparison.times(rounds, variants)
+    return comparison.about | {"seconds_a_step": times} | summary(times, batch)
+
+
+def defaults(side: str) -> tuple[str, ...]:
+    """Return the variants of a side that are compared on this machine unless others are named."""
+    if side == "ours":
+        return OURS[: 1 if on_cpu() else None]
+    return THEIRS + (() if on_cpu() else COMPILED)
+
+
+def on_cpu() -> bool:
+    """Return whether this machine has neither an NVIDIA card nor a TPU; starts neither."""
+    return not Path("/dev/nvidiactl").exists() and not os.environ.get("TPU_NAME")
+
+
+class Comparison:
+    """The worker processes of both sides, and the variants that they have prepared.
+
+    `about` has the settings, the facts of every prepared variant, and the errors of the others.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        batch: int,
+        steps: int,
+        images: int,
+        torch: str,
+        sides: Sequence[str] = ("ours", "torch"),
+        net: str = NETS[0],
+    ):
+        steps = steps or (4 if on_cpu() else 50)
+        sizes = {"width": width, "batch": batch, "images": images, "steps": steps}
+        self._settings = {"net": net, **sizes}
+        pythons = {"ours": (sys.executable, "ours.py"), "torch": (torch, "theirs.py")}
+        given = _environment()
+        self._workers = {
+            side: Worker([pythons[side][0], str(HERE / pythons[side][1])], given) for side in sides
+        }
+        self.about: dict[str, Any] = {
+            "command": " ".join(map(os.path.basename, sys.argv)),
+            **self._settings,
+            "failed": {},
+            # A forward and two backward products, with a multiplication and an addition each.
+            "flops_an_image": 6 * (macs(width) if net == NETS[0] else WIDE_RESNET_MACS),
+            **{side: {} for side in sides},
+        }
+
+    def prepare(self, side: str, name: str) -> bool:
+        """Prepare a variant, and return whether it can run; `about` says why one cannot."""
+        answer = self._workers[side].ask({"prepare": {"name": name, **self._settings}})
+        if "ready" in answer:
+            self.about[side][name] = answer["ready"]
+        else:
+            self.about["failed"][f"{side}/{name}"] = answer["error"]
+        return "ready" in answer
+
+    def times(self, rounds: int, variants: Sequence[str]) -> dict[str, list[float]]:
+        """Run rounds of prepared variants, named `<side>/<name>`; return seconds a step of each."""
+        times: dict[str, list[float]] = {variant: [] for variant in variants}
+        for _ in range(rounds):
+            for variant, seconds in times.items():
+                side, name = variant.split("/")
+                answer = self._workers[side].ask({"run": name})
+                if "seconds" not in answer:
+                    raise SystemExit(f"{variant}: {answer['error']}")
+                seconds.append(answer["seconds"] / self.about[side][name]["steps"])
+        return times
+
+    def close(self) -> None:
+        """End the worker processes."""
+        for worker in self._workers.values():
+            worker.close()
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of both sides' processes.
+
+    Both get the huge pages that `python -m d3jax.run` sets, and neither takes all of a GPU's
+    memory.
+    """
+    given = {
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         **os.environ,
     }
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH")))
-    )
-    cpu = not Path("/dev/nvidiactl").exists() and not os.environ.get("TPU_NAME")
-    settings = {
-        "net": net,
-        "width": width,
-        "batch": batch,
-        "images": images,
-        "steps": steps or (4 if cpu else 50),
+    paths = (str(HERE.parent), os.environ.get("PYTHONPATH"))
+    return given | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def joined(
+    kept: dict[str, Any], about: dict[str, Any], times: dict[str, list[float]]
+) -> dict[str, Any]:
+    """Return a kept result with the times of more rounds, and with rates and ratios that follow.
+
+    The ratios of a pair of variants are those of the last rounds in which both ran. `kept` may be
+    empty. Facts of earlier variants stay.
+    """
+    before = kept.get("seconds_a_step", {})
+    both = before | {name: before.get(name, []) + more for name, more in times.items()}
+    facts = {
+        name: {**kept.get(name, {}), **value}
+        for name, value in about.items()
+        if isinstance(value, dict)
     }
-    wanted = {
-        "ours": (
-            [sys.executable, str(HERE / "ours.py")],
-            OURS[: 1 if cpu else None] if ours is None else ours,
-        ),
-        "torch": (
-            [torch, str(HERE / "theirs.py")],
-            THEIRS + (() if cpu else COMPILED) if theirs is None else theirs,
-        ),
+    rates = images_a_second(both, about["batch"])
+    tflops = {name: rate["median"] * about["flops_an_image"] / 1e12 for name, rate in rates.items()}
+    return {
+        **kept,
+        **about,
+        **facts,
+        "seconds_a_step": both,
+        "images_a_second": rates,
+        "ratios": kept.get("ratios", {}) | ratios(times),
+        "tflops": tflops,
     }
-    workers = {
-        side: Worker(command, environment) for side, (command, names) in wanted.items() if names
-    }
-    result: dict[str, Any] = {
-        "command": " ".join(map(os.path.basename, sys.argv)),
-        **settings,
-        "failed": {},
-    }
-    # A forward and two backward products, with a multiplication and an addition each.
-    result["flops_an_image"] = 6 * (macs(width) if net == NETS[0] else WIDE_RESNET_MACS)
-    times: dict[str, list[float]] = {}
-    for side, worker in workers.items():
-        result[side] = {}
-        for name in wanted[side][1]:
-            answer = worker.ask({"prepare": {"name": name, **settings}})
-            if "ready" in answer:
-                result[side][name] = answer["ready"]
-                times[f"{side}/{name}"] = []
-            else:
-                result["failed"][f"{side}/{name}"] = answer["error"]
-    for _ in range(rounds):
-        for variant, seconds in times.items():
-            side, name = variant.split("/")
-            answer = workers[side].ask({"run": name})
-            if "seconds" not in answer:
-                raise SystemExit(f"{variant}: {answer['error']}")
-            seconds.append(answer["seconds"] / result[side][name]["steps"])
-    for worker in workers.values():
-        worker.close()
-    return result | {"seconds_a_step": times} | summary(times, batch)
 
 
 def summary(times: dict[str, list[float]], batch: int) -> dict[str, Any]:
     """Return images a second of every variant, and ratios of d3jax over PyTorch.
 
-    Ratios are taken within a round. Each value has its minimum, median and maximum.
+    Each value has its minimum, median and maximum.
     """
+    return {"images_a_second": images_a_second(times, batch), "ratios": ratios(times)}
 
-    def spread(values):
-        return {
-            "min": min(values),
-            "median": statistics.median(values),
-            "max": max(values),
-        }
 
-    rates = {name: spread([batch / value for value in values]) for name, values in times.items()}
-    ratios = {
+def images_a_second(times: dict[str, list[float]], batch: int) -> dict[str, dict[str, float]]:
+    """Return the images a second of every variant, from its seconds a step."""
+    return {name: spread([batch / value for value in values]) for name, values in times.items()}
+
+
+def ratios(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Return the speed of d3jax's variants over PyTorch's, taken within a round."""
+    return {
         f"{mine} over {other}": spread(
             [b / a for a, b in zip(times[mine], times[other], strict=True)]
         )
@@ -189,7 +262,11 @@ def summary(times: dict[str, list[float]], batch: int) -> dict[str, Any]:
         for other in times
         if mine.startswith("ours/") and other.startswith("torch/")
     }
-    return {"images_a_second": rates, "ratios": ratios}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return the minimum, the median and the maximum of the values."""
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 A test that measures is marked `slow`.
 """
 
-import argparse
+import ast
 import itertools
 import json
 import math
@@ -71,6 +71,16 @@ def test_ratios_are_taken_within_a_round():
     assert found["images_a_second"]["torch/eager"]["median"] == 4.0
 
 
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_benchmarks_name_the_settings_of_every_config(path):
+    """A config of d3jax refuses settings by position, and most benchmarks run in no test."""
+    calls = [
+        node for node in ast.walk(ast.parse(path.read_text("utf8"))) if isinstance(node, ast.Call)
+    ]
+    given = [call for call in calls if getattr(call.func, "id", "").endswith("Config")]
+    assert not [ast.unparse(call) for call in given if call.args]
+
+
 def test_a_worker_answers_and_reports_errors(tmp_path):
     import worker
 
@@ -94,12 +104,12 @@ def test_parts_of_the_gpu_benchmark_run_at_toy_size(tmp_path):
     """The comparison needs PyTorch and the tables need an hour, so both are left out."""
     import gpu
 
-    options = argparse.Namespace(
-        out=tmp_path, work=tmp_path / "work", size=64, width=1, steps=1, name=""
-    )
+    toy = ["--size", "64", "--width", "1", "--steps", "1"]
+    options = gpu.parser().parse_args(["--out", str(tmp_path), "--work", str(tmp_path / "w"), *toy])
     for name in ("ceilings", "members", "streaming", "profile", "inversion", "lineages"):
         assert gpu.run_part(name, options) == 0
-        assert json.loads((tmp_path / f"{name}_cpu.json").read_text())["part"] == name
+        made = json.loads((tmp_path / f"{name}_cpu.json").read_text())
+        assert made["part"] == name and made["complete"]
     assert gpu.run_part("ceilings", options) == 0
 
 
@@ -118,19 +128,38 @@ def test_a_table_part_runs_one_attack_of_its_experiment(part, tmp_path, monkeypa
     from d3jax.study import run as study
 
     studies = []
-    monkeypatch.setattr(
-        study,
-        "run_study",
-        lambda config, folder: studies.append((config, folder)) or [{"status": "ok"}],
-    )
-    gpu.PARTS[part](
-        argparse.Namespace(work=tmp_path, data=tmp_path / "cifar10.npz", set=["train.steps=5"])
-    )
-    ((config, _),) = studies
-    assert [choice.label for choice in config.attacks] == ["sig"] and config.train.steps == 5
-    assert config.published["sig/none"] == "84.48/98.27" and all(
-        name.startswith("sig/") for name in config.published
-    )
+
+    def run_study(config, folder, part):
+        studies.append(config)
+        labels = ["none", *(choice.label for choice in config.defenses)]
+        return [
+            {"status": "ok", "seed": seed, "defense": label}
+            for seed in config.seeds
+            for label in labels
+        ]
+
+    monkeypatch.setattr(study, "run_study", run_study)
+    given = ["--work", str(tmp_path), "--data", str(tmp_path / "x.npz"), "--set", "train.steps=5"]
+    options = gpu.parser().parse_args(given)
+    pieces = gpu.PARTS[part].pieces(options)
+    results = list(gpu.PARTS[part].measure(options, pieces, {}))
+    assert [piece for piece, _ in results] == pieces and len(studies) == len(pieces)
+    for config in studies:
+        assert [choice.label for choice in config.attacks] == ["sig"] and config.train.steps == 5
+        assert config.published["sig/none"] == "84.48/98.27" and all(
+            name.startswith("sig/") for name in config.published
+        )
+    rows = [(row["seed"], row["defense"]) for row in results[-1][1]["rows"]]
+    defenses = ["none", *(choice.label for choice in load_experiment(part).defenses)]
+    assert rows == [(seed, label) for seed in (0, 1, 2) for label in defenses]
+
+
+def load_experiment(part):
+    from d3jax.config.loading import load
+    from d3jax.study.registries import REGISTRIES
+
+    name = "cifar10_d3" if part.startswith("table") else "dlp_cifar10_full"
+    return load(FOLDER.parent / "experiments" / f"{name}.yaml", registries=REGISTRIES)
 
 
 def test_a_round_has_its_number_of_calls_and_returns_seconds_per_step(monkeypatch):
