@@ -126,6 +126,11 @@ def kernels(folder: Path, top: int = 60) -> dict[str, Any]:
     return found
 
 
+def widths(options: argparse.Namespace) -> list[str]:
+    """Return the widths of `members`, none of them above the option `width`."""
+    return list(dict.fromkeys(f"width {min(width, options.width)}" for width in (8, 16, 32)))
+
+
 def members(
     options: argparse.Namespace, pieces: Iterable[str], kept: Result
 ) -> Iterator[tuple[str, Result]]:
@@ -159,6 +164,11 @@ def streaming(options: argparse.Namespace) -> Result:
     return seconds | {"ratio": seconds["streamed_s"] / seconds["resident_s"]}
 
 
+def class_counts(options: argparse.Namespace) -> list[str]:
+    """Return the numbers of classes of `inversion`."""
+    return ["10 classes", "100 classes"]
+
+
 def inversion(
     options: argparse.Namespace, pieces: Iterable[str], kept: Result
 ) -> Iterator[tuple[str, Result]]:
@@ -185,15 +195,6 @@ def lineages(options: argparse.Namespace) -> Result:
     return lineages.measure(
         width=min(options.width, 8), members=[4, 16], steps=options.steps or 50, rounds=5
     )
-
-
-def _named(*names: str) -> Callable[[argparse.Namespace], list[str]]:
-    """Return a function that names the pieces of a part whose options change none of them."""
-
-    def pieces(options: argparse.Namespace) -> list[str]:
-        return list(names)
-
-    return pieces
 
 
 def _job(
@@ -269,9 +270,9 @@ PARTS: dict[str, Part] = {
         for batch in BATCHES
     },
     "profile": whole(profile),
-    "members": Part(_named("width 8", "width 16", "width 32"), members),
+    "members": Part(widths, members),
     "streaming": whole(streaming),
-    "inversion": Part(_named("10 classes", "100 classes"), inversion),
+    "inversion": Part(class_counts, inversion),
     "lineages": whole(lineages),
     **{f"table-{attack}": table("cifar10_d3", attack) for attack in ATTACKS},
     **{f"untrusted-{attack}": table("dlp_cifar10_full", attack) for attack in UNTRUSTED},
