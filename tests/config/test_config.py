@@ -150,8 +150,8 @@ def test_tfds_shorthand_names_the_data_set_and_round_trips():
         ("", [("train.epochs", "x")], r"^--train.epochs: want a whole number"),
         (
             "attacks: [badnets]",
-            [("attacks.1.rate", "0.1")],
-            r"--attacks.1.rate: attacks is a list, want an index from 0 to 0",
+            [("attacks.2.rate", "0.1")],
+            r"--attacks.2.rate: attacks is a list of 1, want an index from 0 to 1",
         ),
         (
             "train: {epochs: 3}",
@@ -252,6 +252,13 @@ def test_labels_name_a_swept_preset_once():
     assert labels("label: mine, ") == [
         f"mine-preset{preset}-gamma{gamma}" for preset in presets for gamma in ("0.5", "1")
     ]
+
+
+def test_the_index_after_the_last_entry_adds_one():
+    given = [("attacks.1", "blended"), ("attacks.2.name", "sig"), ("attacks.2.rate", "0.05")]
+    added = loads("attacks: [badnets]", given, registries=REGISTRIES).attacks
+    assert [choice.label for choice in added] == ["badnets", "blended", "sig"]
+    assert added[2].config.rate == 0.05
 
 
 def test_overrides_set_values_that_the_file_leaves_out():

@@ -120,7 +120,7 @@ def test_every_flag_exists(path):
     lines = commands(path)
     named = {flag for line in lines for flag in re.findall(r"(?<![\w-])--([a-z_][\w.]*)", line)}
     known |= {"dataset.path"}  # of the data set, not of every study
-    assert {name.split(".0.")[0] for name in named} <= known
+    assert {re.split(r"\.\d", name)[0] for name in named} <= known
 
 
 def test_make_targets_exist():
