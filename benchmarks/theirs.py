@@ -1,6 +1,6 @@
 """PyTorch's side of benchmarks/train_step.py: the same net and step, written for speed.
 
-This is the only file that imports torch. Images rest on the device as uint8. A step draws rows,
+Only this file and layers.py import torch. Images rest on the device as uint8. A step draws rows,
 stamps the trigger, crops, flips and normalises on the device. Cross-entropy, the backward pass and
 a fused SGD with momentum and coupled weight decay follow. The nets are written from their
 descriptions.

@@ -152,7 +152,7 @@ def headline(group: Sequence[Row]) -> str:
             "so there is little to remove."
         )
     if ranked:
-        best, lost = ranked[0], all(row["kept"] for row in ranked)
+        best, lost = ranked[0], all(row["kept"] or row["moved"] for row in ranked)
         lead = "No defence removes the backdoor. " if lost and len(ranked) > 1 else ""
         name = (
             f"{best['defense']} is the {'better' if len(ranked) == 2 else 'best'} defence: "

@@ -358,3 +358,21 @@ def test_flags_are_those_of_the_committed_inversions(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["flags", *rows])
     flags.main()
     assert capsys.readouterr().out == (FOLDER / "results" / "flags.txt").read_text()
+
+
+def test_instructions_of_a_step_are_sorted_by_kind():
+    import step_profile as profile
+
+    net = "jit(_steps)/jvp(_PreActResNet)/block1_1"
+    back = "jit(_steps)/transpose(jvp(_PreActResNet))/block1_1"
+    kinds = {
+        f"{net}/Conv_0/conv_general_dilated": profile.FORWARD,
+        f"{back}/Conv_0/transpose": profile.INPUT,
+        f"{back}/Conv_0/cond/branch_0_fun/while": profile.WEIGHT,
+        f"{net}/BatchNorm_0/mul": profile.NORM,
+        f"{back}/BatchNorm_0/reduce_sum": profile.NORM_BACK,
+        "jit(_steps)/jvp()/gather": profile.BATCH,
+        "jit(_steps)/mul": profile.OPTIMISER,
+    }
+    assert {path: profile.kind_of(path, False) for path in kinds} == kinds
+    assert profile.kind_of(f"{net}/add", True) == profile.FORWARD
