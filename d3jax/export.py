@@ -11,7 +11,8 @@ from pathlib import Path
 from d3jax.config.loading import load
 from d3jax.core.errors import CheckpointError, ConfigError, did_you_mean, names
 from d3jax.core.paths import user_path
-from d3jax.interop import to_torch, write_tensors
+from d3jax.interop import to_torch
+from d3jax.interop.external_model import write_external_model
 from d3jax.runtime import checkpoint
 from d3jax.runtime.commands import Parser, exit_code, program
 from d3jax.runtime.progress import Progress
@@ -24,6 +25,9 @@ def export(
     config: str | Path, name: str, out: str | Path, workdir: str | Path | None = None
 ) -> int:
     """Write the finished model `name` of a study to the file `out`; return its number of tensors.
+
+    The file also holds the trigger of a victim, and the recipe by which it was trained. A study
+    that reads the file then knows the poisoned training set.
 
     `name` is the name of a node, such as badnets/seed0/train or badnets/seed0/d3-code. `workdir` is
     the run folder of the study. Without it, the run folder is the folder of `config` if that is
@@ -51,7 +55,8 @@ def export(
         raise CheckpointError(f"{name} is not finished ({node.folder}): run the study first{hint}")
     tree, _ = checkpoint.load(node.folder / "model", node.like())
     tensors = to_torch(getattr(tree, "variables", tree), settings.model.name, settings.model.config)
-    write_tensors(out, tensors)
+    recipe = node.run.recipe | {"training_set": context.training_set}
+    write_external_model(out, tensors, getattr(tree, "trigger", {}), recipe)
     return len(tensors)
 
 

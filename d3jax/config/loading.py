@@ -19,14 +19,15 @@ import yaml
 from ..core.errors import ConfigError, did_you_mean, names, refuse, shown
 from ..core.paths import user_path
 from .fields import checked, default_of, hints_of, literals_of, start_of
+from .stored_model import entry_of_file, with_victims
 from .study import Choice, StudyConfig
 from .yaml_text import parse_yaml
 
 Registries = Mapping[str, Mapping[str, type]]
 """The config classes by registry and name: {registry: {name: config class}}."""
 
-READ = ("checkpoint", "checkpoint_key", "ignore")
-"""The settings of an external model, given in the same mapping as those of its network."""
+READ = {"models": ("checkpoint", "checkpoint_key", "ignore"), "attacks": ("checkpoint",)}
+"""The settings of an external model by registry, in the same mapping as the entry's own."""
 
 LONGEST_LABEL = 80
 """The largest number of bytes in a label.
@@ -151,7 +152,7 @@ def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         name: list(value) if isinstance(value, tuple) else value for name, value in pairs
     }
     settings = mapping.pop("config", {})
-    for key in READ:
+    for key in READ["models"]:
         if not mapping.get(key, True):
             del mapping[key]
     return mapping | settings
@@ -190,9 +191,11 @@ def _in_yaml(default: Any) -> str:
 def _study(tree: dict, changes: Mapping[str, Any], registries: Registries) -> StudyConfig:
     """Return the `StudyConfig` that a mapping describes, after setting `changes` at dotted keys."""
     fields = [field for field in dataclasses.fields(StudyConfig) if "registry" in field.metadata]
+    attacks, model = _is_given(tree, changes, "attacks"), _is_given(tree, changes, "model", "name")
     tree = {field.name: field.metadata["default"] for field in fields} | tree
     for key, value in changes.items():
         tree = changed(tree, key, value, key)
+    tree = with_victims(tree, attacks=attacks, model=model)
     for field in fields:
         read = _choice if hints_of(StudyConfig)[field.name] is Choice else _choices
         registry = field.metadata["registry"]
@@ -200,6 +203,15 @@ def _study(tree: dict, changes: Mapping[str, Any], registries: Registries) -> St
             registry, registries.get(registry, {}), tree[field.name], field.name
         )
     return build(StudyConfig, tree)
+
+
+def _is_given(tree: dict, changes: Mapping[str, Any], section: str, key: str = "") -> bool:
+    """Return whether the file or an override sets a section of a study, or one `key` of it."""
+    whole = tree.get(section)
+    if section in tree and (not key or not isinstance(whole, dict) or key in whole):
+        return True
+    wanted = f"{section}.{key}" if key else section
+    return any(name == section or f"{name}.".startswith(f"{wanted}.") for name in changes)
 
 
 def _located(error: str, origin: str, changes: Mapping[str, Any]) -> str:
@@ -275,6 +287,8 @@ def _choice(
     `ends` is appended to its label.
     """
     entry = {"name": value} if isinstance(value, str) else value
+    if registry == "attacks" and isinstance(entry, dict):
+        entry = entry_of_file(entry, path)
     refuse(
         not isinstance(entry, dict) or not isinstance(entry.get("name"), str),
         f"{path}: want a name or a mapping with `name`, got {value!r}; "
@@ -288,7 +302,7 @@ def _choice(
     )
     settings = known[name].from_argument(argument) | entry if argument else dict(entry)
     outside = {key: settings.pop(key, None) for key in ("name", "label")}
-    given = {key: settings.pop(key) for key in READ if registry == "models" and key in settings}
+    given = {key: settings.pop(key) for key in READ.get(registry, ()) if key in settings}
     read = {
         key: checked(f"{path}.{key}", value, hints_of(Choice)[key])
         for key, value in given.items()

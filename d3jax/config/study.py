@@ -19,9 +19,9 @@ class Choice:
     """The choice of one attack, defence, model or other component by `name`, with its settings.
 
     `name` is the name in the registry, `label` the name in the results, and `config` holds the
-    settings. The other fields are for an external model. `checkpoint` is its file or folder.
-    `checkpoint_key` is the key of its state dict if the file has several. `ignore` has globs of
-    tensors to leave out.
+    settings. The other fields are for an external model, which an attack or the model names.
+    `checkpoint` is its file or folder, or its address on the shelf of victims. `checkpoint_key` is
+    the key of its state dict if the file has several. `ignore` has globs of tensors to leave out.
     """
 
     name: str

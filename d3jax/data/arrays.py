@@ -264,9 +264,20 @@ def fingerprint(dataset: Dataset) -> str:
 
     It changes with any pixel, label, shape, dtype or field of `info`.
     """
-    digest = hashlib.sha256(repr(dataclasses.astuple(dataset.info)).encode())
-    for array in (*dataset.train, *dataset.test):
-        array = np.ascontiguousarray(array)
+    start = repr(dataclasses.astuple(dataset.info))
+    return _hash_of((*dataset.train, *dataset.test), start)
+
+
+def split_fingerprint(split: Split) -> str:
+    """Return a hash of the images and labels of one split as 16 hex digits."""
+    return _hash_of(split, "")
+
+
+def _hash_of(arrays: Iterable[Array], start: str) -> str:
+    """Return a hash of a text and the dtypes, shapes and values of arrays as 16 hex digits."""
+    digest = hashlib.sha256(start.encode())
+    for each in arrays:
+        array = np.ascontiguousarray(each)
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(array.data)
     return digest.hexdigest()[:16]

@@ -1,30 +1,37 @@
-"""Reading of a model trained elsewhere: a d3jax checkpoint, a `.safetensors` or a PyTorch file."""
+"""Reading of an external model: a d3jax checkpoint, a `.safetensors` or a PyTorch file."""
 
 from __future__ import annotations
 
 import fnmatch
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from ..config.stored_model import RECIPE, model_path, stored_recipe
 from ..config.study import Choice
 from ..core.errors import AttackError, CheckpointError, names
-from ..core.paths import user_path
 from ..core.random import stream
 from ..core.types import Attack, Model, Variables
 from ..runtime import checkpoint
-from . import from_torch, read_tensors
+from . import from_torch, read_tensors, write_tensors
 from .convert import check_weights
+
+TRIGGER = "trigger."
+"""The prefix of the names of a trigger's tensors, beside those of the model."""
 
 
 class ExternalModel(NamedTuple):
-    """A model that was trained elsewhere, with the trigger that was stored with it.
+    """A model that is read and not trained, with the trigger that was stored with it.
 
-    `trigger` has the tensors of that trigger, and is empty for most models. `about` has the
-    attack's name and settings. `contents` is the digest of variables and trigger. `text` is a line
-    on how the file was read.
+    `trigger` has the tensors of that trigger, and is empty for most models. `about` has the recipe
+    of a model that d3jax trained, or of an earlier version of d3jax the attack's name and settings
+    only. `contents` is the digest of variables and trigger. `text` is a line on how the file was
+    read.
     """
 
     variables: Variables
@@ -32,6 +39,16 @@ class ExternalModel(NamedTuple):
     about: dict[str, Any]
     contents: str
     text: str
+
+    def knows_training(self, attack: str, settings: Mapping[str, Any], training_set: str) -> bool:
+        """Return whether the poisoned training set of this model can be made again.
+
+        It can if d3jax trained the model with the named `attack` and `settings`, on the images and
+        labels with the fingerprint `training_set`.
+        """
+        wanted = {"attack": attack, "settings": dict(settings), "training_set": training_set}
+        same = all(self.about.get(key) == value for key, value in wanted.items())
+        return same and "train" in self.about
 
 
 def read_external_model(choice: Choice, net: Model) -> ExternalModel:
@@ -43,16 +60,12 @@ def read_external_model(choice: Choice, net: Model) -> ExternalModel:
     where the model is missing, damaged, of another architecture, or has weights that are not
     finite.
     """
-    path = user_path(choice.checkpoint, "model.checkpoint")
+    path = model_path(choice.checkpoint, "model.checkpoint")
     if not path.exists():
         raise CheckpointError(f"model.checkpoint: {path}: no such file or folder")
     file = next((path / name for name in FILES if (path / name).is_file()), path)
     if not file.is_dir():
-        tensors = without(read_tensors(file, choice.checkpoint_key), choice.ignore, str(file))
-        variables, report = from_torch(tensors, choice.name, choice.config, net, str(file))
-        return ExternalModel(
-            variables, {}, {}, checkpoint.digest(variables), f"{file}: {report.text}"
-        )
+        return _read_file(file, choice, net)
     folder = path / "model" if (path / "model").is_dir() else path
     if not (folder / "orbax.checkpoint").exists():  # the file that marks an Orbax checkpoint
         raise CheckpointError(
@@ -63,11 +76,7 @@ def read_external_model(choice: Choice, net: Model) -> ExternalModel:
     # The shapes are checked before all of it is read.
     checkpoint.check_same(path, like, _within("variables.", checkpoint.shapes(folder)))
     flat, note = checkpoint.read(folder)
-    trigger = {
-        name.removeprefix("trigger."): value
-        for name, value in flat.items()
-        if name.startswith("trigger.")
-    }
+    trigger = _trigger_in(flat)
     flat = _within("variables.", flat)
     check_weights(flat, str(path))
     text = f"{path}: {len(flat)} tensors match" + (", with a trigger" if trigger else "")
@@ -75,6 +84,45 @@ def read_external_model(choice: Choice, net: Model) -> ExternalModel:
     return ExternalModel(
         checkpoint.unflatten(flat, like), trigger, note.get("about", {}), contents, text
     )
+
+
+def _read_file(file: Path, choice: Choice, net: Model) -> ExternalModel:
+    """Read an external model from a `.safetensors` or PyTorch file."""
+    about, tensors = stored_recipe(file), read_tensors(file, choice.checkpoint_key)
+    trigger = _trigger_in(tensors) if about else {}
+    tensors = {name: value for name, value in tensors.items() if not about or _is_model(name)}
+    tensors = without(tensors, choice.ignore, str(file))
+    variables, report = from_torch(tensors, choice.name, choice.config, net, str(file))
+    text = f"{file}: {report.text}" + (", with a trigger" if trigger else "")
+    contents = checkpoint.digest((variables, trigger) if trigger else variables)
+    return ExternalModel(variables, trigger, about or {}, contents, text)
+
+
+def write_external_model(
+    path: Path, tensors: Mapping[str, np.ndarray], trigger: Any, recipe: Mapping[str, Any]
+) -> None:
+    """Write a model under PyTorch's names with its `trigger` (a pytree) and the victim's `recipe`.
+
+    The file is a `.safetensors`. `read_external_model` reads all three, and other programs the
+    tensors. Raises `CheckpointError` if it cannot be written.
+    """
+    flat = {
+        f"{TRIGGER}{name}": np.asarray(value) for name, value in checkpoint.flatten(trigger).items()
+    }
+    write_tensors(path, {**tensors, **flat}, {RECIPE: json.dumps(recipe, sort_keys=True)})
+
+
+def _is_model(name: str) -> bool:
+    return not name.startswith(TRIGGER)
+
+
+def _trigger_in(flat: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Return the tensors of the trigger among those of a model's file, without their prefix."""
+    return {
+        name.removeprefix(TRIGGER): jnp.asarray(value)
+        for name, value in flat.items()
+        if not _is_model(name)
+    }
 
 
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -116,13 +164,22 @@ def trigger_for(
     `recipe` made it. Otherwise it is the trigger that `key` gives. Raises `AttackError` where the
     attack finds or trains its trigger, and none of its own is stored.
     """
-    made_by, wanted = external.about, {name: recipe[name] for name in ("attack", "settings")}
-    if external.trigger and made_by == wanted:
-        return checkpoint.unflatten(external.trigger, jax.eval_shape(attack.init, key))
+    made_by = {name: external.about.get(name) for name in ("attack", "settings")}
+    if external.trigger and made_by == {name: recipe[name] for name in made_by}:
+        like = jax.eval_shape(attack.init, key)
+        wanted = {
+            name: (leaf.shape, leaf.dtype) for name, leaf in checkpoint.describe(like).items()
+        }
+        there = {name: (leaf.shape, leaf.dtype) for name, leaf in external.trigger.items()}
+        if there != wanted:
+            raise CheckpointError(
+                f"{external.text}: the trigger there is not one of {made_by['attack']}"
+            )
+        return checkpoint.unflatten(external.trigger, like)
     if attack.preparation or attack.optimizer:
         there = (
             f"the trigger there is of {made_by['attack']}, or of other settings"
-            if external.trigger and made_by
+            if external.trigger and external.about
             else "no trigger is there"
         )
         raise AttackError(
@@ -130,3 +187,7 @@ def trigger_for(
             f"{there}; take a d3jax checkpoint that has it, or the attack unknown"
         )
     return attack.init(stream(key, "trigger"))
+
+
+def _shapes(flat: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {name: (leaf.shape, leaf.dtype) for name, leaf in flat.items()}

@@ -49,8 +49,13 @@ def read_tensors(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
     return tensors_in(_read_pickle(path), path, key)
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write arrays by name to a `.safetensors` file, and create the folder of the file."""
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] = {}
+) -> None:
+    """Write arrays by name to a `.safetensors` file, and create the folder of the file.
+
+    `metadata` are texts by name, which are stored in the header of the file.
+    """
     try:
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
@@ -59,7 +64,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     path = user_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, str(path))
+        arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        save_file(arrays, str(path), dict(metadata) or None)
         path.chmod(0o644)  # safetensors writes 0600, which hides it from others
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be written ({_line(error)})") from error

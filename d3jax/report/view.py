@@ -39,7 +39,7 @@ class View(NamedTuple):
     @property
     def unknown(self) -> bool:
         """Return whether an attack stands for the unknown trigger of an external model."""
-        return bool(self.study.run.manifest.external) and not self.attack.attacked
+        return not self.attack.attacked and "external_model" in self.kinds
 
     @property
     def kinds(self) -> set[str]:

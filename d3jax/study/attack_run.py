@@ -15,7 +15,7 @@ from ..config.study import Choice
 from ..core.errors import ConfigError
 from ..core.random import stream
 from ..core.types import Attack, Model
-from ..interop.external_model import trigger_for
+from ..interop.external_model import ExternalModel, trigger_for
 from ..metrics.attack_success import Counts, make_evaluate
 from ..runtime.checkpoint import digest
 from ..training.victim import poisoned_rows
@@ -31,9 +31,10 @@ class AttackRun(NamedTuple):
 
     `attack_seed` determines the victim, and `seed` the defences. `recipe` is everything that
     determines the victim, as plain data. `poison_rate` is the share of training images that are
-    poisoned (None for an external model). `poisoned` counts the rows that stay poisoned throughout
-    the training. `attacked` says whether the attack has a trigger. The function
-    `evaluate(variables, trigger, test) -> Counts` is compiled once per attack.
+    poisoned (None if the training set is not known). `poisoned` counts the rows that stay poisoned
+    throughout the training. `attacked` says whether the attack has a trigger. `external` is the
+    model that is read in place of training one. The function `evaluate(variables, trigger, test) ->
+    Counts` is compiled once per attack.
     """
 
     label: str
@@ -45,6 +46,12 @@ class AttackRun(NamedTuple):
     poison_rate: float | None
     poisoned: int
     attacked: bool
+    external: ExternalModel | None
+
+    @property
+    def knows_training(self) -> bool:
+        """Return whether the training set of the model, with its poison, is known."""
+        return self.poison_rate is not None
 
     @property
     def key(self) -> jax.Array:
@@ -63,9 +70,12 @@ def make_run(
 
     The recipe includes a digest of the trigger, because its pattern may come from a file.
     """
-    config, external = context.config, context.external
+    config, external = context.config, context.external(choice)
+    known = context.knows_training(choice)
     attack_seed = config.attack_seed
-    if attack_seed is None:
+    if external and known:
+        attack_seed = external.about["seed"]
+    elif attack_seed is None:
         attack_seed = config.seeds[0] if external else seed
     key, labels = jax.random.key(attack_seed), context.dataset.train.labels
     attacked = bool(np.any(attack.eligible(labels)))
@@ -80,17 +90,21 @@ def make_run(
         "seed": attack_seed,
     }
     given = (choice.label, attack, evaluate, seed, attack_seed)
+    batch_size = config.train.batch_size
     if external:
         trigger = digest(trigger_for(external, attack, recipe, key))
         recipe |= {"checkpoint": external.contents, "trigger": trigger}
-        return AttackRun(*given, recipe, None, 0, attacked)
-    recipe |= {
-        "train": to_mapping(config.train),
-        "trigger": digest(attack.init(stream(key, "trigger"))),
-    }
+        if not known:
+            return AttackRun(*given, recipe, None, 0, attacked, external)
+        batch_size = external.about["train"]["batch_size"]
+    else:
+        recipe |= {
+            "train": to_mapping(config.train),
+            "trigger": digest(attack.init(stream(key, "trigger"))),
+        }
     poisoned = poisoned_rows(key, attack, labels)
-    share = poisoned_share(attack, poisoned, config.train.batch_size)
-    return AttackRun(*given, recipe, share, int(poisoned.sum()), attacked)
+    share = poisoned_share(attack, poisoned, batch_size)
+    return AttackRun(*given, recipe, share, int(poisoned.sum()), attacked, external)
 
 
 def make_clean_run(context: StudyContext, seed: int) -> AttackRun:

@@ -54,7 +54,7 @@ def make_methods(context: StudyContext) -> Methods:
     weights = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params))
     check_fits(12 * weights, f"model: {weights:,} weights, their gradients and momenta")
     size = len(reserved_split(context, config.seeds[0]).labels)
-    if not context.external:
+    if any(context.external(choice) is None for choice in config.attacks):
         with named("train"):
             epoch_plan(len(context.dataset.train.labels), config.train.batch_size, drop_last=True)
     defenses = [
@@ -80,23 +80,28 @@ def _make_defense(context: StudyContext, choice: Choice, shapes: Any, size: int)
         if not isinstance(defense, TrainingDefense):
             defense.check(context.model, shapes, size)
             _check_needs(context, defense)
-        elif context.external:
-            raise ConfigError(
-                "trains from scratch, so it cannot be used with an external model "
-                "(model.checkpoint)"
-            )
         else:
+            _check_known(context, "trains from scratch on the images that the model was trained on")
             defense.check(len(context.dataset.train.labels))
         return defense
 
 
+def _check_known(context: StudyContext, use: str) -> None:
+    """Raise `ConfigError` if the training set of a model in the study is not known.
+
+    `use` says what a method does with these images.
+    """
+    for choice in context.config.attacks:
+        if not context.knows_training(choice):
+            raise ConfigError(
+                f"{use}, which are not available for the external model of {choice.label}"
+            )
+
+
 def _check_needs(context: StudyContext, repair: Repair) -> None:
     """Raise `ConfigError` if a study lacks the training set or detector that a repair needs."""
-    if "training_set" in repair.needs and context.external:
-        raise ConfigError(
-            "needs the images that the model was trained on, which are not available for an "
-            "external model (model.checkpoint)"
-        )
+    if "training_set" in repair.needs:
+        _check_known(context, "needs the images that the model was trained on")
     label = repair.search.detector if repair.search else ""
     if not label:
         return
@@ -118,12 +123,8 @@ def _make_detector(context: StudyContext, choice: Choice, shapes: Any, size: int
         detector = DETECTIONS[choice.name][1](choice.config, context.dataset.info)
         if not isinstance(detector, SampleDetector):
             detector.check(context.model, shapes, size)
-        elif context.external:
-            raise ConfigError(
-                "scores the images that the model was trained on, which are not available for an "
-                "external model (model.checkpoint)"
-            )
         else:
+            _check_known(context, "scores the images that the model was trained on")
             detector.check(context.model, shapes, len(context.dataset.train.labels), size)
         return detector
 
@@ -173,7 +174,7 @@ def _check_placement(context: StudyContext, methods: Methods) -> None:
 def check_attack(context: StudyContext, choice: Choice, attack: Attack, methods: Methods) -> None:
     """Raise `D3JaxError` if an attack does not suit the data set or the methods of a study."""
     labels = context.dataset.test.labels
-    if attack.preparation and not context.external:
+    if attack.preparation and context.external(choice) is None:
         attack.preparation.check(len(context.dataset.train.labels))
     if np.any(attack.eligible(context.dataset.train.labels)):
         wanted = np.asarray(attack.relabel(jnp.asarray(labels)))
@@ -192,17 +193,19 @@ def check_attack(context: StudyContext, choice: Choice, attack: Attack, methods:
                 check_released(attack)
     for other, _ in methods.evolutions:
         with named(f"evolutions: {other.label}"):
-            _check_poison(context, attack, other.config)
-    if choice.name == "unknown" and not context.external:
+            _check_poison(context, choice, attack, other.config)
+    if choice.name == "unknown" and context.external(choice) is None:
         raise ConfigError(
             "is for an external model (model.checkpoint); for a control that is trained here use "
             "the attack clean"
         )
 
 
-def _check_poison(context: StudyContext, attack: Attack, config: EvolutionConfig) -> None:
+def _check_poison(
+    context: StudyContext, choice: Choice, attack: Attack, config: EvolutionConfig
+) -> None:
     """Raise `D3JaxError` if an attack cannot poison, or be replayed in, an evolution run."""
-    if config.replay and context.external:
+    if config.replay and not context.knows_training(choice):
         raise ConfigError(
             "replay: the training set of an external model (model.checkpoint) is not available"
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..config.loading import to_mapping
 from ..config.recipes import LoopConfig
-from ..config.study import StudyConfig
+from ..config.study import Choice, StudyConfig
 from ..core.errors import ConfigError
 from ..core.types import Dataset, Device, Model, Split
 from ..data import fingerprint, reserve
-from ..data.arrays import check_classes, few
+from ..data.arrays import check_classes, few, split_fingerprint
 from ..interop.external_model import ExternalModel, read_external_model
 from ..runtime.compilation import without_onednn
 from ..runtime.distributed import broadcast_from_host0
@@ -23,7 +25,7 @@ from ..runtime.environment import backend, environment
 from ..runtime.progress import Progress
 from ..training.memory import memory_free
 from ..training.streaming import check_streaming
-from .registries import DATASETS, MODELS
+from .registries import ATTACKS, DATASETS, MODELS
 
 
 class Memo:
@@ -45,9 +47,9 @@ class StudyContext(NamedTuple):
     """The data, model, settings and devices that all nodes of a study share.
 
     `fresh` are the training images that are reserved for evolutions (None: none); `fresh_hash` is
-    a hash of their contents. `external` is the external model, if the study has one. With
-    `together`, nodes with the same program run as its members. With `streamed`, training images
-    stay on the host.
+    a hash of their contents. `externals` are the external models that the study reads, by the text
+    that names each in the config. With `together`, nodes with the same program run as its members.
+    With `streamed`, training images stay on the host.
     """
 
     config: StudyConfig
@@ -64,8 +66,30 @@ class StudyContext(NamedTuple):
     profile: str
     together: bool
     streamed: bool
-    external: ExternalModel | None
+    externals: Mapping[str, ExternalModel]
     memo: Memo
+
+    @property
+    def training_set(self) -> str:
+        """Return the fingerprint of the clean training images and labels, without `fresh` ones."""
+        return self.memo("training set", lambda: split_fingerprint(self.dataset.train))
+
+    def external(self, choice: Choice) -> ExternalModel | None:
+        """Return the external model of an attack of the study; None if its model is trained."""
+        return self.externals.get(choice.checkpoint or self.config.model.checkpoint)
+
+    def knows_training(self, choice: Choice) -> bool:
+        """Return whether the training set of an attack's model is known.
+
+        It is if the model is trained here, or read from a file that d3jax exported, on these data.
+        """
+        external, attack = self.external(choice), ATTACKS[choice.name][1]
+        if external is None:
+            return True
+        preparation = attack(choice.config, self.dataset.info).preparation
+        replaces = preparation is not None and preparation.replaces  # its images are not stored
+        settings = to_mapping(choice.config)
+        return not replaces and external.knows_training(choice.name, settings, self.training_set)
 
 
 def open_context(
@@ -87,9 +111,8 @@ def open_context(
         progress.say(slower)
     dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
     model = MODELS[config.model.name][1](config.model.config, dataset.info, dtype)
-    external = None
-    if config.model.checkpoint:
-        external = read_external_model(config.model, model)
+    externals = _read_externals(config, model)
+    for external in externals.values():
         progress.say(external.text)
     dataset, fresh = _divide(dataset, config.fresh)
     source = f"fresh: {config.fresh:g}: the remaining training set of {dataset.info.name}"
@@ -118,9 +141,18 @@ def open_context(
         profile=profile,
         together=together,
         streamed=streamed,
-        external=external,
+        externals=externals,
         memo=Memo(),
     )
+
+
+def _read_externals(config: StudyConfig, model: Model) -> dict[str, ExternalModel]:
+    """Read the external models that a study names, by the text that names each."""
+    chosen = {config.model.checkpoint: config.model} if config.model.checkpoint else {}
+    for choice in config.attacks:
+        if choice.checkpoint:
+            chosen[choice.checkpoint] = replace(config.model, checkpoint=choice.checkpoint)
+    return {text: read_external_model(choice, model) for text, choice in chosen.items()}
 
 
 LISTED = 20

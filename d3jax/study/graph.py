@@ -15,7 +15,7 @@ from .context import StudyContext
 from .nodes.base import Node
 from .nodes.evidence import EvidenceNode
 from .nodes.evolution import EvolutionNode
-from .nodes.external_model import ExternalModelNode
+from .nodes.external_model import ExternalModelNode, StoredModelNode, StoredTriggerNode
 from .nodes.features import FeaturesNode
 from .nodes.first_stage import FirstStageNode
 from .nodes.forgetting import ForgettingNode, is_predicted
@@ -151,12 +151,16 @@ class _Graph:
     def _victim(self, run: AttackRun) -> VictimNode:
         """Return the victim node of an attack run: a model to train, or an external model."""
         context = self.context
-        shared = context.external or context.config.attack_seed is not None
+        shared = run.external or context.config.attack_seed is not None
         seeds = context.config.seeds if shared else (run.seed,)
         given = {"context": context, "run": run, "seeds": seeds}
-        if context.external:
-            return ExternalModelNode(**given)
         prepared, preparation = None, run.attack.preparation
+        if run.external and not run.knows_training:
+            return ExternalModelNode(**given)
+        if run.external:
+            if preparation:
+                prepared = self.one(StoredTriggerNode(context=context, run=run))
+            return StoredModelNode(**given, prepared=prepared)
         if preparation:
             clean = make_clean_run(context, run.seed) if preparation.surrogate else None
             surrogate = clean and self.one(self._victim(clean))
@@ -214,7 +218,7 @@ def _analyses(context: StudyContext, members: Members, runs: Sequence[Members]) 
             yield ForgettingNode(**updates)
     for model in members.models if shown else ():
         yield SamplesNode(**of_run, model=model)
-        unknown = context.external and not run.attacked and stamping
+        unknown = not run.knows_training and not run.attacked and stamping
         evidence = stamping[0].evidence if unknown else None
         if config.features:
             yield FeaturesNode(**of_run, model=model, evidence=evidence)
@@ -225,7 +229,7 @@ def _analyses(context: StudyContext, members: Members, runs: Sequence[Members]) 
 
 def _control(evolution: EvolutionNode, runs: Sequence[Members]) -> EvolutionNode | None:
     """Return the node that runs the same evolution on a clean model, as a control, or None."""
-    if evolution.context.external or not evolution.run.attacked:
+    if not evolution.run.knows_training or not evolution.run.attacked:
         return None  # an external model without a known trigger need not be clean
     clean = (one for members in runs if not members.run.attacked for one in members.evolutions)
     wanted = (evolution.label, evolution.run.seed)

@@ -71,8 +71,8 @@ def save_finished(
         "records": records,
         "environment": node.context.environment,
         "members": members,
-        # By these a later study that reads this as an external model recognises its trigger.
-        "about": {key: node.run.recipe[key] for key in ("attack", "settings")},
+        # By this a later study that reads this as an external model knows trigger and poison.
+        "about": node.run.recipe | {"training_set": node.context.training_set},
         **binding(node),
     }
     checkpoint.save(node.folder / "model", tree, note)

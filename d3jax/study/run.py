@@ -215,12 +215,13 @@ def _with_needs(nodes: Sequence[Node]) -> list[Node]:
 
 def _how_read(context: StudyContext) -> str:
     """Return a text that says how a study's external model was read; "" without such a model."""
-    if context.external is None:
+    if not context.externals:
         return ""
     info = context.dataset.info
     mean, std = (", ".join(f"{value:g}" for value in part) for part in (info.mean, info.std))
+    read = "; ".join(external.text for external in context.externals.values())
     return (
-        f"{context.external.text}. It sees images of {info.name}, normalised by mean ({mean}) and "
+        f"{read}. It sees images of {info.name}, normalised by mean ({mean}) and "
         f"standard deviation ({std}). If it was trained with other values, its accuracy here is "
         "too low."
     )

@@ -37,9 +37,9 @@ class ModelDetectionNode(AnalysisNode):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the flags `external` (external model) and `pictures` (draw them for the page)."""
+        """Return the flags `external` (unknown training) and `pictures` (draw for the page)."""
         shown = self.run.seed == self.context.config.seeds[0]
-        return {"external": bool(self.context.external), "pictures": shown}
+        return {"external": not self.run.knows_training, "pictures": shown}
 
     def analyse(self, inputs: Inputs) -> Findings:
         """Judge a detector's evidence; return rows of detections.csv and evidence.csv.
