@@ -101,23 +101,24 @@ def with_victims(tree: dict[str, Any], *, attacks: bool, model: bool) -> dict[st
     is that of the first victim.
     """
     net = tree["model"] if isinstance(tree["model"], dict) else {}
-    address = net.get("checkpoint")
-    if not attacks and isinstance(address, str) and address.startswith(VICTIM):
-        tree = {**tree, "attacks": [address]}
-    first = next(iter(_victims(tree["attacks"])), None)
-    recipe = None if model or not first else stored_recipe(model_path(*first))
+    own = net.get("checkpoint")
+    named = [(own, "model.checkpoint")]
+    if not attacks and _is_address(own):
+        tree = {**tree, "attacks": [own]}
+    entries = tree["attacks"] if isinstance(tree["attacks"], list) else []
+    for i, entry in enumerate(entries):
+        pair = entry if isinstance(entry, dict) else {"name": entry}
+        named.append((pair.get("checkpoint") or pair.get("name"), f"attacks.{i}"))
+    victims = [(str(text), key) for text, key in named if _is_address(text)]
+    recipe = None if model or not victims else stored_recipe(model_path(*victims[0]))
     if recipe is None:
         return tree
     given = {key: value for key, value in net.items() if key != "name"}
     return {**tree, "model": {"name": recipe["model"], **recipe["net"], **given}}
 
 
-def _victims(attacks: Any) -> list[tuple[str, str]]:
-    """Return (address, key in the config) of each victim of the shelf that `attacks` names."""
-    entries = attacks if isinstance(attacks, list) else []
-    pairs = [entry if isinstance(entry, dict) else {"name": entry} for entry in entries]
-    named = [(pair.get("checkpoint") or pair.get("name"), i) for i, pair in enumerate(pairs)]
-    return [(text, f"attacks.{i}") for text, i in named if str(text).startswith(VICTIM)]
+def _is_address(text: Any) -> bool:
+    return isinstance(text, str) and text.startswith(VICTIM)
 
 
 def entry_of_file(entry: dict[str, Any], path: str) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def entry_of_file(entry: dict[str, Any], path: str) -> dict[str, Any]:
     The file is named by `checkpoint`, or by an address on the shelf in place of the name. Settings
     that the entry gives must be those of the file.
     """
-    if str(entry.get("name", "")).startswith(VICTIM):
+    if _is_address(entry.get("name")):
         entry = {**entry, "checkpoint": entry["name"]}
         del entry["name"]
     if not isinstance(entry.get("checkpoint"), str) or "name" in entry:
@@ -135,7 +136,7 @@ def entry_of_file(entry: dict[str, Any], path: str) -> dict[str, Any]:
     recipe = stored_recipe(file)
     if recipe is None:
         raise ConfigError(f"{path}: {file} does not say which attack it is of; give its `name`")
-    on_shelf = entry["checkpoint"].startswith(VICTIM)
+    on_shelf = _is_address(entry["checkpoint"])
     label = {"label": victim_label(entry["checkpoint"])} if on_shelf else {}
     given = {"name": recipe["attack"], **label, **recipe["settings"]}
     for key in entry.keys() & recipe["settings"].keys():
