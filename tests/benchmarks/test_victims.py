@@ -1,0 +1,82 @@
+"""Tests of the program that trains the victims of the shelf."""
+
+import json
+
+import numpy as np
+import pytest
+
+from d3jax.core.errors import ConfigError
+
+STUDY = """
+dataset: {name: npz, path: data.npz}
+model: {name: wide_resnet, depth: 10}
+attacks: [clean, {name: lf, label: lf-20, rate: 0.2}]
+train: {steps: 2, batch_size: 16}
+defenses: []
+"""
+
+
+@pytest.fixture
+def victims():
+    import victims
+
+    return victims
+
+
+@pytest.fixture
+def data(victims, tmp_path, monkeypatch):
+    """Return the path of a small data set; the experiments and the shelf are in `tmp_path`."""
+    monkeypatch.setattr(victims, "EXPERIMENTS", tmp_path)
+    monkeypatch.setenv("D3JAX_VICTIMS", str(tmp_path / "shelf"))
+    (tmp_path / "victims_tiny_cifar10.yaml").write_text(STUDY)
+    draws = np.random.default_rng(0)
+    arrays = {
+        f"{part}_{what}": draws.integers(0, high, (count, *shape), dtype=np.uint8)
+        for part, count in (("train", 40), ("test", 20))
+        for what, high, shape in (("images", 256, (8, 8, 3)), ("labels", 2, ()))
+    }
+    np.savez(tmp_path / "data.npz", **arrays)
+    return str(tmp_path / "data.npz")
+
+
+def test_a_victim_takes_its_clean_model_from_the_shelf(victims, data, tmp_path, capsys):
+    with pytest.raises(ConfigError, match="tiny/lf-20/3: needs the clean victim"):
+        victims.train("tiny/lf-20/3", data, tmp_path / "first")
+    victims.train("tiny/clean/3", data, tmp_path / "first")
+    victims.train("tiny/lf-20/3", data, tmp_path / "second")  # its cache has no clean model
+    made = json.loads((tmp_path / "shelf" / "tiny" / "lf-20" / "3.json").read_text())
+    assert made["address"] == "tiny/lf-20/3" and 0 <= made["asr"] <= 1
+    trained = [path.name for path in (tmp_path / "second" / "cache").glob("*-victim-*")]
+    assert sorted(name.split("-")[1] for name in trained) == ["clean", "lf"]
+    capsys.readouterr()
+    victims.train("tiny/lf-20/3", data, tmp_path / "third")
+    assert capsys.readouterr().out == "tiny/lf-20/3: on the shelf\n"
+    assert "| tiny/clean/3 | wide_resnet depth=10 width=1 |" in victims.table(
+        victims.rows_of_shelf()
+    )
+
+
+@pytest.mark.parametrize(
+    "address, message",
+    [
+        ("tiny/lf-20", "want NET/ATTACK/SEED"),
+        ("other/lf-20/0", "want NET/ATTACK/SEED"),
+        ("tiny/sig-20/0", "has no attack 'sig-20'; it has clean, lf-20"),
+    ],
+)
+def test_unknown_addresses_are_refused(victims, data, address, message):
+    with pytest.raises(ConfigError, match=message):
+        victims.study_of(address, data)
+
+
+def test_a_weak_backdoor_is_marked(victims):
+    row = {"address": "a/b/0", "model": "m", "net": "w=1", "acc": 0.8, "ra": 0.1, "seconds": 60}
+    row |= {"epochs": 30, "commit": "c"}
+    lines = victims.table([row | {"asr": 0.9}, row | {"asr": 0.89}, row | {"asr": None}]).split(
+        "\n"
+    )
+    assert [line.split(" | ")[5] for line in lines[2:]] == [
+        "works",
+        "**weak**: rank nothing",
+        "none",
+    ]
