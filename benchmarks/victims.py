@@ -27,7 +27,7 @@ from d3jax.core.errors import ConfigError, names
 from d3jax.core.records import Row
 from d3jax.export import export
 from d3jax.interop.external_model import read_external_model
-from d3jax.runtime import checkpoint
+from d3jax.runtime import checkpoint, huge_pages
 from d3jax.runtime.progress import Progress
 from d3jax.study import REGISTRIES, run_study
 from d3jax.study.context import open_context
@@ -134,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.command == "table":
         print(table(rows_of_shelf()))
         return 0
+    huge_pages.start_again()
     for address in options.addresses:
         study_of(address, options.data)
     for address in options.addresses:

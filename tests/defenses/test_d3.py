@@ -10,7 +10,7 @@ import pytest
 
 from d3jax.config.recipes import OptimConfig, ReservedConfig
 from d3jax.core.errors import ConfigError
-from d3jax.core.types import Batch, Model, Outputs, Split, Variables
+from d3jax.core.types import Batch, DataInfo, Model, Outputs, Split, Variables
 from d3jax.data import reserve
 from d3jax.defenses import D3Config, FinetuneConfig, ScheduleConfig, make_d3, make_finetune
 from d3jax.defenses.repair.d3 import (
@@ -26,7 +26,9 @@ from d3jax.defenses.repair.d3 import (
 )
 from d3jax.metrics.attack_success import make_evaluate
 from d3jax.training import TrainData
+from d3jax.training.loop import Hooks
 
+EVERY_STEP = Hooks(log_every=1)
 W0 = jax.random.normal(jax.random.key(0), (5, 4))
 PARAMS = {"body": {"kernel": jnp.ones((3, 5))}, "head": {"kernel": W0, "bias": jnp.zeros(4)}}
 HEAD = select(PARAMS)
@@ -310,3 +312,59 @@ def test_tensors_that_match_no_parameter_are_refused_before_the_repair(dataset, 
     with pytest.raises(ConfigError, match="matches none"):
         make_d3(D3Config(tensors="classifier/*"), dataset.info).check(*given, 10)
     assert make_d3(D3Config(), dataset.info).check(*given, 10) is None
+
+
+def toy():
+    """Return a linear model, its variables and 40 images of 2 classes."""
+
+    def init(key):
+        kernel = jax.random.normal(key, (12, 2))
+        return Variables({"head": {"kernel": kernel, "bias": jnp.zeros(2)}}, {})
+
+    def apply(variables, images, *, train, edit=None):
+        head = variables.params["head"]
+        features = images.reshape(len(images), -1)
+        return Outputs(features @ head["kernel"] + head["bias"], {"features": features}, {})
+
+    draws = np.random.default_rng(0)
+    images = draws.integers(0, 256, (40, 2, 2, 3), dtype=np.uint8)
+    split = Split(images, (images[:, 0, 0, 0] > 127).astype(np.int32))
+    info = DataInfo("toy", (2, 2, 3), ("a", "b"), (0.0,) * 3, (1.0,) * 3)
+    model = Model(init, apply)
+    return model, model.init(jax.random.key(1)), split, info
+
+
+def test_an_adaptive_multiplier_follows_the_violation_of_the_constraint():
+    model, variables, split, info = toy()
+    steps = 30
+    config = D3Config(
+        multiplier="adaptive",
+        multiplier_rate=0.25,
+        lam=2.0,
+        eps=0.3,
+        hinge="none",
+        schedule=ScheduleConfig(steps=steps, batch_size=20, optimizer=OptimConfig(lr=0.05)),
+    )
+    trace = (
+        make_d3(config, info).repair(jax.random.key(2), model, variables, split, EVERY_STEP).trace
+    )
+    lam = [2.0]
+    for clean in trace["clean_loss"][:-1]:
+        lam.append(max(0.0, lam[-1] + 0.25 * (clean - 0.3)))
+    np.testing.assert_allclose(trace["lam"], lam, rtol=1e-5)
+    assert len(set(trace["lam"])) > 20
+    wanted = trace["lam"] * (trace["clean_loss"] - 0.3) - trace["distance"]
+    np.testing.assert_allclose(
+        trace["loss"], wanted / np.maximum(1, trace["lam"]), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_bound_of_the_model_is_its_clean_loss():
+    model, variables, split, info = toy()
+    logits = model.apply(variables, split.images / np.float32(255), train=False).logits
+    want = float(-jax.nn.log_softmax(logits)[np.arange(40), split.labels].mean())
+    for eps, bound, expected in ((0.01, "model", want), (9.0, "model", 9.0), (0.01, "fixed", 0.01)):
+        loop = make_d3(D3Config(eps=eps, bound=bound), info).loop(
+            jax.random.key(0), model, variables, split
+        )
+        assert float(loop.data.loss_inputs["eps"]) == pytest.approx(expected, rel=1e-5)

@@ -50,12 +50,14 @@ def repair_loop(
     loss_inputs: Any = (),
     fixed: Any = None,
     drop_last: bool = False,
+    **moving: Any,
 ) -> TrainLoop:
     """Build a repair's `TrainLoop`, which minimises `loss` on the reserved images by a `schedule`.
 
     The loop is a `split_loop` with the augmentation that the schedule and the data set allow.
     `fixed` is a pytree of Python bools with the structure of the parameters. Parameters marked True
-    stay unchanged, also under weight decay. `drop_last` is passed to `epoch_plan`.
+    stay unchanged, also under weight decay. `drop_last` is passed to `epoch_plan`, and `moving`
+    (`carry`, `view`, `advance`) to `split_loop`.
     """
     check_labelled("reserved", reserved)
     steps_per_epoch, batch_size = epoch_plan(
@@ -69,5 +71,5 @@ def repair_loop(
         key, variables, reserved,
         loss=loss, project=project, reference_params=reference_params, loss_inputs=loss_inputs,
         tx=tx, steps=steps, steps_per_epoch=steps_per_epoch, batch_size=batch_size,
-        augment=make_augment(info, schedule.augment),
+        augment=make_augment(info, schedule.augment), **moving,
     )  # fmt: skip

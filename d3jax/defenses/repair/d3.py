@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 from typing import Any, Literal
 
 import jax
@@ -24,11 +25,13 @@ import jax.numpy as jnp
 from ...config.fields import check_fields, did_you_mean, names, option, presets
 from ...config.recipes import OptimConfig, ScheduleConfig
 from ...core.errors import ConfigError
+from ...core.images import as_float
 from ...core.losses import accuracy, cross_entropy
 from ...core.random import stream
 from ...core.types import DataInfo, Metrics, Model, Params, Repair, Split, Variables
+from ...data.batched import batched_map
 from ...training.loop import TrainLoop
-from ...training.step import Loss
+from ...training.step import Advance, Loss, TrainData
 from .common import one_loop, repair_loop
 
 
@@ -48,15 +51,31 @@ class D3Config:
     preset: Literal["paper", "code"] = option(
         "code", "source of lam, hinge, scale and constraint, where they are not given"
     )
-    lam: float = option(0.5, "λ, weight of the clean penalty", low=0, member=True)
+    lam: float = option(
+        0.5, "λ, weight of the clean penalty; its start if it is adaptive", low=0, member=True
+    )
+    multiplier: Literal["fixed", "adaptive"] = option(
+        "fixed",
+        "λ stays (fixed), or is the multiplier of the constraint L_clean ≤ ε (adaptive): every "
+        "step adds `multiplier_rate` · (L_clean − ε), and the loss is divided by max(1, λ)",
+    )
+    multiplier_rate: float = option(
+        0.5, "rate at which an adaptive λ follows the violation of the constraint", above=0
+    )
     eps: float = option(
         0.1, "ε, clean loss in nats up to which there is no penalty", low=0, member=True
     )
-    hinge: Literal["mean", "sample"] = option(
-        "sample",
-        "clean penalty: max(0, mean CE − ε) (mean), or the mean of max(0, CE_i − ε) (sample)",
+    bound: Literal["fixed", "model"] = option(
+        "fixed",
+        "ε is `eps` (fixed), or the mean clean loss of the backdoored model on the reserved "
+        "images, where that is larger (model)",
     )
-    scale: bool = option(True, "divide the loss by λ + 1 when λ > 1")
+    hinge: Literal["mean", "sample", "none"] = option(
+        "sample",
+        "clean penalty: max(0, mean CE − ε) (mean), the mean of max(0, CE_i − ε) (sample), or "
+        "mean CE − ε (none)",
+    )
+    scale: bool = option(True, "divide the loss by λ + 1 when λ > 1 (a fixed λ only)")
     constraint: Literal["sphere", "ball", "none"] = option(
         "sphere",
         "norm of each selected tensor W after every step: ‖W‖ = ‖W0‖ (sphere), ‖W‖ ≤ ‖W0‖ (ball), "
@@ -88,6 +107,9 @@ class D3Config:
         """Build the repair D3 with these settings for the data set that `info` describes."""
         return make_d3(self, info)
 
+
+EVAL_BATCH = 250
+"""Images in a batch of the measurement of the clean loss."""
 
 PRESETS = presets(
     "preset",
@@ -174,8 +196,11 @@ def project(
 def penalty(ce: jax.Array, eps: jax.Array | float, hinge: str) -> jax.Array:
     """Return D3's hinge penalty on the cross-entropies [B] of clean images above ε, in nats.
 
-    It is max(0, mean(ce) − ε) for hinge "mean", and mean(max(0, ce − ε)) for "sample".
+    It is max(0, mean(ce) − ε) for hinge "mean", and mean(max(0, ce − ε)) for "sample". For "none"
+    it is mean(ce) − ε, which may be negative.
     """
+    if hinge == "none":
+        return ce.mean() - eps
     return jax.nn.relu(ce.mean() - eps) if hinge == "mean" else jax.nn.relu(ce - eps).mean()
 
 
@@ -257,11 +282,61 @@ def loss_inputs(config: D3Config) -> dict[str, jax.Array]:
     }
 
 
+def clean_loss(model: Model, variables: Variables, split: Split) -> jax.Array:
+    """Return a model's mean cross-entropy on images, in nats, with its stored statistics."""
+
+    @jax.jit
+    def losses(variables: Variables, images: jax.Array, labels: jax.Array) -> jax.Array:
+        logits = model.apply(variables, as_float(images), train=False).logits
+        return cross_entropy(logits, labels)
+
+    found = batched_map(functools.partial(losses, variables), *split, batch_size=EVAL_BATCH)
+    return jnp.float32(found.mean())
+
+
+def show_multiplier(data: TrainData, carry: dict[str, jax.Array]) -> TrainData:
+    """Return the data of D3's step with λ and the divisor of the adaptive multiplier.
+
+    It is a `view` of `make_train_step`; the carry holds the multiplier as `lam`.
+    """
+    lam = carry["lam"]
+    return data._replace(
+        loss_inputs=data.loss_inputs | {"lam": lam, "divisor": jnp.maximum(1.0, lam)}
+    )
+
+
+def moving_multiplier(config: D3Config) -> dict[str, Any]:
+    """Return `carry`, `view` and `advance` of D3's step with an adaptive λ; {} with a fixed one."""
+    if config.multiplier == "fixed":
+        return {}
+    return {
+        "carry": {"lam": jnp.float32(config.lam)},
+        "view": show_multiplier,
+        "advance": move_multiplier(config.multiplier_rate),
+    }
+
+
+def move_multiplier(rate: float) -> Advance:
+    """Build the `advance` of D3's step that moves λ by the violation of L_clean ≤ ε.
+
+    λ grows by `rate` · (L_clean − ε), where L_clean is the batch's mean cross-entropy, and stays at
+    least 0. The metric `lam` is the λ of the step.
+    """
+
+    def advance(before, after, reported, data):
+        lam = before.carry["lam"]
+        moved = lam + rate * (reported["clean_loss"] - data.loss_inputs["eps"])
+        state = dataclasses.replace(after, carry={"lam": jnp.maximum(0.0, moved)})
+        return state, reported | {"lam": lam}
+
+    return advance
+
+
 def make_d3(config: D3Config, info: DataInfo) -> Repair:
     """Return D3, the repair that moves selected weights far away from their initial values.
 
     The trace holds `loss`, `clean_loss`, `accuracy` (of the batches), `distance`, `distance_ratio`
-    and `cosine`.
+    and `cosine`, and of an adaptive multiplier also `lam`.
 
     Deviation: an epoch is cut into equal batches, where the authors' code ends on a short one. For
     example, 2,500 images make ten batches of 250.
@@ -275,14 +350,18 @@ def make_d3(config: D3Config, info: DataInfo) -> Repair:
             lambda key, reference_params: start(key, reference_params, selection, config.start)
         )
         begin = variables._replace(params=place(stream(key, "start"), reference_params))
+        inputs = loss_inputs(config)
+        if config.bound == "model":
+            inputs["eps"] = jnp.maximum(inputs["eps"], clean_loss(model, variables, reserved))
         return repair_loop(
             stream(key, "steps"), begin, reserved,
             loss=d3_loss(config, model, selection),
             project=lambda params, data: project(
                 params, data.reference_params, selection, config.constraint
             ),
-            reference_params=reference_params, loss_inputs=loss_inputs(config),
+            reference_params=reference_params, loss_inputs=inputs,
             schedule=config.schedule, info=info,
+            **moving_multiplier(config),
         )  # fmt: skip
 
     def check(model: Model, shapes: Variables, size: int) -> None:
