@@ -376,3 +376,54 @@ def test_instructions_of_a_step_are_sorted_by_kind():
     }
     assert {path: profile.kind_of(path, False) for path in kinds} == kinds
     assert profile.kind_of(f"{net}/add", True) == profile.FORWARD
+
+
+@pytest.mark.parametrize("quantity", ["rows", "labels", "images", "members"])
+def test_every_study_of_the_growth_table_is_valid(quantity, tmp_path):
+    import cost_growth
+
+    from d3jax.config.loading import load
+    from d3jax.study import REGISTRIES
+
+    size = cost_growth.CASES[quantity][1][-1]
+    words = cost_growth.command_of(quantity, size, tmp_path)
+    config = load(words[words.index("--config") + 1], registries=REGISTRIES)
+    grown = {
+        "rows": len(config.seeds),
+        "members": len(config.seeds),
+        "labels": getattr(config.dataset.config, "classes", None),
+        "images": getattr(config.dataset.config, "train", None),
+    }
+    assert grown[quantity] == size
+
+
+def test_the_exponent_of_growth_is_the_slope_between_the_largest_cases():
+    import cost_growth
+
+    assert cost_growth.slope([1, 10, 100], [7.0, 2.0, 200.0]) == pytest.approx(2.0)
+
+
+def test_two_checkouts_are_compared_in_turns(monkeypatch, capsys):
+    import end_to_end
+
+    seconds = iter([10.0, 8.0, 20.0, 10.0, 10.0, 9.0])
+    asked = []
+
+    def fake(checkout, config, settings):
+        asked.append((checkout.name, settings))
+        return next(seconds)
+
+    monkeypatch.setattr(end_to_end, "seconds_of", fake)
+    monkeypatch.setattr(end_to_end, "commit_of", lambda checkout: "abc")
+    end_to_end.main(["/a/old", "/a/new", "x.yaml", "--dataset.path", "/d.npz"])
+    assert [name for name, _ in asked] == ["old", "new"] * 3
+    assert asked[0][1] == ["--dataset.path", "/d.npz"]
+    assert "| x | 10 | 9 | 0.50, 0.80, 0.90 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "studies").glob("*.yaml")), ids=lambda p: p.stem)
+def test_short_studies_are_valid(path):
+    from d3jax.config.loading import load
+    from d3jax.study import REGISTRIES
+
+    assert load(path, registries=REGISTRIES).train.steps
