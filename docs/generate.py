@@ -21,6 +21,9 @@ from typing import Any
 
 import jinja2
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from published import page as published_page
+
 from d3jax.config.loading import describe
 from d3jax.config.study import StudyConfig
 from d3jax.core.records import Row
@@ -236,6 +239,7 @@ def pages() -> dict[Path, str]:
         "study_settings": lambda: settings(describe(StudyConfig)),
         "entry_settings": lambda: settings(ENTRY), "model_settings": lambda: settings(READ),
         "tables": list(COLUMNS_OF), "markdown": markdown, "from_page": FROM_PAGE,
+        "published_page": published_page,
     }  # fmt: skip
     made = {}
     for template in sorted(TEMPLATES.rglob("*.md.j2")):
