@@ -44,7 +44,8 @@ READ = (
         "null",
         (
             "an external model to use instead of training one: the folder of a checkpoint, a "
-            ".safetensors file or a PyTorch file of any name"
+            ".safetensors file, a PyTorch file of any name, or a victim of the shelf such as "
+            "victim:wrn/badnets-10/0"
         ),
     ),
     (
@@ -55,6 +56,21 @@ READ = (
     ("ignore", "[]", "globs of tensors in the file to leave out, such as [fc_aux.*]"),
 )
 """Keys of every model besides its settings, as rows (key, default, help text)."""
+
+READ_BY_ATTACK = (
+    (
+        "checkpoint",
+        "null",
+        (
+            "the external model of this attack, in place of that of `model`; in place of `name`, "
+            "victim:wrn/badnets-10/0 reads a victim of the shelf with its attack"
+        ),
+    ),
+)
+"""Keys of every attack besides its settings and those of `ENTRY`."""
+
+KEYS = {"datasets": (), "models": READ, "attacks": (*ENTRY, *READ_BY_ATTACK)}
+"""Keys besides the settings by registry; those of `ENTRY` for all other registries."""
 
 OPTIONS = ("config", "workdir", "part", "report", "distributed", "profile", "list", "check", "help")
 """The options of the command line, which are no settings of a study."""
@@ -207,7 +223,7 @@ def _list(registries: Registries, wanted: str) -> None:
         )
     for registry, entries in registries.items():
         shown = {name: cls for name, cls in entries.items() if wanted in ("", name, registry)}
-        if shown and (also := {"datasets": (), "models": READ}.get(registry, ENTRY)):
+        if shown and (also := KEYS.get(registry, ENTRY)):
             print(f"{registry}: each also takes\n{_table(also, '    ', '')}")
         for name, cls in shown.items():
             print(f"{registry}: {name}\n" + _table(describe(cls), "    ", ""))

@@ -23,13 +23,15 @@ import jinja2
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from published import page as published_page
+from victims import rows_of_shelf
+from victims import table as victims_table
 
 from d3jax.config.loading import describe
 from d3jax.config.study import StudyConfig
 from d3jax.core.records import Row
 from d3jax.results.columns import COLUMNS_OF
 from d3jax.results.tables import read_csv
-from d3jax.run import ENTRY, READ
+from d3jax.run import ENTRY, READ, READ_BY_ATTACK
 from d3jax.study.registries import REGISTRIES
 
 ROOT = Path(__file__).parents[1]
@@ -238,8 +240,9 @@ def pages() -> dict[Path, str]:
         "rows_of": rows_of, "settings": settings, "source": source, "spread": spread,
         "study_settings": lambda: settings(describe(StudyConfig)),
         "entry_settings": lambda: settings(ENTRY), "model_settings": lambda: settings(READ),
+        "attack_settings": lambda: settings(READ_BY_ATTACK),
         "tables": list(COLUMNS_OF), "markdown": markdown, "from_page": FROM_PAGE,
-        "published_page": published_page,
+        "published_page": published_page, "victims_table": lambda: victims_table(rows_of_shelf()),
     }  # fmt: skip
     made = {}
     for template in sorted(TEMPLATES.rglob("*.md.j2")):

@@ -22,13 +22,14 @@ class OptimConfig:
     weight_decay: float = option(
         5e-4, "weight decay: coupled L2 (sgd, adam), decoupled (adamw)", low=0, member=True
     )
-    schedule: Literal["constant", "cosine", "cosine_epoch", "onecycle", "multistep", "drop"] = (
-        option(
-            "cosine_epoch",
-            "learning-rate schedule; cosine_epoch: cosine to 0, constant within an epoch, as in "
-            "most PyTorch recipes; cosine: cosine to 0, changed every step; multistep: lr/10 "
-            "after 1/20 of the epochs, lr/100 after half; drop: lr/10 after two thirds",
-        )
+    schedule: Literal[
+        "constant", "cosine", "cosine_epoch", "onecycle", "multistep", "drop", "early_drop"
+    ] = option(
+        "cosine_epoch",
+        "learning-rate schedule; cosine_epoch: cosine to 0, constant within an epoch, as in most "
+        "PyTorch recipes; cosine: cosine to 0, changed every step; multistep: lr/10 after 1/20 of "
+        "the epochs, lr/100 after half; drop: lr/10 after two thirds; early_drop: lr/10 after a "
+        "tenth",
     )
 
     __post_init__ = check_fields

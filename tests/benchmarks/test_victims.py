@@ -1,10 +1,13 @@
 """Tests of the program that trains the victims of the shelf."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from d3jax.config.loading import to_mapping
+from d3jax.config.stored_model import stored_recipe
 from d3jax.core.errors import ConfigError
 
 STUDY = """
@@ -80,3 +83,25 @@ def test_a_weak_backdoor_is_marked(victims):
         "**weak**: rank nothing",
         "none",
     ]
+
+
+SHELF = Path(__file__).parents[2] / "benchmarks" / "victims"
+FILES = sorted(SHELF.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SHELF).as_posix())
+def test_every_victim_of_the_shelf_has_its_recipe_and_rates(victims, path):
+    address = path.relative_to(SHELF).with_suffix("").as_posix()
+    row = json.loads(path.with_suffix(".json").read_text())
+    recipe = stored_recipe(path)
+    study = victims.study_of(address, "cifar10.npz")
+    (attack,) = study.attacks
+    assert row["address"] == address and recipe is not None
+    assert (recipe["attack"], recipe["seed"]) == (attack.name, study.seeds[0])
+    assert recipe["settings"] == to_mapping(attack.config)
+    assert recipe["train"] == to_mapping(study.train) and recipe["precision"] == "float32"
+    assert recipe["net"] == to_mapping(study.model.config)
+
+
+def test_the_shelf_is_small_enough_to_be_cloned():
+    assert sum(path.stat().st_size for path in FILES) < 40e6

@@ -45,6 +45,8 @@ def test_schedules_match_their_closed_forms():
         float(make_schedule("onecycle", steps=100, steps_per_epoch=10)(step)) for step in range(100)
     ]
     assert max(cycle) == pytest.approx(1, rel=1e-3) and cycle[0] < 0.05 and cycle[-1] < 0.005
+    early = make_schedule("early_drop", steps=200, steps_per_epoch=10)
+    assert [float(early(step)) for step in (0, 19, 20, 199)] == pytest.approx([1, 1, 0.1, 0.1])
 
 
 def test_optimisers_read_the_step_and_the_data():
