@@ -23,16 +23,37 @@ class OptimConfig:
         5e-4, "weight decay: coupled L2 (sgd, adam), decoupled (adamw)", low=0, member=True
     )
     schedule: Literal[
-        "constant", "cosine", "cosine_epoch", "onecycle", "multistep", "drop", "early_drop"
+        "constant",
+        "cosine",
+        "cosine_epoch",
+        "cosine_100",
+        "onecycle",
+        "multistep",
+        "drop",
+        "early_drop",
     ] = option(
         "cosine_epoch",
         "learning-rate schedule; cosine_epoch: cosine to 0, constant within an epoch, as in most "
-        "PyTorch recipes; cosine: cosine to 0, changed every step; multistep: lr/10 after 1/20 of "
-        "the epochs, lr/100 after half; drop: lr/10 after two thirds; early_drop: lr/10 after a "
-        "tenth",
+        "PyTorch recipes; cosine: cosine to 0, changed every step; cosine_100: cosine to 0 over "
+        "100 steps, up again over the next 100, and so on; multistep: lr/10 after 1/20 of the "
+        "epochs, lr/100 after half; drop: lr/10 after two thirds; early_drop: lr/10 after a tenth",
     )
 
     __post_init__ = check_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class SamConfig:
+    """Settings of sharpness-aware minimisation (SAM) in training; off at ρ 0."""
+
+    rho: float = option(0.0, "ρ, length of the step to where the gradient is taken (0: off)", low=0)
+    adaptive: bool = option(True, "scale the step by the size of each weight (ASAM)")
+
+    __post_init__ = check_fields
+
+
+NO_SAM = SamConfig()
+"""SAM switched off."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +72,7 @@ class TrainConfig:
         "a square of 2×2 pixels is cut out, as in ABL",
     )
     optimizer: OptimConfig = option(OptimConfig, "optimiser and schedule")
+    sam: SamConfig = option(SamConfig, "sharpness-aware minimisation, as an adaptive attacker uses")
 
     __post_init__ = check_fields
 

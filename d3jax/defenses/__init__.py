@@ -17,6 +17,8 @@ from .repair.clp import CLPConfig, make_clp
 from .repair.d3 import D3Config, make_d3
 from .repair.finetune import FinetuneConfig, make_finetune
 from .repair.fp import FPConfig, make_fp
+from .repair.fst import FSTConfig, make_fst
+from .repair.ft_sam import FTSAMConfig, make_ft_sam
 from .repair.mcl import MCLConfig, make_mcl
 from .repair.neural_cleanse import NCConfig, make_nc
 from .sample_detection.activation_clustering import (
@@ -29,7 +31,9 @@ from .training_time.abl import ABLConfig, make_abl
 from .training_time.dlp import DLPConfig, make_dlp
 
 finetune = FinetuneConfig
+ft_sam = FTSAMConfig
 d3 = D3Config
+fst = FSTConfig
 mcl = MCLConfig
 nc = NCConfig
 fp = FPConfig
@@ -43,7 +47,9 @@ mmbd = MMBDConfig
 
 REPAIRS = {
     "finetune": (FinetuneConfig, make_finetune),
+    "ft_sam": (FTSAMConfig, make_ft_sam),
     "d3": (D3Config, make_d3),
+    "fst": (FSTConfig, make_fst),
     "mcl": (MCLConfig, make_mcl),
     "nc": (NCConfig, make_nc),
     "fp": (FPConfig, make_fp),
@@ -78,6 +84,8 @@ __all__ = [
     "D3Config",
     "DLPConfig",
     "FPConfig",
+    "FSTConfig",
+    "FTSAMConfig",
     "FinetuneConfig",
     "InversionConfig",
     "MCLConfig",
@@ -93,6 +101,8 @@ __all__ = [
     "dlp",
     "finetune",
     "fp",
+    "fst",
+    "ft_sam",
     "make_abl",
     "make_abl_isolation",
     "make_activation_clustering",
@@ -102,6 +112,8 @@ __all__ = [
     "make_dlp_filter",
     "make_finetune",
     "make_fp",
+    "make_fst",
+    "make_ft_sam",
     "make_inversion",
     "make_mcl",
     "make_mmbd",

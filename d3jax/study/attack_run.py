@@ -11,6 +11,7 @@ import numpy as np
 
 from ..attacks.poisoning import poisoned_share
 from ..config.loading import to_mapping
+from ..config.recipes import TrainConfig
 from ..config.study import Choice
 from ..core.errors import ConfigError
 from ..core.random import stream
@@ -99,12 +100,21 @@ def make_run(
         batch_size = external.about["train"]["batch_size"]
     else:
         recipe |= {
-            "train": to_mapping(config.train),
+            "train": training_recipe(config.train),
             "trigger": digest(attack.init(stream(key, "trigger"))),
         }
     poisoned = poisoned_rows(key, attack, labels)
     share = poisoned_share(attack, poisoned, batch_size)
     return AttackRun(*given, recipe, share, int(poisoned.sum()), attacked, external)
+
+
+def training_recipe(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings of a victim's training as plain data, without SAM where it is off.
+
+    Victims that were trained before SAM existed so keep their recipes.
+    """
+    settings = to_mapping(config)
+    return settings if config.sam.rho else {k: v for k, v in settings.items() if k != "sam"}
 
 
 def make_clean_run(context: StudyContext, seed: int) -> AttackRun:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..config.recipes import NO_SAM, SamConfig
 from ..core.checks import check_built, check_labelled
 from ..core.types import Params, Split, Variables
 from .loop import TrainLoop
@@ -44,13 +45,14 @@ def split_loop(
     carry: Any = (),
     view: View = keep_data,
     advance: Advance = keep_update,
+    sam: SamConfig = NO_SAM,
 ) -> TrainLoop:
     """Build the `TrainLoop` that minimises `loss` on the images of `split`, from `variables` on.
 
     The parameters are projected by `project` after every step. `loss` and `project` read
     `reference_params` and `loss_inputs` from their argument `data`. Every epoch is a new shuffle.
-    `carry` is what else changes from step to step; `make_train_step` describes `view` and
-    `advance`.
+    `carry` is what else changes from step to step; `make_train_step` describes `view`, `advance`
+    and `sam`.
     """
     check_built(variables=variables)
     check_labelled("images", split)
@@ -58,7 +60,7 @@ def split_loop(
     rows = make_rows(size=size, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
     step = make_train_step(
         tx, loss=loss, batches=make_batches(rows=rows, augment=augment), project=project,
-        view=view, advance=advance,
+        view=view, advance=advance, sam=sam,
     )  # fmt: skip
     data = TrainData(
         Split(*map(jnp.asarray, split)), jnp.zeros(size, bool), {}, reference_params, loss_inputs

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..config.recipes import NO_SAM, SamConfig
 from ..core.images import as_float
 from ..core.losses import accuracy, cross_entropy
 from ..core.random import stream
@@ -31,6 +32,7 @@ from ..core.types import (
 )
 from ..data.batching import batch_rows
 from ..runtime.sharding import shard_batch
+from .sam import ascended
 
 Reported = dict[str, Any]
 """The values that a loss reports: float32 scalars to log, and arrays that `advance` removes."""
@@ -163,6 +165,7 @@ def make_train_step(
     view: View = keep_data,
     trained: Mapping[str, optax.GradientTransformation] | None = None,
     advance: Advance = keep_update,
+    sam: SamConfig = NO_SAM,
 ) -> Step:
     """Build `step(state, data) -> (state, metrics)`, which draws a batch and takes a gradient step.
 
@@ -171,7 +174,9 @@ def make_train_step(
 
     1. `carry = begin(state, data)`.
     2. `batch = batches(key, step, view(data, carry))`, then the loss of the batch. Its gradient is
-       taken by the parameters and by the value of every `trained` part of the carry.
+       taken by the parameters and by the value of every `trained` part of the carry. With `sam`
+       it is taken once more, at the parameters that `sam.ascended` returns. Running statistics and
+       reported values are those of the first time.
     3. The update of the parameters by `tx`, then `params = project(params, data)`, and the update
        of every trained part by its own optimiser.
     4. `state, metrics = advance(before, after, reported, data)`.
@@ -192,6 +197,7 @@ def make_train_step(
             is then a dict, and each of these entries is a `Learned`.
         advance: makes the carry after the update and the metrics, and may reject the update
             (`accept_if`).
+        sam: sharpness-aware minimisation, off at ρ 0.
 
     Returns:
         The step. Its metrics are float32 scalars: `loss`, the minimised value unless `advance`
@@ -224,6 +230,8 @@ def make_train_step(
         values = {name: part.value for name, part in parts.items()}
         params, extra = state.variables.params, {"step": state.step, "data": data}
         (total, (batch_stats, reported)), (grads, slopes) = gradient(params, values, before, data)
+        if sam.rho:
+            _, (grads, slopes) = gradient(ascended(params, grads, sam), values, before, data)
         params, opt_state = _updated(tx, grads, Learned(params, state.opt_state), params, extra)
         for name, one in optimisers.items():
             moved = reported.pop(name, values[name])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..config.recipes import TrainConfig
+from ..config.recipes import SamConfig, TrainConfig
 from ..core.checks import check_built, check_labelled
 from ..core.errors import AttackError, ConfigError
 from ..core.random import stream
@@ -134,7 +134,7 @@ def victim_loop(
         rows=rows, augment=make_augment(dataset.info, config.augment), attack=attack
     )
     trained = _trained_by(attack)
-    step = _victim_step(model, tx, batches, trained)
+    step = _victim_step(model, tx, batches, trained, config.sam)
     if attack is None:
         poisoned, trigger = jnp.zeros(size, bool), {}
     else:
@@ -166,13 +166,14 @@ def _victim_step(
     tx: optax.GradientTransformation,
     batches: Batches,
     trained: dict[str, optax.GradientTransformation],
+    sam: SamConfig,
 ) -> Step:
     """Build the victim's train step on poisoned batches; it also updates a `trained` trigger."""
     loss = classification_loss(model)
     if not trained:
-        return make_train_step(tx, loss=loss, batches=batches)
+        return make_train_step(tx, loss=loss, batches=batches, sam=sam)
     return make_train_step(
-        tx, loss=joint_loss(loss), batches=batches, view=view_trigger, trained=trained
+        tx, loss=joint_loss(loss), batches=batches, view=view_trigger, trained=trained, sam=sam
     )
 
 

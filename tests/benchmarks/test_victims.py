@@ -9,6 +9,7 @@ import pytest
 from d3jax.config.loading import to_mapping
 from d3jax.config.stored_model import stored_recipe
 from d3jax.core.errors import ConfigError
+from d3jax.study.attack_run import training_recipe
 
 STUDY = """
 dataset: {name: npz, path: data.npz}
@@ -99,7 +100,7 @@ def test_every_victim_of_the_shelf_has_its_recipe_and_rates(victims, path):
     assert row["address"] == address and recipe is not None
     assert (recipe["attack"], recipe["seed"]) == (attack.name, study.seeds[0])
     assert recipe["settings"] == to_mapping(attack.config)
-    assert recipe["train"] == to_mapping(study.train) and recipe["precision"] == "float32"
+    assert recipe["train"] == training_recipe(study.train) and recipe["precision"] == "float32"
     assert recipe["net"] == to_mapping(study.model.config)
 
 

@@ -57,7 +57,7 @@ def repair_loop(
     The loop is a `split_loop` with the augmentation that the schedule and the data set allow.
     `fixed` is a pytree of Python bools with the structure of the parameters. Parameters marked True
     stay unchanged, also under weight decay. `drop_last` is passed to `epoch_plan`, and `moving`
-    (`carry`, `view`, `advance`) to `split_loop`.
+    (`carry`, `view`, `advance`, `sam`) to `split_loop`.
     """
     check_labelled("reserved", reserved)
     steps_per_epoch, batch_size = epoch_plan(

@@ -44,7 +44,7 @@ def training_loop(
         key, variables, data,
         loss=loss, tx=make_optimizer(config.optimizer, steps=steps, steps_per_epoch=per_epoch),
         steps=steps, steps_per_epoch=per_epoch, batch_size=batch_size,
-        augment=make_augment(info, config.augment),
+        augment=make_augment(info, config.augment), sam=config.sam,
     )  # fmt: skip
 
 
