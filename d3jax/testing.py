@@ -44,7 +44,7 @@ from .core.types import (
 )
 from .data import synthetic
 from .metrics import Counts, make_evaluate
-from .metrics.attack_success import triggered_images
+from .metrics.attack_success import triggered_images, triggered_split
 from .metrics.detection import detection_rates
 from .training import Hooks, fit, train_backdoored
 from .training.poisoned_set import poisoned_split
@@ -218,7 +218,9 @@ def check_repair(
     _require_kind(repair, Repair)
     model, variables = fixture.model, fixture.variables
     repair.check(model, jax.eval_shape(model.init, jax.random.key(0)), len(fixture.reserved.labels))
-    sets = {"training_set": fixture.samples, "test_set": fixture.dataset.test}
+    test = fixture.dataset.test
+    triggered = triggered_split(fixture.attack, fixture.trigger, test)
+    sets = {"training_set": fixture.samples, "test_set": test, "triggered_set": triggered}
     given = {name: sets[name] for name in repair.needs if name in sets} | given
     copy = jax.tree.map(np.array, variables)
     arguments = (jax.random.key(1), model, variables, fixture.reserved)

@@ -12,15 +12,17 @@ from .fields import check_fields, option
 class OptimConfig:
     """Settings of an optimiser and its learning-rate schedule.
 
-    Weight decay is coupled L2 for sgd and adam, as in PyTorch, and decoupled for adamw.
+    Weight decay is coupled L2 for sgd, adam and amsgrad, as in PyTorch, and decoupled for adamw.
     """
 
-    name: Literal["sgd", "adam", "adamw"] = option("sgd", "optimiser")
+    name: Literal["sgd", "adam", "amsgrad", "adamw"] = option(
+        "sgd", "optimiser; amsgrad: PyTorch's Adam with amsgrad"
+    )
     lr: float = option(0.01, "learning rate (the highest of the schedule)", above=0, member=True)
     momentum: float = option(0.9, "SGD momentum", low=0, high=1, member=True)
     nesterov: bool = option(False, "Nesterov momentum")
     weight_decay: float = option(
-        5e-4, "weight decay: coupled L2 (sgd, adam), decoupled (adamw)", low=0, member=True
+        5e-4, "weight decay: coupled L2 (sgd, adam, amsgrad), decoupled (adamw)", low=0, member=True
     )
     schedule: Literal[
         "constant",

@@ -266,7 +266,7 @@ class Repaired(NamedTuple):
     model: Model | None = None
 
 
-Need = Literal["target", "training_set", "test_set"]
+Need = Literal["target", "training_set", "test_set", "triggered_set"]
 """An input that a repair may need besides clean images; `Repair` describes each."""
 
 
@@ -282,6 +282,8 @@ class Repair(NamedTuple):
     - "training_set": the training images as a `Split`, which may be poisoned.
     - "test_set": the test images as a `Split`, for a published rule that reads them (`rule:
       oracle`). Such a method also has a variant whose rule is "defender".
+    - "triggered_set": the triggered test images, with the labels that the attacker wants. Images
+      that have the wanted label without the trigger are left out. For the same rules.
 
     `check(model, shapes, size)` raises `ConfigError` if the repair cannot run on the model, whose
     variables have these shapes, or with `size` reserved images. `loop(key, model, variables,

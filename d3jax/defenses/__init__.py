@@ -13,6 +13,7 @@ from ..inversion import InversionConfig
 from .input_detection.strip import STRIPConfig, make_strip
 from .model_detection.inversion import make_inversion
 from .model_detection.mmbd import MMBDConfig, make_mmbd
+from .repair.anp import ANPConfig, make_anp
 from .repair.clp import CLPConfig, make_clp
 from .repair.d3 import D3Config, make_d3
 from .repair.finetune import FinetuneConfig, make_finetune
@@ -20,6 +21,7 @@ from .repair.fp import FPConfig, make_fp
 from .repair.fst import FSTConfig, make_fst
 from .repair.ft_sam import FTSAMConfig, make_ft_sam
 from .repair.mcl import MCLConfig, make_mcl
+from .repair.nad import NADConfig, make_nad
 from .repair.neural_cleanse import NCConfig, make_nc
 from .sample_detection.activation_clustering import (
     ActivationClusteringConfig,
@@ -37,6 +39,8 @@ fst = FSTConfig
 mcl = MCLConfig
 nc = NCConfig
 fp = FPConfig
+nad = NADConfig
+anp = ANPConfig
 clp = CLPConfig
 abl = ABLConfig
 dlp = DLPConfig
@@ -53,6 +57,8 @@ REPAIRS = {
     "mcl": (MCLConfig, make_mcl),
     "nc": (NCConfig, make_nc),
     "fp": (FPConfig, make_fp),
+    "nad": (NADConfig, make_nad),
+    "anp": (ANPConfig, make_anp),
     "clp": (CLPConfig, make_clp),
 }
 TRAINING_DEFENSES = {"abl": (ABLConfig, make_abl), "dlp": (DLPConfig, make_dlp)}
@@ -79,6 +85,7 @@ __all__ = [
     "SAMPLE_DETECTORS",
     "TRAINING_DEFENSES",
     "ABLConfig",
+    "ANPConfig",
     "ActivationClusteringConfig",
     "CLPConfig",
     "D3Config",
@@ -90,12 +97,14 @@ __all__ = [
     "InversionConfig",
     "MCLConfig",
     "MMBDConfig",
+    "NADConfig",
     "NCConfig",
     "STRIPConfig",
     "ScheduleConfig",
     "SpectralConfig",
     "abl",
     "activation_clustering",
+    "anp",
     "clp",
     "d3",
     "dlp",
@@ -106,6 +115,7 @@ __all__ = [
     "make_abl",
     "make_abl_isolation",
     "make_activation_clustering",
+    "make_anp",
     "make_clp",
     "make_d3",
     "make_dlp",
@@ -117,11 +127,13 @@ __all__ = [
     "make_inversion",
     "make_mcl",
     "make_mmbd",
+    "make_nad",
     "make_nc",
     "make_spectral",
     "make_strip",
     "mcl",
     "mmbd",
+    "nad",
     "nc",
     "spectral",
     "strip",

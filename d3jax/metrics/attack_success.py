@@ -309,6 +309,18 @@ def triggered_images(
     return as_levels(attack.stamp(trigger, as_float(images))).astype(jnp.uint8)
 
 
+def triggered_split(attack: Attack, trigger: Any, test: Split, batch_size: int = 500) -> Split:
+    """Return triggered test images as uint8, with the labels that the attacker wants for them.
+
+    They are the images on which the ASR is measured.
+    """
+    wanted = np.asarray(attack.relabel(jnp.asarray(test.labels)))
+    rows = np.flatnonzero(wanted != np.asarray(test.labels))
+    stamp = jax.jit(functools.partial(triggered_images, attack, trigger))
+    images = batched_map(stamp, np.asarray(test.images)[rows], batch_size=batch_size)
+    return Split(images, wanted[rows])
+
+
 def target_share(
     model: Model,
     variables: Variables,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ def make_optimizer(
         if config.name == "adamw":
             return optax.adamw(rate, weight_decay=weight_decay)
         rule = optax.adam(rate)
+        if config.name == "amsgrad":
+            rule = optax.chain(scale_by_amsgrad(), optax.scale_by_learning_rate(rate))
         if config.name == "sgd":
             rule = optax.sgd(
                 rate, momentum=momentum if config.momentum else None, nesterov=config.nesterov
@@ -41,6 +43,43 @@ def make_optimizer(
         )
 
     return optax.inject_hyperparams(build)(config.lr, config.weight_decay, config.momentum)
+
+
+class AmsgradState(NamedTuple):
+    """The state of `scale_by_amsgrad`: step count, first and second moments, and their maximum."""
+
+    count: jax.Array
+    mean: Any
+    square: Any
+    largest: Any
+
+
+def scale_by_amsgrad(
+    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """Build PyTorch's Adam with `amsgrad=True`, without learning rate and weight decay.
+
+    The maximum is taken of the second moment before its bias correction. `optax.amsgrad` takes it
+    afterwards, so that its first steps are smaller.
+    """
+
+    def init(params: Any) -> AmsgradState:
+        zeros = [jax.tree.map(jnp.zeros_like, params) for _ in range(3)]
+        return AmsgradState(jnp.zeros((), jnp.int32), *zeros)
+
+    def update(updates: Any, state: AmsgradState, params: Any = None):
+        count = state.count + 1
+        mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, updates)
+        square = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.square, updates)
+        largest = jax.tree.map(jnp.maximum, state.largest, square)
+        first, second = 1 - b1**count, 1 - b2**count
+
+        def move(m: jax.Array, v: jax.Array) -> jax.Array:
+            return (m / first) / (jnp.sqrt(v) / jnp.sqrt(second) + eps)
+
+        return jax.tree.map(move, mean, largest), AmsgradState(count, mean, square, largest)
+
+    return optax.GradientTransformation(init, update)
 
 
 def make_schedule(name: str, *, steps: int, steps_per_epoch: int) -> optax.Schedule:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import weakref
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -43,6 +45,15 @@ def whole_calls(period: int, steps_per_call: int = 0) -> int:
     return round(period / call) * call if period > call else period
 
 
+_PROGRAMS: weakref.WeakKeyDictionary[Step, dict[Hashable, jax.stages.Compiled]] = (
+    weakref.WeakKeyDictionary()
+)
+"""The compiled programs of every train step that is in use, by what else determines a program.
+
+A method that runs several loops with one step in turn so compiles it once.
+"""
+
+
 class ScannedStep:
     """A train step compiled to run several times per call.
 
@@ -65,12 +76,8 @@ class ScannedStep:
         members: bool = False,
     ):
         self.steps_per_call = steps_a_call(steps_per_call)
-        self._step, self._mesh, self._unroll, self._programs = (
-            step,
-            mesh,
-            jax.default_backend() == "cpu",
-            {},
-        )
+        self._step, self._mesh, self._members = step, mesh, members
+        self._unroll, self._programs = jax.default_backend() == "cpu", {}
         self._out = (
             None
             if mesh is None
@@ -91,11 +98,15 @@ class ScannedStep:
             steps = jax.jit(
                 functools.partial(self._steps, n), donate_argnums=0, out_shardings=self._out
             )
-            with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
-                devices = {
-                    device for leaf in jax.tree.leaves((state, data)) for device in leaf.devices()
-                }
-                self._programs[n] = compiled(steps.lower(state, data), devices)
+            leaves, tree = jax.tree.flatten((state, data))
+            devices = {device for leaf in leaves for device in leaf.devices()}
+            shapes = tuple((leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves)
+            what = (n, self._mesh, self._members, tree, shapes, frozenset(devices))
+            known = _PROGRAMS.setdefault(self._step, {})
+            if what not in known:
+                with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+                    known[what] = compiled(steps.lower(state, data), devices)
+            self._programs[n] = known[what]
         return self._programs[n]
 
     def _steps(self, n: int, state: TrainState, data: Any) -> tuple[TrainState, Metrics]:

@@ -10,7 +10,7 @@ import pytest
 
 from d3jax import testing
 from d3jax.attacks import ATTACKS, badnets
-from d3jax.config.recipes import OptimConfig
+from d3jax.config.recipes import OptimConfig, ScheduleConfig
 from d3jax.core.types import (
     Batch,
     DataInfo,
@@ -89,6 +89,12 @@ REMOVES = {"nc": 0.8}
 
 tests/defenses checks others with more steps.
 """
+MAPS = {"layers": ("out0", "out1"), "betas": (500.0, 1000.0)}
+OWN = {
+    "d3": {"start": "near"},
+    "nad": MAPS | {"teacher": ScheduleConfig(**SHORT, optimizer=OptimConfig())},
+}
+"""Settings of some repairs that suit the fixture's small net."""
 QUICK = InversionConfig(preset="nc", batches=2, passes=20)
 
 
@@ -98,8 +104,8 @@ def test_repairs_keep_the_contract(name, fixture):
 
     They find no channel or feature that belongs only to this trigger.
     """
-    start = {"start": "near"} if name == "d3" else {}
-    config, construct = entry(REPAIRS, name, schedule=SHORT, target=0, inversion=QUICK, **start)
+    given = {"schedule": SHORT, "target": 0, "inversion": QUICK} | OWN.get(name, {})
+    config, construct = entry(REPAIRS, name, **given)
     repair = construct(config, fixture.dataset.info)
     testing.check_repair(repair, fixture, asr=REMOVES.get(name, 1.0), drop=0.3)
 

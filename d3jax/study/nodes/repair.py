@@ -14,6 +14,7 @@ from ...core.random import stream
 from ...core.records import LogRecord, Row
 from ...core.types import Model, Repair, Repaired, TrainState, Variables
 from ...defenses.repair.target import Found, gather
+from ...metrics.attack_success import triggered_split
 from ...training.loop import Hooks, TrainLoop, records_of
 from ..context import reserved_split
 from .base import Artifact, Findings, Inputs, Node, model_tables, watched_rates
@@ -118,7 +119,12 @@ class RepairNode(Node):
         """Return one extra input that a repair needs: a search result or a data set."""
         if name == "target":
             return self._found(inputs)
-        return self.context.dataset.test if name == "test_set" else released_set(self, inputs)[0]
+        if name == "training_set":
+            return released_set(self, inputs)[0]
+        test = self.context.dataset.test
+        if name == "test_set":
+            return test
+        return triggered_split(self.run.attack, inputs.victim.tree.trigger, test)
 
     def _found(self, inputs: Inputs) -> Found:
         """Return the target class and inverted trigger of a repair's search, as a `Found`."""
