@@ -20,9 +20,11 @@ from .repair.finetune import FinetuneConfig, make_finetune
 from .repair.fp import FPConfig, make_fp
 from .repair.fst import FSTConfig, make_fst
 from .repair.ft_sam import FTSAMConfig, make_ft_sam
+from .repair.ibau import IBAUConfig, make_ibau
 from .repair.mcl import MCLConfig, make_mcl
 from .repair.nad import NADConfig, make_nad
 from .repair.neural_cleanse import NCConfig, make_nc
+from .repair.sau import SAUConfig, make_sau
 from .sample_detection.activation_clustering import (
     ActivationClusteringConfig,
     make_activation_clustering,
@@ -40,6 +42,8 @@ mcl = MCLConfig
 nc = NCConfig
 fp = FPConfig
 nad = NADConfig
+sau = SAUConfig
+ibau = IBAUConfig
 anp = ANPConfig
 clp = CLPConfig
 abl = ABLConfig
@@ -58,6 +62,8 @@ REPAIRS = {
     "nc": (NCConfig, make_nc),
     "fp": (FPConfig, make_fp),
     "nad": (NADConfig, make_nad),
+    "sau": (SAUConfig, make_sau),
+    "ibau": (IBAUConfig, make_ibau),
     "anp": (ANPConfig, make_anp),
     "clp": (CLPConfig, make_clp),
 }
@@ -94,11 +100,13 @@ __all__ = [
     "FSTConfig",
     "FTSAMConfig",
     "FinetuneConfig",
+    "IBAUConfig",
     "InversionConfig",
     "MCLConfig",
     "MMBDConfig",
     "NADConfig",
     "NCConfig",
+    "SAUConfig",
     "STRIPConfig",
     "ScheduleConfig",
     "SpectralConfig",
@@ -112,6 +120,7 @@ __all__ = [
     "fp",
     "fst",
     "ft_sam",
+    "ibau",
     "make_abl",
     "make_abl_isolation",
     "make_activation_clustering",
@@ -124,17 +133,20 @@ __all__ = [
     "make_fp",
     "make_fst",
     "make_ft_sam",
+    "make_ibau",
     "make_inversion",
     "make_mcl",
     "make_mmbd",
     "make_nad",
     "make_nc",
+    "make_sau",
     "make_spectral",
     "make_strip",
     "mcl",
     "mmbd",
     "nad",
     "nc",
+    "sau",
     "spectral",
     "strip",
 ]

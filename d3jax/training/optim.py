@@ -60,14 +60,14 @@ def scale_by_amsgrad(
     """Build PyTorch's Adam with `amsgrad=True`, without learning rate and weight decay.
 
     The maximum is taken of the second moment before its bias correction. `optax.amsgrad` takes it
-    afterwards, so that its first steps are smaller.
+    afterwards, which gives other steps.
     """
 
     def init(params: Any) -> AmsgradState:
         zeros = [jax.tree.map(jnp.zeros_like, params) for _ in range(3)]
         return AmsgradState(jnp.zeros((), jnp.int32), *zeros)
 
-    def update(updates: Any, state: AmsgradState, params: Any = None):
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AmsgradState]:
         count = state.count + 1
         mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, updates)
         square = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.square, updates)

@@ -100,7 +100,7 @@ class ScannedStep:
             )
             leaves, tree = jax.tree.flatten((state, data))
             devices = {device for leaf in leaves for device in leaf.devices()}
-            shapes = tuple((leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves)
+            shapes = tuple(map(jax.typeof, leaves))
             what = (n, self._mesh, self._members, tree, shapes, frozenset(devices))
             known = _PROGRAMS.setdefault(self._step, {})
             if what not in known:

@@ -13,6 +13,7 @@ from d3jax.training import (
     TrainLoop,
     fit,
     make_train_step,
+    scan,
 )
 from d3jax.training.loop import records_of, trace_of
 from d3jax.training.scan import ScannedStep, whole_calls
@@ -134,3 +135,24 @@ def test_watch_runs_every_watch_every_steps_and_after_the_last():
     assert [line["step"] for line in lines if "norm" in line] == [4, 8, 9]  # 9 is the last step
     trace = trace_of(lines)
     assert np.isnan(trace["norm"]).sum() == len(lines) - 3 and records_of(trace) == lines
+
+
+def test_loops_that_share_a_step_compile_it_once(monkeypatch):
+    compiled, count = scan.compiled, []
+
+    def counted(*given):
+        count.append(1)
+        return compiled(*given)
+
+    monkeypatch.setattr(scan, "compiled", counted)
+    tx = optax.sgd(0.1, momentum=0.9)
+    step = make_train_step(tx, loss=quadratic, batches=drawn)
+    whole, _ = fit(TrainLoop(step, fresh(tx), DATA, 6))
+    first, _ = fit(TrainLoop(step, fresh(tx), DATA, 4))
+    second, _ = fit(TrainLoop(step, first, DATA, 6))
+    assert len(count) == 1
+    chex.assert_trees_all_equal(whole.variables, second.variables)
+    fit(TrainLoop(step, first, DATA[:10], 6))
+    assert len(count) == 2  # other shapes
+    fit(TrainLoop(make_train_step(tx, loss=quadratic, batches=drawn), fresh(tx), DATA, 2))
+    assert len(count) == 3  # another step

@@ -32,6 +32,23 @@ def test_sgd_matches_pytorchs_coupled_weight_decay():
     np.testing.assert_allclose(params["w"], w, rtol=1e-6)
 
 
+def test_amsgrad_is_pytorchs():
+    """NumPy makes the updates of torch.optim.Adam(amsgrad=True) with coupled weight decay."""
+    config = OptimConfig(name="amsgrad", lr=0.1, weight_decay=0.01, schedule="constant")
+    tx = make_optimizer(config, steps=10, steps_per_epoch=1)
+    w, params = np.array([1.0, -2.0]), {"w": jnp.array([1.0, -2.0])}
+    m = v = largest = np.zeros(2)
+    state = tx.init(params)
+    for t, g in enumerate(([5.0, 0.25], [-0.1, 2.0], [0.01, -0.02], [0.3, 0.1]), 1):
+        slope = np.array(g) + 0.01 * w
+        m, v = 0.9 * m + 0.1 * slope, 0.999 * v + 0.001 * slope**2
+        largest = np.maximum(largest, v)
+        w = w - 0.1 / (1 - 0.9**t) * m / (np.sqrt(largest) / np.sqrt(1 - 0.999**t) + 1e-8)
+        updates, state = tx.update({"w": jnp.asarray(g, jnp.float32)}, state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params["w"], w, rtol=1e-5)
+
+
 def test_schedules_match_their_closed_forms():
     by_epoch = make_schedule("cosine_epoch", steps=100, steps_per_epoch=10)
     wanted = [0.5 * (1 + np.cos(np.pi * (step // 10) / 10)) for step in range(100)]
@@ -45,6 +62,9 @@ def test_schedules_match_their_closed_forms():
         float(make_schedule("onecycle", steps=100, steps_per_epoch=10)(step)) for step in range(100)
     ]
     assert max(cycle) == pytest.approx(1, rel=1e-3) and cycle[0] < 0.05 and cycle[-1] < 0.005
+    waves = make_schedule("cosine_100", steps=1000, steps_per_epoch=10)
+    found = [float(waves(step)) for step in (0, 50, 100, 200)]
+    assert found == pytest.approx([1, 0.5, 0, 1], abs=1e-6)
     early = make_schedule("early_drop", steps=200, steps_per_epoch=10)
     assert [float(early(step)) for step in (0, 19, 20, 199)] == pytest.approx([1, 1, 0.1, 0.1])
 
