@@ -14,8 +14,10 @@ from .input_detection.strip import STRIPConfig, make_strip
 from .model_detection.inversion import make_inversion
 from .model_detection.mmbd import MMBDConfig, make_mmbd
 from .repair.anp import ANPConfig, make_anp
+from .repair.bnp import BNPConfig, make_bnp
 from .repair.clp import CLPConfig, make_clp
 from .repair.d3 import D3Config, make_d3
+from .repair.ep import EPConfig, make_ep
 from .repair.finetune import FinetuneConfig, make_finetune
 from .repair.fp import FPConfig, make_fp
 from .repair.fst import FSTConfig, make_fst
@@ -24,6 +26,7 @@ from .repair.ibau import IBAUConfig, make_ibau
 from .repair.mcl import MCLConfig, make_mcl
 from .repair.nad import NADConfig, make_nad
 from .repair.neural_cleanse import NCConfig, make_nc
+from .repair.rnp import RNPConfig, make_rnp
 from .repair.sau import SAUConfig, make_sau
 from .sample_detection.activation_clustering import (
     ActivationClusteringConfig,
@@ -44,6 +47,9 @@ fp = FPConfig
 nad = NADConfig
 sau = SAUConfig
 ibau = IBAUConfig
+rnp = RNPConfig
+bnp = BNPConfig
+ep = EPConfig
 anp = ANPConfig
 clp = CLPConfig
 abl = ABLConfig
@@ -66,6 +72,9 @@ REPAIRS = {
     "ibau": (IBAUConfig, make_ibau),
     "anp": (ANPConfig, make_anp),
     "clp": (CLPConfig, make_clp),
+    "rnp": (RNPConfig, make_rnp),
+    "bnp": (BNPConfig, make_bnp),
+    "ep": (EPConfig, make_ep),
 }
 TRAINING_DEFENSES = {"abl": (ABLConfig, make_abl), "dlp": (DLPConfig, make_dlp)}
 SAMPLE_DETECTORS = {
@@ -93,9 +102,11 @@ __all__ = [
     "ABLConfig",
     "ANPConfig",
     "ActivationClusteringConfig",
+    "BNPConfig",
     "CLPConfig",
     "D3Config",
     "DLPConfig",
+    "EPConfig",
     "FPConfig",
     "FSTConfig",
     "FTSAMConfig",
@@ -106,6 +117,7 @@ __all__ = [
     "MMBDConfig",
     "NADConfig",
     "NCConfig",
+    "RNPConfig",
     "SAUConfig",
     "STRIPConfig",
     "ScheduleConfig",
@@ -113,9 +125,11 @@ __all__ = [
     "abl",
     "activation_clustering",
     "anp",
+    "bnp",
     "clp",
     "d3",
     "dlp",
+    "ep",
     "finetune",
     "fp",
     "fst",
@@ -125,10 +139,12 @@ __all__ = [
     "make_abl_isolation",
     "make_activation_clustering",
     "make_anp",
+    "make_bnp",
     "make_clp",
     "make_d3",
     "make_dlp",
     "make_dlp_filter",
+    "make_ep",
     "make_finetune",
     "make_fp",
     "make_fst",
@@ -139,6 +155,7 @@ __all__ = [
     "make_mmbd",
     "make_nad",
     "make_nc",
+    "make_rnp",
     "make_sau",
     "make_spectral",
     "make_strip",
@@ -146,6 +163,7 @@ __all__ = [
     "mmbd",
     "nad",
     "nc",
+    "rnp",
     "sau",
     "spectral",
     "strip",

@@ -94,6 +94,7 @@ def make_schedule(name: str, *, steps: int, steps_per_epoch: int) -> optax.Sched
     - `multistep` is 1 at first. It is 1/10 after 1/20 of the epochs (at least one epoch), and 1/100
       after half of them (at least two).
     - `drop` is 1 at first, and 1/10 after two thirds of the epochs (at least one).
+    - `half_drop` is 1 at first, and 1/10 after half of the epochs (at least one).
     - `early_drop` is 1 at first, and 1/10 after a tenth of the epochs (at least one).
     """
     epochs = -(-steps // steps_per_epoch)
@@ -106,7 +107,7 @@ def make_schedule(name: str, *, steps: int, steps_per_epoch: int) -> optax.Sched
     if name == "onecycle":
         return optax.cosine_onecycle_schedule(steps, 1.0)
     by_epoch = optax.cosine_decay_schedule(1.0, epochs)
-    drops = {"drop": 2 / 3, "early_drop": 1 / 10}
+    drops = {"drop": 2 / 3, "half_drop": 1 / 2, "early_drop": 1 / 10}
     if name in drops:
         at = max(1, round(drops[name] * epochs))
         by_epoch = optax.piecewise_constant_schedule(1.0, {at: 0.1})

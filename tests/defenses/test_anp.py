@@ -9,7 +9,8 @@ from d3jax.config.recipes import OptimConfig, ScheduleConfig
 from d3jax.core.random import stream
 from d3jax.core.types import Batch, Model, Outputs, Variables
 from d3jax.defenses import ANPConfig, make_anp
-from d3jax.defenses.repair.anp import anp_loss, masked, ones_for, pruned_at
+from d3jax.defenses.repair.anp import anp_loss
+from d3jax.defenses.repair.masks import masked, ones_for, pruned_at
 from d3jax.metrics.attack_success import triggered_split
 from d3jax.training import TrainData
 

@@ -19,18 +19,18 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ...config.fields import check_fields, option, presets
 from ...config.recipes import OptimConfig, ScheduleConfig
 from ...core.losses import accuracy, cross_entropy
 from ...core.random import stream
-from ...core.types import DataInfo, Model, Params, Path, Repair, Repaired, Split, Variables
+from ...core.types import DataInfo, Model, Repair, Repaired, Split, Variables
 from ...training.loop import Hooks, TrainLoop, fit, trace_of
 from ...training.step import Loss
 from .common import repair_loop
-from .held_out import accuracy_on, check_divisible, divide
-from .pruning import check_channels, silence
+from .held_out import check_divisible, judged_by
+from .masks import choose, clipped, count_at, masked, ones_for, pruned
+from .pruning import check_channels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,29 +85,6 @@ PRESETS = presets(
     ),
 )
 
-THRESHOLDS = np.arange(19) / 20
-"""The thresholds τ among which a rule chooses: 0, 0.05, …, 0.9."""
-
-Masks = dict[str, jax.Array]
-"""An array [C] for every BatchNorm layer, by its path joined with "/"."""
-
-
-def ones_for(model: Model, params: Params) -> Masks:
-    """Return masks of ones for all BatchNorm layers that a model describes."""
-    sizes = {norm.path: _at(params, norm.path)["scale"].shape for norm in model.channels}
-    return {"/".join(path): jnp.ones(shape) for path, shape in sizes.items()}
-
-
-def masked(params: Params, scales: Masks, biases: Masks | None = None) -> Params:
-    """Return parameters with γ of every BatchNorm layer times `scales`, and β times `biases`."""
-
-    def change(path, leaf):
-        *layer, name = (key.key for key in path)
-        factors = {"scale": scales, "bias": biases}.get(name) or {}
-        return leaf * factors.get("/".join(layer), 1.0)
-
-    return jax.tree_util.tree_map_with_path(change, params)
-
 
 def anp_loss(model: Model, eps: float, alpha: float) -> Loss:
     """Build ANP's loss of the masks: α · CE(clean) + (1 − α) · CE(perturbed).
@@ -156,14 +133,8 @@ def mask_loop(
     return repair_loop(
         stream(key, "steps"), begin, reserved,
         loss=anp_loss(model, config.eps, config.alpha),
-        project=lambda masks, data: jax.tree.map(lambda one: jnp.clip(one, 0, 1), masks),
-        reference_params=variables.params, schedule=config.schedule, info=info,
+        project=clipped, reference_params=variables.params, schedule=config.schedule, info=info,
     )  # fmt: skip
-
-
-def pruned_at(masks: Masks, threshold: float) -> dict[Path, np.ndarray]:
-    """Return, for every BatchNorm layer, the channels whose mask is at most a threshold."""
-    return {tuple(path.split("/")): np.asarray(one) <= threshold for path, one in masks.items()}
 
 
 def make_anp(config: ANPConfig, info: DataInfo) -> Repair:
@@ -185,35 +156,16 @@ def make_anp(config: ANPConfig, info: DataInfo) -> Repair:
         test_set: Split | None = None,
         triggered_set: Split | None = None,
     ) -> Repaired:
-        if config.rule == "oracle":
-            if test_set is None or triggered_set is None:
-                raise TypeError("rule: oracle reads test data: give `test_set`, `triggered_set`")
-            learned, judged = reserved, test_set
-        else:
-            learned, judged = divide(key, reserved, config.held_out)
+        learned, judged = judged_by(config, key, reserved, test_set, triggered_set)
         loop = mask_loop(key, model, variables, learned, config, info)
         state, records = fit(loop, hooks.within("masks"))
         masks = jax.device_get(state.variables.params)
-
-        def pruned(threshold: float) -> Variables:
-            params = silence(variables.params, pruned_at(masks, threshold), ("scale",))
-            return variables._replace(params=params)
-
-        whole = accuracy_on(model, variables, judged)
-        fine = [
-            float(threshold)
-            for threshold in THRESHOLDS
-            if abs(accuracy_on(model, pruned(threshold), judged) - whole) < config.drop * whole
-        ]
-        chosen = max(fine, default=-1.0)
-        if fine and config.rule == "oracle":
-            assert triggered_set is not None
-            chosen = min(fine, key=lambda one: accuracy_on(model, pruned(one), triggered_set))
-        count = sum(int(one.sum()) for one in pruned_at(masks, chosen).values())
-        size = sum(map(len, masks.values()))
+        chosen = choose(model, variables, masks, judged, triggered_set, config.drop)
+        count, size = count_at(masks, chosen)
         hooks.say(f"prunes {count} of {size} channels, those with masks up to {chosen:.2f}")
         found = {"threshold": chosen, "pruned": count}
-        return Repaired(pruned(chosen), trace_of([record | found for record in records]))
+        trace = trace_of([record | found for record in records])
+        return Repaired(pruned(variables, masks, chosen), trace)
 
     def check(model: Model, shapes: Variables, size: int) -> None:
         check_channels(model)
@@ -221,9 +173,3 @@ def make_anp(config: ANPConfig, info: DataInfo) -> Repair:
 
     needs = ("test_set", "triggered_set") if config.rule == "oracle" else ()
     return Repair(repair, check, needs=needs, rule=config.rule)
-
-
-def _at(params: Params, path: Path):
-    for key in path:
-        params = params[key]
-    return params

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from ...config.fields import check_fields, option
-from ...core.types import DataInfo, Model, NormLayer, Params, Repair, Repaired, Split, Variables
+from ...core.types import DataInfo, Model, NormLayer, Repair, Repaired, Split, Variables
 from ...training.loop import Hooks
-from .pruning import check_channels, layer_at, silence
+from .pruning import check_channels, layer_at, prune
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +96,7 @@ def make_clp(config: CLPConfig, info: DataInfo) -> Repair:
         host: Variables = jax.device_get(variables)
         bounds = {norm.path: lipschitz(host, norm, config.pairing) for norm in model.channels}
         pruned = {path: outlying(one, config.u) for path, one in bounds.items() if len(one) > 1}
-        count = sum(int(mask.sum()) for mask in pruned.values())
-        hooks.say(f"prunes {count} of {sum(map(len, bounds.values()))} channels")
-        params: Params = silence(variables.params, pruned)
-        trace = {name: np.array([value]) for name, value in (("step", 1), ("pruned", count))}
-        return Repaired(variables._replace(params=params), trace)
+        return prune(variables, pruned, "scale_and_bias", hooks)
 
     def check(model: Model, shapes: Variables, size: int) -> None:
         check_channels(model)

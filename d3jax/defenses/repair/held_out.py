@@ -39,6 +39,25 @@ def divide(key: jax.Array, reserved: Split, share: float) -> tuple[Split, Split]
     return first, second
 
 
+def judged_by(
+    config: Any,
+    key: jax.Array,
+    reserved: Split,
+    test_set: Split | None,
+    triggered_set: Split | None,
+) -> tuple[Split, Split]:
+    """Return (images to learn from, images by which the rule of a repair judges accuracy).
+
+    `config` has `rule` and `held_out`. Raises `TypeError` if the rule is oracle and a set is
+    missing.
+    """
+    if config.rule != "oracle":
+        return divide(key, reserved, config.held_out)
+    if test_set is None or triggered_set is None:
+        raise TypeError("rule: oracle reads test data: give `test_set`, `triggered_set`")
+    return reserved, test_set
+
+
 def check_divisible(rule: str, size: int) -> None:
     """Raise `ConfigError` if a rule holds images out, and there is a single reserved image."""
     if rule == "defender" and size < 2:

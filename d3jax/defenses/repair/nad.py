@@ -28,7 +28,7 @@ from ...data.batching import epoch_plan
 from ...training.loop import Hooks, fit, trace_of
 from ...training.step import Loss, classification_loss
 from .common import repair_loop
-from .held_out import check_divisible, divide, keep_best, no_best, traced_accuracy
+from .held_out import check_divisible, judged_by, keep_best, no_best, traced_accuracy
 
 EARLY = OptimConfig(lr=0.1, nesterov=True, weight_decay=1e-4, schedule="early_drop")
 """The optimiser of the authors' program: 0.1 for a tenth of the epochs, and then 0.01."""
@@ -183,12 +183,10 @@ def make_nad(config: NADConfig, info: DataInfo) -> Repair:
         triggered_set: Split | None = None,
     ) -> Repaired:
         layers, inputs, learned = layers_of(config, model), {}, reserved
-        if config.rule == "defender":
-            learned, inputs["judged"] = divide(key, reserved, config.held_out)
-        if config.rule == "oracle":
-            if test_set is None or triggered_set is None:
-                raise TypeError("rule: oracle reads test data: give `test_set`, `triggered_set`")
-            inputs |= {"judged": test_set, "triggered": triggered_set}
+        if config.rule != "last":
+            learned, inputs["judged"] = judged_by(config, key, reserved, test_set, triggered_set)
+        if triggered_set is not None:
+            inputs["triggered"] = triggered_set
         loop = repair_loop(
             stream(key, "teacher"), variables, learned,
             loss=classification_loss(model), schedule=config.teacher, info=info,
