@@ -24,10 +24,15 @@ from .repair.fst import FSTConfig, make_fst
 from .repair.ft_sam import FTSAMConfig, make_ft_sam
 from .repair.ibau import IBAUConfig, make_ibau
 from .repair.mcl import MCLConfig, make_mcl
+from .repair.mcr import MCRConfig, make_mcr
 from .repair.nad import NADConfig, make_nad
 from .repair.neural_cleanse import NCConfig, make_nc
+from .repair.nft import NFTConfig, make_nft
 from .repair.rnp import RNPConfig, make_rnp
 from .repair.sau import SAUConfig, make_sau
+from .repair.seam import SEAMConfig, make_seam
+from .repair.sft import SFTConfig, make_sft
+from .repair.ulrl import ULRLConfig, make_ulrl
 from .sample_detection.activation_clustering import (
     ActivationClusteringConfig,
     make_activation_clustering,
@@ -47,6 +52,11 @@ fp = FPConfig
 nad = NADConfig
 sau = SAUConfig
 ibau = IBAUConfig
+seam = SEAMConfig
+sft = SFTConfig
+nft = NFTConfig
+ulrl = ULRLConfig
+mcr = MCRConfig
 rnp = RNPConfig
 bnp = BNPConfig
 ep = EPConfig
@@ -72,6 +82,11 @@ REPAIRS = {
     "ibau": (IBAUConfig, make_ibau),
     "anp": (ANPConfig, make_anp),
     "clp": (CLPConfig, make_clp),
+    "seam": (SEAMConfig, make_seam),
+    "sft": (SFTConfig, make_sft),
+    "nft": (NFTConfig, make_nft),
+    "ulrl": (ULRLConfig, make_ulrl),
+    "mcr": (MCRConfig, make_mcr),
     "rnp": (RNPConfig, make_rnp),
     "bnp": (BNPConfig, make_bnp),
     "ep": (EPConfig, make_ep),
@@ -114,14 +129,19 @@ __all__ = [
     "IBAUConfig",
     "InversionConfig",
     "MCLConfig",
+    "MCRConfig",
     "MMBDConfig",
     "NADConfig",
     "NCConfig",
+    "NFTConfig",
     "RNPConfig",
     "SAUConfig",
+    "SEAMConfig",
+    "SFTConfig",
     "STRIPConfig",
     "ScheduleConfig",
     "SpectralConfig",
+    "ULRLConfig",
     "abl",
     "activation_clustering",
     "anp",
@@ -152,19 +172,29 @@ __all__ = [
     "make_ibau",
     "make_inversion",
     "make_mcl",
+    "make_mcr",
     "make_mmbd",
     "make_nad",
     "make_nc",
+    "make_nft",
     "make_rnp",
     "make_sau",
+    "make_seam",
+    "make_sft",
     "make_spectral",
     "make_strip",
+    "make_ulrl",
     "mcl",
+    "mcr",
     "mmbd",
     "nad",
     "nc",
+    "nft",
     "rnp",
     "sau",
+    "seam",
+    "sft",
     "spectral",
     "strip",
+    "ulrl",
 ]

@@ -89,6 +89,7 @@ def make_schedule(name: str, *, steps: int, steps_per_epoch: int) -> optax.Sched
     - `cosine` falls to 0 over `steps` steps.
     - `cosine_100` is ½(1 + cos(πt/100)) at step t. It falls to 0 over 100 steps, rises over the
       next 100, and so on.
+    - `cosine_40` falls to 0.4 over `steps` steps.
     - `onecycle` is optax's `cosine_onecycle_schedule` over `steps` steps.
     - `cosine_epoch` falls to 0 over the epochs and is constant within an epoch.
     - `multistep` is 1 at first. It is 1/10 after 1/20 of the epochs (at least one epoch), and 1/100
@@ -102,6 +103,8 @@ def make_schedule(name: str, *, steps: int, steps_per_epoch: int) -> optax.Sched
         return optax.constant_schedule(1.0)
     if name == "cosine":
         return optax.cosine_decay_schedule(1.0, steps)
+    if name == "cosine_40":
+        return optax.cosine_decay_schedule(1.0, steps, alpha=0.4)
     if name == "cosine_100":
         return lambda step: 0.5 * (1 + jnp.cos(jnp.pi * step / 100))
     if name == "onecycle":

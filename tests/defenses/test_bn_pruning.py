@@ -10,8 +10,8 @@ from d3jax.core.types import TrainState
 from d3jax.defenses import BNPConfig, EPConfig, RNPConfig, make_bnp, make_ep, make_rnp
 from d3jax.defenses.repair.bnp import divergence
 from d3jax.defenses.repair.ep import entropies
+from d3jax.defenses.repair.forget import watch_accuracy
 from d3jax.defenses.repair.pruning import inputs_of
-from d3jax.defenses.repair.rnp import watch_accuracy
 from d3jax.training.loop import Hooks
 
 

@@ -10,20 +10,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
 from ...config.fields import check_fields, option, presets
 from ...config.recipes import OptimConfig, ScheduleConfig
 from ...core.losses import accuracy, cross_entropy
 from ...core.random import stream
-from ...core.types import DataInfo, Model, Repair, Repaired, Split, TrainState, Variables
-from ...data.batching import epoch_plan
+from ...core.types import DataInfo, Model, Repair, Repaired, Split, Variables
 from ...training.loop import Hooks, fit, trace_of
-from ...training.step import Advance, Loss
+from ...training.step import Loss
 from .common import repair_loop
+from .forget import forget
 from .held_out import check_divisible, judged_by
 from .masks import choose, clipped, count_at, masked, ones_for, pruned
 from .pruning import check_channels
@@ -91,17 +90,6 @@ PRESETS = presets(
 )
 
 
-def unlearn_loss(model: Model) -> Loss:
-    """Build the loss of the unlearning, −CE on clean images in train mode; reports `accuracy`."""
-
-    def loss(params, batch_stats, batch, key, data):
-        outputs = model.apply(Variables(params, batch_stats), batch.images, train=True)
-        value = -cross_entropy(outputs.logits, batch.labels).mean()
-        return value, (outputs.batch_stats, {"accuracy": accuracy(outputs.logits, batch.labels)})
-
-    return loss
-
-
 def recover_loss(model: Model, weight: float) -> Loss:
     """Build the loss of the masks: `weight` · CE of the unlearned model with masked channels.
 
@@ -116,21 +104,6 @@ def recover_loss(model: Model, weight: float) -> Loss:
         return weight * ce, (outputs.batch_stats, reported)
 
     return loss
-
-
-def watch_accuracy(period: int) -> Advance:
-    """Build an `advance` whose carry has the accuracy of the last whole `period` of steps."""
-
-    def advance(before: TrainState, after: TrainState, reported: Any, data: Any):
-        total = after.carry["sum"] + reported["accuracy"]
-        ends = after.step % period == 0
-        carry = {
-            "sum": jnp.where(ends, 0.0, total),
-            "accuracy": jnp.where(ends, total / period, after.carry["accuracy"]),
-        }
-        return dataclasses.replace(after, carry=carry), reported
-
-    return advance
 
 
 def make_rnp(config: RNPConfig, info: DataInfo) -> Repair:
@@ -155,17 +128,10 @@ def make_rnp(config: RNPConfig, info: DataInfo) -> Repair:
         learned, judged = reserved, reserved
         if config.rule != "fixed":
             learned, judged = judged_by(config, key, reserved, test_set, triggered_set)
-        per_epoch, _ = epoch_plan(len(learned.labels), config.unlearn.batch_size, drop_last=False)
-        loop = repair_loop(
-            stream(key, "unlearn"), variables, learned,
-            loss=unlearn_loss(model), schedule=config.unlearn, info=info,
-            carry={"sum": jnp.float32(0), "accuracy": jnp.float32(1)},
-            advance=watch_accuracy(per_epoch),
+        forgetful, known = forget(
+            stream(key, "unlearn"), model, variables, learned, config.unlearn, config.least, info,
+            hooks,
         )  # fmt: skip
-        loop = loop._replace(finished=lambda state: state.carry["accuracy"] <= config.least)
-        by_epoch = hooks.within("unlearn")._replace(log_every=per_epoch)  # may end after each
-        state, _ = fit(loop, by_epoch)
-        forgetful, known = state.variables, float(state.carry["accuracy"])
         begin = Variables(ones_for(model, variables.params), forgetful.batch_stats)
         loop = repair_loop(
             stream(key, "recover"), begin, learned,
