@@ -146,6 +146,7 @@ from .defenses import (
     SpectralConfig,
     STRIPConfig,
     ULRLConfig,
+    UNITConfig,
     abl,
     activation_clustering,
     anp,
@@ -172,6 +173,7 @@ from .defenses import (
     spectral,
     strip,
     ulrl,
+    unit,
 )
 from .defenses.repair.common import (
     one_loop,
@@ -346,6 +348,7 @@ __all__ = [
     "Trigger",
     "TrojanNNConfig",
     "ULRLConfig",
+    "UNITConfig",
     "UnknownConfig",
     "VGG19BNConfig",
     "Variables",
@@ -454,6 +457,7 @@ __all__ = [
     "train_backdoored",
     "trojannn",
     "ulrl",
+    "unit",
     "vgg19_bn",
     "vit",
     "wanet",

@@ -33,6 +33,7 @@ from .repair.sau import SAUConfig, make_sau
 from .repair.seam import SEAMConfig, make_seam
 from .repair.sft import SFTConfig, make_sft
 from .repair.ulrl import ULRLConfig, make_ulrl
+from .repair.unit import UNITConfig, make_unit
 from .sample_detection.activation_clustering import (
     ActivationClusteringConfig,
     make_activation_clustering,
@@ -52,6 +53,7 @@ fp = FPConfig
 nad = NADConfig
 sau = SAUConfig
 ibau = IBAUConfig
+unit = UNITConfig
 seam = SEAMConfig
 sft = SFTConfig
 nft = NFTConfig
@@ -82,6 +84,7 @@ REPAIRS = {
     "ibau": (IBAUConfig, make_ibau),
     "anp": (ANPConfig, make_anp),
     "clp": (CLPConfig, make_clp),
+    "unit": (UNITConfig, make_unit),
     "seam": (SEAMConfig, make_seam),
     "sft": (SFTConfig, make_sft),
     "nft": (NFTConfig, make_nft),
@@ -142,6 +145,7 @@ __all__ = [
     "ScheduleConfig",
     "SpectralConfig",
     "ULRLConfig",
+    "UNITConfig",
     "abl",
     "activation_clustering",
     "anp",
@@ -184,6 +188,7 @@ __all__ = [
     "make_spectral",
     "make_strip",
     "make_ulrl",
+    "make_unit",
     "mcl",
     "mcr",
     "mmbd",
@@ -197,4 +202,5 @@ __all__ = [
     "spectral",
     "strip",
     "ulrl",
+    "unit",
 ]
