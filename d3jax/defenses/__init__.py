@@ -28,6 +28,7 @@ from .repair.mcr import MCRConfig, make_mcr
 from .repair.nad import NADConfig, make_nad
 from .repair.neural_cleanse import NCConfig, make_nc
 from .repair.nft import NFTConfig, make_nft
+from .repair.npd import NPDConfig, make_npd
 from .repair.rnp import RNPConfig, make_rnp
 from .repair.sau import SAUConfig, make_sau
 from .repair.seam import SEAMConfig, make_seam
@@ -53,6 +54,7 @@ fp = FPConfig
 nad = NADConfig
 sau = SAUConfig
 ibau = IBAUConfig
+npd = NPDConfig
 unit = UNITConfig
 seam = SEAMConfig
 sft = SFTConfig
@@ -84,6 +86,7 @@ REPAIRS = {
     "ibau": (IBAUConfig, make_ibau),
     "anp": (ANPConfig, make_anp),
     "clp": (CLPConfig, make_clp),
+    "npd": (NPDConfig, make_npd),
     "unit": (UNITConfig, make_unit),
     "seam": (SEAMConfig, make_seam),
     "sft": (SFTConfig, make_sft),
@@ -137,6 +140,7 @@ __all__ = [
     "NADConfig",
     "NCConfig",
     "NFTConfig",
+    "NPDConfig",
     "RNPConfig",
     "SAUConfig",
     "SEAMConfig",
@@ -181,6 +185,7 @@ __all__ = [
     "make_nad",
     "make_nc",
     "make_nft",
+    "make_npd",
     "make_rnp",
     "make_sau",
     "make_seam",
@@ -195,6 +200,7 @@ __all__ = [
     "nad",
     "nc",
     "nft",
+    "npd",
     "rnp",
     "sau",
     "seam",

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from d3jax.core.images import as_float
 from d3jax.core.types import DataInfo
