@@ -48,6 +48,9 @@ class StudyConfig:
     detections: tuple[Choice, ...] = section(
         "detections", [], "the detectors applied to every model"
     )
+    evaluations: tuple[Choice, ...] = section(
+        "evaluations", [], "further measurements of every backdoored and repaired model"
+    )
     train: TrainConfig = option(TrainConfig, "training of the backdoored model")
     fresh: float = option(
         0.0, "share of the training images set aside for evolutions", low=0, high=0.95
@@ -98,7 +101,7 @@ def check_labels(study: StudyConfig) -> None:
     refuse(not study.attacks, "attacks: is empty, a study needs at least one")
     refuse(not study.seeds, "seeds: is empty, a study needs at least one")
     refuse(_repeated(study.seeds), f"seeds: {list(study.seeds)} names a seed twice")
-    for name in ("attacks", "defenses", "detections", "evolutions"):
+    for name in ("attacks", "defenses", "detections", "evaluations", "evolutions"):
         twice = _repeated(_labels(getattr(study, name)))
         refuse(twice, f"{name}: {names(twice)} appears twice; give each its own `label:`")
     labels = _labels((*study.defenses, *study.evolutions))

@@ -20,6 +20,7 @@ from .sections import (  # fmt: skip
     loss_landscape,
     model_detection,
     outcomes,
+    relearning,
     samples,
     training_time,
 )
@@ -43,6 +44,7 @@ DETAILS = (
     ("input_detection", detector_scores.show_inputs),
     ("loss_landscape", loss_landscape.show),
     ("inverted_trigger", inverted_triggers.show),
+    ("relearning", relearning.show),
     ("report_samples", samples.show),
     ("", classes.show),
     ("model_detection", model_detection.show),

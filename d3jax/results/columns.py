@@ -139,6 +139,19 @@ COLUMNS_OF: dict[str, dict[str, str]] = {
         "precision_0.1": "the same share among the first 10 %",
         "recall_0.1": "share of the poisoned images that are among those 10 %",
     },
+    "relearned": _WHERE
+    | {
+        "evaluation": "label of the evaluation",
+        "defense": "label of the defence; none for the backdoored model",
+        "acc_before": "clean accuracy before relearning",
+        "asr_before": "attack success rate before relearning",
+    }
+    | _RATES
+    | {
+        "clean": "number of clean images that were learned",
+        "poisoned": "number of triggered images that were learned",
+        "seconds": "wall time of relearning and measuring in seconds",
+    },
     "triggers": {
         "attack": "label of the attack",
         "seed": "seed of the row",

@@ -14,7 +14,9 @@ from ..core.records import Row
 from .artifacts import RunFolder
 from .tables import make_tables
 
-UNRELATED = {"seeds", "loop", "published", "cache", "features", "paths", "detections"}
+UNRELATED = {
+    "seeds", "loop", "published", "cache", "features", "paths", "detections", "evaluations",
+}  # fmt: skip
 """Settings on which no row of a board depends, or that its rows contain as columns."""
 OF_DEFENSES = {"reserved", "measured"}
 """Settings on which only the rows of defences and evolutions depend."""

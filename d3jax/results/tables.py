@@ -39,6 +39,7 @@ OTHERS = (
     "filters",
     "forgetting",
     "triggers",
+    "relearned",
     "paths",
     "changes",
 )
@@ -47,7 +48,7 @@ TEXT = {
     "dataset", "model", "attack", "defense", "evolution", "baseline", "equal_mean", "published",
     "status", "net", "chosen", "commit", "device", "class", "detection", "tensor", "statistics",
     "speedup_bound", "runs", "commits", "board", "case", "outcome", "kind",
-    "targets", "flagged_classes", "highest", "rule",
+    "targets", "flagged_classes", "highest", "rule", "evaluation",
 }  # fmt: skip
 """Columns that hold text, even if it looks like a number."""
 

@@ -24,6 +24,7 @@ from .nodes.inversion import InversionNode
 from .nodes.inverted_trigger import InvertedTriggerNode
 from .nodes.loss_landscape import LossLandscapeNode
 from .nodes.model_detection import ModelDetectionNode
+from .nodes.relearning import RelearningNode
 from .nodes.repair import RepairNode
 from .nodes.report_samples import SamplesNode
 from .nodes.sample_detection import SampleDetectionNode
@@ -216,6 +217,9 @@ def _analyses(context: StudyContext, members: Members, runs: Sequence[Members]) 
         yield UpdatesNode(**updates, control=_control(evolution, runs))
         if shown and is_predicted(evolution):
             yield ForgettingNode(**updates)
+    for choice in config.evaluations if run.attacked else ():
+        for model in members.models:
+            yield RelearningNode(**of_run, choice=choice, model=model)
     for model in members.models if shown else ():
         yield SamplesNode(**of_run, model=model)
         unknown = not run.knows_training and not run.attacked and stamping

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import attacks, data, defenses, models
+from ..analysis.relearning import EVALUATIONS
 from ..core.errors import ConfigError
 from ..evolution import EVOLUTIONS
 
@@ -60,5 +61,5 @@ REGISTRIES = {
         ("defenses", DEFENSES),
         ("detections", DETECTIONS),
     )
-} | {"evolutions": EVOLUTIONS}
+} | {"evaluations": EVALUATIONS, "evolutions": EVOLUTIONS}
 """The config classes by registry and name, for reading configs."""
