@@ -8,6 +8,7 @@ the repository of FST (Min et al., NeurIPS 2023), and Min et al. 2024 (arXiv 241
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,7 +20,6 @@ from ..core.random import stream
 from ..core.types import Attack, DataInfo, Model, Split, Variables
 from ..data.augment import make_augment
 from ..data.batching import epoch_plan
-from ..metrics.attack_success import triggered_split
 from ..training.loop import fit
 from ..training.optim import make_optimizer
 from ..training.split_loop import split_loop
@@ -62,14 +62,15 @@ def relearn(
     variables: Variables,
     train: Split,
     attack: Attack,
-    trigger: object,
+    stamp: Callable[[Split], Split],
     config: RelearnConfig,
     info: DataInfo,
 ) -> Relearned:
     """Fine-tune a model on some of the clean images `train` and a few triggered ones.
 
-    The triggered images are others than the clean ones. They are of classes for which the attacker
-    wants another label.
+    `stamp(split) -> split` puts the trigger on images and gives them the labels that the attacker
+    wants, as `metrics.attack_success.triggered_split` does. The triggered images are others than
+    the clean ones. They are of classes for which the attacker wants another label.
     """
     order = np.asarray(jax.random.permutation(stream(key, "images"), len(train.labels)))
     count = max(1, round(config.clean * len(order)))
@@ -79,7 +80,7 @@ def relearn(
     own = rest[wanted != labels[rest]][: config.poisoned]
     parts = [Split(images[clean], labels[clean])]
     if len(own):
-        parts.append(triggered_split(attack, trigger, Split(images[own], labels[own])))
+        parts.append(stamp(Split(images[own], labels[own])))
     split = Split(*(np.concatenate(part) for part in zip(*parts, strict=True)))
     per_epoch, size = epoch_plan(len(split.labels), config.batch_size, drop_last=False)
     steps = config.epochs * per_epoch

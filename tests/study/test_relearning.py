@@ -1,11 +1,14 @@
 """Tests of relearning: the function, and the table and section of a study that asks for it."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 from d3jax.analysis.relearning import RelearnConfig, relearn
 from d3jax.core.errors import ConfigError
+from d3jax.metrics.attack_success import triggered_split
 from d3jax.results.tables import read_csv
 
 from ..helpers import studies
@@ -14,12 +17,13 @@ from ..helpers import studies
 def test_a_model_without_poison_learns_no_backdoor_and_with_poison_it_does(fixture):
     model, info = fixture.model, fixture.dataset.info
     fresh = model.init(jax.random.key(5))
+    stamp = functools.partial(triggered_split, fixture.attack, fixture.trigger)
     found = {}
     for poisoned in (0, 60):
         config = RelearnConfig(clean=0.5, poisoned=poisoned, epochs=60, batch_size=64)
         done = relearn(
-            jax.random.key(0), model, fresh, fixture.dataset.train, fixture.attack,
-            fixture.trigger, config, info,
+            jax.random.key(0), model, fresh, fixture.dataset.train, fixture.attack, stamp,
+            config, info,
         )  # fmt: skip
         assert (done.clean, done.poisoned) == (200, poisoned)
         found[poisoned] = fixture.evaluate(model, done.variables)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 from ...analysis.relearning import relearn
 from ...config.loading import to_mapping
 from ...core.random import stream
+from ...metrics.attack_success import triggered_split
 from ..attack_run import evaluator
 from .base import AnalysisNode, Findings, Inputs, Node
 
@@ -49,7 +51,8 @@ class RelearningNode(AnalysisNode):
         trigger, before = inputs.victim.tree.trigger, inputs.model.counts
         key, began = stream(jax.random.key(run.seed), "relearn"), time.monotonic()
         found = relearn(
-            key, network, inputs.model.variables, context.dataset.train, run.attack, trigger,
+            key, network, inputs.model.variables, context.dataset.train, run.attack,
+            functools.partial(triggered_split, run.attack, trigger),
             self.chosen.config, context.dataset.info,
         )  # fmt: skip
         evaluate = run.evaluate
