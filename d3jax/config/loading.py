@@ -196,6 +196,11 @@ def _study(tree: dict, changes: Mapping[str, Any], registries: Registries) -> St
     for key, value in changes.items():
         tree = changed(tree, key, value, key)
     tree = with_victims(tree, attacks=attacks, model=model)
+    if isinstance(tree.get("reserved"), dict) and "from" in tree["reserved"]:
+        source = tree["reserved"]["from"]
+        kept = {key: value for key, value in tree["reserved"].items() if key != "from"}
+        sources = source if isinstance(source, list) else [source]
+        tree = {**tree, "reserved": kept, "reserved_from": sources}
     for field in fields:
         read = _choice if hints_of(StudyConfig)[field.name] is Choice else _choices
         registry = field.metadata["registry"]

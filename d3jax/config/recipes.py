@@ -86,12 +86,22 @@ class TrainConfig:
 class ReservedConfig:
     """Settings of the reserved clean images, which post-training defences may use.
 
-    They are drawn from the training set by the seed.
+    They are drawn by the seed from the training set, or from that of `reserved.from`.
     """
 
     fraction: float = option(0.05, "reserved share of the training set", above=0, high=1)
     count: int = option(0, "number of reserved images instead of a share (0: use fraction)", low=0)
     stratified: bool = option(False, "draw the same share of every class")
+    classes: tuple[int, ...] = option(
+        (), "draw only images of these classes (empty: of all)", low=0
+    )
+    imbalance: float = option(
+        1.0,
+        "images of the last class for each of the first; the numbers of the classes between fall "
+        "geometrically (1: no imbalance)",
+        above=0,
+        high=1,
+    )
 
     __post_init__ = check_fields
 

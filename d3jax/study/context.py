@@ -48,8 +48,9 @@ class StudyContext(NamedTuple):
 
     `fresh` are the training images that are reserved for evolutions (None: none); `fresh_hash` is
     a hash of their contents. `externals` are the external models that the study reads, by the text
-    that names each in the config. With `together`, nodes with the same program run as its members.
-    With `streamed`, training images stay on the host.
+    that names each in the config. `elsewhere` are the training images of `reserved.from` (None:
+    reserved images are the study's). With `together`, nodes with the same program run as its
+    members. With `streamed`, training images stay on the host.
     """
 
     config: StudyConfig
@@ -67,6 +68,7 @@ class StudyContext(NamedTuple):
     together: bool
     streamed: bool
     externals: Mapping[str, ExternalModel]
+    elsewhere: Split | None
     memo: Memo
 
     @property
@@ -142,6 +144,7 @@ def open_context(
         together=together,
         streamed=streamed,
         externals=externals,
+        elsewhere=_read_elsewhere(config, dataset),
         memo=Memo(),
     )
 
@@ -153,6 +156,28 @@ def _read_externals(config: StudyConfig, model: Model) -> dict[str, ExternalMode
         if choice.checkpoint:
             chosen[choice.checkpoint] = replace(config.model, checkpoint=choice.checkpoint)
     return {text: read_external_model(choice, model) for text, choice in chosen.items()}
+
+
+def _read_elsewhere(config: StudyConfig, dataset: Dataset) -> Split | None:
+    """Read the data sets of `reserved.from`; return their training images, one after another.
+
+    Raises `ConfigError` if their images or classes are not those of the study's data set.
+    """
+    if not config.reserved_from:
+        return None
+    parts, info = [], dataset.info
+    for choice in config.reserved_from:
+        found = DATASETS[choice.name][1](choice.config)
+        own = (found.info.shape, found.info.num_classes)
+        if own != (info.shape, info.num_classes):
+            raise ConfigError(
+                f"reserved.from: {choice.label} has images of {list(own[0])} in {own[1]} classes, "
+                f"the study's are {list(info.shape)} in {info.num_classes}"
+            )
+        parts.append(found.train)
+    return Split(
+        *(np.concatenate(list(map(np.asarray, each))) for each in zip(*parts, strict=True))
+    )
 
 
 LISTED = 20
@@ -232,6 +257,15 @@ def fresh_split(context: StudyContext) -> Split:
 
 def reserved_split(context: StudyContext, seed: int) -> Split:
     """Return the reserved clean images that a defender has under one seed, as a `Split`."""
-    train, _, info = context.dataset
-    rows = reserve(train, context.config.reserved, seed, info.num_classes)
+    train = context.elsewhere or context.dataset.train
+    rows = reserve(train, context.config.reserved, seed, context.dataset.info.num_classes)
     return Split(train.images[rows], train.labels[rows])
+
+
+def reserved_settings(context: StudyContext) -> dict[str, Any]:
+    """Return what determines the reserved images besides the data set and seed, for recipes."""
+    settings = to_mapping(context.config.reserved)
+    source = context.elsewhere
+    if source is None:
+        return settings
+    return settings | {"from": context.memo("reserved.from", lambda: split_fingerprint(source))}

@@ -78,3 +78,27 @@ def test_reserve_refuses_too_many_images_or_none():
         lambda: reserve(split_of([0, 1, 2]), ReservedConfig(fraction=0.1), 0, 3),
         "0.1 of 3 training images is none",
     )
+
+
+def test_reserve_takes_only_the_named_classes():
+    labels = np.repeat([0, 1, 2, 3], [50, 30, 20, 10])
+    rows = reserve(split_of(labels), ReservedConfig(count=20, classes=(1, 2)), 0, 4)
+    assert np.bincount(labels[rows], minlength=4).tolist() == [0, 12, 8, 0]
+    fewer = reserve(split_of(labels), ReservedConfig(count=10, classes=(1, 2)), 0, 4)
+    assert set(fewer) < set(rows)
+    fails(
+        lambda: reserve(split_of(labels), ReservedConfig(count=5, classes=(1, 4)), 0, 4),
+        "reserved.classes: 4 is no class; the data set has 4, 0 to 3",
+    )
+    fails(
+        lambda: reserve(split_of(labels), ReservedConfig(count=20, classes=(3,)), 0, 4),
+        "20 images of class 3 asked for, the training set has 10",
+    )
+
+
+def test_reserve_draws_a_long_tail():
+    labels = np.repeat(np.arange(5), 1000)
+    config = ReservedConfig(count=1000, imbalance=0.01)
+    found = np.bincount(labels[reserve(split_of(labels), config, 0, 5)], minlength=5)
+    assert found.sum() == 1000
+    np.testing.assert_allclose(found[1:] / found[:-1], 0.01**0.25, rtol=0.1)

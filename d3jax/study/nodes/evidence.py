@@ -12,7 +12,7 @@ from ...core.random import stream
 from ...core.records import LogRecord
 from ...core.types import ModelDetector
 from ...training.loop import Hooks
-from ..context import reserved_split
+from ..context import reserved_settings, reserved_split
 from .base import Inputs, Node, recipe_hash
 
 
@@ -33,7 +33,7 @@ class EvidenceNode(Node):
     @property
     def settings(self) -> dict[str, Any]:
         """Return the settings of the study's reserved clean images, as data for the recipe."""
-        return {"reserved": to_mapping(self.context.config.reserved)}
+        return {"reserved": reserved_settings(self.context)}
 
     @property
     def what(self) -> str:

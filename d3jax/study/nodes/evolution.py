@@ -21,7 +21,7 @@ from ...metrics.attack_success import Counts
 from ...runtime import checkpoint
 from ...training.loop import Hooks, TrainLoop
 from ...training.poisoned_set import poisoned_split
-from ..context import fresh_split, reserved_split
+from ..context import fresh_split, reserved_settings, reserved_split
 from .base import Artifact, Findings, Inputs, Node, model_tables
 
 
@@ -54,7 +54,7 @@ class EvolutionNode(Node):
         }
         for called in study.defenses:
             if called.label == config.defense:
-                reserved = to_mapping(study.reserved)
+                reserved = reserved_settings(self.context)
                 found["called"] = [called.name, to_mapping(called.config), reserved]
         return found
 

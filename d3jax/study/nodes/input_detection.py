@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from ...config.loading import to_mapping
 from ...core.random import stream
 from ...core.records import LogRecord
 from ...core.types import InputDetector, Scored
@@ -17,7 +16,7 @@ from ...data.batched import batched_map
 from ...metrics.attack_success import triggered_images
 from ...metrics.detection import detection_rates
 from ...training.loop import Hooks
-from ..context import reserved_split
+from ..context import reserved_settings, reserved_split
 from .base import Artifact, Findings, Inputs, Node, detection_identity
 from .sample_detection import scored_like
 
@@ -37,7 +36,7 @@ class InputDetectionNode(Node):
     @property
     def settings(self) -> dict[str, Any]:
         """Return the settings of the study's reserved clean images, as data for the recipe."""
-        return {"reserved": to_mapping(self.context.config.reserved)}
+        return {"reserved": reserved_settings(self.context)}
 
     @functools.cached_property
     def counted(self) -> np.ndarray:

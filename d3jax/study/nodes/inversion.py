@@ -13,7 +13,7 @@ from ...core.records import LogRecord
 from ...inversion import Inversion, InversionConfig, invert, like, nothing
 from ...runtime.distributed import broadcast_from_host0
 from ...training.loop import Hooks
-from ..context import reserved_split
+from ..context import reserved_settings, reserved_split
 from .base import Inputs, Node, recipe_hash
 from .evidence import EvidenceNode
 
@@ -41,7 +41,7 @@ class InversionNode(Node):
         They are those of the inversion, of its class and of the reserved images.
         """
         after = self.detected.recipe if self.detected else None
-        reserved = to_mapping(self.context.config.reserved)
+        reserved = reserved_settings(self.context)
         search = {"config": to_mapping(self.config), "label": self.target, "after": after}
         return search | {"reserved": reserved}
 

@@ -9,14 +9,13 @@ from typing import Any
 import jax
 
 from ...config.fields import program
-from ...config.loading import to_mapping
 from ...core.random import stream
 from ...core.records import LogRecord, Row
 from ...core.types import Model, Repair, Repaired, TrainState, Variables
 from ...defenses.repair.target import Found, gather
 from ...metrics.attack_success import triggered_split
 from ...training.loop import Hooks, TrainLoop, records_of
-from ..context import reserved_split
+from ..context import reserved_settings, reserved_split
 from .base import Artifact, Findings, Inputs, Node, model_tables, watched_rates
 from .evidence import EvidenceNode
 from .first_stage import released_set
@@ -46,7 +45,7 @@ class RepairNode(Node):
     @property
     def settings(self) -> dict[str, Any]:
         """Return the settings of the study's reserved clean images, as data for the recipe."""
-        return {"reserved": to_mapping(self.context.config.reserved)}
+        return {"reserved": reserved_settings(self.context)}
 
     @property
     def network(self) -> Model:

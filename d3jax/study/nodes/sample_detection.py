@@ -11,14 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from ...config.loading import to_mapping
 from ...core.random import stream
 from ...core.records import LogRecord
 from ...core.types import SampleDetector, Scored
 from ...metrics.detection import detection_rates
 from ...training.loop import Hooks
 from ..attack_run import poison_flags
-from ..context import reserved_split
+from ..context import reserved_settings, reserved_split
 from .base import Artifact, Findings, Inputs, Node, detection_identity
 from .first_stage import released_set
 
@@ -41,7 +40,7 @@ class SampleDetectionNode(Node):
     @property
     def settings(self) -> dict[str, Any]:
         """Return the settings of the study's reserved clean images, as data for the recipe."""
-        return {"reserved": to_mapping(self.context.config.reserved)}
+        return {"reserved": reserved_settings(self.context)}
 
     def like(self) -> Scored:
         """Return the shapes and dtypes of the sample detector's scores and flags (`Scored`)."""
