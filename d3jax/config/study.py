@@ -51,15 +51,15 @@ class StudyConfig:
     evaluations: tuple[Choice, ...] = section(
         "evaluations", [], "further measurements of every backdoored and repaired model"
     )
+    reserved_from: tuple[Choice, ...] = section(
+        "datasets", [], "the data sets whose training images are reserved, instead of the study's"
+    )
     train: TrainConfig = option(TrainConfig, "training of the backdoored model")
     fresh: float = option(
         0.0, "share of the training images set aside for evolutions", low=0, high=0.95
     )
     measured: int = option(0, "test images on which every update is measured (0: all)", low=0)
     reserved: ReservedConfig = option(ReservedConfig, "the clean images that the defender has")
-    reserved_from: tuple[Choice, ...] = section(
-        "datasets", [], "the data sets whose training images are reserved, instead of the study's"
-    )
     seeds: tuple[int, ...] = option(
         (0,), "seeds; everything is run once per seed", low=0, high=2**32 - 1
     )
