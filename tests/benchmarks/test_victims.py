@@ -11,9 +11,11 @@ from d3jax.config.stored_model import stored_recipe
 from d3jax.core.errors import ConfigError
 from d3jax.study.attack_run import training_recipe
 
+from ..helpers.small import exportable
+
 STUDY = """
 dataset: {name: npz, path: data.npz}
-model: {name: wide_resnet, depth: 10}
+model: small
 attacks: [clean, {name: lf, label: lf-20, rate: 0.2}]
 train: {steps: 2, batch_size: 16}
 defenses: []
@@ -40,7 +42,8 @@ def data(victims, tmp_path, monkeypatch):
         for what, high, shape in (("images", 256, (8, 8, 3)), ("labels", 2, ()))
     }
     np.savez(tmp_path / "data.npz", **arrays)
-    return str(tmp_path / "data.npz")
+    with exportable():
+        yield str(tmp_path / "data.npz")
 
 
 def test_a_victim_takes_its_clean_model_from_the_shelf(victims, data, tmp_path, capsys):
@@ -55,9 +58,7 @@ def test_a_victim_takes_its_clean_model_from_the_shelf(victims, data, tmp_path, 
     capsys.readouterr()
     victims.train("tiny/lf-20/3", data, tmp_path / "third")
     assert capsys.readouterr().out == "tiny/lf-20/3: on the shelf\n"
-    assert "| tiny/clean/3 | wide_resnet depth=10 width=1 |" in victims.table(
-        victims.rows_of_shelf()
-    )
+    assert "| tiny/clean/3 | small " in victims.table(victims.rows_of_shelf())
 
 
 @pytest.mark.parametrize(

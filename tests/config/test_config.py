@@ -88,7 +88,7 @@ def test_tfds_shorthand_names_the_data_set_and_round_trips():
         (
             "train: {optimizer: {name: sdg}}",
             [],
-            r"'sdg' is not one of sgd, adam, adamw; did you mean 'sgd'\?",
+            r"'sdg' is not one of sgd, adam, amsgrad, adamw; did you mean 'sgd'\?",
         ),
         ("train: 3", [], r"train: want a mapping, got 3"),
         ("attacks: badnets", [], r"attacks: want a list, got 'badnets'"),

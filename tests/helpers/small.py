@@ -10,6 +10,7 @@ import flax.linen as nn
 
 from d3jax import run
 from d3jax.core.types import DataInfo, Model, NormLayer
+from d3jax.interop.names import NAMES, Entry
 from d3jax.models import PreActResNet18Config
 from d3jax.models.layers.linen import Linear, model_of, normalise
 from d3jax.models.layers.norm import BatchNorm
@@ -42,6 +43,26 @@ NORMS = tuple(
 def small_model(info: DataInfo) -> Model:
     """Return a model of two strided convolutions with BatchNorm and a linear layer."""
     return model_of(_Small(info), info, NORMS)
+
+
+def exported_names(config: object) -> Iterator[Entry]:
+    """Yield an `Entry` for each tensor of the small model, under d3jax's own name."""
+    layers = {"conv0": "k", "conv1": "k", "head": "kb", "BatchNorm_0": "sb", "BatchNorm_1": "sb"}
+    parts = {"k": "kernel", "s": "scale", "b": "bias"}
+    names = [f"params.{layer}.{parts[key]}" for layer, keys in layers.items() for key in keys]
+    names += [f"batch_stats.BatchNorm_{i}.{part}" for i in range(2) for part in ("mean", "var")]
+    for name in names:
+        yield Entry(name, (name,), lambda x: (x,), lambda x: x)
+
+
+@contextlib.contextmanager
+def exportable() -> Iterator[None]:
+    """Let the model `small` be exported and read as `.safetensors` within the block."""
+    NAMES["small"] = exported_names
+    try:
+        yield
+    finally:
+        del NAMES["small"]
 
 
 @contextlib.contextmanager

@@ -12,12 +12,13 @@ from d3jax.results.tables import read_csv
 from d3jax.study import check_study
 
 from ..helpers import studies
+from ..helpers.small import exportable
 
 DATA = "dataset: {name: synthetic, size: 12, classes: 4, train: 400, test: 130, noise: 0.15}\n"
 TRAIN = (
     DATA
     + """
-model: {name: wide_resnet, depth: 10}
+model: small
 attacks: [{name: badnets, rate: 0.05, target: 1}, lf, clean]
 train: {steps: 3, batch_size: 64, augment: none, optimizer: {lr: 0.05}}
 detections: [spectral]
@@ -44,11 +45,12 @@ def trained(tmp_path_factory):
     """Return the run folder of a study, its rows, and a shelf with its three models."""
     root = tmp_path_factory.mktemp("stored")
     rows = studies.run(studies.read(TRAIN), root / "run")
-    for label, address in zip(LABELS, ADDRESSES, strict=True):
-        out = root / "shelf" / "tiny" / f"{address}.safetensors"
-        export.export(root / "run" / "config.yaml", f"{label}/seed7/train", out)
-    with studies.unchanged(root / "run"):
-        yield root, rows
+    with exportable():
+        for label, address in zip(LABELS, ADDRESSES, strict=True):
+            out = root / "shelf" / "tiny" / f"{address}.safetensors"
+            export.export(root / "run" / "config.yaml", f"{label}/seed7/train", out)
+        with studies.unchanged(root / "run"):
+            yield root, rows
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def test_victims_are_read_with_trigger_and_poisoned_rows(shelf, tmp_path):
     root, before = shelf
     config = studies.read(READ)
     assert [attack.label for attack in config.attacks] == ["badnets-5-7", "lf-10-7", "clean-7"]
-    assert (config.model.name, config.model.config.depth) == ("wide_resnet", 10)
+    assert config.model.name == "small"
     assert studies.read(dumps(config)) == config
     rows = studies.run(config, tmp_path / "run")
     kept = ("acc", "asr", "ra", "poison_rate", "attack_seed")
@@ -81,7 +83,7 @@ def test_a_victim_in_place_of_the_model_gives_attack_and_architecture(shelf):
     text = DATA + "model: {checkpoint: 'victim:tiny/lf-10/7'}\ndefenses: []\n"
     config = studies.read(text)
     (attack,) = config.attacks
-    assert (attack.name, attack.label, config.model.name) == ("lf", "lf-10-7", "wide_resnet")
+    assert (attack.name, attack.label, config.model.name) == ("lf", "lf-10-7", "small")
     changed = studies.read(text, ("attacks", "[{name: badnets, rate: 0.05, target: 1}]"))
     assert changed.attacks[0].checkpoint == "" and changed.model == config.model
     named = studies.read(DATA, ("model.checkpoint", "victim:tiny/lf-10/7"))
@@ -149,7 +151,7 @@ def test_a_trigger_of_another_shape_is_refused(shelf, tmp_path):
         if name.startswith("trigger.")
     }
     write_external_model(tmp_path / "a.safetensors", model, trigger, recipe)
-    text = DATA + "model: {name: wide_resnet, depth: 10}\ndefenses: []\n"
+    text = DATA + "model: small\ndefenses: []\n"
     entry = f"[{{checkpoint: {tmp_path / 'a.safetensors'}}}]"
     with pytest.raises(CheckpointError, match="the trigger there is not one of lf"):
         check_study(studies.read(text, ("attacks", entry)), tmp_path / "run")
