@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.types import Model, Params, Path, Split, Variables
+from ...core.types import Array, Model, Params, Path, Split, Variables
 from .held_out import accuracy_on
 from .pruning import layer_at, silence
 
 THRESHOLDS = np.arange(19) / 20
 """The thresholds among which a rule chooses: 0, 0.05, …, 0.9."""
 
-Masks = dict[str, jax.Array]
+Masks = dict[str, Array]
 """An array [C] for every BatchNorm layer, by its path joined with "/"."""
 
 Rule = Literal["defender", "oracle"]
