@@ -28,7 +28,7 @@ from ...core.types import DataInfo, Model, Repair, Repaired, Split, Variables
 from ...training.loop import Hooks, TrainLoop, fit, trace_of
 from ...training.step import Loss
 from .common import repair_loop
-from .held_out import check_divisible, judged_by
+from .held_out import check_divisible, held_out_option, judged_by
 from .masks import choose, clipped, count_at, masked, ones_for, pruned
 from .pruning import check_channels
 
@@ -55,9 +55,7 @@ class ANPConfig:
     eps: float = option(0.4, "size of the perturbation, relative to γ and β", low=0)
     alpha: float = option(0.2, "α, weight of the clean loss", low=0, high=1)
     drop: float = option(0.1, "share of the clean accuracy that pruning may cost", low=0, high=1)
-    held_out: float = option(
-        0.2, "share of the reserved images held out (rule: defender)", above=0, high=0.9
-    )
+    held_out: float = held_out_option()
     schedule: ScheduleConfig = option(
         ScheduleConfig(
             steps=2000,

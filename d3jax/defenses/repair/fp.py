@@ -18,13 +18,13 @@ import numpy as np
 from ...analysis.features import penultimate
 from ...config.fields import check_fields, option
 from ...config.recipes import OptimConfig, ScheduleConfig
-from ...core.errors import ConfigError
 from ...core.random import stream
 from ...core.types import DataInfo, Model, Params, Repair, Repaired, Split, Variables
 from ...training.loop import Hooks, fit, trace_of
 from ...training.step import TrainData, classification_loss
 from .common import repair_loop
 from .d3 import select
+from .held_out import check_divisible, held_out_option
 
 HEAD = "head/kernel"
 """The path of the classifier's kernel [D, K], whose rows read the penultimate features."""
@@ -46,9 +46,7 @@ class FPConfig:
     )
     drop: float = option(0.1, "share of the clean accuracy that pruning may cost", low=0, high=1)
     rate: float = option(0.01, "share of the features pruned in each step", above=0, high=1)
-    held_out: float = option(
-        0.2, "share of the reserved images held out (rule: defender)", above=0, high=0.9
-    )
+    held_out: float = held_out_option()
     counting: Literal["backdoorbench", "exact"] = option(
         "backdoorbench",
         "backdoorbench: a count of n prunes n − 1 features, and the net one step past the limit is "
@@ -141,8 +139,7 @@ def make_fp(config: FPConfig, info: DataInfo) -> Repair:
 
     def check(model: Model, shapes: Variables, size: int) -> None:
         select(shapes.params, HEAD, "fp")
-        if config.rule == "defender" and size < 2:
-            raise ConfigError("rule: defender holds images out, and there is one reserved image")
+        check_divisible(config.rule, size)
 
     needs = ("test_set",) if config.rule == "oracle" else ()
     return Repair(repair, check, needs=needs, rule=config.rule)

@@ -1,7 +1,7 @@
 """FST, feature shift tuning (Min, Qin, Shen & Cheng, NeurIPS 2023, arXiv 2310.01875).
 
-Fine-tuning leaves features near those of the backdoored model. FST draws the weights W of the
-classifier anew and keeps them away from their first values W₀, so that the features must shift:
+Fine-tuning leaves features near those of the backdoored model. FST draws new weights W for
+the classifier and keeps them away from their first values W₀, so that the features must shift:
 
     min_θ  CE + α · ⟨W, W₀⟩     with ‖W‖ = ‖W₀‖ after every step
 

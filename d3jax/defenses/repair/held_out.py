@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...config.fields import option
 from ...core.errors import ConfigError
 from ...core.random import stream
 from ...core.types import Array, Model, Split, TrainState, Variables
@@ -24,6 +25,12 @@ from ...training.step import Advance
 
 EVAL_BATCH = 250
 """Images in a batch of the evaluation."""
+
+
+def held_out_option() -> Any:
+    """Return the field of a config for the share of the reserved images that are held out."""
+    doc = "share of the reserved images held out, by which a defender judges accuracy"
+    return option(0.2, doc, above=0, high=0.9)
 
 
 def divide(key: jax.Array, reserved: Split, share: float) -> tuple[Split, Split]:

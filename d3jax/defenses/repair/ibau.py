@@ -135,7 +135,7 @@ def unlearn_loss(model: Model, config: IBAUConfig, scale: jax.Array) -> Loss:
     """Build the outer loss with I-BAU's hypergradient; δ is in `data.loss_inputs["change"]`.
 
     The inner problem is that of the first batch, `data.loss_inputs["first"]`, and its true labels.
-    δ is pasted on ⌊share · B⌋ images drawn anew in each step, at least on one.
+    Each step draws ⌊share · B⌋ images, at least one, and pastes δ on them.
     """
 
     def loss(params, batch_stats, batch, key, data):

@@ -28,7 +28,14 @@ from ...data.batching import epoch_plan
 from ...training.loop import Hooks, fit, trace_of
 from ...training.step import Loss, classification_loss
 from .common import repair_loop
-from .held_out import check_divisible, judged_by, keep_best, no_best, traced_accuracy
+from .held_out import (
+    check_divisible,
+    held_out_option,
+    judged_by,
+    keep_best,
+    no_best,
+    traced_accuracy,
+)
 
 EARLY = OptimConfig(lr=0.1, nesterov=True, weight_decay=1e-4, schedule="early_drop")
 """The optimiser of the authors' program: 0.1 for a tenth of the epochs, and then 0.01."""
@@ -60,9 +67,7 @@ class NADConfig:
     betas: tuple[float, ...] = option((500.0, 1000.0, 1000.0), "β of each layer", low=0)
     p: float = option(2.0, "p, exponent of the features", above=0)
     least: float = option(0.7, "lowest test accuracy of a kept epoch (rule: oracle)", low=0, high=1)
-    held_out: float = option(
-        0.2, "share of the reserved images held out (rule: defender)", above=0, high=0.9
-    )
+    held_out: float = held_out_option()
     teacher: ScheduleConfig = option(
         ScheduleConfig(epochs=20, batch_size=64, optimizer=EARLY),
         "length, batch size and optimiser of the teacher's fine-tuning",

@@ -23,7 +23,7 @@ from ...training.loop import Hooks, fit, trace_of
 from ...training.step import Loss
 from .common import repair_loop
 from .forget import forget
-from .held_out import check_divisible, judged_by
+from .held_out import check_divisible, held_out_option, judged_by
 from .masks import choose, clipped, count_at, masked, ones_for, pruned
 from .pruning import check_channels
 
@@ -49,9 +49,7 @@ class RNPConfig:
     )
     threshold: float = option(0.7, "threshold of the masks (rule: fixed)", low=0, high=1)
     drop: float = option(0.1, "share of the clean accuracy that pruning may cost", low=0, high=1)
-    held_out: float = option(
-        0.2, "share of the reserved images held out (rule: defender)", above=0, high=0.9
-    )
+    held_out: float = held_out_option()
     least: float = option(0.2, "accuracy in an epoch at which unlearning stops", low=0, high=1)
     weight: float = option(0.2, "weight of the clean loss of the masks", above=0)
     unlearn: ScheduleConfig = option(

@@ -3,7 +3,7 @@
 1. Unlearn: gradient ascent on a few clean images, as in RNP.
 2. The rows of the classifier that this changes most belong to the target. A row is suspect where
    the sum of its changes is more than z robust standard deviations above the median; at most two.
-3. Relearn: in the original model the suspect rows are drawn anew, and all is trained on clean
+3. Relearn: in the original model new suspect rows are drawn, and all is trained on clean
    images, with a penalty on the cosine of a suspect row to what it was.
 """
 

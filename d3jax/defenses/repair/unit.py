@@ -30,7 +30,7 @@ from ...data.batched import batched_sums
 from ...training.loop import Hooks, fit, trace_of
 from ...training.split_loop import split_loop
 from ...training.step import Advance, Loss
-from .held_out import check_divisible, divide, traced_accuracy
+from .held_out import check_divisible, divide, held_out_option, traced_accuracy
 from .pruning import EVAL_BATCH, check_channels
 
 CAPS = "caps"
@@ -52,7 +52,7 @@ class UNITConfig:
     cost: float = option(1e-3, "c, first weight of the caps", above=0)
     patience: int = option(5, "steps in a row after which c rises or falls", low=1)
     drop: float = option(0.03, "accuracy on held-out images that the caps may cost", low=0, high=1)
-    held_out: float = option(0.2, "share of the reserved images held out", above=0, high=0.9)
+    held_out: float = held_out_option()
     batch_size: int = option(0, "images per step (0: all that are not held out)", low=0)
 
     __post_init__ = check_fields
