@@ -275,6 +275,7 @@ PARTS: dict[str, Part] = {
     "inversion": Part(class_counts, inversion),
     "lineages": whole(lineages),
     **{f"table-{attack}": table("cifar10_d3", attack) for attack in ATTACKS},
+    **{f"claim-{attack}": table("claim_cifar10", attack) for attack in ATTACKS},
     **{f"untrusted-{attack}": table("dlp_cifar10_full", attack) for attack in UNTRUSTED},
     "untrusted-abl": table("abl_cifar10", "badnets"),
 }
