@@ -365,10 +365,10 @@ class InputDetector(NamedTuple):
     """A detector of triggered inputs at test time: scores images, rejects those above a threshold.
 
     `prepare(key, model, variables, reserved, hooks=Hooks()) -> state` runs once, on clean images.
-    `state` is a pytree. `score(model, variables, state, images) -> [B]` gives float32 scores of
-    uint8 images; higher is more suspicious. `threshold(state) -> float` is the score above which an
-    input is rejected. `check` has the contract of `Repair.check`. `batch_size` is the number of
-    images scored at once.
+    `state` is a dict of arrays, or of such dicts, so that it can be saved. `score(model, variables,
+    state, images) -> [B]` gives float32 scores of uint8 images; higher is more suspicious.
+    `threshold(state) -> float` is the score above which an input is rejected. `check` has the
+    contract of `Repair.check`. `batch_size` is the number of images scored at once.
     """
 
     prepare: Callable[..., Any]

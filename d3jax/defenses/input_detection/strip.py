@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ...config.fields import check_fields, option
 from ...core.errors import ConfigError
@@ -23,6 +22,7 @@ from ...core.types import Array, DataInfo, InputDetector, Model, Split, Variable
 from ...data.batched import batched_map
 from ...runtime.compilation import fast
 from ...training.loop import Hooks
+from .common import clean_quantile, fpr_option, threshold_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +34,7 @@ class STRIPConfig:
 
     alpha: float = option(1.0, "α, weight of a clean image that is added to an input", above=0)
     overlays: int = option(100, "number of clean images that are added to every input", low=1)
-    fpr: float = option(
-        0.1, "share of the reserved clean images that the threshold rejects", above=0, high=1
-    )
+    fpr: float = fpr_option(0.1)
 
     __post_init__ = check_fields
 
@@ -47,17 +45,6 @@ class STRIPConfig:
 
 MIXED = 2000
 """The largest number of superimposed images in one call of the model."""
-
-
-class State(NamedTuple):
-    """The state of STRIP: clean images to add to inputs, and the score at which to reject an input.
-
-    `overlays` are uint8 images [n, H, W, C]. `threshold` float32 [] is the score above which an
-    input is rejected.
-    """
-
-    overlays: jax.Array
-    threshold: jax.Array
 
 
 @functools.partial(fast, static=3)
@@ -86,22 +73,24 @@ def make_strip(config: STRIPConfig, info: DataInfo) -> InputDetector:
     """Return STRIP, an `InputDetector` that rejects inputs whose predictions have a low entropy.
 
     The threshold is minus the `fpr` quantile of the entropies of the reserved images. An entropy is
-    between 0 and ln K.
+    between 0 and ln K. The state has the `overlays` [n, H, W, C] uint8 to add to inputs, and the
+    `threshold`.
     """
     batch_size = max(1, MIXED // config.overlays)
 
-    def score(model: Model, variables: Variables, state: State, images: Array) -> jax.Array:
-        return -_entropies(model, config.alpha, info.mean, variables, state.overlays, images)
+    def score(
+        model: Model, variables: Variables, state: dict[str, Any], images: Array
+    ) -> jax.Array:
+        return -_entropies(model, config.alpha, info.mean, variables, state["overlays"], images)
 
     def prepare(
         key: jax.Array, model: Model, variables: Variables, reserved: Split, hooks: Hooks = Hooks()
-    ) -> State:
+    ) -> dict[str, Any]:
         rows = jax.random.permutation(stream(key, "overlays"), len(reserved.labels))
         overlays = jnp.asarray(reserved.images)[rows[: config.overlays]]
-        state = State(overlays, jnp.float32(0))
-        compute = functools.partial(score, model, variables, state)
+        compute = functools.partial(score, model, variables, {"overlays": overlays})
         scores = batched_map(compute, reserved.images, batch_size=batch_size)
-        return state._replace(threshold=jnp.float32(np.quantile(scores, 1 - config.fpr)))
+        return {"overlays": overlays, "threshold": clean_quantile(scores, config.fpr)}
 
     def check(model: Model, shapes: Variables, size: int) -> None:
         if size < config.overlays:
@@ -109,7 +98,4 @@ def make_strip(config: STRIPConfig, info: DataInfo) -> InputDetector:
                 f"overlays: {config.overlays} are more than the {size} reserved images"
             )
 
-    def threshold(state: State) -> float:
-        return float(state.threshold)
-
-    return InputDetector(prepare, score, threshold, check, batch_size)
+    return InputDetector(prepare, score, threshold_of, check, batch_size)
