@@ -40,7 +40,9 @@ from .sample_detection.activation_clustering import (
     make_activation_clustering,
 )
 from .sample_detection.isolation import make_abl_isolation, make_dlp_filter
+from .sample_detection.scan import SCAnConfig, make_scan
 from .sample_detection.spectral import SpectralConfig, make_spectral
+from .sample_detection.spectre import SPECTREConfig, make_spectre
 from .training_time.abl import ABLConfig, make_abl
 from .training_time.dlp import DLPConfig, make_dlp
 
@@ -68,7 +70,9 @@ anp = ANPConfig
 clp = CLPConfig
 abl = ABLConfig
 dlp = DLPConfig
+scan = SCAnConfig
 spectral = SpectralConfig
+spectre = SPECTREConfig
 activation_clustering = ActivationClusteringConfig
 strip = STRIPConfig
 mmbd = MMBDConfig
@@ -101,6 +105,8 @@ TRAINING_DEFENSES = {"abl": (ABLConfig, make_abl), "dlp": (DLPConfig, make_dlp)}
 SAMPLE_DETECTORS = {
     "spectral": (SpectralConfig, make_spectral),
     "activation_clustering": (ActivationClusteringConfig, make_activation_clustering),
+    "scan": (SCAnConfig, make_scan),
+    "spectre": (SPECTREConfig, make_spectre),
     "abl_isolation": (ABLConfig, make_abl_isolation),
     "dlp_filter": (DLPConfig, make_dlp_filter),
 }
@@ -143,8 +149,10 @@ __all__ = [
     "NPDConfig",
     "RNPConfig",
     "SAUConfig",
+    "SCAnConfig",
     "SEAMConfig",
     "SFTConfig",
+    "SPECTREConfig",
     "STRIPConfig",
     "ScheduleConfig",
     "SpectralConfig",
@@ -188,9 +196,11 @@ __all__ = [
     "make_npd",
     "make_rnp",
     "make_sau",
+    "make_scan",
     "make_seam",
     "make_sft",
     "make_spectral",
+    "make_spectre",
     "make_strip",
     "make_ulrl",
     "make_unit",
@@ -203,9 +213,11 @@ __all__ = [
     "npd",
     "rnp",
     "sau",
+    "scan",
     "seam",
     "sft",
     "spectral",
+    "spectre",
     "strip",
     "ulrl",
     "unit",
