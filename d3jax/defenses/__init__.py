@@ -39,6 +39,7 @@ from .sample_detection.activation_clustering import (
     ActivationClusteringConfig,
     make_activation_clustering,
 )
+from .sample_detection.beatrix import BeatrixConfig, make_beatrix
 from .sample_detection.isolation import make_abl_isolation, make_dlp_filter
 from .sample_detection.scan import SCAnConfig, make_scan
 from .sample_detection.spectral import SpectralConfig, make_spectral
@@ -70,6 +71,7 @@ anp = ANPConfig
 clp = CLPConfig
 abl = ABLConfig
 dlp = DLPConfig
+beatrix = BeatrixConfig
 scan = SCAnConfig
 spectral = SpectralConfig
 spectre = SPECTREConfig
@@ -105,6 +107,7 @@ TRAINING_DEFENSES = {"abl": (ABLConfig, make_abl), "dlp": (DLPConfig, make_dlp)}
 SAMPLE_DETECTORS = {
     "spectral": (SpectralConfig, make_spectral),
     "activation_clustering": (ActivationClusteringConfig, make_activation_clustering),
+    "beatrix": (BeatrixConfig, make_beatrix),
     "scan": (SCAnConfig, make_scan),
     "spectre": (SPECTREConfig, make_spectre),
     "abl_isolation": (ABLConfig, make_abl_isolation),
@@ -130,6 +133,7 @@ __all__ = [
     "ANPConfig",
     "ActivationClusteringConfig",
     "BNPConfig",
+    "BeatrixConfig",
     "CLPConfig",
     "D3Config",
     "DLPConfig",
@@ -161,6 +165,7 @@ __all__ = [
     "abl",
     "activation_clustering",
     "anp",
+    "beatrix",
     "bnp",
     "clp",
     "d3",
@@ -175,6 +180,7 @@ __all__ = [
     "make_abl_isolation",
     "make_activation_clustering",
     "make_anp",
+    "make_beatrix",
     "make_bnp",
     "make_clp",
     "make_d3",
