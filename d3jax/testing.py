@@ -252,11 +252,14 @@ def check_training_defense(
     """
     _require_kind(defense, TrainingDefense)
     size, key = len(fixture.samples.labels), jax.random.key(1)
-    defense.check(size)
+    shapes = jax.eval_shape(fixture.model.init, key)
+    defense.check(fixture.model, shapes, size, len(fixture.reserved.labels))
+    given = {name: getattr(fixture, name) for name in defense.needs}
     begun = fit(defense.begin(key, fixture.model, fixture.samples))[0].variables
     copy = jax.tree.map(np.array, (begun, fixture.samples))
     found, again = (
-        defense.train(key, fixture.model, fixture.samples, begun, Hooks()) for _ in range(2)
+        defense.train(key, fixture.model, fixture.samples, begun, Hooks(), **given)
+        for _ in range(2)
     )
     _require(isinstance(found, Trained), f"train: returned a {type(found).__name__}")
     chex.assert_trees_all_equal(copy, jax.tree.map(np.array, (begun, fixture.samples)))

@@ -97,10 +97,12 @@ ANY = (-math.inf, -math.inf, math.inf)
 def checked(name: str, value: Any, hint: Any, limits: Limits = ANY, words: tuple = ()) -> Any:
     """Return a setting's value converted to the type `hint`; raise `ConfigError` if it is wrong.
 
-    Every number must be inside `limits`. A value that is one of `words` is returned as it is.
-    Raises a `ConfigError` that begins with `name`. For an item of a list or mapping it begins with
-    name.index or name.key.
+    Every number must be inside `limits`. A value that is one of `words` is returned as it is, and
+    one with the hint `Any` too. Raises a `ConfigError` that begins with `name`. For an item of a
+    list or mapping it begins with name.index or name.key.
     """
+    if hint is Any:
+        return value
     kind, args = get_origin(hint) or hint, get_args(hint)
     if kind in (Union, types.UnionType):
         if value is None and type(None) in args:

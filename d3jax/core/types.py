@@ -321,18 +321,21 @@ class TrainingDefense(NamedTuple):
     The defender controls the training, but does not know which images are poisoned.
     `begin(key, model, data) -> TrainLoop` is the train loop of the first stage on a `Split`.
     `settings` describe that stage completely, as plain data, so that defences with equal `settings`
-    share its result. `train(key, model, data, begun, hooks=Hooks()) -> Trained` continues from
-    `begun`, the variables after the first stage. `found(size)` gives the shapes of `Trained.found`
-    for `size` training images. `check(size)` raises `ConfigError` if the defence cannot run on
-    `size` images. `epoch(size)` is the number of steps of an epoch of the first stage.
+    share its result. `train(key, model, data, begun, hooks=Hooks(), **given) -> Trained` continues
+    from `begun`, the variables after the first stage. `given` has one keyword for each of `needs`:
+    "reserved" is a clean `Split`. `found(size)` gives the shapes of `Trained.found` for `size`
+    training images. `check(model, shapes, size, reserved)` raises `ConfigError` if the defence
+    cannot run on the model, whose variables have these shapes, or with these numbers of training
+    and reserved images. `epoch(size)` is the number of steps of an epoch of the first stage.
     """
 
     begin: Callable[..., Any]
     settings: Any
     train: Callable[..., Trained]
     found: Callable[[int], dict[str, jax.ShapeDtypeStruct]]
-    check: Callable[[int], None] = lambda size: None
+    check: Callable[[Model, Variables, int, int], None] = lambda model, shapes, size, reserved: None
     epoch: Callable[[int], int] = lambda size: 1
+    needs: tuple[Literal["reserved"], ...] = ()
 
 
 class Scored(NamedTuple):

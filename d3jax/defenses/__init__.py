@@ -35,6 +35,7 @@ from .repair.seam import SEAMConfig, make_seam
 from .repair.sft import SFTConfig, make_sft
 from .repair.ulrl import ULRLConfig, make_ulrl
 from .repair.unit import UNITConfig, make_unit
+from .sample_detection import SAMPLE_DETECTORS
 from .sample_detection.activation_clustering import (
     ActivationClusteringConfig,
     make_activation_clustering,
@@ -46,6 +47,7 @@ from .sample_detection.spectral import SpectralConfig, make_spectral
 from .sample_detection.spectre import SPECTREConfig, make_spectre
 from .training_time.abl import ABLConfig, make_abl
 from .training_time.dlp import DLPConfig, make_dlp
+from .training_time.filter import FilterConfig, make_filter
 
 finetune = FinetuneConfig
 ft_sam = FTSAMConfig
@@ -72,6 +74,7 @@ clp = CLPConfig
 abl = ABLConfig
 dlp = DLPConfig
 beatrix = BeatrixConfig
+filter = FilterConfig
 scan = SCAnConfig
 spectral = SpectralConfig
 spectre = SPECTREConfig
@@ -103,15 +106,10 @@ REPAIRS = {
     "bnp": (BNPConfig, make_bnp),
     "ep": (EPConfig, make_ep),
 }
-TRAINING_DEFENSES = {"abl": (ABLConfig, make_abl), "dlp": (DLPConfig, make_dlp)}
-SAMPLE_DETECTORS = {
-    "spectral": (SpectralConfig, make_spectral),
-    "activation_clustering": (ActivationClusteringConfig, make_activation_clustering),
-    "beatrix": (BeatrixConfig, make_beatrix),
-    "scan": (SCAnConfig, make_scan),
-    "spectre": (SPECTREConfig, make_spectre),
-    "abl_isolation": (ABLConfig, make_abl_isolation),
-    "dlp_filter": (DLPConfig, make_dlp_filter),
+TRAINING_DEFENSES = {
+    "abl": (ABLConfig, make_abl),
+    "dlp": (DLPConfig, make_dlp),
+    "filter": (FilterConfig, make_filter),
 }
 INPUT_DETECTORS = {"strip": (STRIPConfig, make_strip)}
 MODEL_DETECTORS = {"inversion": (InversionConfig, make_inversion), "mmbd": (MMBDConfig, make_mmbd)}
@@ -141,6 +139,7 @@ __all__ = [
     "FPConfig",
     "FSTConfig",
     "FTSAMConfig",
+    "FilterConfig",
     "FinetuneConfig",
     "IBAUConfig",
     "InversionConfig",
@@ -171,6 +170,7 @@ __all__ = [
     "d3",
     "dlp",
     "ep",
+    "filter",
     "finetune",
     "fp",
     "fst",
@@ -187,6 +187,7 @@ __all__ = [
     "make_dlp",
     "make_dlp_filter",
     "make_ep",
+    "make_filter",
     "make_finetune",
     "make_fp",
     "make_fst",

@@ -140,14 +140,14 @@ TIES = {
 """The score that breaks the ties of a score; entropy breaks those of all others."""
 
 
-def ties_of(name: str, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+def ties_of(name: str, scores: Mapping[str, np.ndarray]) -> np.ndarray | None:
     """Return the scores [N] that break ties between training images with an equal score `name`.
 
     Ties are common: many cross-entropies round to 0. Entropy breaks ties, except that
     cross-entropy breaks those of `entropy` and `mixture`. `rescored` and `rescored_entropy` break
-    each other's.
+    each other's. A score of a sample detector has none, and the result is None.
     """
-    return scores[TIES.get(name, "entropy")]
+    return scores.get(TIES.get(name, "entropy"))
 
 
 def precision_recall(

@@ -82,7 +82,7 @@ def _make_defense(context: StudyContext, choice: Choice, shapes: Any, size: int)
             _check_needs(context, defense)
         else:
             _check_known(context, "trains from scratch on the images that the model was trained on")
-            defense.check(len(context.dataset.train.labels))
+            defense.check(context.model, shapes, len(context.dataset.train.labels), size)
         return defense
 
 

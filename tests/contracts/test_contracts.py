@@ -114,6 +114,7 @@ PARTS = {
     "isolate": {"steps": 30, "batch_size": 50, "optimizer": OptimConfig(lr=0.05)},
     "finetune": {"steps": 40, "batch_size": 50, "optimizer": OptimConfig(lr=0.05)},
     "supervised": {"steps": 30, "batch_size": 50, "optimizer": OptimConfig(lr=0.05)},
+    "train": {"steps": 40, "batch_size": 50, "optimizer": OptimConfig(lr=0.05)},
     "unlearn": {"steps": 4, "batch_size": 20},
     "semi": {"steps": 40, "batch_size": 32},
 }
@@ -143,9 +144,8 @@ def test_training_defenses_keep_the_contract(name, fixture):
 
 @pytest.mark.parametrize("name", SAMPLE_DETECTORS)
 def test_sample_detectors_keep_the_contract(name, fixture):
-    config, construct = SAMPLE_DETECTORS[name]
     stage = {"abl_isolation": "isolate", "dlp_filter": "supervised"}.get(name)
-    made = config()
+    made, construct = entry(SAMPLE_DETECTORS, name, orders=(1, 2))
     if stage:
         recipe = dataclasses.replace(getattr(made, stage), steps=5, batch_size=50)
         made = dataclasses.replace(made, **{stage: recipe})

@@ -518,4 +518,4 @@ def test_classes_without_labelled_images_are_reported(model, dataset, poisoned, 
 )
 def test_settings_that_leave_too_few_images_are_refused(dataset, make, size, message):
     with pytest.raises(ConfigError, match=message):
-        make(dataset.info).check(size)
+        make(dataset.info).check(None, None, size, 0)

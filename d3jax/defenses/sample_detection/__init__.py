@@ -1,1 +1,20 @@
-"""Detectors of poisoned training samples, one file per method."""
+"""Detectors of poisoned training samples, one file per method, and their registry."""
+
+from ..training_time.abl import ABLConfig
+from ..training_time.dlp import DLPConfig
+from .activation_clustering import ActivationClusteringConfig, make_activation_clustering
+from .beatrix import BeatrixConfig, make_beatrix
+from .isolation import make_abl_isolation, make_dlp_filter
+from .scan import SCAnConfig, make_scan
+from .spectral import SpectralConfig, make_spectral
+from .spectre import SPECTREConfig, make_spectre
+
+SAMPLE_DETECTORS = {
+    "spectral": (SpectralConfig, make_spectral),
+    "activation_clustering": (ActivationClusteringConfig, make_activation_clustering),
+    "scan": (SCAnConfig, make_scan),
+    "spectre": (SPECTREConfig, make_spectre),
+    "beatrix": (BeatrixConfig, make_beatrix),
+    "abl_isolation": (ABLConfig, make_abl_isolation),
+    "dlp_filter": (DLPConfig, make_dlp_filter),
+}

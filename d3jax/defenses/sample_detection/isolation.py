@@ -57,6 +57,6 @@ def isolation(defense: TrainingDefense, score: Score, ratio: float) -> SampleDet
         return Scored(places / len(places), flagged)
 
     def check(model: Model, shapes: Variables, samples: int, reserved: int) -> None:
-        defense.check(samples)
+        defense.check(model, shapes, samples, reserved)
 
     return SampleDetector(rank, check, first_stage=defense)

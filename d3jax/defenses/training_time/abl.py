@@ -193,7 +193,7 @@ def make_abl(config: ABLConfig, info: DataInfo) -> TrainingDefense:
         found = found_of(size, judged.scores, suspects=judged.suspects, labelled=rest)
         return Trained(state.variables, found, trace_of(appended(lines, more)))
 
-    def check(size: int) -> None:
+    def check(model: Model, shapes: Variables, size: int, reserved: int) -> None:
         check_ratio(config.ratio, size)
         check_batch("isolate", config.isolate.batch_size, size, "images")
         rest = size - suspected(size, config.ratio)

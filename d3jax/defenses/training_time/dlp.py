@@ -349,7 +349,7 @@ def make_dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
             found |= {"rescored": ranked, "rescored_entropy": ties, "labelled": labelled}
         return Trained(variables, found_of(size, judged.scores, **found), trace_of(lines))
 
-    def check(size: int) -> None:
+    def check(model: Model, shapes: Variables, size: int, reserved: int) -> None:
         check_ratio(config.ratio, size)
         check_batch("supervised", config.supervised.batch_size, size, "images")
         if "2" in config.stages:

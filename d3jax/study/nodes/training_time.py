@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ...core.types import TrainingDefense, TrainState, Variables
 from ...metrics.sample_scores import choice_rates, curves_of, filter_rates
 from ...training.loop import Hooks, records_of
 from ..attack_run import poison_flags
+from ..context import reserved_settings, reserved_split
 from .base import Artifact, Findings, Inputs, Node, model_tables
 from .first_stage import released_set, training_key, training_watch
 
@@ -45,6 +46,13 @@ class TrainingNode(Node):
     kind, title, role = "training_time", "training", "defense"
     read_again = ("victim", "first_stage")
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of the reserved clean images, if the defence needs them."""
+        if not self.defense.needs:
+            return super().settings
+        return super().settings | {"reserved": reserved_settings(self.context)}
+
     def like(self) -> TrainedModel:
         """Return the shapes and dtypes of a `TrainedModel`, to load a checkpoint."""
         found = self.defense.found(len(self.context.dataset.train.labels))
@@ -54,7 +62,10 @@ class TrainingNode(Node):
         """Train a model on the poisoned set by a defence; return it and the log records."""
         data, _ = released_set(self, inputs)
         given = (training_key(self), self.context.model, data, inputs.first_stage.tree, hooks)
-        trained = self.defense.train(*given)
+        needed = {}
+        if "reserved" in self.defense.needs:
+            needed["reserved"] = reserved_split(self.context, self.run.seed)
+        trained = self.defense.train(*given, **needed)
         return TrainedModel(trained.variables, trained.found), records_of(trained.trace)
 
     def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
