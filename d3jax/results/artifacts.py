@@ -165,12 +165,15 @@ class ScoreArrays(TypedDict):
 
     Only nodes of the first seed have arrays: `scores` float [N], `flagged` bool [N] by the
     detector's own rule, and `positive` bool [N], the poisoned samples or triggered inputs. Inputs
-    are the clean test images, then the triggered ones.
+    are the clean test images, then the triggered ones. `most` and `least` uint8 [n, H, W, C] are
+    the images with the highest scores, and with the lowest.
     """
 
     scores: np.ndarray
     flagged: np.ndarray
     positive: np.ndarray
+    most: NotRequired[np.ndarray]
+    least: NotRequired[np.ndarray]
 
 
 class TrainingArrays(TypedDict, total=False):

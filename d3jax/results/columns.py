@@ -125,7 +125,12 @@ COLUMNS_OF: dict[str, dict[str, str]] = {
         "steps": "number of steps of the search (MM-BD)",
     },
     "samples": _DETECTION,
-    "inputs": _DETECTION,
+    "inputs": _DETECTION
+    | {
+        "acc_rejecting": "clean accuracy of the model that rejects flagged inputs; a rejected "
+        "image counts as wrong",
+        "asr_rejecting": "attack success rate of that model; a rejected image is no success",
+    },
     "filters": {
         "attack": "label of the attack",
         "defense": "label of the training-time defence",

@@ -105,3 +105,45 @@ def test_class_scores_draw_the_highest_scores_in_class_order_and_mark_targets(
     assert ticks.args[1][3] == "c5 ★" and ticks.args[1][4] == "c6"
     assert bars.style["color"].index(common.POISONED) == 3
     assert bars.style["color"].count(common.POISONED) == 1
+
+
+def test_a_roc_curve_is_that_of_scikit_learn_and_ties_are_flagged_together():
+    from sklearn.metrics import roc_curve
+
+    generator = np.random.default_rng(0)
+    values, positive = generator.integers(0, 9, 200).astype(float), generator.random(200) < 0.3
+    false, true, _ = roc_curve(positive, values, drop_intermediate=False)
+    found = scores.roc(values, positive)
+    assert found is not None
+    np.testing.assert_allclose(found, (false, true))
+    assert scores.roc(values, positive & False) is None
+    worst = scores.roc(np.array([np.nan, 1.0]), np.array([True, False]))
+    assert worst is not None and worst[1].tolist() == [0, 0, 1]
+
+
+def test_roc_curves_begin_at_one_false_positive(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(scores, "save_panels", lambda path, panels, *size: drawn.extend(panels))
+    positive = np.arange(50) >= 40
+    found = {
+        "good": {"scores": positive.astype(float), "positive": positive},
+        "clean": {"scores": positive.astype(float), "positive": positive & False},
+    }
+    scores.save_roc(tmp_path / "a.png", found)
+    chance, curve = drawn[0].marks
+    assert chance.args[0][0] == drawn[0].options["xlim"][0] == 1 / 40
+    assert curve.style["label"] == "good" and curve.args[1].max() == 1
+    assert scores.save_roc(tmp_path / "a.png", {"clean": found["clean"]}) is None
+
+
+def test_extremes_have_two_rows_for_each_detector_with_images(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        scores, "save_rows", lambda path, rows, label_share: drawn.update(rows) or path
+    )
+    images = np.zeros((3, 4, 4, 3), np.uint8)
+    found = {"strip": {"most": images, "least": images + 1}, "old": {}}
+    assert scores.save_extremes(tmp_path / "a.png", found) == tmp_path / "a.png"
+    assert list(drawn) == ["strip: most", "strip: least"]
+    assert drawn["strip: least"].max() == 1
+    assert scores.save_extremes(tmp_path / "a.png", {"old": {}}) is None

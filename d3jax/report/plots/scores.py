@@ -1,11 +1,23 @@
-"""Figures of detector scores on the report page: histograms over samples, bars over classes."""
+"""Figures of detector scores on the report page: histograms, ROC curves, images, class scores."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from .common import BEFORE, POISONED, Arrays, Mark, Panel, save_panels, short
+from .common import (
+    BEFORE,
+    PALE,
+    POISONED,
+    Arrays,
+    Mark,
+    Panel,
+    palette,
+    save_panels,
+    short,
+    style_of,
+)  # fmt: skip
+from .samples import drawable, save_rows
 
 BINS = 40
 MOST = 40
@@ -49,6 +61,63 @@ def _panel(name: str, arrays: Arrays, kind: str) -> Panel:
 
 def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return 100 * np.histogram(values, edges)[0] / max(len(values), 1)
+
+
+def save_roc(path: Path, found: Mapping[str, Arrays]) -> Path | None:
+    """Draw the ROC curves of detectors in one panel, with a logarithmic axis of the FPR.
+
+    `found` is as in `save_detector_scores`. The axis begins at one false positive. A detector
+    without positive or without clean samples has no curve.
+    """
+    curves = {name: roc(arrays["scores"], arrays["positive"]) for name, arrays in found.items()}
+    known = {name: curve for name, curve in curves.items() if curve}
+    if not known:
+        return None
+    colours = palette(found)
+    lowest = 1 / max(2, *((~found[name]["positive"]).sum() for name in known))
+    chance = np.geomspace(lowest, 1, 100)
+    marks = [Mark((chance, chance), {"color": PALE, "label": "chance"})]
+    for name, (false, true) in known.items():
+        style = style_of(name, colours) | {"label": name, "drawstyle": "steps-post"}
+        marks.append(Mark((np.maximum(false, lowest), true), style))
+    options = {
+        "xlabel": "false-positive rate",
+        "ylabel": "true-positive rate",
+        "xscale": "log",
+        "xlim": (lowest, 1),
+        "ylim": (0, 1.02),
+    }
+    return save_panels(path, [Panel(marks, options)], 1, 3.2)
+
+
+def roc(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the false- and true-positive rates at every threshold, or None if one is undefined.
+
+    Both begin at 0 and end at 1. Samples with equal scores are flagged together.
+    """
+    positive = np.asarray(positive, bool)
+    if positive.all() or not positive.any():
+        return None
+    ranks = np.nan_to_num(np.asarray(scores, float), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    order = np.argsort(-ranks, kind="stable")
+    hits = positive[order]
+    last = np.append(np.diff(ranks[order]) != 0, True)  # the last sample of each score
+    true, false = np.cumsum(hits)[last] / hits.sum(), np.cumsum(~hits)[last] / (~hits).sum()
+    return np.insert(false, 0, 0.0), np.insert(true, 0, 0.0)
+
+
+def save_extremes(path: Path, found: Mapping[str, Arrays]) -> Path | None:
+    """Draw the images with the highest and the lowest scores of each detector, two rows for each.
+
+    `found` has arrays by detector, with uint8 images `most` and `least` [n, H, W, C], if any.
+    """
+    rows = {
+        f"{short(name, 18)}: {side}": drawable(arrays[side])
+        for name, arrays in found.items()
+        for side in ("most", "least")
+        if side in arrays
+    }
+    return save_rows(path, rows, label_share=0.2) if rows else None
 
 
 def save_class_scores(

@@ -65,11 +65,25 @@ class SampleDetectionNode(Node):
         first = getattr(inputs, "first_stage", None)
         seconds = artifact.seconds + (first.seconds if first else 0.0)
         row = detection_identity(self) | detection_rates(scores, flagged, poisoned)
-        arrays = {"scores": scores, "flagged": flagged, "positive": poisoned}
-        shown = self.run.seed == self.context.config.seeds[0]
-        return Findings({"samples": [row | {"seconds": seconds}]}, arrays if shown else {})
+        arrays = {}
+        if self.run.seed == self.context.config.seeds[0]:
+            samples, _ = released_set(self, inputs)
+            arrays = {"scores": scores, "flagged": flagged, "positive": poisoned}
+            for side, rows in extremes(scores).items():
+                arrays[side] = np.asarray(samples.images)[rows]
+        return Findings({"samples": [row | {"seconds": seconds}]}, arrays)
 
 
 def scored_like(size: int) -> Scored:
     """Return the shapes and dtypes of scores and flags (`Scored`) of `size` samples."""
     return Scored._make(jax.ShapeDtypeStruct((size,), kind) for kind in (np.float32, np.bool_))
+
+
+EXTREMES = 10
+"""Images with the highest scores, and with the lowest, that the report page shows."""
+
+
+def extremes(scores: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the row numbers of the most and the least suspicious samples, in this order."""
+    order = np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable")
+    return {"most": order[:EXTREMES], "least": order[::-1][:EXTREMES]}
