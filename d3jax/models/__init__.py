@@ -5,6 +5,7 @@ images of a data set. `MODELS` maps `name -> (config class, constructor(config, 
 """
 
 from ..config.fields import take_by_name
+from .black_box import black_box
 from .convnext import ConvNeXtConfig, make_convnext
 from .preact_resnet import PreActResNet18Config, count_parameters, make_preact_resnet18
 from .resnet import ResNetConfig, make_resnet
@@ -38,6 +39,7 @@ __all__ = [
     "VGG19BNConfig",
     "ViTConfig",
     "WideResNetConfig",
+    "black_box",
     "convnext",
     "count_parameters",
     "make_convnext",
