@@ -39,6 +39,10 @@ from .sample_detection.activation_clustering import (
     ActivationClusteringConfig,
     make_activation_clustering,
 )
+from .sample_detection.cognitive_distillation import (
+    CognitiveDistillationConfig,
+    make_cognitive_distillation,
+)
 from .sample_detection.isolation import make_abl_isolation, make_dlp_filter
 from .sample_detection.spectral import SpectralConfig, make_spectral
 from .training_time.abl import ABLConfig, make_abl
@@ -70,6 +74,7 @@ abl = ABLConfig
 dlp = DLPConfig
 spectral = SpectralConfig
 activation_clustering = ActivationClusteringConfig
+cognitive_distillation = CognitiveDistillationConfig
 strip = STRIPConfig
 mmbd = MMBDConfig
 
@@ -101,6 +106,7 @@ TRAINING_DEFENSES = {"abl": (ABLConfig, make_abl), "dlp": (DLPConfig, make_dlp)}
 SAMPLE_DETECTORS = {
     "spectral": (SpectralConfig, make_spectral),
     "activation_clustering": (ActivationClusteringConfig, make_activation_clustering),
+    "cognitive_distillation": (CognitiveDistillationConfig, make_cognitive_distillation),
     "abl_isolation": (ABLConfig, make_abl_isolation),
     "dlp_filter": (DLPConfig, make_dlp_filter),
 }
@@ -125,6 +131,7 @@ __all__ = [
     "ActivationClusteringConfig",
     "BNPConfig",
     "CLPConfig",
+    "CognitiveDistillationConfig",
     "D3Config",
     "DLPConfig",
     "EPConfig",
@@ -155,6 +162,7 @@ __all__ = [
     "anp",
     "bnp",
     "clp",
+    "cognitive_distillation",
     "d3",
     "dlp",
     "ep",
@@ -169,6 +177,7 @@ __all__ = [
     "make_anp",
     "make_bnp",
     "make_clp",
+    "make_cognitive_distillation",
     "make_d3",
     "make_dlp",
     "make_dlp_filter",

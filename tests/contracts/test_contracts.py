@@ -141,11 +141,18 @@ def test_training_defenses_keep_the_contract(name, fixture):
     testing.check_training_defense(construct(config, fixture.dataset.info), fixture)
 
 
+BRIEF = {"cognitive_distillation": {"steps": 3}}
+"""Settings of some sample detectors that make them short.
+
+tests/defenses checks that they find poisoned samples.
+"""
+
+
 @pytest.mark.parametrize("name", SAMPLE_DETECTORS)
 def test_sample_detectors_keep_the_contract(name, fixture):
     config, construct = SAMPLE_DETECTORS[name]
     stage = {"abl_isolation": "isolate", "dlp_filter": "supervised"}.get(name)
-    made = config()
+    made = config(**BRIEF.get(name, {}))
     if stage:
         recipe = dataclasses.replace(getattr(made, stage), steps=5, batch_size=50)
         made = dataclasses.replace(made, **{stage: recipe})
