@@ -39,6 +39,7 @@ from .sample_detection.activation_clustering import (
     ActivationClusteringConfig,
     make_activation_clustering,
 )
+from .sample_detection.agpd import AGPDConfig, make_agpd
 from .sample_detection.cognitive_distillation import (
     CognitiveDistillationConfig,
     make_cognitive_distillation,
@@ -74,6 +75,7 @@ abl = ABLConfig
 dlp = DLPConfig
 spectral = SpectralConfig
 activation_clustering = ActivationClusteringConfig
+agpd = AGPDConfig
 cognitive_distillation = CognitiveDistillationConfig
 strip = STRIPConfig
 mmbd = MMBDConfig
@@ -107,6 +109,7 @@ SAMPLE_DETECTORS = {
     "spectral": (SpectralConfig, make_spectral),
     "activation_clustering": (ActivationClusteringConfig, make_activation_clustering),
     "cognitive_distillation": (CognitiveDistillationConfig, make_cognitive_distillation),
+    "agpd": (AGPDConfig, make_agpd),
     "abl_isolation": (ABLConfig, make_abl_isolation),
     "dlp_filter": (DLPConfig, make_dlp_filter),
 }
@@ -127,6 +130,7 @@ __all__ = [
     "SAMPLE_DETECTORS",
     "TRAINING_DEFENSES",
     "ABLConfig",
+    "AGPDConfig",
     "ANPConfig",
     "ActivationClusteringConfig",
     "BNPConfig",
@@ -159,6 +163,7 @@ __all__ = [
     "UNITConfig",
     "abl",
     "activation_clustering",
+    "agpd",
     "anp",
     "bnp",
     "clp",
@@ -174,6 +179,7 @@ __all__ = [
     "make_abl",
     "make_abl_isolation",
     "make_activation_clustering",
+    "make_agpd",
     "make_anp",
     "make_bnp",
     "make_clp",
