@@ -40,6 +40,7 @@ from .sample_detection.activation_clustering import (
     make_activation_clustering,
 )
 from .sample_detection.agpd import AGPDConfig, make_agpd
+from .sample_detection.asset import ASSETConfig, make_asset
 from .sample_detection.cognitive_distillation import (
     CognitiveDistillationConfig,
     make_cognitive_distillation,
@@ -76,6 +77,7 @@ dlp = DLPConfig
 spectral = SpectralConfig
 activation_clustering = ActivationClusteringConfig
 agpd = AGPDConfig
+asset = ASSETConfig
 cognitive_distillation = CognitiveDistillationConfig
 strip = STRIPConfig
 mmbd = MMBDConfig
@@ -110,6 +112,7 @@ SAMPLE_DETECTORS = {
     "activation_clustering": (ActivationClusteringConfig, make_activation_clustering),
     "cognitive_distillation": (CognitiveDistillationConfig, make_cognitive_distillation),
     "agpd": (AGPDConfig, make_agpd),
+    "asset": (ASSETConfig, make_asset),
     "abl_isolation": (ABLConfig, make_abl_isolation),
     "dlp_filter": (DLPConfig, make_dlp_filter),
 }
@@ -132,6 +135,7 @@ __all__ = [
     "ABLConfig",
     "AGPDConfig",
     "ANPConfig",
+    "ASSETConfig",
     "ActivationClusteringConfig",
     "BNPConfig",
     "CLPConfig",
@@ -165,6 +169,7 @@ __all__ = [
     "activation_clustering",
     "agpd",
     "anp",
+    "asset",
     "bnp",
     "clp",
     "cognitive_distillation",
@@ -181,6 +186,7 @@ __all__ = [
     "make_activation_clustering",
     "make_agpd",
     "make_anp",
+    "make_asset",
     "make_bnp",
     "make_clp",
     "make_cognitive_distillation",

@@ -141,7 +141,7 @@ def test_training_defenses_keep_the_contract(name, fixture):
     testing.check_training_defense(construct(config, fixture.dataset.info), fixture)
 
 
-BRIEF = {"cognitive_distillation": {"steps": 3}}
+BRIEF = {"cognitive_distillation": {"steps": 3}, "asset": {"inner_steps": 2}}
 """Settings of some sample detectors that make them short.
 
 tests/defenses checks that they find poisoned samples.

@@ -173,3 +173,12 @@ def test_one_reserved_image_is_refused(fixture):
     with pytest.raises(ConfigError, match="reserved: 1 clean images give no spread"):
         check(fixture.model, fixture.variables, 100, 1)
     check(fixture.model, fixture.variables, 100, 2)
+
+
+def test_masks_continued_from_a_step_are_exact(fixture):
+    config = CognitiveDistillationConfig(steps=4, batch_size=5)
+    images = fixture.samples.images[:8]
+    loop = mask_loop(KEY, fixture.model, fixture.variables, images, config)
+    whole, _ = fit(loop)
+    part, _ = fit(loop._replace(steps=6))
+    np.testing.assert_array_equal(fit(loop._replace(state=part))[0].carry, whole.carry)

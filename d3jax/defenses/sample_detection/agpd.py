@@ -229,7 +229,7 @@ def make_agpd(config: AGPDConfig, info: DataInfo) -> SampleDetector:
         seeds, gaps, all_rates = spreads_of(samples, clean, gradients, info.num_classes)
         layer, suspects = suspected(gaps, config.gap)
         rates, flagged = all_rates[layer], np.zeros(len(labels), bool)
-        for label in np.flatnonzero(suspects):
+        for label in map(int, np.flatnonzero(suspects)):
             rows, centre = np.flatnonzero(labels == label), clean[label][layers[layer]]
             own = gradients(samples, rows)[layers[layer]]
             flagged[rows] = group = grow(own, centre, seeds[layer, label], config.tau)

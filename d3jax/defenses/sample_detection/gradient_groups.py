@@ -95,8 +95,6 @@ def grow(
     τ join it, until none is left. The group is that before the window of rounds in which the
     distributions of the rates change least (`stop_of`), and at least the seed.
     """
-    from scipy.spatial.distance import jensenshannon
-
     size, changes, before = len(gradients), list[float](), np.empty(0)
     joined = np.full(size, size)  # the round in which a sample joins
     joined[seed] = 0
@@ -106,10 +104,17 @@ def grow(
         scaled = (rates - rates.min()) / max(np.ptp(rates), 1e-30)
         joined[rest[scaled <= tau]] = number
         before, after = (before if number > 1 else rates), rates[scaled > tau]
-        histograms = (np.histogram(one, BINS, density=True)[0] for one in (before, after))
-        changes.append(float(jensenshannon(*histograms)) if len(after) else 1.0)
+        changes.append(change_of(before, after) if len(after) else 1.0)
         before = after
     return joined < max(1, stop_of(changes))
+
+
+def change_of(before: Float[np.ndarray, " n"], after: Float[np.ndarray, " m"]) -> float:
+    """Return the Jensen–Shannon distance of the histograms of two sets of rates."""
+    from scipy.spatial.distance import jensenshannon
+
+    first, second = (np.histogram(one, BINS, density=True)[0] for one in (before, after))
+    return float(jensenshannon(first, second))
 
 
 def stop_of(changes: list[float]) -> int:
