@@ -202,7 +202,7 @@ def test_training_continued_from_a_step_is_exact(fixture):
 
 def test_poisoned_samples_of_the_fixture_have_high_losses(fixture):
     """The fixture has 400 samples, so the training takes more rounds and larger steps."""
-    config = ASSETConfig(rounds=10, batch_size=100, rate=1e-3)
+    config = ASSETConfig(rounds=4, batch_size=100, rate=2e-3, inner_steps=20, outlier=1.5)
     detector = config.build(fixture.dataset.info)
     found = testing.check_sample_detector(detector, fixture, auroc=0.9)
     np.testing.assert_array_equal(found.flagged, found.scores > upper_threshold(found.scores))
