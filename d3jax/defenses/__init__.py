@@ -40,7 +40,13 @@ from .sample_detection.activation_clustering import (
     ActivationClusteringConfig,
     make_activation_clustering,
 )
+from .sample_detection.agpd import AGPDConfig, make_agpd
+from .sample_detection.asset import ASSETConfig, make_asset
 from .sample_detection.beatrix import BeatrixConfig, make_beatrix
+from .sample_detection.cognitive_distillation import (
+    CognitiveDistillationConfig,
+    make_cognitive_distillation,
+)
 from .sample_detection.isolation import make_abl_isolation, make_dlp_filter
 from .sample_detection.scan import SCAnConfig, make_scan
 from .sample_detection.spectral import SpectralConfig, make_spectral
@@ -79,6 +85,9 @@ scan = SCAnConfig
 spectral = SpectralConfig
 spectre = SPECTREConfig
 activation_clustering = ActivationClusteringConfig
+agpd = AGPDConfig
+asset = ASSETConfig
+cognitive_distillation = CognitiveDistillationConfig
 strip = STRIPConfig
 mmbd = MMBDConfig
 
@@ -128,11 +137,14 @@ __all__ = [
     "SAMPLE_DETECTORS",
     "TRAINING_DEFENSES",
     "ABLConfig",
+    "AGPDConfig",
     "ANPConfig",
+    "ASSETConfig",
     "ActivationClusteringConfig",
     "BNPConfig",
     "BeatrixConfig",
     "CLPConfig",
+    "CognitiveDistillationConfig",
     "D3Config",
     "DLPConfig",
     "EPConfig",
@@ -163,10 +175,13 @@ __all__ = [
     "UNITConfig",
     "abl",
     "activation_clustering",
+    "agpd",
     "anp",
+    "asset",
     "beatrix",
     "bnp",
     "clp",
+    "cognitive_distillation",
     "d3",
     "dlp",
     "ep",
@@ -179,10 +194,13 @@ __all__ = [
     "make_abl",
     "make_abl_isolation",
     "make_activation_clustering",
+    "make_agpd",
     "make_anp",
+    "make_asset",
     "make_beatrix",
     "make_bnp",
     "make_clp",
+    "make_cognitive_distillation",
     "make_d3",
     "make_dlp",
     "make_dlp_filter",

@@ -145,7 +145,7 @@ def test_training_defenses_keep_the_contract(name, fixture):
 @pytest.mark.parametrize("name", SAMPLE_DETECTORS)
 def test_sample_detectors_keep_the_contract(name, fixture):
     stage = {"abl_isolation": "isolate", "dlp_filter": "supervised"}.get(name)
-    made, construct = entry(SAMPLE_DETECTORS, name, orders=(1, 2))
+    made, construct = entry(SAMPLE_DETECTORS, name, orders=(1, 2), inner_steps=2, steps=3)
     if stage:
         recipe = dataclasses.replace(getattr(made, stage), steps=5, batch_size=50)
         made = dataclasses.replace(made, **{stage: recipe})
