@@ -10,6 +10,7 @@ and the training-time defences. `DETECTIONS` holds the detectors of samples, inp
 from ..config.fields import take_by_name
 from ..config.recipes import ScheduleConfig
 from ..inversion import InversionConfig
+from .input_detection.scale_up import ScaleUpConfig, make_scale_up
 from .input_detection.strip import STRIPConfig, make_strip
 from .model_detection.inversion import make_inversion
 from .model_detection.mmbd import MMBDConfig, make_mmbd
@@ -71,6 +72,7 @@ dlp = DLPConfig
 spectral = SpectralConfig
 activation_clustering = ActivationClusteringConfig
 strip = STRIPConfig
+scale_up = ScaleUpConfig
 mmbd = MMBDConfig
 
 REPAIRS = {
@@ -104,7 +106,10 @@ SAMPLE_DETECTORS = {
     "abl_isolation": (ABLConfig, make_abl_isolation),
     "dlp_filter": (DLPConfig, make_dlp_filter),
 }
-INPUT_DETECTORS = {"strip": (STRIPConfig, make_strip)}
+INPUT_DETECTORS = {
+    "strip": (STRIPConfig, make_strip),
+    "scale_up": (ScaleUpConfig, make_scale_up),
+}
 MODEL_DETECTORS = {"inversion": (InversionConfig, make_inversion), "mmbd": (MMBDConfig, make_mmbd)}
 
 DEFENSES = REPAIRS | TRAINING_DEFENSES
@@ -146,6 +151,7 @@ __all__ = [
     "SEAMConfig",
     "SFTConfig",
     "STRIPConfig",
+    "ScaleUpConfig",
     "ScheduleConfig",
     "SpectralConfig",
     "ULRLConfig",
@@ -188,6 +194,7 @@ __all__ = [
     "make_npd",
     "make_rnp",
     "make_sau",
+    "make_scale_up",
     "make_seam",
     "make_sft",
     "make_spectral",
@@ -203,6 +210,7 @@ __all__ = [
     "npd",
     "rnp",
     "sau",
+    "scale_up",
     "seam",
     "sft",
     "spectral",

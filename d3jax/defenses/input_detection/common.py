@@ -1,16 +1,18 @@
-"""Thresholds shared by the detectors of triggered inputs."""
+"""Thresholds and predictions shared by the detectors of triggered inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...config.fields import option
-from ...core.types import Array
+from ...config.fields import check_fields, check_foreign, option
+from ...core.types import Array, Model, Variables
+from ...runtime.compilation import fast
 
 
 def fpr_option(default: float) -> float:
@@ -18,6 +20,34 @@ def fpr_option(default: float) -> float:
     return option(
         default, "share of the reserved clean images that the threshold rejects", above=0, high=1
     )
+
+
+def rule_option() -> Any:
+    """Return the setting that says where the threshold of a detector comes from."""
+    return option(
+        "constant",
+        "source of the threshold: the published constant `threshold`, or the quantile of the "
+        "scores of reserved images that rejects the share `fpr`",
+    )
+
+
+def check_rule(config: Any) -> None:
+    """Check the settings of a detector that has `rule`, `threshold` and `fpr`.
+
+    Raises `ConfigError` also for a threshold or a share that the rule does not read.
+    """
+    check_fields(config)
+    check_foreign(config, "rule", {"threshold": ("constant",), "fpr": ("quantile",)})
+
+
+def threshold_by_rule(config: Any, scores: Callable[[], Array]) -> jax.Array:
+    """Return the threshold, float32 [], by `config.rule`; `scores` computes those of clean images.
+
+    The scores are computed for the rule "quantile" only.
+    """
+    if config.rule == "constant":
+        return jnp.float32(config.threshold)
+    return clean_quantile(scores(), config.fpr)
 
 
 def clean_quantile(scores: Array, fpr: float) -> jax.Array:
@@ -28,3 +58,9 @@ def clean_quantile(scores: Array, fpr: float) -> jax.Array:
 def threshold_of(state: Mapping[str, Any]) -> float:
     """Return the threshold in the state of a prepared input detector."""
     return float(state["threshold"])
+
+
+@functools.partial(fast, static=1)
+def logits_of(model: Model, variables: Variables, images: Array) -> jax.Array:
+    """Return the float32 logits [B, K] of a model in test mode, for float images in [0, 1]."""
+    return model.apply(variables, images, train=False).logits.astype(jnp.float32)
