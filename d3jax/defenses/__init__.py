@@ -10,6 +10,7 @@ and the training-time defences. `DETECTIONS` holds the detectors of samples, inp
 from ..config.fields import take_by_name
 from ..config.recipes import ScheduleConfig
 from ..inversion import InversionConfig
+from .input_detection.ibd_psc import IBDPSCConfig, make_ibd_psc
 from .input_detection.scale_up import ScaleUpConfig, make_scale_up
 from .input_detection.strip import STRIPConfig, make_strip
 from .model_detection.inversion import make_inversion
@@ -72,6 +73,7 @@ dlp = DLPConfig
 spectral = SpectralConfig
 activation_clustering = ActivationClusteringConfig
 strip = STRIPConfig
+ibd_psc = IBDPSCConfig
 scale_up = ScaleUpConfig
 mmbd = MMBDConfig
 
@@ -109,6 +111,7 @@ SAMPLE_DETECTORS = {
 INPUT_DETECTORS = {
     "strip": (STRIPConfig, make_strip),
     "scale_up": (ScaleUpConfig, make_scale_up),
+    "ibd_psc": (IBDPSCConfig, make_ibd_psc),
 }
 MODEL_DETECTORS = {"inversion": (InversionConfig, make_inversion), "mmbd": (MMBDConfig, make_mmbd)}
 
@@ -138,6 +141,7 @@ __all__ = [
     "FTSAMConfig",
     "FinetuneConfig",
     "IBAUConfig",
+    "IBDPSCConfig",
     "InversionConfig",
     "MCLConfig",
     "MCRConfig",
@@ -169,6 +173,7 @@ __all__ = [
     "fst",
     "ft_sam",
     "ibau",
+    "ibd_psc",
     "make_abl",
     "make_abl_isolation",
     "make_activation_clustering",
@@ -184,6 +189,7 @@ __all__ = [
     "make_fst",
     "make_ft_sam",
     "make_ibau",
+    "make_ibd_psc",
     "make_inversion",
     "make_mcl",
     "make_mcr",

@@ -111,8 +111,9 @@ def make_scale_up(config: ScaleUpConfig, info: DataInfo) -> InputDetector:
             return batched_map(function, reserved.images, batch_size=500)
 
         if config.standardise:
-            found = over_reserved(functools.partial(consistency, model, config.scales, variables))
-            state |= class_statistics(*found, info.num_classes)
+            compute = functools.partial(consistency, model, config.scales, variables)
+            predicted, spc = over_reserved(compute)
+            state |= class_statistics(predicted, spc, info.num_classes)
         compute = functools.partial(score, model, variables, state)
         return state | {"threshold": threshold_by_rule(config, lambda: over_reserved(compute))}
 
