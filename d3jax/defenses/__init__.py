@@ -10,6 +10,7 @@ and the training-time defences. `DETECTIONS` holds the detectors of samples, inp
 from ..config.fields import take_by_name
 from ..config.recipes import ScheduleConfig
 from ..inversion import InversionConfig
+from .input_detection.badexpert import BaDExpertConfig, make_badexpert
 from .input_detection.ibd_psc import IBDPSCConfig, make_ibd_psc
 from .input_detection.scale_up import ScaleUpConfig, make_scale_up
 from .input_detection.strip import STRIPConfig, make_strip
@@ -73,6 +74,7 @@ dlp = DLPConfig
 spectral = SpectralConfig
 activation_clustering = ActivationClusteringConfig
 strip = STRIPConfig
+badexpert = BaDExpertConfig
 ibd_psc = IBDPSCConfig
 scale_up = ScaleUpConfig
 mmbd = MMBDConfig
@@ -112,6 +114,7 @@ INPUT_DETECTORS = {
     "strip": (STRIPConfig, make_strip),
     "scale_up": (ScaleUpConfig, make_scale_up),
     "ibd_psc": (IBDPSCConfig, make_ibd_psc),
+    "badexpert": (BaDExpertConfig, make_badexpert),
 }
 MODEL_DETECTORS = {"inversion": (InversionConfig, make_inversion), "mmbd": (MMBDConfig, make_mmbd)}
 
@@ -132,6 +135,7 @@ __all__ = [
     "ANPConfig",
     "ActivationClusteringConfig",
     "BNPConfig",
+    "BaDExpertConfig",
     "CLPConfig",
     "D3Config",
     "DLPConfig",
@@ -163,6 +167,7 @@ __all__ = [
     "abl",
     "activation_clustering",
     "anp",
+    "badexpert",
     "bnp",
     "clp",
     "d3",
@@ -178,6 +183,7 @@ __all__ = [
     "make_abl_isolation",
     "make_activation_clustering",
     "make_anp",
+    "make_badexpert",
     "make_bnp",
     "make_clp",
     "make_d3",
