@@ -13,6 +13,7 @@ from ..inversion import InversionConfig
 from .input_detection.badexpert import BaDExpertConfig, make_badexpert
 from .input_detection.ibd_psc import IBDPSCConfig, make_ibd_psc
 from .input_detection.scale_up import ScaleUpConfig, make_scale_up
+from .input_detection.sentinet import SentiNetConfig, make_sentinet
 from .input_detection.strip import STRIPConfig, make_strip
 from .model_detection.inversion import make_inversion
 from .model_detection.mmbd import MMBDConfig, make_mmbd
@@ -74,6 +75,7 @@ dlp = DLPConfig
 spectral = SpectralConfig
 activation_clustering = ActivationClusteringConfig
 strip = STRIPConfig
+sentinet = SentiNetConfig
 badexpert = BaDExpertConfig
 ibd_psc = IBDPSCConfig
 scale_up = ScaleUpConfig
@@ -115,6 +117,7 @@ INPUT_DETECTORS = {
     "scale_up": (ScaleUpConfig, make_scale_up),
     "ibd_psc": (IBDPSCConfig, make_ibd_psc),
     "badexpert": (BaDExpertConfig, make_badexpert),
+    "sentinet": (SentiNetConfig, make_sentinet),
 }
 MODEL_DETECTORS = {"inversion": (InversionConfig, make_inversion), "mmbd": (MMBDConfig, make_mmbd)}
 
@@ -161,6 +164,7 @@ __all__ = [
     "STRIPConfig",
     "ScaleUpConfig",
     "ScheduleConfig",
+    "SentiNetConfig",
     "SpectralConfig",
     "ULRLConfig",
     "UNITConfig",
@@ -208,6 +212,7 @@ __all__ = [
     "make_sau",
     "make_scale_up",
     "make_seam",
+    "make_sentinet",
     "make_sft",
     "make_spectral",
     "make_strip",
@@ -224,6 +229,7 @@ __all__ = [
     "sau",
     "scale_up",
     "seam",
+    "sentinet",
     "sft",
     "spectral",
     "strip",

@@ -11,8 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...config.fields import check_fields, check_foreign, option
-from ...core.types import Array, Model, Variables
+from ...core.errors import refuse
+from ...core.random import stream
+from ...core.types import Array, Model, Split, Variables
 from ...runtime.compilation import fast
+
+MIXED = 2000
+"""The largest number of images, made of inputs and other images, in one call of the model."""
 
 
 def fpr_option(default: float) -> float:
@@ -64,3 +69,14 @@ def threshold_of(state: Mapping[str, Any]) -> float:
 def logits_of(model: Model, variables: Variables, images: Array) -> jax.Array:
     """Return the float32 logits [B, K] of a model in test mode, for float images in [0, 1]."""
     return model.apply(variables, images, train=False).logits.astype(jnp.float32)
+
+
+def draw_overlays(key: jax.Array, reserved: Split, count: int) -> jax.Array:
+    """Draw the reserved images [count, H, W, C] uint8 that are mixed with every input."""
+    rows = jax.random.permutation(stream(key, "overlays"), len(reserved.labels))
+    return jnp.asarray(reserved.images)[rows[:count]]
+
+
+def check_overlays(count: int, size: int) -> None:
+    """Raise `ConfigError` where there are fewer reserved images than the `count` to mix with."""
+    refuse(size < count, f"overlays: {count} are more than the {size} reserved images")
