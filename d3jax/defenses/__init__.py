@@ -15,6 +15,7 @@ from .input_detection.ibd_psc import IBDPSCConfig, make_ibd_psc
 from .input_detection.scale_up import ScaleUpConfig, make_scale_up
 from .input_detection.sentinet import SentiNetConfig, make_sentinet
 from .input_detection.strip import STRIPConfig, make_strip
+from .input_detection.teco import TeCoConfig, make_teco
 from .model_detection.inversion import make_inversion
 from .model_detection.mmbd import MMBDConfig, make_mmbd
 from .repair.anp import ANPConfig, make_anp
@@ -75,6 +76,7 @@ dlp = DLPConfig
 spectral = SpectralConfig
 activation_clustering = ActivationClusteringConfig
 strip = STRIPConfig
+teco = TeCoConfig
 sentinet = SentiNetConfig
 badexpert = BaDExpertConfig
 ibd_psc = IBDPSCConfig
@@ -118,6 +120,7 @@ INPUT_DETECTORS = {
     "ibd_psc": (IBDPSCConfig, make_ibd_psc),
     "badexpert": (BaDExpertConfig, make_badexpert),
     "sentinet": (SentiNetConfig, make_sentinet),
+    "teco": (TeCoConfig, make_teco),
 }
 MODEL_DETECTORS = {"inversion": (InversionConfig, make_inversion), "mmbd": (MMBDConfig, make_mmbd)}
 
@@ -166,6 +169,7 @@ __all__ = [
     "ScheduleConfig",
     "SentiNetConfig",
     "SpectralConfig",
+    "TeCoConfig",
     "ULRLConfig",
     "UNITConfig",
     "abl",
@@ -216,6 +220,7 @@ __all__ = [
     "make_sft",
     "make_spectral",
     "make_strip",
+    "make_teco",
     "make_ulrl",
     "make_unit",
     "mcl",
@@ -233,6 +238,7 @@ __all__ = [
     "sft",
     "spectral",
     "strip",
+    "teco",
     "ulrl",
     "unit",
 ]

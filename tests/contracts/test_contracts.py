@@ -159,7 +159,8 @@ BRIEF = ScheduleConfig(steps=4, batch_size=50, augment="none", optimizer=OptimCo
 
 @pytest.mark.parametrize("name", INPUT_DETECTORS)
 def test_input_detectors_keep_the_contract(name, fixture):
-    config, construct = entry(INPUT_DETECTORS, name, overlays=20, expert=BRIEF, partner=BRIEF)
+    given = {"overlays": 20, "expert": BRIEF, "partner": BRIEF, "corruptions": ("contrast", "jpeg")}
+    config, construct = entry(INPUT_DETECTORS, name, **given)
     testing.check_input_detector(construct(config, fixture.dataset.info), fixture)
 
 
