@@ -109,7 +109,7 @@ def make_ibd_psc(config: IBDPSCConfig, info: DataInfo) -> InputDetector:
         key: jax.Array, model: Model, variables: Variables, reserved: Split, hooks: Hooks = Hooks()
     ) -> dict[str, Any]:
         count = first_count(model, variables, reserved, config.factor, config.error)
-        hooks.say(f"amplifies the last {count + 1} to {count + config.networks} BatchNorm layers")
+        hooks.say(f"amplifies {count + 1} or more of {len(model.channels)} BatchNorm layers")
         state: dict[str, Any] = {"count": jnp.int32(count)}
         compute = functools.partial(score, model, variables, state)
         threshold = threshold_by_rule(
