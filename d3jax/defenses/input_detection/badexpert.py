@@ -71,6 +71,22 @@ def cleanness(expert: jax.Array, partner: jax.Array) -> jax.Array:
     return jnp.minimum(low, (1 - expert) / high)
 
 
+def trained(
+    key: jax.Array,
+    model: Model,
+    variables: Variables,
+    split: Split,
+    schedule: ScheduleConfig,
+    info: DataInfo,
+    hooks: Hooks,
+) -> dict[str, Any]:
+    """Train a model on a split by a schedule, and return its variables as a dict."""
+    loop = repair_loop(
+        key, variables, split, loss=classification_loss(model), schedule=schedule, info=info
+    )
+    return fit(loop, hooks)[0].variables._asdict()
+
+
 def make_badexpert(config: BaDExpertConfig, info: DataInfo) -> InputDetector:
     """Return BaDExpert, an `InputDetector` that rejects what expert and model agree on.
 
@@ -82,21 +98,6 @@ def make_badexpert(config: BaDExpertConfig, info: DataInfo) -> InputDetector:
     ones. The partner was trained on these, so more clean inputs than the share `fpr` can be
     rejected. The batches of an epoch have equal size.
     """
-
-    def trained(
-        key: jax.Array,
-        name: str,
-        model: Model,
-        variables: Variables,
-        split: Split,
-        hooks: Hooks,
-    ) -> dict[str, Any]:
-        """Train the model on a split by the schedule `name`; return its variables as a dict."""
-        loop = repair_loop(
-            stream(key, name), variables, split,
-            loss=classification_loss(model), schedule=getattr(config, name), info=info,
-        )  # fmt: skip
-        return fit(loop, hooks.within(name))[0].variables._asdict()
 
     def score(
         model: Model, variables: Variables, state: dict[str, Any], images: Array
@@ -114,9 +115,10 @@ def make_badexpert(config: BaDExpertConfig, info: DataInfo) -> InputDetector:
         key: jax.Array, model: Model, variables: Variables, reserved: Split, hooks: Hooks = Hooks()
     ) -> dict[str, Any]:
         wrong = reserved._replace(labels=(reserved.labels + 1) % info.num_classes)
-        state = {
-            name: trained(key, name, model, variables, split, hooks)
-            for name, split in (("expert", wrong), ("partner", reserved))
+        tasks = {"expert": (wrong, config.expert), "partner": (reserved, config.partner)}
+        state: dict[str, Any] = {
+            name: trained(stream(key, name), model, variables, *task, info, hooks.within(name))
+            for name, task in tasks.items()
         }
         compute = functools.partial(score, model, variables, state)
         scores = batched_map(compute, reserved.images, batch_size=500)

@@ -38,7 +38,7 @@ from .common import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SentiNetConfig:
-    """Settings of SentiNet, which rejects inputs whose salient region decides also elsewhere.
+    """Settings of SentiNet, which rejects inputs whose salient region decides for other images too.
 
     The defaults are BackdoorBench's: an input is rejected if the mean confidence on 100 images of
     noise with its region is above 0.9.
@@ -141,6 +141,16 @@ def _pasted(images: jax.Array, masks: jax.Array, overlays: Array) -> jax.Array:
     return mixed.reshape(-1, *images.shape[1:])
 
 
+def draw_backgrounds(
+    key: jax.Array, config: SentiNetConfig, info: DataInfo, reserved: Split
+) -> jax.Array:
+    """Draw the images [n, H, W, C] uint8 on which regions are pasted: noise or reserved images."""
+    if config.score == "fooled":
+        return draw_overlays(key, reserved, config.overlays)
+    shape = (config.overlays, *info.shape)
+    return jax.random.randint(stream(key, "noise"), shape, 0, 256).astype(jnp.uint8)
+
+
 def make_sentinet(config: SentiNetConfig, info: DataInfo) -> InputDetector:
     """Return SentiNet, an `InputDetector` that pastes the salient region of an input elsewhere.
 
@@ -166,17 +176,10 @@ def make_sentinet(config: SentiNetConfig, info: DataInfo) -> InputDetector:
         predicted = logits_of(model, variables, pixels).argmax(-1)
         return (logits.argmax(-1) == predicted[:, None]).mean(1, dtype=jnp.float32)
 
-    def drawn(key: jax.Array, reserved: Split) -> jax.Array:
-        """Draw the images on which regions are pasted."""
-        if config.score == "confidence":
-            shape = (config.overlays, *info.shape)
-            return jax.random.randint(stream(key, "noise"), shape, 0, 256).astype(jnp.uint8)
-        return draw_overlays(key, reserved, config.overlays)
-
     def prepare(
         key: jax.Array, model: Model, variables: Variables, reserved: Split, hooks: Hooks = Hooks()
     ) -> dict[str, Any]:
-        state: dict[str, Any] = {"overlays": drawn(key, reserved)}
+        state: dict[str, Any] = {"overlays": draw_backgrounds(key, config, info, reserved)}
         compute = functools.partial(score, model, variables, state)
         threshold = threshold_by_rule(
             config, lambda: batched_map(compute, reserved.images, batch_size=batch_size)
