@@ -111,7 +111,7 @@ def test_too_few_images_for_the_statistics_are_refused():
 
 @pytest.mark.parametrize("standardise", [False, True])
 def test_scale_up_keeps_the_contract_on_the_fixture(fixture, standardise):
-    """The patch of the fixture is white, where the method is published to fail."""
+    """The patch of the fixture is white, for which the method can fail."""
     detector = scale_up(standardise=standardise).build(fixture.dataset.info)
     found = testing.check_input_detector(detector, fixture)
     assert len(np.unique(jnp.asarray(found.scores))) > 2

@@ -87,8 +87,8 @@ def make_scale_up(config: ScaleUpConfig, info: DataInfo) -> InputDetector:
     It reads nothing but the predicted classes, so it suits a model that is a black box. The state
     has the `threshold`, and with `standardise` the `mean` and `std` [K] of the SPC by class.
 
-    It fails for triggers that multiplication does not change, such as white or checkered patches:
-    for a white patch the published AUROC is 0.4508.
+    It can fail for white and for checkered patches. BackdoorBox's issue 75 reports an AUROC of
+    0.4508 for a white one.
 
     Deviation: BackdoorBox standardises by the mean and standard deviation of all clean images, for
     their true labels. The paper and d3jax do so by predicted class.
