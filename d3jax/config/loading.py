@@ -184,7 +184,7 @@ def describe(config: Any, prefix: str = "") -> list[tuple[str, str, str]]:
 def _in_yaml(default: Any) -> str:
     """Return a setting's default value as YAML on one line, or "required" if there is none."""
     plain = "required" if default is dataclasses.MISSING else default
-    text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True)
+    text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=math.inf)
     return text.removesuffix("\n").removesuffix("\n...")
 
 

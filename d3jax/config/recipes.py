@@ -35,13 +35,15 @@ class OptimConfig:
         "drop",
         "half_drop",
         "early_drop",
+        "fifths",
     ] = option(
         "cosine_epoch",
         "learning-rate schedule; cosine_epoch: cosine to 0, constant within an epoch, as in most "
         "PyTorch recipes; cosine: cosine to 0, changed every step; cosine_40: the same to 0.4 lr; "
         "cosine_100: cosine to 0 over 100 steps, up again over the next 100, and so on; "
         "multistep: lr/10 after 1/20 of the epochs, lr/100 after half; drop: lr/10 after two "
-        "thirds; half_drop: lr/10 after half; early_drop: lr/10 after a tenth",
+        "thirds; half_drop: lr/10 after half; early_drop: lr/10 after a tenth; "
+        "fifths: lr/10 after each fifth",
     )
 
     __post_init__ = check_fields

@@ -10,7 +10,13 @@ and the training-time defences. `DETECTIONS` holds the detectors of samples, inp
 from ..config.fields import take_by_name
 from ..config.recipes import ScheduleConfig
 from ..inversion import InversionConfig
+from .input_detection import INPUT_DETECTORS
+from .input_detection.badexpert import BaDExpertConfig, make_badexpert
+from .input_detection.ibd_psc import IBDPSCConfig, make_ibd_psc
+from .input_detection.scale_up import ScaleUpConfig, make_scale_up
+from .input_detection.sentinet import SentiNetConfig, make_sentinet
 from .input_detection.strip import STRIPConfig, make_strip
+from .input_detection.teco import TeCoConfig, make_teco
 from .model_detection.inversion import make_inversion
 from .model_detection.mmbd import MMBDConfig, make_mmbd
 from .repair.anp import ANPConfig, make_anp
@@ -89,6 +95,11 @@ agpd = AGPDConfig
 asset = ASSETConfig
 cognitive_distillation = CognitiveDistillationConfig
 strip = STRIPConfig
+teco = TeCoConfig
+sentinet = SentiNetConfig
+badexpert = BaDExpertConfig
+ibd_psc = IBDPSCConfig
+scale_up = ScaleUpConfig
 mmbd = MMBDConfig
 
 REPAIRS = {
@@ -120,7 +131,6 @@ TRAINING_DEFENSES = {
     "dlp": (DLPConfig, make_dlp),
     "filter": (FilterConfig, make_filter),
 }
-INPUT_DETECTORS = {"strip": (STRIPConfig, make_strip)}
 MODEL_DETECTORS = {"inversion": (InversionConfig, make_inversion), "mmbd": (MMBDConfig, make_mmbd)}
 
 DEFENSES = REPAIRS | TRAINING_DEFENSES
@@ -142,6 +152,7 @@ __all__ = [
     "ASSETConfig",
     "ActivationClusteringConfig",
     "BNPConfig",
+    "BaDExpertConfig",
     "BeatrixConfig",
     "CLPConfig",
     "CognitiveDistillationConfig",
@@ -154,6 +165,7 @@ __all__ = [
     "FilterConfig",
     "FinetuneConfig",
     "IBAUConfig",
+    "IBDPSCConfig",
     "InversionConfig",
     "MCLConfig",
     "MCRConfig",
@@ -169,8 +181,11 @@ __all__ = [
     "SFTConfig",
     "SPECTREConfig",
     "STRIPConfig",
+    "ScaleUpConfig",
     "ScheduleConfig",
+    "SentiNetConfig",
     "SpectralConfig",
+    "TeCoConfig",
     "ULRLConfig",
     "UNITConfig",
     "abl",
@@ -178,6 +193,7 @@ __all__ = [
     "agpd",
     "anp",
     "asset",
+    "badexpert",
     "beatrix",
     "bnp",
     "clp",
@@ -191,12 +207,14 @@ __all__ = [
     "fst",
     "ft_sam",
     "ibau",
+    "ibd_psc",
     "make_abl",
     "make_abl_isolation",
     "make_activation_clustering",
     "make_agpd",
     "make_anp",
     "make_asset",
+    "make_badexpert",
     "make_beatrix",
     "make_bnp",
     "make_clp",
@@ -211,6 +229,7 @@ __all__ = [
     "make_fst",
     "make_ft_sam",
     "make_ibau",
+    "make_ibd_psc",
     "make_inversion",
     "make_mcl",
     "make_mcr",
@@ -221,12 +240,15 @@ __all__ = [
     "make_npd",
     "make_rnp",
     "make_sau",
+    "make_scale_up",
     "make_scan",
     "make_seam",
+    "make_sentinet",
     "make_sft",
     "make_spectral",
     "make_spectre",
     "make_strip",
+    "make_teco",
     "make_ulrl",
     "make_unit",
     "mcl",
@@ -238,12 +260,15 @@ __all__ = [
     "npd",
     "rnp",
     "sau",
+    "scale_up",
     "scan",
     "seam",
+    "sentinet",
     "sft",
     "spectral",
     "spectre",
     "strip",
+    "teco",
     "ulrl",
     "unit",
 ]

@@ -97,6 +97,7 @@ def make_schedule(name: str, *, steps: int, steps_per_epoch: int) -> optax.Sched
     - `drop` is 1 at first, and 1/10 after two thirds of the epochs (at least one).
     - `half_drop` is 1 at first, and 1/10 after half of the epochs (at least one).
     - `early_drop` is 1 at first, and 1/10 after a tenth of the epochs (at least one).
+    - `fifths` is 1 at first, and falls to a tenth of itself after each fifth of the epochs.
     """
     epochs = -(-steps // steps_per_epoch)
     if name == "constant":
@@ -114,6 +115,9 @@ def make_schedule(name: str, *, steps: int, steps_per_epoch: int) -> optax.Sched
     if name in drops:
         at = max(1, round(drops[name] * epochs))
         by_epoch = optax.piecewise_constant_schedule(1.0, {at: 0.1})
+    if name == "fifths":
+        ends = (max(i, i * epochs // 5) for i in range(1, 5))
+        by_epoch = optax.piecewise_constant_schedule(1.0, dict.fromkeys(ends, 0.1))
     if name == "multistep":
         by_epoch = optax.piecewise_constant_schedule(
             1.0, {max(1, epochs // 20): 0.1, max(2, epochs // 2): 0.1}

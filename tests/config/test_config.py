@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from d3jax.config.loading import dumps, load, loads
+from d3jax.config.loading import describe, dumps, load, loads
 from d3jax.config.recipes import LoopConfig, OptimConfig, ScheduleConfig, TrainConfig
 from d3jax.core.errors import ConfigError
-from d3jax.defenses import ABLConfig, D3Config
+from d3jax.defenses import ABLConfig, D3Config, TeCoConfig
 from d3jax.defenses.repair.d3 import PRESETS
 from d3jax.study.run import REGISTRIES
 
@@ -280,6 +280,11 @@ def test_published_numbers_of_defenses_that_an_override_drops_are_kept():
     assert read(text, ("defenses", "[]")).published == {"badnets/finetune": "89.96/1.48"}
     with pytest.raises(ConfigError, match="published.badnets/finetuen: no such row"):
         read(text.replace("published: {badnets/finetune", "published: {badnets/finetuen"))
+
+
+def test_the_default_of_a_long_list_is_described_on_one_line():
+    default = {key: value for key, value, _ in describe(TeCoConfig)}["corruptions"]
+    assert len(default) > 100 and "\n" not in default
 
 
 def test_help_needs_no_jax_and_less_than_a_second():

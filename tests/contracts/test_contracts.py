@@ -153,9 +153,14 @@ def test_sample_detectors_keep_the_contract(name, fixture):
     testing.check_sample_detector(detector, fixture)
 
 
+BRIEF = ScheduleConfig(steps=4, batch_size=50, augment="none", optimizer=OptimConfig())
+"""A short training of the models of an input detector."""
+
+
 @pytest.mark.parametrize("name", INPUT_DETECTORS)
 def test_input_detectors_keep_the_contract(name, fixture):
-    config, construct = entry(INPUT_DETECTORS, name, overlays=20)
+    given = {"overlays": 20, "expert": BRIEF, "partner": BRIEF, "corruptions": ("contrast", "jpeg")}
+    config, construct = entry(INPUT_DETECTORS, name, **given)
     testing.check_input_detector(construct(config, fixture.dataset.info), fixture)
 
 

@@ -67,6 +67,9 @@ def test_schedules_match_their_closed_forms():
     assert found == pytest.approx([1, 0.5, 0, 1], abs=1e-6)
     early = make_schedule("early_drop", steps=200, steps_per_epoch=10)
     assert [float(early(step)) for step in (0, 19, 20, 199)] == pytest.approx([1, 1, 0.1, 0.1])
+    fifths = make_schedule("fifths", steps=100, steps_per_epoch=10)
+    found = [float(fifths(step)) for step in (0, 19, 20, 40, 60, 79, 80, 99)]
+    assert found == pytest.approx([1, 1, 0.1, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4], rel=1e-5)
 
 
 def test_optimisers_read_the_step_and_the_data():

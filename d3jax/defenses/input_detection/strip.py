@@ -15,14 +15,19 @@ import jax
 import jax.numpy as jnp
 
 from ...config.fields import check_fields, option
-from ...core.errors import ConfigError
 from ...core.images import as_float
-from ...core.random import stream
 from ...core.types import Array, DataInfo, InputDetector, Model, Split, Variables
 from ...data.batched import batched_map
 from ...runtime.compilation import fast
 from ...training.loop import Hooks
-from .common import clean_quantile, fpr_option, threshold_of
+from .common import (
+    MIXED,
+    check_overlays,
+    clean_quantile,
+    draw_overlays,
+    fpr_option,
+    threshold_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +46,6 @@ class STRIPConfig:
     def build(self, info: DataInfo) -> InputDetector:
         """Build STRIP, a detector of triggered inputs, for the data set that `info` describes."""
         return make_strip(self, info)
-
-
-MIXED = 2000
-"""The largest number of superimposed images in one call of the model."""
 
 
 @functools.partial(fast, static=3)
@@ -86,16 +87,12 @@ def make_strip(config: STRIPConfig, info: DataInfo) -> InputDetector:
     def prepare(
         key: jax.Array, model: Model, variables: Variables, reserved: Split, hooks: Hooks = Hooks()
     ) -> dict[str, Any]:
-        rows = jax.random.permutation(stream(key, "overlays"), len(reserved.labels))
-        overlays = jnp.asarray(reserved.images)[rows[: config.overlays]]
+        overlays = draw_overlays(key, reserved, config.overlays)
         compute = functools.partial(score, model, variables, {"overlays": overlays})
         scores = batched_map(compute, reserved.images, batch_size=batch_size)
         return {"overlays": overlays, "threshold": clean_quantile(scores, config.fpr)}
 
     def check(model: Model, shapes: Variables, size: int) -> None:
-        if size < config.overlays:
-            raise ConfigError(
-                f"overlays: {config.overlays} are more than the {size} reserved images"
-            )
+        check_overlays(config.overlays, size)
 
     return InputDetector(prepare, score, threshold_of, check, batch_size)
