@@ -79,7 +79,7 @@ def test_the_infected_class_is_the_one_with_two_groups():
 def test_deviations_count_half_of_all_entries(fixture):
     """Bounds of 0 make every feature an excess; the program agrees with NumPy."""
     config = beatrix(orders=(1, 3))
-    gram = Gram(config, fixture.model, fixture.variables)
+    gram = Gram(config, fixture.dataset.info, fixture.model, fixture.variables)
     images, classes = np.asarray(fixture.samples.images)[:7], np.arange(7) % 2
     found = Bounds(np.full((2, 2, gram.entries), -1.0), np.ones((2, 2, gram.entries)))
     features = gram.features(images)
@@ -98,7 +98,9 @@ def test_poisoned_samples_deviate_and_bad_input_is_refused(fixture):
     )
     testing.check_refuses(
         beatrix(layer="ou1").build(fixture.dataset.info).check, fixture.model, None, 100, 50,
-        words="layer: 'ou1' has no map of more than one place; did you mean 'out1'",
+        words="layer: 'ou1' is no activation of more than one place of this model",
     )  # fmt: skip
     bare = Model(fixture.model.init, fixture.model.apply)
-    testing.check_refuses(detector.check, bare, None, 100, 50, words="activations with one are not")
+    testing.check_refuses(
+        detector.check, bare, None, 100, 50, words="this model names no activations"
+    )

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from ...config.fields import option
-from ...core.errors import ConfigError, did_you_mean, names
 from ...core.images import as_float
 from ...core.random import stream
 from ...core.types import Array, DataInfo, InputDetector, Model, Split, Variables
 from ...data.batched import batched_map
 from ...runtime.compilation import fast
 from ...training.loop import Hooks
+from ..activations import check_map, convolutions_of
 from .common import (
     MIXED,
     check_overlays,
@@ -67,40 +66,14 @@ class SentiNetConfig:
         return make_sentinet(self, info)
 
 
-@functools.lru_cache(maxsize=8)
 def layer_of(layer: str, model: Model, info: DataInfo) -> str:
-    """Return the name of the activation for GradCAM, whose shape is [h, w, c].
+    """Return the name of the activation for GradCAM: `layer`, or the last convolution.
 
-    By default it is the last convolution with more than one place, or the last such activation if
-    none is called `conv`. Raises `ConfigError` if the model has no such activation.
+    Raises `ConfigError` if it is no activation of more than one place.
     """
-    known = model.activations() if model.activations else {}
-    shapes = {name: one.shape for name, one in known.items()}
-    maps = [name for name, one in shapes.items() if len(one) == 3 and one[0] * one[1] > 1]
-    if layer:
-        if layer in maps:
-            return layer
-        hint = did_you_mean(layer, maps)
-        raise ConfigError(
-            f"layer: {layer!r} is no activation [h, w, c] of this model with several places{hint}; "
-            f"it has {names(maps) or 'none'}"
-        )
-    if not maps:
-        raise ConfigError(
-            "sentinet needs an activation [h, w, c] with more than one place, and this model names "
-            f"none; its activations are {names(known) or 'not known'}"
-        )
-    order: list[str] = []
-
-    def run(variables: Variables, images: jax.Array) -> jax.Array:
-        outputs = model.apply(variables, images, train=False)
-        order.extend(name for name in outputs.features if name in maps)
-        return outputs.logits
-
-    variables = jax.eval_shape(model.init, jax.random.key(0))
-    jax.eval_shape(run, variables, jax.ShapeDtypeStruct((1, *info.shape), jnp.float32))
-    convolutions = [name for name in order if re.fullmatch(r"conv[\d_]*", name.split("/")[-1])]
-    return (convolutions or order)[-1]
+    found = layer or convolutions_of(model, info)[-1]
+    check_map(found, model, info, "layer")
+    return found
 
 
 @functools.partial(fast, static=2)

@@ -24,7 +24,7 @@ from jaxtyping import Float, Integer
 
 from ...config.fields import check_fields, option
 from ...core.checks import check_labelled
-from ...core.errors import ConfigError, did_you_mean, names
+from ...core.errors import ConfigError, names
 from ...core.images import as_float
 from ...core.random import stream
 from ...core.types import Array, DataInfo, Model, SampleDetector, Scored, Split, Variables
@@ -32,6 +32,7 @@ from ...data.batched import batched_map
 from ...metrics.attack_success import predict
 from ...runtime.compilation import fast
 from ...training.loop import Hooks
+from ..activations import check_map, convolutions_of
 from .gradient_groups import grow, rates_of, spread_of, suspected
 
 
@@ -61,40 +62,15 @@ class AGPDConfig:
         return make_agpd(self, info)
 
 
-def layers_of(model: Model, info: DataInfo, layers: tuple[str, ...] = ()) -> tuple[str, ...]:
+def layers_of(config: AGPDConfig, model: Model, info: DataInfo) -> tuple[str, ...]:
     """Return the names of the activations whose gradients are compared, in the network's order.
 
-    Without `layers` they are the outputs of convolutions: those of more than one place whose last
-    name begins with "conv". If a model names none, they are all activations of more than one place.
-    Raises `ConfigError` if there is none, or if one of `layers` is not among the latter.
+    By default they are the outputs of convolutions. Raises `ConfigError` if one of
+    `config.layers` is no activation of more than one place, or if the model has none.
     """
-    shapes = model.activations() if model.activations else {}
-    known = [name for name in order_of(model, info) if np.prod(shapes[name].shape[:-1]) > 1]
-    for name in layers:
-        if name not in known:
-            raise ConfigError(
-                f"layers: {name!r} is no activation of more than one place of this model"
-                f"{did_you_mean(name, known)}; it has {names(known) or 'none'}"
-            )
-    convolutions = [name for name in known if name.rpartition("/")[2].startswith("conv")]
-    if not known:
-        raise ConfigError(
-            "layers: AGPD needs activations of more than one place, and this model names "
-            f"{names(shapes) or 'no activations'}"
-        )
-    return layers or tuple(convolutions or known)
-
-
-def order_of(model: Model, info: DataInfo) -> list[str]:
-    """Return the names of a model's activations in the order in which it computes them."""
-    found: list[str] = []
-
-    def run(key: jax.Array, images: jax.Array) -> None:
-        found.extend(model.apply(model.init(key), images, train=False).features)
-
-    if model.activations:
-        jax.eval_shape(run, jax.random.key(0), jax.ShapeDtypeStruct((1, *info.shape), np.float32))
-    return found
+    for name in config.layers:
+        check_map(name, model, info, "layers")
+    return config.layers or convolutions_of(model, info)
 
 
 @functools.partial(fast, static=2)
@@ -221,7 +197,7 @@ def make_agpd(config: AGPDConfig, info: DataInfo) -> SampleDetector:
     ) -> Scored:
         check_labelled("samples", samples)
         check_labelled("reserved", reserved)
-        layers, labels = layers_of(model, info, config.layers), np.asarray(samples.labels)
+        layers, labels = layers_of(config, model, info), np.asarray(samples.labels)
         batch_size = min(config.batch_size, int(np.bincount(labels).max()))
         gradients = Gradients(model, variables, layers, batch_size)
         drawn, most = stream(key, "clean"), config.clean // info.num_classes
@@ -238,7 +214,7 @@ def make_agpd(config: AGPDConfig, info: DataInfo) -> SampleDetector:
         return Scored((gaps[layer][labels] * (1 - rates)).astype(np.float32), flagged)
 
     def check(model: Model, shapes: Variables, samples: int, reserved: int) -> None:
-        layers_of(model, info, config.layers)
+        layers_of(config, model, info)
         if reserved < info.num_classes:
             raise ConfigError(
                 f"reserved: {reserved} clean images are fewer than the {info.num_classes} classes"

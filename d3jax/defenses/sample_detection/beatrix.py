@@ -24,7 +24,8 @@ from ...core.types import Array, DataInfo, Model, SampleDetector, Scored, Split,
 from ...data.batched import batched_map
 from ...runtime.compilation import fast
 from ...training.loop import Hooks
-from .common import by_label, deviation_index, map_of
+from ..activations import check_map, maps_of
+from .common import by_label, deviation_index
 
 INFECTED = float(np.exp(2))
 """The index e² above which a class is infected, by the paper."""
@@ -43,7 +44,7 @@ class BeatrixConfig:
     The defaults are the paper's, with the powers of the authors' program.
     """
 
-    layer: str = option("", "activation with a map (empty: after the last BatchNorm layer)")
+    layer: str = option("", "activation of more than one place (empty: the last one)")
     orders: tuple[int, ...] = option((1, 2, 3, 4, 5, 6, 7, 8), "powers p of the activation", low=1)
     powers: Literal["activation", "none"] = option(
         "activation",
@@ -126,11 +127,13 @@ def kernel_distance(first: Float[np.ndarray, "n D"], second: Float[np.ndarray, "
 class Gram:
     """The Gram features of one activation of a model, by predicted class."""
 
-    def __init__(self, config: BeatrixConfig, model: Model, variables: Variables) -> None:
-        self.config, self.layer = config, map_of(model, config.layer, "layer")
+    def __init__(
+        self, config: BeatrixConfig, info: DataInfo, model: Model, variables: Variables
+    ) -> None:
+        self.config, self.layer = config, config.layer or maps_of(model, info)[-1]
         self.given = (model, self.layer, tuple(config.orders), config.powers)
         self.variables = variables
-        assert model.activations is not None  # map_of has asked for it
+        assert model.activations is not None  # maps_of has asked for it
         shape = model.activations()[self.layer].shape
         self.entries = shape[-1] * (shape[-1] - 1) // 2
         self.scale = len(config.orders) * shape[-1] ** 2 / 2
@@ -274,7 +277,7 @@ def make_beatrix(config: BeatrixConfig, info: DataInfo) -> SampleDetector:
         hooks: Hooks = Hooks(),
     ) -> Scored:
         generator = np.random.default_rng(np.asarray(jax.random.bits(stream(key, "folds"), (4,))))
-        gram = Gram(config, model, variables)
+        gram = Gram(config, info, model, variables)
         images = np.asarray(samples.images)
         classes, features = gram.predictions(images)
         known, _ = gram.predictions(np.asarray(reserved.images))
@@ -287,7 +290,7 @@ def make_beatrix(config: BeatrixConfig, info: DataInfo) -> SampleDetector:
         return Scored(scores.astype(np.float32), suspicious & np.isin(classes, bad))
 
     def check(model: Model, shapes: Variables, samples: int, reserved: int) -> None:
-        map_of(model, config.layer, "layer")
+        check_map(config.layer or maps_of(model, info)[-1], model, info, "layer")
         if reserved < FOLDS * info.num_classes:
             raise ConfigError(
                 f"Beatrix: {reserved} reserved images, want at least {FOLDS} for each of the "

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import Float, Float64, Integer
 
 from ...analysis.features import penultimate
-from ...core.errors import ConfigError, did_you_mean, names
 from ...core.types import Model, Scored, Split, Variables
 
 
@@ -50,27 +48,3 @@ def score_by_class(
     for rows, features in features_by_class(model, variables, samples):
         scores[rows], flagged[rows] = judge(features)
     return Scored(scores.astype(np.float32), flagged)
-
-
-def map_of(model: Model, name: str, setting: str) -> str:
-    """Return the name of an activation with more than one place; raise `ConfigError` if none is.
-
-    An empty `name` stands for the one after the last BatchNorm layer, or for the last block of a
-    model without BatchNorm. `setting` is the name of the setting in the message.
-    """
-    known = model.activations() if model.activations else {}
-    maps = [key for key, one in known.items() if one.size > one.shape[-1]]
-    blocks = sorted((key for key in maps if re.fullmatch(r"block\d+", key)), key=_number)
-    defaults = [*blocks, *(norm.output for norm in model.channels if norm.output in maps)]
-    found = name or (defaults[-1] if defaults else "")
-    if found not in maps:
-        hint = did_you_mean(found, maps) if found else ""
-        raise ConfigError(
-            f"{setting}: {found or 'this model'!r} has no map of more than one place{hint}; the "
-            f"activations with one are {names(maps) or 'not known'}"
-        )
-    return found
-
-
-def _number(name: str) -> int:
-    return int(name.removeprefix("block"))
