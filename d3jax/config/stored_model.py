@@ -67,6 +67,15 @@ def stored_recipe(path: Path) -> dict[str, Any] | None:
 
     Only the header is read. Raises `ConfigError` if the recipe is damaged.
     """
+    text = header_text(path, RECIPE)
+    return None if text is None else parse_recipe(text, str(path))
+
+
+def header_text(path: Path, key: str) -> str | None:
+    """Return the text that the header of a `.safetensors` file has at a key; None without one.
+
+    It is also None for a file that is damaged, of another kind, or not there.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(9)
@@ -77,8 +86,8 @@ def stored_recipe(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None  # the reader of the tensors says why
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
-    text = metadata.get(RECIPE) if isinstance(metadata, dict) else None
-    return None if text is None else parse_recipe(text, str(path))
+    text = metadata.get(key) if isinstance(metadata, dict) else None
+    return text if isinstance(text, str) else None
 
 
 def parse_recipe(text: str, origin: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from .input_detection.badexpert import BaDExpertConfig, make_badexpert
 from .input_detection.ibd_psc import IBDPSCConfig, make_ibd_psc
 from .input_detection.scale_up import ScaleUpConfig, make_scale_up
 from .input_detection.sentinet import SentiNetConfig, make_sentinet
+from .input_detection.serving import PreparedDetector, load_detector, prepare_detector
 from .input_detection.strip import STRIPConfig, make_strip
 from .input_detection.teco import TeCoConfig, make_teco
 from .model_detection.inversion import make_inversion
@@ -174,6 +175,7 @@ __all__ = [
     "NCConfig",
     "NFTConfig",
     "NPDConfig",
+    "PreparedDetector",
     "RNPConfig",
     "SAUConfig",
     "SCAnConfig",
@@ -208,6 +210,7 @@ __all__ = [
     "ft_sam",
     "ibau",
     "ibd_psc",
+    "load_detector",
     "make_abl",
     "make_abl_isolation",
     "make_activation_clustering",
@@ -258,6 +261,7 @@ __all__ = [
     "nc",
     "nft",
     "npd",
+    "prepare_detector",
     "rnp",
     "sau",
     "scale_up",

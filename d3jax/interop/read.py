@@ -64,7 +64,7 @@ def write_tensors(
     path = user_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        arrays = {name: np.asarray(value, order="C") for name, value in tensors.items()}
         save_file(arrays, str(path), dict(metadata) or None)
         path.chmod(0o644)  # safetensors writes 0600, which hides it from others
     except (SafetensorError, OSError) as error:

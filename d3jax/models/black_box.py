@@ -19,7 +19,8 @@ def black_box(predict: Callable[[np.ndarray], Any], num_classes: int) -> Model:
     `predict(images) -> answers` takes float32 images [B, H, W, C] in [0, 1] as NumPy arrays. It
     returns logits [B, K], or the predicted labels [B] as integers, which become one-hot logits. The
     model has no variables, no gradients and no activations. It serves detectors that only ask for
-    answers: STRIP and SCALE-UP. STRIP needs logits.
+    answers: STRIP, SCALE-UP and TeCo. STRIP needs logits. `predict` is called from compiled
+    functions, so it must not use JAX itself, which could wait for ever.
 
     Raises `DataError` in a call where the answers have another shape.
     """

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from d3jax.core.types import Variables
-from d3jax.defenses import strip
 from d3jax.models import black_box
 
 NOTHING = Variables({}, {})
@@ -28,16 +27,3 @@ def test_answers_of_another_shape_are_named():
     model = black_box(lambda images: np.zeros((len(images), 2)), 3)
     with pytest.raises(Exception, match=r"float64 \[4, 2\] for 4 images, want logits \[4, 3\]"):
         jax.block_until_ready(model.apply(NOTHING, np.zeros((4, 2, 2, 1), np.float32)).logits)
-
-
-def test_strip_gives_a_black_box_the_scores_of_its_model(fixture):
-    def predict(images):
-        return fixture.model.apply(fixture.variables, images, train=False).logits
-
-    box = black_box(predict, 4)
-    detector, images = strip(overlays=10).build(fixture.dataset.info), fixture.samples.images[:8]
-    scores = []
-    for model, variables in ((fixture.model, fixture.variables), (box, NOTHING)):
-        state = detector.prepare(jax.random.key(0), model, variables, fixture.reserved)
-        scores.append(detector.score(model, variables, state, images))
-    np.testing.assert_allclose(*scores, atol=1e-5)
