@@ -66,6 +66,12 @@ class StudyConfig:
     attack_seed: int | None = option(
         None, "train one backdoored model with this seed for all seeds", low=0, high=2**32 - 1
     )
+    scored: int = option(
+        0,
+        "training images, drawn at random, that sample detectors score (0: all); their models are "
+        "trained on all",
+        low=0,
+    )
     precision: Literal["auto", "float32", "tensorfloat32", "bfloat16"] = option(
         "auto",
         "precision of convolutions and matrix products; auto: bfloat16 on GPU and TPU, float32 on "

@@ -125,7 +125,10 @@ def _make_detector(context: StudyContext, choice: Choice, shapes: Any, size: int
             detector.check(context.model, shapes, size)
         else:
             _check_known(context, "scores the images that the model was trained on")
-            detector.check(context.model, shapes, len(context.dataset.train.labels), size)
+            known, scored = len(context.dataset.train.labels), context.config.scored
+            if scored > known:
+                raise ConfigError(f"scored: {scored} is more than the {known} training images")
+            detector.check(context.model, shapes, scored or known, size)
         return detector
 
 

@@ -6,6 +6,7 @@ The node reads the poison flags for its tables only. No score depends on them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 
 from ...core.random import stream
 from ...core.records import LogRecord
-from ...core.types import SampleDetector, Scored
+from ...core.types import SampleDetector, Scored, Split
 from ...metrics.detection import detection_rates
 from ...training.loop import Hooks
 from ..attack_run import poison_flags
@@ -39,17 +40,31 @@ class SampleDetectionNode(Node):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the settings of the study's reserved clean images, as data for the recipe."""
-        return {"reserved": reserved_settings(self.context)}
+        """Return what says which images are reserved and which are scored, for the recipe."""
+        given = {"reserved": reserved_settings(self.context)}
+        return given | ({"scored": len(self.rows)} if self.context.config.scored else {})
+
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """Return the rows of the training images that are scored, in ascending order."""
+        size, count = len(self.context.dataset.train.labels), self.context.config.scored
+        if not count:
+            return np.arange(size)
+        key = stream(jax.random.key(self.run.seed), "scored")
+        return np.sort(np.asarray(jax.random.permutation(key, size))[:count])
+
+    def samples(self, inputs: Inputs) -> Split:
+        """Return the images and labels of the poisoned training set that are scored."""
+        released, _ = released_set(self, inputs)
+        return Split(*(np.asarray(part)[self.rows] for part in released))
 
     def like(self) -> Scored:
         """Return the shapes and dtypes of the sample detector's scores and flags (`Scored`)."""
-        return scored_like(len(self.context.dataset.train.labels))
+        return scored_like(len(self.rows))
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Scored, list[LogRecord]]:
-        """Score and flag the images of the poisoned training set by a sample detector."""
-        context, seed = self.context, self.run.seed
-        samples, _ = released_set(self, inputs)
+        """Score and flag images of the poisoned training set by a sample detector."""
+        context, seed, samples = self.context, self.run.seed, self.samples(inputs)
         variables = inputs.first_stage.tree if self.first_stage else inputs.victim.variables
         key = stream(jax.random.key(seed), "detection")
         given = (context.model, variables, samples, reserved_split(context, seed), hooks)
@@ -61,16 +76,15 @@ class SampleDetectionNode(Node):
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
         """Return the detector's row of samples.csv; for the first seed also scores and flags."""
         scores, flagged = map(np.asarray, artifact.tree)
-        poisoned = poison_flags(self.context, self.run)
+        poisoned = poison_flags(self.context, self.run)[self.rows]
         first = getattr(inputs, "first_stage", None)
         seconds = artifact.seconds + (first.seconds if first else 0.0)
         row = detection_identity(self) | detection_rates(scores, flagged, poisoned)
         arrays = {}
         if self.run.seed == self.context.config.seeds[0]:
-            samples, _ = released_set(self, inputs)
             arrays = {"scores": scores, "flagged": flagged, "positive": poisoned}
             for side, rows in extremes(scores).items():
-                arrays[side] = np.asarray(samples.images)[rows]
+                arrays[side] = self.samples(inputs).images[rows]
         return Findings({"samples": [row | {"seconds": seconds}]}, arrays)
 
 
