@@ -12,8 +12,8 @@ OWN = {"attacks", "defenses", "inversion", "evolution"}
 """Packages that contain the methods."""
 NO_ATTACK = {"clean", "unknown"}
 """The control and a model's unknown trigger are roles of a study, not methods."""
-WORDS = {"inversion", "strip", "unit"}
-"""Names that the code also uses in another sense: a package, a strip of pictures, a unit."""
+WORDS = {"filter", "inversion", "strip", "unit"}
+"""Names that the code also uses in another sense, such as a strip of pictures."""
 
 
 def words_of(path):

@@ -31,8 +31,10 @@ def test_the_part_differs_by_seed_and_changes_the_recipe(tmp_path):
         nodes = make_nodes(studies.opened(config, tmp_path / "run"))
         found.append(next(node for node in nodes if node.kind == "sample_detection"))
     whole, first, second = found
-    np.testing.assert_array_equal(whole.rows, np.arange(400))
-    assert len(set(first.rows)) == 150 and not np.array_equal(first.rows, second.rows)
+    np.testing.assert_array_equal(whole.scored_rows, np.arange(400))
+    assert len(set(first.scored_rows)) == 150 and not np.array_equal(
+        first.scored_rows, second.scored_rows
+    )
     assert whole.folder != first.folder
 
 

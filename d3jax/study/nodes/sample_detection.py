@@ -42,10 +42,10 @@ class SampleDetectionNode(Node):
     def settings(self) -> dict[str, Any]:
         """Return what says which images are reserved and which are scored, for the recipe."""
         given = {"reserved": reserved_settings(self.context)}
-        return given | ({"scored": len(self.rows)} if self.context.config.scored else {})
+        return given | ({"scored": len(self.scored_rows)} if self.context.config.scored else {})
 
     @functools.cached_property
-    def rows(self) -> np.ndarray:
+    def scored_rows(self) -> np.ndarray:
         """Return the rows of the training images that are scored, in ascending order."""
         size, count = len(self.context.dataset.train.labels), self.context.config.scored
         if not count:
@@ -56,11 +56,11 @@ class SampleDetectionNode(Node):
     def samples(self, inputs: Inputs) -> Split:
         """Return the images and labels of the poisoned training set that are scored."""
         released, _ = released_set(self, inputs)
-        return Split(*(np.asarray(part)[self.rows] for part in released))
+        return Split(*(np.asarray(part)[self.scored_rows] for part in released))
 
     def like(self) -> Scored:
         """Return the shapes and dtypes of the sample detector's scores and flags (`Scored`)."""
-        return scored_like(len(self.rows))
+        return scored_like(len(self.scored_rows))
 
     def compute(self, inputs: Inputs, hooks: Hooks) -> tuple[Scored, list[LogRecord]]:
         """Score and flag images of the poisoned training set by a sample detector."""
@@ -76,7 +76,7 @@ class SampleDetectionNode(Node):
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
         """Return the detector's row of samples.csv; for the first seed also scores and flags."""
         scores, flagged = map(np.asarray, artifact.tree)
-        poisoned = poison_flags(self.context, self.run)[self.rows]
+        poisoned = poison_flags(self.context, self.run)[self.scored_rows]
         first = getattr(inputs, "first_stage", None)
         seconds = artifact.seconds + (first.seconds if first else 0.0)
         row = detection_identity(self) | detection_rates(scores, flagged, poisoned)
