@@ -20,7 +20,7 @@ MIXED = 2000
 """The largest number of images, made of inputs and other images, in one call of the model."""
 
 
-def fpr_option(default: float) -> float:
+def fpr_option(default: float) -> Any:
     """Return the setting that says how many clean inputs a detector rejects."""
     return option(
         default, "share of the reserved clean images that the threshold rejects", above=0, high=1

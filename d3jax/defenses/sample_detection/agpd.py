@@ -208,7 +208,7 @@ def make_agpd(config: AGPDConfig, info: DataInfo) -> SampleDetector:
         for label in map(int, np.flatnonzero(suspects)):
             rows, centre = np.flatnonzero(labels == label), clean[label][layers[layer]]
             own = gradients(samples, rows)[layers[layer]]
-            flagged[rows] = group = grow(own, centre, seeds[layer, label], config.tau)
+            flagged[rows] = group = grow(own, centre, int(seeds[layer, label]), config.tau)
             rates[rows] = rates_of(own, own[group].mean(0), centre)
         hooks.say(f"{layers[layer]}: suspects {names(np.flatnonzero(suspects)) or 'no class'}")
         return Scored((gaps[layer][labels] * (1 - rates)).astype(np.float32), flagged)

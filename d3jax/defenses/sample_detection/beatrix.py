@@ -94,7 +94,7 @@ def bounds(features: Float[np.ndarray, "n P T"], spread: float) -> Bounds:
 
 
 def deviation(
-    features: Float[Array, "B T"], low: Float[Array, "B T"], high: Float[Array, "B T"]
+    features: Float[Array, "B T"], low: Float[Array, "#B T"], high: Float[Array, "#B T"]
 ) -> Float32[jax.Array, " B"]:
     """Return the sum [B] over entries of how far Gram features lie outside their bounds.
 
@@ -228,7 +228,7 @@ def clean_ranges(
         for fold in np.array_split(generator.permutation(len(rows)), FOLDS):
             part = bounds(np.delete(features, fold, 0), gram.config.spread)
             sums = sum(
-                np.asarray(deviation(features[fold][:, place], low, high))
+                np.asarray(deviation(features[fold][:, place], low[None], high[None]))
                 for place, (low, high) in enumerate(zip(*part, strict=True))
             )
             deviations.append(sums / gram.scale)

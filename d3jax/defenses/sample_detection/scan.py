@@ -186,16 +186,16 @@ def make_scan(config: SCAnConfig, info: DataInfo) -> SampleDetector:
     return SampleDetector(score, check)
 
 
-Labelled = tuple[Float64[np.ndarray, "n D"], Integer[np.ndarray, " n"]]
-"""Features [n, D] and labels [n]."""
-
-
 def judge(
-    samples: Labelled, clean: Labelled, limit: float, generator: np.random.Generator
+    samples: tuple[Float64[np.ndarray, "N D"], Integer[np.ndarray, " N"]],
+    clean: tuple[Float64[np.ndarray, "M D"], Integer[np.ndarray, " M"]],
+    limit: float,
+    generator: np.random.Generator,
 ) -> Scored:
     """Return SCAn's scores and flags of samples, from features less the mean of clean ones.
 
-    `limit` is the index above which a class is contaminated.
+    `samples` and `clean` are features and labels. `limit` is the index above which a class is
+    contaminated.
     """
     found = estimate(*clean)
     labels = np.unique(samples[1])
