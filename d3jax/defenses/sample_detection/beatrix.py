@@ -39,7 +39,7 @@ EMPTY = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class BeatrixConfig:
-    """Settings of Beatrix, which flags samples with unusual Gram matrices in infected classes.
+    """Settings of Beatrix, which flags samples with unusual Gram matrices.
 
     The defaults are the paper's, with the powers of the authors' program.
     """
@@ -54,6 +54,10 @@ class BeatrixConfig:
     spread: float = option(10.0, "MADs between the median and a bound", above=0)
     percentile: float = option(
         95.0, "percentile of clean deviations above which a sample is flagged", above=0, high=100
+    )
+    classes: Literal["all", "infected"] = option(
+        "all",
+        "classes whose samples are flagged: all, or those that the paper's test finds infected",
     )
     index: float = option(INFECTED, "index of a class above which it is infected", above=0)
 
@@ -262,10 +266,13 @@ def make_beatrix(config: BeatrixConfig, info: DataInfo) -> SampleDetector:
     """Return Beatrix, a `SampleDetector` that flags samples with unusual Gram matrices.
 
     The score of a sample is its deviation from the clean images of its predicted class. It is
-    flagged if the score is above the `percentile` of clean deviations and the class is infected.
+    flagged if the score is above the `percentile` of clean deviations. With `classes: infected` its
+    class must be infected too.
 
     Deviations: the paper does not state what the test of a class compares. Here it is the
-    activation, averaged over places.
+    activation, averaged over places. By default the test decides nothing. On a BadNets victim,
+    clean samples beyond the bounds were as far from their class as poisoned ones, and no class had
+    an index above 1.1.
     """
 
     def score(
@@ -286,8 +293,10 @@ def make_beatrix(config: BeatrixConfig, info: DataInfo) -> SampleDetector:
         )
         scores = gram.deviations(images, classes, found)
         suspicious = scores > np.percentile(clean, config.percentile)
-        bad = infected(features, classes, suspicious, config.index, generator)
-        return Scored(scores.astype(np.float32), suspicious & np.isin(classes, bad))
+        if config.classes == "infected":
+            bad = infected(features, classes, suspicious, config.index, generator)
+            suspicious &= np.isin(classes, bad)
+        return Scored(scores.astype(np.float32), suspicious)
 
     def check(model: Model, shapes: Variables, samples: int, reserved: int) -> None:
         check_map(config.layer or maps_of(model, info)[-1], model, info, "layer")
