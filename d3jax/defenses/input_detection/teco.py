@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,23 @@ from ...data.corruptions import SEVERITIES, corrupt
 from ...training.loop import Hooks
 from .common import clean_quantile, fpr_option, logits_of, threshold_of
 
+Corruption = Literal[
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "motion_blur",
+    "fog",
+    "brightness",
+    "contrast",
+    "saturate",
+    "pixelate",
+    "jpeg",
+]
+"""The names in `CORRUPTIONS` of data/corruptions.py."""
+USUAL: tuple[Corruption, ...] = tuple(name for name in get_args(Corruption) if name != "saturate")
+"""The corruptions that the authors have too."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeCoConfig:
@@ -34,34 +51,8 @@ class TeCoConfig:
     images with colours.
     """
 
-    corruptions: tuple[
-        Literal[
-            "gaussian_noise",
-            "shot_noise",
-            "impulse_noise",
-            "defocus_blur",
-            "motion_blur",
-            "fog",
-            "brightness",
-            "contrast",
-            "saturate",
-            "pixelate",
-            "jpeg",
-        ],
-        ...,
-    ] = option(
-        (
-            "gaussian_noise",
-            "shot_noise",
-            "impulse_noise",
-            "defocus_blur",
-            "motion_blur",
-            "fog",
-            "brightness",
-            "contrast",
-            "pixelate",
-            "jpeg",
-        ),
+    corruptions: tuple[Corruption, ...] = option(
+        USUAL,
         "corruptions of the copies, each at five severities",
     )
     fpr: float = fpr_option(0.1)

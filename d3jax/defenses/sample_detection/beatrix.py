@@ -270,9 +270,8 @@ def make_beatrix(config: BeatrixConfig, info: DataInfo) -> SampleDetector:
     class must be infected too.
 
     Deviations: the paper does not state what the test of a class compares. Here it is the
-    activation, averaged over places. By default the test decides nothing. On a BadNets victim,
-    clean samples beyond the bounds were as far from their class as poisoned ones, and no class had
-    an index above 1.1.
+    activation, averaged over places. By default the test decides nothing: clean samples
+    beyond the bounds can be as far from their class as poisoned ones.
     """
 
     def score(
