@@ -84,7 +84,7 @@ class SampleDetectionNode(Node):
         if self.run.seed == self.context.config.seeds[0]:
             arrays = {"scores": scores, "flagged": flagged, "positive": poisoned}
             for side, rows in extremes(scores).items():
-                arrays[side] = self.samples(inputs).images[rows]
+                arrays[side] = np.asarray(self.samples(inputs).images[rows])
         return Findings({"samples": [row | {"seconds": seconds}]}, arrays)
 
 
