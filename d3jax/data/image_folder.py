@@ -70,8 +70,8 @@ def make_folder(config: FolderConfig) -> Dataset:
     """
     root = user_path(config.path)
     parts = _parts(root)
-    classes = _class_names(root / parts[0])
-    train = _read_files(_files_by_class(root / parts[0], classes), config)
+    classes, given = _class_names(root / parts[0]), (config.size, config.channels)
+    train = _read_files(_files_by_class(root / parts[0], classes), *given)
     if len(parts) == 1:
         train, test = split_by_class(
             *train, len(classes), fraction=config.test_fraction, seed=config.seed
@@ -83,9 +83,9 @@ def make_folder(config: FolderConfig) -> Dataset:
                     "want more, or a smaller test_fraction"
                 )
     elif (root / parts[1] / ANNOTATIONS).is_file():
-        test = _read_files(_annotated(root / parts[1], classes), config)
+        test = _read_files(_annotated(root / parts[1], classes), *given)
     else:
-        test = _read_files(_files_by_class(root / parts[1], classes), config)
+        test = _read_files(_files_by_class(root / parts[1], classes), *given)
         if absent := sorted(set(range(len(classes))) - set(test[1].tolist())):
             warnings.warn(
                 f"{root / parts[1]}: has no images of {few(classes[label] for label in absent)}",
@@ -205,14 +205,26 @@ def _annotated(path: Path, classes: list[str]) -> list[tuple[Path, int]]:
     return pairs
 
 
+def read_labelled_folder(
+    root: Path, size: int, channels: int
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Read the pictures of a folder with one folder for each class.
+
+    Returns images [N, size, size, channels] uint8, labels [N] and the names of the classes. Errors
+    and warnings are those of `make_folder`.
+    """
+    classes = _class_names(root)
+    images, labels = _read_files(_files_by_class(root, classes), size, channels)
+    return images, labels, classes
+
+
 def _read_files(
-    pairs: list[tuple[Path, int]], config: FolderConfig
+    pairs: list[tuple[Path, int]], side: int, channels: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read picture files with labels into images [N, size, size, channels] uint8 and labels [N]."""
-    side = config.size
+    """Read picture files with labels into images [N, side, side, channels] uint8 and labels [N]."""
     check_fits(
-        2 * len(pairs) * side**2 * config.channels,
-        f"size: {len(pairs)} images of {side}×{side}×{config.channels}",
+        2 * len(pairs) * side**2 * channels,
+        f"size: {len(pairs)} images of {side}×{side}×{channels}",
     )
-    images = [read_picture(file, side, side, config.channels) for file, _ in pairs]
+    images = [read_picture(file, side, side, channels) for file, _ in pairs]
     return np.stack(images), np.array([label for _, label in pairs])

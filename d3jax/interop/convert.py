@@ -12,7 +12,8 @@ from ..config.fields import names
 from ..core.errors import CheckpointError
 from ..core.types import Model, Variables
 from ..runtime.checkpoint import describe, flatten, unflatten
-from .names import ALIASES, IGNORED, NAMES, PREFIXES, SIGNS, Entry
+from .architecture import looks_like, unwrapped
+from .names import ALIASES, NAMES, Entry
 
 SHOWN = 6
 """Most names that a message shows."""
@@ -108,14 +109,7 @@ def _guess(model: str, entries: list[Entry], given: Mapping[str, Any]) -> str:
 
     Where no name is a wanted one, it also shows the first names found and expected.
     """
-    looks = next(
-        (
-            name
-            for name, signs in SIGNS
-            if all(any(there.startswith(sign) for there in given) for sign in signs)
-        ),
-        "",
-    )
+    looks = looks_like(given)
     words = f"; by its names it is {looks}" if looks not in ("", model) else ""
     if not set(given) & {entry.theirs for entry in entries}:
         wanted = names([entry.theirs for entry in entries][:3])
@@ -161,16 +155,7 @@ def _renamed(tensors: Mapping[str, np.ndarray], model: str) -> dict[str, np.ndar
 
     Prefixes of wrappers are removed, and other known names are replaced.
     """
-    found = {name: value for name, value in tensors.items() if not name.endswith(IGNORED)}
-    stripped = True
-    while stripped and found:
-        stripped = False
-        for prefix in PREFIXES:
-            if all(name.startswith(prefix) for name in found):
-                found, stripped = (
-                    {name.removeprefix(prefix): value for name, value in found.items()},
-                    True,
-                )
+    found = unwrapped(tensors)
     for old, new in ALIASES.get(model, ()):
         found = {name.replace(old, new): value for name, value in found.items()}
     return found

@@ -13,6 +13,7 @@ from d3jax import compare, export, run
 from d3jax.config.loading import describe, loads
 from d3jax.config.study import StudyConfig
 from d3jax.data.__main__ import main as data_main
+from d3jax.examine.__main__ import parser as examine_parser
 from d3jax.results.outcomes import ADDED, OUTCOMES
 from d3jax.study.registries import REGISTRIES
 
@@ -57,6 +58,14 @@ def test_every_export_command_is_understood(words, tmp_path, monkeypatch, capsys
     monkeypatch.chdir(ROOT)
     assert export.main([*shlex.split(words)[3:], "--workdir", str(tmp_path)]) == 2
     assert "is not finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [line for _, line in COMMANDS if "d3jax.examine" in line])
+def test_every_examine_command_names_files_that_exist(words):
+    """tests/examine/test_command.py runs one."""
+    options = examine_parser().parse_args(shlex.split(words)[3:])
+    given = (options.model, options.data, options.samples, options.inputs)
+    assert all((ROOT / path).exists() for path in given if path)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +122,8 @@ def test_named_files_exist(path):
 @pytest.mark.parametrize("path", WRITTEN, ids=name_of)
 def test_every_flag_exists(path):
     """Flags of d3jax's commands are options or settings of a study."""
-    programs = [run, compare, export, importlib.import_module("d3jax.data.__main__")]
+    modules = [importlib.import_module(f"d3jax.{name}.__main__") for name in ("data", "examine")]
+    programs = [run, compare, export, *modules]
     sources = "".join(map(inspect.getsource, programs))
     known = {name for name, _, _ in describe(StudyConfig)}
     known |= set(re.findall(r'"--([\w-]+)"', sources)) | {"help"}

@@ -1,0 +1,132 @@
+"""Checks of a model: does it have a backdoor, and towards which class?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.stats import norm
+
+from ..core.images import as_float, as_levels
+from ..core.random import stream
+from ..core.types import Split
+from ..defenses.model_detection.inversion import make_inversion
+from ..defenses.model_detection.mmbd import MMBDConfig
+from ..inversion import Inversion, InversionConfig, stamp, success_of, trigger_at
+from .checks import Check, not_run, run_check
+from .given import Given
+
+INVERSION = "Trigger inversion (Neural Cleanse, 2019)"
+MARGINS = "MM-BD (maximum margins, 2024)"
+HELD_OUT = 0.2
+"""The share of the clean images on which an inverted trigger is tried that did not shape it."""
+SURE = 0.01
+"""The largest probability by chance at which an outlier counts as found, and not as a weak sign."""
+WORKS = 0.75
+"""The least success rate on held-out images of a trigger that counts as found."""
+SHOWN = 8
+"""The number of images on which the page shows an inverted trigger."""
+QUICK = InversionConfig(passes=120, batches=8)
+"""Trigger inversion with fewer and shorter passes than published, for a first look."""
+
+
+def check_model(key: jax.Array, given: Given, thorough: bool = False) -> Iterator[Check]:
+    """Yield the checks of the model: MM-BD, and with clean images also trigger inversion.
+
+    `thorough` takes the published number of passes for trigger inversion.
+    """
+    yield run_check("model", MARGINS, lambda: _margins(stream(key, "margins"), given))
+    if given.clean is None:
+        yield not_run("model", INVERSION, "clean images (--data)")
+        return
+    clean, config = given.clean, InversionConfig() if thorough else QUICK
+    yield run_check(
+        "model", INVERSION, lambda: _inversion(stream(key, "inversion"), given, clean, config)
+    )
+
+
+def _margins(key: jax.Array, given: Given) -> Check:
+    detector = MMBDConfig().build(given.info)
+    evidence, _ = detector.detect(key, given.model, given.variables)
+    verdict = detector.judge(evidence)
+    top = int(np.argmax(verdict.scores))
+    p, name = verdict.facts["p_value"], given.info.classes[top]
+    finding = (
+        f"The class {name} can exceed all others by a margin of {verdict.scores[top]:.1f}, and the "
+        f"median class by {np.median(verdict.scores):.1f}."
+    )
+    certainty = (
+        f"A margin so far from those of the other classes has a probability of {p:.2g} by chance "
+        f"(limit {MMBDConfig().alpha:g})."
+    )
+    limits = (
+        "It needs no images. It also flags some clean models, so that what it finds is a weak sign "
+        "alone."
+    )
+    return Check(
+        "model",
+        MARGINS,
+        "weak" if verdict.target >= 0 else "nothing",
+        finding,
+        certainty,
+        limits,
+        verdict.target,
+        class_scores=verdict.scores,
+    )
+
+
+def _inversion(key: jax.Array, given: Given, clean: Split, config: InversionConfig) -> Check:
+    detector = make_inversion(config, given.info)
+    order = np.random.default_rng(0).permutation(len(clean.labels))
+    cut = round((1 - HELD_OUT) * len(order))
+    seen, held_out = (
+        Split(*(np.asarray(part)[rows] for part in clean)) for rows in np.split(order, [cut])
+    )
+    detector.check(given.model, jax.eval_shape(lambda: given.variables), len(seen.labels))
+    found, _ = detector.detect(key, given.model, given.variables, seen)
+    verdict = detector.judge(found)
+    top = int(np.argmax(verdict.scores))
+    rates = np.asarray(
+        success_of(given.model, given.variables, found.trigger, found.labels, held_out)
+    )
+    chance = float(1 - norm.cdf(verdict.scores[top]) ** len(verdict.scores))
+    flagged, works = verdict.target >= 0, rates[top] >= WORKS
+    level = "nothing" if not flagged else "found" if works and chance <= SURE else "weak"
+    norm_of_top, name = float(found.norms[top]), given.info.classes[top]
+    finding = (
+        f"The smallest trigger that leads to {name} covers the area of {norm_of_top:.1f} pixels, "
+        f"and that of the median class {verdict.facts['median']:.1f}. It turns {rates[top]:.0%} of "
+        "the held-out clean images of other classes to this class."
+    )
+    certainty = (
+        f"It lies {verdict.scores[top]:.1f} deviations below the median (limit "
+        f"{verdict.threshold:g}). If sizes of clean models' triggers have a normal distribution, "
+        f"this has a probability of {chance:.2g} by chance."
+    )
+    limits = (
+        "It finds small patches. It does not find triggers that cover the image, such as a blended "
+        "picture, a sine wave or a warp."
+    )
+    shown = _pictures(given, found, top, held_out)
+    return Check(
+        "model",
+        INVERSION,
+        level,
+        finding,
+        certainty,
+        limits,
+        verdict.target,
+        class_scores=verdict.scores,
+        pictures=shown,
+    )
+
+
+def _pictures(given: Given, found: Inversion, label: int, images: Split) -> dict[str, np.ndarray]:
+    """Return clean images, and the same with the trigger that was found for a class."""
+    clean = jnp.asarray(images.images[:SHOWN])
+    stamped = as_levels(stamp(trigger_at(found, label), as_float(clean)))
+    name = given.info.classes[label]
+    stamped = np.asarray(stamped.astype(jnp.uint8))
+    return {"clean": np.asarray(clean), f"with the trigger of {name}": stamped}
