@@ -213,6 +213,11 @@ from .defenses.repair.target import (
     Search,
     find,
 )
+from .deployment import (
+    LoadedModel,
+    load_model,
+    write_model,
+)
 from .evolution import (
     EvolutionConfig,
     LRScheduleConfig,
@@ -343,6 +348,7 @@ __all__ = [
     "LCConfig",
     "LFConfig",
     "LRScheduleConfig",
+    "LoadedModel",
     "MCLConfig",
     "MCRConfig",
     "MMBDConfig",
@@ -457,6 +463,7 @@ __all__ = [
     "lc",
     "lf",
     "load_detector",
+    "load_model",
     "load_results",
     "make_evaluate",
     "mcl",
@@ -522,5 +529,6 @@ __all__ = [
     "vit",
     "wanet",
     "wide_resnet",
+    "write_model",
     "write_tensors",
 ]

@@ -11,8 +11,7 @@ from pathlib import Path
 from d3jax.config.loading import load
 from d3jax.core.errors import CheckpointError, ConfigError, did_you_mean, names
 from d3jax.core.paths import user_path
-from d3jax.interop import to_torch
-from d3jax.interop.external_model import write_external_model
+from d3jax.deployment import write_model
 from d3jax.runtime import checkpoint
 from d3jax.runtime.commands import Parser, exit_code, program
 from d3jax.runtime.progress import Progress
@@ -54,10 +53,16 @@ def export(
         hint = other if resolved.exists() and resolved != config else ""
         raise CheckpointError(f"{name} is not finished ({node.folder}): run the study first{hint}")
     tree, _ = checkpoint.load(node.folder / "model", node.like())
-    tensors = to_torch(getattr(tree, "variables", tree), settings.model.name, settings.model.config)
-    recipe = node.run.recipe | {"training_set": context.training_set}
-    write_external_model(out, tensors, getattr(tree, "trigger", {}), recipe)
-    return len(tensors)
+    repaired = node.network is not context.model
+    return write_model(
+        out,
+        getattr(tree, "variables", tree),
+        settings.model,
+        context.dataset.info,
+        node.chosen if repaired else None,
+        getattr(tree, "trigger", ()),
+        node.run.recipe | {"training_set": context.training_set},
+    )
 
 
 def _run_folder(config: Path) -> Path:

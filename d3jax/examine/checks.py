@@ -13,7 +13,7 @@ from ..core.errors import ConfigError
 
 Level = Literal["found", "weak", "nothing", "not run"]
 """How much a check found: a backdoor, a weak sign, nothing, or it could not run."""
-LEVELS: tuple[Level, ...] = ("found", "weak", "nothing", "not run")
+LEVELS: Sequence[Level] = ("found", "weak", "nothing", "not run")
 """All levels, from the highest to the lowest."""
 Subject = Literal["model", "samples", "inputs"]
 """What a check looks at: the model, the suspect training samples, or the inputs."""
@@ -72,8 +72,10 @@ def not_run(subject: Subject, method: str, missing: str) -> Check:
 
 def highest(checks: Sequence[Check]) -> Level:
     """Return the level of the check that found most; "not run" for no check."""
-    levels = {check.level for check in checks}
-    return next((level for level in LEVELS if level in levels), LEVELS[-1])
+    for level in LEVELS:
+        if any(check.level == level for check in checks):
+            return level
+    return "not run"
 
 
 def listed(items: Sequence[Any]) -> str:

@@ -99,17 +99,23 @@ def _read_file(file: Path, choice: Choice, net: Model) -> ExternalModel:
 
 
 def write_external_model(
-    path: Path, tensors: Mapping[str, np.ndarray], trigger: Any, recipe: Mapping[str, Any]
+    path: Path,
+    tensors: Mapping[str, np.ndarray],
+    trigger: Any,
+    recipe: Mapping[str, Any],
+    texts: Mapping[str, str] = {},
 ) -> None:
     """Write a model under PyTorch's names with its `trigger` (a pytree) and the victim's `recipe`.
 
     The file is a `.safetensors`. `read_external_model` reads all three, and other programs the
-    tensors. Raises `CheckpointError` if it cannot be written.
+    tensors. `texts` are more texts for the header, by name. An empty recipe is left out. Raises
+    `CheckpointError` if it cannot be written.
     """
     flat = {
         f"{TRIGGER}{name}": np.asarray(value) for name, value in checkpoint.flatten(trigger).items()
     }
-    write_tensors(path, {**tensors, **flat}, {RECIPE: json.dumps(recipe, sort_keys=True)})
+    own = {RECIPE: json.dumps(recipe, sort_keys=True)} if recipe else {}
+    write_tensors(path, {**tensors, **flat}, own | dict(texts))
 
 
 def _is_model(name: str) -> bool:

@@ -7,11 +7,10 @@ from PIL import Image
 
 from d3jax.core.errors import ConfigError, DataError
 from d3jax.core.types import Model, Outputs, Split, Variables
-from d3jax.examine.given import read_inputs, read_labelled
+from d3jax.examine.images import Wanted, read_inputs, read_labelled
 from d3jax.examine.normalisation import choose_normalisation, given_normalisation
-from d3jax.interop.architecture import Architecture
 
-NET = Architecture("wide_resnet", {"depth": 16, "width": 1}, 3, 4)
+WANTED = Wanted(channels=3, classes=4, size=8)
 NOTHING = Variables({}, {})
 
 
@@ -75,7 +74,7 @@ def test_labelled_images_are_read_from_an_npz(tmp_path, images, prefix):
     labels = np.arange(12) % 4
     arrays = {f"{prefix}images": images, f"{prefix}labels": labels, "class_names": list("abcd")}
     np.savez(tmp_path / "some.npz", **arrays)
-    found = read_labelled(tmp_path / "some.npz", "test", 32, NET)
+    found = read_labelled(tmp_path / "some.npz", "test", WANTED)
     np.testing.assert_array_equal(found.split.images, images)
     np.testing.assert_array_equal(found.split.labels, labels)
     assert found.classes == ("a", "b", "c", "d")
@@ -86,32 +85,32 @@ def test_labelled_images_are_read_from_folders(tmp_path, images):
         folder = tmp_path / f"class{i % 4}"
         folder.mkdir(exist_ok=True)
         Image.fromarray(image).save(folder / f"{i:02}.png")
-    found = read_labelled(tmp_path, "test", 8, NET)
+    found = read_labelled(tmp_path, "test", WANTED)
     np.testing.assert_array_equal(
         found.split.images, images[[0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]]
     )
     assert found.classes == ("class0", "class1", "class2", "class3")
     with pytest.raises(DataError, match="has 4 folders, and the model has 5 classes"):
-        read_labelled(tmp_path, "test", 8, NET._replace(classes=5))
+        read_labelled(tmp_path, "test", WANTED._replace(classes=5))
 
 
 def test_an_npz_without_labels_or_with_other_classes_is_refused(tmp_path, images):
     np.savez(tmp_path / "some.npz", images=images)
     with pytest.raises(DataError, match="has no labels"):
-        read_labelled(tmp_path / "some.npz", "test", 8, NET)
+        read_labelled(tmp_path / "some.npz", "test", WANTED)
     np.savez(tmp_path / "more.npz", images=images, labels=np.arange(12))
     with pytest.raises(DataError, match=r"labels\[4\] is 4"):
-        read_labelled(tmp_path / "more.npz", "test", 8, NET)
+        read_labelled(tmp_path / "more.npz", "test", WANTED)
 
 
 def test_inputs_are_read_from_pictures_and_from_an_npz(tmp_path, images):
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i:02}.png")
-    found, files = read_inputs(tmp_path, 8, 3)
+    found, files = read_inputs(tmp_path, WANTED)
     np.testing.assert_array_equal(found, images)
     assert files[:2] == ["00.png", "01.png"]
     np.savez(tmp_path / "some.npz", images=images)
-    np.testing.assert_array_equal(read_inputs(tmp_path / "some.npz", 8, 3)[0], images)
+    np.testing.assert_array_equal(read_inputs(tmp_path / "some.npz", WANTED)[0], images)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="has 0 pictures"):
-        read_inputs(tmp_path / "empty", 8, 3)
+        read_inputs(tmp_path / "empty", WANTED)
