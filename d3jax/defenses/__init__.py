@@ -18,6 +18,7 @@ from .input_detection.sentinet import SentiNetConfig, make_sentinet
 from .input_detection.serving import PreparedDetector, load_detector, prepare_detector
 from .input_detection.strip import STRIPConfig, make_strip
 from .input_detection.teco import TeCoConfig, make_teco
+from .model_detection.feature_re import FeatureREConfig, make_feature_re
 from .model_detection.inversion import make_inversion
 from .model_detection.mmbd import MMBDConfig, make_mmbd
 from .repair.anp import ANPConfig, make_anp
@@ -102,6 +103,7 @@ badexpert = BaDExpertConfig
 ibd_psc = IBDPSCConfig
 scale_up = ScaleUpConfig
 mmbd = MMBDConfig
+feature_re = FeatureREConfig
 
 REPAIRS = {
     "finetune": (FinetuneConfig, make_finetune),
@@ -132,7 +134,11 @@ TRAINING_DEFENSES = {
     "dlp": (DLPConfig, make_dlp),
     "filter": (FilterConfig, make_filter),
 }
-MODEL_DETECTORS = {"inversion": (InversionConfig, make_inversion), "mmbd": (MMBDConfig, make_mmbd)}
+MODEL_DETECTORS = {
+    "inversion": (InversionConfig, make_inversion),
+    "mmbd": (MMBDConfig, make_mmbd),
+    "feature_re": (FeatureREConfig, make_feature_re),
+}
 
 DEFENSES = REPAIRS | TRAINING_DEFENSES
 DETECTIONS = SAMPLE_DETECTORS | INPUT_DETECTORS | MODEL_DETECTORS
@@ -163,6 +169,7 @@ __all__ = [
     "FPConfig",
     "FSTConfig",
     "FTSAMConfig",
+    "FeatureREConfig",
     "FilterConfig",
     "FinetuneConfig",
     "IBAUConfig",
@@ -203,6 +210,7 @@ __all__ = [
     "d3",
     "dlp",
     "ep",
+    "feature_re",
     "filter",
     "finetune",
     "fp",
@@ -226,6 +234,7 @@ __all__ = [
     "make_dlp",
     "make_dlp_filter",
     "make_ep",
+    "make_feature_re",
     "make_filter",
     "make_finetune",
     "make_fp",

@@ -115,14 +115,19 @@ COLUMNS_OF: dict[str, dict[str, str]] = {
         "is_target": "whether the class is a true target; empty where nobody knows it",
         "flagged": "whether the detector flags the class",
         "score": "the class's score: higher is more suspicious. Trigger inversion: the index with "
-        "its sign, positive below the median. MM-BD: the largest margin of the class's logit",
+        "its sign, positive below the median. MM-BD: the largest margin of the class's logit. "
+        "FeatureRE: minus the mixed value",
         "norm": "L1 norm of the class's inverted mask (trigger inversion)",
         "index": "distance of the norm from the median, in deviations of 1.4826 × MAD, without "
         "sign; a deviation is at least a tenth of the median (trigger inversion)",
         "success": "share of images of other classes that the inverted trigger changes to the "
-        "class (trigger inversion)",
+        "class (trigger inversion), or of transformed images that get the class (FeatureRE)",
         "passes": "number of passes of the search (trigger inversion)",
         "steps": "number of steps of the search (MM-BD)",
+        "cosine": "cosine of the mean features of transformed images and of the class (FeatureRE)",
+        "change": "mean squared change of normalised images by the transformation (FeatureRE)",
+        "size": "sum of the mask of features (FeatureRE)",
+        "spread": "standard deviation of the features in the mask (FeatureRE)",
     },
     "samples": _DETECTION,
     "inputs": _DETECTION

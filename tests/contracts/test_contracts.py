@@ -166,7 +166,10 @@ def test_input_detectors_keep_the_contract(name, fixture):
 
 @pytest.mark.parametrize("name", MODEL_DETECTORS)
 def test_model_detectors_keep_the_contract(name, fixture):
-    config, construct = entry(MODEL_DETECTORS, name, steps=60, passes=20, batches=2)
+    given = {"steps": 60, "passes": 20, "batches": 2, "width": 2, "warm_up": 1}
+    if name == "feature_re":
+        given |= {"passes": 2, "batch_size": 50}
+    config, construct = entry(MODEL_DETECTORS, name, **given)
     testing.check_model_detector(construct(config, fixture.dataset.info), fixture)
 
 
