@@ -118,6 +118,7 @@ def make_feature_re(config: FeatureREConfig, info: DataInfo) -> ModelDetector:
             )
 
     def like(classes: int, shape: tuple[int, int, int]) -> Reversed:
-        return Reversed(*(jax.ShapeDtypeStruct((classes,), jnp.float32) for _ in Reversed._fields))
+        fields = len(Reversed._fields)
+        return Reversed._make(fields * [jax.ShapeDtypeStruct((classes,), jnp.float32)])
 
     return ModelDetector(detect, lambda found: judge_mixed(found, config.threshold), like, check)

@@ -17,7 +17,7 @@ import optax
 from ...core.images import as_float
 from ...core.losses import cross_entropy
 from ...core.random import stream
-from ...core.types import Batch, DataInfo, Model, Params, Split, TrainState, Variables
+from ...core.types import Array, Batch, DataInfo, Model, Params, Split, TrainState, Variables
 from ...data.batched import batched_map
 from ...training.loop import TrainLoop
 from ...training.step import (
@@ -130,7 +130,7 @@ def feature_loss(
         moved = transform(params, plain)
         seen = []
 
-        def logits(images: jax.Array, edit: Any) -> jax.Array:
+        def logits(images: Array, edit: Any) -> jax.Array:
             variables = data.reference_params
             return model.apply(variables, images, train=False, edit={layer: edit}).logits
 
