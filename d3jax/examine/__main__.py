@@ -11,6 +11,7 @@ from d3jax.core.paths import user_path
 from d3jax.examine import examine, read_given, write_examination
 from d3jax.runtime import huge_pages
 from d3jax.runtime.commands import Parser, exit_code, program
+from d3jax.runtime.environment import environment
 from d3jax.runtime.files import check_writable, make_folder
 from d3jax.runtime.progress import Progress
 
@@ -39,6 +40,7 @@ def _examine(argv: Sequence[str] | None) -> int:
         checkpoint_key=options.checkpoint_key,
         ignore=tuple(options.ignore),
     )
+    given = given._replace(facts=[*given.facts, ("Run", _run(options.seed))])
     for what, text in given.facts:
         progress.say(f"{what}: {text}")
     checks, conclusions = examine(
@@ -49,6 +51,16 @@ def _examine(argv: Sequence[str] | None) -> int:
         progress.say(one.text)
     progress.say(f"d3jax: page after {time.perf_counter() - began:.0f} s: {page}")
     return 0
+
+
+def _run(seed: int) -> str:
+    """Return the date, the versions and the seed of an examination as text."""
+    found = environment()
+    now = time.strftime("%Y-%m-%d %H:%M")
+    return (
+        f"{now}, d3jax {found['d3jax']} (commit {found['commit']}), jax {found['jax']} on "
+        f"{found['device']}, seed {seed}"
+    )
 
 
 def parser() -> Parser:

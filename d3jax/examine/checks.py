@@ -25,8 +25,9 @@ class Check(NamedTuple):
     `method` is its name and source. `finding`, `certainty` and `limits` are sentences. `target` is
     the class that it names, −1 for none. `flagged` [N] bool marks the suspect samples or inputs,
     and `scores` [N] are their scores; both are None for a check of the model. `class_scores` [K]
-    are the scores of classes, and `pictures` uint8 images by the name of their row; both are for
-    the page. `seconds` is the time that the check took.
+    are the scores of classes, `score` is a sentence on what they are, and `pictures` are uint8
+    images by the name of their row. These three are for the page. `seconds` is the time that the
+    check took.
     """
 
     subject: Subject
@@ -39,6 +40,7 @@ class Check(NamedTuple):
     flagged: np.ndarray | None = None
     scores: np.ndarray | None = None
     class_scores: np.ndarray | None = None
+    score: str = ""
     pictures: Mapping[str, np.ndarray] = MappingProxyType({})
     seconds: float = 0.0
 

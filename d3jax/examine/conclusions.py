@@ -39,8 +39,9 @@ def _on_model(given: Given, checks: Sequence[Check]) -> Conclusion:
         named = _named(given, checks, level)
         text = f"A backdoor was found in the model. Its target class is {named}."
         advice = (
-            "Do not use the model as it is. Repair it with the clean images, and examine the "
-            "result again; or train again on data without the poisoned samples."
+            "Do not use the model as it is. Repair it with the clean images by a study, as in "
+            "docs/how-to/suspicious-model.md, and examine the result again. Or train again without "
+            "the poisoned samples, if --samples finds them. There may be other backdoors."
         )
     elif level == "weak":
         named = _named(given, checks, level)

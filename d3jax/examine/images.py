@@ -78,6 +78,11 @@ def read_images(
         arrays["inputs"] = unlabelled
     counts = {part: len(images) for part, images in arrays.items()}
     facts = [(NAMED[part].capitalize(), f"{count:,}") for part, count in counts.items()]
+    facts += [
+        (NAMED[part].capitalize(), f"not given ({flag})")
+        for part, flag in (("test", "--data"), ("train", "--samples"), ("inputs", "--inputs"))
+        if part not in counts
+    ]
     splits = {part: each.split for part, each in labelled.items()}
     if counts.get("test", 0) > MOST_CLEAN:
         splits["test"] = _drawn(splits["test"], MOST_CLEAN)

@@ -54,17 +54,15 @@ def _margins(key: jax.Array, given: Given) -> Check:
     top = int(np.argmax(verdict.scores))
     p, name = verdict.facts["p_value"], given.info.classes[top]
     finding = (
-        f"The class {name} can exceed all others by a margin of {verdict.scores[top]:.1f}, and the "
+        f"The logit of {name} can exceed all others by {verdict.scores[top]:.1f}, and that of the "
         f"median class by {np.median(verdict.scores):.1f}."
     )
     certainty = (
-        f"A margin so far from those of the other classes has a probability of {p:.2g} by chance "
-        f"(limit {MMBDConfig().alpha:g})."
+        f"The p-value of this margin among the {len(verdict.scores)} classes is {p:.2g} (limit "
+        f"{MMBDConfig().alpha:g}). The method also flags some clean models, at any p-value, so "
+        "that its flag is a weak sign alone."
     )
-    limits = (
-        "It needs no images. It also flags some clean models, so that what it finds is a weak sign "
-        "alone."
-    )
+    limits = "It does not see a backdoor that raises the target's logit no further than usual."
     return Check(
         "model",
         MARGINS,
@@ -74,6 +72,7 @@ def _margins(key: jax.Array, given: Given) -> Check:
         limits,
         verdict.target,
         class_scores=verdict.scores,
+        score="It is the largest margin of the class's logit over all others.",
     )
 
 
@@ -96,18 +95,21 @@ def _inversion(key: jax.Array, given: Given, clean: Split, config: InversionConf
     level = "nothing" if not flagged else "found" if works and chance <= SURE else "weak"
     norm_of_top, name = float(found.norms[top]), given.info.classes[top]
     finding = (
-        f"The smallest trigger that leads to {name} covers the area of {norm_of_top:.1f} pixels, "
-        f"and that of the median class {verdict.facts['median']:.1f}. It turns {rates[top]:.0%} of "
-        "the held-out clean images of other classes to this class."
+        f"The smallest trigger that leads to {name} has an area (the sum of its mask) of "
+        f"{norm_of_top:.1f} pixels, and that of the median class {verdict.facts['median']:.1f}. On "
+        f"{len(held_out.labels)} clean images that the search did not see, it changes "
+        f"{rates[top]:.0%} of those of other classes to {name}. The median class's trigger changes "
+        f"{np.median(rates):.0%}."
     )
     certainty = (
-        f"It lies {verdict.scores[top]:.1f} deviations below the median (limit "
-        f"{verdict.threshold:g}). If sizes of clean models' triggers have a normal distribution, "
-        f"this has a probability of {chance:.2g} by chance."
+        f"The area lies {verdict.scores[top]:.1f} deviations (1.4826 · MAD) below the median "
+        f"(limit {verdict.threshold:g}). If the areas of a clean model have a normal distribution, "
+        f"one of {len(rates)} is so small with a probability of {chance:.2g}. That assumption is "
+        "rough: some classes have small triggers by nature."
     )
     limits = (
-        "It finds small patches. It does not find triggers that cover the image, such as a blended "
-        "picture, a sine wave or a warp."
+        "It finds small patches, in another form and place than the attacker's. It does not find "
+        "triggers that cover the image, such as a blended picture, a sine wave or a warp."
     )
     shown = _pictures(given, found, top, held_out)
     return Check(
@@ -119,6 +121,8 @@ def _inversion(key: jax.Array, given: Given, clean: Split, config: InversionConf
         limits,
         verdict.target,
         class_scores=verdict.scores,
+        score="It is the distance of the trigger's area below the median, in deviations. Without a "
+        "bar, the area is the median, or the search failed.",
         pictures=shown,
     )
 

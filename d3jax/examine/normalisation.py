@@ -19,7 +19,7 @@ from ..data.usual import USUAL
 OTHERS = {
     "none": ((0.0,), (1.0,)),
     "0.5 for mean and standard deviation": ((0.5,), (0.5,)),
-    "CIFAR-10, with the mean of the images' standard deviations": (
+    "CIFAR-10 of many programs": (
         (0.4914, 0.4822, 0.4465),
         (0.2023, 0.1994, 0.2010),
     ),
@@ -105,7 +105,7 @@ def choose_normalisation(
         )
     text = (
         f"{_numbers(*tried[best])} ({best}). With it the model gives the label of "
-        f"{rates[best]:.1%} of {len(labels)} labelled images, the most of {len(tried)} tried"
+        f"{rates[best]:.1%} of {len(labels)} labelled images, the most of {len(tried)} usual ones"
     )
     return Normalisation(*tried[best], text)
 

@@ -66,12 +66,16 @@ def _figures(folder: Path, given: Given, checks: Sequence[Check]) -> Iterator[Fi
             yield save_class_figure(
                 folder / f"{stem}-classes.png",
                 check.method,
+                check.score,
                 check.class_scores,
                 check.target,
                 given.info.classes,
             )
         if check.pictures:
-            caption = f"{check.method}: the smallest trigger that it found."
+            caption = (
+                f"{check.method}: the smallest trigger that it found. It is a reconstruction, and "
+                "not the attacker's pattern."
+            )
             yield save_images(folder / f"{stem}-trigger.png", check.pictures, caption)
         if check.scores is not None and check.flagged is not None:
             yield save_score_figure(

@@ -61,12 +61,18 @@ def examination_html(title: str, facts: Sequence[tuple[str, str]], parts: Sequen
 
 
 def save_class_figure(
-    path: Path, method: str, scores: np.ndarray, target: int, classes: Sequence[str]
+    path: Path, method: str, score: str, scores: np.ndarray, target: int, classes: Sequence[str]
 ) -> Figure:
-    """Draw the scores [K] that a check gives the classes; return the figure and its caption."""
+    """Draw the scores [K] that a check gives the classes; return the figure and its caption.
+
+    `score` is a sentence on what the score is.
+    """
     found = {"scores": scores, "flagged": np.arange(len(scores)) == target}
     figure = save_class_scores(path, method, found, classes, ())
-    caption = f"{method}: the score of each class. A flagged class is coloured."
+    caption = (
+        f"{method}: the score of each class, where a higher one is more suspicious. {score} A "
+        "flagged class is coloured."
+    )
     return Figure(figure, caption)
 
 

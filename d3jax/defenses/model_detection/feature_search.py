@@ -204,7 +204,7 @@ def ended(progress: Progress, config: FeatureREConfig, per_pass: int, limit: int
     means = {name: total / per_pass for name, total in progress.sums.items()}
     over = {
         "change": excess(means["change"], config.change),
-        "size": excess(means["size"], limit),
+        "size": excess(means["size"], float(limit)),
         "spread": excess(means["spread"], config.spread),
     }
     value = means["cosine"] - means["success"] + sum(over.values())
