@@ -8,8 +8,8 @@ from d3jax.attacks import ATTACKS
 from d3jax.defenses import DEFENSES, DETECTIONS
 
 PACKAGE = Path(d3jax.__file__).parent
-OWN = {"attacks", "defenses", "inversion", "evolution"}
-"""Packages that contain the methods."""
+OWN = {"attacks", "defenses", "inversion", "evolution", "examine"}
+"""Packages that contain the methods, and the examination, which chooses some of them."""
 NO_ATTACK = {"clean", "unknown"}
 """The control and a model's unknown trigger are roles of a study, not methods."""
 WORDS = {"filter", "inversion", "strip", "unit"}
