@@ -142,33 +142,39 @@ def mean(rows: Sequence[dict[str, Any]], name: str) -> float:
 
 
 def table(rows: Sequence[dict[str, Any]], revealed: bool) -> str:
-    """Return a Markdown table of every net and setting, and the choice that a defender makes."""
+    """Return a Markdown table of every net, victim and setting: means over the seeds."""
     columns = ["held_out", "cosine", *(["test.acc", "test.asr", "test.ra"] if revealed else [])]
     lines = [
-        f"| net | setting | runs | {' | '.join(columns)} |",
-        "| --- " * (3 + len(columns)) + "|",
+        f"| net | victim | setting | runs | {' | '.join(columns)} |",
+        "| --- " * (4 + len(columns)) + "|",
     ]
-    nets = dict.fromkeys(row["net"] for row in rows)
-    for net in nets:
-        for name in dict.fromkeys(row["setting"] for row in rows if row["net"] == net):
-            own = [row for row in rows if (row["net"], row["setting"]) == (net, name)]
-            cells = [
-                "–"
-                if column == "cosine" and own[0]["cosine"] is None
-                else f"{mean(own, column):.2f}"
-                if column == "cosine"
-                else f"{100 * mean(own, column):.1f}"
-                for column in columns
-            ]
-            lines.append(f"| {net} | {name} | {len(own)} | {' | '.join(cells)} |")
+    keys = ("net", "victim", "setting")
+    for place in sorted({tuple(row[key] for key in keys[:2]) for row in rows}):
+        for name in SETTINGS:
+            own = [row for row in rows if tuple(row[key] for key in keys) == (*place, name)]
+            if own:
+                cells = [_cell(own, column) for column in columns]
+                lines.append(f"| {' | '.join(place)} | {name} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(rows: Sequence[dict[str, Any]], column: str) -> str:
+    """Return the mean of a column over rows as text: a share in percent, a cosine as it is."""
+    if column != "cosine":
+        return f"{100 * mean(rows, column):.1f}"
+    return "–" if rows[0]["cosine"] is None else f"{mean(rows, column):.2f}"
+
+
+def places(rows: Sequence[dict[str, Any]], name: str = "") -> set[tuple[str, str]]:
+    """Return the pairs (net, victim) of all rows, or of those of one setting."""
+    return {(row["net"], row["victim"]) for row in rows if name in ("", row["setting"])}
 
 
 def choice(rows: Sequence[dict[str, Any]]) -> str:
     """Return the setting with the lowest mean cosine among those that keep the accuracy.
 
     A setting keeps it if on every net its mean held-out accuracy is at most `TOLERANCE` below that
-    of fine-tuning.
+    of fine-tuning. Only settings that were measured on all victims of all nets are compared.
     """
     nets = dict.fromkeys(row["net"] for row in rows)
 
@@ -179,7 +185,7 @@ def choice(rows: Sequence[dict[str, Any]]) -> str:
     for name in dict.fromkeys(row["setting"] for row in rows):
         found = [(mean(own(net, name), "held_out"), net) for net in nets if own(net, name)]
         limits = [mean(own(net, "finetune"), "held_out") - TOLERANCE for net in nets]
-        whole = len(found) == len(nets) and name != "finetune"
+        whole = name != "finetune" and places(rows, name) == places(rows)
         if whole and all(acc >= limit for (acc, _), limit in zip(found, limits, strict=True)):
             kept[name] = mean([row for row in rows if row["setting"] == name], "cosine")
     return min(kept, key=lambda name: kept[name]) if kept else "none keeps the accuracy"
