@@ -36,7 +36,7 @@ def write_examination(
     checks: Sequence[Check],
     conclusions: Sequence[Conclusion],
 ) -> Path:
-    """Write examination.html, conclusions.json, and samples.csv and inputs.csv of what was given.
+    """Write examination.html, examination.json, and samples.csv and inputs.csv of what was given.
 
     Returns the path of the page. Its figures stay in the folder `figures`.
     """
@@ -52,8 +52,14 @@ def write_examination(
         table = _table(given, own)
         if table:
             write_csv(folder / f"{one.subject}.csv", table, tuple(table[0]))
-    kept = [one._asdict() for one in conclusions]
-    write_text(folder / "conclusions.json", json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+    told = ("subject", "method", "level", "finding", "certainty", "limits", "seconds")
+    kept = {
+        "facts": dict(given.facts),
+        "conclusions": [one._asdict() for one in conclusions],
+        "checks": [{name: getattr(check, name) for name in told} for check in checks],
+    }
+    text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
+    write_text(folder / "examination.json", text)
     write_text(folder / "examination.html", examination_html(title, given.facts, parts))
     return folder / "examination.html"
 

@@ -153,4 +153,4 @@ def test_the_files_hold_what_was_found(given, short, tmp_path):
     suspects = sum(row.split(",")[2] == "True" for row in rows[1:])
     assert suspects == suspected([c for c in checks if c.subject == "samples"]).sum() > 0
     assert (tmp_path / "out" / "inputs.csv").read_text().splitlines()[1].startswith("0,0.png,")
-    assert (tmp_path / "out" / "conclusions.json").exists()
+    assert (tmp_path / "out" / "examination.json").exists()

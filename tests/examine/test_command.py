@@ -19,7 +19,7 @@ CLEAN = ["--data", str(ROOT / "experiments" / "suspect_clean.npz")]
 def test_the_example_of_the_docs_finds_the_backdoor_and_its_target(tmp_path):
     words = ["python", "-m", "d3jax.examine", *MODEL, *CLEAN, "--out", str(tmp_path)]
     subprocess.run([sys.executable, *words[1:]], check=True, cwd=ROOT)
-    (found,) = json.loads((tmp_path / "conclusions.json").read_text())
+    (found,) = json.loads((tmp_path / "examination.json").read_text())["conclusions"]
     assert found["level"] == "found" and found["text"].endswith("Its target class is 3.")
     assert found["advice"] in (tmp_path / "examination.html").read_text(encoding="utf8")
 
