@@ -2,7 +2,7 @@
 
     python benchmarks/examined.py FOLDER=TARGET …
 
-FOLDER is the folder of an examination (`python -m d3jax.examine --out FOLDER`). TARGET is the target
+FOLDER is that of an examination (`python -m d3jax.examine --out FOLDER`). TARGET is the target
 class of the model's backdoor, or none. Prints a Markdown table with the outcome of each: right,
 wrong, or not found.
 """
