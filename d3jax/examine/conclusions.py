@@ -63,8 +63,8 @@ def _on_model(given: Given, checks: Sequence[Check]) -> Conclusion:
 
 _MORE = "Give clean images (--data): without them most methods cannot run."
 _THOROUGH = (
-    "If much depends on the model, run again with --thorough, and repair it with the clean images "
-    "in any case: a repair costs little accuracy."
+    "If much depends on the model, examine it with --thorough, or repair it with the clean images "
+    "and compare the accuracy."
 )
 
 

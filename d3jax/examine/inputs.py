@@ -69,7 +69,7 @@ def _check(
     flagged = scores > detector.threshold
     count, size = int(flagged.sum()), len(flagged)
     chance = float(binom.sf(count - 1, size, FPR))
-    finding = f"It flags {count} of {size} inputs. Of clean images it flags {FPR:.0%}."
+    finding = f"It flags {count} of {size} inputs. Of clean images it flags at most {FPR:.0%}."
     certainty = (
         f"So many of {size} clean inputs would be flagged with a probability of {chance:.2g}."
     )

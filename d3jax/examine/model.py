@@ -59,7 +59,7 @@ def _margins(key: jax.Array, given: Given) -> Check:
     )
     certainty = (
         f"The p-value of this margin among the {len(verdict.scores)} classes is {p:.2g} (limit "
-        f"{MMBDConfig().alpha:g}). The method also flags some clean models, at any p-value, so "
+        f"{MMBDConfig().alpha:g}). The method also flags some clean models, so "
         "that its flag is a weak sign alone."
     )
     limits = "It does not see a backdoor that raises the target's logit no further than usual."
