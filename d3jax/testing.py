@@ -110,6 +110,8 @@ def check_attack(
       rows it leaves all images but the attacker's as they are.
     - `relabel`, `eligible` and `select` return arrays of the right kind. `select` takes eligible
       rows only.
+    - `covers`, if the attack has it, draws rows that `select` does not draw. `poison` keeps their
+      labels and changes their images.
 
     With `eager=False`, `stamp` and `poison` only run compiled, which is faster for networks.
     """
@@ -141,7 +143,13 @@ def check_attack(
             "select: a row is not eligible",
         )
     own, six = jnp.array([True, False, True, False, False, True]), labels[:6]
-    before = Batch(images, six, own)
+    covers = None
+    if attack.covers:
+        covers = attack.covers(jax.random.key(0), labels)
+        _require(covers.dtype == bool and bool(covers.any()), "covers: want bool [N], some true")
+        _require(not bool((covers & chosen).any()), "covers: a row is also poisoned")
+        covers = jnp.array([False, True, False, False, False, False])
+    before = Batch(images, six, own, rows=jnp.arange(6), covers=covers)
     batch = poison(trigger, jax.random.key(2), before)
     chex.assert_trees_all_equal_shapes_and_dtypes(batch._replace(joint=None), before)
     _require(0 <= batch.images.min() and batch.images.max() <= 1, "poison: leaves [0, 1]")
@@ -149,7 +157,11 @@ def check_attack(
     _require(bool((batch.labels == relabelled).all()), "poison: labels are not those of relabel")
     if attack.per_batch_rate is None:
         _require(bool((batch.poisoned == own).all()), "poison: takes other rows than select's")
-        _require(bool((batch.images[~own] == images[~own]).all()), "poison: changes clean rows")
+        clean = ~own if covers is None else ~(own | covers)
+        _require(bool((batch.images[clean] == images[clean]).all()), "poison: changes clean rows")
+    if covers is not None:
+        changed = bool((batch.images[covers] != images[covers]).any())
+        _require(changed, "poison: leaves the cover rows as they are")
     _require((batch.joint is None) == (attack.optimizer is None), "poison: joint and optimizer")
 
 

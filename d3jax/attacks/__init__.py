@@ -5,27 +5,37 @@ the attack for a data set. `ATTACKS` maps `name -> (config class, constructor(co
 """
 
 from ..config.fields import take_by_name
+from .adaptive_blend import AdaptiveBlendConfig, make_adaptive_blend
+from .adaptive_patch import AdaptivePatchConfig, make_adaptive_patch
 from .badnets import BadNetsConfig, make_badnets
 from .blended import BlendedConfig, make_blended
+from .blind import BlindConfig, make_blind
 from .bpp import BPPConfig, make_bpp
 from .clean import CleanConfig, UnknownConfig, make_clean
 from .input_aware import InputAwareConfig, make_input_aware
 from .lc import LCConfig, make_lc
 from .lf import LFConfig, make_lf
+from .lira import LIRAConfig, make_lira
 from .sig import SIGConfig, make_sig
 from .ssba import SSBAConfig, make_ssba
+from .tact import TaCTConfig, make_tact
 from .trojannn import TrojanNNConfig, make_trojannn
 from .wanet import WaNetConfig, make_wanet
 
+adaptive_blend = AdaptiveBlendConfig
+adaptive_patch = AdaptivePatchConfig
 badnets = BadNetsConfig
 blended = BlendedConfig
+blind = BlindConfig
 bpp = BPPConfig
 clean = CleanConfig
 input_aware = InputAwareConfig
 lc = LCConfig
 lf = LFConfig
+lira = LIRAConfig
 sig = SIGConfig
 ssba = SSBAConfig
+tact = TaCTConfig
 trojannn = TrojanNNConfig
 wanet = WaNetConfig
 
@@ -42,44 +52,64 @@ ATTACKS = {
     "lc": (LCConfig, make_lc),
     "bpp": (BPPConfig, make_bpp),
     "trojannn": (TrojanNNConfig, make_trojannn),
+    "adaptive_blend": (AdaptiveBlendConfig, make_adaptive_blend),
+    "adaptive_patch": (AdaptivePatchConfig, make_adaptive_patch),
+    "tact": (TaCTConfig, make_tact),
+    "lira": (LIRAConfig, make_lira),
+    "blind": (BlindConfig, make_blind),
 }
 
 take_by_name(cls for cls, _ in ATTACKS.values())
 
 __all__ = [
     "ATTACKS",
+    "AdaptiveBlendConfig",
+    "AdaptivePatchConfig",
     "BPPConfig",
     "BadNetsConfig",
     "BlendedConfig",
+    "BlindConfig",
     "CleanConfig",
     "InputAwareConfig",
     "LCConfig",
     "LFConfig",
+    "LIRAConfig",
     "SIGConfig",
     "SSBAConfig",
+    "TaCTConfig",
     "TrojanNNConfig",
     "UnknownConfig",
     "WaNetConfig",
+    "adaptive_blend",
+    "adaptive_patch",
     "badnets",
     "blended",
+    "blind",
     "bpp",
     "clean",
     "input_aware",
     "lc",
     "lf",
+    "lira",
+    "make_adaptive_blend",
+    "make_adaptive_patch",
     "make_badnets",
     "make_blended",
+    "make_blind",
     "make_bpp",
     "make_clean",
     "make_input_aware",
     "make_lc",
     "make_lf",
+    "make_lira",
     "make_sig",
     "make_ssba",
+    "make_tact",
     "make_trojannn",
     "make_wanet",
     "sig",
     "ssba",
+    "tact",
     "trojannn",
     "wanet",
 ]

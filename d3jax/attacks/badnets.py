@@ -11,9 +11,10 @@ import numpy as np
 
 from ..config.fields import check_fields, option
 from ..core.errors import AttackError, refuse
-from ..core.images import as_float
+from ..core.images import as_float, as_levels
 from ..core.types import Array, Attack, DataInfo
-from .poisoning import Mode, dirty_label, mode_option, rate_option, target_option
+from .pattern_files import read_pattern
+from .poisoning import Mode, Target, dirty_label, mode_option, rate_option, target_option
 
 Corner = Literal["bottom_right", "bottom_left", "top_right", "top_left", "center"]
 
@@ -31,7 +32,7 @@ class BadNetsConfig:
     """
 
     rate: float = rate_option()
-    target: int | str = target_option()
+    target: Target = target_option(mapping=True)
     mode: Mode = mode_option()
     size: int = option(3, "side of the patch in pixels", low=1)
     position: Corner = option("bottom_right", "place of the patch in the image")
@@ -49,9 +50,18 @@ class BadNetsConfig:
         low=0,
         high=255,
     )
+    image: str = option(
+        "",
+        "path of the patch: a picture (alpha is kept), resized to `size` pixels a side, or a .npy "
+        "array of that size; replaces `pattern` and `colour` (empty: none)",
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
+        refuse(
+            self.image and self.pattern != "white",
+            f"pattern: {self.pattern} does not apply where an image is given",
+        )
         refuse(
             self.pattern == "grid" and self.size != len(GRID),
             f"pattern: grid has {len(GRID)} pixels a side, got size: {self.size}",
@@ -65,8 +75,10 @@ class BadNetsConfig:
 def make_badnets(config: BadNetsConfig, info: DataInfo) -> Attack:
     """Return the BadNets `Attack`, which pastes a small patch over pixels of the image.
 
-    The trigger is `{"mask": [H, W, 1], "pattern": [H, W, C]}`. Raises `AttackError` where the patch
-    does not fit the images, or where `colour` has neither one value nor one for each channel.
+    The trigger is `{"mask": [H, W, 1], "pattern": [H, W, C]}`. The mask is 1 under the patch, and
+    the alpha of the picture under a picture with alpha, where the mixture is rounded to 8-bit
+    levels. Raises `AttackError` where the patch does not fit the images, or where `colour` has
+    neither one value nor one for each channel. Raises what `read_pattern` raises for an `image`.
     """
     height, width, channels = info.shape
     if len(config.colour) not in (1, channels):
@@ -76,13 +88,21 @@ def make_badnets(config: BadNetsConfig, info: DataInfo) -> Attack:
         )
     patch = corner(config.size, config.position, config.margin, info)
 
+    given = read_pattern(config.image, info, (config.size, config.size)) if config.image else None
+
     def put(values: np.ndarray | int) -> np.ndarray:
-        """Return an image [H, W, 1] float32 with `values` under the patch and 0 elsewhere."""
-        image = np.zeros((height, width), np.float32)
-        image[patch] = values
-        return image[..., None]
+        """Return an image [H, W, 1 or C] float32, `values` under the patch and 0 elsewhere."""
+        depth = np.shape(values)[2:] or (1,)
+        image = np.zeros((height, width, *depth), np.float32)
+        image[patch] = values if np.ndim(values) != 2 else np.asarray(values)[..., None]
+        return image
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
+        if given is not None:
+            return {
+                "mask": jnp.asarray(put(as_float(given.alpha))),
+                "pattern": jnp.asarray(put(as_float(given.pixels))),
+            }
         pattern = jnp.broadcast_to(as_float(jnp.asarray(config.colour)), info.shape)
         if config.pattern == "checker":
             pattern = pattern * put((np.indices((config.size,) * 2).sum(0) + 1) % 2)
@@ -94,7 +114,12 @@ def make_badnets(config: BadNetsConfig, info: DataInfo) -> Attack:
         return {"mask": jnp.asarray(mask), "pattern": pattern * mask}
 
     def stamp(trigger: dict[str, jax.Array], images: Array) -> jax.Array:
-        return jnp.where(trigger["mask"] > 0, trigger["pattern"], images)
+        mask, pattern = trigger["mask"], trigger["pattern"]
+        stamped = jnp.where(mask > 0, pattern, images)
+        if given is None:
+            return stamped
+        soft = (mask > 0) & (mask < 1)
+        return jnp.where(soft, as_float(as_levels(images + mask * (pattern - images))), stamped)
 
     return dirty_label(config, info, init=init, stamp=stamp)
 

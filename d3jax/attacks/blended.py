@@ -7,15 +7,12 @@ from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ..config.fields import check_fields, option
-from ..core.errors import AttackError
 from ..core.images import as_float, as_levels
-from ..core.paths import user_path
 from ..core.types import Array, Attack, DataInfo
-from ..data.pictures import read_picture
-from .poisoning import Mode, dirty_label, mode_option, rate_option, target_option
+from .pattern_files import read_pattern
+from .poisoning import Mode, Target, dirty_label, mode_option, rate_option, target_option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +24,13 @@ class BlendedConfig:
     """
 
     rate: float = rate_option()
-    target: int | str = target_option()
+    target: Target = target_option(mapping=True)
     mode: Mode = mode_option()
     alpha: float = option(0.2, "share of the pattern in the mixture", above=0, high=1)
     image: str = option(
-        "", "path of a picture to use as the pattern, resized to the images (empty: seeded noise)"
+        "",
+        "path of the pattern: a picture, resized to the images, or a .npy array of their shape "
+        "(empty: seeded noise)",
     )
 
     def __post_init__(self) -> None:
@@ -50,30 +49,26 @@ def make_blended(config: BlendedConfig, info: DataInfo) -> Attack:
 
     The mixture is computed in integers with α as a fraction (denominator ≤ 1000), so that the
     truncation is exact on every backend. It equals the reference's float64 arithmetic on the
-    published check values. Raises `DataError` for an unreadable `image`, and `AttackError` for an
-    `image` where the data set has neither 1 nor 3 channels.
+    published check values. Where a picture has an alpha channel, α is multiplied by it. Raises what
+    `read_pattern` raises for an `image`.
     """
     alpha = Fraction(config.alpha).limit_denominator(1000)
     whole, share = alpha.denominator, alpha.numerator
-    from_file = _read(config.image, info) if config.image else None
+    given = read_pattern(config.image, info, info.shape[:2]) if config.image else None
+    opaque = given is None or bool((given.alpha == 255).all())
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         noise = jax.random.randint(key, info.shape, 0, 256).astype(jnp.uint8)
-        return {"pattern": noise if from_file is None else jnp.asarray(from_file)}
+        trigger = {"pattern": noise if given is None else jnp.asarray(given.pixels)}
+        if given is None or opaque:
+            return trigger
+        return trigger | {"alpha": jnp.asarray(given.alpha)}
 
     def stamp(trigger: dict[str, jax.Array], images: Array) -> jax.Array:
-        mixed = (whole - share) * as_levels(images) + share * trigger["pattern"].astype(jnp.int32)
-        return as_float(mixed // whole)
+        levels, pattern = as_levels(images), trigger["pattern"].astype(jnp.int32)
+        if opaque:
+            return as_float(((whole - share) * levels + share * pattern) // whole)
+        mine = share * trigger["alpha"].astype(jnp.int32)
+        return as_float(((255 * whole - mine) * levels + mine * pattern) // (255 * whole))
 
     return dirty_label(config, info, init=init, stamp=stamp)
-
-
-def _read(path: str, info: DataInfo) -> np.ndarray:
-    """Return the picture at `path` in the shape of the data set's images, [H, W, C] uint8."""
-    height, width, channels = info.shape
-    if channels not in (1, 3):
-        raise AttackError(
-            f"image: {path!r}: a picture has 1 or 3 channels, "
-            f"the images of {info.name} have {channels} channels"
-        )
-    return read_picture(user_path(path, "image"), height, width, channels)

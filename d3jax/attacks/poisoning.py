@@ -15,6 +15,8 @@ from ..config.fields import option
 from ..core.errors import AttackError, names, refuse
 from ..core.types import Array, Attack, Batch, DataInfo, Preparation
 
+Target = int | str | dict[int, int]
+"""A target class by number or name, or a mapping from source classes to target classes."""
 Mode = Literal["all_to_one", "all_to_all"]
 MODES = ("all_to_one", "all_to_all")
 RateOf = Literal["set", "class"]
@@ -32,10 +34,17 @@ def rate_option(default: float = 0.1) -> Any:
     return option(default, "share of the training set to poison", low=0, high=1)
 
 
-def target_option() -> Any:
-    """Declare the config field `target` of an attack: the class that it aims at."""
+def target_option(mapping: bool = False) -> Any:
+    """Declare the config field `target` of an attack: the class that it aims at.
+
+    With `mapping`, the attack also takes a mapping from source to target classes.
+    """
+    several = "; or a mapping {source: target}, by number: images of other classes keep their class"
     return option(
-        0, "target class: what triggered images are to be classified as, by number or name", low=0
+        0,
+        "target class: what triggered images are to be classified as, by number or name"
+        f"{several if mapping else ''}",
+        low=0,
     )
 
 
@@ -71,6 +80,8 @@ def labeller(config: Any, info: DataInfo) -> Callable[[Array], Array]:
     `ConfigError` for another mode than all_to_one and all_to_all.
     """
     refuse(config.mode not in MODES, f"mode: {config.mode!r} is not one of {names(MODES)}")
+    if isinstance(config.target, dict):
+        return _mapped(config, info)
     target = info.class_of(config.target)
 
     def relabel(labels: Array) -> Array:
@@ -79,6 +90,33 @@ def labeller(config: Any, info: DataInfo) -> Callable[[Array], Array]:
         return jnp.full_like(labels, target)
 
     return relabel
+
+
+def _mapped(config: Any, info: DataInfo) -> Callable[[Array], Array]:
+    """Return the `relabel` of a mapping {source class: target class}; others keep their labels."""
+    refuse(
+        config.mode == "all_to_all",
+        "target: a mapping of classes does not apply to mode: all_to_all",
+    )
+    refuse(not config.target, "target: the mapping is empty, want {source class: target class}")
+    table = np.arange(info.num_classes)
+    for source, wanted in config.target.items():
+        refuse(source == wanted, f"target: class {source} is mapped to itself")
+        table[info.class_of(source)] = info.class_of(wanted)
+    table = jnp.asarray(table)
+    return lambda labels: table[labels].astype(labels.dtype)
+
+
+def source_images(config: Any, info: DataInfo) -> Callable[[Array], Array]:
+    """Return `Attack.eligible` of a dirty-label attack: the images that it can poison.
+
+    They are all images, or those of the source classes of a mapping.
+    """
+    if not isinstance(config.target, dict):
+        return lambda labels: jnp.ones(len(labels), bool)
+    sources = np.zeros(info.num_classes, bool)
+    sources[list(config.target)] = True
+    return lambda labels: jnp.asarray(sources)[labels]
 
 
 def dirty_label(
@@ -91,6 +129,7 @@ def dirty_label(
     preparation: Preparation | None = None,
     optimizer: optax.GradientTransformation | None = None,
     per_batch_rate: float | None = None,
+    objective: Callable[[Any], Any] | None = None,
 ) -> Attack:
     """Return a dirty-label `Attack`, which stamps training images and relabels them by the mode.
 
@@ -99,19 +138,35 @@ def dirty_label(
     `rate`, `target` and `mode`. Without a `poison` function, the selected rows are stamped and
     relabelled.
 
+    Where `target` is a mapping from source to target classes, only images of the source classes
+    are poisoned.
+
     Raises `ConfigError` where the target is not a class. `select` raises `AttackError` where no
-    image would be poisoned.
+    image would be poisoned, or where the source classes have too few.
     """
     relabel = labeller(config, info)
+    eligible = source_images(config, info)
 
     def select(key: jax.Array, labels: Array) -> jax.Array:
-        count = round(config.rate * len(labels))
-        check_count(count, config.rate, len(labels), "training images")
+        count, among = round(config.rate * len(labels)), len(labels)
+        candidates = np.asarray(eligible(jnp.asarray(labels)))
+        check_count(count, config.rate, among, "training images", free=int(candidates.sum()))
         none = per_batch_rate is not None  # `poison` takes its rows in each batch
-        return _draw(key, np.ones(len(labels), bool), 0 if none else count)
+        return draw(key, candidates, 0 if none else count)
 
     poison = poison or poison_rows(stamp, relabel)
-    return Attack(init, stamp, select, relabel, poison, preparation, optimizer, per_batch_rate)
+    return Attack(
+        init,
+        stamp,
+        select,
+        relabel,
+        poison,
+        preparation,
+        optimizer,
+        per_batch_rate,
+        eligible,
+        objective=objective,
+    )
 
 
 def crossed(
@@ -172,7 +227,7 @@ def clean_label(
                 f"lower `rate` to {available / len(labels):.4g} or less, "
                 "or count it with `rate_of: class`"
             )
-        return _draw(key, candidates, count)
+        return draw(key, candidates, count)
 
     def relabel(labels: Array) -> jax.Array:
         return jnp.full_like(labels, target)
@@ -290,21 +345,29 @@ def _poison_and_cross(
     return poison
 
 
-def check_count(count: int, rate: float, among: int, what: str) -> None:
-    """Raise `AttackError` if a poisoning rate amounts to no image.
+def check_count(
+    count: int, rate: float, among: int, what: str, setting: str = "rate", free: int | None = None
+) -> None:
+    """Raise `AttackError` if a share of images amounts to none, or to more than are free.
 
-    `count` is the number of images to poison, `rate` its share of the `among` images that `what`
-    names.
+    `count` is the number of images to take, and `rate` its share of the `among` images that `what`
+    names. `free` is the number of images that can be taken, if it is not `among`.
     """
     if not count:
         least = f", want at least {1 / among:.2g}" if among else ""
+        control = "; the attack clean is the control without a backdoor"
         raise AttackError(
-            f"rate: {rate:g} of {among} {what} is none{least}; "
-            "the attack clean is the control without a backdoor"
+            f"{setting}: {rate:g} of {among} {what} is none{least}"
+            f"{control if setting == 'rate' else ''}"
+        )
+    if free is not None and count > free:
+        raise AttackError(
+            f"{setting}: {rate:g} of {among} {what} is {count} images, but only {free} can be "
+            f"taken: lower it to {free / among:.3g} or less"
         )
 
 
-def _draw(key: jax.Array, candidates: np.ndarray, count: int) -> jax.Array:
-    """Draw `count` random rows among the `candidates` [N], as a mask [N] bool."""
+def draw(key: jax.Array, candidates: np.ndarray, count: int) -> jax.Array:
+    """Return `count` random rows of the `candidates` [N], as a mask [N] bool."""
     rows = jax.random.permutation(key, np.flatnonzero(candidates))[:count]
     return jnp.zeros(len(candidates), bool).at[rows].set(True)

@@ -110,15 +110,16 @@ class Batch(NamedTuple):
 
     `images` [B, H, W, C] are float32 in [0, 1], `labels` [B] int32, and `poisoned` [B] bool marks
     the rows that the attacker owns. `joint` is a `Joint` if the trigger is trained with the model,
-    else None. `rows` [B] int32 are the indices of the images in the training set, where the set is
-    on the device.
+    else None. `rows` [B] int32 are the indices of the images in the training set. `covers` [B] bool
+    marks the cover rows of an attack that has `Attack.covers`, else None.
     """
 
     images: Float32[Array, "B H W C"]
     labels: Int32[Array, " B"]
     poisoned: Bool[Array, " B"]
     joint: Any = None
-    rows: Int32[jax.Array, " B"] | None = None
+    rows: Int32[Array, " B"] | None = None
+    covers: Bool[Array, " B"] | None = None
 
 
 class Joint(NamedTuple):
@@ -214,12 +215,15 @@ class Preparation(NamedTuple):
     `poisoned` [N] marks the rows to poison. If `surrogate` is true, `clean` are the variables of a
     model trained on the clean set, else None. `replaces` says whether `Prepared.images` is given.
     `check(count)` raises `ConfigError` if a set of `count` training images does not allow it.
+    `uses_model` says whether the result depends on the architecture `model`, also without a
+    surrogate.
     """
 
     run: Callable[..., tuple[Prepared, list[Any]]]
     surrogate: bool = False
     replaces: bool = False
     check: Callable[[int], object] = lambda count: None
+    uses_model: bool = False
 
 
 class Attack(NamedTuple):
@@ -239,6 +243,11 @@ class Attack(NamedTuple):
     differentiable in the trigger and fills `Batch.joint`. With `per_batch_rate`, `poison` ignores
     the rows of `select`. It poisons that share of every batch by position, so that the poisoned
     images differ from epoch to epoch.
+
+    `covers(key, labels [N]) -> bool [N]` draws the cover rows, which get a trigger and keep their
+    labels, for the key of `select`. No row is both poisoned and a cover. `objective(loss) -> loss`
+    replaces the training loss (`training.step.Loss`), for an attacker who changes the training
+    code. If such an attack poisons no image, its `per_batch_rate` is 0.
     """
 
     init: Callable[[jax.Array], Any]
@@ -252,6 +261,8 @@ class Attack(NamedTuple):
     eligible: Callable[[Int32[Array, " N"]], Bool[Array, " N"]] = lambda labels: jnp.ones(
         len(labels), bool
     )
+    covers: Callable[[jax.Array, Int32[Array, " N"]], Bool[Array, " N"]] | None = None
+    objective: Callable[[Any], Any] | None = None
 
 
 class Repaired(NamedTuple):

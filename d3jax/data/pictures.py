@@ -42,6 +42,22 @@ def read_picture(path: Path, height: int, width: int, channels: int) -> UInt8[np
     return decode_picture(path, str(path), height, width, channels)
 
 
+def read_overlay(
+    path: Path, height: int, width: int, channels: int
+) -> tuple[UInt8[np.ndarray, "h w c"], UInt8[np.ndarray, "h w 1"]]:
+    """Read a picture file and its opacity, both uint8, resized; see `decode_picture`.
+
+    The opacity is the alpha channel: 255 is opaque. A picture without one is opaque.
+    """
+    from PIL import Image
+
+    pixels = read_picture(path, height, width, channels)
+    with Image.open(path) as image:
+        plain = image.convert("RGBA").getchannel("A")
+        alpha = np.asarray(plain.resize((width, height), Image.Resampling.BILINEAR))
+    return pixels, alpha.reshape(height, width, 1)
+
+
 def decode_picture(
     source: Path | io.BytesIO,
     name: str,

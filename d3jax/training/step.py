@@ -92,7 +92,8 @@ class TrainData(NamedTuple):
     the model (None without one). `loss_inputs` are numbers of the loss in which members may differ.
 
     Where the images do not fit on the device, `split` is None and `batch` is brought to each step.
-    It has uint8 images, true labels and the mask of the attacker's rows.
+    It has uint8 images, true labels and the mask of the attacker's rows. `covers [N]` bool is the
+    mask of the cover rows of an attack that has some.
     """
 
     split: Split | None
@@ -101,6 +102,7 @@ class TrainData(NamedTuple):
     reference_params: Params = None
     loss_inputs: Any = ()
     batch: Batch | None = None
+    covers: Array | None = None
 
     def resident(self) -> tuple[Array, Array, Array]:
         """Return a train loop's images, labels and poison mask, if the device holds the data set.
@@ -339,7 +341,8 @@ def make_batches(*, rows: Rows, augment: Callable, attack: Attack | None = None)
         if batch is None:
             # Every device holds all data: unless the rows are split, each computes the whole batch.
             drawn = shard_batch(rows(key, step))
-            batch = Batch(*(array[drawn] for array in data.resident()), rows=drawn)
+            covers = None if data.covers is None else data.covers[drawn]
+            batch = Batch(*(array[drawn] for array in data.resident()), rows=drawn, covers=covers)
         batch = batch._replace(images=as_float(batch.images))
         if attack is not None:
             batch = attack.poison(

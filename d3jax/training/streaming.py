@@ -38,12 +38,20 @@ def check_streaming() -> None:
         ) from error
 
 
-def make_feed(split: Split, poisoned: np.ndarray, rows: Rows, key: jax.Array, steps: int) -> Feed:
+def make_feed(
+    split: Split,
+    poisoned: np.ndarray,
+    rows: Rows,
+    key: jax.Array,
+    steps: int,
+    covers: np.ndarray | None = None,
+) -> Feed:
     """Build a `Feed`: a function that yields a train loop's batches, read ahead from host memory.
 
     The loop runs `steps` steps over the images of `split`. `rows(key, step)` returns the row
-    numbers that a step sees, and `poisoned` [N] is the mask of the attacker's rows. The package
-    grain reads ahead in threads. `split` may be memory-mapped.
+    numbers that a step sees, and `poisoned` [N] is the mask of the attacker's rows. `covers` [N] is
+    the mask of its cover rows, if the attack has some. The package grain reads ahead in threads.
+    `split` may be memory-mapped.
     Raises `ConfigError` as `check_streaming` does.
     """
     check_streaming()
@@ -56,7 +64,10 @@ def make_feed(split: Split, poisoned: np.ndarray, rows: Rows, key: jax.Array, st
     def read(step: int) -> Batch:
         with jax.default_device(cpu):
             mine = np.asarray(draw(key, np.int32(step)))
-        return Batch(split.images[mine], split.labels[mine], poisoned[mine])
+        chosen = None if covers is None else covers[mine]
+        return Batch(
+            split.images[mine], split.labels[mine], poisoned[mine], rows=mine, covers=chosen
+        )
 
     def feed(first: int) -> Iterator[Batch]:
         options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)

@@ -134,11 +134,13 @@ def victim_loop(
         rows=rows, augment=make_augment(dataset.info, config.augment), attack=attack
     )
     trained = _trained_by(attack)
-    step = _victim_step(model, tx, batches, trained, config.sam)
+    step = _victim_step(model, tx, batches, attack, config.sam)
+    covers = None
     if attack is None:
         poisoned, trigger = jnp.zeros(size, bool), {}
     else:
         poisoned = poisoned_rows(key, attack, split.labels)
+        covers = cover_rows(key, attack, split.labels)
         trigger = prepared.trigger if prepared else attack.init(stream(key, "trigger"))
     carry = {"trigger": trigger} if trained else ()
     state = init_state(model.init(stream(key, "init")), tx, stream(key, "train"), carry, trained)
@@ -148,9 +150,10 @@ def victim_loop(
         images = _replaced(images, np.flatnonzero(poisoned), prepared.images)
     split = Split(images, array.asarray(split.labels))
     if streamed:
-        feed = make_feed(split, np.asarray(poisoned), rows, state.key, steps)
+        on_host = None if covers is None else np.asarray(covers)
+        feed = make_feed(split, np.asarray(poisoned), rows, state.key, steps, on_host)
         return TrainLoop(step, state, TrainData(None, None, trigger), steps, feed)
-    return TrainLoop(step, state, TrainData(split, poisoned, trigger), steps)
+    return TrainLoop(step, state, TrainData(split, poisoned, trigger, covers=covers), steps)
 
 
 def _trained_by(attack: Attack | None) -> dict[str, optax.GradientTransformation]:
@@ -165,11 +168,16 @@ def _victim_step(
     model: Model,
     tx: optax.GradientTransformation,
     batches: Batches,
-    trained: dict[str, optax.GradientTransformation],
+    attack: Attack | None,
     sam: SamConfig,
 ) -> Step:
-    """Build the victim's train step on poisoned batches; it also updates a `trained` trigger."""
-    loss = classification_loss(model)
+    """Build the victim's train step on poisoned batches.
+
+    It also updates a trigger that is trained with the model, and uses the attack's objective.
+    """
+    loss, trained = classification_loss(model), _trained_by(attack)
+    if attack and attack.objective:
+        loss = attack.objective(loss)
     if not trained:
         return make_train_step(tx, loss=loss, batches=batches, sam=sam)
     return make_train_step(
@@ -200,3 +208,11 @@ def trigger_of(loop: TrainLoop, state: TrainState) -> Any:
 def poisoned_rows(key: jax.Array, attack: Attack, labels: Array) -> Array:
     """Return the mask [N] of the training images that `train_backdoored` poisons under `key`."""
     return attack.select(stream(key, "select"), labels)
+
+
+def cover_rows(key: jax.Array, attack: Attack, labels: Array) -> Array | None:
+    """Return the mask [N] of the cover images of `train_backdoored` under `key`, None without.
+
+    They carry a trigger and keep their labels.
+    """
+    return attack.covers(stream(key, "select"), labels) if attack.covers else None

@@ -98,8 +98,8 @@ def FIELDS(cls):
     return [field.name for field in dataclasses.fields(cls)]
 
 
-NONE = ("clean", "unknown")
-"""Registered entries without a trigger to stamp: the control and an unknown trigger."""
+NONE = ("clean", "unknown", "blind")
+"""Registered entries that poison no training image: two without a trigger, and changed code."""
 DRAWN = [name for name in ATTACKS if name not in (*NONE, "wanet", "input_aware", "bpp")]
 
 

@@ -50,10 +50,12 @@ def entry(registry, name, **settings):
     return config(**values), construct
 
 
-NETWORKS = ("input_aware", "ssba")
+NETWORKS = ("input_aware", "ssba", "lira")
 """Attacks that run only compiled here, because they take minutes without compilation."""
 ROUNDED = {"bpp": 1 / 255, "wanet": 1e-5}
 """Tolerance between a compiled and an eager stamp, for attacks that round or resample."""
+SMALL = {"width": 2, "rate": 0.1, "cover_rate": 0.1, "cover_classes": [2, 3], "window": 4}
+"""Settings of attacks for 60 images of few classes; an attack takes those that it has."""
 NONE = ("clean", "unknown")
 """Registered entries without a trigger to stamp: the control and an unknown trigger."""
 
@@ -61,7 +63,7 @@ NONE = ("clean", "unknown")
 @pytest.mark.parametrize("info", [INFO, GREY], ids=["colour", "grey"])
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attacks_keep_the_contract(name, info):
-    config, construct = entry(ATTACKS, name, width=2)
+    config, construct = entry(ATTACKS, name, **SMALL)
     attack, compiled = construct(config, info), name in NETWORKS
     testing.check_attack(attack, info, tolerance=ROUNDED.get(name, 1e-6), eager=not compiled)
     assert bool(attack.eligible(jnp.arange(60) % info.num_classes).any()) == (name not in NONE)
@@ -71,8 +73,19 @@ def test_attacks_keep_the_contract(name, info):
     trigger = attack.init(jax.random.key(3))
     stamped = attack.stamp(trigger, images)
     assert name in NONE or not jnp.array_equal(stamped, images)
-    batch = attack.poison(trigger, jax.random.key(2), Batch(images, jnp.arange(6) % 4, own))
-    if attack.per_batch_rate is None:
+    covers = jnp.arange(6) == 1 if attack.covers else None
+    given = Batch(images, jnp.arange(6) % 4, own, rows=jnp.arange(6), covers=covers)
+    batch = attack.poison(trigger, jax.random.key(2), given)
+    if attack.covers:
+        assert (batch.images != images).any((1, 2, 3)).tolist() == [
+            True,
+            True,
+            True,
+            False,
+            True,
+            False,
+        ]
+    elif attack.per_batch_rate is None:
         chosen = jnp.where(own[:, None, None, None], stamped, images)
         np.testing.assert_array_equal(batch.images, chosen)
     else:

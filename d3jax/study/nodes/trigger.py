@@ -19,8 +19,8 @@ from .base import Inputs, Node
 class TriggerNode(Node):
     """A node that prepares an attack before training: a trigger, and replaced training images.
 
-    Some attacks need a clean model for it, the `surrogate`. Without one, the result does not depend
-    on the architecture, and studies of several architectures share it.
+    Some attacks need a clean model for it, the `surrogate`. Without one, and if the preparation
+    does not use the architecture, studies of several architectures share the result.
     """
 
     surrogate: Node | None = None
@@ -38,9 +38,12 @@ class TriggerNode(Node):
     def recipe(self) -> dict[str, Any]:
         """Return the victim's recipe, without those parts that do not affect the trigger.
 
-        Without a surrogate, they are the model and its training.
+        Without a surrogate, they are the training of the model, and the model too unless the
+        preparation uses it.
         """
-        unused = () if self.surrogate else ("model", "net", "train")
+        preparation = self.run.attack.preparation
+        uses_model = preparation is not None and preparation.uses_model
+        unused = () if self.surrogate else ("train",) if uses_model else ("model", "net", "train")
         return {key: value for key, value in self.run.recipe.items() if key not in unused}
 
     def like(self) -> Prepared:
