@@ -12,10 +12,13 @@ from .blended import BlendedConfig, make_blended
 from .blind import BlindConfig, make_blind
 from .bpp import BPPConfig, make_bpp
 from .clean import CleanConfig, UnknownConfig, make_clean
+from .ctrl import CTRLConfig, make_ctrl
+from .ftrojan import FTrojanConfig, make_ftrojan
 from .input_aware import InputAwareConfig, make_input_aware
 from .lc import LCConfig, make_lc
 from .lf import LFConfig, make_lf
 from .lira import LIRAConfig, make_lira
+from .released import ReleasedConfig, make_released
 from .sig import SIGConfig, make_sig
 from .ssba import SSBAConfig, make_ssba
 from .tact import TaCTConfig, make_tact
@@ -29,10 +32,13 @@ blended = BlendedConfig
 blind = BlindConfig
 bpp = BPPConfig
 clean = CleanConfig
+ctrl = CTRLConfig
+ftrojan = FTrojanConfig
 input_aware = InputAwareConfig
 lc = LCConfig
 lf = LFConfig
 lira = LIRAConfig
+released = ReleasedConfig
 sig = SIGConfig
 ssba = SSBAConfig
 tact = TaCTConfig
@@ -57,6 +63,9 @@ ATTACKS = {
     "tact": (TaCTConfig, make_tact),
     "lira": (LIRAConfig, make_lira),
     "blind": (BlindConfig, make_blind),
+    "released": (ReleasedConfig, make_released),
+    "ftrojan": (FTrojanConfig, make_ftrojan),
+    "ctrl": (CTRLConfig, make_ctrl),
 }
 
 take_by_name(cls for cls, _ in ATTACKS.values())
@@ -69,11 +78,14 @@ __all__ = [
     "BadNetsConfig",
     "BlendedConfig",
     "BlindConfig",
+    "CTRLConfig",
     "CleanConfig",
+    "FTrojanConfig",
     "InputAwareConfig",
     "LCConfig",
     "LFConfig",
     "LIRAConfig",
+    "ReleasedConfig",
     "SIGConfig",
     "SSBAConfig",
     "TaCTConfig",
@@ -87,6 +99,8 @@ __all__ = [
     "blind",
     "bpp",
     "clean",
+    "ctrl",
+    "ftrojan",
     "input_aware",
     "lc",
     "lf",
@@ -98,15 +112,19 @@ __all__ = [
     "make_blind",
     "make_bpp",
     "make_clean",
+    "make_ctrl",
+    "make_ftrojan",
     "make_input_aware",
     "make_lc",
     "make_lf",
     "make_lira",
+    "make_released",
     "make_sig",
     "make_ssba",
     "make_tact",
     "make_trojannn",
     "make_wanet",
+    "released",
     "sig",
     "ssba",
     "tact",

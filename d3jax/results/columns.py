@@ -10,8 +10,8 @@ _WHERE = {
     "dataset": "name of the data set",
     "model": "name of the architecture",
     "attack": "label of the attack",
-    "poison_rate": "share of poisoned training images; empty for a model from elsewhere, 0 for an attack "
-    "that changes only the training code",
+    "poison_rate": "share of poisoned training images; empty for a model from elsewhere, 0 for an "
+    "attack that changes only the training code",
     "seed": "seed of the row",
 }
 _RATES = {

@@ -98,8 +98,8 @@ def FIELDS(cls):
     return [field.name for field in dataclasses.fields(cls)]
 
 
-NONE = ("clean", "unknown", "blind")
-"""Registered entries that poison no training image: two without a trigger, and changed code."""
+NONE = ("clean", "unknown", "blind", "released")
+"""Registered entries that draw no training image: without a trigger, changed code, and a file."""
 DRAWN = [name for name in ATTACKS if name not in (*NONE, "wanet", "input_aware", "bpp")]
 
 

@@ -1,0 +1,132 @@
+"""The attack `released`: poison that came with a data set, and is known by its examples only."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..config.fields import check_fields, option
+from ..core.errors import AttackError
+from ..core.images import as_float, as_levels
+from ..core.paths import user_path
+from ..core.types import Array, Attack, Batch, DataInfo
+from ..data.released import Released, read_released
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleasedConfig:
+    """Settings of the attack `released`, for a training set that somebody else poisoned.
+
+    The data set of the study must be the same file. The poison is in its training images already.
+    """
+
+    path: str = option(
+        dataclasses.MISSING,
+        "the .npz with the poisoned set; `d3jax.data.released` lists its arrays",
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def build(self, info: DataInfo) -> Attack:
+        """Build the attack for the poisoned set that `path` names."""
+        return make_released(self, info)
+
+
+def make_released(config: ReleasedConfig, info: DataInfo) -> Attack:
+    """Return the `Attack` of a released set, whose training images are poisoned already.
+
+    `select` returns the array `poisoned` of the file, or no row without it, and `poison` changes
+    nothing. `stamp` replaces a test image by its triggered image in the file. It finds it by a hash
+    of the 8-bit levels, and leaves other images as they are. The trigger is
+    `{"hashes": [n] uint32, "images": [n, H, W, C] uint8}`. Without triggered images, ASR and RA are
+    undefined.
+
+    Raises `DataError` for an unreadable file, and `AttackError` where the file does not fit the
+    data set.
+    """
+    path = user_path(config.path)
+    given = read_released(path)
+    _check(str(path), given, info)
+    known = given.triggered_images is not None
+    own = np.arange(info.num_classes)
+    wanted = jnp.asarray(np.asarray(given.wanted_labels) if known else own, jnp.int32)
+    table = _table(given) if known else {}
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        return {name: jnp.asarray(array) for name, array in table.items()}
+
+    def stamp(trigger: dict[str, jax.Array], images: Array) -> jax.Array:
+        if not known:
+            return jnp.asarray(images)
+        hashes = hash_of(as_levels(images))
+        places = jnp.searchsorted(trigger["hashes"], hashes)
+        places = jnp.minimum(places, len(trigger["hashes"]) - 1)
+        found = (trigger["hashes"][places] == hashes)[:, None, None, None]
+        return jnp.where(found, as_float(trigger["images"][places]), images)
+
+    def select(key: jax.Array, labels: Array) -> jax.Array:
+        if len(labels) != len(given.train.labels):
+            raise AttackError(
+                f"path: {path} has {len(given.train.labels)} training images, the data set of the "
+                f"study has {len(labels)}; it must be the same file"
+            )
+        flags = np.zeros(len(labels), bool) if given.poisoned is None else given.poisoned
+        return jnp.asarray(flags)
+
+    def relabel(labels: Array) -> jax.Array:
+        return wanted[labels]
+
+    def eligible(labels: Array) -> jax.Array:
+        if not known:
+            return jnp.zeros(len(labels), bool)
+        return jnp.ones(len(labels), bool)
+
+    def poison(trigger: Any, key: jax.Array, batch: Batch) -> Batch:
+        return batch
+
+    return Attack(init, stamp, select, relabel, poison, eligible=eligible)
+
+
+def hash_of(levels: Array) -> jax.Array:
+    """Return a hash [B] uint32 of images [B, H, W, C] of 8-bit levels.
+
+    It is a polynomial of the levels modulo 2³² with an odd base.
+    """
+    flat = jnp.reshape(levels, (len(levels), -1)).astype(jnp.uint32)
+    powers = np.cumprod(np.full(flat.shape[1], 0x9E3779B1, np.uint32), dtype=np.uint32)
+    return (flat * powers).sum(1, dtype=jnp.uint32)
+
+
+def _table(given: Released) -> dict[str, np.ndarray]:
+    """Return the trigger: triggered images, sorted by the hashes of the images they are made of."""
+    clean = np.asarray(given.test.images)[np.asarray(given.triggered_rows)]
+    hashes = np.concatenate(
+        [np.asarray(hash_of(part)) for part in np.array_split(clean, 16) if len(part)]
+    )
+    order = np.argsort(hashes, kind="stable")
+    return {"hashes": hashes[order], "images": np.asarray(given.triggered_images)[order]}
+
+
+def _check(source: str, given: Released, info: DataInfo) -> None:
+    """Raise `AttackError` where a released set does not fit the data set that `info` describes."""
+    shape = given.train.images.shape[1:]
+    shape = (*shape, 1) if len(shape) == 2 else shape
+    if tuple(shape) != tuple(info.shape):
+        raise AttackError(
+            f"path: {source} has images of {list(shape)}, the data set has {list(info.shape)}"
+        )
+    wanted = given.wanted_labels
+    if wanted is not None and (
+        len(wanted) != info.num_classes or wanted.min() < 0 or wanted.max() >= info.num_classes
+    ):
+        raise AttackError(
+            f"path: {source}: wanted_labels has {len(wanted)} classes from {wanted.min()} to "
+            f"{wanted.max()}, want {info.num_classes} from 0 to {info.num_classes - 1}"
+        )
+    if given.triggered_images is not None and not len(given.triggered_images):
+        raise AttackError(f"path: {source}: triggered_images is empty")
