@@ -23,12 +23,10 @@ from .core.errors import CheckpointError, ConfigError, names
 from .core.paths import user_path
 from .core.types import DataInfo, Model, Variables
 from .interop import from_torch, read_tensors, to_torch
-from .interop.external_model import TRIGGER, write_external_model
+from .interop.external_model import ABOUT, TRIGGER, write_external_model
 from .runtime.checkpoint import describe, flatten, unflatten
 from .study.registries import DEFENSES, MODELS
 
-ABOUT = "d3jax.model"
-"""The key of the JSON text in the header of a model's file."""
 MORE = "more."
 """The prefix of the names of tensors that a repair added to the architecture."""
 

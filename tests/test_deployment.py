@@ -12,8 +12,9 @@ from d3jax.config.study import Choice
 from d3jax.core.errors import CheckpointError, ConfigError
 from d3jax.core.types import DataInfo
 from d3jax.defenses import NPDConfig, UNITConfig
-from d3jax.deployment import ABOUT, write_model
+from d3jax.deployment import write_model
 from d3jax.interop import read_tensors, write_tensors
+from d3jax.interop.external_model import ABOUT
 from d3jax.models import WideResNetConfig
 
 INFO = DataInfo("some", (16, 16, 3), ("a", "b", "c"), (0.4,) * 3, (0.2,) * 3, 2, True)

@@ -18,6 +18,8 @@ from .input_aware import InputAwareConfig, make_input_aware
 from .lc import LCConfig, make_lc
 from .lf import LFConfig, make_lf
 from .lira import LIRAConfig, make_lira
+from .narcissus import NarcissusConfig, make_narcissus
+from .refool import RefoolConfig, make_refool
 from .released import ReleasedConfig, make_released
 from .sig import SIGConfig, make_sig
 from .ssba import SSBAConfig, make_ssba
@@ -38,6 +40,8 @@ input_aware = InputAwareConfig
 lc = LCConfig
 lf = LFConfig
 lira = LIRAConfig
+narcissus = NarcissusConfig
+refool = RefoolConfig
 released = ReleasedConfig
 sig = SIGConfig
 ssba = SSBAConfig
@@ -66,6 +70,8 @@ ATTACKS = {
     "released": (ReleasedConfig, make_released),
     "ftrojan": (FTrojanConfig, make_ftrojan),
     "ctrl": (CTRLConfig, make_ctrl),
+    "refool": (RefoolConfig, make_refool),
+    "narcissus": (NarcissusConfig, make_narcissus),
 }
 
 take_by_name(cls for cls, _ in ATTACKS.values())
@@ -85,6 +91,8 @@ __all__ = [
     "LCConfig",
     "LFConfig",
     "LIRAConfig",
+    "NarcissusConfig",
+    "RefoolConfig",
     "ReleasedConfig",
     "SIGConfig",
     "SSBAConfig",
@@ -118,12 +126,16 @@ __all__ = [
     "make_lc",
     "make_lf",
     "make_lira",
+    "make_narcissus",
+    "make_refool",
     "make_released",
     "make_sig",
     "make_ssba",
     "make_tact",
     "make_trojannn",
     "make_wanet",
+    "narcissus",
+    "refool",
     "released",
     "sig",
     "ssba",

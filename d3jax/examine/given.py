@@ -13,10 +13,10 @@ from ..config.stored_model import header_text, model_path
 from ..config.study import Choice
 from ..core.errors import CheckpointError, DataError, names
 from ..core.types import DataInfo, Model, Split, Variables
-from ..deployment import ABOUT, LoadedModel, load_model
+from ..deployment import LoadedModel, load_model
 from ..interop import read_tensors
 from ..interop.architecture import Architecture, recognise
-from ..interop.external_model import TRIGGER, read_external_model, without
+from ..interop.external_model import ABOUT, TRIGGER, read_external_model, without
 from ..models import MODELS
 from .images import Images, Wanted, read_images
 from .normalisation import choose_normalisation, given_normalisation

@@ -21,6 +21,8 @@ from ..runtime import checkpoint
 from . import from_torch, read_tensors, write_tensors
 from .convert import check_weights
 
+ABOUT = "d3jax.model"
+"""The key of the JSON text in a model file's header that says its network."""
 TRIGGER = "trigger."
 """The prefix of the names of a trigger's tensors, beside those of the model."""
 

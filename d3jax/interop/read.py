@@ -46,7 +46,7 @@ def read_tensors(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
         return _read_safetensors(path)
     if kind == "zip":
         check_archive(path)
-    return tensors_in(_read_pickle(path), path, key)
+    return tensors_in(read_pickle(path), path, key)
 
 
 def write_tensors(
@@ -87,7 +87,11 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({_line(error)})") from error
 
 
-def _read_pickle(path: Path) -> Any:
+def read_pickle(path: Path) -> Any:
+    """Read a file of PyTorch: plain containers, tensors and NumPy arrays, and nothing else.
+
+    Raises `CheckpointError` for any other class in the file, a damaged file, or without PyTorch.
+    """
     try:
         import torch  # pyright: ignore[reportMissingImports]  # optional
     except ImportError as error:

@@ -12,7 +12,7 @@ OWN = {"attacks", "defenses", "inversion", "evolution", "examine"}
 """Packages that contain the methods, and the examination, which chooses some of them."""
 NO_ATTACK = {"clean", "unknown"}
 """The control and a model's unknown trigger are roles of a study, not methods."""
-WORDS = {"filter", "inversion", "strip", "unit"}
+WORDS = {"filter", "inversion", "released", "strip", "unit"}
 """Names that the code also uses in another sense, such as a strip of pictures."""
 
 

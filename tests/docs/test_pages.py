@@ -52,7 +52,18 @@ def test_every_run_command_parses(words, monkeypatch, capsys):
         assert done.code == 0
 
 
-@pytest.mark.parametrize("words", [line for _, line in COMMANDS if "d3jax.export" in line])
+EXPORTS = [line for _, line in COMMANDS if "d3jax.export" in line]
+
+
+@pytest.mark.parametrize("words", [line for line in EXPORTS if "--dataset" in line])
+def test_every_export_of_a_data_set_works(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    *arguments, out = shlex.split(words)[3:]
+    assert export.main([*arguments, str(tmp_path / out)]) == 0
+    assert (tmp_path / out).exists()
+
+
+@pytest.mark.parametrize("words", [line for line in EXPORTS if "--dataset" not in line])
 def test_every_export_command_is_understood(words, tmp_path, monkeypatch, capsys):
     """It fails at the model, which a clean checkout has not trained."""
     monkeypatch.chdir(ROOT)
