@@ -58,7 +58,7 @@ SETTINGS: dict[str, Any] = {
     "paper": D3Config(preset="paper"),
     "paper lr/10": D3Config(preset="paper", schedule=SLOW),
     "λ 2 divided": replace(DIVIDED, lam=2.0),
-    "λ 4 divided": replace(DIVIDED, lam=4.0),
+    "λ 4 divided": D3Config(preset="ours"),
     "λ 10 divided": DIVIDED,
     "λ 30 divided": replace(DIVIDED, lam=30.0),
     "λ 10 divided, near": replace(DIVIDED, start="near"),

@@ -240,7 +240,7 @@ def start_of(cls: type, given: Mapping[str, Any], base: Any = None) -> dict[str,
     the values of the preset that `given` names, except that values of `base` which differ from its
     own preset are kept. Raises `ConfigError` if `given` contains every value in which another
     preset differs from the named one. Then a complete config was written, and only its preset was
-    changed.
+    changed. If it is a single value, a user may have set just that, so all fields must be given.
     """
     if not hasattr(cls, "presets"):
         declared = {field.name: default_of(field) for field in dataclasses.fields(cls)}
@@ -248,9 +248,10 @@ def start_of(cls: type, given: Mapping[str, Any], base: Any = None) -> dict[str,
     own = cls.presets[getattr(base or cls, cls.chosen_by)]
     named = cls.presets.get(str(given.get(cls.chosen_by)), own)
     for name, other in cls.presets.items():
-        apart = _differences(other, named)
+        apart = _differences(other, named)  # the preset's name, and its values
+        one_setting = len(apart) == 2 and len(given) < len(dataclasses.fields(cls))
         refuse(
-            apart and apart.items() <= {**given, cls.chosen_by: name}.items(),
+            apart and not one_setting and apart.items() <= {**given, cls.chosen_by: name}.items(),
             f"{cls.chosen_by}: {getattr(named, cls.chosen_by)!r} is given with all the values of "
             f"{name!r}; leave those values out",
         )

@@ -368,3 +368,10 @@ def test_the_bound_of_the_model_is_its_clean_loss():
             jax.random.key(0), model, variables, split
         )
         assert float(loop.data.loss_inputs["eps"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_one_value_of_ours_can_be_given_to_code():
+    assert D3Config(preset="code", lam=4.0).preset == "code"
+    assert D3Config(preset="ours").lam == 4.0
+    with pytest.raises(ConfigError, match="given with all the values of 'ours'"):
+        dataclasses.replace(D3Config(preset="ours"), preset="code")
