@@ -207,10 +207,11 @@ def described(record: Record) -> str:
     else:
         covers = 0 if released.covers is None else int(released.covers.sum())
         trained += f"{int(released.poisoned.sum())} poisoned, {covers} covers"
+    shown = 0 if released.triggered_rows is None else len(released.triggered_rows)
     network = names(f"{key} {value}" for key, value in settings.items())
     return (
         f"{trained}\n{len(released.test.labels)} test images, "
-        f"{np.size(released.triggered_rows)} triggered\nnetwork: {record.choice.name} ({network})"
+        f"{shown} triggered\nnetwork: {record.choice.name} ({network})"
     )
 
 
