@@ -19,6 +19,7 @@ from .lc import LCConfig, make_lc
 from .lf import LFConfig, make_lf
 from .lira import LIRAConfig, make_lira
 from .narcissus import NarcissusConfig, make_narcissus
+from .poison_ink import PoisonInkConfig, make_poison_ink
 from .refool import RefoolConfig, make_refool
 from .released import ReleasedConfig, make_released
 from .sig import SIGConfig, make_sig
@@ -41,6 +42,7 @@ lc = LCConfig
 lf = LFConfig
 lira = LIRAConfig
 narcissus = NarcissusConfig
+poison_ink = PoisonInkConfig
 refool = RefoolConfig
 released = ReleasedConfig
 sig = SIGConfig
@@ -72,6 +74,7 @@ ATTACKS = {
     "ctrl": (CTRLConfig, make_ctrl),
     "refool": (RefoolConfig, make_refool),
     "narcissus": (NarcissusConfig, make_narcissus),
+    "poison_ink": (PoisonInkConfig, make_poison_ink),
 }
 
 take_by_name(cls for cls, _ in ATTACKS.values())
@@ -92,6 +95,7 @@ __all__ = [
     "LFConfig",
     "LIRAConfig",
     "NarcissusConfig",
+    "PoisonInkConfig",
     "RefoolConfig",
     "ReleasedConfig",
     "SIGConfig",
@@ -127,6 +131,7 @@ __all__ = [
     "make_lf",
     "make_lira",
     "make_narcissus",
+    "make_poison_ink",
     "make_refool",
     "make_released",
     "make_sig",
@@ -135,6 +140,7 @@ __all__ = [
     "make_trojannn",
     "make_wanet",
     "narcissus",
+    "poison_ink",
     "refool",
     "released",
     "sig",

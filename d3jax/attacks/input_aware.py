@@ -32,18 +32,8 @@ from ..data.batching import epoch_plan
 from ..models.trigger_networks import generator
 from ..training.loop import TrainLoop, fit
 from ..training.split_loop import split_loop
-from .poisoning import (
-    Mode,
-    cross_option,
-    dirty_label,
-    heads,
-    labeller,
-    mode_option,
-    others,
-    put_first,
-    rate_option,
-    target_option,
-)
+from .cross_copies import cross_option, heads, others, put_first
+from .poisoning import Mode, dirty_label, labeller, mode_option, rate_option, target_option
 
 TINY = 1e-7
 """A small number that keeps quotients and gradients of square roots finite."""

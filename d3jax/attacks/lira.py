@@ -22,7 +22,6 @@ from ..core.random import stream
 from ..core.types import (
     Array,
     Attack,
-    Batch,
     DataInfo,
     Dataset,
     Model,
@@ -35,7 +34,15 @@ from ..data.batching import epoch_plan
 from ..models.unet import unet
 from ..training.loop import TrainLoop, fit
 from ..training.split_loop import split_loop
-from .poisoning import Mode, dirty_label, labeller, mode_option, rate_option, target_option
+from .poisoning import (
+    Mode,
+    dirty_label,
+    labeller,
+    mode_option,
+    rate_option,
+    relabel_rows,
+    target_option,
+)
 from .ssba import stamped_levels
 
 
@@ -123,9 +130,6 @@ def make_lira(config: LIRAConfig, info: DataInfo) -> Attack:
     def stamp(trigger: dict[str, Any], images: Array) -> jax.Array:
         return as_float(as_levels(hide(trigger["generator"], images)))
 
-    def poison(trigger: dict[str, Any], key: jax.Array, batch: Batch) -> Batch:
-        return batch._replace(labels=jnp.where(batch.poisoned, relabel(batch.labels), batch.labels))
-
     def prepare(key, model, clean, dataset, poisoned, hooks):
         start = init(stream(key, "trigger"))["generator"]
         state, lines = fit(joint_loop(key, model, start, hide, dataset, config), hooks)
@@ -138,7 +142,7 @@ def make_lira(config: LIRAConfig, info: DataInfo) -> Attack:
         info,
         init=init,
         stamp=stamp,
-        poison=poison,
+        poison=relabel_rows(relabel),
         preparation=Preparation(prepare, replaces=True, uses_model=True),
     )
 

@@ -18,22 +18,29 @@ import numpy as np
 import optax
 
 from ..config.fields import MOST_CHANNELS, check_fields, option
-from ..core.errors import AttackError, names, refuse
+from ..core.errors import names, refuse
 from ..core.images import as_float, as_levels
 from ..core.random import stream
-from ..core.types import Array, Attack, Batch, DataInfo, Dataset, Preparation, Prepared, Variables
+from ..core.types import Array, Attack, DataInfo, Dataset, Preparation, Prepared, Variables
 from ..data.batching import epoch_plan
 from ..data.grid_sample import sample
 from ..models.unet import unet
 from ..training.loop import TrainLoop, fit
 from ..training.split_loop import split_loop
-from .poisoning import Mode, dirty_label, labeller, mode_option, rate_option, target_option
+from .ink import ink, ink_colour
+from .poisoning import (
+    Mode,
+    dirty_label,
+    labeller,
+    mode_option,
+    rate_option,
+    relabel_rows,
+    target_option,
+)
 from .ssba import stamped_levels
 
 Stage = Literal["rotation", "crop", "flip"]
 """A stage of the networks' training, by the transformation that it adds."""
-GREY = (299, 587, 114)
-"""Weights of red, green and blue in the grey value, in thousandths."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +137,6 @@ def make_poison_ink(config: PoisonInkConfig, info: DataInfo) -> Attack:
         _, drawn = ink(as_levels(images), config.threshold, colour)
         return as_float(as_levels(jnp.clip(hide(trigger["hider"], images, drawn), 0, 1)))
 
-    def poison(trigger: dict[str, Any], key: jax.Array, batch: Batch) -> Batch:
-        return batch._replace(labels=jnp.where(batch.poisoned, relabel(batch.labels), batch.labels))
-
     def prepare(key, model, clean, dataset, poisoned, hooks):
         start = init(stream(key, "trigger"))["hider"]
         state, lines = fit(ink_loop(key, start, hide, dataset, config), hooks)
@@ -145,48 +149,9 @@ def make_poison_ink(config: PoisonInkConfig, info: DataInfo) -> Attack:
         info,
         init=init,
         stamp=stamp,
-        poison=poison,
+        poison=relabel_rows(relabel),
         preparation=Preparation(prepare, replaces=True),
     )
-
-
-def ink_colour(colour: tuple[int, ...], info: DataInfo) -> jax.Array:
-    """Return the colour of the ink [C] in [0, 1]; its grey value for images with one channel.
-
-    Raises `AttackError` for images that have neither 1 nor 3 channels.
-    """
-    channels = info.shape[2]
-    if channels not in (1, 3):
-        raise AttackError(f"poison_ink: {info.name} has {channels} channels, want 1 or 3")
-    if channels == 1:
-        colour = (round(sum(a * b for a, b in zip(colour, GREY, strict=True)) / 1000),)
-    return as_float(jnp.asarray(colour))
-
-
-def sobel(grey: jax.Array) -> jax.Array:
-    """Return the Sobel magnitude √((h² + v²) / 2) of grey images [B, H, W].
-
-    h and v are the differences across rows and columns, by kernels of skimage's scale: 1, 2, 1 over
-    4. The border is repeated outside the image, which is skimage's mode "reflect" at this size.
-    """
-    wide = jnp.pad(grey, ((0, 0), (1, 1), (1, 1)), "edge")
-    over_rows = wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:]
-    over_columns = wide[:, :, :-2] + 2 * wide[:, :, 1:-1] + wide[:, :, 2:]
-    v = over_rows[:, :, 2:] - over_rows[:, :, :-2]
-    h = over_columns[:, 2:] - over_columns[:, :-2]
-    return jnp.sqrt((h * h + v * v) / 2) / 4
-
-
-def ink(levels: Array, threshold: float, colour: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the edges [B, H, W, 1] bool of images in 8-bit levels, and their ink [B, H, W, C].
-
-    The ink has the `colour` ([C], or [B, 1, 1, C]) on the edges, and is white elsewhere.
-    """
-    # In thousandths of a level, whole levels stay whole numbers, so that the sums are exact.
-    weights = jnp.asarray(GREY if levels.shape[3] == 3 else (1000,), jnp.float32)
-    grey = jnp.asarray(levels, jnp.float32) * weights
-    edges = (sobel(grey.sum(-1)) > 1000 * threshold)[..., None]
-    return edges, jnp.where(edges, colour, 1.0)
 
 
 def random_grid(

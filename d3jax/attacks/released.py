@@ -42,7 +42,8 @@ def make_released(config: ReleasedConfig, info: DataInfo) -> Attack:
 
     `select` returns the array `poisoned` of the file, or no row without it, and `poison` changes
     nothing. `stamp` replaces a test image by its triggered image in the file. It finds it by a hash
-    of the 8-bit levels, and leaves other images as they are. The trigger is
+    of the 8-bit levels, and leaves other images as they are. Two of 10,000 images have the same
+    hash with a chance of about 1 %. The trigger is
     `{"hashes": [n] uint32, "images": [n, H, W, C] uint8}`. Without triggered images, ASR and RA are
     undefined.
 

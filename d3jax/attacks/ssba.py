@@ -17,14 +17,22 @@ import optax
 from ..config.fields import MOST_CHANNELS, check_fields, option
 from ..core.images import as_float, as_levels
 from ..core.random import stream
-from ..core.types import Array, Attack, Batch, DataInfo, Preparation, Prepared, Variables
+from ..core.types import Array, Attack, DataInfo, Preparation, Prepared, Variables
 from ..data.batched import batched_map
 from ..data.batching import epoch_plan
 from ..metrics.image_similarity import ssim
 from ..models.trigger_networks import decoder, encoder
 from ..training.loop import fit
 from ..training.split_loop import split_loop
-from .poisoning import Mode, dirty_label, labeller, mode_option, rate_option, target_option
+from .poisoning import (
+    Mode,
+    dirty_label,
+    labeller,
+    mode_option,
+    rate_option,
+    relabel_rows,
+    target_option,
+)
 
 CHUNK = 500
 """Number of images that are encoded at once."""
@@ -148,15 +156,12 @@ def make_ssba(config: SSBAConfig, info: DataInfo) -> Attack:
 
     relabel = labeller(config, info)
 
-    def poison(trigger: dict[str, Any], key: jax.Array, batch: Batch) -> Batch:
-        return batch._replace(labels=jnp.where(batch.poisoned, relabel(batch.labels), batch.labels))
-
     return dirty_label(
         config,
         info,
         init=init,
         stamp=stamp,
-        poison=poison,
+        poison=relabel_rows(relabel),
         preparation=Preparation(prepare, replaces=True),
     )
 

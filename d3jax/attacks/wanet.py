@@ -10,16 +10,8 @@ import jax.numpy as jnp
 from ..config.fields import check_fields, option
 from ..core.types import Array, Attack, DataInfo
 from ..data.grid_sample import enlarge, identity_grid, sample
-from .poisoning import (
-    Mode,
-    Rows,
-    cross_option,
-    crossed,
-    mode_option,
-    rate_option,
-    rows_option,
-    target_option,
-)
+from .cross_copies import Rows, cross_option, crossed, rows_option
+from .poisoning import Mode, mode_option, rate_option, target_option
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Tests of the Poison Ink attack: its ink, its transformations, its networks and its backdoor."""
 
 import functools
+import importlib
 import itertools
 
 import jax
@@ -10,17 +11,14 @@ import pytest
 from scipy import ndimage
 
 from d3jax import testing
-from d3jax.attacks import poison_ink
+from d3jax.attacks.ink import ink, ink_colour, sobel
 from d3jax.attacks.poison_ink import (
     PoisonInkConfig,
     hiding_net,
-    ink,
-    ink_colour,
     ink_loop,
     ink_loss,
     make_poison_ink,
     random_grid,
-    sobel,
 )
 from d3jax.config.recipes import OptimConfig, TrainConfig
 from d3jax.core.errors import AttackError, ConfigError
@@ -36,6 +34,7 @@ from d3jax.training.victim import poisoned_rows, prepare
 
 from ..helpers.small import small_model
 
+POISON_INK = importlib.import_module("d3jax.attacks.poison_ink")  # the name is the config, too
 INFO = DataInfo("rgb", (12, 12, 3), tuple("abcde"), (0.5,) * 3, (0.25,) * 3)
 GREY = DataInfo("grey", (9, 14, 1), tuple("abc"), (0.5,), (0.25,))
 TWO = DataInfo("radar", (12, 12, 2), tuple("abc"), (0.5,) * 2, (0.25,) * 2)
@@ -249,8 +248,8 @@ def watched(monkeypatch):
         jax.debug.callback(lambda *now: seen[-1].update(parts=now), *parts, ordered=True)
         return ink_loss(config, *parts)
 
-    monkeypatch.setattr(poison_ink, "random_grid", grid)
-    monkeypatch.setattr(poison_ink, "ink_loss", loss)
+    monkeypatch.setattr(POISON_INK, "random_grid", grid)
+    monkeypatch.setattr(POISON_INK, "ink_loss", loss)
     return seen
 
 

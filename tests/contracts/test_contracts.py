@@ -50,7 +50,7 @@ def entry(registry, name, **settings):
     return config(**values), construct
 
 
-NETWORKS = ("input_aware", "ssba", "lira")
+NETWORKS = ("input_aware", "ssba", "lira", "poison_ink")
 """Attacks that run only compiled here, because they take minutes without compilation."""
 ROUNDED = {"bpp": 1 / 255, "wanet": 1e-5, "refool": 1.01 / 255}
 """Tolerance between a compiled and an eager stamp, for attacks that round or resample."""
