@@ -181,7 +181,7 @@ def inversion(
     settings = {"width": options.width, "batch": 32, "steps": options.steps or 4, "rounds": 5}
     for piece in pieces:
         classes = int(piece.split()[0])
-        kept = kept | {piece: inversion.measure(classes=classes, **settings)}
+        kept = kept | {piece: inversion.measure(classes=classes, torch="", **settings)}
         yield piece, kept
 
 

@@ -54,6 +54,7 @@ class BadNetsConfig:
         "",
         "path of the patch: a picture (alpha is kept), resized to `size` pixels a side, or a .npy "
         "array of that size; replaces `pattern` and `colour` (empty: none)",
+        added=True,
     )
 
     def __post_init__(self) -> None:

@@ -48,14 +48,17 @@ def option(
     high: float = math.inf,
     above: float = -math.inf,
     member: bool = False,
+    added: bool = False,
 ) -> Any:
     """Declare a config field with its default, its help text and the range of its numbers.
 
     The range is low ≤ number ≤ high and number > above. `default` is a value, or a function that
     makes one. `member` marks a number that is passed to the compiled program as an array. Runs
     that differ only in such numbers are members of one program, unless one of two numbers is 0.
+    `added` marks a field that the class had not at first. A recipe leaves it out at its default, so
+    that models which were trained before keep their recipes.
     """
-    metadata = {"doc": doc, "member": member, "limits": (above, low, high)}
+    metadata = {"doc": doc, "member": member, "added": added, "limits": (above, low, high)}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -143,6 +143,19 @@ def to_mapping(config: Any) -> Any:
     return dataclasses.asdict(config, dict_factory=_plain)
 
 
+def recipe_of(config: Any) -> dict[str, Any]:
+    """Return a config as plain data for a recipe, without `added` fields that have their default.
+
+    See `config.fields.option`.
+    """
+    same = {
+        field.name
+        for field in dataclasses.fields(config)
+        if field.metadata.get("added") and getattr(config, field.name) == default_of(field)
+    }
+    return {name: value for name, value in to_mapping(config).items() if name not in same}
+
+
 def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the (field name, value) pairs of a config as a dict of plain YAML data.
 

@@ -79,7 +79,9 @@ class TrainConfig:
         "a square of 2×2 pixels is cut out, as in ABL",
     )
     optimizer: OptimConfig = option(OptimConfig, "optimiser and schedule")
-    sam: SamConfig = option(SamConfig, "sharpness-aware minimisation, as an adaptive attacker uses")
+    sam: SamConfig = option(
+        SamConfig, "sharpness-aware minimisation, as an adaptive attacker uses", added=True
+    )
 
     __post_init__ = check_fields
 

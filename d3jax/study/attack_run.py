@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..attacks.poisoning import poisoned_share
-from ..config.loading import to_mapping
-from ..config.recipes import TrainConfig
+from ..config.loading import recipe_of, to_mapping
 from ..config.study import Choice
 from ..core.errors import ConfigError
 from ..core.random import stream
@@ -86,7 +85,7 @@ def make_run(
         "model": config.model.name,
         "net": to_mapping(config.model.config),
         "attack": choice.name,
-        "settings": to_mapping(choice.config),
+        "settings": recipe_of(choice.config),
         "precision": context.precision,
         "seed": attack_seed,
     }
@@ -100,21 +99,12 @@ def make_run(
         batch_size = external.about["train"]["batch_size"]
     else:
         recipe |= {
-            "train": training_recipe(config.train),
+            "train": recipe_of(config.train),
             "trigger": digest(attack.init(stream(key, "trigger"))),
         }
     poisoned = poisoned_rows(key, attack, labels)
     share = poisoned_share(attack, poisoned, batch_size)
     return AttackRun(*given, recipe, share, int(poisoned.sum()), attacked, external)
-
-
-def training_recipe(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings of a victim's training as plain data, without SAM where it is off.
-
-    Victims that were trained before SAM existed so keep their recipes.
-    """
-    settings = to_mapping(config)
-    return settings if config.sam.rho else {k: v for k, v in settings.items() if k != "sam"}
 
 
 def make_clean_run(context: StudyContext, seed: int) -> AttackRun:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..config.loading import to_mapping
+from ..config.loading import recipe_of, to_mapping
 from ..config.recipes import LoopConfig
 from ..config.study import Choice, StudyConfig
 from ..core.errors import ConfigError
@@ -90,7 +90,7 @@ class StudyContext(NamedTuple):
             return True
         preparation = attack(choice.config, self.dataset.info).preparation
         replaces = preparation is not None and preparation.replaces  # its images are not stored
-        settings = to_mapping(choice.config)
+        settings = recipe_of(choice.config)
         return not replaces and external.knows_training(choice.name, settings, self.training_set)
 
 

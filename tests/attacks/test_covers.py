@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from d3jax.attacks import adaptive_blend, adaptive_patch, badnets, blended, tact
+from d3jax.config.loading import recipe_of
 from d3jax.config.recipes import OptimConfig, TrainConfig
 from d3jax.core.errors import AttackError, ConfigError
 from d3jax.core.types import Batch, DataInfo, Split
@@ -231,3 +232,8 @@ def test_tact_plants_a_backdoor_for_its_source_class_alone(model, dataset):
     )
     others = spread.reached[2:].sum() / spread.triggered[2:].sum()
     assert others < 0.3
+
+
+def test_a_recipe_has_the_picture_of_the_patch_only_where_one_is_given():
+    assert "image" not in recipe_of(badnets())
+    assert recipe_of(badnets(image="a.png"))["image"] == "a.png"

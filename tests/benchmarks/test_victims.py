@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from d3jax.config.loading import to_mapping
+from d3jax.config.loading import recipe_of, to_mapping
 from d3jax.config.stored_model import stored_recipe
 from d3jax.core.errors import ConfigError
-from d3jax.study.attack_run import training_recipe
 
 from ..helpers.small import exportable
 
@@ -100,8 +99,8 @@ def test_every_victim_of_the_shelf_has_its_recipe_and_rates(victims, path):
     (attack,) = study.attacks
     assert row["address"] == address and recipe is not None
     assert (recipe["attack"], recipe["seed"]) == (attack.name, study.seeds[0])
-    assert recipe["settings"] == to_mapping(attack.config)
-    assert recipe["train"] == training_recipe(study.train) and recipe["precision"] == "float32"
+    assert recipe["settings"] == recipe_of(attack.config)
+    assert recipe["train"] == recipe_of(study.train) and recipe["precision"] == "float32"
     assert recipe["net"] == to_mapping(study.model.config)
 
 
