@@ -230,9 +230,7 @@ def check_repair(
     _require_kind(repair, Repair)
     model, variables = fixture.model, fixture.variables
     repair.check(model, jax.eval_shape(model.init, jax.random.key(0)), len(fixture.reserved.labels))
-    test = fixture.dataset.test
-    triggered = triggered_split(fixture.attack, fixture.trigger, test)
-    sets = {"training_set": fixture.samples, "test_set": test, "triggered_set": triggered}
+    sets = _test_sets(fixture) | {"training_set": fixture.samples}
     given = {name: sets[name] for name in repair.needs if name in sets} | given
     copy = jax.tree.map(np.array, variables)
     arguments = (jax.random.key(1), model, variables, fixture.reserved)
@@ -243,12 +241,24 @@ def check_repair(
     chex.assert_tree_all_finite((found.variables, dict(found.trace)))
     network = repair.network(model)
     _require(found.model in (None, network), "repair: model is another than network's")
-    like = jax.eval_shape(network.init, jax.random.key(0))
-    chex.assert_trees_all_equal_shapes_and_dtypes(found.variables, like)
+    _require_variables(found.variables, network)
     before, after = fixture.before, fixture.evaluate(network, found.variables)
     _require(after.acc >= before.acc - drop, f"ACC {before.acc:.3f} → {after.acc:.3f}")
     _require(after.asr <= asr, f"ASR {before.asr:.3f} → {after.asr:.3f}, want at most {asr:g}")
     return found
+
+
+def _test_sets(fixture: Fixture) -> dict[str, Split]:
+    """Return a fixture's test images, clean and triggered, for rules that read them."""
+    test = fixture.dataset.test
+    triggered = triggered_split(fixture.attack, fixture.trigger, test)
+    return {"test_set": test, "triggered_set": triggered}
+
+
+def _require_variables(variables: Variables, network: Model) -> None:
+    """Raise if variables do not have the structure, shapes and dtypes of a network's."""
+    like = jax.eval_shape(network.init, jax.random.key(0))
+    chex.assert_trees_all_equal_shapes_and_dtypes(variables, like)
 
 
 def check_training_defense(
@@ -260,14 +270,17 @@ def check_training_defense(
     - The given variables and images are not modified.
     - The new variables are finite.
     - `found` has the shapes and dtypes that the defence declares.
+    - The variables of the first stage and the new ones have the structure of their networks.
     - The trained model has an ACC of at least `acc` and an ASR of at most `asr`.
     """
     _require_kind(defense, TrainingDefense)
     size, key = len(fixture.samples.labels), jax.random.key(1)
     shapes = jax.eval_shape(fixture.model.init, key)
     defense.check(fixture.model, shapes, size, len(fixture.reserved.labels))
-    given = {name: getattr(fixture, name) for name in defense.needs}
+    sets = _test_sets(fixture) | {"reserved": fixture.reserved}
+    given = {name: sets[name] for name in defense.needs}
     begun = fit(defense.begin(key, fixture.model, fixture.samples))[0].variables
+    _require_variables(begun, defense.first_network(fixture.model))
     copy = jax.tree.map(np.array, (begun, fixture.samples))
     found, again = (
         defense.train(key, fixture.model, fixture.samples, begun, Hooks(), **given)
@@ -277,10 +290,12 @@ def check_training_defense(
     chex.assert_trees_all_equal(copy, jax.tree.map(np.array, (begun, fixture.samples)))
     chex.assert_trees_all_equal(found.variables, again.variables)
     chex.assert_tree_all_finite(found.variables)
+    network = defense.network(fixture.model)
+    _require_variables(found.variables, network)
     shapes = {name: (one.shape, one.dtype) for name, one in defense.found(size).items()}
     made = {name: (one.shape, one.dtype) for name, one in found.found.items()}
     _require(shapes == made, f"found: {made}, want {shapes}")
-    after = fixture.evaluate(fixture.model, found.variables)
+    after = fixture.evaluate(network, found.variables)
     _require(after.acc >= acc, f"ACC {after.acc:.3f}, want at least {acc:g}")
     _require(after.asr <= asr, f"ASR {after.asr:.3f}, want at most {asr:g}")
     return found

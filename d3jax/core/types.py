@@ -334,10 +334,15 @@ class TrainingDefense(NamedTuple):
     `settings` describe that stage completely, as plain data, so that defences with equal `settings`
     share its result. `train(key, model, data, begun, hooks=Hooks(), **given) -> Trained` continues
     from `begun`, the variables after the first stage. `given` has one keyword for each of `needs`:
-    "reserved" is a clean `Split`. `found(size)` gives the shapes of `Trained.found` for `size`
-    training images. `check(model, shapes, size, reserved)` raises `ConfigError` if the defence
-    cannot run on the model, whose variables have these shapes, or with these numbers of training
-    and reserved images. `epoch(size)` is the number of steps of an epoch of the first stage.
+    "reserved" is a clean `Split`. "test_set" and "triggered_set" are those of `Repair`, for a
+    published rule that reads them. `rule` is also that of `Repair`.
+
+    `found(size)` gives the shapes of `Trained.found` for `size` training images. `check(model,
+    shapes, size, reserved)` raises `ConfigError` if the defence cannot run on the model, whose
+    variables have these shapes, or with these numbers of training and reserved images.
+    `epoch(size)` is the number of steps of an epoch of the first stage. `first_network(model) ->
+    Model` is the network whose variables the first stage trains, and `network(model) -> Model` that
+    of `Trained.variables`.
     """
 
     begin: Callable[..., Any]
@@ -346,7 +351,10 @@ class TrainingDefense(NamedTuple):
     found: Callable[[int], dict[str, jax.ShapeDtypeStruct]]
     check: Callable[[Model, Variables, int, int], None] = lambda model, shapes, size, reserved: None
     epoch: Callable[[int], int] = lambda size: 1
-    needs: tuple[Literal["reserved"], ...] = ()
+    needs: tuple[Literal["reserved", "test_set", "triggered_set"], ...] = ()
+    first_network: Callable[[Model], Model] = lambda model: model
+    network: Callable[[Model], Model] = lambda model: model
+    rule: Literal["", "defender", "oracle"] = ""
 
 
 class Scored(NamedTuple):

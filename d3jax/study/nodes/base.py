@@ -244,10 +244,14 @@ class Node:
         Kinds whose result is not a model return None.
         """
         variables = getattr(tree, "variables", tree)
-        given = (variables, inputs.victim.tree.trigger, self.context.dataset.test)
+        return self.evaluator(variables, inputs.victim.tree.trigger, self.context.dataset.test)
+
+    @property
+    def evaluator(self) -> Callable[..., Counts]:
+        """Return the function `(variables, trigger, split) -> Counts` of a node's network."""
         if self.network is self.context.model:
-            return self.run.evaluate(*given)  # compiled once per attack
-        return evaluator(self.context, self.run.attack, self.network)(*given)
+            return self.run.evaluate  # compiled once per attack
+        return evaluator(self.context, self.run.attack, self.network)
 
     def findings(self, inputs: Inputs, artifact: Artifact) -> Findings:
         """Return the rows, arrays and facts of a finished node for tables and report page."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...core.random import stream
 from ...core.records import LogRecord
-from ...core.types import Split, TrainingDefense, TrainState
+from ...core.types import Model, Split, TrainingDefense, TrainState
 from ...metrics.learning import learning_watch
 from ...training.loop import TrainLoop
 from ...training.poisoned_set import poisoned_split
@@ -32,6 +32,11 @@ class FirstStageNode(Node):
     prepared: Node | None = None
 
     kind, title, shared, is_loop = "first_stage", "first stage", True, True
+
+    @property
+    def network(self) -> Model:
+        """Return the `Model` that a first stage trains, which may have further layers."""
+        return self.defense.first_network(self.context.model)
 
     @property
     def what(self) -> str:
@@ -81,8 +86,10 @@ def training_watch(node: Node, inputs: Inputs) -> Callable[[TrainState], LogReco
     images.
     """
 
+    network, evaluate = node.network, node.evaluator
+
     def rates(variables: Any, test: Any) -> LogRecord:
-        return watched_rates(node.run.evaluate(variables, inputs.victim.tree.trigger, test))
+        return watched_rates(evaluate(variables, inputs.victim.tree.trigger, test))
 
     test = node.context.dataset.test
-    return learning_watch(node.context.model, rates, test, lambda: released_set(node, inputs))
+    return learning_watch(network, rates, test, lambda: released_set(node, inputs))

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...core.records import LogRecord
-from ...core.types import TrainingDefense, TrainState, Variables
+from ...core.types import Model, Split, TrainingDefense, TrainState, Variables
+from ...metrics.attack_success import triggered_split
 from ...metrics.sample_scores import choice_rates, curves_of, filter_rates
 from ...training.loop import Hooks, records_of
 from ..attack_run import poison_flags
@@ -49,9 +50,14 @@ class TrainingNode(Node):
     @property
     def settings(self) -> dict[str, Any]:
         """Return the settings of the reserved clean images, if the defence needs them."""
-        if not self.defense.needs:
+        if "reserved" not in self.defense.needs:
             return super().settings
         return super().settings | {"reserved": reserved_settings(self.context)}
+
+    @property
+    def network(self) -> Model:
+        """Return the `Model` of a trained model, which the defence may have changed."""
+        return self.defense.network(self.context.model)
 
     def like(self) -> TrainedModel:
         """Return the shapes and dtypes of a `TrainedModel`, to load a checkpoint."""
@@ -62,11 +68,18 @@ class TrainingNode(Node):
         """Train a model on the poisoned set by a defence; return it and the log records."""
         data, _ = released_set(self, inputs)
         given = (training_key(self), self.context.model, data, inputs.first_stage.tree, hooks)
-        needed = {}
-        if "reserved" in self.defense.needs:
-            needed["reserved"] = reserved_split(self.context, self.run.seed)
+        needed = {name: self._needed(name, inputs) for name in self.defense.needs}
         trained = self.defense.train(*given, **needed)
         return TrainedModel(trained.variables, trained.found), records_of(trained.trace)
+
+    def _needed(self, name: str, inputs: Inputs) -> Split:
+        """Return one extra set of images that a training-time defence needs."""
+        if name == "reserved":
+            return reserved_split(self.context, self.run.seed)
+        test = self.context.dataset.test
+        if name == "test_set":
+            return test
+        return triggered_split(self.run.attack, inputs.victim.tree.trigger, test)
 
     def watch(self, inputs: Inputs) -> Callable[[TrainState], LogRecord]:
         """Return a function that measures how a defence learns clean and poisoned images."""
@@ -81,6 +94,7 @@ class TrainingNode(Node):
         # The first stage counts as part of the defence's time.
         seconds = artifact.seconds + inputs.first_stage.seconds
         columns = choice_rates(flags, found) | {"seconds": seconds}
+        columns["rule"] = self.defense.rule or None
         tables = model_tables(self, artifact, inputs.victim.counts, columns)
         where = {"attack": self.run.label, "defense": self.label, "seed": self.run.seed}
         curves = curves_of(flags, found)
