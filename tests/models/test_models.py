@@ -360,15 +360,18 @@ def test_weight_gradient_is_summed_over_chunks(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("onednn", [False, True])
-def test_gradients_in_bfloat16_equal_plain_ones_in_float32(stride, onednn, monkeypatch):
+@pytest.mark.parametrize(
+    ("size", "stride", "side"), [(3, 1, 16), (3, 2, 16), (1, 2, 16), (1, 2, 15)]
+)
+@pytest.mark.parametrize("cpu", ["plain", "onednn", "amx"])
+def test_gradients_in_bfloat16_equal_plain_ones_in_float32(size, stride, side, cpu, monkeypatch):
     """The error is at most a hundredth of the largest entry, in every form that a rule chooses."""
-    monkeypatch.setattr(choice, "uses_onednn", lambda: onednn)
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (16, 16, 16, 8))
-    kernel = jax.random.normal(keys[1], (3, 3, 8, 12)) / 9
-    g = jax.random.normal(keys[2], (16, 16 // stride, 16 // stride, 12))
+    monkeypatch.setattr(choice, "uses_onednn", lambda: cpu != "plain")
+    monkeypatch.setattr(choice, "has_amx", lambda: cpu == "amx")
+    keys, small = jax.random.split(jax.random.key(0), 3), -(-side // stride)
+    x = jax.random.normal(keys[0], (16, side, side, 8))
+    kernel = jax.random.normal(keys[1], (size, size, 8, 12)) / size**2
+    g = jax.random.normal(keys[2], (16, small, small, 12))
 
     def gradients(dtype, convolution):
         cast = [array.astype(dtype) for array in (x, kernel, g)]

@@ -41,6 +41,15 @@ def test_a_release_that_lacks_the_options_is_used_without_onednn_and_says_so(pro
     assert compiling.without_onednn() == ""
 
 
+def test_a_cpu_with_amx_says_that_bfloat16_is_faster(monkeypatch):
+    monkeypatch.setattr(compiling, "uses_onednn", lambda: True)
+    monkeypatch.setattr(compiling, "has_amx", lambda: True)
+    assert "bfloat16 would train" in compiling.unused_amx("float32")
+    assert compiling.unused_amx("bfloat16") == ""
+    monkeypatch.setattr(compiling, "has_amx", lambda: False)
+    assert compiling.unused_amx("float32") == ""
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_onednn_gives_the_same_numbers_and_restores_the_cache_setting(stride, tmp_path):
     keys = jax.random.split(jax.random.key(0), 3)

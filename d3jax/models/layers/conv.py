@@ -88,8 +88,10 @@ def _backward(stride, residuals, g):
         return jax.linear_transpose(lambda k: _native(x, k, stride), kernel)(g)[0]
 
     ours = functools.partial(weight_gradient, size=size, stride=stride)
-    if choice.takes_phases(size, stride, height, width):
+    if choice.takes_phases(size, stride, height, width, x.dtype):
         dx = input_gradient_by_phases(kernel, g)
+    elif choice.uses_amx(x.dtype) and (stride == 1 or size == 1):
+        dx = input_gradient_by_convolution(kernel, g, stride, (height, width))
     else:
         (dx,) = jax.linear_transpose(lambda x: _native(x, kernel, stride), x)(g)
     return dx, lax.platform_dependent(x, g, cpu=ours, default=native)
@@ -113,6 +115,24 @@ def input_gradient_by_phases(kernel: jax.Array, g: jax.Array) -> jax.Array:
     taps = taps[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4).reshape(2, 2, d, 4 * c)
     phases = lax.conv_general_dilated(g, taps, (1, 1), ((0, 1), (0, 1)), dimension_numbers=_LAYOUT)
     return phases.reshape(b, h, w, 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c)
+
+
+def input_gradient_by_convolution(
+    kernel: jax.Array, g: jax.Array, stride: int, shape: tuple[int, int]
+) -> jax.Array:
+    """Return the gradient [B, *shape, C] by the input of a convolution of stride 1 or size 1.
+
+    `kernel` is [k, k, C, D], and `g` [B, h, w, D] is the gradient of the output. It is `g`,
+    convolved with the reversed kernel. With a stride, zeros stand between its pixels.
+    """
+    dx = _native(g, kernel[::-1, ::-1].swapaxes(2, 3), 1)
+    if stride == 1:
+        return dx
+    ends = [
+        size - 1 - stride * (small - 1) for size, small in zip(shape, g.shape[1:3], strict=True)
+    ]
+    gaps = [(0, end, stride - 1) for end in ends]
+    return lax.pad(dx, jnp.zeros((), dx.dtype), [(0, 0, 0), *gaps, (0, 0, 0)])
 
 
 def weight_gradient(x: jax.Array, g: jax.Array, *, size: int, stride: int) -> jax.Array:
@@ -146,14 +166,16 @@ def _chunked_product(operands: Callable, x: jax.Array, g: jax.Array) -> jax.Arra
     rows, sides = len(left), (left.shape[1], right.shape[1])
     n = choice.images_a_chunk(len(x), x.dtype.itemsize * (left.size + right.size), rows, max(sides))
     k = choice.chunks_at_once(len(x) // n, 4 * math.prod(sides))
+    kind = x.dtype if choice.uses_amx(x.dtype) else jnp.float32
 
     def add(i, total):
         # Sliced here, because XLA would compute x a second time to hand it to the loop in chunks.
         parts = (lax.dynamic_slice_in_dim(array, i * k * n, k * n) for array in (x, g))
         left, right = (part.reshape(k, n * rows, -1) for part in operands(*parts))
-        return total + lax.dot_general(
-            left, right, (((1,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32
+        product = lax.dot_general(
+            left, right, (((1,), (1,)), ((0,), (0,))), preferred_element_type=kind
         )
+        return total + product.astype(jnp.float32)
 
     start = jnp.zeros((k, *sides), jnp.float32)
     return lax.fori_loop(0, len(x) // (k * n), add, start).sum(0)

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from . import choice
+
 MOMENTUM, EPSILON = 0.9, 1e-5
 """Momentum and ε of PyTorch's defaults; PyTorch writes this momentum as 0.1."""
 
@@ -63,8 +65,8 @@ def _affine(x, factor, offset):
 
 def _forward(x, scale, bias):
     pixels = tuple(range(x.ndim - 1))
-    wide = x.astype(jnp.float32)
-    mean = wide.mean(pixels)
+    mean = x.astype(jnp.float32).mean(pixels)
+    wide = (lax.optimization_barrier(x) if choice.widens_twice(x.dtype) else x).astype(jnp.float32)
     var = jnp.maximum((wide * wide).mean(pixels) - mean * mean, 0)
     inverse = lax.rsqrt(var + EPSILON)
     y = _affine(x, scale * inverse, bias - mean * scale * inverse).astype(x.dtype)
