@@ -278,4 +278,5 @@ PARTS: dict[str, Part] = {
     **{f"claim-{attack}": table("claim_cifar10", attack) for attack in ATTACKS},
     **{f"untrusted-{attack}": table("dlp_cifar10_full", attack) for attack in UNTRUSTED},
     "untrusted-abl": table("abl_cifar10", "badnets"),
+    **{f"training-{attack}": table("untrusted_cifar10", attack) for attack in UNTRUSTED},
 }

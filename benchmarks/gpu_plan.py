@@ -41,7 +41,7 @@ class Entry(NamedTuple):
     def attack(self) -> str:
         """Return the attack of a table; "" for other parts."""
         first, _, attack = self.part.partition("-")
-        if first not in ("table", "claim", "untrusted"):
+        if first not in ("table", "claim", "untrusted", "training"):
             return ""
         return "badnets" if attack == "abl" else attack
 
@@ -100,6 +100,20 @@ UNTRUSTED = {
 }
 
 
+TRAINING = {
+    "none": NONE,
+    # Arithmetic: 29,200 steps of 256 images at 75,000 images/s, one program.
+    "pdb": (130.0, 100.0),
+    # 20 epochs of batches of 64 at a guessed 30,000 images/s, and 100 of 256. Three programs.
+    "nab-backdoorbench": (190.0, 100.0),
+    # 132 epochs at 60,000 images/s, and four programs.
+    "d_br-backdoorbench": (230.0, 110.0),
+    # 105 epochs of batches of 64 at a guessed 25,000 images/s, with a second forward pass.
+    "cbd-authors": (270.0, 210.0),
+}
+"""Guesses for training-time defences at full length."""
+
+
 def table(attack: str, none: float = NONE[0]) -> Entry:
     """Return the entry of a table of D3; `none` are the seconds of its backdoored model."""
     costs = {"none": (none, none), **REPAIRS}
@@ -115,6 +129,11 @@ def claim(attack: str) -> Entry:
 def untrusted(attack: str) -> Entry:
     """Return the entry of a table of DLP, with one backdoored model for each seed."""
     return Entry(f"untrusted-{attack}", PROCESS + DATA, UNTRUSTED, set=APART)
+
+
+def training(attack: str) -> Entry:
+    """Return the entry of a table of further training-time defences, with one seed."""
+    return Entry(f"training-{attack}", PROCESS + DATA, TRAINING, set=APART)
 
 
 def throughput(batch: int) -> Entry:
@@ -184,6 +203,10 @@ QUEUE = (
     untrusted("blended"),
     untrusted("sig"),
     untrusted("clean"),
+    training("badnets"),
+    training("blended"),
+    training("sig"),
+    training("clean"),
     throughput(256),
     throughput(1024),
     throughput(512),

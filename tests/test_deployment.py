@@ -1,5 +1,6 @@
 """Tests of models in one file: a repaired network loads alone and gives the same logits."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,15 +12,15 @@ from d3jax import load_model
 from d3jax.config.study import Choice
 from d3jax.core.errors import CheckpointError, ConfigError
 from d3jax.core.types import DataInfo
-from d3jax.defenses import NPDConfig, UNITConfig
+from d3jax.defenses import NABConfig, NPDConfig, PDBConfig, UNITConfig
 from d3jax.deployment import write_model
 from d3jax.interop import read_tensors, write_tensors
-from d3jax.interop.external_model import ABOUT
+from d3jax.interop.external_model import ABOUT, read_external_model
 from d3jax.models import WideResNetConfig
 
 INFO = DataInfo("some", (16, 16, 3), ("a", "b", "c"), (0.4,) * 3, (0.2,) * 3, 2, True)
 NET = Choice("wide_resnet", "wide_resnet", WideResNetConfig(depth=10))
-REPAIRS = {"unit": UNITConfig(), "npd": NPDConfig()}
+REPAIRS = {"unit": UNITConfig(), "npd": NPDConfig(), "pdb": PDBConfig(), "nab": NABConfig()}
 
 
 def network_of(repair):
@@ -39,7 +40,7 @@ def written(path, repair):
     return variables
 
 
-@pytest.mark.parametrize("repair", ["", "unit", "npd"])
+@pytest.mark.parametrize("repair", ["", *REPAIRS])
 def test_a_file_loads_alone_and_gives_the_same_logits(tmp_path, repair):
     variables = written(tmp_path / "model.safetensors", repair)
     loaded = load_model(tmp_path / "model.safetensors")
@@ -51,6 +52,14 @@ def test_a_file_loads_alone_and_gives_the_same_logits(tmp_path, repair):
     )
     np.testing.assert_array_equal(found, want)
     assert np.ptp(want) > 0
+
+
+@pytest.mark.parametrize("repair", ["unit", "pdb"])
+def test_a_study_refuses_a_model_whose_network_a_defence_changed(tmp_path, repair):
+    written(tmp_path / "model.safetensors", repair)
+    choice = dataclasses.replace(NET, checkpoint=str(tmp_path / "model.safetensors"))
+    with pytest.raises(CheckpointError, match=f"defence {repair} changed the network"):
+        read_external_model(choice, network_of(""))
 
 
 def test_the_tensors_of_the_architecture_have_pytorchs_names(tmp_path):

@@ -44,10 +44,6 @@ class RelearnConfig:
     __post_init__ = check_fields
 
 
-EVALUATIONS = {"relearn": RelearnConfig}
-"""The evaluations of repaired models, by name."""
-
-
 class Relearned(NamedTuple):
     """A model after relearning: its `variables`, and the numbers of images that it learned."""
 

@@ -75,7 +75,8 @@ class StudyConfig:
     precision: Literal["auto", "float32", "tensorfloat32", "bfloat16"] = option(
         "auto",
         "precision of convolutions and matrix products; auto: bfloat16 on GPU and TPU, float32 on "
-        "CPU, where bfloat16 is faster if the CPU has AMX; tensorfloat32: that of NVIDIA GPUs, float32 elsewhere",
+        "CPU, where bfloat16 is faster if the CPU has AMX; tensorfloat32: that of NVIDIA GPUs, "
+        "float32 elsewhere",
     )
     features: int = option(
         0,

@@ -60,8 +60,15 @@ from .sample_detection.scan import SCAnConfig, make_scan
 from .sample_detection.spectral import SpectralConfig, make_spectral
 from .sample_detection.spectre import SPECTREConfig, make_spectre
 from .training_time.abl import ABLConfig, make_abl
+from .training_time.asd import ASDConfig, make_asd
+from .training_time.cbd import CBDConfig, make_cbd
+from .training_time.d_br import DBRConfig, make_d_br
+from .training_time.d_st import DSTConfig, make_d_st
+from .training_time.dbd import DBDConfig, make_dbd
 from .training_time.dlp import DLPConfig, make_dlp
 from .training_time.filter import FilterConfig, make_filter
+from .training_time.nab import NABConfig, make_nab
+from .training_time.pdb import PDBConfig, make_pdb
 
 finetune = FinetuneConfig
 ft_sam = FTSAMConfig
@@ -87,6 +94,13 @@ anp = ANPConfig
 clp = CLPConfig
 abl = ABLConfig
 dlp = DLPConfig
+asd = ASDConfig
+cbd = CBDConfig
+d_br = DBRConfig
+d_st = DSTConfig
+dbd = DBDConfig
+nab = NABConfig
+pdb = PDBConfig
 beatrix = BeatrixConfig
 filter = FilterConfig
 scan = SCAnConfig
@@ -132,6 +146,13 @@ REPAIRS = {
 TRAINING_DEFENSES = {
     "abl": (ABLConfig, make_abl),
     "dlp": (DLPConfig, make_dlp),
+    "asd": (ASDConfig, make_asd),
+    "cbd": (CBDConfig, make_cbd),
+    "d_br": (DBRConfig, make_d_br),
+    "d_st": (DSTConfig, make_d_st),
+    "dbd": (DBDConfig, make_dbd),
+    "nab": (NABConfig, make_nab),
+    "pdb": (PDBConfig, make_pdb),
     "filter": (FilterConfig, make_filter),
 }
 MODEL_DETECTORS = {
@@ -156,15 +177,20 @@ __all__ = [
     "ABLConfig",
     "AGPDConfig",
     "ANPConfig",
+    "ASDConfig",
     "ASSETConfig",
     "ActivationClusteringConfig",
     "BNPConfig",
     "BaDExpertConfig",
     "BeatrixConfig",
+    "CBDConfig",
     "CLPConfig",
     "CognitiveDistillationConfig",
     "D3Config",
+    "DBDConfig",
+    "DBRConfig",
     "DLPConfig",
+    "DSTConfig",
     "EPConfig",
     "FPConfig",
     "FSTConfig",
@@ -178,10 +204,12 @@ __all__ = [
     "MCLConfig",
     "MCRConfig",
     "MMBDConfig",
+    "NABConfig",
     "NADConfig",
     "NCConfig",
     "NFTConfig",
     "NPDConfig",
+    "PDBConfig",
     "PreparedDetector",
     "RNPConfig",
     "SAUConfig",
@@ -201,13 +229,18 @@ __all__ = [
     "activation_clustering",
     "agpd",
     "anp",
+    "asd",
     "asset",
     "badexpert",
     "beatrix",
     "bnp",
+    "cbd",
     "clp",
     "cognitive_distillation",
     "d3",
+    "d_br",
+    "d_st",
+    "dbd",
     "dlp",
     "ep",
     "feature_re",
@@ -224,13 +257,18 @@ __all__ = [
     "make_activation_clustering",
     "make_agpd",
     "make_anp",
+    "make_asd",
     "make_asset",
     "make_badexpert",
     "make_beatrix",
     "make_bnp",
+    "make_cbd",
     "make_clp",
     "make_cognitive_distillation",
     "make_d3",
+    "make_d_br",
+    "make_d_st",
+    "make_dbd",
     "make_dlp",
     "make_dlp_filter",
     "make_ep",
@@ -246,10 +284,12 @@ __all__ = [
     "make_mcl",
     "make_mcr",
     "make_mmbd",
+    "make_nab",
     "make_nad",
     "make_nc",
     "make_nft",
     "make_npd",
+    "make_pdb",
     "make_rnp",
     "make_sau",
     "make_scale_up",
@@ -266,10 +306,12 @@ __all__ = [
     "mcl",
     "mcr",
     "mmbd",
+    "nab",
     "nad",
     "nc",
     "nft",
     "npd",
+    "pdb",
     "prepare_detector",
     "rnp",
     "sau",

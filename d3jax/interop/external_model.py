@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..config.stored_model import RECIPE, model_path, stored_recipe
+from ..config.stored_model import RECIPE, header_text, model_path, stored_recipe
 from ..config.study import Choice
 from ..core.errors import AttackError, CheckpointError, names
 from ..core.random import stream
@@ -78,6 +78,7 @@ def read_external_model(choice: Choice, net: Model) -> ExternalModel:
     # The shapes are checked before all of it is read.
     checkpoint.check_same(path, like, _within("variables.", checkpoint.shapes(folder)))
     flat, note = checkpoint.read(folder)
+    _refuse_changed(path, note.get("changed_by", ""))
     trigger = _trigger_in(flat)
     flat = _within("variables.", flat)
     check_weights(flat, str(path))
@@ -91,6 +92,7 @@ def read_external_model(choice: Choice, net: Model) -> ExternalModel:
 def _read_file(file: Path, choice: Choice, net: Model) -> ExternalModel:
     """Read an external model from a `.safetensors` or PyTorch file."""
     about, tensors = stored_recipe(file), read_tensors(file, choice.checkpoint_key)
+    _refuse_changed(file, _changed_by(file))
     trigger = _trigger_in(tensors) if about else {}
     tensors = {name: value for name, value in tensors.items() if not about or _is_model(name)}
     tensors = without(tensors, choice.ignore, str(file))
@@ -98,6 +100,24 @@ def _read_file(file: Path, choice: Choice, net: Model) -> ExternalModel:
     text = f"{file}: {report.text}" + (", with a trigger" if trigger else "")
     contents = checkpoint.digest((variables, trigger) if trigger else variables)
     return ExternalModel(variables, trigger, about or {}, contents, text)
+
+
+def _changed_by(file: Path) -> str:
+    """Return the name of the defence that changed the network of a model file; "" if none did."""
+    try:
+        found = json.loads(header_text(file, ABOUT) or "{}")["defense"]["name"]
+    except (ValueError, TypeError, KeyError):  # no such text, no defence, or a damaged text
+        return ""
+    return str(found)
+
+
+def _refuse_changed(path: Path, defense: str) -> None:
+    """Raise `CheckpointError` if a defence changed the network of a stored model."""
+    if defense:
+        raise CheckpointError(
+            f"model.checkpoint: {path}: the defence {defense} changed the network of this model, "
+            "which a study cannot build; use d3jax.load_model or d3jax.examine on its export"
+        )
 
 
 def write_external_model(

@@ -21,6 +21,7 @@ from .sections import (  # fmt: skip
     model_detection,
     outcomes,
     relearning,
+    robustness,
     samples,
     training_time,
 )
@@ -45,6 +46,7 @@ DETAILS = (
     ("loss_landscape", loss_landscape.show),
     ("inverted_trigger", inverted_triggers.show),
     ("relearning", relearning.show),
+    ("robustness", robustness.show),
     ("report_samples", samples.show),
     ("", classes.show),
     ("model_detection", model_detection.show),

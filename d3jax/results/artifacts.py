@@ -180,9 +180,9 @@ class TrainingArrays(TypedDict, total=False):
     """The arrays of a `training_time` node: a defence's choices and scores for N training images.
 
     `flags` bool [N] marks the poisoned rows. `suspects` and `labelled` bool [N] are the defence's
-    choice. Each score (`entropy`, `cross_entropy`, `symmetric`, `mixture`, `rescored`,
-    `rescored_entropy`) is float [N]. `precision/<score>` and `recall/<score>` [N] are those of its
-    lowest k rows, k = 1 … N. The fact `first_stage` is the name of its first stage's node.
+    choice. Each score is float [N], under its name in `Trained.found`, such as `entropy`.
+    `precision/<score>` and `recall/<score>` [N] are those of its lowest k rows, k = 1 … N. The fact
+    `first_stage` is the name of its first stage's node.
     """
 
     flags: np.ndarray

@@ -163,6 +163,17 @@ COLUMNS_OF: dict[str, dict[str, str]] = {
         "poisoned": "number of triggered images that were learned",
         "seconds": "wall time of relearning and measuring in seconds",
     },
+    "robustness": _WHERE
+    | {
+        "evaluation": "label of the evaluation",
+        "defense": "label of the defence; none for the backdoored model",
+        "change": "what is changed of the trigger: shift, scale or strength",
+        "amount": "pixels up and to the left (shift), factor of height and width (scale), or "
+        "factor of the stamped image minus the clean one (strength)",
+        "asr": "attack success rate with the changed trigger; empty where an attack only has "
+        "stamped copies of the test images, which cannot be moved or resized",
+        "n_triggered": "number of triggered test images: those of other classes than the target",
+    },
     "triggers": {
         "attack": "label of the attack",
         "seed": "seed of the row",

@@ -40,6 +40,7 @@ OTHERS = (
     "forgetting",
     "triggers",
     "relearned",
+    "robustness",
     "paths",
     "changes",
 )

@@ -13,6 +13,7 @@ from .attack_run import AttackRun, evaluator, make_clean_run, make_run
 from .checks import AnyDetector, Methods, check_attack, check_paths, make_methods, named
 from .context import StudyContext
 from .nodes.base import Node
+from .nodes.evaluation import EvaluationNode
 from .nodes.evidence import EvidenceNode
 from .nodes.evolution import EvolutionNode
 from .nodes.external_model import ExternalModelNode, StoredModelNode, StoredTriggerNode
@@ -27,6 +28,7 @@ from .nodes.model_detection import ModelDetectionNode
 from .nodes.relearning import RelearningNode
 from .nodes.repair import RepairNode
 from .nodes.report_samples import SamplesNode
+from .nodes.robustness import RobustnessNode
 from .nodes.sample_detection import SampleDetectionNode
 from .nodes.training_time import TrainingNode
 from .nodes.trigger import TriggerNode
@@ -35,6 +37,11 @@ from .nodes.victim import VictimNode
 from .registries import ATTACKS, DETECTIONS
 
 AnyNode = TypeVar("AnyNode", bound=Node)
+EVALUATED: dict[str, type[EvaluationNode]] = {
+    "relearn": RelearningNode,
+    "robustness": RobustnessNode,
+}
+"""The class of node of each evaluation, by its name."""
 
 
 class Members(NamedTuple):
@@ -219,7 +226,7 @@ def _analyses(context: StudyContext, members: Members, runs: Sequence[Members]) 
             yield ForgettingNode(**updates)
     for choice in config.evaluations if run.attacked else ():
         for model in members.models:
-            yield RelearningNode(**of_run, choice=choice, model=model)
+            yield EVALUATED[choice.name](**of_run, choice=choice, model=model)
     for model in members.models if shown else ():
         yield SamplesNode(**of_run, model=model)
         unknown = not run.knows_training and not run.attacked and stamping

@@ -73,6 +73,7 @@ def save_finished(
         "members": members,
         # By this a later study that reads this as an external model knows trigger and poison.
         "about": node.run.recipe | {"training_set": node.context.training_set},
+        "changed_by": node.what if node.network is not node.context.model else "",
         **binding(node),
     }
     checkpoint.save(node.folder / "model", tree, note)

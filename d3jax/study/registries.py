@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import attacks, data, defenses, models
-from ..analysis.relearning import EVALUATIONS
+from ..analysis.relearning import RelearnConfig
+from ..analysis.robustness import RobustnessConfig
 from ..core.errors import ConfigError
 from ..evolution import EVOLUTIONS
 
@@ -51,6 +52,9 @@ DATASETS = with_plugins("datasets", data.DATASETS)
 DEFENSES = with_plugins("defenses", defenses.DEFENSES)
 DETECTIONS = with_plugins("detections", defenses.DETECTIONS)
 MODELS = with_plugins("models", models.MODELS)
+
+EVALUATIONS = {"relearn": RelearnConfig, "robustness": RobustnessConfig}
+"""The config classes of evaluations, by name; `graph.EVALUATED` has their nodes."""
 
 REGISTRIES = {
     name: {key: cls for key, (cls, _) in registry.items()}

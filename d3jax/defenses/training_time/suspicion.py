@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ...config.fields import check_fields, check_foreign, option
 from ...config.recipes import OptimConfig, TrainConfig
@@ -33,19 +35,47 @@ def training_loop(
     config: TrainConfig,
     info: DataInfo,
     loss: Loss,
+    *,
+    drops: Sequence[float] = (),
+    loss_inputs: Any = (),
 ) -> TrainLoop:
     """Build the `TrainLoop` of a training recipe on `data`, starting from the model `variables`.
 
-    The short last batch of an epoch is dropped.
+    The short last batch of an epoch is dropped. `drops` are those of `with_drops`, and
+    `loss_inputs` those of `split_loop`.
     """
     per_epoch, batch_size = epoch_plan(len(data.labels), config.batch_size, drop_last=True)
     steps = config.steps or config.epochs * per_epoch
+    tx = make_optimizer(config.optimizer, steps=steps, steps_per_epoch=per_epoch)
     return split_loop(
         key, variables, data,
-        loss=loss, tx=make_optimizer(config.optimizer, steps=steps, steps_per_epoch=per_epoch),
+        loss=loss, tx=with_drops(tx, drops, steps=steps, steps_per_epoch=per_epoch),
         steps=steps, steps_per_epoch=per_epoch, batch_size=batch_size,
-        augment=make_augment(info, config.augment), sam=config.sam,
+        augment=make_augment(info, config.augment), loss_inputs=loss_inputs, sam=config.sam,
     )  # fmt: skip
+
+
+def with_drops(
+    tx: optax.GradientTransformation, drops: Sequence[float], *, steps: int, steps_per_epoch: int
+) -> optax.GradientTransformation:
+    """Return an optimiser whose learning rate also falls to a tenth at some epochs.
+
+    `drops` are shares of the epochs, and `steps` is the length of the training. The i-th drop is at
+    least i epochs after the start.
+    """
+    epochs = -(-steps // steps_per_epoch)
+    at = [max(i, round(share * epochs)) for i, share in enumerate(sorted(drops), start=1)]
+
+    def factor(step: Any) -> jax.Array:
+        passed = jnp.asarray(step) // steps_per_epoch >= jnp.asarray(at, jnp.int32)
+        return 0.1 ** passed.sum()
+
+    return optax.chain(tx, optax.scale_by_schedule(factor)) if drops else tx
+
+
+def drops_option(default: tuple[float, ...], doc: str) -> Any:
+    """Declare a config field for the shares of a training after which the learning rate falls."""
+    return option(default, doc, above=0, high=1)
 
 
 def first_stage_loop(

@@ -16,6 +16,10 @@ HUES = {
     "symmetric": "#009e73",
     "mixture": "#cc79a7",
 }
+OTHER = "#e69f00"
+"""The colour of a score that only one method has; no method has two of these."""
+AGAIN = ("rescored", "rescored_entropy")
+"""The scores of a later stage, which have a figure of their own."""
 LOWEST = 1e-4
 """Lower limit of the drawn scores; scores below it are drawn at it."""
 LEARNED = {
@@ -61,28 +65,35 @@ def _dots(records: Sequence[LogRecord], name: str, factor: float, **style: Any) 
 def save_scores(path: Path, found: Arrays) -> Path | None:
     """Draw histograms of a defence's image scores, and precision and recall of the lowest.
 
-    Without poisoned images there are only histograms.
+    Without poisoned images there are only histograms. None without a score.
     """
+    names = scores_in(found)
     panels: list[Panel | None] = [
         _histogram(found[name], found["flags"], plain(name), legend="best")
         if f"precision/{name}" in found
         else None
         for name in ("entropy", "cross_entropy")
     ]
-    kinds = ("precision", "recall") if found["flags"].any() else ()
-    return save_panels(path, panels + [_ranking(kind, found) for kind in kinds], 2, 2.4)
+    kinds = ("precision", "recall") if found["flags"].any() and names else ()
+    panels += [_ranking(kind, names, found) for kind in kinds]
+    return save_panels(path, panels if any(panels) else [], 2, 2.4)
 
 
-def _ranking(kind: str, found: Arrays) -> Panel:
+def scores_in(found: Arrays) -> list[str]:
+    """Return the names of the scores by which a defence ranks all images, in a fixed order."""
+    known = [name.removeprefix("precision/") for name in found if name.startswith("precision/")]
+    return sorted(set(known) - set(AGAIN), key=[*HUES, *sorted(known)].index)
+
+
+def _ranking(kind: str, names: Sequence[str], found: Arrays) -> Panel:
     flags = found["flags"]
     share = 100 * np.arange(1, len(flags) + 1) / len(flags)
     marks = [
         Mark(
             (share, 100 * found[f"{kind}/{name}"]),
-            {"color": hue, "linewidth": 4 - thin, "label": plain(name)},
+            {"color": HUES.get(name, OTHER), "linewidth": 4 - thin, "label": plain(name)},
         )
-        for thin, (name, hue) in enumerate(HUES.items())  # the lines often coincide
-        if f"{kind}/{name}" in found
+        for thin, name in enumerate(names)  # the lines often coincide
     ]
     options = {
         "title": kind.capitalize(),

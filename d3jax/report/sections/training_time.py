@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from ...core.records import Row
 from ...results.artifacts import Finished
 from ...results.log_records import by_loop
-from ..plots.training_time import HUES, save_kept, save_learning, save_rescored, save_scores
+from ..plots.training_time import AGAIN, save_kept, save_learning, save_rescored, save_scores
 from ..rendering import Markup, Table, render
 from ..view import View
 
@@ -44,7 +44,9 @@ def _show(view: View, group: Sequence[Finished]) -> Markup:
         names=", ".join(names),
         learning=save_learning(view.path(f"{names[0]}-learning"), stage.get("", [])),
         scores=save_scores(view.path(f"{names[0]}-scores"), group[0].arrays),
-        scored=_means([row for row in filters if row["score"] in HUES], "score", _found(filters)),
+        scored=_means(
+            [row for row in filters if row["score"] not in AGAIN], "score", _found(filters)
+        ),
         rescored=save_rescored(view.path(f"{names[0]}-rescored"), again),
         kept=save_kept(view.path(f"{names[0]}-kept"), mixed, view.study.palette),
         choices=_means(chosen, "defense", CHOICES),

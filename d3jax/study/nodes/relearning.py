@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
-from typing import Any
 
 import jax
 
 from ...analysis.relearning import relearn
-from ...config.loading import to_mapping
 from ...core.random import stream
 from ...metrics.attack_success import triggered_split
 from ..attack_run import evaluator
-from .base import AnalysisNode, Findings, Inputs, Node
+from .base import Findings, Inputs
+from .evaluation import EvaluationNode
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class RelearningNode(AnalysisNode):
-    """A node that fine-tunes one model of an attack run on a few triggered images.
-
-    `choice` is the entry of `evaluations`. `model` is the victim or a repaired model. The victim
-    holds the trigger.
-    """
-
-    victim: Node
-    model: Node
+class RelearningNode(EvaluationNode):
+    """A node that fine-tunes one model of an attack run on a few triggered images."""
 
     kind = title = "relearning"
-
-    @property
-    def label(self) -> str:
-        """Return the label of the model that relearns."""
-        return self.model.label
-
-    @property
-    def what(self) -> str:
-        """Return `<evaluation>@<model>`, the end of a relearning node's name."""
-        return f"{self.chosen.label}@{self.label}"
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Return the settings of the evaluation, as data for the recipe."""
-        return {"evaluation": to_mapping(self.chosen.config)}
 
     def analyse(self, inputs: Inputs) -> Findings:
         """Let a model relearn its backdoor; return the row of relearned.csv."""
@@ -59,14 +34,7 @@ class RelearningNode(AnalysisNode):
         if network is not context.model:
             evaluate = evaluator(context, run.attack, network)
         after = evaluate(found.variables, trigger, context.dataset.test)
-        row = {
-            "dataset": context.dataset.info.name,
-            "model": context.config.model.name,
-            "attack": run.label,
-            "poison_rate": run.poison_rate,
-            "seed": run.seed,
-            "evaluation": self.chosen.label,
-            "defense": self.label,
+        row = self.where | {
             "acc_before": before.acc,
             "asr_before": before.asr,
             "acc": after.acc,
