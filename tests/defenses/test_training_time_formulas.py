@@ -228,9 +228,8 @@ def test_default_patches_of_pdb_and_nab(rng, method, config, side, colour, shift
 
 @pytest.mark.parametrize("size, reserved, steps", [(50_000, 5_000, 292), (2_000, 100, 9)])
 def test_pdbs_epoch_has_reserved_images_five_times_and_no_short_batch(size, reserved, steps):
-    config = pdb.PDBConfig()
-    assert pdb.plan_of(config, size, reserved) == (steps, 256)
-    assert 292 * config.train.epochs == 29_200
+    assert pdb.plan_of(pdb.PDBConfig(), size, reserved) == (steps, 256)
+    assert 292 * pdb.PDBConfig().train.epochs == 29_200
 
 
 @pytest.mark.parametrize("count", [0, 3, 1000])
