@@ -104,8 +104,8 @@ def intra_class(
 
     The centre of a class is the mean of its features in the batch. The mean is over all M² pairs of
     the M classes that the batch has, and a pair of equal classes counts as 0, as in the authors'
-    program. The mean over pairs of different classes is M/(M − 1) times as large. A centre of length
-    0 has the cosine 0 with all others.
+    program. The mean over pairs of different classes is M/(M − 1) times as large. A centre of
+    length 0 has the cosine 0 with all others.
     """
     members = jax.nn.one_hot(labels, classes)
     counts = members.sum(0)
