@@ -68,15 +68,14 @@ def save_scores(path: Path, found: Arrays) -> Path | None:
     Without poisoned images there are only histograms. None without a score.
     """
     names = scores_in(found)
-    panels: list[Panel | None] = [
+    panels = [
         _histogram(found[name], found["flags"], plain(name), legend="best")
-        if f"precision/{name}" in found
-        else None
         for name in ("entropy", "cross_entropy")
+        if name in names
     ]
     kinds = ("precision", "recall") if found["flags"].any() and names else ()
     panels += [_ranking(kind, names, found) for kind in kinds]
-    return save_panels(path, panels if any(panels) else [], 2, 2.4)
+    return save_panels(path, panels, 3 if len(panels) == 3 else 2, 2.4)
 
 
 def scores_in(found: Arrays) -> list[str]:
@@ -91,9 +90,9 @@ def _ranking(kind: str, names: Sequence[str], found: Arrays) -> Panel:
     marks = [
         Mark(
             (share, 100 * found[f"{kind}/{name}"]),
-            {"color": HUES.get(name, OTHER), "linewidth": 4 - thin, "label": plain(name)},
+            {"color": HUES.get(name, OTHER), "linewidth": 1.5 + over, "label": plain(name)},
         )
-        for thin, name in enumerate(names)  # the lines often coincide
+        for over, name in zip(reversed(range(len(names))), names, strict=True)  # may coincide
     ]
     options = {
         "title": kind.capitalize(),
