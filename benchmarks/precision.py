@@ -86,8 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     lines = [line for folder in options.folders for line in lines_of(folder)]
     columns = ["net", "attack", "defence", "rate", "seeds", *PRECISIONS]
+    columns += ["bfloat16 − float32: mean (least to most)", "changes sides"]
     print("No published number stands beside these. Rates in %.\n")
-    print(markdown([*columns, "bfloat16 − float32: mean (least to most)", "changes sides"], lines))
+    print(markdown([columns, *lines]))
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def unused_amx(precision: str) -> str:
     if precision == "bfloat16" or not (uses_onednn() and has_amx()):
         return ""
     return (
-        "this CPU has AMX, so precision: bfloat16 would train 1.4 to 3 times as fast; its numbers "
+        "this CPU has AMX, so precision: bfloat16 would train 1.6 to 3 times as fast; its numbers "
         "differ a little"
     )
 
