@@ -116,7 +116,7 @@ def _refuse_changed(path: Path, defense: str) -> None:
     if defense:
         raise CheckpointError(
             f"model.checkpoint: {path}: the defence {defense} changed the network of this model, "
-            "which a study cannot build; use d3jax.load_model or d3jax.examine on its export"
+            "which a study cannot build; export it, and read the file with d3jax.load_model"
         )
 
 

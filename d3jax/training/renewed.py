@@ -1,4 +1,4 @@
-"""Train loops whose carry is computed anew after every so many steps, such as a split of a set."""
+"""Train loops that compute their carry again at regular steps, such as a split of the images."""
 
 from __future__ import annotations
 

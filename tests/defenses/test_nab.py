@@ -8,23 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax import deployment, load_model, testing
+from d3jax import testing
 from d3jax.attacks import badnets
 from d3jax.config.recipes import OptimConfig, TrainConfig
-from d3jax.config.study import Choice
 from d3jax.core.errors import ConfigError
 from d3jax.core.types import Batch, DataInfo, Model, Outputs, Split, Variables
 from d3jax.data import synthetic
 from d3jax.defenses import ABLConfig
 from d3jax.defenses.training_time import nab
-from d3jax.defenses.training_time.nab import NABConfig, make_nab, pseudo_labels, relabelled
+from d3jax.defenses.training_time.nab import NABConfig, pseudo_labels, relabelled
 from d3jax.defenses.training_time.stamped import Stamp, put_on, rejected, stamped, stamped_loss
 from d3jax.metrics.attack_success import triggered_split
-from d3jax.models import PreActResNet18Config
 from d3jax.training.loop import Hooks, fit
 from d3jax.training.poisoned_set import poisoned_split
 
-from ..helpers.small import exportable, small_model
+from ..helpers.small import small_model
 
 KEY = jax.random.key(3)
 INFO = DataInfo("some", (16, 16, 3), ("a", "b", "c"), (0.4, 0.5, 0.6), (0.2,) * 3, 2, True)
@@ -210,22 +208,6 @@ def test_pseudo_labels_do_not_depend_on_the_given_labels(fixture, monkeypatch):
         defense.train(key, model, data, fixture.variables, reserved=fixture.reserved)
     np.testing.assert_array_equal(seen[0][2], seen[1][2])
     assert (seen[0][0] != seen[1][0]).all()
-
-
-def test_a_file_of_the_stamped_network_loads_alone(tmp_path, monkeypatch):
-    monkeypatch.setitem(deployment.DEFENSES, "nab", (NABConfig, make_nab))
-    net, own = Choice("small", "small", PreActResNet18Config()), NABConfig(side=3)
-    plain_model, path = small_model(INFO), tmp_path / "model.safetensors"
-    network = own.build(INFO).network(plain_model)
-    variables = network.init(KEY)
-    with exportable():
-        deployment.write_model(path, variables, net, INFO, Choice("nab", "nab", own))
-        loaded = load_model(path)
-    images = np.random.default_rng(1).uniform(size=(4, 16, 16, 3)).astype(np.float32)
-    found = loaded.model.apply(loaded.variables, images, train=False).logits
-    np.testing.assert_array_equal(found, network.apply(variables, images, train=False).logits)
-    plain = plain_model.apply(variables, images, train=False).logits
-    assert np.abs(np.asarray(found - plain)).max() > 1e-4
 
 
 @pytest.mark.parametrize(

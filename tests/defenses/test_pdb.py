@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax import deployment, load_model, testing
+from d3jax import testing
 from d3jax.attacks import badnets
 from d3jax.config.recipes import OptimConfig, TrainConfig
-from d3jax.config.study import Choice
 from d3jax.core.errors import ConfigError
 from d3jax.core.images import as_float
 from d3jax.core.random import stream
@@ -21,18 +20,16 @@ from d3jax.defenses.training_time.pdb import (
     PDBConfig,
     defensive_batches,
     distorted,
-    make_pdb,
     pdb_loop,
     plan_of,
     stamp_of,
 )
 from d3jax.defenses.training_time.stamped import Stamp, put_on, stamped
-from d3jax.models import PreActResNet18Config
 from d3jax.training.loop import fit
 from d3jax.training.poisoned_set import poisoned_split
 from d3jax.training.step import TrainData
 
-from ..helpers.small import exportable, small_model
+from ..helpers.small import small_model
 
 KEY = jax.random.key(5)
 INFO = DataInfo("some", (16, 16, 3), ("a", "b", "c"), (0.4,) * 3, (0.2,) * 3, 2, True)
@@ -196,22 +193,6 @@ def test_the_patch_lets_triggered_images_be_classified_as_their_own_class(few):
         shares[network] = counts.recovered[1:3].sum() / counts.triggered[1:3].sum()
     plain, patched = shares.values()
     assert patched > plain + 0.2, (plain, patched)
-
-
-def test_a_file_of_the_network_loads_alone(tmp_path, monkeypatch):
-    monkeypatch.setitem(deployment.DEFENSES, "pdb", (PDBConfig, make_pdb))
-    net, own = Choice("small", "small", PreActResNet18Config()), PDBConfig(shift=2)
-    plain_model, path = small_model(INFO), tmp_path / "model.safetensors"
-    network = own.build(INFO).network(plain_model)
-    variables = network.init(KEY)
-    with exportable():
-        deployment.write_model(path, variables, net, INFO, Choice("pdb", "pdb", own))
-        loaded = load_model(path)
-    images = np.random.default_rng(1).uniform(size=(4, 16, 16, 3)).astype(np.float32)
-    found = loaded.model.apply(loaded.variables, images, train=False).logits
-    np.testing.assert_array_equal(found, network.apply(variables, images, train=False).logits)
-    plain = plain_model.apply(variables, images, train=False).logits
-    assert np.abs(np.asarray(found - plain)).max() > 1e-4
 
 
 def test_too_few_images_are_refused(fixture):
