@@ -194,7 +194,7 @@ def distances_of(
     """
     reach = jnp.float32(config.degrees), jnp.float32(config.shift)
 
-    def compute(images: jax.Array, rows: jax.Array) -> jax.Array:
+    def compute(images: Array, rows: Array) -> jax.Array:
         return _distances(model, variables, key, images, rows, reach)
 
     rows = np.arange(len(data.labels), dtype=np.int32)

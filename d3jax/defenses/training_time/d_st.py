@@ -147,7 +147,7 @@ class Drawn(NamedTuple):
 
 
 def contrastive(
-    vectors: Float[jax.Array, "2B D"],
+    vectors: Float[jax.Array, " views D"],
     labels: Int32[Array, " B"],
     kinds: Int8[Array, " B"],
     temperature: float,
