@@ -20,7 +20,7 @@ from ..core.errors import ConfigError, did_you_mean, names, refuse, shown
 from ..core.paths import user_path
 from .fields import checked, default_of, hints_of, literals_of, start_of
 from .stored_model import entry_of_file, with_victims
-from .study import Choice, StudyConfig
+from .study import Choice, StudyConfig, rows_of
 from .yaml_text import parse_yaml
 
 Registries = Mapping[str, Mapping[str, type]]
@@ -202,7 +202,11 @@ def _in_yaml(default: Any) -> str:
 
 
 def _study(tree: dict, changes: Mapping[str, Any], registries: Registries) -> StudyConfig:
-    """Return the `StudyConfig` that a mapping describes, after setting `changes` at dotted keys."""
+    """Return the `StudyConfig` that a mapping describes, after setting `changes` at dotted keys.
+
+    A change that replaces the attacks, defences or evolutions drops the published numbers of rows
+    that the study then lacks, unless it has no defence and no evolution.
+    """
     fields = [field for field in dataclasses.fields(StudyConfig) if "registry" in field.metadata]
     attacks, model = _is_given(tree, changes, "attacks"), _is_given(tree, changes, "model", "name")
     tree = {field.name: field.metadata["default"] for field in fields} | tree
@@ -220,6 +224,11 @@ def _study(tree: dict, changes: Mapping[str, Any], registries: Registries) -> St
         tree[field.name] = read(
             registry, registries.get(registry, {}), tree[field.name], field.name
         )
+    lists = [tree[name] for name in ("attacks", "defenses", "evolutions")]
+    replaced = changes.keys() & {"attacks", "defenses", "evolutions"} and any(lists[1:])
+    if replaced and isinstance(tree.get("published"), dict):
+        rows = rows_of(*lists)
+        tree["published"] = {row: text for row, text in tree["published"].items() if row in rows}
     return build(StudyConfig, tree)
 
 

@@ -138,13 +138,20 @@ def check_rows(study: StudyConfig) -> None:
         )
     starved = study.evolutions and not study.fresh
     refuse(starved, "fresh: 0 leaves no images for evolutions; a usual value is 0.6")
-    after = [*known, *_labels(study.evolutions)]
-    rows = [f"{attack.label}/{label}" for attack in study.attacks for label in ("none", *after)]
-    for row in study.published if after else ():
+    rows = rows_of(study.attacks, study.defenses, study.evolutions)
+    for row in study.published if known or study.evolutions else ():
         refuse(
             row not in rows,
             f"published.{row}: no such row; rows are {names(rows)}{did_you_mean(row, rows)}",
         )
+
+
+def rows_of(
+    attacks: Sequence[Choice], defenses: Sequence[Choice], evolutions: Sequence[Choice]
+) -> list[str]:
+    """Return the rows that a study's table has, as 'attack/defense'."""
+    after = ("none", *_labels(defenses), *_labels(evolutions))
+    return [f"{attack.label}/{label}" for attack in attacks for label in after]
 
 
 def _labels(choices: Sequence[Choice]) -> list[str]:

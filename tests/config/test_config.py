@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,8 @@ def test_every_experiment_loads_and_round_trips(path):
     header = [line for line in path.read_text(encoding="utf8").splitlines() if line.startswith("#")]
     text = " ".join(header).lower()
     assert "published" in text and "cost:" in text and f"--config experiments/{path.name}" in text
+    for key, value in re.findall(r'--(attacks|defenses|seeds) "([^"]+)"', " ".join(header)):
+        load(path, ((key, value),), registries=REGISTRIES)
 
 
 def test_overrides_replace_values_of_the_file():
@@ -280,6 +283,12 @@ def test_published_numbers_of_defenses_that_an_override_drops_are_kept():
     assert read(text, ("defenses", "[]")).published == {"badnets/finetune": "89.96/1.48"}
     with pytest.raises(ConfigError, match="published.badnets/finetuen: no such row"):
         read(text.replace("published: {badnets/finetune", "published: {badnets/finetuen"))
+
+
+def test_published_numbers_of_attacks_that_an_override_replaces_are_dropped():
+    text = "attacks: [badnets, sig]\ndefenses: [finetune]\npublished: {sig/finetune: 90/1}"
+    assert read(text, ("attacks", "[badnets]")).published == {}
+    assert read(text, ("attacks", "[sig]")).published == {"sig/finetune": "90/1"}
 
 
 def test_the_default_of_a_long_list_is_described_on_one_line():
