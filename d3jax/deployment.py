@@ -97,18 +97,22 @@ def load_model(path: str | Path) -> LoadedModel:
     plain = MODELS[chosen[0]][1](config, info, jnp.float32)
     inner = {key: value for key, value in tensors.items() if not key.startswith((TRIGGER, MORE))}
     variables, _ = from_torch(inner, chosen[0], config, plain, str(file))
-    if change is None:
-        return LoadedModel(plain, variables, info)
-    network = DEFENSES[change[0]][1](_built(DEFENSES, change, f"{file}: "), info).network(plain)
+    network = plain
+    if change is not None:
+        network = DEFENSES[change[0]][1](_built(DEFENSES, change, f"{file}: "), info).network(plain)
     added = {
         key.removeprefix(MORE): jnp.asarray(value)
         for key, value in tensors.items()
         if key.startswith(MORE)
     }
-    missing = [key for key in describe(_like(network)) if key not in flatten(variables) | added]
+    own, wanted = flatten(variables), describe(_like(network))
+    missing = [key for key in wanted if key not in own | added]
     if missing:
         raise CheckpointError(f"{file}: lacks tensors of the repaired network: {names(missing)}")
-    return LoadedModel(network, unflatten(flatten(variables) | added, _like(network)), info)
+    unknown = [f"{MORE}{key}" for key in added if key in own or key not in wanted]
+    if unknown:
+        raise CheckpointError(f"{file}: the network has no such tensors: {names(unknown)}")
+    return LoadedModel(network, unflatten(own | added, _like(network)), info)
 
 
 def _like(model: Model) -> Variables:

@@ -20,6 +20,13 @@ from d3jax.models import WideResNetConfig
 
 INFO = DataInfo("some", (16, 16, 3), ("a", "b", "c"), (0.4,) * 3, (0.2,) * 3, 2, True)
 NET = Choice("wide_resnet", "wide_resnet", WideResNetConfig(depth=10))
+GOOD = {
+    "model": {"name": "wide_resnet", "settings": {"depth": 10, "width": 1}},
+    "defense": None,
+    "info": {"name": "some", "shape": [16, 16, 3], "classes": ["a", "b", "c"]}
+    | {"mean": [0.4] * 3, "std": [0.2] * 3},
+}
+"""The description of a network in a file."""
 REPAIRS = {"unit": UNITConfig(), "npd": NPDConfig(), "pdb": PDBConfig(), "nab": NABConfig()}
 
 
@@ -88,28 +95,29 @@ def test_a_file_that_does_not_say_its_network_is_refused(tmp_path):
 def test_a_damaged_description_is_refused(tmp_path, change, error, message):
     path = tmp_path / "model.safetensors"
     written(path, "")
-    good = {
-        "model": {"name": "wide_resnet", "settings": {"depth": 10, "width": 1}},
-        "defense": None,
-        "info": {"name": "some", "shape": [16, 16, 3], "classes": ["a", "b", "c"]}
-        | {"mean": [0.4] * 3, "std": [0.2] * 3},
-    }
-    write_tensors(path, read_tensors(path), {ABOUT: json.dumps(good)})
+    write_tensors(path, read_tensors(path), {ABOUT: json.dumps(GOOD)})
     assert load_model(path).info.shape == (16, 16, 3)
-    write_tensors(path, read_tensors(path), {ABOUT: json.dumps(good | change)})
+    write_tensors(path, read_tensors(path), {ABOUT: json.dumps(GOOD | change)})
     with pytest.raises(error, match=message):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["more.params.other", "more.batch_stats.block1_1.BatchNorm_0.mean"]
+)
+def test_tensors_that_the_network_lacks_are_named(tmp_path, name):
+    path = tmp_path / "model.safetensors"
+    written(path, "")
+    other = {name: np.zeros(1, np.float32)}
+    write_tensors(path, read_tensors(path) | other, {ABOUT: json.dumps(GOOD)})
+    with pytest.raises(CheckpointError, match=f"the network has no such tensors: {name}"):
         load_model(path)
 
 
 def test_missing_tensors_of_the_repair_are_named(tmp_path):
     path = tmp_path / "model.safetensors"
     written(path, "unit")
-    about = {
-        "model": {"name": "wide_resnet", "settings": {"depth": 10, "width": 1}},
-        "defense": {"name": "unit", "settings": {}},
-        "info": {"name": "some", "shape": [16, 16, 3], "classes": ["a", "b", "c"]}
-        | {"mean": [0.4] * 3, "std": [0.2] * 3},
-    }
+    about = GOOD | {"defense": {"name": "unit", "settings": {}}}
     kept = {
         name: value for name, value in read_tensors(path).items() if not name.startswith("more.")
     }

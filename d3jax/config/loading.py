@@ -311,7 +311,8 @@ def _choice(
 ) -> Choice:
     """Return the `Choice` of a config entry: a name, or a mapping with `name` and settings.
 
-    `ends` is appended to its label.
+    Its default label is the name with the config's `preset` or `variant`, if it has one. `ends` is
+    appended to the label.
     """
     entry = {"name": value} if isinstance(value, str) else value
     if registry == "attacks" and isinstance(entry, dict):
@@ -336,8 +337,8 @@ def _choice(
         if value is not None
     }
     config = build(known[name], settings, f"{path}.")
-    preset = getattr(config, "preset", None)
-    label = outside["label"] or (f"{name}-{preset}" if preset else name)
+    variant = getattr(config, "preset", None) or getattr(config, "variant", None)
+    label = outside["label"] or (f"{name}-{variant}" if variant else name)
     label = f"{label}{ends}"
     refuse(
         not re.fullmatch(r"[\w+-][\w.+-]*", label) or len(label.encode()) > LONGEST_LABEL,

@@ -38,4 +38,4 @@ def examine(
         if progress:
             progress.say(f"{check.method}: {check.level} ({check.seconds:.0f} s)")
         checks.append(check)
-    return checks, conclude(given, checks)
+    return checks, conclude(given, checks, thorough)

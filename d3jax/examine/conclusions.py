@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,9 +11,13 @@ from .checks import Check, Conclusion, Subject, highest, listed
 from .given import Given
 
 
-def conclude(given: Given, checks: Sequence[Check]) -> list[Conclusion]:
-    """Return the conclusions on the model and on what else was given, each from its checks."""
-    by_subject = {"model": _on_model, "samples": _on_samples, "inputs": _on_inputs}
+def conclude(given: Given, checks: Sequence[Check], thorough: bool = False) -> list[Conclusion]:
+    """Return the conclusions on the model and on what else was given, each from its checks.
+
+    `thorough` tells whether trigger inversion ran as long as published.
+    """
+    on_model = functools.partial(_on_model, thorough)
+    by_subject = {"model": on_model, "samples": _on_samples, "inputs": _on_inputs}
     subjects: dict[Subject, list[Check]] = {}
     for check in checks:
         subjects.setdefault(check.subject, []).append(check)
@@ -33,8 +38,9 @@ def _named(given: Given, checks: Sequence[Check], level: str) -> str:
     return listed([given.info.classes[target] for target in sorted(targets)])
 
 
-def _on_model(given: Given, checks: Sequence[Check]) -> Conclusion:
+def _on_model(thorough: bool, given: Given, checks: Sequence[Check]) -> Conclusion:
     level, ran = highest(checks), [check for check in checks if check.level != "not run"]
+    more = _MORE if given.clean is None else _REPAIR if thorough else _THOROUGH
     if level == "found":
         named = _named(given, checks, level)
         text = f"A backdoor was found in the model. Its target class is {named}."
@@ -46,16 +52,13 @@ def _on_model(given: Given, checks: Sequence[Check]) -> Conclusion:
     elif level == "weak":
         named = _named(given, checks, level)
         text = f"No backdoor was confirmed in the model. There is a weak sign for class {named}."
-        advice = (
-            f"Look at inputs that the model assigns to {named} wrongly. "
-            f"{_MORE if given.clean is None else _THOROUGH}"
-        )
+        advice = f"Look at inputs that the model assigns to {named} wrongly. {more}"
     elif level == "nothing":
         text = (
             f"No backdoor was found in the model by {listed([check.method for check in ran])}. "
             "This does not show that the model is clean."
         )
-        advice = _MORE if given.clean is None else _THOROUGH
+        advice = more
     else:
         text, advice = "The model could not be examined.", "See the reasons below."
     return Conclusion("model", level, text, advice)
@@ -66,6 +69,7 @@ _THOROUGH = (
     "If much depends on the model, examine it with --thorough, or repair it with the clean images "
     "and compare the accuracy."
 )
+_REPAIR = "If much depends on the model, repair it with the clean images and compare the accuracy."
 
 
 def _on_samples(given: Given, checks: Sequence[Check]) -> Conclusion:

@@ -24,7 +24,7 @@ MOST = 10_000
 def check_samples(key: jax.Array, given: Given) -> Iterator[Check]:
     """Yield the checks of the suspect samples: SCAn and AGPD, which need clean images.
 
-    Where SCAn flags nothing, what AGPD flags is a weak sign.
+    What AGPD flags is a weak sign only, because it also flags clean samples.
     """
     suspects, clean = given.suspects, given.clean
     if suspects is None:
@@ -98,7 +98,7 @@ def _agpd_check(given: Given, scores: np.ndarray, flagged: np.ndarray, first: Ch
     return Check(
         "samples",
         GRADIENTS,
-        "found" if both > flagged.sum() / 2 else "weak" if flagged.any() else "nothing",
+        "weak" if flagged.any() else "nothing",
         finding,
         certainty,
         limits,

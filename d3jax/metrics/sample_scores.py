@@ -219,11 +219,12 @@ def filter_rates(
 
 
 def choice_rates(flags: np.ndarray, found: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Count a defence's suspects; measure the poisoned share of these and of labelled images.
+    """Count a defence's suspects; measure their precision, their recall, and what keeps its label.
 
     `found` has the masks `suspects` and `labelled` [N] bool: the latter are the images that kept
-    their labels. A share is None where its mask is empty.
+    their labels. A share of no images is None.
     """
     shares = {f"{name}_poisoned": flags[found[name]] for name in ("suspects", "labelled")}
+    shares["poison_suspected"] = found["suspects"][flags]
     means = {name: float(chosen.mean()) if len(chosen) else None for name, chosen in shares.items()}
     return {"suspects": int(found["suspects"].sum())} | means

@@ -73,6 +73,7 @@ COLUMNS_OF: dict[str, dict[str, str]] = {
         "search_seconds": "wall time of the trigger inversions in seconds",
         "suspects": "number of training images that a training-time defence suspects",
         "suspects_poisoned": "share of the suspects that are poisoned",
+        "poison_suspected": "share of the poisoned images that are among the suspects",
         "labelled_poisoned": "share of the images that kept their labels that are poisoned",
         "survived_0.9": "number of updates before the ASR first fell below 90 %",
         "survived_0.5": "number of updates before the ASR first fell below 50 %",

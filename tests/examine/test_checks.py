@@ -131,6 +131,9 @@ def test_conclusions_follow_the_highest_level(given):
     assert one.level == "weak" and f"class {name[1]}" in one.text
     (one,) = conclude(given, [nothing])
     assert "does not show that the model is clean" in one.text
+    assert "--thorough" in one.advice
+    (one,) = conclude(given, [nothing], thorough=True)
+    assert "--thorough" not in one.advice and "repair it" in one.advice
 
 
 def test_a_method_that_needs_batchnorm_says_so(given):

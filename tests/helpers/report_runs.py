@@ -506,7 +506,8 @@ class Run:
                     for step in (10, 20, 30, 40)
                 ],
             )
-        more = {"suspects": 20, "suspects_poisoned": 0.75, "labelled_poisoned": 0.0123}.items()
+        shares = {"suspects_poisoned": 0.75, "poison_suspected": 0.5, "labelled_poisoned": 0.0123}
+        more = ({"suspects": 20} | shares).items()
         logged = [*curve(watch_acc=0.6), *curve(loop=loop)] if loop else curve(watch_acc=0.6)
         self.model(
             label,

@@ -9,6 +9,7 @@ from d3jax.core.images import as_float
 from d3jax.core.types import Model, Outputs
 from d3jax.metrics.sample_scores import (
     auroc,
+    choice_rates,
     curves_of,
     entropy,
     filter_rates,
@@ -134,3 +135,22 @@ def test_a_clean_set_has_no_precision():
     # The order of the rows is not that of `found`.
     assert (row["score"], other["score"]) == ("cross_entropy", "entropy")
     assert row["auroc"] is None and row["precision_0.1"] is None and row["recall_0.1"] is None
+
+
+def test_choices_have_precision_and_recall():
+    flags = np.array([True, True, True, True, False, False, False, False])
+    found = {"suspects": np.zeros(8, bool), "labelled": np.ones(8, bool)}
+    found["suspects"][[0, 1, 2, 4]] = True
+    found["labelled"][[0, 1, 2]] = False
+    rates = choice_rates(flags, found)
+    assert rates == {
+        "suspects": 4,
+        "suspects_poisoned": 0.75,
+        "poison_suspected": 0.75,
+        "labelled_poisoned": 0.2,
+    }
+    found["suspects"][4] = False
+    rates = choice_rates(flags, found)
+    assert (rates["suspects_poisoned"], rates["poison_suspected"]) == (1.0, 0.75)
+    none = choice_rates(np.zeros(8, bool), found)
+    assert none["poison_suspected"] is None and none["suspects_poisoned"] == 0.0

@@ -105,6 +105,7 @@ def test_the_page_shows_learning_scores_and_filters(finished):
     assert (
         "<th scope=row>dlp</th><td class=n>20</td>"
         f"<td class=n>{100 * dlp_row['suspects_poisoned']:.1f}</td>"
+        f"<td class=n>{100 * dlp_row['poison_suspected']:.1f}</td>"
         f"<td class=n>{share:.2f}</td>" in page
     )
 

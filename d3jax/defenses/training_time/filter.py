@@ -50,6 +50,11 @@ class FilterConfig:
         check_fields(self)
         self.detector_config()
 
+    @property
+    def variant(self) -> str:
+        """The detector, which is a part of the default label."""
+        return self.detector
+
     def detector_config(self) -> Any:
         """Return the config of the sample detector; raise `ConfigError` if there is none."""
         if self.detector not in SAMPLE_DETECTORS:

@@ -13,6 +13,7 @@ from ..view import View
 CHOICES = {
     "suspects": ("Suspects", "images", 1, 0),
     "suspects_poisoned": ("Poisoned", "of the suspects, %", 100, 1),
+    "poison_suspected": ("Suspected", "of the poison, %", 100, 1),
     "labelled_poisoned": ("Poisoned", "of the labelled, %", 100, 2),
 }
 """Heading, small line, factor and decimals of each column of the table of choices."""
@@ -66,7 +67,8 @@ def _means(rows: Sequence[Row], by: str, columns: Mapping[str, tuple[str, str, i
     """Return a page table of means over seeds, with one row for each value of the column `by`."""
 
     def cell(name: str, column: str, factor: int, digits: int) -> str:
-        known = [row[column] for row in rows if row[by] == name and row[column] is not None]
+        values = [row.get(column) for row in rows if row[by] == name]
+        known = [value for value in values if value is not None]
         return f"{factor * statistics.fmean(known):,.{digits}f}" if known else "–"
 
     names = dict.fromkeys(row[by] for row in rows)
