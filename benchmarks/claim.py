@@ -3,8 +3,8 @@
     python benchmarks/claim.py add RUN… --to FOLDER
     python benchmarks/claim.py table FOLDER
 
-`add` copies the rows of results.csv, relearned.csv and filters.csv of finished runs to FOLDER. A row
-that FOLDER has stays. `table` prints Markdown tables:
+`add` copies the rows of results.csv, relearned.csv and filters.csv of finished runs to FOLDER. A
+row that FOLDER has stays. `table` prints Markdown tables:
 
 - the rank: mean DER of every repair over the attacks, with a 95 % interval from resampled attacks.
   An attack counts if its backdoor works (ASR 90 % or more) and every repair of the rank has it. The

@@ -218,7 +218,8 @@ def test_page_shows_detections_features_landscapes_and_training_time_defences(fu
         "Repaired model Loss clean, t = 1", "½ΔᵀHΔ",
         "Largest eigenvalues of the Hessian: 12.5, 3.25.",
         "dlp: learning curves of the first training stage on the poisoned set",
-        "of the lowest 1 %", "cross-entropy 0.890 80.0", "dlp 20 75.0 50.0 1.23", "abl 20 75.0 50.0 1.23",
+        "of the lowest 1 %", "cross-entropy 0.890 80.0", "dlp 20 75.0 50.0 1.23",
+        "abl 20 75.0 50.0 1.23",
     ):  # fmt: skip
         assert text in page.text, text
 

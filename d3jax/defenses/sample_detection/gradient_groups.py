@@ -2,8 +2,8 @@
 
 The formulas of AGPD (`agpd`), on the mean gradients [n, C] of the samples of one class.
 
-Three details: a gap leaves out the seed's own term but divides by √n, the outlier index adds 1e-6 to
-the median absolute deviation, and the histograms have 100 edges, and so 99 bins.
+Three details: a gap leaves out the seed's own term but divides by √n, the outlier index adds 1e-6
+to the median absolute deviation, and the histograms have 100 edges, and so 99 bins.
 """
 
 from __future__ import annotations
