@@ -58,9 +58,13 @@ def main() -> None:
                 ATTACKS[name][0](rows="fixed"), data.info
             )
     cases["clean"] = ATTACKS["clean"][1](ATTACKS["clean"][0](), data.info)
-    rounds = {name: prepare(attack, data, options) for name, attack in cases.items()}
+    rounds = {}
+    for name, attack in cases.items():
+        print(f"compiles {name}", file=sys.stderr)
+        rounds[name] = prepare(attack, data, options)
     seconds = {name: [] for name in rounds}
-    for _ in range(options.rounds):
+    for i in range(options.rounds):
+        print(f"round {i + 1} of {options.rounds}", file=sys.stderr)
         for name, run in rounds.items():
             seconds[name].append(run())
     costs = {
