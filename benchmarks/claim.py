@@ -151,7 +151,7 @@ def clean_cost(measured: Measured) -> str:
         if rows:
             change = mean([row["acc"] - before for row in rows])
             lines.append([repair, str(len(rows)), mean([row["acc"] for row in rows]), change])
-    return f"Before: {mean([before])}.\n\n{markdown(lines)}"
+    return f"ACC before the repair: {mean([before])}.\n\n{markdown(lines)}"
 
 
 def wall_times(measured: Measured) -> str:

@@ -100,5 +100,5 @@ def test_the_report_has_the_cost_on_a_clean_model_and_multiples_of_fine_tuning(c
     write(tmp_path / "results.csv", rows)
     text = claim.report(tmp_path)
     clean, times = text.split("## Clean model")[1].split("## Wall time")
-    assert "Before: 90.0." in clean and cells(clean, "clp")[3] == "−2.0"
+    assert "ACC before the repair: 90.0." in clean and cells(clean, "clp")[3] == "−2.0"
     assert cells(times, "clp") == ["clp", "2", "0.25"]
