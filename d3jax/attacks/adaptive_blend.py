@@ -43,7 +43,7 @@ class AdaptiveBlendConfig:
         check_fields(self)
         refuse(
             self.hidden >= self.pieces**2,
-            f"hidden: {self.hidden} of {self.pieces**2} rectangles leaves no trigger",
+            f"hidden: {self.hidden} of {self.pieces**2} rectangles leaves no trigger, want fewer",
         )
 
     def build(self, info: DataInfo) -> Attack:
@@ -55,9 +55,11 @@ def make_adaptive_blend(config: AdaptiveBlendConfig, info: DataInfo) -> Attack:
     """Return the Adaptive-Blend `Attack`, which blends a part of a pattern into each image.
 
     A training image becomes x + α·m·(pattern − x), rounded to 8-bit levels. Its mask m hides
-    `hidden` random rectangles, other ones for every image. Poisoned images get the target's label,
-    and cover images keep theirs. At test time the whole pattern is blended with `test_alpha`. The
-    trigger is `{"pattern": [H, W, C] float32, "key": [2] uint32}`.
+    `hidden` random rectangles, a different set for every image. Poisoned images get the target's
+    label, and cover images keep theirs. At test time the whole pattern is blended with
+    `test_alpha`. The trigger is `{"pattern": [H, W, C] float32, "key": [2] uint32}`. Where a
+    picture has an alpha channel, both shares are multiplied by it, and the trigger has `alpha`
+    [H, W, 1] float32.
 
     Deviation: the pattern is seeded noise where no picture is given. The published one is a picture
     ("hello kitty"). Raises what `read_pattern` raises.
@@ -69,9 +71,13 @@ def make_adaptive_blend(config: AdaptiveBlendConfig, info: DataInfo) -> Attack:
         pattern = jax.random.randint(key, info.shape, 0, 256)
         if given is not None:
             pattern = jnp.asarray(given.pixels)
-        return {"pattern": as_float(pattern), "key": jax.random.key_data(key)}
+        trigger = {"pattern": as_float(pattern), "key": jax.random.key_data(key)}
+        if given is None or (given.alpha == 255).all():
+            return trigger
+        return trigger | {"alpha": as_float(jnp.asarray(given.alpha))}
 
     def blend(trigger: dict[str, jax.Array], images: Array, share: jax.Array | float) -> jax.Array:
+        share = share * trigger.get("alpha", 1.0)
         return as_float(as_levels(images + share * (trigger["pattern"] - images)))
 
     def stamp(trigger: dict[str, jax.Array], images: Array) -> jax.Array:

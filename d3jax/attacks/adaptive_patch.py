@@ -72,9 +72,10 @@ def make_adaptive_patch(config: AdaptivePatchConfig, info: DataInfo) -> Attack:
 
     Deviations: without pictures the patches are seeded noise: two squares of 10/32 and one of 8/32
     of the image's side in corners, and 3/32 in all four corners as the third. The published ones
-    are pictures. The published recipe gives each patch exactly a quarter of the images.
+    are pictures. The published recipe gives each patch exactly a quarter of the images. Its test
+    trigger has another picture in place of the first patch.
 
-    Raises what `read_pattern` raises, and `AttackError` where a patch does not fit the images.
+    Raises what `read_pattern` raises.
     """
     given = [read_pattern(path, info, info.shape[:2], "images") for path in config.images]
     masks = np.stack([as_float(each.alpha) for each in given] or _masks(info))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..config.fields import check_fields, option
+from ..config.fields import check_fields, check_foreign, option
 from ..core.random import stream
 from ..core.types import Array, Attack, Batch, DataInfo, Params
 from ..training.step import Loss
@@ -61,6 +61,7 @@ class BlindConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_foreign(self, "pattern", {"size": ("white",)})
 
     def build(self, info: DataInfo) -> Attack:
         """Build the Blind attack with these settings for the data set that `info` describes."""

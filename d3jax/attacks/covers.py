@@ -1,8 +1,7 @@
 """Cover images: training images with a trigger that keep their true labels.
 
-A model that is trained on them does not give every image with a part of the trigger to the target.
-Its features so separate poisoned images less from clean ones (Qi et al. 2023, openreview
-_wSHsgrVali).
+They stop the model from sending every partly triggered image to the target class. Poisoned and
+clean images then differ less in their features (Qi et al. 2023, openreview _wSHsgrVali).
 """
 
 from __future__ import annotations
@@ -33,15 +32,13 @@ def with_covers(
     attack: Attack,
     rate: float,
     stamp: PerImage,
-    covers: PerImage | None = None,
     may: Callable[[np.ndarray], np.ndarray] = lambda labels: np.ones(len(labels), bool),
 ) -> Attack:
     """Return an `Attack` whose training images are stamped one by one, and which has cover images.
 
-    `stamp` stamps the poisoned rows and `covers` the cover rows (None: `stamp` too). The cover rows
-    are round(`rate` · N) rows that are not poisoned and whose labels `may(labels) -> bool [N]`
-    allows. `Attack.covers` raises `AttackError` where there are too few of them, or where `rate`
-    amounts to none.
+    `stamp` stamps the poisoned rows and the cover rows. The latter are round(`rate` · N) rows that
+    are not poisoned and whose labels `may(labels) -> bool [N]` allows. `Attack.covers` raises
+    `AttackError` where there are too few of them, or where `rate` amounts to none.
     """
 
     def choose(key: jax.Array, labels: Array) -> jax.Array:
@@ -54,12 +51,10 @@ def with_covers(
     def poison(trigger: Any, key: jax.Array, batch: Batch) -> Batch:
         if batch.rows is None or (rate and batch.covers is None):
             raise ValueError("batch: an attack with cover images needs its rows and covers")
-        own, images = batch.poisoned, stamp(trigger, batch.rows, batch.images)
-        images = jnp.where(own[:, None, None, None], images, batch.images)
-        if batch.covers is not None:
-            covered = (covers or stamp)(trigger, batch.rows, batch.images)
-            images = jnp.where(batch.covers[:, None, None, None], covered, images)
-        labels = jnp.where(own, attack.relabel(batch.labels), batch.labels)
+        changed = batch.poisoned if batch.covers is None else batch.poisoned | batch.covers
+        stamped = stamp(trigger, batch.rows, batch.images)
+        images = jnp.where(changed[:, None, None, None], stamped, batch.images)
+        labels = jnp.where(batch.poisoned, attack.relabel(batch.labels), batch.labels)
         return batch._replace(images=images, labels=labels)
 
     return attack._replace(poison=poison, covers=choose if rate else None)
@@ -68,7 +63,7 @@ def with_covers(
 def keys_of_rows(trigger: Any, rows: Array) -> jax.Array:
     """Return one random key for each row number [B], from the key data in `trigger["key"]`.
 
-    A training image so has the same random trigger in every epoch.
+    Each training image therefore has the same random trigger in every epoch.
     """
     key = jax.random.wrap_key_data(trigger["key"])
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)

@@ -72,7 +72,8 @@ def heads(
 
     The first n of the B rows are poisoned where the mask is true. The m rows after them are
     crossed. n is ⌊rate·B⌋. Where rate·B < 1, n is one row, which is poisoned with that probability.
-    m is ⌊n · cross_ratio⌋, but at most B − n.
+    m is ⌊n · cross_ratio⌋, but at most B − n, and does not depend on the mask. So where rate·B < 1
+    there are more than `cross_ratio` copies for each poisoned image.
     """
     size = len(batch.labels)
     wanted = rate * size

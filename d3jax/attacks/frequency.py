@@ -92,10 +92,11 @@ def frequency_trigger(
     the colour space. The trigger is `{"offset": [H, W, C] int32}` in 8-bit levels, from `offset`,
     and the stamped image is x + offset, clipped to 8 bits.
 
-    This equals the whole transform, because the colour transform is affine and the DCT is linear.
-    The published factors have three digits, so that there and back they change a level by less than
-    0.08. The results differ by at most one level, in about 1 % of the values. The offset is rounded
-    alone, because x is a whole number, so that the result is the same on every backend.
+    The colour transform is affine and the DCT is linear, so the transform adds the same offset to
+    every image. Converting to the colour space and back with the published three-digit factors
+    changes a level by less than 0.08. The results differ by at most one level, in about 1 % of the
+    values. The offset is rounded alone, so that the result is the same on every backend. Since x is
+    a whole number, this equals rounding the sum.
 
     Raises `AttackError` as `offset` does.
     """

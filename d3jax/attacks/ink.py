@@ -45,7 +45,7 @@ def ink(levels: Array, threshold: float, colour: jax.Array) -> tuple[jax.Array, 
 
     The ink has the `colour` ([C], or [B, 1, 1, C]) on the edges, and is white elsewhere.
     """
-    # In thousandths of a level, whole levels stay whole numbers, so that the sums are exact.
+    # In thousandths of a level all terms are whole numbers, so that float32 sums are exact.
     weights = jnp.asarray(GREY if levels.shape[3] == 3 else (1000,), jnp.float32)
     grey = jnp.asarray(levels, jnp.float32) * weights
     edges = (sobel(grey.sum(-1)) > 1000 * threshold)[..., None]

@@ -101,8 +101,8 @@ def make_lira(config: LIRAConfig, info: DataInfo) -> Attack:
 
     G is a U-Net (`models.unet`). The authors' code has a U-Net for CIFAR-10, with three halvings by
     average pooling, bilinear doubling and BatchNorm. Here there are up to four halvings by maximum
-    pooling, transposed convolutions and instance normalisation. The residual of an image so does
-    not depend on the other images of a batch.
+    pooling, transposed convolutions and instance normalisation. The residual of an image
+    therefore does not depend on the other images of its batch.
 
     Deviations from the published recipe:
 
@@ -110,8 +110,9 @@ def make_lira(config: LIRAConfig, info: DataInfo) -> Attack:
       All images are in it with and without the trigger. Here `rate` of the images is poisoned.
     - They update G at a copy of f one step ahead, and f with the G of the last epoch. BackdoorBench
       updates G at f itself. Here one gradient of one loss updates both.
-    - They add ε · G(x) to normalised images, which is ε times the deviation of the pixels. That is
-      a quarter of ours on CIFAR-10. Their command for CIFAR-10 has ε 0.1, and BackdoorBench's 0.01.
+    - They add ε · G(x) to normalised images. In pixels this is ε times the channel's standard
+      deviation, about ε / 4 on CIFAR-10. Their command for CIFAR-10 has ε 0.1, and
+      BackdoorBench's 0.01.
     - They also rotate images by up to 10 degrees. Here images are cropped and flipped as the data
       set allows.
 

@@ -104,8 +104,9 @@ def make_narcissus(config: NarcissusConfig, info: DataInfo) -> Attack:
         noise = noise_levels(state.variables.params["noise"], config)
         if not noise.any():
             raise AttackError(
-                "narcissus: the search found no noise of a whole level: after the warm-up the "
-                "surrogate has no gradient left (lower `warm_up` or `warm_up_lr`), or `lr` is low"
+                "the search found no noise of a whole level: the surrogate has no gradient left "
+                f"after the warm-up (lower warm_up: {config.warm_up} or warm_up_lr: "
+                f"{config.warm_up_lr:g}), or the step is too small (raise lr: {config.lr:g})"
             )
         return Prepared({"noise": noise}), lines
 

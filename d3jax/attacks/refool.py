@@ -6,12 +6,11 @@ Source: Liu et al. 2020, arXiv 2007.02343.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, UInt8
+from jaxtyping import UInt8
 
 from ..config.fields import check_fields, option
 from ..core.errors import AttackError, names, refuse
@@ -22,13 +21,7 @@ from ..core.types import Array, Attack, DataInfo, Dataset, Preparation, Prepared
 from ..data.pictures import SUFFIXES, read_picture
 from . import poisoning
 from .poisoning import Mode, RateOf, mode_option, rate_option, target_option
-
-GAMMA = 2.2
-"""The exponent that turns pixels in [0, 1] into linear light."""
-OFFSETS = (3, 8)
-"""The smallest and the largest offset of a ghost in pixels, at a side of `resolution`."""
-SIGMAS = (1.0, 5.0)
-"""The range of the blur's standard deviation in pixels, at a side of `resolution`."""
+from .reflections import OFFSETS, choose, mix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,22 +68,6 @@ class RefoolConfig:
         return make_refool(self, info)
 
 
-class Optics(NamedTuple):
-    """The random choices for the reflections in B images; one without `ghost` is out of focus.
-
-    `picture` are rows of the pool. A ghost has `offset` [B, 2] (rows, columns) in pixels and
-    `share`, the weight α of its first copy. An out-of-focus reflection has `sigma` in pixels and
-    `attenuation`.
-    """
-
-    picture: Int32[Array, " B"]
-    ghost: Bool[Array, " B"]
-    offset: Int32[Array, "B 2"]
-    share: Float32[Array, " B"]
-    sigma: Float32[Array, " B"]
-    attenuation: Float32[Array, " B"]
-
-
 def make_refool(config: RefoolConfig, info: DataInfo) -> Attack:
     """Return the Refool `Attack`, which mixes the reflection of a picture into the image.
 
@@ -98,12 +75,12 @@ def make_refool(config: RefoolConfig, info: DataInfo) -> Attack:
     (α_t·t + added)^(1/2.2), clipped and rounded to 8-bit levels. `added` is (1 − α_t)·`ghosts(r)`
     or (1 − α_t/2)·`window`·`subdued(blurred(r))`. The trigger is
     `{"reflections": [P, H, W, C] uint8, "key": [2] uint32}`. The choices for an image depend only
-    on the trigger and on a hash of the image's levels. An image so has the same reflection in every
-    epoch and at every place in a batch.
+    on the trigger and on a hash of the image's levels. Each image therefore has the same reflection
+    in every epoch and at every place in a batch.
 
     Without a `folder`, the preparation draws the pictures from the training images of other classes
-    than the target (all_to_all: of all classes). They repeat where there are fewer than
-    `reflections`. Of a folder with more pictures, `reflections` are taken at equal distances.
+    than the target (all_to_all: of all classes). They repeat if there are fewer than `reflections`.
+    From a larger folder, `reflections` evenly spaced files are taken, in order of name.
 
     Deviations: the authors resize images to 560 pixels. That costs 300 times the arithmetic of
     32 pixels, so offsets and blurs are scaled instead, and are at least one pixel. In images of up
@@ -146,100 +123,6 @@ def make_refool(config: RefoolConfig, info: DataInfo) -> Attack:
     preparation = Preparation(prepare) if given is None else None
     make = poisoning.clean_label if config.clean_label else poisoning.dirty_label
     return make(config, info, init=init, stamp=stamp, preparation=preparation)
-
-
-def choose(key: jax.Array, pool: int, ghost_rate: float, scale: float) -> Optics:
-    """Draw the `Optics` of one image, without the axis B, for a pool of `pool` pictures.
-
-    `scale` is the image's longer side, divided by that for which offsets and blurs are published.
-    """
-
-    def uniform(name: str, low: float, high: float) -> jax.Array:
-        return jax.random.uniform(stream(key, name), minval=low, maxval=high)
-
-    offset = jax.random.randint(stream(key, "offset"), (2,), OFFSETS[0], OFFSETS[1] + 1)
-    return Optics(
-        picture=jax.random.randint(stream(key, "picture"), (), 0, pool),
-        ghost=jax.random.bernoulli(stream(key, "ghost"), ghost_rate),
-        offset=jnp.maximum(jnp.round(scale * offset).astype(jnp.int32), 1),
-        share=jnp.abs(jax.random.bernoulli(stream(key, "side")) - uniform("share", 0.15, 0.5)),
-        sigma=jnp.maximum(scale * uniform("sigma", *SIGMAS), 1.0),
-        attenuation=uniform("attenuation", 1.08, 1.18),
-    )
-
-
-def mix(images: Array, pictures: Array, optics: Optics, transmission: float) -> jax.Array:
-    """Mix the reflections of `pictures` into `images`, both [B, H, W, C] float32 in [0, 1]."""
-    t, r = images**GAMMA, pictures**GAMMA
-    doubled = (1 - transmission) * ghosts(r, optics.offset, optics.share)
-    soft = subdued(blurred(r, optics.sigma), t, optics.attenuation)
-    soft = (1 - transmission / 2) * window(*images.shape[1:3]) * soft
-    added = jnp.where(optics.ghost[:, None, None, None], doubled, soft)
-    return jnp.power(jnp.clip(transmission * t + added, 0, 1), 1 / GAMMA)
-
-
-def ghosts(r: Array, offset: Array, share: Array) -> jax.Array:
-    """Return pictures [B, H, W, C] as reflected by both faces of a thick pane of glass.
-
-    It is α·r + (1 − α)·r shifted by the offset, where the two overlap, enlarged to [H, W].
-    """
-    rows, columns = (_overlap(side, offset[:, i]) for i, side in enumerate(r.shape[1:3]))
-    first, second = (_along(r, *lines) for lines in zip(rows, columns, strict=True))
-    weight = jnp.asarray(share)[:, None, None, None]
-    return weight * first + (1 - weight) * second
-
-
-def blurred(r: Array, sigma: Array) -> jax.Array:
-    """Return pictures [B, H, W, C] blurred by a Gaussian that ends at ⌈2σ⌉ pixels."""
-
-    def weights(side: int) -> jax.Array:
-        apart = np.abs(np.subtract.outer(np.arange(side), np.arange(side)))
-        wide = sigma[:, None, None]
-        line = jnp.exp(-(apart**2) / (2 * wide**2)) * (apart <= jnp.ceil(2 * wide))
-        return line / line.sum(2, keepdims=True)
-
-    return _along(r, weights(r.shape[1]), weights(r.shape[2]))
-
-
-def subdued(r: Array, t: Array, attenuation: Array) -> jax.Array:
-    """Darken reflections r [B, H, W, C] where r + t is too bright, for each channel on its own.
-
-    The mean excess over 1 of the pixels with r + t > 1, times the attenuation, is subtracted.
-    """
-    total = r + t
-    bright = total > 1
-    mean = (total * bright).sum((1, 2), keepdims=True) / (bright.sum((1, 2), keepdims=True) + 1e-6)
-    excess = jnp.maximum(mean, 1) - 1
-    return jnp.clip(r - attenuation[:, None, None, None] * excess, 0, 1)
-
-
-def window(height: int, width: int) -> np.ndarray:
-    """Return the weights [H, W, 1] of out-of-focus reflections, exp(−(u² + v²)/4).
-
-    u and v are 0 in the middle of the image, and ±3 at the ends of its longer side.
-    """
-    longest = max(height, width)
-    u, v = (6 * (np.arange(side) - (side - 1) / 2) / (longest - 1) for side in (height, width))
-    return np.exp(-np.add.outer(u**2, v**2) / 4).astype(np.float32)[:, :, None]
-
-
-def _overlap(side: int, offset: Array) -> tuple[jax.Array, jax.Array]:
-    """Return the matrices [B, side, side] that enlarge two copies' overlap along one axis.
-
-    The first samples the unshifted copy, the second the shifted one, both bilinearly.
-    """
-    offset, pixels = offset[:, None], np.arange(side)
-    inside = jnp.clip((pixels + 0.5) * (side - offset) / side - 0.5, 0, side - offset - 1)
-
-    def sampling(at: jax.Array) -> jax.Array:
-        return jnp.maximum(1 - jnp.abs(at[:, :, None] - pixels), 0)
-
-    return sampling(inside + offset), sampling(inside)
-
-
-def _along(r: Array, rows: Array, columns: Array) -> jax.Array:
-    """Multiply the rows and the columns of images [B, H, W, C] by matrices, others for each."""
-    return jnp.einsum("bih,bjw,bhwc->bijc", rows, columns, r, precision="highest")
 
 
 def _keys_of_images(key: jax.Array, levels: Array) -> jax.Array:

@@ -41,11 +41,12 @@ def make_released(config: ReleasedConfig, info: DataInfo) -> Attack:
     """Return the `Attack` of a released set, whose training images are poisoned already.
 
     `select` returns the array `poisoned` of the file, or no row without it, and `poison` changes
-    nothing. `stamp` replaces a test image by its triggered image in the file. It finds it by a hash
-    of the 8-bit levels, and leaves other images as they are. Two of 10,000 images have the same
-    hash with a chance of about 1 %. The trigger is
+    nothing. `stamp` replaces a test image by its triggered image in the file. It looks up the test
+    image by a hash of its 8-bit levels, and leaves other images as they are. Two of 10,000 images
+    have the same hash with a chance of about 1 %. The trigger is
     `{"hashes": [n] uint32, "images": [n, H, W, C] uint8}`. Without triggered images, ASR and RA are
-    undefined.
+    undefined. The arrays `covers` and `original_labels` are not used. Without `poisoned`, the
+    number of poisoned images is not known, and is reported as 0.
 
     Raises `DataError` for an unreadable file, and `AttackError` where the file does not fit the
     data set.
@@ -56,7 +57,8 @@ def make_released(config: ReleasedConfig, info: DataInfo) -> Attack:
     known = given.triggered_images is not None
     own = np.arange(info.num_classes)
     wanted = jnp.asarray(np.asarray(given.wanted_labels) if known else own, jnp.int32)
-    table = _table(given) if known else {}
+    table = _table(given, info) if known else {}
+    given_labels, poisoned = np.asarray(given.train.labels), given.poisoned
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         return {name: jnp.asarray(array) for name, array in table.items()}
@@ -71,13 +73,17 @@ def make_released(config: ReleasedConfig, info: DataInfo) -> Attack:
         return jnp.where(found, as_float(trigger["images"][places]), images)
 
     def select(key: jax.Array, labels: Array) -> jax.Array:
-        if len(labels) != len(given.train.labels):
+        if len(labels) != len(given_labels):
             raise AttackError(
-                f"path: {path} has {len(given.train.labels)} training images, the data set of the "
+                f"path: {path} has {len(given_labels)} training images, the data set of the "
                 f"study has {len(labels)}; it must be the same file"
             )
-        flags = np.zeros(len(labels), bool) if given.poisoned is None else given.poisoned
-        return jnp.asarray(flags)
+        if differing := int((np.asarray(labels) != given_labels).sum()):
+            raise AttackError(
+                f"path: {path} has another label than the data set of the study for {differing} "
+                f"of {len(labels)} training images; it must be the same file"
+            )
+        return jnp.asarray(np.zeros(len(labels), bool) if poisoned is None else poisoned)
 
     def relabel(labels: Array) -> jax.Array:
         return wanted[labels]
@@ -90,7 +96,7 @@ def make_released(config: ReleasedConfig, info: DataInfo) -> Attack:
     def poison(trigger: Any, key: jax.Array, batch: Batch) -> Batch:
         return batch
 
-    return Attack(init, stamp, select, relabel, poison, eligible=eligible)
+    return Attack(init, stamp, select, relabel, poison, eligible=eligible, copies_only=True)
 
 
 def hash_of(levels: Array) -> jax.Array:
@@ -103,14 +109,15 @@ def hash_of(levels: Array) -> jax.Array:
     return (flat * powers).sum(1, dtype=jnp.uint32)
 
 
-def _table(given: Released) -> dict[str, np.ndarray]:
+def _table(given: Released, info: DataInfo) -> dict[str, np.ndarray]:
     """Return the trigger: triggered images, sorted by the hashes of the images they are made of."""
     clean = np.asarray(given.test.images)[np.asarray(given.triggered_rows)]
     hashes = np.concatenate(
         [np.asarray(hash_of(part)) for part in np.array_split(clean, 16) if len(part)]
     )
     order = np.argsort(hashes, kind="stable")
-    return {"hashes": hashes[order], "images": np.asarray(given.triggered_images)[order]}
+    images = np.reshape(given.triggered_images, (len(hashes), *info.shape))
+    return {"hashes": hashes[order], "images": images[order]}
 
 
 def _check(source: str, given: Released, info: DataInfo) -> None:
@@ -119,15 +126,22 @@ def _check(source: str, given: Released, info: DataInfo) -> None:
     shape = (*shape, 1) if len(shape) == 2 else shape
     if tuple(shape) != tuple(info.shape):
         raise AttackError(
-            f"path: {source} has images of {list(shape)}, the data set has {list(info.shape)}"
+            f"path: {source} has images of {list(shape)}, {info.name} has {list(info.shape)}"
         )
     wanted = given.wanted_labels
-    if wanted is not None and (
-        len(wanted) != info.num_classes or wanted.min() < 0 or wanted.max() >= info.num_classes
-    ):
+    if wanted is None:
+        return
+    count = info.num_classes
+    if len(wanted) != count or wanted.min() < 0 or wanted.max() >= count:
         raise AttackError(
-            f"path: {source}: wanted_labels has {len(wanted)} classes from {wanted.min()} to "
-            f"{wanted.max()}, want {info.num_classes} from 0 to {info.num_classes - 1}"
+            f"path: {source}: wanted_labels is {wanted.tolist()}, want {count} classes from 0 to "
+            f"{count - 1}"
         )
-    if given.triggered_images is not None and not len(given.triggered_images):
-        raise AttackError(f"path: {source}: triggered_images is empty")
+    labels = np.asarray(given.test.labels)
+    attacked = np.flatnonzero(wanted[labels] != labels)
+    missing = len(np.setdiff1d(attacked, given.triggered_rows))
+    if missing or not len(attacked):
+        raise AttackError(
+            f"path: {source}: triggered_images lacks {missing} of the {len(attacked)} test images "
+            "whose label the attacker changes; want all of them, and at least one"
+        )

@@ -54,14 +54,23 @@ def make_tact(config: TaCTConfig, info: DataInfo) -> Attack:
     triggered images of the source class.
 
     Deviation: the patch is seeded noise where no picture is given. The published one is a picture
-    ("trojan square"). Raises `ConfigError` for classes that do not exist or are not distinct.
+    ("trojan square"). Raises `ConfigError` for classes that do not exist, and where the source, the
+    target and the cover classes are not distinct.
     """
-    source, target = info.class_of(config.source), info.class_of(config.target)
-    classes = [info.class_of(each) for each in config.cover_classes]
+    source, target = info.class_of(config.source, "source"), info.class_of(config.target)
+    classes = [info.class_of(each, "cover_classes") for each in config.cover_classes]
     refuse(source == target, f"source: {config.source!r} is also the target")
     refuse(
         source in classes,
         f"cover_classes: {config.source!r} is the source, whose images are poison",
+    )
+    refuse(
+        target in classes,
+        f"cover_classes: {config.target!r} is the target, whose triggered images are poison",
+    )
+    refuse(
+        len(set(classes)) < len(classes),
+        f"cover_classes: {list(config.cover_classes)} names a class twice",
     )
     refuse(
         bool(config.cover_rate) and not classes,

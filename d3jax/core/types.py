@@ -162,11 +162,11 @@ class DataInfo:
         """Return the number of classes of the data set."""
         return len(self.classes)
 
-    def class_of(self, target: int | str) -> int:
+    def class_of(self, target: int | str, setting: str = "target") -> int:
         """Return the index of a class of the data set, which is given by index or by name.
 
-        Raises `ConfigError` if there is no such class, if several classes have that name, or if an
-        index is also the name of another class.
+        `setting` names the value in errors. Raises `ConfigError` if there is no such class, if
+        several classes have that name, or if an index is also the name of another class.
         """
         if isinstance(target, str):
             known = self.classes.count(target) == 1
@@ -174,18 +174,21 @@ class DataInfo:
             known_names = ", ".join(self.classes[:8]) + (", …" if self.num_classes > 8 else "")
             close = did_you_mean(target, self.classes) or f"; the classes are {known_names}"
             none = f"is no class of {self.name}{close}"
-            refuse(not known, f"target: {target!r} {several if target in self.classes else none}")
+            refuse(
+                not known, f"{setting}: {target!r} {several if target in self.classes else none}"
+            )
             return self.classes.index(target)
         top = self.num_classes - 1
         refuse(
             not 0 <= target <= top,
-            f"target: {target} is not a class of {self.name}, want 0 to {top} or a name in quotes",
+            f"{setting}: {target} is not a class of {self.name}, want 0 to {top} or a name in "
+            "quotes",
         )
         own = self.classes[target]
         refuse(
             str(target) in self.classes and own != str(target),
-            f"target: {target} is unclear: the class with that index is {own!r}, and another class "
-            f"is called {str(target)!r}; give the name in quotes",
+            f"{setting}: {target} is unclear: the class with that index is {own!r}, and another "
+            f"class is called {str(target)!r}; give the name in quotes",
         )
         return target
 
@@ -248,6 +251,9 @@ class Attack(NamedTuple):
     labels, for the key of `select`. No row is both poisoned and a cover. `objective(loss) -> loss`
     replaces the training loss (`training.step.Loss`), for an attacker who changes the training
     code. If such an attack poisons no image, its `per_batch_rate` is 0.
+
+    With `copies_only`, the trigger is known only by triggered copies of the test images, and
+    `stamp` returns other images as they are.
     """
 
     init: Callable[[jax.Array], Any]
@@ -263,6 +269,7 @@ class Attack(NamedTuple):
     )
     covers: Callable[[jax.Array, Int32[Array, " N"]], Bool[Array, " N"]] | None = None
     objective: Callable[[Any], Any] | None = None
+    copies_only: bool = False
 
 
 class Repaired(NamedTuple):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..config.study import Choice
-from ..core.errors import ConfigError, D3JaxError, did_you_mean, names
+from ..core.errors import AttackError, ConfigError, D3JaxError, did_you_mean, names
 from ..core.types import (
     Attack,
     InputDetector,
@@ -207,7 +207,18 @@ def check_attack(context: StudyContext, choice: Choice, attack: Attack, methods:
 def _check_poison(
     context: StudyContext, choice: Choice, attack: Attack, config: EvolutionConfig
 ) -> None:
-    """Raise `D3JaxError` if an attack cannot poison, or be replayed in, an evolution run."""
+    """Raise `D3JaxError` if an attack cannot poison, or be replayed in, an evolution run.
+
+    The same if its trigger cannot be stamped on fresh or drifted images.
+    """
+    if attack.copies_only and (config.persistent or (config.drift and not config.trigger_first)):
+        setting = (
+            f"persistent: {config.persistent:g}" if config.persistent else "trigger_first: false"
+        )
+        raise AttackError(
+            f"{setting} stamps other images than the test images, but this attack's trigger is "
+            "known only by triggered copies of these"
+        )
     if config.replay and not context.knows_training(choice):
         raise ConfigError(
             "replay: the training set of an external model (model.checkpoint) is not available"

@@ -222,7 +222,7 @@ def test_stamped_copies_of_the_test_images_have_no_asr_elsewhere(fixture):
         stamped = fixture.attack.stamp(trigger, images)
         return jnp.where(found[:, None, None, None], stamped, images)
 
-    copies = fixture.attack._replace(stamp=stamp)
+    copies = fixture.attack._replace(stamp=stamp, copies_only=True)
     found = measured(fixture, copies, shift=(0, 1), scale=(1.0, 2.0), strength=(0.5,))
     assert math.isnan(found["shift", 1]) and math.isnan(found["scale", 2.0])
     assert found["shift", 0] == found["scale", 1.0] == 0.5

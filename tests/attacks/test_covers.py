@@ -78,6 +78,10 @@ def test_too_many_or_no_rows_are_refused(settings, words):
     [
         (lambda: tact(source=0).build(INFO), "source: 0 is also the target"),
         (lambda: tact(cover_classes=[1, 5]).build(INFO), "cover_classes: 1 is the source"),
+        (lambda: tact(source=42).build(INFO), "source: 42 is not a class"),
+        (lambda: tact(cover_classes=[5, 42]).build(INFO), "cover_classes: 42 is not a class"),
+        (lambda: tact(cover_classes=[5, 5]).build(INFO), "names a class twice"),
+        (lambda: tact(cover_classes=[0]).build(INFO), "cover_classes: 0 is the target"),
         (lambda: tact(cover_classes=[]).build(INFO), "cover_classes: is empty"),
         (lambda: badnets(target={2: 2}).build(INFO), "target: class 2 is mapped to itself"),
         (lambda: badnets(target={}).build(INFO), "target: the mapping is empty"),
@@ -177,6 +181,21 @@ def test_blended_multiplies_its_share_by_the_alpha_of_a_picture(tmp_path):
     out = levels(attack.stamp(attack.init(KEY), jnp.full((1, 32, 32, 3), 100 / 255)))[0]
     assert (out[:16] == 100).all()
     assert (out[16:] == 120).all()
+
+
+def test_adaptive_blend_multiplies_its_shares_by_the_alpha_of_a_picture(tmp_path):
+    pattern = np.full((32, 32, 4), 200, np.uint8)
+    pattern[:16, :, 3], pattern[16:, :, 3] = 0, 255
+    np.save(tmp_path / "pattern.npy", pattern)
+    config = adaptive_blend(test_alpha=0.2, alpha=0.1, image=str(tmp_path / "pattern.npy"))
+    attack = config.build(INFO)
+    trigger, images = attack.init(KEY), jnp.full((1, 32, 32, 3), 100 / 255)
+    out = levels(attack.stamp(trigger, images))[0]
+    assert (out[:16] == 100).all() and (out[16:] == 120).all()
+    batch = Batch(images, jnp.ones(1, int), jnp.ones(1, bool), rows=jnp.arange(1))
+    poisoned = levels(attack.poison(trigger, KEY, batch._replace(covers=jnp.zeros(1, bool))).images)
+    assert set(np.unique(poisoned[0, :16])) == {100}
+    assert set(np.unique(poisoned[0, 16:])) <= {100, 110} and (poisoned[0, 16:] == 110).any()
 
 
 def test_an_array_of_another_kind_is_refused(tmp_path):

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from d3jax import testing
-from d3jax.attacks.refool import Optics, RefoolConfig, choose, mix
+from d3jax.attacks.reflections import Optics, choose, mix
+from d3jax.attacks.refool import RefoolConfig
 from d3jax.config.recipes import OptimConfig, TrainConfig
 from d3jax.core.errors import AttackError, ConfigError, DataError
 from d3jax.core.images import as_float

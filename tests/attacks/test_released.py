@@ -57,6 +57,37 @@ def test_the_stamp_is_the_triggered_image_of_the_same_test_image(tmp_path):
     np.testing.assert_array_equal(attack.select(None, TRAIN.labels), FLAGS)
 
 
+def test_grey_images_may_lack_the_axis_of_channels(tmp_path):
+    train, test = (split._replace(images=split.images[..., 0]) for split in (TRAIN, TEST))
+    path = written(tmp_path / "g.npz", train=train, test=test, triggered_images=TRIGGERED[..., 0])
+    attack = released(path=path).build(DataInfo("grey", (8, 8, 1), tuple("abcd"), (0.5,), (0.2,)))
+    stamped = attack.stamp(attack.init(None), as_float(test.images[..., None]))
+    np.testing.assert_array_equal(as_levels(stamped)[ROWS, ..., 0], TRIGGERED[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("persistent: 0.1", "persistent: 0.1 stamps other images than the test images"),
+        ("drift: {rotation: 5.0}", "trigger_first: false stamps other images"),
+    ],
+)
+def test_evolutions_that_need_the_trigger_function_are_refused(tmp_path, settings, words):
+    path = written(tmp_path / "set.npz")
+    config = studies.read(
+        STUDY,
+        ("dataset", f"{{name: npz, path: {path}}}"),
+        ("attacks", f"[{{name: released, path: {path}}}]"),
+        ("reserved", "{count: 8}"),
+        ("train.batch_size", "8"),
+        ("defenses", "[]"),
+        ("fresh", "0.5"),
+        ("evolutions", f"[{{name: evolution, updates: 1, batch_size: 8, {settings}}}]"),
+    )
+    with pytest.raises(D3JaxError, match=words):
+        studies.run(config, tmp_path / "run")
+
+
 def test_without_flags_or_triggers_nothing_is_claimed(tmp_path):
     unknown = {name: None for name in Released._fields[3:]}
     attack = released(path=written(tmp_path / "set.npz", **unknown)).build(INFO)
@@ -74,7 +105,15 @@ def test_without_flags_or_triggers_nothing_is_claimed(tmp_path):
         ({"triggered_rows": None}, "has triggered_images, wanted_labels but no triggered_rows"),
         ({"triggered_rows": ROWS + 9}, "triggered_rows leaves the 12 test images"),
         ({"triggered_images": TRIGGERED[:, :4]}, "triggered_images is uint8"),
-        ({"wanted_labels": np.array([0, 9, 2, 3])}, "wanted_labels has 4 classes from 0 to 9"),
+        (
+            {"wanted_labels": np.array([0, 9, 2, 3])},
+            r"wanted_labels is \[0, 9, 2, 3\], want 4 classes",
+        ),
+        (
+            {"triggered_images": TRIGGERED[:2], "triggered_rows": ROWS[:2]},
+            "triggered_images lacks 1 of the 3 test images whose label the attacker changes",
+        ),
+        ({"wanted_labels": np.arange(4)}, "lacks 0 of the 0 test images"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path, changes, words):
@@ -86,6 +125,8 @@ def test_another_data_set_is_refused(tmp_path):
     attack = released(path=written(tmp_path / "set.npz")).build(INFO)
     with pytest.raises(AttackError, match="has 40 training images, the data set .* has 39"):
         attack.select(None, TRAIN.labels[:39])
+    with pytest.raises(AttackError, match="another label .* for 40 of 40 training images"):
+        attack.select(None, (TRAIN.labels + 1) % 4)
     with pytest.raises(DataError, match="no such file"):
         released(path=str(tmp_path / "none.npz")).build(INFO)
 
