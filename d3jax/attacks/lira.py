@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from ..config.fields import MOST_CHANNELS, check_fields, option
@@ -26,7 +25,6 @@ from ..core.types import (
     Dataset,
     Model,
     Preparation,
-    Prepared,
     Variables,
 )
 from ..data.augment import make_augment
@@ -40,10 +38,9 @@ from .poisoning import (
     labeller,
     mode_option,
     rate_option,
-    relabel_rows,
+    stamped_once,
     target_option,
 )
-from .ssba import stamped_levels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +117,6 @@ def make_lira(config: LIRAConfig, info: DataInfo) -> Attack:
     the poisoned set, though f did. The ASR then stays near 0.
     """
     init_generator, generate = unet(info, config.width)
-    relabel = labeller(config, info)
 
     def init(key: jax.Array) -> dict[str, Any]:
         return {"generator": init_generator(key)}
@@ -135,15 +131,13 @@ def make_lira(config: LIRAConfig, info: DataInfo) -> Attack:
         start = init(stream(key, "trigger"))["generator"]
         state, lines = fit(joint_loop(key, model, start, hide, dataset, config), hooks)
         trigger = {"generator": state.variables.params["generator"]}
-        images = jnp.asarray(dataset.train.images)[np.flatnonzero(poisoned)]
-        return Prepared(trigger, stamped_levels(stamp, trigger, images)), lines
+        return stamped_once(stamp, trigger, dataset, poisoned), lines
 
     return dirty_label(
         config,
         info,
         init=init,
         stamp=stamp,
-        poison=relabel_rows(relabel),
         preparation=Preparation(prepare, replaces=True, uses_model=True),
     )
 

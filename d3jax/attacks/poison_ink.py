@@ -14,14 +14,13 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from ..config.fields import MOST_CHANNELS, check_fields, option
 from ..core.errors import names, refuse
 from ..core.images import as_float, as_levels
 from ..core.random import stream
-from ..core.types import Array, Attack, DataInfo, Dataset, Preparation, Prepared, Variables
+from ..core.types import Array, Attack, DataInfo, Dataset, Preparation, Variables
 from ..data.batching import epoch_plan
 from ..data.grid_sample import sample
 from ..models.unet import unet
@@ -31,13 +30,11 @@ from .ink import ink, ink_colour
 from .poisoning import (
     Mode,
     dirty_label,
-    labeller,
     mode_option,
     rate_option,
-    relabel_rows,
+    stamped_once,
     target_option,
 )
-from .ssba import stamped_levels
 
 Stage = Literal["rotation", "crop", "flip"]
 """A stage of the networks' training, by the transformation that it adds."""
@@ -128,7 +125,7 @@ def make_poison_ink(config: PoisonInkConfig, info: DataInfo) -> Attack:
     Raises `AttackError` for images that have neither 1 nor 3 channels.
     """
     init_hider, hide = hiding_net(info, config.width)
-    relabel, colour = labeller(config, info), ink_colour(config.colour, info)
+    colour = ink_colour(config.colour, info)
 
     def init(key: jax.Array) -> dict[str, Any]:
         return {"hider": init_hider(key)}
@@ -141,15 +138,13 @@ def make_poison_ink(config: PoisonInkConfig, info: DataInfo) -> Attack:
         start = init(stream(key, "trigger"))["hider"]
         state, lines = fit(ink_loop(key, start, hide, dataset, config), hooks)
         trigger = {"hider": state.variables.params["hider"]}
-        images = jnp.asarray(dataset.train.images)[np.flatnonzero(poisoned)]
-        return Prepared(trigger, stamped_levels(stamp, trigger, images)), lines
+        return stamped_once(stamp, trigger, dataset, poisoned), lines
 
     return dirty_label(
         config,
         info,
         init=init,
         stamp=stamp,
-        poison=relabel_rows(relabel),
         preparation=Preparation(prepare, replaces=True),
     )
 

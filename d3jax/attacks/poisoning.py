@@ -12,13 +12,17 @@ import optax
 
 from ..config.fields import option
 from ..core.errors import AttackError, names, refuse
-from ..core.types import Array, Attack, Batch, DataInfo, Preparation
+from ..core.images import as_float, as_levels
+from ..core.types import Array, Attack, Batch, DataInfo, Dataset, Preparation, Prepared
+from ..data.batched import batched_map
 
 Target = int | str | dict[int, int]
 """A target class by number or name, or a mapping from source classes to target classes."""
 Mode = Literal["all_to_one", "all_to_all"]
 MODES = ("all_to_one", "all_to_all")
 RateOf = Literal["set", "class"]
+CHUNK = 500
+"""The number of images that are stamped at once before the training."""
 
 
 def rate_option(default: float = 0.1) -> Any:
@@ -111,7 +115,7 @@ def dirty_label(
     `select` draws round(rate·N) rows over all classes, including the target's. With a
     `per_batch_rate` it draws none, because `poison` takes its rows in each batch. `config` has
     `rate`, `target` and `mode`. Without a `poison` function, the selected rows are stamped and
-    relabelled.
+    relabelled. They are only relabelled if a preparation replaces the poisoned images.
 
     Where `target` is a mapping from source to target classes, only images of the source classes
     are poisoned.
@@ -129,7 +133,9 @@ def dirty_label(
         none = per_batch_rate is not None  # `poison` takes its rows in each batch
         return draw(key, candidates, 0 if none else count)
 
-    poison = poison or poison_rows(stamp, relabel)
+    if poison is None:
+        replaced = preparation is not None and preparation.replaces
+        poison = relabel_rows(relabel) if replaced else poison_rows(stamp, relabel)
     return Attack(
         init,
         stamp,
@@ -199,6 +205,20 @@ def poisoned_share(attack: Attack, selected: Array, batch_size: int) -> float:
         return int(selected.sum()) / len(selected)
     wanted = attack.per_batch_rate * batch_size
     return (int(wanted) if wanted >= 1 else wanted) / batch_size
+
+
+def stamped_once(stamp: Callable, trigger: Any, dataset: Dataset, poisoned: Array) -> Prepared:
+    """Return a `Prepared` with a trigger, and the rows `poisoned` [N] bool of the training images.
+
+    They are stamped once, before the training, and rounded to 8-bit levels.
+    """
+    compiled = jax.jit(stamp)
+
+    def stamped(levels: jax.Array) -> jax.Array:
+        return as_levels(compiled(trigger, as_float(levels))).astype(jnp.uint8)
+
+    images = jnp.asarray(dataset.train.images)[np.flatnonzero(poisoned)]
+    return Prepared(trigger, jnp.asarray(batched_map(stamped, images, batch_size=CHUNK)))
 
 
 def relabel_rows(relabel: Callable) -> Callable[[Any, jax.Array, Batch], Batch]:

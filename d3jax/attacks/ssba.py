@@ -6,19 +6,16 @@ Source: Li et al. 2021, arXiv 2012.03816.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from ..config.fields import MOST_CHANNELS, check_fields, option
 from ..core.images import as_float, as_levels
 from ..core.random import stream
-from ..core.types import Array, Attack, DataInfo, Preparation, Prepared, Variables
-from ..data.batched import batched_map
+from ..core.types import Array, Attack, DataInfo, Preparation, Variables
 from ..data.batching import epoch_plan
 from ..metrics.image_similarity import ssim
 from ..models.trigger_networks import decoder, encoder
@@ -27,15 +24,11 @@ from ..training.split_loop import split_loop
 from .poisoning import (
     Mode,
     dirty_label,
-    labeller,
     mode_option,
     rate_option,
-    relabel_rows,
+    stamped_once,
     target_option,
 )
-
-CHUNK = 500
-"""Number of images that are encoded at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,26 +144,12 @@ def make_ssba(config: SSBAConfig, info: DataInfo) -> Attack:
         )
         state, lines = fit(loop, hooks)
         trigger = trigger | {"encoder": state.variables.params["encoder"]}
-        images = jnp.asarray(dataset.train.images)[np.flatnonzero(poisoned)]
-        return Prepared(trigger, stamped_levels(stamp, trigger, images)), lines
-
-    relabel = labeller(config, info)
+        return stamped_once(stamp, trigger, dataset, poisoned), lines
 
     return dirty_label(
         config,
         info,
         init=init,
         stamp=stamp,
-        poison=relabel_rows(relabel),
         preparation=Preparation(prepare, replaces=True),
     )
-
-
-def stamped_levels(stamp: Callable, trigger: Any, images: jax.Array) -> jax.Array:
-    """Stamp an attack's trigger on images [n, H, W, C] uint8, `CHUNK` images at a time."""
-    compiled = jax.jit(stamp)
-
-    def stamped(levels: jax.Array) -> jax.Array:
-        return as_levels(compiled(trigger, as_float(levels))).astype(jnp.uint8)
-
-    return jnp.asarray(batched_map(stamped, images, batch_size=CHUNK))
