@@ -52,7 +52,8 @@ def add(runs: Sequence[Path], folder: Path) -> None:
                     rows.setdefault(tuple(row[column] for column in key), row)
         if rows:
             found = sorted(rows.values(), key=lambda row: str(row["attack"]))
-            write_csv(folder / name, found, list(found[0]))
+            shared = [column for column in found[0] if all(column in row for row in found)]
+            write_csv(folder / name, found, shared)
 
 
 class Measured:

@@ -79,7 +79,7 @@ def test_the_interval_narrows_with_the_number_of_attacks(claim):
 
 def test_add_keeps_old_rows_and_leaves_out_failed_runs(claim, tmp_path):
     study(tmp_path / "first", {"finetune": (0.5, 0.6, 0.7)})
-    study(tmp_path / "second", {"finetune": (0.1, 0.1, 0.1), "clp": (0.8, 0.9, 0.9)})
+    study(tmp_path / "second", {"finetune": (0.1, 0.1, 0.1), "clp": (0.8, 0.9, 0.9)}, suspects=7)
     rows = claim.read_csv(tmp_path / "second" / "results.csv")
     write(tmp_path / "second" / "results.csv", [*rows, row("sig-10", "nc", status="failed")])
     relearned = [{"attack": "sig-10", "defense": "clp", "seed": 0, "asr": 0.4}]
@@ -87,6 +87,7 @@ def test_add_keeps_old_rows_and_leaves_out_failed_runs(claim, tmp_path):
     claim.main(["add", *map(str, (tmp_path / "first", tmp_path / "second")), "--to", str(tmp_path)])
     kept = claim.Measured(tmp_path)
     assert kept.repairs == ["finetune", "clp"]
+    assert {row["suspects"] for row in kept.rows} == {None, 7}
     assert statistics.fmean(kept.der("finetune").values()) == pytest.approx(0.6)
     assert cells(claim.each_attack(kept, "sig-10"), "clp")[7] == "40.0"
 
