@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..config.fields import option
 from ..core.types import Attack, DataInfo
 from .frequency import (
     YUV_TO_RGB,
@@ -15,7 +14,7 @@ from .frequency import (
     positions_option,
     window_option,
 )
-from .poisoning import RateOf, clean_label, rate_option, target_option
+from .poisoning import RateOf, clean_label, rate_of_option, rate_option, target_option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +26,7 @@ class CTRLConfig:
     """
 
     rate: float = rate_option(0.05)
-    rate_of: RateOf = option(
-        "set", "set: `rate` is a share of the training set; class: of the target class"
-    )
+    rate_of: RateOf = rate_of_option()
     target: int | str = target_option()
     window: int = window_option()
     positions: tuple[tuple[int, ...], ...] = positions_option()

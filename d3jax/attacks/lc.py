@@ -21,7 +21,7 @@ from ..core.random import stream
 from ..core.types import Array, Attack, DataInfo, Preparation, Prepared, Variables
 from ..training.loop import TrainLoop, fit
 from ..training.step import init_state, make_train_step
-from .poisoning import RateOf, clean_label, rate_option, target_option
+from .poisoning import RateOf, clean_label, rate_of_option, rate_option, target_option
 
 LEFT = np.array([[1, -1, -1], [-1, 1, -1], [1, -1, 1]])
 """The signs of the change of each pixel in a left corner; right corners have the mirror image."""
@@ -38,9 +38,7 @@ class LCConfig:
     """
 
     rate: float = rate_option()
-    rate_of: RateOf = option(
-        "set", "set: `rate` is a share of the training set; class: of the target class"
-    )
+    rate_of: RateOf = rate_of_option()
     target: int | str = target_option()
     eps: float = option(
         8.0,

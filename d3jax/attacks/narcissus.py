@@ -24,7 +24,7 @@ from ..data.batching import epoch_plan
 from ..training.loop import TrainLoop, fit
 from ..training.split_loop import split_loop
 from ..training.step import classification_loss
-from .poisoning import RateOf, clean_label, poison_rows, rate_option, target_option
+from .poisoning import RateOf, clean_label, poison_rows, rate_of_option, rate_option, target_option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +36,7 @@ class NarcissusConfig:
     """
 
     rate: float = rate_option(0.0005)
-    rate_of: RateOf = option(
-        "set", "set: `rate` is a share of the training set; class: of the target class"
-    )
+    rate_of: RateOf = rate_of_option()
     target: int | str = target_option()
     eps: float = option(16.0, "ε: largest noise (ℓ∞) in 8-bit levels", low=1, high=255)
     amplify: float = option(3.0, "factor of the noise at test time", above=0)

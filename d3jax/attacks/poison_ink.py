@@ -7,8 +7,7 @@ Processing 31, 2022, arXiv 2108.02488.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -22,7 +21,7 @@ from ..core.images import as_float, as_levels
 from ..core.random import stream
 from ..core.types import Array, Attack, DataInfo, Dataset, Preparation, Variables
 from ..data.batching import epoch_plan
-from ..data.grid_sample import sample
+from ..data.grid_sample import random_grid, sample
 from ..models.unet import unet
 from ..training.loop import TrainLoop, fit
 from ..training.split_loop import split_loop
@@ -147,36 +146,6 @@ def make_poison_ink(config: PoisonInkConfig, info: DataInfo) -> Attack:
         stamp=stamp,
         preparation=Preparation(prepare, replaces=True),
     )
-
-
-def random_grid(
-    key: jax.Array,
-    shape: tuple[int, ...],
-    allowed: Mapping[str, bool | jax.Array],
-    degrees: float,
-    crop: float,
-) -> jax.Array:
-    """Return the grid [H, W, 2] at which images are sampled (`sample`) to transform them randomly.
-
-    `allowed` says of each `Stage` whether its transformation may occur. The rotation is about the
-    centre, by an angle within ±`degrees`. With probability one half a random window, whose sides
-    are `crop` times those of the image, is enlarged. With the same probability the image is
-    mirrored left to right.
-    """
-    turn, cut, place, mirror = jax.random.split(key, 4)
-    height, width = shape[:2]
-    sides = jnp.array([width, height], jnp.float32)
-    cropped = allowed["crop"] & jax.random.bernoulli(cut)
-    kept = jnp.where(cropped, jnp.maximum(jnp.round(crop * sides), 1), sides)
-    first = jnp.floor(jax.random.uniform(place, (2,)) * (sides - kept + 1))
-    at = jnp.stack(jnp.meshgrid(jnp.arange(width), jnp.arange(height)), -1)
-    at = jnp.clip((at + 0.5) * kept / sides - 0.5, 0, kept - 1) + first
-    at = jnp.where(allowed["flip"] & jax.random.bernoulli(mirror), at[:, ::-1], at)
-    angle = allowed["rotation"] * degrees * jax.random.uniform(turn, minval=-1)
-    sine, cosine = jnp.sin(math.pi / 180 * angle), jnp.cos(math.pi / 180 * angle)
-    x, y = jnp.moveaxis(at - (sides - 1) / 2, -1, 0)
-    turned = jnp.stack([cosine * x - sine * y, sine * x + cosine * y], -1)
-    return 2 * turned / (sides - 1)
 
 
 def ink_loop(

@@ -30,6 +30,13 @@ def rate_option(default: float = 0.1) -> Any:
     return option(default, "share of the training set to poison", low=0, high=1)
 
 
+def rate_of_option(where: str = "") -> Any:
+    """Declare the config field `rate_of` of a clean-label attack; `where` begins its text."""
+    return option(
+        "set", f"{where}set: `rate` is a share of the training set; class: of the target class"
+    )
+
+
 def target_option(mapping: bool = False) -> Any:
     """Declare the config field `target` of an attack: the class that it aims at.
 

@@ -20,7 +20,7 @@ from ..core.random import stream
 from ..core.types import Array, Attack, DataInfo, Dataset, Preparation, Prepared
 from ..data.pictures import SUFFIXES, read_picture
 from . import poisoning
-from .poisoning import Mode, RateOf, mode_option, rate_option, target_option
+from .poisoning import Mode, RateOf, mode_option, rate_of_option, rate_option, target_option
 from .reflections import OFFSETS, choose, mix
 
 
@@ -33,10 +33,7 @@ class RefoolConfig:
     """
 
     rate: float = rate_option()
-    rate_of: RateOf = option(
-        "set",
-        "with clean_label: set: `rate` is a share of the training set; class: of the target class",
-    )
+    rate_of: RateOf = rate_of_option("with clean_label: ")
     target: int | str = target_option()
     mode: Mode = mode_option()
     clean_label: bool = option(

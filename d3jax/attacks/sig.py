@@ -11,7 +11,7 @@ import numpy as np
 from ..config.fields import check_fields, option
 from ..core.images import as_float, as_levels
 from ..core.types import Array, Attack, DataInfo
-from .poisoning import RateOf, clean_label, rate_option, target_option
+from .poisoning import RateOf, clean_label, rate_of_option, rate_option, target_option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +23,7 @@ class SIGConfig:
     """
 
     rate: float = rate_option()
-    rate_of: RateOf = option(
-        "set", "set: `rate` is a share of the training set; class: of the target class"
-    )
+    rate_of: RateOf = rate_of_option()
     target: int | str = target_option()
     delta: float = option(40.0, "Δ: amplitude of the signal in 8-bit levels", above=0, high=255)
     frequency: float = option(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,3 +83,33 @@ def _pixels(images: Array, rows: jax.Array, columns: jax.Array) -> Array:
     if rows.ndim == 2:
         return images[:, rows, columns]
     return jax.vmap(lambda image, row, column: image[row, column])(images, rows, columns)
+
+
+def random_grid(
+    key: jax.Array,
+    shape: tuple[int, ...],
+    allowed: Mapping[str, bool | jax.Array],
+    degrees: float,
+    crop: float,
+) -> jax.Array:
+    """Return the grid [H, W, 2] at which images are sampled (`sample`) to transform them randomly.
+
+    `allowed` says of "rotation", "crop" and "flip" whether it may occur. The rotation is about the
+    centre, by an angle within ±`degrees`. With probability one half a random window, whose sides
+    are `crop` times those of the image, is enlarged. With the same probability the image is
+    mirrored left to right.
+    """
+    turn, cut, place, mirror = jax.random.split(key, 4)
+    height, width = shape[:2]
+    sides = jnp.array([width, height], jnp.float32)
+    cropped = allowed["crop"] & jax.random.bernoulli(cut)
+    kept = jnp.where(cropped, jnp.maximum(jnp.round(crop * sides), 1), sides)
+    first = jnp.floor(jax.random.uniform(place, (2,)) * (sides - kept + 1))
+    at = jnp.stack(jnp.meshgrid(jnp.arange(width), jnp.arange(height)), -1)
+    at = jnp.clip((at + 0.5) * kept / sides - 0.5, 0, kept - 1) + first
+    at = jnp.where(allowed["flip"] & jax.random.bernoulli(mirror), at[:, ::-1], at)
+    angle = allowed["rotation"] * degrees * jax.random.uniform(turn, minval=-1)
+    sine, cosine = jnp.sin(math.pi / 180 * angle), jnp.cos(math.pi / 180 * angle)
+    x, y = jnp.moveaxis(at - (sides - 1) / 2, -1, 0)
+    turned = jnp.stack([cosine * x - sine * y, sine * x + cosine * y], -1)
+    return 2 * turned / (sides - 1)

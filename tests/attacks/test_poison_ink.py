@@ -18,7 +18,6 @@ from d3jax.attacks.poison_ink import (
     ink_loop,
     ink_loss,
     make_poison_ink,
-    random_grid,
 )
 from d3jax.config.recipes import OptimConfig, TrainConfig
 from d3jax.core.errors import AttackError, ConfigError
@@ -26,7 +25,7 @@ from d3jax.core.images import as_float
 from d3jax.core.random import stream
 from d3jax.core.types import Batch, DataInfo, Dataset, Split
 from d3jax.data import synthetic
-from d3jax.data.grid_sample import sample
+from d3jax.data.grid_sample import random_grid, sample
 from d3jax.metrics.attack_success import make_evaluate
 from d3jax.models.unet import unet
 from d3jax.training import Hooks, fit, victim_loop
