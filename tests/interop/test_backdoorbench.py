@@ -401,7 +401,8 @@ def test_command_writes_data_model_and_study(badnets, tmp_path, clean, capsys):
     assert [choice.name for choice in study.defenses] == ["finetune", "d3"]
     assert study.dataset.config.build().info.mean == (*mean,)
     attack = study.attacks[0].config.build(info)
-    assert attack.select(None, clean["train_labels"]).tolist() == wanted["poisoned"].tolist()
+    labels = study.dataset.config.build().train.labels
+    assert attack.select(None, labels).tolist() == wanted["poisoned"].tolist()
     assert read_released(out / "poison.npz").covers is None
 
 
