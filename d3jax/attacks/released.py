@@ -116,7 +116,7 @@ def _table(given: Released, info: DataInfo) -> dict[str, np.ndarray]:
         [np.asarray(hash_of(part)) for part in np.array_split(clean, 16) if len(part)]
     )
     order = np.argsort(hashes, kind="stable")
-    images = np.reshape(given.triggered_images, (len(hashes), *info.shape))
+    images = np.reshape(np.asarray(given.triggered_images), (len(hashes), *info.shape))
     return {"hashes": hashes[order], "images": images[order]}
 
 
@@ -139,7 +139,7 @@ def _check(source: str, given: Released, info: DataInfo) -> None:
         )
     labels = np.asarray(given.test.labels)
     attacked = np.flatnonzero(wanted[labels] != labels)
-    missing = len(np.setdiff1d(attacked, given.triggered_rows))
+    missing = len(np.setdiff1d(attacked, np.asarray(given.triggered_rows)))
     if missing or not len(attacked):
         raise AttackError(
             f"path: {source}: triggered_images lacks {missing} of the {len(attacked)} test images "
