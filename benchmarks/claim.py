@@ -2,6 +2,7 @@
 
     python benchmarks/claim.py add RUN… --to FOLDER
     python benchmarks/claim.py table FOLDER
+    python benchmarks/claim.py times RUN
 
 `add` copies the rows of results.csv, relearned.csv and filters.csv of finished runs to FOLDER. A
 row that FOLDER has stays. `table` prints Markdown tables:
@@ -10,8 +11,10 @@ row that FOLDER has stays. `table` prints Markdown tables:
   An attack counts if its backdoor works (ASR 90 % or more) and every repair of the rank has it. The
   last column is the mean difference to the first of the repairs named D3;
 - every attack: ACC, ACC without the target, ASR, RA, DER and the ASR after relearning;
-- what a repair costs a clean model;
-- the wall time of each repair as a multiple of that of fine-tuning, the median over runs.
+- what a repair costs a clean model.
+
+`times` prints the wall time of each repair as a multiple of that of fine-tuning, from one run that
+had the machine for itself.
 
 A repair whose rule reads test data is marked `oracle`. It has no place in the rank.
 """
@@ -155,18 +158,16 @@ def clean_cost(measured: Measured) -> str:
     return f"ACC before the repair: {mean([before])}.\n\n{markdown(lines)}"
 
 
-def wall_times(measured: Measured) -> str:
-    """Return the table of each repair's seconds, and their multiple of fine-tuning's."""
-
-    def median(repair: str) -> float:
-        return statistics.median(
-            row["seconds"] for row in measured.rows if row["defense"] == repair
-        )
-
-    unit = median("finetune")
+def wall_times(run: Path) -> str:
+    """Return the table of each repair's seconds in a run, and their multiple of fine-tuning's."""
+    rows = [row for row in read_csv(run / "results.csv") if row["status"] == "ok"]
+    seconds = {row["defense"]: row["seconds"] for row in rows if row["defense"] != "none"}
+    if "finetune" not in seconds:
+        sys.exit(f"{run} has no finished row of finetune; repairs there: {', '.join(seconds)}")
     lines = [["repair", "seconds", "× fine-tuning"]]
-    for repair in sorted(measured.repairs, key=median):
-        lines.append([repair, f"{median(repair):.0f}", f"{median(repair) / unit:.2f}"])
+    for repair in sorted(seconds, key=lambda one: seconds[one]):
+        multiple = seconds[repair] / seconds["finetune"]
+        lines.append([repair, f"{seconds[repair]:.0f}", f"{multiple:.2f}"])
     return markdown(lines)
 
 
@@ -181,13 +182,11 @@ def report(folder: Path) -> str:
             parts += [f"## {attack}{weak}", each_attack(measured, attack)]
     if measured.of("clean", "none"):
         parts += ["## Clean model", clean_cost(measured)]
-    if "finetune" in measured.repairs:
-        parts += ["## Wall time", wall_times(measured)]
     return "\n\n".join(part.rstrip("\n") for part in parts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Add rows or print the tables; return the exit code."""
+    """Add rows or print tables; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -196,9 +195,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     adding.add_argument("runs", nargs="+", type=Path)
     adding.add_argument("--to", required=True, type=Path)
     commands.add_parser("table").add_argument("folder", type=Path)
+    commands.add_parser("times").add_argument("run", type=Path)
     options = parser.parse_args(argv)
     if options.command == "add":
         add(options.runs, options.to)
+    elif options.command == "times":
+        print(wall_times(options.run))
     else:
         print(report(options.folder))
     return 0

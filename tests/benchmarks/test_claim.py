@@ -92,14 +92,23 @@ def test_add_keeps_old_rows_and_leaves_out_failed_runs(claim, tmp_path):
     assert cells(claim.each_attack(kept, "sig-10"), "clp")[7] == "40.0"
 
 
-def test_the_report_has_the_cost_on_a_clean_model_and_multiples_of_fine_tuning(claim, tmp_path):
+def test_the_report_has_the_cost_on_a_clean_model(claim, tmp_path):
     study(tmp_path, {"finetune": (0.5, 0.6, 0.7), "clp": (0.8, 0.9, 0.9)})
     rows = claim.read_csv(tmp_path / "results.csv")
     rows += [row("clean", "none", asr=None, acc=0.9), row("clean", "clp", asr=None, acc=0.88)]
-    for one in rows:
-        one["seconds"] = 8.0 if one["defense"] == "finetune" else 2.0
     write(tmp_path / "results.csv", rows)
-    text = claim.report(tmp_path)
-    clean, times = text.split("## Clean model")[1].split("## Wall time")
+    clean = claim.report(tmp_path).split("## Clean model")[1]
     assert "ACC before the repair: 90.0." in clean and cells(clean, "clp")[3] == "−2.0"
-    assert cells(times, "clp") == ["clp", "2", "0.25"]
+
+
+def test_times_are_multiples_of_fine_tuning(claim, tmp_path, capsys):
+    rows = [row("sig-10", "none"), row("sig-10", "finetune", seconds=8.0), row("sig-10", "clp")]
+    for one in rows:
+        one["status"] = "ok"
+    write(tmp_path / "results.csv", [*rows, row("sig-10", "nc", status="failed")])
+    claim.main(["times", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert cells(text, "clp") == ["clp", "2", "0.25"] and "nc" not in text
+    write(tmp_path / "results.csv", [rows[0], rows[2]])
+    with pytest.raises(SystemExit, match="no finished row of finetune; repairs there: clp"):
+        claim.main(["times", str(tmp_path)])

@@ -13,14 +13,12 @@ from d3jax.core.errors import ConfigError
 from d3jax.core.images import as_float
 from d3jax.core.types import Split
 from d3jax.defenses.training_time.consistency import SeparationConfig
-from d3jax.defenses.training_time.d_br import (
-    DBRConfig,
+from d3jax.defenses.training_time.d_br import DBRConfig, make_d_br, removal_data
+from d3jax.defenses.training_time.removal import (
     Removal,
     Turn,
-    make_d_br,
     make_draw,
     passes,
-    removal_data,
     removal_loop,
     removal_loss,
     removal_optimizer,
@@ -112,7 +110,7 @@ def test_the_ascent_has_a_constant_rate_and_the_descent_its_schedule():
     """Three epochs of 2 ascents and 4 descents; `drop` makes the last epoch a tenth."""
     optimizer = OptimConfig(lr=0.5, momentum=0.8, weight_decay=0.01, schedule="drop")
     config = DBRConfig(ascent=0.02, relearn=TrainConfig(epochs=3, optimizer=optimizer))
-    tx = removal_optimizer(config, 2, 4, 18)
+    tx = removal_optimizer(config.ascent, config.relearn.optimizer, 2, 4, 18)
     weight, velocity, params = 1.5, 0.0, jnp.float32(1.5)
     state = tx.init(params)
     for step in range(18):
@@ -164,14 +162,14 @@ def accuracy_of(fixture, variables, split):
 def test_the_kept_epoch_has_the_highest_acc_minus_asr(fixture):
     """The scores of the epochs rise and fall, so neither the first nor the last is the best."""
     suspects, trusted, test, triggered = sets_of(fixture)
-    config = DBRConfig(rule="oracle", ascent=0.1, relearn=relearning(epochs=4))
+    recipe = 0.1, relearning(epochs=4)
     given = (KEY, fixture.model, fixture.variables)
     loop, period = removal_loop(
-        *given, Removal(suspects, trusted, test, triggered), config, fixture.dataset.info
+        *given, Removal(suspects, trusted, test, triggered), *recipe, fixture.dataset.info
     )
     assert period == 2 + 5 and loop.steps == 28
     kept = fit(loop)[0].carry
-    plain, _ = removal_loop(*given, Removal(suspects, trusted), config, fixture.dataset.info)
+    plain, _ = removal_loop(*given, Removal(suspects, trusted), *recipe, fixture.dataset.info)
     step, state, ends = jax.jit(plain.step), plain.state, []
     for count in range(28):
         state, _ = step(state, plain.data)

@@ -15,7 +15,8 @@ from d3jax.core.errors import ConfigError
 from d3jax.data import SyntheticConfig, make_synthetic
 from d3jax.defenses import ABLConfig, DLPConfig, make_abl, make_dlp
 from d3jax.defenses.training_time.abl import bounded_loss
-from d3jax.defenses.training_time.dlp import first_of, guessed_rows, labelled_rows, unlearn
+from d3jax.defenses.training_time.dlp import unlearn
+from d3jax.defenses.training_time.dlp_rows import first_of, guessed_rows, labelled_rows
 from d3jax.defenses.training_time.suspicion import (
     Judged,
     UnlearnConfig,

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from d3jax.core.types import Batch, DataInfo, Model, Outputs, Variables
-from d3jax.defenses.training_time import cbd, consistency, d_br, d_st, nab, pdb, splitting
+from d3jax.defenses.training_time import cbd, consistency, d_st, nab, pdb, removal, splitting
 from d3jax.defenses.training_time.abl import bounded_loss
 from d3jax.defenses.training_time.stamped import Stamp, put_on, stamped
 from d3jax.metrics.sample_scores import symmetric_cross_entropy
@@ -145,8 +145,8 @@ def test_a_step_of_cbd_weighs_by_constants_with_f_b_in_eval_mode(rng):
 @pytest.mark.parametrize("away, sign", [(True, -1), (False, 1)])
 def test_a_step_of_d_br_ascends_on_suspects_and_descends_on_trusted_images(rng, away, sign):
     weight, images, labels = drawn(rng)
-    batch = d_br.Turn(jnp.float32(images), jnp.int32(labels), jnp.asarray(away))
-    step_agrees(d_br.removal_loss(LINEAR), batch, sign, weight)
+    batch = removal.Turn(jnp.float32(images), jnp.int32(labels), jnp.asarray(away))
+    step_agrees(removal.removal_loss(LINEAR), batch, sign, weight)
 
 
 @pytest.mark.parametrize("present", [2, 4, 5])

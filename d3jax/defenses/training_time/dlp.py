@@ -34,6 +34,7 @@ from ...runtime.distributed import same_arrays
 from ...training.loop import Hooks, TrainLoop, fit, trace_of
 from ...training.semi_supervised import SemiConfig, semi_supervised_loop
 from ...training.step import classification_loss
+from .dlp_rows import first_of, guessed_rows, labelled_rows
 from .suspicion import (
     ASCENT,
     Judged,
@@ -179,56 +180,6 @@ class DLPConfig:
         return make_dlp(self, info)
 
 
-def labelled_rows(
-    scores: np.ndarray,
-    ties: np.ndarray,
-    labels: np.ndarray,
-    suspects: np.ndarray,
-    count: int,
-    least: float,
-) -> np.ndarray:
-    """Return the sorted row numbers [count] of the images that keep their labels in DLP's stage 3.
-
-    These are the images with the lowest scores, and among equal scores with the lowest `ties`.
-    The lowest of every class are taken first: the share `least` of the class, or of the mean class
-    if that is smaller. They are at least one image, or none where `least` is 0.
-
-    Suspects never keep their labels, so a class whose images are all suspects has no row. There are
-    fewer than `count` rows if fewer images are not suspects.
-    """
-    allowed = np.ones(len(scores), bool)
-    allowed[suspects] = False
-    order = ranking(scores, ties)
-    order = order[allowed[order]]
-    rank = np.full(len(scores), len(scores))  # ranks, within their class, of images taken first
-    classes, sizes = np.unique(labels, return_counts=True)
-    for label, size in zip(classes, np.minimum(sizes, sizes.mean()), strict=True):
-        mine = order[labels[order] == label]
-        first = mine[: max(1, int(least * size))] if least else mine[:0]
-        rank[first] = np.arange(len(first))
-    return np.sort(order[np.argsort(rank[order], kind="stable")][:count])
-
-
-def guessed_rows(
-    scores: np.ndarray, ties: np.ndarray, labelled: np.ndarray, suspects: np.ndarray, dropped: int
-) -> np.ndarray:
-    """Return the sorted row numbers of the images that DLP's stage 3 trains on without labels.
-
-    These are all rows except the `labelled` ones and a number of `dropped` ones. Suspects are
-    dropped first, then the highest scores, and among equal scores the highest `ties`.
-    """
-    rows = np.setdiff1d(np.arange(len(scores)), labelled)
-    order = rows[np.lexsort((ties[rows], scores[rows], np.isin(rows, suspects)))]
-    return np.sort(order[: max(0, len(rows) - dropped)])
-
-
-def first_of(ranked: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return for every class k the first `counts[k]` of the `ranked` row numbers with label k."""
-    return np.concatenate(
-        [ranked[labels[ranked] == label][:count] for label, count in enumerate(counts)]
-    )
-
-
 class Unlearned(NamedTuple):
     """The result of DLP's stage 2: the model, its suspects, new scores and log records.
 
@@ -264,15 +215,11 @@ def unlearn(
     All trials, and the final unlearning, start from `begun`, the variables after stage 1.
     """
     labels, suspects, lines = np.asarray(data.labels), judged.suspects, []
-    count, names = (
-        len(suspects),
-        [*(f"trial-{trial + 1}" for trial in range(config.trials)), "unlearn"],
-    )
+    names, count = [f"trial-{trial + 1}" for trial in range(config.trials)], len(suspects)
     if config.trials:
-        suspects = first_of(
-            judged.ranked, labels, np.maximum(1, np.bincount(labels) * count // len(labels))
-        )
-    for name in names:
+        of_each_class = np.maximum(1, np.bincount(labels) * count // len(labels))
+        suspects = first_of(judged.ranked, labels, of_each_class)
+    for name in [*names, "unlearn"]:
         judged = suspect(judged.scores, judged.ranked, labels, suspects, config.unlearn.trusted)
         loop = unlearning_loop(stream(key, name), model, begun, data, judged, config.unlearn)
         state, more = fit(loop, hooks.within(name, max(1, config.unlearn.steps // 4)))
@@ -285,11 +232,47 @@ def unlearn(
             f"{after['right'][judged.suspects].mean():.1%} of the suspects are still predicted as "
             "their labels"
         )
-        risen = ranking(judged.scores[config.rescore] - after[config.rescore], after["entropy"])[
-            :count
-        ]
+        change = judged.scores[config.rescore] - after[config.rescore]
+        risen = ranking(change, after["entropy"])[:count]
         suspects = first_of(judged.ranked, labels, np.bincount(labels[risen]))
     return Unlearned(state.variables, judged, after, lines)
+
+
+def train_semi_supervised(
+    config: DLPConfig,
+    key: jax.Array,
+    model: Model,
+    data: Split,
+    variables: Variables,
+    scores: dict[str, np.ndarray],
+    suspects: np.ndarray,
+    hooks: Hooks,
+    info: DataInfo,
+) -> tuple[Variables, list[LogRecord], dict[str, np.ndarray]]:
+    """Run stage 3 of DLP: train on the best images with labels, and on most others without.
+
+    `scores` are those of `Unlearned`, and `suspects` [S] are row numbers. Return the variables, the
+    log records, and what `suspicion.found_of` takes: the scores that ranked the images, and the
+    rows that kept their labels.
+    """
+    size, labels = len(data.labels), np.asarray(data.labels)
+    ranked, ties = scores[config.rescore], scores["entropy"]
+    labelled = labelled_rows(ranked, ties, labels, suspects, int(config.kept * size), config.least)
+    others = guessed_rows(ranked, ties, labelled, suspects, int(config.dropped * size))
+    if gone := sorted(set(labels.tolist()) - set(labels[labelled].tolist())):
+        hooks.say(f"no image of the classes {gone} keeps its label")
+    if config.semi.method == "mixmatch" and not (info.crop or info.flip):
+        hooks.say(
+            "the data set allows neither crop nor flip: both guesses of MixMatch are from the same "
+            "images"
+        )
+    loop = semi_supervised_loop(
+        stream(key, "semi"), model, variables, data, labelled, others, config.semi, info
+    )
+    period = epoch_steps(max(len(labelled), len(others)), config.semi.batch_size)
+    state, lines = fit(loop, hooks.within("semi", period))
+    used = {"rescored": ranked, "rescored_entropy": ties, "labelled": labelled}
+    return state.variables, lines, used
 
 
 def make_dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
@@ -313,7 +296,6 @@ def make_dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
     def train(
         key: jax.Array, model: Model, data: Split, begun: Variables, hooks: Hooks = Hooks()
     ) -> Trained:
-        size, labels = len(data.labels), np.asarray(data.labels)
         judged = judge(model, begun, data, config.score, config.ratio, config.unlearn.trusted)
         variables, scores, lines = begun, judged.scores, []
         if "2" in config.stages:
@@ -322,32 +304,13 @@ def make_dlp(config: DLPConfig, info: DataInfo) -> TrainingDefense:
             )
         found = {"suspects": judged.suspects}
         if "3" in config.stages:
-            ranked, ties = scores[config.rescore], scores["entropy"]
-            labelled = labelled_rows(
-                ranked, ties, labels, judged.suspects, int(config.kept * size), config.least
+            variables, more, used = train_semi_supervised(
+                config, key, model, data, variables, scores, judged.suspects, hooks, info
             )
-            if gone := sorted(set(labels.tolist()) - set(labels[labelled].tolist())):
-                hooks.say(f"no image of the classes {gone} keeps its label")
-            if config.semi.method == "mixmatch" and not (info.crop or info.flip):
-                hooks.say(
-                    "the data set allows neither crop nor flip: both guesses of MixMatch are from "
-                    "the same images"
-                )
-            others = guessed_rows(
-                ranked, ties, labelled, judged.suspects, int(config.dropped * size)
-            )
-            loop = semi_supervised_loop(
-                stream(key, "semi"), model, variables, data, labelled, others, config.semi, info
-            )
-            state, more = fit(
-                loop,
-                hooks.within(
-                    "semi", epoch_steps(max(len(labelled), len(others)), config.semi.batch_size)
-                ),
-            )
-            variables, lines = state.variables, appended(lines, more)
-            found |= {"rescored": ranked, "rescored_entropy": ties, "labelled": labelled}
-        return Trained(variables, found_of(size, judged.scores, **found), trace_of(lines))
+            lines, found = appended(lines, more), found | used
+        return Trained(
+            variables, found_of(len(data.labels), judged.scores, **found), trace_of(lines)
+        )
 
     def check(model: Model, shapes: Variables, size: int, reserved: int) -> None:
         check_ratio(config.ratio, size)
