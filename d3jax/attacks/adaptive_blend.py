@@ -14,6 +14,7 @@ import numpy as np
 from ..config.fields import check_fields, option
 from ..core.errors import refuse
 from ..core.images import as_float, as_levels
+from ..core.random import stream
 from ..core.types import Array, Attack, DataInfo
 from .covers import cover_option, keys_of_rows, with_covers
 from .pattern_files import read_pattern
@@ -68,10 +69,10 @@ def make_adaptive_blend(config: AdaptiveBlendConfig, info: DataInfo) -> Attack:
     places = _rectangles(config.pieces, *info.shape[:2])
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
-        pattern = jax.random.randint(key, info.shape, 0, 256)
+        pattern = jax.random.randint(stream(key, "pattern"), info.shape, 0, 256)
         if given is not None:
             pattern = jnp.asarray(given.pixels)
-        trigger = {"pattern": as_float(pattern), "key": jax.random.key_data(key)}
+        trigger = {"pattern": as_float(pattern), "key": jax.random.key_data(stream(key, "rows"))}
         if given is None or (given.alpha == 255).all():
             return trigger
         return trigger | {"alpha": as_float(jnp.asarray(given.alpha))}

@@ -14,6 +14,7 @@ import numpy as np
 from ..config.fields import check_fields, option
 from ..core.errors import refuse
 from ..core.images import as_float, as_levels
+from ..core.random import stream
 from ..core.types import Array, Attack, DataInfo
 from .badnets import corner
 from .covers import cover_option, keys_of_rows, with_covers
@@ -82,13 +83,13 @@ def make_adaptive_patch(config: AdaptivePatchConfig, info: DataInfo) -> Attack:
     alphas = jnp.asarray(config.alphas, jnp.float32)
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
-        patterns = jax.random.randint(key, (COUNT, *info.shape), 0, 256)
+        patterns = jax.random.randint(stream(key, "patterns"), (COUNT, *info.shape), 0, 256)
         if given:
             patterns = jnp.stack([jnp.asarray(each.pixels) for each in given])
         return {
             "patterns": as_float(patterns) * masks.astype(bool),
             "masks": jnp.asarray(masks),
-            "key": jax.random.key_data(key),
+            "key": jax.random.key_data(stream(key, "rows")),
         }
 
     def mix(images: Array, pattern: jax.Array, mask: jax.Array) -> jax.Array:
