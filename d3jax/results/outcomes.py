@@ -13,20 +13,20 @@ NEAR = 0.1  # ACC is near chance up to this share of the way from chance to 100 
 _NEAR, _KEEPS, _GONE, _READ = (f"{100 * limit:.0f} %" for limit in (NEAR, KEEPS, GONE, READ))
 
 OUTCOMES = {
-    "ACC near chance": f"ACC is at most {_NEAR} of the way from chance to 100 %, without a defence",
+    "ACC near chance": f"row `none`: ACC is at most {_NEAR} of the way from chance to 100 %",
     "not repaired: no class flagged": "the search for a target class found none on any seed, so "
     "the defence changed nothing",
-    "model lost": "ACC is near chance after the defence only",
-    "backdoor works": f"the undefended model has an ASR of {_KEEPS} or more",
-    "backdoor does not work": "the undefended model has a lower ASR",
+    "model lost": "ACC is near chance after the defence, and was not before",
+    "backdoor works": f"row `none`: ASR is {_KEEPS} or more",
+    "backdoor does not work": f"row `none`: ASR is below {_KEEPS}",
     "makes the backdoor work": f"ASR is {_KEEPS} or more, and was lower before the defence",
     "no backdoor to remove": f"ASR is below {_KEEPS} before and after the defence",
     "kept": f"ASR is {_KEEPS} or more after the defence",
     "moved to class …": f"{_KEEPS} or more of the triggered images are classified as this one "
     "class, which is not the target: the trigger still controls the model",
     "removed": f"ASR is below {_GONE} on every seed, and RA is at least {_READ} of ACC",
-    "disabled: still misclassified": f"ASR is below {_GONE} on every seed, but RA is lower than "
-    "that on one: triggered images are classified as several wrong classes",
+    "disabled: still misclassified": f"ASR is below {_GONE} on every seed, but on at least one RA "
+    f"is below {_READ} of ACC: triggered images are classified as several wrong classes",
     "not weakened": "mean ASR did not fall",
     "weakened": "mean ASR fell",
 }
