@@ -91,7 +91,12 @@ def train(address: str, data: str, work: Path) -> None:
         raise SystemExit(f"{address}: {row['status']}")
     (attack,), (seed,) = config.attacks, config.seeds
     export(folder / "config.yaml", f"{attack.label}/seed{seed}/train", out)
-    made = {"address": address, "epochs": config.train.epochs, "model": config.model.name}
+    made = {
+        "address": address,
+        "epochs": config.train.epochs,
+        "precision": config.precision,
+        "model": config.model.name,
+    }
     row = made | {name: row[name] for name in COLUMNS}
     out.with_suffix(".json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf8")
 
@@ -105,8 +110,8 @@ def rows_of_shelf() -> list[Row]:
 def table(rows: Sequence[Row]) -> str:
     """Return the table of the shelf in Markdown; rates in percent."""
     lines = [
-        "| victim | net | ACC | ASR | RA | backdoor | epochs | minutes | commit |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| victim | net | ACC | ASR | RA | backdoor | epochs | precision | minutes | commit |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         rates = [f"{100 * row[name]:.2f}" if row[name] is not None else "–" for name in COLUMNS[:3]]
@@ -114,7 +119,8 @@ def table(rows: Sequence[Row]) -> str:
         works = "none" if asr is None else "works" if asr >= WORKS else "**weak**: rank nothing"
         minutes = f"{row['seconds'] / 60:.0f}"
         net = f"{row['model']} {row['net']}"
-        cells = [row["address"], net, *rates, works, row["epochs"], minutes, row["commit"]]
+        how = [row[name] for name in ("epochs", "precision")]
+        cells = [row["address"], net, *rates, works, *how, minutes, row["commit"]]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 

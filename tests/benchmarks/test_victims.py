@@ -75,7 +75,7 @@ def test_unknown_addresses_are_refused(victims, data, address, message):
 
 def test_a_weak_backdoor_is_marked(victims):
     row = {"address": "a/b/0", "model": "m", "net": "w=1", "acc": 0.8, "ra": 0.1, "seconds": 60}
-    row |= {"epochs": 30, "commit": "c"}
+    row |= {"epochs": 30, "precision": "float32", "commit": "c"}
     lines = victims.table([row | {"asr": 0.9}, row | {"asr": 0.89}, row | {"asr": None}]).split(
         "\n"
     )
