@@ -4,8 +4,8 @@
     python benchmarks/claim.py table FOLDER
     python benchmarks/claim.py times RUN
 
-`add` copies the rows of results.csv, of relearned.csv and filters.csv and of the detectors' tables of
-finished runs to FOLDER. A row that FOLDER has stays. `table` prints Markdown tables:
+`add` copies rows of finished runs to FOLDER: those of results.csv, relearned.csv, filters.csv and
+the tables of detectors. A row that FOLDER has stays. `table` prints Markdown tables:
 
 - the rank: mean DER of every repair over the attacks, with a 95 % interval from resampled attacks.
   An attack counts if its backdoor works (ASR 90 % or more) and every repair of the rank has it. The
