@@ -1,4 +1,4 @@
-# make demo: everything from a fresh machine (python3 and make) to a report. make test: the default suite. make test-all: the slow ones too, one after another. make docs: the documentation site.
+# make demo: everything from a fresh machine (python3 and make) to a report. make test: the default suite. make test-long: tests of half a minute. make test-all: the slow ones too, one after another. make docs: the documentation site.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,13 +6,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 INSTALLED := $(VENV)/installed
 READY := $(VENV)/ready
 
-.PHONY: demo test test-all lint docs clean
+.PHONY: demo test test-long test-all lint docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m d3jax.run --config experiments/quickstart.yaml
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --durations=20 -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --durations=20 -m "not slow and not long"
+
+test-long: $(READY)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --durations=20 -m "long and not slow"
 
 test-all: $(READY) lint
 	XLA_FLAGS=--xla_backend_optimization_level=1 $(BIN)/python -m pytest
