@@ -88,13 +88,3 @@ def widens_twice(dtype: jnp.dtype) -> bool:
     bfloat16 batch, once → twice: 32×32×16 1.3 → 0.9, 32×32×64 11.1 → 1.1, 16×16×128 2.4 → 1.0.
     """
     return dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
-
-
-def stands_alone(dtype: jnp.dtype) -> bool:
-    """Return whether convolutions and linear layers of a dtype must not be fused with others.
-
-    On CPU jaxlib 0.11.2 fuses bfloat16 convolutions with the pooling and the linear layers that
-    follow (a fusion of YNNPACK). The logits of such programs are NaN. Programs that `compilation`
-    compiles for oneDNN are not affected.
-    """
-    return dtype == jnp.bfloat16 and jax.default_backend() == "cpu"

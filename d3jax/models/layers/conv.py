@@ -60,6 +60,18 @@ class Conv(nn.Module):
         return y + self.param("bias", init, (self.channels,)).astype(self.dtype) if self.bias else y
 
 
+def apart(x: jax.Array) -> jax.Array:
+    """Return an array that the compiler does not fuse with what follows, if it must not.
+
+    On CPU jaxlib 0.11.2 fuses bfloat16 convolutions with the pooling and the linear layers that
+    follow (a fusion of YNNPACK). The logits of such programs are NaN. Programs that `compilation`
+    compiles for oneDNN are not affected.
+    """
+    if x.dtype != jnp.bfloat16:
+        return x
+    return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """Convolve images x [B, H, W, C] with a kernel [k, k, C, D], with a fast backward pass on CPU.
@@ -78,7 +90,7 @@ def _native(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 def _forward(x, kernel, stride):
     y = _native(x, kernel, stride)
-    return lax.optimization_barrier(y) if choice.stands_alone(x.dtype) else y, (x, kernel)
+    return apart(y), (x, kernel)
 
 
 def _backward(stride, residuals, g):

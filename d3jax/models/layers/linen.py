@@ -9,12 +9,10 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from ...core.errors import did_you_mean, names
 from ...core.types import DataInfo, Model, NormLayer, Outputs, Variables
-from . import choice
-from .conv import torch_uniform
+from .conv import apart, torch_uniform
 
 
 def normalise(images: jax.Array, info: DataInfo) -> jax.Array:
@@ -48,8 +46,7 @@ class Linear(nn.Module):
         init = torch_uniform(x.shape[-1])
         kernel = self.param("kernel", init, (x.shape[-1], self.channels))
         bias = self.param("bias", init, (self.channels,))
-        x = x.astype(self.dtype)
-        x = lax.optimization_barrier(x) if choice.stands_alone(self.dtype) else x
+        x = apart(x.astype(self.dtype))
         return x @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 
 
