@@ -33,11 +33,12 @@ lint: $(READY)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "d3jax needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=python3.11, say" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e .
+	$(PIP) --no-compile -e .
 	touch $@
 
 $(READY): $(INSTALLED)
-	$(PIP) -e ".[dev]"
+	$(PIP) --no-compile -e ".[dev]"
+	$(BIN)/python -m compileall -j 0 -qq $(VENV)/lib || true
 	touch $@
 
 $(VENV)/docs: $(INSTALLED)

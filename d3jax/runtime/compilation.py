@@ -14,6 +14,7 @@ import importlib.metadata
 import math
 import os
 import platform
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,19 @@ def has_onednn() -> bool:
     return "__onednn" in (program.as_text() or "")
 
 
-@functools.cache
 def has_amx() -> bool:
     """Return whether this CPU has AMX units for bfloat16 products, by the flags of the kernel."""
+    return "amx_bf16" in (_cpu_flags() or ())
+
+
+@functools.cache
+def _cpu_flags() -> frozenset[str] | None:
+    """Return the flags that the kernel lists for this CPU; None if it lists none."""
     try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
+        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:  # not Linux
-        return False
+        return None
+    return frozenset(flags[1].split()) if flags else None
 
 
 def without_onednn() -> str:
@@ -82,14 +89,22 @@ def without_onednn() -> str:
     )
 
 
-def unused_amx(precision: str) -> str:
-    """Return a line that says that bfloat16 is faster on this CPU than `precision`; "" if not."""
-    if precision == "bfloat16" or not (uses_onednn() and has_amx()):
+def precision_advice(precision: str) -> str:
+    """Return a line that says that the other precision is faster on this CPU; "" if it is not."""
+    if not uses_onednn():
         return ""
-    return (
-        "this CPU has AMX, so precision: bfloat16 would train 1.6 to 3 times as fast; its numbers "
-        "differ a little"
-    )
+    if precision == "float32" and has_amx():
+        return (
+            "this CPU has AMX, so precision: bfloat16 would train 1.6 to 3 times as fast; its "
+            "numbers differ a little"
+        )
+    flags = _cpu_flags()
+    if precision == "bfloat16" and flags is not None and "avx512_bf16" not in flags:
+        return (
+            "this CPU has no bfloat16 instructions, so precision: float32 would train about 1.6 "
+            "times as fast"
+        )
+    return ""
 
 
 KEPT = 32

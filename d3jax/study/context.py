@@ -19,7 +19,7 @@ from ..core.types import Dataset, Device, Model, Split
 from ..data import fingerprint, reserve
 from ..data.arrays import check_classes, few, split_fingerprint
 from ..interop.external_model import ExternalModel, read_external_model
-from ..runtime.compilation import unused_amx, without_onednn
+from ..runtime.compilation import precision_advice, without_onednn
 from ..runtime.distributed import broadcast_from_host0
 from ..runtime.environment import backend, environment
 from ..runtime.progress import Progress
@@ -109,7 +109,7 @@ def open_context(
     if precision == "auto":
         precision = "float32" if on_cpu else "bfloat16"
     progress.say(f"computing on {len(devices)} × {devices[0].device_kind}, {precision}")
-    for line in filter(None, (without_onednn(), unused_amx(precision))):
+    for line in filter(None, (without_onednn(), precision_advice(precision))):
         progress.say(line)
     dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
     model = MODELS[config.model.name][1](config.model.config, dataset.info, dtype)

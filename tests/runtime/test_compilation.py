@@ -41,13 +41,24 @@ def test_a_release_that_lacks_the_options_is_used_without_onednn_and_says_so(pro
     assert compiling.without_onednn() == ""
 
 
-def test_a_cpu_with_amx_says_that_bfloat16_is_faster(monkeypatch):
+@pytest.mark.parametrize(
+    ("flags", "precision", "advice"),
+    [
+        ({"avx512f", "avx512_bf16", "amx_bf16"}, "float32", "precision: bfloat16 would train"),
+        ({"avx512f", "avx512_bf16", "amx_bf16"}, "bfloat16", ""),
+        ({"avx512f", "avx512_bf16"}, "float32", ""),
+        ({"avx512f", "avx512_bf16"}, "bfloat16", ""),
+        ({"avx512f"}, "float32", ""),
+        ({"avx512f"}, "bfloat16", "precision: float32 would train"),
+        (None, "float32", ""),
+        (None, "bfloat16", ""),
+    ],
+)
+def test_the_advice_names_the_faster_precision_of_this_cpu(flags, precision, advice, monkeypatch):
     monkeypatch.setattr(compiling, "uses_onednn", lambda: True)
-    monkeypatch.setattr(compiling, "has_amx", lambda: True)
-    assert "bfloat16 would train" in compiling.unused_amx("float32")
-    assert compiling.unused_amx("bfloat16") == ""
-    monkeypatch.setattr(compiling, "has_amx", lambda: False)
-    assert compiling.unused_amx("float32") == ""
+    monkeypatch.setattr(compiling, "_cpu_flags", lambda: flags)
+    said = compiling.precision_advice(precision)
+    assert advice in said and bool(said) == bool(advice)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -30,8 +30,8 @@ def test_demo_removes_the_backdoor_and_resumes_exactly_after_sigkill(tmp_path):
     moments = [
         # While a checkpoint is written, or immediately after that.
         lambda: list(killed.glob("checkpoints/*/steps/*")),
-        lambda: logged(killed, "badnets/seed0/train", '"step": 450'),
-        lambda: logged(killed, "badnets/seed0/d3-code", '"step": 550'),
+        lambda: logged(killed, "badnets/seed0/train", '"step": 200'),
+        lambda: logged(killed, "badnets/seed0/d3-code", '"step": 150'),
     ]
     for moment in moments:
         kill_when(moment, CONFIG, killed, environment, program="d3jax.run")
