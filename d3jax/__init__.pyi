@@ -6,14 +6,13 @@ from .analysis import (
     project,
     separation,
 )
+from .analysis.curvature import taylor, top_eigenvalues
 from .analysis.loss_landscape import (
-    changes,
     path_losses,
     plane_losses,
     plane_of,
-    taylor,
-    top_eigenvalues,
 )
+from .analysis.weight_changes import changes
 from .attacks import (
     ATTACKS,
     AdaptiveBlendConfig,

@@ -11,16 +11,9 @@ import numpy as np
 
 from ..core.images import as_float
 from ..core.types import Attack, Model, Split, Variables
-from .loss_landscape import (
-    Losses,
-    changes,
-    make_backdoor_loss,
-    path_losses,
-    plane_losses,
-    plane_of,
-    taylor,
-    top_eigenvalues,
-)
+from .curvature import make_backdoor_loss, taylor, top_eigenvalues
+from .loss_landscape import Losses, path_losses, plane_losses, plane_of
+from .weight_changes import changes
 
 MEASURED = 1000
 """Number of test images at a point of a line; the plane and the expansion take half as many."""

@@ -1,7 +1,7 @@
-"""The loss landscape between models: losses on a line, in a plane, and to second order.
+"""The loss landscape between models: losses on a line and in a plane.
 
-Clean and backdoor loss are computed along the line from one model to another and beyond it. They
-are also computed in the plane through three models, and by a Taylor expansion.
+Clean and backdoor loss are computed along the line from one model to another and beyond it, and in
+the plane through three models.
 
 Wei, Liu & Zha (ICCV 2025, arXiv 2411.09585) explain by these why fine-tuning fails. The backdoored
 model lies in a region of low clean and low backdoor loss, and fine-tuning ends inside it. Further
@@ -19,12 +19,14 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Float
 
 from ..core.images import as_float
 from ..core.losses import cross_entropy
 from ..core.types import Array, Attack, Model, Params, Split, Variables
-from ..data.batched import batched_sums, consecutive
+from ..data.batched import batched_sums
+from ..training.batch_statistics import with_estimated_statistics
 
 Statistics = Literal["interpolated", "estimated", "first"]
 """The choice of BatchNorm's statistics along a line.
@@ -190,7 +192,7 @@ def path_losses(
             elif statistics == "estimated":
                 if reserved is None:
                     raise TypeError("statistics: estimated needs `reserved` images")
-                point = estimated(model, point, reserved)
+                point = with_estimated_statistics(model, point, reserved)
             yield point
 
     return losses_at(model, attack, trigger, points(), images)
@@ -214,13 +216,13 @@ def plane_of(first: Params, second: Params, third: Params) -> Plane:
     Raises `ValueError` where they lie on a line.
     """
     one, two = (jax.tree.map(jnp.subtract, other, first) for other in (second, third))
-    length = float(_dot(one, one)) ** 0.5
+    length = float(jnp.sqrt(optax.tree.vdot(one, one)))
     if not length:
         raise ValueError("the first two models are the same")
     u = jax.tree.map(lambda x: x / length, one)
-    along = float(_dot(two, u))
+    along = float(jnp.asarray(optax.tree.vdot(two, u)))
     rest = jax.tree.map(lambda x, y: x - along * y, two, u)
-    height = float(_dot(rest, rest)) ** 0.5
+    height = float(jnp.sqrt(optax.tree.vdot(rest, rest)))
     if height < 1e-4 * (height**2 + along**2) ** 0.5:
         raise ValueError("the three models lie on a line")
     v = jax.tree.map(lambda x: x / height, rest)
@@ -253,168 +255,3 @@ def plane_losses(
 
     found = losses_at(model, attack, trigger, points(), images)
     return Losses(*(part.reshape(len(ys), len(xs)) for part in found))
-
-
-def estimated(
-    model: Model, variables: Variables, images: Split, batch_size: int = 250
-) -> Variables:
-    """Return a model's variables with BatchNorm statistics that are estimated again on `images`.
-
-    They are the mean over batches of the statistics in train mode. A running statistic moves by m ·
-    old + (1 − m) · batch. Two old values, 0 and 1, therefore give the batch's value without knowing
-    m.
-    """
-    if not jax.tree.leaves(variables.batch_stats):
-        return variables
-    size = min(batch_size, len(images.labels))
-    moved = functools.partial(_moved, model, variables.params)
-    parts = []
-    for (levels,) in consecutive(images.images, batch_size=size, drop_last=True):
-        batch = as_float(jnp.asarray(levels))
-        zero, one = (
-            moved(
-                jax.tree.map(lambda x, fill=fill: jnp.full_like(x, fill), variables.batch_stats),
-                batch,
-            )
-            for fill in (0, 1)
-        )
-        parts.append(jax.tree.map(lambda a, b: a / (1 - (b - a)), zero, one))
-    return variables._replace(
-        batch_stats=jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *parts)
-    )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _moved(model: Model, params: Params, batch_stats: Params, images: jax.Array) -> Params:
-    return model.apply(Variables(params, batch_stats), images, train=True).batch_stats
-
-
-def make_backdoor_loss(
-    model: Model, attack: Attack, batch_stats: Params
-) -> Callable[..., jax.Array]:
-    """Build `loss(params, trigger, images, labels)`, the mean cross-entropy of triggered images.
-
-    It is taken under the class that the attacker wants, in eval mode with these statistics. The
-    images are floats, and all of them are of other classes than the wanted one.
-    """
-
-    def loss(params: Params, trigger: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = model.apply(
-            Variables(params, batch_stats), attack.stamp(trigger, images), train=False
-        ).logits
-        return cross_entropy(logits, attack.relabel(labels)).mean()
-
-    return loss
-
-
-def hessian_product(
-    loss: Callable[..., jax.Array], params: Params, direction: Params, *data: Any
-) -> Params:
-    """Return the product of a direction with the Hessian of `loss(params, *data)` at `params`.
-
-    It is computed forward over reverse, so the Hessian itself is never formed.
-    """
-    return jax.jvp(lambda params: jax.grad(loss)(params, *data), (params,), (direction,))[1]
-
-
-class Taylor(NamedTuple):
-    """A second-order Taylor expansion along a direction Δ: `value`, `slope` and `curvature`.
-
-    `value` is the function at the point, `slope` is gᵀΔ, and `curvature` is ΔᵀHΔ.
-    """
-
-    value: float
-    slope: float
-    curvature: float
-
-    def __call__(
-        self, t: float | Float[np.ndarray, "*points"]
-    ) -> float | Float[np.ndarray, "*points"]:
-        """Return a loss's second-order Taylor expansion at `t`: L + t gᵀΔ + ½ t² ΔᵀHΔ."""
-        return self.value + t * self.slope + 0.5 * t**2 * self.curvature
-
-
-def taylor(loss: Callable[..., jax.Array], params: Params, direction: Params, *data: Any) -> Taylor:
-    """Return the Taylor expansion of `loss(params, *data)` along a direction, to second order.
-
-    Arrays that are passed as `data` do not become constants of the compiled program, unlike arrays
-    inside the function.
-    """
-
-    @jax.jit
-    def expand(params: Params, direction: Params, *data: Any):
-        value, gradient = jax.value_and_grad(loss)(params, *data)
-        product = hessian_product(loss, params, direction, *data)
-        return value, _dot(gradient, direction), _dot(product, direction)
-
-    return Taylor(*map(float, expand(params, direction, *data)))
-
-
-def _dot(a: Params, b: Params) -> jax.Array | float:
-    """Return the inner product of two trees of parameters."""
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return sum(jnp.vdot(x, y) for x, y in pairs)
-
-
-def top_eigenvalues(
-    loss: Callable[..., jax.Array],
-    params: Params,
-    *data: Any,
-    count: int = 3,
-    tolerance: float = 1e-2,
-) -> Float[np.ndarray, " count"]:
-    """Return the `count` largest eigenvalues of the Hessian of `loss(params, *data)`.
-
-    The largest is first. They are computed by Lanczos' method (scipy's) on Hessian-vector products.
-    """
-    from scipy.sparse.linalg import LinearOperator, eigsh
-
-    flat, restore = jax.flatten_util.ravel_pytree(params)
-
-    @jax.jit
-    def product(flat: jax.Array, x: jax.Array, *data: Any) -> jax.Array:
-        return jax.flatten_util.ravel_pytree(
-            hessian_product(loss, restore(flat), restore(x), *data)
-        )[0]
-
-    def multiply(x):
-        return np.asarray(product(flat, jnp.asarray(x, flat.dtype).ravel(), *data), np.float64)
-
-    # scipy has no stubs and hides its arguments, and its `tol=0` may be any float.
-    operator = LinearOperator((flat.size, flat.size), matvec=multiply, dtype=np.float64)  # pyright: ignore[reportCallIssue]
-    start = np.random.default_rng(0).normal(size=flat.size)
-    return np.sort(
-        eigsh(operator, count, which="LA", tol=tolerance, v0=start, return_eigenvectors=False)  # pyright: ignore[reportArgumentType]
-    )[::-1]
-
-
-def changes(
-    first: Params, others: Sequence[Params], bins: int = 61
-) -> list[dict[str, dict[str, Any]]]:
-    """Return norm and histogram of each weight tensor's change from one model to several others.
-
-    The result has a dict for each of the others, by the tensor's name. It holds the `norm` of the
-    change, also `relative` to the tensor's norm. A histogram of the changes has `counts` between
-    `edges`. A tensor has its own edges, the same for all others. Changes beyond the edges are in
-    the outermost bins.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(first)
-    found: list[dict[str, dict[str, Any]]] = [{} for _ in others]
-    for (path, before), *after in zip(leaves, *map(jax.tree.leaves, others), strict=True):
-        name, length = (
-            jax.tree_util.keystr(path, simple=True, separator="/"),
-            float(np.linalg.norm(before)),
-        )
-        moved = [np.asarray(leaf) - np.asarray(before) for leaf in after]
-        limit = max(float(np.quantile(np.abs(change), 0.999)) for change in moved) or 1.0
-        edges = np.linspace(-limit, limit, bins + 1)
-        for change, mine in zip(moved, found, strict=True):
-            norm = float(np.linalg.norm(change))
-            counts, _ = np.histogram(np.clip(change, -limit, limit), edges)
-            mine[name] = {
-                "norm": norm,
-                "relative": norm / length if length else float("inf"),
-                "counts": counts,
-                "edges": edges,
-            }
-    return found

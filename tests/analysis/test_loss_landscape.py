@@ -1,22 +1,16 @@
-"""Tests of paths and planes between models, Hessian products, eigenvalues and changes."""
+"""Tests of the losses on paths and in planes between models."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax.analysis.loss_landscape import (  # fmt: skip
-    changes,
-    estimated,
-    hessian_product,
+from d3jax.analysis.loss_landscape import (
     losses_at,
-    make_backdoor_loss,
     mixed,
     path_losses,
     plane_losses,
     plane_of,
-    taylor,
-    top_eigenvalues,
 )
 from d3jax.attacks import ATTACKS
 from d3jax.config.recipes import OptimConfig
@@ -24,6 +18,7 @@ from d3jax.core.images import as_float
 from d3jax.core.types import Split, Variables
 from d3jax.defenses import FinetuneConfig, ScheduleConfig, make_finetune
 from d3jax.metrics.attack_success import make_evaluate
+from d3jax.training.batch_statistics import with_estimated_statistics
 
 KEY = jax.random.key(2)
 
@@ -121,7 +116,7 @@ def test_a_plane_contains_its_three_models(model, victim, repaired, attack, data
 @pytest.mark.slow
 def test_statistics_are_estimated_without_knowing_the_momentum(model, victim, dataset):
     images = Split(*(part[:100] for part in dataset.train))
-    found = estimated(model, victim.variables, images, batch_size=50)
+    found = with_estimated_statistics(model, victim.variables, images, batch_size=50)
     stats = victim.variables.batch_stats
     # Running statistics that see two batches repeatedly converge to the estimate, apart from the
     # effect of the order of the batches.
@@ -176,99 +171,3 @@ def test_variances_stay_positive_beyond_the_models_and_nan_predicts_no_class(
         fixed.clean_loss[0]
         == losses_at(model, attack, victim.trigger, [point], dataset.test).clean_loss[0]
     )
-
-
-@pytest.fixture
-def double():
-    """Enable float64 while a test runs."""
-    with jax.enable_x64(True):
-        yield
-
-
-def small_loss():
-    rng = np.random.default_rng(0)
-    x, y = jnp.asarray(rng.normal(size=(20, 5))), jnp.asarray(rng.integers(0, 3, 20))
-    params = {"a": jnp.asarray(rng.normal(size=(5, 7))), "b": jnp.asarray(rng.normal(size=(7, 3)))}
-
-    def loss(params):
-        logits = jnp.tanh(x @ params["a"]) @ params["b"]
-        return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1).mean()
-
-    return loss, params
-
-
-def test_hessian_products_match_finite_differences(double):
-    loss, params = small_loss()
-    direction = jax.tree.map(
-        lambda x: jnp.asarray(np.random.default_rng(1).normal(size=x.shape)), params
-    )
-    found, h = hessian_product(loss, params, direction), 1e-5
-
-    def gradient(t):
-        return jax.grad(loss)(jax.tree.map(lambda x, d: x + t * d, params, direction))
-
-    wanted = jax.tree.map(lambda a, b: (a - b) / (2 * h), gradient(h), gradient(-h))
-    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * scale), found, wanted
-    )
-
-
-def test_taylor_expansion_has_an_error_of_third_order(double):
-    loss, params = small_loss()
-    direction = jax.tree.map(jnp.ones_like, params)
-    expansion = taylor(loss, params, direction)
-
-    def at(t):
-        return float(loss(jax.tree.map(lambda x, d: x + t * d, params, direction)))
-
-    errors = [abs(expansion(t) - at(t)) for t in (0.02, 0.01)]
-    # An error of third order falls to an eighth at half the distance.
-    assert (
-        expansion(0.0) == pytest.approx(at(0.0)) and errors[1] < errors[0] / 6 and errors[1] < 1e-4
-    )
-
-
-@pytest.mark.slow
-def test_top_eigenvalues_match_the_whole_hessian(double):
-    loss, params = small_loss()
-    flat, restore = jax.flatten_util.ravel_pytree(params)
-    whole = np.linalg.eigvalsh(np.asarray(jax.hessian(lambda x: loss(restore(x)))(flat)))[::-1]
-    np.testing.assert_allclose(
-        top_eigenvalues(loss, params, count=3, tolerance=1e-8), whole[:3], rtol=1e-6
-    )
-
-
-def test_make_backdoor_loss_agrees_with_losses_at(model, victim, attack, dataset):
-    rows = np.flatnonzero(np.asarray(dataset.test.labels) != 0)
-    loss = make_backdoor_loss(model, attack, victim.variables.batch_stats)
-    images, labels = (
-        as_float(jnp.asarray(dataset.test.images[rows])),
-        jnp.asarray(dataset.test.labels[rows]),
-    )
-    found = losses_at(model, attack, victim.trigger, [victim.variables], dataset.test)
-    assert float(loss(victim.variables.params, victim.trigger, images, labels)) == pytest.approx(
-        found.backdoor_loss[0], rel=1e-4
-    )
-
-
-def test_changes_have_a_norm_and_a_histogram_for_each_tensor():
-    first = {"a": np.zeros((2, 2)), "b": {"c": np.full(4, 2.0)}}
-    second = {"a": np.zeros((2, 2)), "b": {"c": np.array([2.0, 2.0, 2.0, 5.0])}}
-    third = {"a": np.full((2, 2), 9.0), "b": {"c": np.array([2.0, 2.0, 2.0, 2.5])}}
-    found, other = changes(first, [second, third])
-    assert (
-        found["b/c"]["norm"] == 3
-        and found["b/c"]["relative"] == pytest.approx(3 / 4)
-        and found["a"]["norm"] == 0
-    )
-    assert (
-        found["a"]["counts"].sum() == 4
-        and found["a"]["counts"][30] == 4
-        and found["b/c"]["counts"][-1] == 1
-    )
-    # A tensor has its own bins, which all models share.
-    assert other["b/c"]["norm"] == 0.5 and other["b/c"]["counts"][35] == 1
-    for name in found:
-        np.testing.assert_array_equal(found[name]["edges"], other[name]["edges"])
-    assert found["a"]["edges"][-1] == 9 and found["b/c"]["edges"][-1] == pytest.approx(3, abs=0.01)

@@ -15,12 +15,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from ...analysis.loss_landscape import estimated
 from ...config.fields import check_fields, option
 from ...config.recipes import OptimConfig, ScheduleConfig
 from ...core.losses import accuracy, cross_entropy
 from ...core.random import stream
 from ...core.types import DataInfo, Model, Params, Repair, Repaired, Split, Variables
+from ...training.batch_statistics import with_estimated_statistics
 from ...training.loop import Hooks, fit, trace_of
 from ...training.step import Loss, classification_loss
 from .common import repair_loop
@@ -103,6 +103,6 @@ def make_mcr(config: MCRConfig, info: DataInfo) -> Repair:
         state, records = fit(loop, hooks.within("curve"))
         point = on_curve(config.t, variables.params, state.variables.params, last.params)
         found = Variables(jax.tree.map(jnp.asarray, point), state.variables.batch_stats)
-        return Repaired(estimated(model, found, reserved), trace_of(records))
+        return Repaired(with_estimated_statistics(model, found, reserved), trace_of(records))
 
     return Repair(repair)
