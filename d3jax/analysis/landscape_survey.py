@@ -32,7 +32,7 @@ class Survey(NamedTuple):
 
     The losses are those on all lines and in the plane. `lines` has the losses at `ts` [T], by model
     and by treatment of BatchNorm's statistics. `arrays` has all results by the names of
-    `results.artifacts.LandscapeArrays`. `tensors` has the names of the parameters.
+    `results.node_arrays.LandscapeArrays`. `tensors` has the names of the parameters.
     """
 
     ts: np.ndarray

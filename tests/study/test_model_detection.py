@@ -15,7 +15,8 @@ from d3jax.core.errors import ConfigError, OutOfMemoryError
 from d3jax.core.types import Verdict
 from d3jax.defenses.model_detection import inversion as inversion_detector
 from d3jax.inversion.config import PRESETS
-from d3jax.results.artifacts import ARRAYS, RunFolder
+from d3jax.results.artifacts import RunFolder
+from d3jax.results.node_arrays import ARRAYS
 from d3jax.results.summary import detections
 from d3jax.results.tables import read_csv
 from d3jax.runtime.progress import Progress

@@ -25,7 +25,7 @@ def save_norms(
     """Draw the norm of each class's inverted trigger as a bar, with the trigger below it.
 
     Args:
-        found: the arrays of a model detection (see `results.artifacts.DetectionArrays`).
+        found: the arrays of a model detection (see `results.node_arrays.DetectionArrays`).
         levels: horizontal lines by name, "median" solid and the others dashed. Levels that are not
             positive are left out.
         targets: the attacker's target classes.

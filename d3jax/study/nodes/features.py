@@ -55,7 +55,7 @@ class FeaturesNode(AnalysisNode):
         """Return a model's features as PCA and t-SNE points, and how far the trigger moves them.
 
         The distances are those of triggered images from their clean twins. Arrays and facts are
-        those of `results.artifacts.FeatureArrays`.
+        those of `results.node_arrays.FeatureArrays`.
         """
         context, attack = self.context, self.run.attack
         stamp = partial(triggered_images, attack, inputs.victim.tree.trigger)
