@@ -1,4 +1,4 @@
-# make demo: everything from a fresh machine (python3 and make) to a report. make test: the default suite. make test-long: tests of half a minute. make test-all: the slow ones too, one after another. make docs: the documentation site.
+# make demo: everything from a fresh machine (python3 and make) to a report. make test: the default suite. make test-long: the tests of tests/long.txt, a few seconds and more each. make test-all: the slow ones too, one after another. make docs: the documentation site.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -7,6 +7,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 # LLVM compiles at -O0: these tests spend most of their time compiling, and this halves that time.
 # The slow tests set XLA_FLAGS to a higher level (Makefile, .ci/run).
@@ -31,6 +32,18 @@ from d3jax.testing import make_fixture
 from d3jax.training import Backdoored
 
 from .helpers.small import registered, small_model
+
+LONG = frozenset((Path(__file__).parent / "long.txt").read_text(encoding="utf8").splitlines())
+"""The tests that `make test` leaves out: ids, functions and files. See benchmarks/long_tests.py."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the tests of long.txt before pytest selects tests by their marks."""
+    for item in items:
+        file, test = item.nodeid.partition("::")[0], item.nodeid.partition("[")[0]
+        if not LONG.isdisjoint((item.nodeid, test, file)):
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session", autouse=True)

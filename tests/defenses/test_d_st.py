@@ -114,7 +114,6 @@ def sorted_set(fixture, count=100):
     return Sorted(Split(*(np.asarray(part)[:count] for part in fixture.samples)), kinds)
 
 
-@pytest.mark.long
 def test_the_features_do_not_depend_on_labels_of_other_images(fixture):
     data, info = sorted_set(fixture), fixture.dataset.info
     config = dataclasses.replace(CONFIG, simclr=dataclasses.replace(CONFIG.simclr, steps=3))
@@ -134,7 +133,6 @@ def test_the_features_do_not_depend_on_labels_of_other_images(fixture):
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), network, wanted)
 
 
-@pytest.mark.long
 def test_the_learning_rate_of_the_features_rises_during_the_warm_up(fixture):
     """Images of an epoch are one batch, so the warm-up of 4 epochs has 4 steps."""
     data, info = sorted_set(fixture), fixture.dataset.info
@@ -194,7 +192,6 @@ def test_the_classifier_is_trained_towards_trusted_images_and_away_from_suspects
         assert moved == (name == "head"), name
 
 
-@pytest.mark.long
 def test_only_the_classifier_changes_and_it_begins_with_new_weights(fixture):
     """With weight decay, too, all other parameters stay as they are."""
     data, info = sorted_set(fixture), fixture.dataset.info
@@ -214,7 +211,6 @@ def test_only_the_classifier_changes_and_it_begins_with_new_weights(fixture):
             assert np.array_equal(end, one) == (name != "head"), name
 
 
-@pytest.mark.long
 def test_the_defence_lowers_the_asr(fixture):
     found = testing.check_training_defense(
         make_d_st(CONFIG, fixture.dataset.info), fixture, asr=0.3, acc=0.8

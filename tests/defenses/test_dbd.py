@@ -275,7 +275,6 @@ def test_resume_is_bit_exact_within_a_split_and_at_its_end(fixture, last):
     assert [line["loss"] for line in more] == [line["loss"] for line in lines]
 
 
-@pytest.mark.long
 def test_dbd_learns_the_task_without_the_backdoor(fixture):
     assert fixture.before.asr > 0.9
     defense = SMALL.build(fixture.dataset.info)

@@ -153,7 +153,6 @@ def test_too_few_images_and_an_unknown_layer_are_refused(fixture):
         feature_re(layer="conv9", batch_size=20).build(info).check(fixture.model, None, 100)
 
 
-@pytest.mark.long
 def test_the_unet_keeps_the_shape_and_sees_the_whole_image():
     info = DataInfo("some", (32, 32, 3), ("a", "b"), (0.5,) * 3, (0.25,) * 3)
     init, transform = unet(info, 2)

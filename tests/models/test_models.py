@@ -420,7 +420,6 @@ def test_no_rule_for_cpu_changes_a_program_for_another_backend(monkeypatch):
     assert "while" in jax.jit(jax.grad(lambda k: convolve(x, k).sum())).lower(kernel).as_text()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_fast_batch_norm_equals_linens(dtype):
     """Output, running statistics, gradients, and evaluation from those statistics are equal.
@@ -456,7 +455,6 @@ def test_fast_batch_norm_equals_linens(dtype):
     )
 
 
-@pytest.mark.long
 def test_gradients_of_batch_statistics_match_the_plain_formulas():
     """Mean and variance are outputs of `normalise_batch`, so a loss may consist of them alone."""
     x, weights = (

@@ -63,7 +63,6 @@ class Signalled(Breaking):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.long
 def test_a_stopped_study_continues_with_equal_numbers(tmp_path):
     config = read(TINY)
     rows = run(config, tmp_path / "whole")

@@ -23,8 +23,6 @@ from d3jax.study.nodes.evolution import EvolutionNode
 from ..helpers import studies
 from ..helpers.studies import Breaking
 
-pytestmark = pytest.mark.long
-
 STUDY = """
 dataset: {name: synthetic, size: 12, classes: 4, train: 600, test: 130, noise: 0.15}
 model: small

@@ -26,8 +26,6 @@ from d3jax.study import check_study
 
 from ..helpers import studies
 
-pytestmark = pytest.mark.long
-
 STUDY = """
 dataset: {name: synthetic, size: 12, classes: 4, train: 400, test: 130, noise: 0.15}
 model: small

@@ -25,8 +25,6 @@ from d3jax.study import check_study, run_study
 from ..helpers import studies
 from ..helpers.killing import kill_when, results, unbroken
 
-pytestmark = pytest.mark.long
-
 QUICK = "{batches: 4, passes: 40, patience: 2, stop: 6, preset: nc}"
 REPAIR = (
     "{epochs: 15, batch_size: 32, optimizer: {lr: 0.1, weight_decay: 1e-4, schedule: constant}}"

@@ -119,7 +119,6 @@ defenses: [{name: d3, schedule: {steps: 4, batch_size: 16}}]
 """
 
 
-@pytest.mark.long
 def test_an_analysis_is_computed_once(tmp_path, monkeypatch):
     studies.run(studies.read(TINY), tmp_path)
     monkeypatch.setattr(SamplesNode, "analyse", lambda *_: pytest.fail("analysed again"))
@@ -195,7 +194,6 @@ def test_a_failed_detection_has_a_row_in_a_part_too(tmp_path, monkeypatch, capsy
     assert status["none"] == status["finetune"] == "ok"
 
 
-@pytest.mark.long
 def test_a_report_in_a_new_folder_has_the_metrics_of_the_cache(tmp_path):
     config = studies.read(TINY, ("cache", str(tmp_path / "cache")))
     studies.run(config, tmp_path / "first")

@@ -13,8 +13,6 @@ from d3jax.results.tables import read_csv
 
 from ..helpers import studies
 
-pytestmark = pytest.mark.long
-
 
 def test_a_model_without_poison_learns_no_backdoor_and_with_poison_it_does(fixture):
     model, info = fixture.model, fixture.dataset.info

@@ -1,15 +1,11 @@
 """Tests of a study that measures robustness: its table, its page and its node."""
 
-import pytest
-
 from d3jax.results.columns import COLUMNS_OF
 from d3jax.results.tables import read_csv
 from d3jax.study.graph import EVALUATED
 from d3jax.study.registries import REGISTRIES
 
 from ..helpers import studies
-
-pytestmark = pytest.mark.long
 
 
 def test_every_evaluation_has_a_node():

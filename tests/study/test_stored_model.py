@@ -14,8 +14,6 @@ from d3jax.study import check_study
 from ..helpers import studies
 from ..helpers.small import exportable
 
-pytestmark = pytest.mark.long
-
 DATA = "dataset: {name: synthetic, size: 12, classes: 4, train: 400, test: 130, noise: 0.15}\n"
 TRAIN = (
     DATA

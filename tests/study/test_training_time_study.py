@@ -22,8 +22,6 @@ from d3jax.study.nodes import first_stage, training_time
 from ..helpers import studies
 from ..helpers.studies import Breaking
 
-pytestmark = pytest.mark.long
-
 STUDY = """
 dataset: {name: synthetic, size: 12, classes: 4, train: 400, test: 130, noise: 0.3}
 model: small
