@@ -28,6 +28,7 @@ class OptimConfig:
         "constant",
         "cosine",
         "cosine_epoch",
+        "cosine_epoch_100",
         "cosine_40",
         "cosine_100",
         "onecycle",
@@ -39,7 +40,8 @@ class OptimConfig:
     ] = option(
         "cosine_epoch",
         "learning-rate schedule; cosine_epoch: cosine to 0, constant within an epoch, as in most "
-        "PyTorch recipes; cosine: cosine to 0, changed every step; cosine_40: the same to 0.4 lr; "
+        "PyTorch recipes; cosine_epoch_100: the same over 100 epochs, whatever the length; "
+        "cosine: cosine to 0, changed every step; cosine_40: the same to 0.4 lr; "
         "cosine_100: cosine to 0 over 100 steps, up again over the next 100, and so on; "
         "multistep: lr/10 after 1/20 of the epochs, lr/100 after half; drop: lr/10 after two "
         "thirds; half_drop: lr/10 after half; early_drop: lr/10 after a tenth; "

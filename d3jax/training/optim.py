@@ -92,6 +92,7 @@ def make_schedule(name: str, *, steps: int, steps_per_epoch: int) -> optax.Sched
     - `cosine_40` falls to 0.4 over `steps` steps.
     - `onecycle` is optax's `cosine_onecycle_schedule` over `steps` steps.
     - `cosine_epoch` falls to 0 over the epochs and is constant within an epoch.
+    - `cosine_epoch_100` is ½(1 + cos(πe/100)) in epoch e: BackdoorBench's, whatever the length.
     - `multistep` is 1 at first. It is 1/10 after 1/20 of the epochs (at least one epoch), and 1/100
       after half of them (at least two).
     - `drop` is 1 at first, and 1/10 after two thirds of the epochs (at least one).
@@ -110,7 +111,7 @@ def make_schedule(name: str, *, steps: int, steps_per_epoch: int) -> optax.Sched
         return lambda step: 0.5 * (1 + jnp.cos(jnp.pi * step / 100))
     if name == "onecycle":
         return optax.cosine_onecycle_schedule(steps, 1.0)
-    by_epoch = optax.cosine_decay_schedule(1.0, epochs)
+    by_epoch = optax.cosine_decay_schedule(1.0, 100 if name == "cosine_epoch_100" else epochs)
     drops = {"drop": 2 / 3, "half_drop": 1 / 2, "early_drop": 1 / 10}
     if name in drops:
         at = max(1, round(drops[name] * epochs))

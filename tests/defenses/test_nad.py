@@ -28,6 +28,7 @@ def test_settings_are_the_published_ones():
         assert (schedule.epochs, schedule.batch_size) == (20, 64)
         assert (optimizer.lr, optimizer.nesterov, optimizer.weight_decay) == (0.1, True, 1e-4)
     assert (other.teacher.epochs, other.schedule.epochs, other.rule) == (10, 10, "last")
+    assert other.teacher.optimizer.schedule == "cosine_epoch_100"  # hardly falls in 10 epochs
 
 
 def test_the_distance_of_two_maps_has_the_published_check_value():
@@ -102,3 +103,17 @@ def test_the_students_maps_come_closer_to_the_teachers(fixture):
     given = (jax.random.key(0), fixture.model, fixture.variables, fixture.reserved)
     trace = repair.repair(*given, Hooks(log_every=1)).trace
     assert trace["distillation"][-5:].mean() < trace["distillation"][1:6].mean()
+
+
+def test_a_schedule_shorter_than_an_epoch_keeps_a_trained_student(fixture):
+    config = short("defender")
+    config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, steps=1))
+    given = (jax.random.key(0), fixture.model, fixture.variables, fixture.reserved)
+    found = make_nad(config, fixture.dataset.info).repair(*given).variables
+    before, after = (jax.tree.leaves(one.params) for one in (fixture.variables, found))
+    assert any((a != b).any() for a, b in zip(before, after, strict=True))
+
+
+def test_betas_must_not_be_empty():
+    with pytest.raises(ConfigError, match="betas: is empty"):
+        NADConfig(betas=())

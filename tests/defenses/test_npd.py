@@ -18,7 +18,12 @@ from d3jax.defenses.repair.npd import (
     polarized,
     second_class,
 )
-from d3jax.models import PreActResNet18Config
+from d3jax.models import (
+    PreActResNet18Config,
+    ResNetConfig,
+    VGG19BNConfig,
+    WideResNetConfig,
+)
 from d3jax.training.loop import Hooks
 
 INFO = DataInfo("x", (32, 32, 3), tuple("abcd"), (0.5,) * 3, (0.5,) * 3)
@@ -32,8 +37,19 @@ def test_settings_are_the_published_ones():
     assert (config.warm_up.epochs, config.warm_up.optimizer.lr) == (5, 1e-4)
     assert (config.schedule.epochs, config.schedule.batch_size) == (50, 128)
     assert config.schedule.optimizer == OptimConfig(schedule="constant")
-    place = place_of("", PreActResNet18Config(width=2).build(INFO))
-    assert place == "block4_2/relu1"  # the input of the published place, layer4.1.conv1
+
+
+@pytest.mark.parametrize(
+    ("config", "place"),
+    [
+        (PreActResNet18Config(width=2), "block4_2/relu1"),  # published: before layer4.1.conv1
+        (WideResNetConfig(depth=10, width=1), "block3_1/relu1"),
+        (ResNetConfig(width=2), "block4_1"),
+        (VGG19BNConfig(width=2), "relu5_2"),
+    ],
+)
+def test_the_polarizer_is_before_the_last_blocks_first_convolution(config, place):
+    assert place_of("", config.build(INFO)) == place
 
 
 @pytest.mark.parametrize("p, wanted", [(0.0, -0.0001), (0.5, 0.69295), (1.0, 9.2103)])

@@ -154,6 +154,7 @@ def make_anp(config: ANPConfig, info: DataInfo) -> Repair:
         test_set: Split | None = None,
         triggered_set: Split | None = None,
     ) -> Repaired:
+        check_channels(model)
         learned, judged = judged_by(config, key, reserved, test_set, triggered_set)
         loop = mask_loop(key, model, variables, learned, config, info)
         state, records = fit(loop, hooks.within("masks"))

@@ -16,7 +16,7 @@ from ...data.batching import epoch_plan
 from ...training.loop import Hooks, TrainLoop, fit, trace_of
 from ...training.optim import make_optimizer
 from ...training.split_loop import split_loop
-from ...training.step import Loss, Project
+from ...training.step import Loss, Project, keep_params
 
 
 def one_loop(
@@ -45,7 +45,7 @@ def repair_loop(
     loss: Loss,
     schedule: ScheduleConfig,
     info: DataInfo,
-    project: Project = lambda params, data: params,
+    project: Project = keep_params,
     reference_params: Params | None = None,
     loss_inputs: Any = (),
     fixed: Any = None,

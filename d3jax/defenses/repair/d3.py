@@ -40,11 +40,12 @@ class D3Config:
     """Settings of D3, which moves weights far from their initial values at a low clean loss.
 
     They are a preset, and the values that differ from it. The preset `paper` has λ 10, a hinge on
-    the mean loss, and a bound on the norm. What the paper does not state is as in `code`. The
-    preset `code` (the first author's release) has λ 0.5, a hinge per sample, and an exact sphere.
-    It divides the loss by λ + 1 when λ > 1. The preset `ours` is `code` with λ 4. Of the settings
-    whose accuracy on held-out clean images is within 3 points of fine-tuning's, on a BadNets and a
-    Blended model, it moves the weights farthest (`benchmarks/d3_choice.py`).
+    the mean loss, a bound on the norm, and an undivided loss, of which the paper says nothing. What
+    else it does not state is as in `code`. The preset `code` (the first author's release) has λ
+    0.5, a hinge per sample, and an exact sphere. It divides the loss by λ + 1 when λ > 1. The
+    preset `ours` is `code` with λ 4. Of the settings whose accuracy on held-out clean images is
+    within 3 points of fine-tuning's, on a BadNets and a Blended model, it moves the weights
+    farthest (`benchmarks/d3_choice.py`).
 
     All presets start from random directions and train for 100 epochs of batches of 256, with a
     cosine schedule. SGD has learning rate 0.01, momentum 0.9 and no weight decay.

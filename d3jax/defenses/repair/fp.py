@@ -24,7 +24,7 @@ from ...training.loop import Hooks, fit, trace_of
 from ...training.step import TrainData, classification_loss
 from .common import repair_loop
 from .d3 import select
-from .held_out import check_divisible, held_out_option
+from .held_out import check_divisible, divide, held_out_option
 
 HEAD = "head/kernel"
 """The path of the classifier's kernel [D, K], whose rows read the penultimate features."""
@@ -110,21 +110,16 @@ def make_fp(config: FPConfig, info: DataInfo) -> Repair:
         hooks: Hooks = Hooks(),
         test_set: Split | None = None,
     ) -> Repaired:
-        features, labels = (
-            penultimate(model, variables, reserved.images),
-            np.asarray(reserved.labels),
-        )
-        if config.rule == "oracle":
-            if test_set is None:
-                raise TypeError("rule: oracle reads the test set, give `test_set`")
-            judged = penultimate(model, variables, test_set.images), np.asarray(test_set.labels)
-            counted = features
+        if config.rule == "defender":
+            counted, judged = divide(key, reserved, config.held_out)
+        elif test_set is None:
+            raise TypeError("rule: oracle reads the test set, give `test_set`")
         else:
-            rows = np.asarray(jax.random.permutation(stream(key, "held_out"), len(labels)))
-            held, counted = np.split(rows, [max(1, round(config.held_out * len(rows)))])
-            judged, counted = (features[held], labels[held]), features[counted]
-        order = np.argsort(counted.mean(0), kind="stable")
-        count = count_to_prune(order, *judged, variables.params["head"], config)
+            counted, judged = reserved, test_set
+        order = np.argsort(penultimate(model, variables, counted.images).mean(0), kind="stable")
+        features = penultimate(model, variables, judged.images)
+        labels = np.asarray(judged.labels)
+        count = count_to_prune(order, features, labels, variables.params["head"], config)
         hooks.say(f"prunes {count} of {len(order)} features")
         kept = jnp.ones(len(order)).at[order[:count]].set(0)[:, None]
         begin = variables._replace(params=_masked(variables.params, kept))

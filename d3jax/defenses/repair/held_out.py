@@ -1,7 +1,7 @@
 """Held-out reserved images, and the accuracy by which a repair chooses between its results.
 
 A published rule that reads test data (`rule: oracle`) has a twin that a defender can use (`rule:
-defender`): it reads a share of the reserved images that the repair does not learn from.
+defender`): it reads a share of the reserved images. The repair makes its choice from the others.
 """
 
 from __future__ import annotations

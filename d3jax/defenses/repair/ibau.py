@@ -42,7 +42,8 @@ class IBAUConfig:
     They are a preset, and the values that differ from it. The preset `backdoorbench` has Adam with
     amsgrad and learning rate 1e-4, batches of 256, and δ in normalised space. The preset `authors`
     has Adam with learning rate 1e-3, batches of 100, and δ in pixel space. The authors take 5,000
-    test images as reserved ones, and a small VGG.
+    test images as reserved ones, and a small VGG. Their README runs 3 rounds; here both presets
+    have 5.
 
     A round is one pass over the reserved images that finds δ, and one that trains the model.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,6 @@ THRESHOLDS = np.arange(19) / 20
 
 Masks = dict[str, Array]
 """An array [C] for every BatchNorm layer, by its path joined with "/"."""
-
-Rule = Literal["defender", "oracle"]
 
 
 def ones_for(model: Model, params: Params) -> Masks:

@@ -32,8 +32,8 @@ class MCRConfig:
 
     The defaults are BackdoorBench's: both trainings take 100 epochs in batches of 128, and the
     model at t = 0.1 is kept. Its program never clears the gradients of the curve, so that its
-    learning rate of 3e-5 acts as one about 600 times larger. Here gradients are cleared, and the
-    rate is 0.015.
+    learning rate of 3e-5 acts as one that is up to 600 times larger. Here gradients are cleared,
+    and the rate is 500 times theirs, 0.015.
     """
 
     t: float = option(0.1, "t, place on the curve", low=0, high=1)

@@ -66,7 +66,12 @@ class NADConfig:
     )
     betas: tuple[float, ...] = option((500.0, 1000.0, 1000.0), "β of each layer", low=0)
     p: float = option(2.0, "p, exponent of the features", above=0)
-    least: float = option(0.7, "lowest test accuracy of a kept epoch (rule: oracle)", low=0, high=1)
+    least: float = option(
+        0.7,
+        "lowest test accuracy of a kept epoch (rule: oracle; the first epoch, if none has it)",
+        low=0,
+        high=1,
+    )
     held_out: float = held_out_option()
     teacher: ScheduleConfig = option(
         ScheduleConfig(epochs=20, batch_size=64, optimizer=EARLY),
@@ -79,6 +84,8 @@ class NADConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if not self.betas:
+            raise ConfigError("betas: is empty, want one for each layer")
         if self.layers and len(self.layers) != len(self.betas):
             raise ConfigError(
                 f"betas: {list(self.betas)} are {len(self.betas)}, want one for each of the "
@@ -96,7 +103,7 @@ PRESETS = presets(
     NADConfig(
         preset="backdoorbench",
         rule="last",
-        teacher=ScheduleConfig(epochs=10, optimizer=OptimConfig()),
+        teacher=ScheduleConfig(epochs=10, optimizer=OptimConfig(schedule="cosine_epoch_100")),
         schedule=ScheduleConfig(epochs=10, optimizer=OptimConfig(schedule="constant")),
     ),
 )
@@ -197,10 +204,12 @@ def make_nad(config: NADConfig, info: DataInfo) -> Repair:
             loss=classification_loss(model), schedule=config.teacher, info=info,
         )  # fmt: skip
         teacher = fit(loop, hooks.within("teacher"))[0].variables
-        per_epoch, _ = epoch_plan(len(learned.labels), config.schedule.batch_size, drop_last=False)
         kept: dict[str, Any] = {}
         if config.rule != "last":
-            kept = {"carry": no_best(variables), "advance": keep_best(score(model), per_epoch)}
+            size, schedule = len(learned.labels), config.schedule
+            per_epoch, _ = epoch_plan(size, schedule.batch_size, drop_last=False)
+            period = min(per_epoch, schedule.steps or per_epoch)
+            kept = {"carry": no_best(variables), "advance": keep_best(score(model), period)}
         inputs = jax.tree.map(jnp.asarray, inputs) | {"teacher": teacher}
         loop = repair_loop(
             stream(key, "student"), variables, learned,

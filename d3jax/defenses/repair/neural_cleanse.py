@@ -75,6 +75,9 @@ def make_nc(config: NCConfig, info: DataInfo) -> Repair:
     The share `rate` of the reserved images, drawn once, carries the trigger and keeps its labels.
     The trigger is stamped after crop and flip, so it stays where the inversion found it. If the
     detection flags no class, the repair returns the model unchanged.
+
+    Deviation: if it flags several classes, the repair unlearns the trigger of the most suspicious
+    one alone. The paper unlearns that of each flagged label.
     """
 
     def loop(

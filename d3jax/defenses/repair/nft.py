@@ -95,13 +95,15 @@ def make_nft(config: NFTConfig, info: DataInfo) -> Repair:
 
     The trace holds `loss`, `clean_loss`, `away` (Σ|1 − m|) and `accuracy` of the mixed batches.
 
-    Deviations: batches are shuffled epochs, where the authors draw with replacement. Running
-    statistics are those of the masks' training.
+    Deviations: batches are shuffled epochs, where the authors draw with replacement. The learning
+    rate falls in every step; theirs falls after each of 5 rounds of 200 steps. Running statistics
+    are those of the masks' training.
     """
 
     def repair(
         key: jax.Array, model: Model, variables: Variables, reserved: Split, hooks: Hooks = Hooks()
     ) -> Repaired:
+        check_channels(model)
         masks = ones_for(model, variables.params)
         low = least_masks(model, masks, config)
         per_class = len(reserved.labels) / info.num_classes

@@ -29,6 +29,7 @@ from ...core.types import DataInfo, Model, Outputs, Repair, Repaired, Split, Var
 from ...training.loop import Hooks, fit, trace_of
 from ...training.step import Loss
 from .common import repair_loop
+from .pruning import layer_at
 
 PLUG = "polarizer"
 """The name of the polarizer among the parameters and statistics of the network that has one."""
@@ -46,7 +47,9 @@ class NPDConfig:
     """
 
     place: str = option(
-        "", "name of the activation that is filtered (empty: that of the last block's first ReLU)"
+        "",
+        "name of the activation that is filtered (empty: in ResNets the input of the last block's "
+        "first convolution)",
     )
     bound: float = option(3.0, "largest L2 norm of the perturbation, in pixels of [0, 1]", above=0)
     rate: float = option(0.1, "step of the perturbation", above=0)
@@ -87,15 +90,11 @@ class NPDConfig:
 def place_of(place: str, model: Model) -> str:
     """Return the name of the activation that the polarizer filters.
 
-    By default it is the output of the last BatchNorm layer but one, with its ReLU: in
-    PreActResNet18 the input of the last block's first convolution. Raises `ConfigError` if the
-    model has no such activation.
+    By default it is the output, with its ReLU, of the last BatchNorm layer but one of those that
+    feed a convolution: in ResNets the input of the last block's first convolution. Raises
+    `ConfigError` if the model has no such activation.
     """
-    if not place and len(model.channels) < 2:
-        raise ConfigError(
-            "place: this model does not describe its BatchNorm layers; name an activation"
-        )
-    found = place or model.channels[-2].output
+    found = place or _before_last_convolutions(model)
     known = model.activations() if model.activations else {}
     if found not in known:
         raise ConfigError(
@@ -103,6 +102,20 @@ def place_of(place: str, model: Model) -> str:
             f"{names(known) or 'none that it names'}"
         )
     return found
+
+
+def _before_last_convolutions(model: Model) -> str:
+    params = jax.eval_shape(model.init, jax.random.key(0)).params
+    feeding = [
+        norm.output
+        for norm in model.channels
+        if any(layer_at(params, path)["kernel"].ndim == 4 for path in norm.consumers)
+    ]
+    if not feeding:
+        raise ConfigError(
+            "place: this model does not describe its BatchNorm layers; name an activation"
+        )
+    return feeding[-2:][0]
 
 
 @functools.lru_cache(maxsize=8)

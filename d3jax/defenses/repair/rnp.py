@@ -123,6 +123,7 @@ def make_rnp(config: RNPConfig, info: DataInfo) -> Repair:
         test_set: Split | None = None,
         triggered_set: Split | None = None,
     ) -> Repaired:
+        check_channels(model)
         learned, judged = reserved, reserved
         if config.rule != "fixed":
             learned, judged = judged_by(config, key, reserved, test_set, triggered_set)

@@ -124,7 +124,7 @@ def sau_loss(model: Model, config: SAUConfig) -> Loss:
             + inputs["adversarial"] * parts["adversarial"]
             + inputs["shared"] * parts["shared"]
         )
-        shared = (second.argmax(-1) == wrong) & chosen
+        shared = (second.argmax(-1) == wrong) & chosen & (wrong != clean[0])
         reported = {
             "clean_loss": parts["clean"],
             "shared_loss": parts["shared"],

@@ -129,6 +129,11 @@ def first_caps(
     return caps
 
 
+def size_of(caps: dict[str, jax.Array]) -> jax.Array:
+    """Return Σ mean(cap) over the capped activations."""
+    return sum((jnp.mean(one) for one in caps.values()), jnp.float32(0))
+
+
 def unit_loss(network: Model) -> Loss:
     """Build UNIT's loss of the caps: CE + c · Σ mean(cap).
 
@@ -140,7 +145,7 @@ def unit_loss(network: Model) -> Loss:
         params = data.reference_params | {CAPS: caps}
         outputs = network.apply(Variables(params, batch_stats), batch.images, train=False)
         ce = cross_entropy(outputs.logits, batch.labels).mean()
-        size = sum((jnp.mean(one) for one in caps.values()), jnp.float32(0))
+        size = size_of(caps)
         reported = {
             "clean_loss": ce,
             "caps": size,
@@ -182,7 +187,7 @@ def keep_smallest(network: Model, config: UNITConfig, least: float) -> Advance:
         judged = Variables(params, after.variables.batch_stats)
         acc = traced_accuracy(network, judged, data.loss_inputs["judged"])
         good = acc >= least
-        size = sum((jnp.mean(one) for one in caps.values()), jnp.float32(0))
+        size = size_of(caps)
         better = good & (size < carry["size"])
         kept = jax.tree.map(lambda new, old: jnp.where(better, new, old), caps, carry["caps"])
         carry = adapted(carry, good, config)
@@ -206,6 +211,7 @@ def make_unit(config: UNITConfig, info: DataInfo) -> Repair:
     def repair(
         key: jax.Array, model: Model, variables: Variables, reserved: Split, hooks: Hooks = Hooks()
     ) -> Repaired:
+        check_channels(model)
         network = capped(model)
         learned, judged = divide(key, reserved, config.held_out)
         judged = Split(*map(jnp.asarray, judged))
@@ -232,11 +238,13 @@ def make_unit(config: UNITConfig, info: DataInfo) -> Repair:
         )  # fmt: skip
         state, records = fit(loop, hooks.within("caps"))
         params = dict(variables.params) | {CAPS: state.carry["caps"]}
-        hooks.say(f"caps of {len(caps)} layers, mean {float(state.carry['size']):.3f}")
+        size = float(state.carry["size"])
+        said = f"with a sum of means of {size:.3f}" if np.isfinite(size) else "as at the start"
+        hooks.say(f"caps of {len(caps)} activations, {said}")
         return Repaired(Variables(params, variables.batch_stats), trace_of(records), network)
 
     def check(model: Model, shapes: Variables, size: int) -> None:
         check_channels(model)
         check_divisible("defender", size)
 
-    return Repair(repair, check, network=capped)
+    return Repair(repair, check, rule="defender", network=capped)
