@@ -137,7 +137,7 @@ def make_input_aware(config: InputAwareConfig, info: DataInfo) -> Attack:
         second, stats = draw(pattern_net, made._replace(batch_stats=stats), lenders, train=True)
         stamped = mine + (first - mine) * masks(frozen, mine)[0]
         crosses = crossing + (second[:m] - crossing) * masks(frozen, lenders[:m])[0]
-        penalty = config.diversity * _ratio(mine, lenders[:n], first, second[:n], std)
+        penalty = config.diversity * _ratio(mine, lenders[:n], first, second[:n], std, scale=std)
         moved = trigger | {"generator": made._replace(batch_stats=jax.lax.stop_gradient(stats))}
         return put_first(batch, own, stamped, crosses, relabel)._replace(
             joint=Joint(penalty, moved)
@@ -178,7 +178,8 @@ def mask_loop(
     def loss(params, batch_stats, batch, key, data):
         found, stats = masks(Variables(params, batch_stats), batch.images, train=True)
         size = jax.nn.relu(found - config.density).mean()
-        far = _ratio(batch.images, jnp.roll(batch.images, 1, 0), found, jnp.roll(found, 1, 0), std)
+        pair = (batch.images, jnp.roll(batch.images, 1, 0))
+        far = _ratio(*pair, found, jnp.roll(found, 1, 0), std, scale=1.0)
         value = config.mask_weight * size + config.diversity * far
         return value, (stats, {"density": found.mean()})
 
@@ -216,13 +217,13 @@ def _ratio(
     made: jax.Array,
     other_made: jax.Array,
     std: jax.Array,
+    scale: jax.Array | float,
 ) -> jax.Array:
     """Return Input-aware's diversity loss: the mean of ‖x − x′‖ / ‖t − t′‖ over pairs of images.
 
     x and x′ are the images, t and t′ their masks or patterns. The norms are root mean squares.
-    Images are divided by `std`, as the model sees them, and so are patterns with as many channels.
+    Images are divided by `std`, as the model sees them, and what was made by `scale`.
     """
-    scale = std if made.shape[3] == images.shape[3] else 1.0
     return (_rms((images - other_images) / std) / (_rms((made - other_made) / scale) + TINY)).mean()
 
 

@@ -130,7 +130,9 @@ def parser() -> Parser:
         metavar="GLOB",
         help="globs of tensors in the file to leave out, such as 'fc_aux.*'",
     )
-    found.add_argument("--seed", type=int, default=0, help="seed of all draws (%(default)s)")
+    found.add_argument(
+        "--seed", type=int, default=0, help="seed of the checks' draws (%(default)s)"
+    )
     return found
 
 

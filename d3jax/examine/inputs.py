@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 
 import jax
 import numpy as np
-from scipy.stats import binom
+from scipy.stats import betabinom
 
 from ..core.random import stream
 from ..core.types import Split
-from ..data.batched import batched_map
 from ..defenses.input_detection.ibd_psc import IBDPSCConfig
 from ..defenses.input_detection.scale_up import ScaleUpConfig
 from ..defenses.input_detection.serving import prepare_detector
@@ -55,6 +55,16 @@ def check_inputs(key: jax.Array, given: Given) -> Iterator[Check]:
         yield run_check("inputs", name, work)
 
 
+def chance_of(count: int, size: int, clean: int) -> float:
+    """Return the probability that `count` or more of `size` clean inputs are flagged.
+
+    The threshold is a quantile of the scores of `clean` other clean images, whose share of flagged
+    ones differs from that of all clean images by chance. The number is therefore beta-binomial.
+    """
+    above = clean - 1 - math.floor((clean - 1) * (1 - FPR))
+    return float(betabinom.sf(count - 1, size, above + 1, clean - above))
+
+
 def _check(
     key: jax.Array,
     name: str,
@@ -65,11 +75,14 @@ def _check(
     clean: Split,
 ) -> Check:
     detector = prepare_detector(config, given.info, key, given.model, given.variables, clean)
-    scores = batched_map(detector.score, inputs, batch_size=detector.detector.batch_size)
+    scores = detector.score(inputs)
     flagged = scores > detector.threshold
     count, size = int(flagged.sum()), len(flagged)
-    chance = float(binom.sf(count - 1, size, FPR))
-    finding = f"It flags {count} of {size} inputs. Of clean images it flags at most {FPR:.0%}."
+    chance = chance_of(count, size, len(clean.labels))
+    finding = (
+        f"It flags {count} of {size} inputs. Of the {len(clean.labels)} clean images that set its "
+        f"threshold it flags {FPR:.0%}."
+    )
     certainty = (
         f"So many of {size} clean inputs would be flagged with a probability of {chance:.2g}."
     )

@@ -14,6 +14,7 @@ from ..core.random import stream
 from ..core.types import Split
 from ..defenses.model_detection.inversion import make_inversion
 from ..defenses.model_detection.mmbd import MMBDConfig
+from ..defenses.repair.held_out import divide
 from ..inversion import Inversion, InversionConfig, stamp, success_of, trigger_at
 from .checks import Check, not_run, run_check
 from .given import Given
@@ -28,6 +29,11 @@ WORKS = 0.75
 """The least success rate on held-out images of a trigger that counts as found."""
 SHOWN = 8
 """The number of images on which the page shows an inverted trigger."""
+SEARCH_LIMITS = (
+    "It finds small patches, in another form and place than the attacker's. It does not find "
+    "triggers that cover the image, such as a blended picture, a sine wave or a warp."
+)
+"""What trigger inversion does not find."""
 QUICK = InversionConfig(passes=120, batches=8)
 """Trigger inversion with fewer and shorter passes than published, for a first look."""
 
@@ -78,15 +84,15 @@ def _margins(key: jax.Array, given: Given) -> Check:
 
 def _inversion(key: jax.Array, given: Given, clean: Split, config: InversionConfig) -> Check:
     detector = make_inversion(config, given.info)
-    order = np.random.default_rng(0).permutation(len(clean.labels))
-    cut = round((1 - HELD_OUT) * len(order))
-    seen, held_out = (
-        Split(*(np.asarray(part)[rows] for part in clean)) for rows in np.split(order, [cut])
-    )
+    seen, held_out = divide(key, clean, HELD_OUT)
     detector.check(given.model, jax.eval_shape(lambda: given.variables), len(seen.labels))
     found, _ = detector.detect(key, given.model, given.variables, seen)
     verdict = detector.judge(found)
     top = int(np.argmax(verdict.scores))
+    if np.isneginf(verdict.scores[top]):
+        finding = "It found triggers for fewer than three classes, too few to compare their areas."
+        certainty = "The check says nothing about this model."
+        return Check("model", INVERSION, "nothing", finding, certainty, SEARCH_LIMITS)
     rates = np.asarray(
         success_of(given.model, given.variables, found.trigger, found.labels, held_out)
     )
@@ -107,23 +113,18 @@ def _inversion(key: jax.Array, given: Given, clean: Split, config: InversionConf
         f"one of {len(rates)} is so small with a probability of {chance:.2g}. That assumption is "
         "rough: some classes have small triggers by nature."
     )
-    limits = (
-        "It finds small patches, in another form and place than the attacker's. It does not find "
-        "triggers that cover the image, such as a blended picture, a sine wave or a warp."
-    )
-    shown = _pictures(given, found, top, held_out)
     return Check(
         "model",
         INVERSION,
         level,
         finding,
         certainty,
-        limits,
+        SEARCH_LIMITS,
         verdict.target,
         class_scores=verdict.scores,
         score="It is the distance of the trigger's area below the median, in deviations. Without a "
         "bar, the area is the median, or the search failed.",
-        pictures=shown,
+        pictures=_pictures(given, found, top, held_out),
     )
 
 

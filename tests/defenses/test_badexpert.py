@@ -13,6 +13,7 @@ from d3jax.core.images import as_float
 from d3jax.core.types import Variables
 from d3jax.defenses import badexpert
 from d3jax.defenses.input_detection.badexpert import cleanness
+from d3jax.models import ViTConfig
 from d3jax.training.loop import Hooks
 
 
@@ -103,3 +104,11 @@ def test_badexpert_finds_the_triggered_inputs_of_the_fixture(fixture, detector, 
     known = detector._replace(prepare=lambda *given: state)
     found = testing.check_input_detector(known, fixture, auroc=0.8)
     assert np.isfinite(found.scores).all()
+
+
+def test_a_state_from_a_file_works_for_a_net_without_batch_norm(fixture, detector):
+    model = ViTConfig(depth=1, width=8, heads=2, patch=4, resize=0).build(fixture.dataset.info)
+    variables = model.init(jax.random.key(0))
+    state = {"expert": {"params": variables.params}, "partner": {"params": variables.params}}
+    found = detector.score(model, variables, state, fixture.dataset.test.images[:3])
+    assert np.isfinite(np.asarray(found)).all()

@@ -13,7 +13,7 @@ from d3jax.examine import Given, examine, write_examination
 from d3jax.examine import model as model_checks
 from d3jax.examine.checks import Check, highest
 from d3jax.examine.conclusions import conclude, suspected
-from d3jax.examine.inputs import DETECTORS, check_inputs
+from d3jax.examine.inputs import DETECTORS, FPR, WEAK, chance_of, check_inputs
 from d3jax.examine.model import INVERSION, MARGINS, check_model
 from d3jax.examine.samples import GRADIENTS, SCAN, check_samples
 from d3jax.inversion import InversionConfig
@@ -157,3 +157,19 @@ def test_the_files_hold_what_was_found(given, short, tmp_path):
     assert suspects == suspected([c for c in checks if c.subject == "samples"]).sum() > 0
     assert (tmp_path / "out" / "inputs.csv").read_text().splitlines()[1].startswith("0,0.png,")
     assert (tmp_path / "out" / "examination.json").exists()
+
+
+@pytest.mark.parametrize(("clean", "size"), [(20, 50), (300, 1000)])
+def test_clean_inputs_are_a_weak_sign_no_more_often_than_stated(clean, size, rng):
+    trials = 2000
+    thresholds = np.quantile(rng.random((trials, clean)), 1 - FPR, axis=1)
+    counts = (rng.random((trials, size)) > thresholds[:, None]).sum(1)
+    chances = np.array([chance_of(count, size, clean) for count in range(size + 1)])[counts]
+    assert (chances <= WEAK).mean() < WEAK + 3 * (WEAK / trials) ** 0.5
+
+
+def test_a_search_without_triggers_finds_nothing_and_says_so(given, monkeypatch):
+    monkeypatch.setattr(model_checks, "QUICK", InversionConfig(passes=1, batches=1, batch_size=10))
+    check = list(check_model(KEY, given))[1]
+    assert check.level == "nothing" and check.target == -1
+    assert "fewer than three classes" in check.finding

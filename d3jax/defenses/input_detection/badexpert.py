@@ -106,7 +106,9 @@ def make_badexpert(config: BaDExpertConfig, info: DataInfo) -> InputDetector:
         predicted = logits_of(model, variables, pixels).argmax(-1)[:, None]
 
         def probability(name: str) -> jax.Array:
-            odds = jax.nn.softmax(logits_of(model, Variables(**state[name]), pixels))
+            # A net without BatchNorm has no statistics, and a file has no empty dict.
+            net = Variables(state[name]["params"], state[name].get("batch_stats", {}))
+            odds = jax.nn.softmax(logits_of(model, net, pixels))
             return jnp.take_along_axis(odds, predicted, 1)[:, 0]
 
         return -cleanness(probability("expert"), probability("partner"))

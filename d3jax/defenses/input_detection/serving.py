@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ...config.stored_model import header_text
 from ...core.errors import CheckpointError, ConfigError, names
 from ...core.paths import user_path
 from ...core.types import Array, DataInfo, InputDetector, Model, Split, Variables
+from ...data.batched import batched_map
 from ...interop import read_tensors, write_tensors
 from . import INPUT_DETECTORS
 
@@ -49,7 +51,9 @@ class PreparedDetector:
 
     def score(self, images: UInt8[Array, "B H W C"]) -> Float32[np.ndarray, " B"]:
         """Return the scores [B] of uint8 images [B, H, W, C]; higher is more suspicious."""
-        return np.asarray(self.detector.score(self.model, self.variables, self.state, images))
+        detector = self.detector
+        compute = functools.partial(detector.score, self.model, self.variables, self.state)
+        return batched_map(compute, np.asarray(images), batch_size=detector.batch_size)
 
     def reject(self, images: UInt8[Array, "B H W C"]) -> Bool[np.ndarray, " B"]:
         """Return which images [B] have a score above the threshold."""

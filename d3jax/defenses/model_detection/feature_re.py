@@ -30,7 +30,7 @@ from .feature_search import Reversed, class_loop, feature_step, features_of
 class FeatureREConfig:
     """Settings of FeatureRE, which searches every class's trigger in feature space.
 
-    The defaults are the authors'. `images` is 1 % of CIFAR-10, in two whole batches.
+    The defaults are the authors'. `images` is about 1 % of CIFAR-10, in two whole batches.
     """
 
     images: int = option(512, "number of reserved images for the search (0: all)", low=0)

@@ -51,7 +51,9 @@ class AGPDConfig:
         0.3, "gap above which a class is suspected if no gap is an outlier", low=0, high=2
     )
     layers: tuple[str, ...] = option(
-        (), "names of the activations, first to last (empty: the outputs of all convolutions)"
+        (),
+        "names of the activations, first to last (empty: the outputs of the convolutions of all "
+        "blocks, without stem and shortcuts)",
     )
     batch_size: int = option(250, "images in a batch of gradients", low=1)
 

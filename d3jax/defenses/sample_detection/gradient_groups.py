@@ -95,8 +95,9 @@ def grow(
     """Return the mask [n] of the poisoned samples of a class, grown from the row `seed`.
 
     In each round, the rates of the samples outside the group are scaled to [0, 1], and those up to
-    τ join it, until none is left. The group is that before the window of rounds in which the
-    distributions of the rates change least (`stop_of`), and at least the seed.
+    τ join it, until none is left. `stop_of` finds the window of rounds in which the distributions
+    of the rates change least. As in BackdoorBench, the round just before this window is left out
+    too. The group is at least the seed.
     """
     size, changes, before = len(gradients), list[float](), np.empty(0)
     joined = np.full(size, size)  # the round in which a sample joins

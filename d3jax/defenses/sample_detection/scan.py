@@ -27,7 +27,7 @@ CONTAMINATED = float(np.exp(2))
 STEPS = 100
 """The most iterations of the estimate and of the division, by the released program."""
 CHANGE = 1e-5
-"""The change of the covariances at which the estimate ends."""
+"""The change of the covariances, as a share of their norms, at which the estimate ends."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ class SPECTREConfig:
     """Settings of SPECTRE, which flags a fixed number of samples in every class.
 
     The method needs the share of poisoned samples, which a defender has to assume. The rule flags
-    as many samples in a clean class. The defaults are BackdoorBench's.
+    as many samples in a clean class. The defaults are BackdoorBench's, except for the exponential.
     """
 
     poison_rate: float = option(
