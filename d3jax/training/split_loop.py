@@ -1,4 +1,4 @@
-"""The train loop that minimises a loss on a set of images, as repairs and some attacks do."""
+"""The train loop that minimises a loss on a set of images, as most methods do."""
 
 from __future__ import annotations
 

@@ -89,7 +89,8 @@ class TrainData(NamedTuple):
 
     `split` are the training images, `poisoned [N]` bool is the mask of the attacker's rows, and
     `trigger` is the attack's. `reference_params` are the parameters with which a repair compares
-    the model (None without one). `loss_inputs` are numbers of the loss in which members may differ.
+    the model (None without one). `loss_inputs` are further arrays that the loss reads. Members may
+    differ in them.
 
     Where the images do not fit on the device, `split` is None and `batch` is brought to each step.
     It has uint8 images, true labels and the mask of the attacker's rows. `covers [N]` bool is the

@@ -285,8 +285,8 @@ def test_dbd_learns_the_task_without_the_backdoor(fixture):
     wrong = np.asarray(fixture.samples.labels) != np.asarray(fixture.dataset.train.labels)
     assert wrong.mean() > 0.06 and wrong[labelled].mean() < 0.01
     scores = found["rescored"]
-    assert scores[labelled].max() <= scores[~labelled].min()
-    assert scores[wrong].mean() > scores[~wrong].mean() + 1
+    assert scores[labelled].min() >= scores[~labelled].max()  # a low score is suspicious
+    assert scores[wrong].mean() < scores[~wrong].mean() - 1
     assert not found["entropy"].any()  # there are no scores after the first stage
 
 

@@ -21,6 +21,7 @@ from ...config.recipes import OptimConfig, TrainConfig
 from ...core.losses import accuracy, cross_entropy
 from ...core.random import stream
 from ...core.types import Batch, DataInfo, Model, Params, Split, Trained, TrainingDefense, Variables
+from ...data.batching import epoch_plan
 from ...training.loop import Hooks, TrainLoop, fit, trace_of
 from ...training.step import Loss, classification_loss
 from ...training.unlearn import parts_of
@@ -185,7 +186,7 @@ def make_abl(config: ABLConfig, info: DataInfo) -> TrainingDefense:
         each, _ = parts_of(
             config.unlearn.batch_size, config.unlearn.descent, config.unlearn.share, isolated
         )
-        times = moves * min(each, isolated) / isolated
+        times = moves / epoch_plan(isolated, each, drop_last=False)[0]
         hooks.say(
             f"unlearn: {moves} of {config.unlearn.steps} steps unlearned suspects, "
             f"{times:.1f} passes over {isolated} isolated images"

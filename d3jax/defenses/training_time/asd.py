@@ -165,10 +165,11 @@ def make_divide(
         if copy and epoch >= config.class_aware + config.class_agnostic:
             scores = scores - losses(copy(epoch, variables))["symmetric"]
         ranked = ranking(scores, found["entropy"])
-        kept = lowest_of_all(ranked, config.kept)
         if epoch < config.class_aware:
             added = config.growth * (epoch // config.every)
             kept = lowest_of_each_class(ranked, labels, seeds, added)
+        else:
+            kept = lowest_of_all(ranked, config.kept)
         return pools_of(jax.random.fold_in(stream(key, "pools"), epoch), kept, scores, length)
 
     return divide

@@ -268,7 +268,7 @@ def make_dbd(config: DBDConfig, info: DataInfo) -> TrainingDefense:
         labels = np.asarray(data.labels)
         if gone := sorted(set(labels.tolist()) - set(labels[split.labelled].tolist())):
             hooks.say(f"no image of the classes {gone} keeps its label in the last split")
-        scores = {"rescored": split.scores, "rescored_entropy": split.ties}
+        scores = {"rescored": -split.scores, "rescored_entropy": -split.ties}
         found = found_of(size, scores, suspects=split.unlabelled, labelled=split.labelled)
         return Trained(state.variables, found, trace_of(appended(lines, more)))
 
