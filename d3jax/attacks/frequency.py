@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float64, Int32
 
 from ..config.fields import check_fields, option
+from ..core.dct import dct_matrix
 from ..core.errors import AttackError, names, refuse
 from ..core.images import as_float, as_levels
 from ..core.types import Array, DataInfo
@@ -143,17 +144,6 @@ def wave(n: int, positions: tuple, magnitude: float) -> Float64[np.ndarray, "n n
     spectrum, matrix = np.zeros((n, n)), dct_matrix(n)
     spectrum[tuple(zip(*positions, strict=True))] = magnitude
     return matrix.T @ spectrum @ matrix
-
-
-def dct_matrix(n: int) -> Float64[np.ndarray, "n n"]:
-    """Return the orthonormal DCT-II as a matrix; its row k is the wave of frequency k.
-
-    Entry (k, i) is s_k · cos(π k (2i + 1) / 2n), with s_0 = √(1/n) and s_k = √(2/n).
-    """
-    k, i = np.arange(n)[:, None], np.arange(n)
-    matrix = np.sqrt(2 / n) * np.cos(np.pi * k * (2 * i + 1) / (2 * n))
-    matrix[0] = np.sqrt(1 / n)
-    return matrix
 
 
 def check_images(config: Any, info: DataInfo) -> None:

@@ -31,6 +31,7 @@ from ..data.augment import make_augment
 from ..data.batching import epoch_plan
 from ..models.trigger_networks import generator
 from ..training.loop import TrainLoop, fit
+from ..training.optim import two_drops
 from ..training.split_loop import split_loop
 from .cross_copies import cross_option, heads, others, put_first
 from .poisoning import Mode, dirty_label, labeller, mode_option, rate_option, target_option
@@ -183,15 +184,12 @@ def mask_loop(
         value = config.mask_weight * size + config.diversity * far
         return value, (stats, {"density": found.mean()})
 
-    drops = optax.piecewise_constant_schedule(
-        config.lr, {int(0.4 * steps): 0.1, int(0.8 * steps): 0.1}
-    )
     return split_loop(
         key,
         start,
         dataset.train,
         loss=loss,
-        tx=optax.adam(drops, b1=0.5, b2=0.9),
+        tx=optax.adam(two_drops(config.lr, steps), b1=0.5, b2=0.9),
         steps=steps,
         steps_per_epoch=steps_per_epoch,
         batch_size=batch_size,

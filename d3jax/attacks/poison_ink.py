@@ -24,6 +24,7 @@ from ..data.batching import epoch_plan
 from ..data.grid_sample import random_grid, sample
 from ..models.unet import unet
 from ..training.loop import TrainLoop, fit
+from ..training.optim import two_drops
 from ..training.split_loop import split_loop
 from .ink import ink, ink_colour
 from .poisoning import (
@@ -163,8 +164,7 @@ def ink_loop(
     init_recovery, recover = unet(info, config.width)
     steps_per_epoch, batch_size = epoch_plan(count, config.batch_size, drop_last=False)
     steps = config.steps or config.epochs * steps_per_epoch
-    drops = {int(0.4 * steps): 0.1, int(0.8 * steps): 0.1}
-    tx = optax.adam(optax.piecewise_constant_schedule(config.lr, drops), b1=0.5)
+    tx = optax.adam(two_drops(config.lr, steps), b1=0.5)
 
     def loss(params, batch_stats, batch, key, data):
         images, step = batch.images, batch_stats["step"]

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
+from ..core.dct import dct_matrix
 from ..core.types import Array
 
 DISK = 10
@@ -177,8 +178,7 @@ def jpeg(key: jax.Array, images: jax.Array, quality: jax.Array) -> jax.Array:
     b, h, w, c = images.shape
     mixing = COLOURS if c == 3 else np.eye(c)
     steps = jnp.clip(jnp.floor((_tables(c) * 5000 / quality + 50) / 100), 1, 255)[:, None]
-    place, waves = np.arange(8), np.arange(8)[:, None]
-    cosines = np.sqrt(np.where(waves, 2, 1) / 8) * np.cos((2 * place + 1) * waves * np.pi / 16)
+    cosines = dct_matrix(8)
     levels = jnp.einsum("bhwc,dc->bhwd", 255 * images, mixing) - jnp.array([128, 0, 0][:c])
     levels = jnp.pad(levels, ((0, 0), (0, -h % 8), (0, -w % 8), (0, 0)), mode="edge")
     blocks = levels.reshape(b, -(-h // 8), 8, -(-w // 8), 8, c)

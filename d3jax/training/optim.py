@@ -126,6 +126,14 @@ def make_schedule(name: str, *, steps: int, steps_per_epoch: int) -> optax.Sched
     return lambda step: by_epoch(jnp.asarray(step) // steps_per_epoch)
 
 
+def two_drops(rate: float, steps: int) -> optax.Schedule:
+    """Return a learning rate that falls to a tenth after 2/5 and again after 4/5 of `steps` steps.
+
+    Input-aware's mask net and Poison Ink's networks are trained so.
+    """
+    return optax.piecewise_constant_schedule(rate, {int(0.4 * steps): 0.1, int(0.8 * steps): 0.1})
+
+
 def scale_by_step_rate(
     rate: Callable[[jax.Array, Any], jax.Array],
 ) -> optax.GradientTransformationExtraArgs:

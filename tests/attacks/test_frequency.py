@@ -8,9 +8,9 @@ import scipy.fft
 
 from d3jax import testing
 from d3jax.attacks.ctrl import CTRLConfig
-from d3jax.attacks.frequency import dct_matrix
 from d3jax.attacks.ftrojan import FTrojanConfig
 from d3jax.config.recipes import OptimConfig, TrainConfig
+from d3jax.core.dct import dct_matrix
 from d3jax.core.errors import AttackError, ConfigError
 from d3jax.core.types import Batch, DataInfo, Dataset, Split
 from d3jax.data import synthetic
