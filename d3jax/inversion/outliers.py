@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float64
 
 WORKS = 0.5
 """The least success rate at which an inverted trigger's norm counts (d3jax's addition)."""
+THRESHOLD = 2.0
+"""The index above which a norm below the median is an outlier."""
 FLOOR = 0.1
 """The least spread, as a share of the median (d3jax's addition).
 
@@ -21,8 +23,8 @@ class Detection(NamedTuple):
 
     `worked` [L] marks the norms that count. `index` [L] is |norm − median| / spread, NaN where a
     norm does not count. The spread is 1.4826 · MAD, but at least a share of the median. `flagged`
-    [L] marks the norms below the median with an index above 2. `anomaly` is the index of the
-    smallest norm.
+    [L] marks the norms below the median with an index above `THRESHOLD`. `anomaly` is the index of
+    the smallest norm.
     """
 
     norms: Float64[np.ndarray, " L"]
@@ -64,6 +66,6 @@ def detect(
     spread = max(1.4826 * middle_of(gaps[worked]), floor * middle)
     apart = np.divide(gaps, spread, out=np.where(gaps > 0, np.inf, 0.0), where=spread > 0)
     index = np.where(worked, apart, np.nan)
-    flagged = worked & (norms < middle) & (apart > 2)
+    flagged = worked & (norms < middle) & (apart > THRESHOLD)
     smallest = int(np.where(worked, norms, np.inf).argmin())
     return Detection(norms, index, flagged, worked, middle, spread, float(index[smallest]))

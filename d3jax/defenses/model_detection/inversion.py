@@ -15,10 +15,8 @@ from ...core.random import stream
 from ...core.records import LogRecord
 from ...core.types import Array, DataInfo, Model, ModelDetector, Split, Variables, Verdict
 from ...inversion import Inversion, InversionConfig, detect, invert, like, stamp, trigger_at
+from ...inversion.outliers import THRESHOLD
 from ...training.loop import Hooks
-
-THRESHOLD = 2.0
-"""A norm is an outlier if it is more than this many deviations (1.4826 · MAD) below the median."""
 
 
 def make_inversion(config: InversionConfig, info: DataInfo) -> ModelDetector:

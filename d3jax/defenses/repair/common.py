@@ -18,6 +18,9 @@ from ...training.optim import make_optimizer
 from ...training.split_loop import split_loop
 from ...training.step import Loss, Project, keep_params
 
+EVAL_BATCH = 250
+"""Images in a batch whose losses, predictions or activations a repair measures."""
+
 
 def one_loop(
     loop: Callable[..., TrainLoop],

@@ -32,7 +32,7 @@ from ...core.types import DataInfo, Metrics, Model, Params, Repair, Split, Varia
 from ...data.batched import batched_map
 from ...training.loop import TrainLoop
 from ...training.step import Advance, Loss, TrainData
-from .common import one_loop, repair_loop
+from .common import EVAL_BATCH, one_loop, repair_loop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,9 +110,6 @@ class D3Config:
         """Build the repair D3 with these settings for the data set that `info` describes."""
         return make_d3(self, info)
 
-
-EVAL_BATCH = 250
-"""Images in a batch of the measurement of the clean loss."""
 
 PRESETS = presets(
     "preset",

@@ -22,9 +22,7 @@ from ...core.types import Array, Model, Split, TrainState, Variables
 from ...data.batched import batched_map
 from ...metrics.attack_success import predict
 from ...training.step import Advance
-
-EVAL_BATCH = 250
-"""Images in a batch of the evaluation."""
+from .common import EVAL_BATCH
 
 
 def held_out_option() -> Any:

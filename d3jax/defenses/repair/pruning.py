@@ -15,9 +15,7 @@ from ...core.images import as_float
 from ...core.types import Model, Params, Path, Repaired, Variables
 from ...data.batched import batched_map
 from ...training.loop import Hooks
-
-EVAL_BATCH = 250
-"""Images in a batch whose activations are read."""
+from .common import EVAL_BATCH
 
 
 def check_channels(model: Model) -> None:

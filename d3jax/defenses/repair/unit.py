@@ -30,8 +30,9 @@ from ...data.batched import batched_sums
 from ...training.loop import Hooks, fit, trace_of
 from ...training.split_loop import split_loop
 from ...training.step import Advance, Loss
+from .common import EVAL_BATCH
 from .held_out import check_divisible, divide, held_out_option, traced_accuracy
-from .pruning import EVAL_BATCH, check_channels
+from .pruning import check_channels
 
 CAPS = "caps"
 """The name of the caps among the parameters of a capped network."""
