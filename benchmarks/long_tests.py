@@ -18,6 +18,7 @@ LIST = Path(__file__).parents[1] / "tests" / "long.txt"
 SECONDS = 2.0
 """The time from which a test is long, on a core of 2 GHz that has no other work."""
 CONTRACT_SECONDS = 10.0
+"""The time from which a contract test is long."""
 
 
 def main() -> None:

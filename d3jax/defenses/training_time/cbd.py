@@ -56,10 +56,11 @@ class CBDConfig:
 
     The settings are a preset, and the values that differ from it. The preset `authors` has the
     values of the authors' program: 5 epochs for f_b and 100 for f_c, on WRN-16-1. The learning rate
-    of f_c falls to 0.01 at epoch 20 and to 0.001 at epoch 70. At that rate, 0.1, PreActResNet18 at
-    width 64 diverges; give it 0.01. The preset `short` is for two CPU
-    cores. It has 2 of the 5 epochs and 14 of the 100, with the drops at the same shares. One epoch
-    for f_b would be in proportion, but the backdoor may need two.
+    of f_c is 0.1, and falls to 0.01 at epoch 20 and to 0.001 at epoch 70. On PreActResNet18 at
+    width 64, give 0.01: ABL's training with this optimiser becomes NaN there (docs/departures.md).
+    The preset `short` is for two CPU cores. It has 2 of the 5 epochs and 14 of the 100, with the
+    drops at the same shares. One epoch for f_b would be in proportion, but the backdoor may need
+    two.
 
     Deviations: the short last batch of an epoch is dropped. The term that disentangles the features
     of both nets is left out. It is off in the authors' program.

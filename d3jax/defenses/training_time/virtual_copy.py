@@ -33,8 +33,9 @@ def make_copy(
 
     The copy minimises the cross-entropy of the given labels of all images. The parameters that
     `earlier_layers` marks stay as they are, but all running statistics are updated. The copies of
-    all epochs share one compiled step. They log to `hooks`, where the log of the last copy
-    stays, and are not saved: after a stop, a copy is trained from its beginning.
+    all epochs share one compiled step. They log to `hooks`, and the log of a copy
+    replaces that of the copy before. They are not saved: after a stop, a copy is trained from its
+    beginning.
     """
     per_epoch, batch_size = epoch_plan(len(split.labels), config.batch_size, drop_last=True)
     steps = config.steps or config.epochs * per_epoch
