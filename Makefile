@@ -1,5 +1,6 @@
-# make demo: everything from a fresh machine (python3 and make) to a report. make test: the default suite. make test-long: the tests of tests/long.txt, a few seconds and more each. make test-all: the slow ones too, one after another. make docs: the documentation site.
+# make demo: everything from a fresh machine (python3 and make) to a report. make test: the default suite. make test-long: the tests of tests/long.txt, a few seconds and more each (PART=1/3: those of a third of the files). make test-all: the slow ones too, one after another. make docs: the documentation site.
 PYTHON ?= python3
+PART ?= 1/1
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -15,7 +16,7 @@ test: $(READY) lint
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --durations=20 -m "not slow and not long"
 
 test-long: $(READY)
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --durations=20 -m "long and not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --durations=20 -m "long and not slow" --part $(PART)
 
 test-all: $(READY) lint
 	XLA_FLAGS=--xla_backend_optimization_level=1 $(BIN)/python -m pytest

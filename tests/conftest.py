@@ -7,6 +7,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import zlib
 from pathlib import Path
 
 # LLVM compiles at -O0: these tests spend most of their time compiling, and this halves that time.
@@ -37,9 +38,17 @@ LONG = frozenset((Path(__file__).parent / "long.txt").read_text(encoding="utf8")
 """The tests that `make test` leaves out: ids, functions and files. See benchmarks/long_tests.py."""
 
 
+def pytest_addoption(parser):
+    parser.addoption("--part", default="1/1", metavar="I/N", help="run part I of N of the files")
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Mark the tests of long.txt before pytest selects tests by their marks."""
+def pytest_collection_modifyitems(config, items):
+    """Mark the tests of long.txt before pytest selects tests by their marks, and apply --part."""
+    part, parts = map(int, config.getoption("--part").split("/"))
+    others = {item for item in items if zlib.crc32(item.path.name.encode()) % parts != part - 1}
+    config.hook.pytest_deselected(items=list(others))
+    items[:] = [item for item in items if item not in others]
     for item in items:
         file, test = item.nodeid.partition("::")[0], item.nodeid.partition("[")[0]
         if not LONG.isdisjoint((item.nodeid, test, file)):
