@@ -41,7 +41,11 @@ class AdaptivePatchConfig:
         (0.5, 0.2, 0.5, 0.3), "opacity of each of the four patches in training", low=0, high=1
     )
     shown: tuple[int, ...] = option(
-        (0, 2), "numbers of the patches that are put on together at test time", low=0, high=3
+        (0, 2),
+        "numbers of the patches that are put on together at test time",
+        low=0,
+        high=3,
+        filled=True,
     )
     images: tuple[str, ...] = option(
         (),
@@ -56,7 +60,6 @@ class AdaptivePatchConfig:
             len(self.images) not in (0, COUNT),
             f"images: want {COUNT} paths or none, got {len(self.images)}",
         )
-        refuse(not self.shown, "shown: is empty, want at least one patch")
 
     def build(self, info: DataInfo) -> Attack:
         """Build the Adaptive-Patch attack with these settings for the data set of `info`."""

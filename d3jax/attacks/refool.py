@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from ..config.fields import check_fields, option
 from ..core.errors import AttackError, names, refuse
-from ..core.images import as_float, as_levels
+from ..core.images import as_float, as_levels, hashes_of
 from ..core.paths import user_path
 from ..core.random import stream
 from ..core.types import Array, Attack, DataInfo, Dataset, Preparation, Prepared
@@ -107,7 +107,8 @@ def make_refool(config: RefoolConfig, info: DataInfo) -> Attack:
 
     def stamp(trigger: dict[str, jax.Array], images: Array) -> jax.Array:
         levels = as_levels(images)
-        keys = _keys_of_images(jax.random.wrap_key_data(trigger["key"]), levels)
+        key = jax.random.wrap_key_data(trigger["key"])
+        keys = jax.vmap(lambda one: jax.random.fold_in(key, one))(hashes_of(levels))
         optics = jax.vmap(lambda key: choose(key, count, config.ghost_rate, scale))(keys)
         pictures = as_float(trigger["reflections"][optics.picture])
         return as_float(as_levels(mix(as_float(levels), pictures, optics, config.transmission)))
@@ -120,16 +121,6 @@ def make_refool(config: RefoolConfig, info: DataInfo) -> Attack:
     preparation = Preparation(prepare) if given is None else None
     make = poisoning.clean_label if config.clean_label else poisoning.dirty_label
     return make(config, info, init=init, stamp=stamp, preparation=preparation)
-
-
-def _keys_of_images(key: jax.Array, levels: Array) -> jax.Array:
-    """Return one random key for each image [B, H, W, C] of 8-bit levels, from a hash of it.
-
-    The hash is the sum of the levels with random weights, modulo 2³².
-    """
-    weights = jax.random.bits(stream(key, "hash"), levels.shape[1:], jnp.uint32)
-    hashes = (levels.astype(jnp.uint32) * weights).sum((1, 2, 3), dtype=jnp.uint32)
-    return jax.vmap(lambda one: jax.random.fold_in(key, one))(hashes)
 
 
 def _drawn(key: jax.Array, dataset: Dataset, target: int | None, count: int) -> jax.Array:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..config.fields import check_fields, option
 from ..core.errors import AttackError
-from ..core.images import as_float, as_levels
+from ..core.images import as_float, as_levels, hashes_of
 from ..core.paths import user_path
 from ..core.types import Array, Attack, Batch, DataInfo
 from ..data.released import Released, read_released
@@ -66,7 +66,7 @@ def make_released(config: ReleasedConfig, info: DataInfo) -> Attack:
     def stamp(trigger: dict[str, jax.Array], images: Array) -> jax.Array:
         if not known:
             return jnp.asarray(images)
-        hashes = hash_of(as_levels(images))
+        hashes = hashes_of(as_levels(images))
         places = jnp.searchsorted(trigger["hashes"], hashes)
         places = jnp.minimum(places, len(trigger["hashes"]) - 1)
         found = (trigger["hashes"][places] == hashes)[:, None, None, None]
@@ -99,21 +99,11 @@ def make_released(config: ReleasedConfig, info: DataInfo) -> Attack:
     return Attack(init, stamp, select, relabel, poison, eligible=eligible, copies_only=True)
 
 
-def hash_of(levels: Array) -> jax.Array:
-    """Return a hash [B] uint32 of images [B, H, W, C] of 8-bit levels.
-
-    It is a polynomial of the levels modulo 2³² with an odd base.
-    """
-    flat = jnp.reshape(levels, (len(levels), -1)).astype(jnp.uint32)
-    powers = np.cumprod(np.full(flat.shape[1], 0x9E3779B1, np.uint32), dtype=np.uint32)
-    return (flat * powers).sum(1, dtype=jnp.uint32)
-
-
 def _table(given: Released, info: DataInfo) -> dict[str, np.ndarray]:
     """Return the trigger: triggered images, sorted by the hashes of the images they are made of."""
     clean = np.asarray(given.test.images)[np.asarray(given.triggered_rows)]
     hashes = np.concatenate(
-        [np.asarray(hash_of(part)) for part in np.array_split(clean, 16) if len(part)]
+        [np.asarray(hashes_of(part)) for part in np.array_split(clean, 16) if len(part)]
     )
     order = np.argsort(hashes, kind="stable")
     images = np.reshape(np.asarray(given.triggered_images), (len(hashes), *info.shape))

@@ -49,16 +49,19 @@ def option(
     above: float = -math.inf,
     member: bool = False,
     added: bool = False,
+    filled: bool = False,
 ) -> Any:
     """Declare a config field with its default, its help text and the range of its numbers.
 
     The range is low ≤ number ≤ high and number > above. `default` is a value, or a function that
     makes one. `member` marks a number that is passed to the compiled program as an array. Runs
     that differ only in such numbers are members of one program, unless one of two numbers is 0.
+    `filled` marks a list that must not be empty.
     `added` marks a field that the class had not at first. A recipe leaves it out at its default, so
     that models which were trained before keep their recipes.
     """
-    metadata = {"doc": doc, "member": member, "added": added, "limits": (above, low, high)}
+    metadata = {"doc": doc, "member": member, "added": added, "filled": filled}
+    metadata["limits"] = (above, low, high)
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -90,6 +93,8 @@ def check_fields(config: Any) -> None:
         limits = field.metadata.get("limits", ANY)
         doc = field.metadata.get("doc", "want a value")
         refuse(value is dataclasses.MISSING, f"{field.name}: is missing: {doc}")
+        empty = field.metadata.get("filled", False) and value in ((), [])
+        refuse(empty, f"{field.name}: is empty, want at least one value: {doc}")
         object.__setattr__(config, field.name, checked(field.name, value, hint, limits))
 
 

@@ -1,4 +1,4 @@
-"""Conversion of images between 8-bit levels, 0 to 255, and floats in [0, 1]."""
+"""Conversion of images between 8-bit levels, 0 to 255, and floats in [0, 1], and their hashes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import overload
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32, Int32, Integer
+from jaxtyping import Float, Float32, Int32, Integer, UInt32
 
 from .errors import DataError
 from .types import Array
@@ -38,3 +38,13 @@ def as_levels(images: Float[Array, "*shape"]) -> Int32[jax.Array, "*shape"]:
     Triggers that published code computes on 8-bit values stay exact this way.
     """
     return jnp.round(images * 255).astype(jnp.int32)
+
+
+def hashes_of(levels: Integer[Array, "B H W C"]) -> UInt32[jax.Array, " B"]:
+    """Return a hash [B] for each of the images [B, H, W, C] of 8-bit levels.
+
+    It is a polynomial of the levels modulo 2³² with an odd base.
+    """
+    flat = jnp.reshape(levels, (len(levels), -1)).astype(jnp.uint32)
+    powers = np.cumprod(np.full(flat.shape[1], 0x9E3779B1, np.uint32), dtype=np.uint32)
+    return (flat * powers).sum(1, dtype=jnp.uint32)

@@ -97,6 +97,17 @@ def test_tfds_shorthand_names_the_data_set_and_round_trips():
         ("attacks: badnets", [], r"attacks: want a list, got 'badnets'"),
         ("attacks: []", [], r"attacks: is empty"),
         (
+            "detections: [{name: beatrix, orders: []}]",
+            [],
+            r"detections.0.orders: is empty, want at least one value: powers p of the activation",
+        ),
+        ("detections: [{name: spectre, dimensions: []}]", [], r"detections.0.dimensions: is empty"),
+        (
+            "attacks: [{name: adaptive_patch, shown: []}]",
+            [],
+            r"attacks.0.shown: is empty, want at least one value",
+        ),
+        (
             "attacks: [badnet]",
             [],
             (

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...config.fields import option
-from ...core.errors import ConfigError, refuse
+from ...core.errors import ConfigError
 from ...core.images import as_float
 from ...core.types import Array, DataInfo, InputDetector, Model, Split, Variables
 from ...data.batched import batched_map
@@ -33,7 +33,10 @@ class ScaleUpConfig:
     """
 
     scales: tuple[float, ...] = option(
-        (3.0, 5.0, 7.0, 9.0, 11.0), "numbers by which the pixels are multiplied", above=0
+        (3.0, 5.0, 7.0, 9.0, 11.0),
+        "numbers by which the pixels are multiplied",
+        above=0,
+        filled=True,
     )
     standardise: bool = option(
         False,
@@ -44,9 +47,7 @@ class ScaleUpConfig:
     threshold: float = option(0.5, "score above which an input is rejected")
     fpr: float = fpr_option(0.1)
 
-    def __post_init__(self) -> None:
-        check_rule(self)
-        refuse(not self.scales, "scales: is empty, want at least one number")
+    __post_init__ = check_rule
 
     def build(self, info: DataInfo) -> InputDetector:
         """Build SCALE-UP, a detector of triggered inputs, for the data that `info` describes."""

@@ -64,7 +64,9 @@ class NADConfig:
     layers: tuple[str, ...] = option(
         (), "names of the activations whose maps are compared (empty: those of the last stages)"
     )
-    betas: tuple[float, ...] = option((500.0, 1000.0, 1000.0), "β of each layer", low=0)
+    betas: tuple[float, ...] = option(
+        (500.0, 1000.0, 1000.0), "β of each layer", low=0, filled=True
+    )
     p: float = option(2.0, "p, exponent of the features", above=0)
     least: float = option(
         0.7,
@@ -84,8 +86,6 @@ class NADConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not self.betas:
-            raise ConfigError("betas: is empty, want one for each layer")
         if self.layers and len(self.layers) != len(self.betas):
             raise ConfigError(
                 f"betas: {list(self.betas)} are {len(self.betas)}, want one for each of the "

@@ -45,7 +45,9 @@ class BeatrixConfig:
     """
 
     layer: str = option("", "activation of more than one place (empty: the last one)")
-    orders: tuple[int, ...] = option((1, 2, 3, 4, 5, 6, 7, 8), "powers p of the activation", low=1)
+    orders: tuple[int, ...] = option(
+        (1, 2, 3, 4, 5, 6, 7, 8), "powers p of the activation", low=1, filled=True
+    )
     powers: Literal["activation", "none"] = option(
         "activation",
         "what is raised to the power p before the Gram matrix, of which the p-th root is taken: "

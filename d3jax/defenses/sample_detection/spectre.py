@@ -46,7 +46,10 @@ class SPECTREConfig:
         "BackdoorBench",
     )
     dimensions: tuple[int, ...] = option(
-        (1, 4, 9, 16, 25, 36, 49, 64), "numbers of principal components to choose from", low=1
+        (1, 4, 9, 16, 25, 36, 49, 64),
+        "numbers of principal components to choose from",
+        low=1,
+        filled=True,
     )
 
     __post_init__ = check_fields
