@@ -6,6 +6,7 @@ Source: Li et al. 2021, arXiv 2012.03816.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,12 +16,13 @@ import optax
 from ..config.fields import MOST_CHANNELS, check_fields, option
 from ..core.images import as_float, as_levels
 from ..core.random import stream
-from ..core.types import Array, Attack, DataInfo, Preparation, Variables
+from ..core.types import Array, Attack, Batch, DataInfo, Preparation, Variables
 from ..data.batching import epoch_plan
 from ..metrics.image_similarity import ssim
 from ..models.trigger_networks import decoder, encoder
 from ..training.loop import fit
 from ..training.split_loop import split_loop
+from ..training.step import Loss
 from .poisoning import (
     Mode,
     dirty_label,
@@ -71,6 +73,36 @@ class SSBAConfig:
         return make_ssba(self, info)
 
 
+def hidden(encode: Callable, params: Any, images: Array, secrets: jax.Array) -> jax.Array:
+    """Return images [B, H, W, C] in which secrets [B, bits] are hidden, not rounded to levels."""
+    return jnp.clip(images + encode(params, images, secrets), 0, 1)
+
+
+def hiding_loss(config: SSBAConfig, encode: Callable, decode: Callable) -> Loss:
+    """Build the loss of encoder and decoder on images that hide random bits: see `make_ssba`.
+
+    `batch_stats["step"]` counts the steps, by which the weight of residual and SSIM grows.
+    """
+
+    def loss(params: Any, batch_stats: Any, batch: Batch, key: jax.Array, data: Any):
+        bits = jax.random.bernoulli(key, shape=(len(batch.images), config.bits))
+        secrets = bits.astype(jnp.float32)
+        images = hidden(encode, params["encoder"], batch.images, secrets)
+        logits = decode(params["decoder"], images)
+        read = optax.sigmoid_binary_cross_entropy(logits, secrets).mean()
+        residual = ((images - batch.images) ** 2).mean()
+        unlike = 1 - ssim(images, jnp.asarray(batch.images)).mean()
+        grown = jnp.clip(4 * batch_stats["step"] / config.steps - 1, 0, 1)
+        share = grown * (residual > 10 ** (-config.psnr / 10))
+        visible = config.residual * residual + config.perceptual * unlike
+        value = config.secret * read + share * visible
+        right = ((logits > 0) == (secrets > 0.5)).mean(dtype=jnp.float32)
+        reported = {"bits": right, "psnr": -10 * jnp.log10(residual), "ssim": 1 - unlike}
+        return value, ({"step": batch_stats["step"] + 1}, reported)
+
+    return loss
+
+
 def make_ssba(config: SSBAConfig, info: DataInfo) -> Attack:
     """Return the SSBA `Attack`, in which an encoder network hides a secret in the image.
 
@@ -91,40 +123,12 @@ def make_ssba(config: SSBAConfig, info: DataInfo) -> Attack:
     decoder_init, decode = decoder(info, config.width, config.bits)
 
     def init(key: jax.Array) -> dict[str, Any]:
-        secret = jax.random.bernoulli(stream(key, "secret"), shape=(config.bits,)).astype(
-            jnp.float32
-        )
-        return {"encoder": encoder_init(stream(key, "encoder")), "secret": secret}
-
-    def hide(params: Any, images: Array, secrets: jax.Array) -> jax.Array:
-        return jnp.clip(images + encode(params, images, secrets), 0, 1)
+        secret = jax.random.bernoulli(stream(key, "secret"), shape=(config.bits,))
+        return {"encoder": encoder_init(stream(key, "encoder")), "secret": secret.astype("float32")}
 
     def stamp(trigger: dict[str, Any], images: Array) -> jax.Array:
         secrets = jnp.broadcast_to(trigger["secret"], (len(images), config.bits))
-        return as_float(as_levels(hide(trigger["encoder"], images, secrets)))
-
-    def loss(params, batch_stats, batch, key, data):
-        secrets = jax.random.bernoulli(key, shape=(len(batch.images), config.bits)).astype(
-            jnp.float32
-        )
-        hidden = hide(params["encoder"], batch.images, secrets)
-        logits = decode(params["decoder"], hidden)
-        read = optax.sigmoid_binary_cross_entropy(logits, secrets).mean()
-        residual, unlike = (
-            ((hidden - batch.images) ** 2).mean(),
-            1 - ssim(hidden, batch.images).mean(),
-        )
-        share = jnp.clip(4 * batch_stats["step"] / config.steps - 1, 0, 1) * (
-            residual > 10 ** (-config.psnr / 10)
-        )
-        value = config.secret * read + share * (
-            config.residual * residual + config.perceptual * unlike
-        )
-        right = ((logits > 0) == (secrets > 0.5)).mean(dtype=jnp.float32)
-        return value, (
-            {"step": batch_stats["step"] + 1},
-            {"bits": right, "psnr": -10 * jnp.log10(residual), "ssim": 1 - unlike},
-        )
+        return as_float(as_levels(hidden(encode, trigger["encoder"], images, secrets)))
 
     def prepare(key, model, clean, dataset, poisoned, hooks):
         trigger = init(stream(key, "trigger"))
@@ -136,7 +140,7 @@ def make_ssba(config: SSBAConfig, info: DataInfo) -> Attack:
             stream(key, "search"),
             Variables(params, {"step": jnp.zeros(())}),
             dataset.train,
-            loss=loss,
+            loss=hiding_loss(config, encode, decode),
             tx=optax.adam(config.lr),
             steps=config.steps,
             steps_per_epoch=steps_per_epoch,
@@ -146,10 +150,5 @@ def make_ssba(config: SSBAConfig, info: DataInfo) -> Attack:
         trigger = trigger | {"encoder": state.variables.params["encoder"]}
         return stamped_once(stamp, trigger, dataset, poisoned), lines
 
-    return dirty_label(
-        config,
-        info,
-        init=init,
-        stamp=stamp,
-        preparation=Preparation(prepare, replaces=True),
-    )
+    preparation = Preparation(prepare, replaces=True)
+    return dirty_label(config, info, init=init, stamp=stamp, preparation=preparation)
