@@ -70,17 +70,7 @@ def from_arrays(
     train = check_split(
         source, "train", *train, len(classes) if named else np.size(train[1]), named
     )
-    if classes is None:
-        classes = [str(label) for label in range(int(train.labels.max()) + 1)]
-    for given in classes:
-        if not given.isprintable() or not 0 < len(given) <= LONGEST:
-            raise DataError(
-                f"{source}: a class is called {given[:40]!r}: "
-                f"want 1 to {LONGEST} letters that can be shown"
-            )
-    check_classes(source, train.labels, classes)
-    if len(classes) < 2:
-        raise DataError(f"{source}: only {len(classes)} class, want at least 2")
+    classes = _class_names(source, classes, train.labels)
     test = check_split(source, "test", *test, len(classes), named)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(
@@ -91,24 +81,42 @@ def from_arrays(
         measured = measure(train.images)
         mean, std = mean or measured[0], std or measured[1]
     height, width, channels = train.images.shape[1:]
-    if crop >= min(height, width):
+    shape = (height, width, channels)
+    info = DataInfo(name, shape, classes, tuple(mean), tuple(std), crop, flip)
+    _check_info(source, info)
+    return Dataset(train, test, info)
+
+
+def _class_names(source: str, names: Sequence[str] | None, labels: Array) -> tuple[str, ...]:
+    """Return the checked names of the classes: `names`, or "0", "1", … up to the largest label."""
+    if names is None:
+        names = [str(label) for label in range(int(labels.max()) + 1)]
+    for given in names:
+        if not given.isprintable() or not 0 < len(given) <= LONGEST:
+            raise DataError(
+                f"{source}: a class is called {given[:40]!r}: "
+                f"want 1 to {LONGEST} letters that can be shown"
+            )
+    check_classes(source, labels, names)
+    if len(names) < 2:
+        raise DataError(f"{source}: only {len(names)} class, want at least 2")
+    return tuple(names)
+
+
+def _check_info(source: str, info: DataInfo) -> None:
+    """Raise `DataError` where crop, mean or deviation do not fit the shape of the images."""
+    height, width, channels = info.shape
+    if info.crop >= min(height, width):
         raise DataError(
-            f"{source}: crop: {crop} pixels are no padding for images of {height}×{width}, "
+            f"{source}: crop: {info.crop} pixels are no padding for images of {height}×{width}, "
             f"want less than {min(height, width)}"
         )
-    for field, values in (("mean", mean), ("std", std)):
+    for field, values in (("mean", info.mean), ("std", info.std)):
         if len(values) != channels:
             raise DataError(
                 f"{source}: {field} {list(values)} has {len(values)} values, "
                 f"want {channels}, one per channel"
             )
-    return Dataset(
-        train,
-        test,
-        DataInfo(
-            name, (height, width, channels), tuple(classes), tuple(mean), tuple(std), crop, flip
-        ),
-    )
 
 
 def as_classes(source: str, part: str, labels: Array, rule: Labels) -> np.ndarray:
