@@ -29,10 +29,15 @@ OURS = {
     "cifar10_mcl_wrn.csv": "10 epochs, pattern checker",
     "clp_pairing_cifar10/results.csv": "10 epochs of 10,000 images",
     "dlp_cifar10/results.csv": "10 epochs of 10,000 images",
+    "nad_wrn_cifar10/results.csv": "the model of NAD's authors",
     "table-badnets_nvidia_h200.json": "100 epochs",
 }
 """The files in benchmarks/results that have rows beside published cells, and how their victims were
 trained. A file with a sweep over a setting is not among them."""
+MODELS = {"nad_wrn_cifar10/results.csv": "NAD's release"}
+"""The source whose model the rows of a file begin with. They stand beside its numbers only."""
+ATTACKS = {"grid": "badnets"}
+"""The names of attacks whose rows have a label of their own."""
 NEAR = 2.0
 """Points up to which a rate agrees with the published one."""
 
@@ -76,16 +81,20 @@ def ours() -> list[Row]:
     for name, recipe in OURS.items():
         path = HERE / "results" / name
         found = json.loads(path.read_text())["rows"] if path.suffix == ".json" else read_csv(path)
-        rows += [row | {"recipe": recipe} for row in found if row["acc"] is not None]
+        about = {"recipe": recipe, "model_of": MODELS.get(name)}
+        rows += [row | about for row in found if row["acc"] is not None]
     return rows
 
 
 def cell_of(row: Row) -> Cell:
     """Return the cell of one of our rows: labels without their preset, rate or variant."""
     attack = re.sub(r"-\d+$", "", row["attack"])
+    attack = ATTACKS.get(attack, attack)
     defense = row["defense"].split("-")[0]
     dataset = "cifar10" if row["dataset"] == "c" else row["dataset"]  # a file called c.npz
     rate = 0.1 if row["poison_rate"] == 12 / 128 else row["poison_rate"]  # 12 images a batch
+    if rate is None:  # the model is other people's, and the label says the rate
+        rate = int(row["attack"].rpartition("-")[2]) / 100
     return Cell(dataset, row["model"], attack, defense, rate)
 
 
@@ -118,7 +127,8 @@ def compared(cells: Mapping[Cell, list[Published]], rows: Sequence[Row]) -> list
     lines = []
     for cell, sources in cells.items():
         for theirs in sources:
-            for (net, recipe, label), all_rows in groups(own.get(cell, ())).items():
+            beside = [row for row in own.get(cell, ()) if row["model_of"] in (None, theirs.source)]
+            for (net, recipe, label), all_rows in groups(beside).items():
                 found = models(all_rows)
                 acc = mean(found, "acc_non_target" if theirs.others else "acc")
                 asr = mean(found, "asr")
