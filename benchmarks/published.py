@@ -127,7 +127,9 @@ def compared(cells: Mapping[Cell, list[Published]], rows: Sequence[Row]) -> list
     lines = []
     for cell, sources in cells.items():
         for theirs in sources:
-            beside = [row for row in own.get(cell, ()) if row["model_of"] in (None, theirs.source)]
+            beside = [
+                row for row in own.get(cell, ()) if row.get("model_of") in (None, theirs.source)
+            ]
             for (net, recipe, label), all_rows in groups(beside).items():
                 found = models(all_rows)
                 acc = mean(found, "acc_non_target" if theirs.others else "acc")
