@@ -1,4 +1,4 @@
-# make demo: everything from a fresh machine (python3 and make) to a report. make test: the default suite. make test-long: the tests of tests/long.txt, a few seconds and more each (PART=1/3: those of a third of the files). make test-all: the slow ones too, one after another. make docs: the documentation site.
+# make demo: everything from a fresh machine (python3 and make) to a report. make test: the default suite. make test-long: the tests of tests/long.txt, a second and more each (PART=1/3: those of a third of the files). make test-all: the slow ones too, one after another. make docs: the documentation site.
 PYTHON ?= python3
 PART ?= 1/1
 VENV := .venv
